@@ -1,0 +1,7 @@
+"""The one exception that means "the input is wrong", as opposed to a fault of the program."""
+
+from __future__ import annotations
+
+
+class EvalError(ValueError):
+    """One sentence for the user: what was asked, what is there, what to do."""

@@ -1,0 +1,212 @@
+"""What an evaluation hands on: `EvalResult` for one number, `RunResult` for one `results.json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.errors import EvalError
+
+log = logging.getLogger(__name__)
+
+Interval = tuple[float, float]
+DIRECTIONS = ("lower", "higher")
+AGAINST = ("reference", "real", "prompt")
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One metric of one folder of pictures.
+
+    Attributes:
+        name: metric and, where there is one, its network: ``fid_ref[effnet_lite0]``, ``psnr``.
+        value: the metric over all pictures; may be infinite (PSNR of identical pictures).
+        n: number of pictures judged.
+        direction: ``"lower"`` or ``"higher"``, whichever is better.
+        interval: 95 % bootstrap interval of ``value`` over pictures, or None where it has none.
+        backend: the software and weights that computed it, with version.
+        against: ``"reference"`` (the unquantized model's pictures), ``"real"`` or ``"prompt"``.
+        delta: ``value`` minus the unquantized model's own value; None where that is not defined
+            (a metric that already compares with the unquantized model).
+        delta_interval: 95 % paired bootstrap interval of ``delta``.
+    """
+
+    name: str
+    value: float
+    n: int
+    direction: str
+    interval: Interval | None
+    backend: str
+    against: str
+    delta: float | None = None
+    delta_interval: Interval | None = None
+
+    def __post_init__(self) -> None:
+        if self.direction not in DIRECTIONS:
+            raise EvalError(f"direction of {self.name} is {self.direction!r}, must be one of {DIRECTIONS}")
+        if self.against not in AGAINST:
+            raise EvalError(f"against of {self.name} is {self.against!r}, must be one of {AGAINST}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; infinities become the strings "inf" and "-inf" because JSON has none."""
+        return {
+            "name": self.name,
+            "value": encode_float(self.value),
+            "n": self.n,
+            "direction": self.direction,
+            "interval": _encode_interval(self.interval),
+            "backend": self.backend,
+            "against": self.against,
+            "delta": None if self.delta is None else encode_float(self.delta),
+            "delta_interval": _encode_interval(self.delta_interval),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> EvalResult:
+        """Inverse of `to_dict`; raises EvalError naming a missing key."""
+        try:
+            return cls(
+                name=raw["name"],
+                value=float(raw["value"]),
+                n=int(raw["n"]),
+                direction=raw["direction"],
+                interval=_decode_interval(raw["interval"]),
+                backend=raw["backend"],
+                against=raw["against"],
+                delta=None if raw.get("delta") is None else float(raw["delta"]),
+                delta_interval=_decode_interval(raw.get("delta_interval")),
+            )
+        except KeyError as missing:
+            raise EvalError(f"a metric entry has no {missing}; its keys are {sorted(raw)}") from missing
+
+
+def encode_float(value: float) -> float | str:
+    """A float as JSON can hold it: "inf" / "-inf" as strings. NaN is a fault and is refused."""
+    if math.isnan(value):
+        raise EvalError("a metric came out as NaN; look for broken pictures or a broken scorer")
+    return str(value) if math.isinf(value) else float(value)
+
+
+def _encode_interval(interval: Interval | None) -> list[float | str] | None:
+    return None if interval is None else [encode_float(edge) for edge in interval]
+
+
+def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
+    return None if raw is None else (float(raw[0]), float(raw[1]))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One `results.json`; `path` is the file, and `folder(kind)` resolves its relative folders."""
+
+    path: Path
+    name: str
+    model: str
+    quantizer: str
+    precision: str
+    dataset: str
+    seed: int
+    n_images: int
+    config_hash: str
+    metrics: tuple[EvalResult, ...]
+    layer_errors: dict[str, float]
+    per_row_output_errors: tuple[float, ...]
+    output_error: float | None
+    stages: dict[str, dict[str, Any]]
+    artifacts: dict[str, str]
+    prompts: tuple[str, ...]
+    weight_bytes: int | None
+    weight_bytes_float: int | None
+    versions: dict[str, Any] = field(default_factory=dict)
+    device: dict[str, Any] = field(default_factory=dict)
+    git: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        """True for the unquantized model."""
+        return self.quantizer == "none"
+
+    def metric(self, name: str) -> EvalResult | None:
+        """The metric of that exact name, or None."""
+        return next((m for m in self.metrics if m.name == name), None)
+
+    def folder(self, kind: str) -> Path | None:
+        """The folder recorded under `artifacts[kind]`, relative to `results.json`; None if not recorded."""
+        relative = self.artifacts.get(kind)
+        return None if relative is None else (self.path.parent / relative).resolve()
+
+
+_REQUIRED = ("name", "model", "quantizer", "precision", "dataset", "seed", "n_images", "metrics", "prompts")
+
+
+def load_result(path: Path) -> RunResult:
+    """Read one `results.json`. EvalError if it is truncated, of another schema or lacks a key."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EvalError(f"{path} is not readable JSON ({error}); run that job again") from error
+    except OSError as error:
+        raise EvalError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(raw, dict) or raw.get("schema") != 1:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise EvalError(f"{path} has schema {found!r}, this version reads schema 1; run that job again")
+    missing = [key for key in _REQUIRED if key not in raw]
+    if missing:
+        raise EvalError(f"{path} lacks {', '.join(missing)}; run that job again")
+    output_error = raw.get("output_error")
+    return RunResult(
+        path=path,
+        name=raw["name"],
+        model=raw["model"],
+        quantizer=raw["quantizer"],
+        precision=raw["precision"] or "",
+        dataset=raw["dataset"],
+        seed=int(raw["seed"]),
+        n_images=int(raw["n_images"]),
+        config_hash=raw.get("config_hash", ""),
+        metrics=tuple(EvalResult.from_dict(entry) for entry in raw["metrics"]),
+        layer_errors={k: float(v) for k, v in raw.get("layer_errors", {}).items()},
+        per_row_output_errors=tuple(float(v) for v in raw.get("per_row_output_errors") or ()),
+        output_error=None if output_error is None else float(output_error),
+        stages=raw.get("stages", {}),
+        artifacts=raw.get("artifacts", {}),
+        prompts=tuple(raw["prompts"]),
+        weight_bytes=raw.get("weight_bytes"),
+        weight_bytes_float=raw.get("weight_bytes_float"),
+        versions=raw.get("versions", {}),
+        device=raw.get("device", {}),
+        git=raw.get("git") or "",
+    )
+
+
+def load_results(directories: Iterable[Path]) -> list[RunResult]:
+    """Every `results.json` below the directories, the last of each repeated configuration.
+
+    Raises:
+        EvalError: a directory is missing, or there is no `results.json` in any of them.
+    """
+    directories = [Path(d) for d in directories]
+    paths: set[Path] = set()
+    for directory in directories:
+        if not directory.is_dir():
+            raise EvalError(f"{directory} is no directory; give the run or sweep folder that segquant wrote")
+        paths.update(p.resolve() for p in directory.rglob("results.json"))
+    if not paths:
+        asked = ", ".join(str(d) for d in directories)
+        raise EvalError(f"no results.json below {asked}; give the run or sweep folder of a finished run")
+    return _drop_repeats([load_result(path) for path in sorted(paths)])
+
+
+def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
+    kept: dict[object, RunResult] = {}
+    for run in sorted(runs, key=lambda r: r.path.stat().st_mtime):
+        key: object = run.config_hash or run.path
+        if key in kept:
+            log.warning("%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path)
+        kept[key] = run
+    return list(kept.values())
