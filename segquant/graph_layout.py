@@ -1,0 +1,124 @@
+"""Which dimension of a tensor the channels of a linear layer are on, followed through reshapes and permutes.
+
+A layout has one entry for each dimension of the tensor: a tuple of factors, outermost first, whose sizes
+multiply to the dimension. A factor is (size, stride). The stride is the step in the channel index of the
+linear layer, or None where the factor has nothing to do with channels (batch, tokens). A [2, 5, 24] output
+has the layout ((2, None),), ((5, None),), ((24, 1),); viewed as [2, 5, 3, 8] the last two entries are
+((3, 8),) and ((8, 1),). Factors of size 1 carry nothing and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+Factor = tuple[int, "int | None"]
+Dimension = tuple[Factor, ...]
+Layout = tuple[Dimension, ...]
+
+
+def channels_last(shape: Sequence[int]) -> Layout:
+    """The layout of an input or output of a linear layer: channels on the last dimension."""
+    return (*(other(n) for n in shape[:-1]), _normalised([(shape[-1], 1)]))
+
+
+def other(size: int) -> Dimension:
+    """A dimension without channels."""
+    return _normalised([(size, None)])
+
+
+def size_of(dimension: Dimension) -> int:
+    return prod(size for size, _ in dimension)
+
+
+def has_channels(dimension: Dimension) -> bool:
+    return any(stride is not None for _, stride in dimension)
+
+
+def extent(layout: Layout) -> int:
+    """How many channels of the linear layer the tensor holds."""
+    return prod(size for dimension in layout for size, stride in dimension if stride is not None)
+
+
+def outermost_stride(layout: Layout, axis: int) -> int | None:
+    """The stride of dimension `axis` if cutting it cuts the channels into contiguous ranges, else None."""
+    if len(layout[axis]) != 1:
+        return None
+    size, stride = layout[axis][0]
+    if stride is None or size * stride != extent(layout):
+        return None
+    return stride
+
+
+def replace(layout: Layout, axis: int, dimension: Dimension) -> Layout:
+    return (*layout[:axis], dimension, *layout[axis + 1 :])
+
+
+def permute(layout: Layout, order: Sequence[int]) -> Layout:
+    return tuple(layout[axis] for axis in order)
+
+
+def reshape(layout: Layout, shape: Sequence[int]) -> Layout | None:
+    """The layout after a row-major reshape; None where a factor would be torn or the sizes do not fit."""
+    rest = list(_normalised(factor for dimension in layout for factor in dimension))[::-1]
+    result: list[Dimension] = []
+    for wanted in shape:
+        taken: list[Factor] = []
+        while wanted != 1:
+            if not rest or wanted < 1:
+                return None
+            size, stride = rest.pop()
+            if wanted % size == 0:
+                taken.append((size, stride))
+                wanted //= size
+            elif size % wanted == 0:
+                inner = size // wanted
+                taken.append((wanted, None if stride is None else stride * inner))
+                rest.append((inner, stride))
+                wanted = 1
+            else:
+                return None
+        result.append(_normalised(taken))
+    return None if rest else tuple(result)
+
+
+def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
+    """The layout of an elementwise result of `shape` of which the tensor is one operand."""
+    missing = len(shape) - len(layout)
+    if missing < 0:
+        return None
+    result: list[Dimension] = [other(n) for n in shape[:missing]]
+    for dimension, size in zip(layout, shape[missing:], strict=True):
+        if size_of(dimension) not in (size, 1):
+            return None
+        result.append(dimension if size_of(dimension) == size else other(size))
+    return tuple(result)
+
+
+def operand(layout: Layout, shape: Sequence[int]) -> Layout | None:
+    """The layout of the operand of `shape` of an elementwise result; None where it lacks some channels."""
+    missing = len(layout) - len(shape)
+    if missing < 0 or any(has_channels(dimension) for dimension in layout[:missing]):
+        return None
+    result: list[Dimension] = []
+    for dimension, size in zip(layout[missing:], shape, strict=True):
+        if has_channels(dimension) and size == 1:
+            return None
+        result.append(dimension if has_channels(dimension) else other(size))
+    return tuple(result)
+
+
+def _normalised(factors: Iterable[Factor]) -> Dimension:
+    """Drop factors of size 1 and join neighbours that are one contiguous range."""
+    result: list[Factor] = []
+    for size, stride in factors:
+        if size == 1:
+            continue
+        if result:
+            last_size, last_stride = result[-1]
+            both_other = last_stride is None and stride is None
+            if both_other or (last_stride is not None and stride is not None and last_stride == stride * size):
+                result[-1] = (last_size * size, stride)
+                continue
+        result.append((size, stride))
+    return tuple(result)
