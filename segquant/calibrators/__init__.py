@@ -1,0 +1,1 @@
+"""Pick weight scales and rounded weights: tensors in, tensors out."""

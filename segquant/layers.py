@@ -1,0 +1,137 @@
+"""QuantLinear: buffers and forward, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from segquant.kernels import reference
+from segquant.layout import Layout
+
+if TYPE_CHECKING:
+    from segquant.observe import InputStats
+    from segquant.segments import Segments
+    from segquant.spec import Method
+
+
+class QuantLinear(nn.Module):
+    """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
+
+    The state dict holds the codes (int4 two per byte), float32 scales and smoothing vectors, 16-bit low-rank
+    factors and the bias; `layout` says how they fit together. `.to(dtype)` casts the bias alone.
+
+    Args:
+        layout: shape of the layer.
+        bias_dtype, device: of the (empty) tensors.
+    """
+
+    keep_dequantized = True
+    """Keep the dequantized weight between calls: faster, at the cost of a float32 weight in memory."""
+
+    def __init__(self, layout: Layout, *, bias_dtype: torch.dtype = torch.float32,
+                 device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.layout = layout
+        for name, (shape, dtype) in layout.buffers().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        bias = torch.zeros(layout.out_features, dtype=bias_dtype, device=device) if layout.bias else None
+        self.register_buffer("bias", bias)
+        self._dequantized: Tensor | None = None
+        self.register_load_state_dict_post_hook(_forget)
+
+    @classmethod
+    def from_tensors(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> QuantLinear:
+        """A layer around given buffers (those of `Layout.buffers()`, and "bias" where there is one)."""
+        bias = tensors.get("bias")
+        module = cls(layout, bias_dtype=torch.float32 if bias is None else bias.dtype, device="meta")
+        module.load_state_dict(dict(tensors), assign=True)
+        return module
+
+    @classmethod
+    def from_float(cls, linear: nn.Linear, method: Method, stats: InputStats | None = None,
+                   segments: Segments | None = None, *, name: str = "linear") -> QuantLinear:
+        """Quantize one linear by itself.
+
+        Args:
+            linear: the float layer; not modified.
+            method: what to do.
+            stats: of its input, as `observe` returns them; needed unless the method looks at weights alone.
+            segments: where the graph cuts it; uncut if None.
+            name: for error messages.
+
+        Raises:
+            QuantizationError: the group size does not divide in_features, stats are missing or not finite, ….
+        """
+        from segquant.solve import solve_layer
+
+        return cls.from_tensors(*solve_layer(linear, method, stats, segments, name=name))
+
+    @property
+    def in_features(self) -> int:
+        """Size of the input's last dimension."""
+        return self.layout.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of the output's last dimension."""
+        return self.layout.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight that this layer stands for, low-rank branch and smoothing undone: float32 [out, in]."""
+        tensors = self._tensors()
+        weight = reference.dequantize_weight(self.layout, tensors)
+        for branch, rows in enumerate(self.layout.branch_slices):
+            if self.layout.ranks and self.layout.ranks[branch]:
+                down, up = reference.low_rank_factors(self.layout, tensors, branch)
+                weight[rows] += up @ down
+            if self.layout.smooth:
+                weight[rows] /= self.smooth[branch]
+        return weight
+
+    def weight_bytes(self) -> int:
+        """Bytes of everything stored for this layer: codes, scales, smoothing, low-rank factors, bias."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in x's dtype; x is not modified."""
+        if self._dequantized is None and self.keep_dequantized:
+            self._dequantized = reference.dequantize_weight(self.layout, self._tensors())
+        return reference.linear(x, self.layout, self._tensors(), self._dequantized)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        layout = self.layout
+        parts = [f"{layout.in_features}, {layout.out_features}", f"weight={layout.weight_spec.dtype}"]
+        if len(layout.rows) > 1:
+            parts.append(f"rows={layout.rows}")
+        if len(layout.columns) > 1:
+            parts.append(f"columns={layout.columns}")
+        return ", ".join(parts)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        # Everything but the bias keeps its dtype under .to(bfloat16) and the like: a rounded scale is another layer.
+        bias = self._buffers.pop("bias")
+        fixed = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        self._buffers["bias"] = bias
+        super()._apply(fn, recurse)
+        for name, buffer in fixed.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        self._dequantized = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dequantized": None}
+
+
+def _forget(module: nn.Module, _: Any) -> None:
+    if isinstance(module, QuantLinear):
+        module._dequantized = None

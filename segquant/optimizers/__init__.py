@@ -1,0 +1,1 @@
+"""Transform a layer before it is quantized: tensors in, tensors out."""

@@ -1,0 +1,68 @@
+"""The 16-bit low-rank branch of SVDQuant (arXiv 2411.05007, section 4): W = U D + R, R is what gets quantized."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OVERSAMPLING = 10
+POWER_ITERATIONS = 2
+
+
+def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Best rank-r approximation in the Frobenius norm (Eckart–Young): up [out, r], down [r, in], float32.
+
+    Taken from the eigenvectors of the smaller Gram matrix in float64, which is far cheaper than an SVD.
+    A rank beyond min(out, in) is cut to it.
+    """
+    out, width = weight.shape
+    rank = min(rank, out, width)
+    values = weight.double()
+    if out <= width:
+        basis = torch.linalg.eigh(values @ values.T).eigenvectors[:, -rank:]
+        up, down = basis, basis.T @ values
+    else:
+        basis = torch.linalg.eigh(values.T @ values).eigenvectors[:, -rank:]
+        up, down = values @ basis, basis.T
+    return _balance(up, down)
+
+
+def random_low_rank(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Randomized form of `low_rank` (Halko et al. 2011, Algorithm 4.4), same shapes; seeded, float32."""
+    out, width = weight.shape
+    rank = min(rank, out, width)
+    wide = min(rank + OVERSAMPLING, out, width)
+    generator = torch.Generator().manual_seed(seed)
+    values = weight.float()
+    start = torch.randn(width, wide, generator=generator).to(values.device)
+    basis = torch.linalg.qr(values @ start).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(values @ torch.linalg.qr(values.T @ basis).Q).Q
+    small = basis.T @ values
+    left = torch.linalg.eigh((small @ small.T).double()).eigenvectors[:, -rank:].float()
+    return _balance(basis @ left, left.T @ small)
+
+
+def weighted_low_rank(target: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """argmin over rank-r L of ||X(target − L)ᵀ||_F with gram = XᵀX: up [out, r], down [r, in], float32.
+
+    With gram = C Cᵀ it is the truncated SVD of target·C, times C⁻¹.
+    """
+    matrix = gram.double()
+    mean = float(matrix.diagonal().mean()) or 1.0
+    values, vectors = torch.linalg.eigh(matrix)
+    root = values.clamp_min(mean * 1e-4).sqrt()
+    up, down = low_rank((target.double() @ vectors) * root, rank)
+    return _balance(up.double(), (down.double() / root) @ vectors.T)
+
+
+def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each component the same norm on both sides, so that 16-bit factors lose the least."""
+    a, b = up.norm(dim=0), down.norm(dim=1)
+    ratio = torch.where((a > 0) & (b > 0), (b / a.clamp_min(1e-30)).sqrt(), torch.ones_like(a))
+    return (up * ratio).float(), (down / ratio[:, None]).float()
+
+
+def to_half(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Both factors in a 16-bit dtype."""
+    return up.to(dtype), down.to(dtype)

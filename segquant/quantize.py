@@ -1,0 +1,110 @@
+"""quantize_: plan, observe once, solve layer by layer, swap."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from segquant.errors import QuantizationError
+from segquant.graph import find_segments
+from segquant.layers import QuantLinear
+from segquant.observe import InputStats, Progress, linears, observe
+from segquant.segments import Segments
+from segquant.solve import plan_layout
+from segquant.spec import Method
+
+log = logging.getLogger(__name__)
+
+
+def targets(model: nn.Module, method: Method) -> dict[str, nn.Linear]:
+    """The linears that `method` quantizes: all but those that a glob in `method.skip` matches, by first name."""
+    return {name: module for name, module in linears(model).items()
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in method.skip)}
+
+
+def quantize_(model: nn.Module, method: Method, batches: Iterable[Any], segments: Mapping[str, Segments] | None = None,
+              *, stats: Mapping[str, InputStats] | None = None, progress: Progress | None = None) -> nn.Module:
+    """Replace the model's linears by quantized ones, in place; deterministic.
+
+    Nothing is replaced before everything that can be checked beforehand has been. A linear shared under several
+    names becomes one QuantLinear under all of them.
+
+    Args:
+        model: float model.
+        method: what to do; see `presets`.
+        batches: arguments of the model's forward, as `observe` takes them; read at most once, and only as far as
+            the method needs it (one batch for the segments, all for statistics).
+        segments: from `find_segments`, found on the first batch if None and the method wants them.
+        stats: from an earlier `observe` of the same model; then `batches` serves the segments alone.
+        progress: called with (stage, done, total) after every batch and layer.
+
+    Returns:
+        the same model.
+
+    Raises:
+        QuantizationError: naming the layer, and what to do.
+    """
+    layers = targets(model, method)
+    if method.scheme.weight is None:
+        return model
+    if not layers:
+        raise QuantizationError(f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
+                                f"out all {len(linears(model))} of the model")
+    iterator = iter(batches)
+    if segments is None and (method.seglinear or method.dualscale):
+        first = list(itertools.islice(iterator, 1))
+        if not first:
+            raise QuantizationError("there are no calibration batches; give at least one, or segments")
+        segments = find_segments(model, *_arguments(first[0]))
+        iterator = itertools.chain(first, iterator)
+    segments = segments or {}
+    for name, layer in layers.items():
+        plan_layout(layer, method, segments.get(name), name)
+    if stats is None and method.needs_data:
+        stats = observe(model, iterator, gram=method.needs_gram, seed=method.seed, only=layers, progress=progress)
+    stats = stats or {}
+    if method.needs_data:
+        layers = _called(layers, stats, method)
+    _solve(model, layers, method, stats, segments, progress)
+    return model
+
+
+def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Linear]:
+    uncalled = [name for name in layers if name not in stats or stats[name].rows == 0]
+    if uncalled and method.on_uncalled == "error":
+        more = f" and {len(uncalled) - 3} more" if len(uncalled) > 3 else ""
+        raise QuantizationError(f"calibration never called {', '.join(uncalled[:3])}{more}; leave them out with `skip`, "
+                                "or set on_uncalled='skip'")
+    if uncalled:
+        log.warning("left in floating point, since calibration never called them: %s", ", ".join(uncalled))
+    return {name: layer for name, layer in layers.items() if name not in uncalled}
+
+
+def _solve(model: nn.Module, layers: dict[str, nn.Linear], method: Method, stats: Mapping[str, InputStats],
+           segments: Mapping[str, Segments], progress: Progress | None) -> None:
+    solved: dict[str, QuantLinear] = {}
+    for index, (name, layer) in enumerate(layers.items()):
+        solved[name] = QuantLinear.from_float(layer, method, stats.get(name), segments.get(name), name=name)
+        solved[name].train(layer.training)
+        if progress is not None:
+            progress("quantize", index + 1, len(layers))
+    swap_(model, {id(layers[name]): module for name, module in solved.items()})
+
+
+def swap_(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
+    """Replace submodules by identity (id of the old module), wherever they hang, aliases included."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and id(child) in replacements:
+                parent._modules[name] = replacements[id(child)]
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), None

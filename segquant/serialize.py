@@ -1,0 +1,210 @@
+"""save_quantized / load_quantized: one safetensors file and one JSON file, published together or not at all."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from segquant.errors import QuantizationError
+from segquant.layers import QuantLinear
+from segquant.layout import Layout
+from segquant.quantize import swap_
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "quantized.safetensors"
+MANIFEST = "quantized.json"
+SCHEMA = 1
+PACKAGES = ("diffusers", "transformers", "torch.nn")
+"""Packages whose classes load_quantized may import by the name found in a manifest."""
+
+
+def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write a quantized model: `quantized.safetensors` and `quantized.json`.
+
+    The folder appears by one rename when all of it is on disk; an older one of the same name is replaced.
+
+    Args:
+        model: after `quantize_`.
+        directory: to write; its parent is created.
+        extra: JSON-ready things to keep in the manifest (the method, segments, …).
+
+    Returns:
+        the directory.
+
+    Raises:
+        QuantizationError: the model has no quantized linear, or the directory is taken by something else.
+    """
+    target = Path(directory)
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
+    tensors, aliases = _distinct(model)
+    manifest = _manifest(model, aliases)
+    manifest["extra"] = {**getattr(model, "_segquant", {}), **(extra or {})}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        safetensors.torch.save_file(tensors, temporary / WEIGHTS)
+        manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        temporary.chmod(0o755)
+        _publish(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    os.replace(target, old / "was")
+    os.replace(temporary, target)
+    shutil.rmtree(old)
+
+
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict with every shared tensor once, and alias -> kept name for the others."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            aliases[name] = seen[id(tensor)]
+            continue
+        seen[id(tensor)] = name
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
+    return tensors, aliases
+
+
+def _manifest(model: nn.Module, aliases: Mapping[str, str]) -> dict[str, Any]:
+    layers = {name: {"layout": module.layout.to_dict(), "bias_dtype": _dtype(module.bias)}
+              for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    if not layers:
+        raise QuantizationError("the model has no quantized linear; run quantize_ first, or save it with its own tools")
+    kind = type(model)
+    config = getattr(model, "config", None)
+    rebuildable = hasattr(kind, "from_config") and isinstance(config, Mapping)
+    return {
+        "schema": SCHEMA,
+        "versions": {"torch": torch.__version__, "safetensors": safetensors.__version__},
+        "class": {"module": kind.__module__, "name": kind.__qualname__},
+        "config": _plain(config) if rebuildable else None,
+        "aliases": dict(aliases),
+        "layers": layers,
+    }
+
+
+def _dtype(tensor: Tensor | None) -> str | None:
+    return None if tensor is None else str(tensor.dtype).removeprefix("torch.")
+
+
+def _plain(value: Any) -> Any:
+    """A config as JSON: tuples become lists, keys strings; anything else that JSON lacks becomes its repr."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
+
+
+def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Read a model written by `save_quantized`; its outputs are bit for bit those of the saved one.
+
+    Args:
+        directory: as given to `save_quantized`.
+        model: a float model of the same architecture (or one built on the meta device) to fill in place. If None,
+            the recorded class is built from its recorded config, which works for diffusers models.
+
+    Returns:
+        the model, on the CPU (or `model`'s device), in eval mode.
+
+    Raises:
+        QuantizationError: a file is missing, truncated, from another schema, or does not fit the model.
+    """
+    folder = Path(directory)
+    manifest = _read_manifest(folder)
+    tensors = _read_tensors(folder, manifest)
+    device = torch.device("cpu")
+    if model is None:
+        model = _build(manifest, folder)
+    else:
+        first = next((p for p in model.parameters() if p.device.type != "meta"), None)
+        device = first.device if first is not None else device
+    _swap_empty(model, manifest)
+    try:
+        model.load_state_dict(tensors, assign=True, strict=True)
+    except RuntimeError as error:
+        raise QuantizationError(f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}") from error
+    # buffers that no state dict holds (position tables …) were built, not loaded, so they must not be on meta
+    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.device.type == "meta"]
+    if left:
+        raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
+    return model.to(device).eval()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise QuantizationError(f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by "
+                                "save_quantized")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise QuantizationError(f"{path} is no valid JSON ({error}); save the model again") from error
+    if manifest.get("schema") != SCHEMA:
+        raise QuantizationError(f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; "
+                                "save the model again")
+    return dict(manifest)
+
+
+def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise QuantizationError(f"{path} is missing; save the model again or copy the whole folder")
+    if path.stat().st_size != manifest["bytes"]:
+        raise QuantizationError(f"{path} has {path.stat().st_size} bytes instead of {manifest['bytes']}: it is "
+                                "truncated or from another model; save or copy it again")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise QuantizationError(f"{path} is damaged ({error}); save or copy it again") from error
+    return {**tensors, **{alias: tensors[name] for alias, name in manifest["aliases"].items()}}
+
+
+def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
+    module, name = manifest["class"]["module"], manifest["class"]["name"]
+    allowed = any(module == package or module.startswith(package + ".") for package in PACKAGES)
+    if manifest["config"] is None or not allowed or "." in name:
+        raise QuantizationError(f"{folder} holds a {module}.{name}, which cannot be rebuilt from the manifest; pass "
+                                "model= (a float model of that architecture)")
+    kind = getattr(importlib.import_module(module), name)
+    built = kind.from_config(manifest["config"])
+    if not isinstance(built, nn.Module):
+        raise QuantizationError(f"{module}.{name} of {folder} is no model; pass model=")
+    return built
+
+
+def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    replacements: dict[int, nn.Module] = {}
+    for name, entry in manifest["layers"].items():
+        old = modules.get(name)
+        if not isinstance(old, (nn.Linear, QuantLinear)):
+            raise QuantizationError(f"the model has no linear {name!r}; pass a model of the saved architecture")
+        bias = getattr(torch, entry["bias_dtype"]) if entry["bias_dtype"] else torch.float32
+        replacements[id(old)] = QuantLinear(Layout.from_dict(entry["layout"]), bias_dtype=bias, device="meta")
+    swap_(model, replacements)
