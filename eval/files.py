@@ -1,0 +1,52 @@
+"""Atomic writes, so that an interrupted evaluation leaves no half file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file at once, creating its folder."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    _publish(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write indented JSON at once; NaN and infinities are refused, JSON has none."""
+    save_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write UTF-8 text at once, creating its folder."""
+    _publish(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write bytes at once, creating its folder."""
+    _publish(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+def _publish(path: Path, write: Callable[[str], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        # mkstemp makes files private; a result is for everyone whom the umask lets in.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
