@@ -1,0 +1,101 @@
+"""Denoiser inputs captured while the pipeline samples: what a quantizer is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.errors import PipelineError
+from pipelines.generate import StepCounter, bound_inputs, run_batches
+from pipelines.samples import Sample, cut_sample
+
+
+def draw_steps(total: int, count: int, seed: int, stream: int, prompt: int) -> frozenset[int]:
+    """`count` different steps of 0 … total-1, drawn uniformly for this prompt (as Q-Diffusion does, section 4.2)."""
+    if count > total:
+        raise PipelineError(
+            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
+        )
+    generator = np.random.default_rng([seed, stream, prompt])
+    return frozenset(generator.choice(total, size=count, replace=False).tolist())
+
+
+class Recorder:
+    """A forward pre-hook that keeps the denoiser's inputs of the wanted (prompt, step) pairs.
+
+    `begin` must be told the prompt indices of a batch before the pipeline runs it.
+    """
+
+    def __init__(self, wanted: Sequence[frozenset[int]]) -> None:
+        self.wanted = wanted
+        self.samples: list[Sample] = []
+        self._indices = range(0)
+        self._counter = StepCounter()
+        self._done = -1
+
+    def begin(self, indices: range) -> None:
+        """A new batch of prompts starts at step 0."""
+        self._indices, self._counter, self._done = indices, StepCounter(), -1
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = bound_inputs(module, args, kwargs)
+        step = self._counter.step(inputs)
+        if step == self._done:
+            return  # a second call within a step (skip-layer guidance) sees the same latents
+        self._done = step
+        for item, prompt in enumerate(self._indices):
+            if step in self.wanted[prompt]:
+                self.samples.append(cut_sample(inputs, item, len(self._indices), prompt, step))
+
+
+def capture(
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    steps_per_prompt: int,
+    seed: int,
+    stream: int,
+    batch_size: int,
+    label: str,
+) -> list[Sample]:
+    """Sample the pipeline on `prompts` and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
+
+    Args:
+        pipeline: called with output_type "latent": nothing is decoded.
+        denoiser: the module of the pipeline whose inputs are kept.
+        prompts: calibration prompts.
+        call: further arguments of the pipeline, `num_inference_steps` among them.
+        steps_per_prompt: samples per prompt.
+        seed: of latents and steps, together with `stream` and the prompt's index.
+        stream: a number that keeps calibration (1), held-out (2) and evaluation (0) latents apart.
+        batch_size: prompts at once.
+        label: of the progress bar.
+
+    Returns:
+        Samples in order of prompt, then step, on the CPU.
+
+    Raises:
+        PipelineError: no prompts, more steps than the schedule has, NaN in the denoiser's output.
+    """
+    if not prompts:
+        raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
+    total = call["num_inference_steps"]
+    wanted = [draw_steps(total, steps_per_prompt, seed, stream, index) for index in range(len(prompts))]
+    recorder = Recorder(wanted)
+    handle = denoiser.register_forward_pre_hook(recorder, with_kwargs=True)
+    try:
+        batches = run_batches(
+            pipeline, denoiser, prompts, call,
+            seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
+            on_batch=recorder.begin,
+        )  # fmt: skip
+        for _ in batches:
+            pass
+    finally:
+        handle.remove()
+    return sorted(recorder.samples, key=lambda sample: (sample.prompt, sample.step))

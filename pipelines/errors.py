@@ -1,0 +1,37 @@
+"""The error a user sees, and the help it gives."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """Bad input or a bad environment: one sentence that says what was asked, what is there, what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a name that is not known: the nearest ones, or all of them where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(item) for item in close) + "?"
+    return "known are " + ", ".join(known) if known else "none are known here"
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without line breaks, so that it stays one sentence on a terminal."""
+    return " ".join(str(error).split())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception, or one that caused it, means that no space is left (safetensors wraps the errno)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

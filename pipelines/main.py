@@ -1,0 +1,133 @@
+"""`segquant [-m] key=value …`: one run of the benchmark, or a sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines.config import register, validate
+from pipelines.errors import PipelineError, is_disk_full, one_line
+from pipelines.explain import explain
+from pipelines.sweep import report_sweep
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+register()
+
+
+def job(config: DictConfig) -> None:
+    """One run: all stages, results.json, logger. Raises PipelineError for what the user can mend."""
+    from pipelines.results import read_json, write_results
+    from pipelines.stages import Benchmark
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    overrides = " ".join(HydraConfig.get().overrides.task)
+    try:
+        run = validate(config)
+        if run.logger.name == "wandb":
+            from pipelines.logger import check_installed
+
+            check_installed()
+        benchmark = Benchmark(run)
+        benchmark.run()
+        results = write_results(benchmark, folder)
+        log.info("results: %s", results)
+        if run.logger.name == "wandb":
+            from pipelines.logger import log_run
+
+            log_run(
+                run.logger,
+                read_json(results),
+                folder,
+                OmegaConf.to_container(config, resolve=True),
+                group(folder),
+            )
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        log.error("%s%s", f"{overrides}: " if overrides else "", message)
+        raise PipelineError(message) from error
+
+
+def group(folder: Path) -> str:
+    """The W&B group: the sweep's folder, or the run's own outside a sweep."""
+    is_sweep = HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    return folder.parent.name if is_sweep else folder.name
+
+
+def user_message(error: BaseException) -> str | None:
+    """The sentence for an error that the user can mend; None for a fault of the program."""
+    if is_disk_full(error):
+        message = "" if not isinstance(error, PipelineError) else one_line(error)
+        return (
+            message
+            or f"the disk is full ({one_line(error)}); free some space or set cache=DIRECTORY on another disk"
+        )
+    if isinstance(error, PipelineError):
+        return one_line(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return explain(error)
+    return one_line(error) if _is_library_error(error) else None
+
+
+def _is_library_error(error: BaseException) -> bool:
+    """Whether segquant or eval raised it about its input; neither is imported for the question."""
+    for name, kind in (("segquant.errors", "QuantizationError"), ("eval.errors", "EvalError")):
+        module = sys.modules.get(name)
+        if module is not None and isinstance(error, getattr(module, kind)):
+            return True
+    return False
+
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+_run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
+
+
+def main() -> Any:
+    """Console script: exit code 0 if every run finished, 130 after Ctrl-C, else 1 and one sentence on stderr."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    code = 0
+    try:
+        _run()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"segquant: {message}", file=sys.stderr)
+        code = EXIT_FAILED
+    try:
+        folder = report_sweep()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"segquant: the report could not be written: {message}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    if folder is not None:
+        log.info("report: %s", folder / "report.html")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    from pipelines.main import (
+        main as imported_main,  # launchers' workers find `job` by the module's real name
+    )
+
+    imported_main()

@@ -1,0 +1,103 @@
+"""results.json: what one run found, with paths relative to it, so that the folder may be moved."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines import measure
+from pipelines.cache import Stage, link_tree, write_json
+from pipelines.config import config_hash
+from pipelines.stages import Benchmark
+
+SCHEMA = 1
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a finished stage's file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
+    """Mean, median and geometric mean of relative layer errors and their number; None where there are no layers.
+
+    A layer without any error makes the geometric mean 0.
+    """
+    values = list(errors.values())
+    if not values:
+        return {"mean": None, "median": None, "geometric_mean": None, "n": 0}
+    positive = all(value > 0 for value in values)
+    geometric = math.exp(statistics.fmean(math.log(value) for value in values)) if positive else 0.0
+    return {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "geometric_mean": geometric,
+        "n": len(values),
+    }
+
+
+def stage_records(stages: dict[str, Stage], folder: Path) -> dict[str, dict[str, Any]]:
+    """Seconds, peak memory, whether it was found finished, key and relative path of every stage."""
+    records = {}
+    for name, stage in stages.items():
+        record = asdict(stage)
+        del record["name"]
+        records[name] = {**record, "path": os.path.relpath(stage.path, folder)}
+    return records
+
+
+def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
+    """Errors on held-out denoiser inputs and sizes; the unquantized model has no errors."""
+    size = read_json(benchmark.reference().path / "denoiser.json")["weight_bytes"]
+    if benchmark.config.is_float:
+        found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
+    else:
+        found = read_json(benchmark.quantize().path / "errors.json")
+    return {**found, "layer_error": layer_summary(found["layer_errors"]), "weight_bytes_float": size}
+
+
+def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+    """The content of results.json for a run whose stages are finished."""
+    config = benchmark.config
+    prompts = list(benchmark.dataset.evaluation)
+    reference = "images" if config.is_float else "reference"
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "model": config.model.name,
+        "quantizer": config.quantizer_name,
+        "precision": config.precision_name,
+        "dataset": config.dataset.name,
+        "seed": config.seed,
+        "n_images": len(prompts),
+        "config": asdict(config),
+        "config_hash": config_hash(config, benchmark.fingerprint),
+        "metrics": read_json(benchmark.evaluate().path / "evaluation" / "metrics.json")["metrics"],
+        **denoiser_errors(benchmark),
+        "stages": stage_records(benchmark.stages, folder),
+        "artifacts": {"images": "images", "reference": reference, "evaluation": "evaluation"},
+        "prompts": prompts,
+        "versions": measure.versions(),
+        "device": measure.device_record(benchmark.device),
+        "git": measure.git_commit(),
+    }
+
+
+def write_results(benchmark: Benchmark, folder: Path) -> Path:
+    """Put pictures, evaluation and results.json of a finished run into its folder; returns the JSON's path.
+
+    Pictures are hard links to the cache where that is possible. results.json comes last and whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    link_tree(benchmark.generate().path / "images", folder / "images")
+    link_tree(benchmark.evaluate().path / "evaluation", folder / "evaluation")
+    if not benchmark.config.is_float:
+        link_tree(benchmark.reference().path / "images", folder / "reference")
+    path = folder / "results.json"
+    write_json(path, build_results(benchmark, folder))
+    return path

@@ -1,0 +1,314 @@
+"""reference → calibrate → quantize → generate → evaluate: what each stage depends on, and what it does."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import measure
+from pipelines.cache import Stage, run_stage, write_json
+from pipelines.config import QUANTIZER_PACKAGE, RunConfig
+from pipelines.datasets import Dataset, load_dataset, write_real
+from pipelines.errors import PipelineError, nearest
+from pipelines.models import denoiser_name, fingerprint, load_pipeline, resolve_device, resolve_directory
+
+if TYPE_CHECKING:
+    import torch
+
+    from segquant import Method
+
+log = logging.getLogger(__name__)
+
+GENERATE_MODULES = ("generate", "models", "datasets")
+CALIBRATE_MODULES = ("generate", "models", "calibration", "samples")
+STREAMS = {"calibration": 1, "held_out": 2}
+
+
+@dataclass
+class Benchmark:
+    """One run. Stages are computed when first asked for; the pipeline is loaded at most once, and only if one is."""
+
+    config: RunConfig
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    @cached_property
+    def cache(self) -> Path:
+        """Root of all stages."""
+        return Path(self.config.cache)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Prompts and real pictures."""
+        return load_dataset(self.config.dataset, self.config.calibration)
+
+    @cached_property
+    def directory(self) -> Path:
+        """The pipeline's directory, checked."""
+        return resolve_directory(self.config.model)
+
+    @cached_property
+    def device(self) -> str:
+        """Where the denoiser runs."""
+        return resolve_device(self.config.model.device)
+
+    @cached_property
+    def method(self) -> Method:
+        """The quantization method; a precision that it cannot do is refused here, before any work."""
+        return build_method(self.config)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The unquantized pipeline."""
+        log.info("loading %s", self.directory)
+        return load_pipeline(self.config.model, self.directory)
+
+    @cached_property
+    def denoiser_name(self) -> str:
+        """The denoiser's attribute in the pipeline."""
+        return denoiser_name(self.pipeline, self.config.model.denoiser)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The unquantized denoiser."""
+        return self.pipeline.components[self.denoiser_name]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the model's files."""
+        return fingerprint(self.directory)
+
+    def _sampling(self) -> dict[str, Any]:
+        """What every picture depends on besides prompts and denoiser."""
+        model, versions = self.config.model, measure.versions()
+        return {
+            "model": self.fingerprint,
+            "dtype": model.dtype,
+            "denoiser": model.denoiser,
+            "device": self.device.partition(":")[0],
+            "call": model.call.arguments(),
+            "batch_size": model.batch_size,
+            "seed": self.config.seed,
+            "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers")},
+        }
+
+    def _stage(self, name: str, depends: dict[str, Any], compute: Any) -> Stage:
+        if name not in self.stages:
+            self.stages[name] = run_stage(name, self.cache, depends, compute)
+        return self.stages[name]
+
+    def reference(self) -> Stage:
+        """images/: the unquantized model's pictures; real/: the real ones; denoiser.json: its size."""
+        depends = {
+            **self._sampling(),
+            "prompts": list(self.dataset.evaluation),
+            "real": self.dataset.digest,
+            "code": measure.modules_digest(*GENERATE_MODULES),
+        }
+        return self._stage("reference", depends, self._reference)
+
+    def _reference(self, folder: Path) -> None:
+        from segquant import model_weight_bytes
+
+        self._generate(self.pipeline, self.denoiser, folder / "images", "reference")
+        write_json(folder / "denoiser.json", {"weight_bytes": model_weight_bytes(self.denoiser)})
+        if self.dataset.has_real:
+            write_real(self.dataset, folder / "real")
+
+    def _generate(self, pipeline: Any, denoiser: torch.nn.Module, folder: Path, label: str) -> None:
+        from pipelines.generate import generate_images
+
+        model = self.config.model
+        generate_images(
+            pipeline, denoiser, self.dataset.evaluation, folder, model.call.arguments(),
+            seed=self.config.seed, batch_size=model.batch_size, label=label,
+        )  # fmt: skip
+
+    def calibrate(self) -> Stage:
+        """calibration/ and held_out/: denoiser inputs."""
+        calibration = self.config.calibration
+        depends = {
+            **self._sampling(),
+            "calibration": list(self.dataset.calibration),
+            "held_out": list(self.dataset.held_out),
+            "steps_per_prompt": calibration.steps_per_prompt,
+            "seed": calibration.seed,
+            "code": measure.modules_digest(*CALIBRATE_MODULES),
+        }
+        return self._stage("calibrate", depends, self._calibrate)
+
+    def _calibrate(self, folder: Path) -> None:
+        from pipelines.calibration import capture
+        from pipelines.samples import save_samples
+
+        model, calibration = self.config.model, self.config.calibration
+        for name, prompts in (("calibration", self.dataset.calibration), ("held_out", self.dataset.held_out)):
+            samples = capture(
+                self.pipeline, self.denoiser, prompts, model.call.arguments(),
+                steps_per_prompt=calibration.steps_per_prompt, seed=calibration.seed, stream=STREAMS[name],
+                batch_size=model.batch_size, label=f"calibrate ({name})",
+            )  # fmt: skip
+            save_samples(samples, folder / name)
+
+    def quantize(self) -> Stage:
+        """denoiser/: the quantized denoiser; errors.json: its errors on held-out inputs and its size."""
+        depends = {
+            "calibrate": self.calibrate().key,
+            "method": self.method.to_dict(),
+            "batch_size": self.config.calibration.batch_size,
+            "code": measure.source_digest("segquant"),
+        }
+        return self._stage("quantize", depends, self._quantize)
+
+    def _quantize(self, folder: Path) -> None:
+        import segquant
+        from pipelines.samples import Batches, load_samples
+
+        samples = {name: load_samples(self.calibrate().path / name) for name in STREAMS}
+        size = self.config.calibration.batch_size
+        quantized = copy.deepcopy(self.denoiser)
+        with progress_bar(self.config.name) as progress:
+            segquant.quantize_(
+                quantized, self.method, Batches(samples["calibration"], size, self.device), progress=progress
+            )
+        segquant.save_quantized(quantized, folder / "denoiser")
+        held_out = samples["held_out"]
+        layers = segquant.layer_errors(self.denoiser, quantized, Batches(held_out, size, self.device))
+        whole = segquant.output_error(self.denoiser, quantized, Batches(held_out, size, self.device))
+        calls = [
+            segquant.output_error(self.denoiser, quantized, Batches([sample], 1, self.device))
+            for sample in held_out
+        ]
+        errors = {
+            "layer_errors": layers,
+            "output_error": whole,
+            "per_row_output_errors": calls,
+            "weight_bytes": segquant.model_weight_bytes(quantized),
+        }
+        write_json(folder / "errors.json", errors)
+
+    def generate(self) -> Stage:
+        """images/: the quantized model's pictures; the unquantized model's are those of `reference`."""
+        if self.config.is_float:
+            return self.reference()
+        depends = {
+            **self._sampling(),
+            "quantize": self.quantize().key,
+            "prompts": list(self.dataset.evaluation),
+            "code": measure.modules_digest(*GENERATE_MODULES),
+        }
+        return self._stage("generate", depends, self._generate_quantized)
+
+    def _generate_quantized(self, folder: Path) -> None:
+        import segquant
+
+        quantized = segquant.load_quantized(self.quantize().path / "denoiser").to(self.device).eval()
+        name, original = self.denoiser_name, self.denoiser
+        setattr(self.pipeline, name, quantized)
+        try:
+            self._generate(self.pipeline, quantized, folder / "images", self.config.name)
+        finally:
+            setattr(self.pipeline, name, original)
+
+    def evaluate(self) -> Stage:
+        """What `eval.evaluate` writes, and metrics.json among it."""
+        metric = self.config.metric
+        depends = {
+            "generate": self.generate().key,
+            "reference": self.reference().key,
+            "metric": {**asdict(metric), "backends": self._backends()},
+            "device": self.device.partition(":")[0],
+            "code": measure.source_digest("eval"),
+        }
+        return self._stage("evaluate", depends, self._evaluate)
+
+    def _backends(self) -> dict[str, Any]:
+        """The networks that judge, by content where they are files."""
+        backends = asdict(self.config.metric.backends)
+        for key in ("inception", "clip_path"):
+            if backends[key] is not None:
+                backends[key] = _content(Path(backends[key]))
+        return backends
+
+    def _evaluate(self, folder: Path) -> None:
+        from eval import Backends, evaluate
+
+        metric, reference = self.config.metric, self.reference().path
+        evaluate(
+            self.generate().path / "images",
+            self.dataset.evaluation,
+            reference=reference / "images",
+            real=reference / "real" if self.dataset.has_real else None,
+            metrics=metric.metrics,
+            backends=Backends(**asdict(metric.backends), device=self.device),
+            output=folder / "evaluation",
+            seed=metric.seed,
+            bootstrap=metric.bootstrap,
+            cache=self.cache / "features",
+        )
+
+    def run(self) -> None:
+        """All stages, in order; what can be refused without work is refused first."""
+        self.method  # noqa: B018 - built for its checks
+        self.dataset  # noqa: B018
+        self.reference()
+        if not self.config.is_float:
+            self.calibrate()
+            self.quantize()
+        self.generate()
+        self.evaluate()
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (what, done, total) that moves a bar, on terminals only."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, disable=None, leave=False) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.set_description(f"{label}: {what}", refresh=False)
+            bar.total, bar.n = total or None, done
+            bar.refresh()
+
+        yield show
+
+
+def _content(path: Path) -> str:
+    if path.is_dir():
+        return measure.tree_digest(path, (".json", ".safetensors", ".txt", ".bpe", ".gz"))
+    return measure.file_digest(path) if path.is_file() else str(path)
+
+
+def build_method(config: RunConfig) -> Method:
+    """Call the preset that the quantizer configuration names.
+
+    Raises:
+        PipelineError: a value that the preset refuses, a precision that it cannot do, or no such preset.
+    """
+    from segquant import presets
+
+    arguments = {key: value for key, value in config.quantizer.items() if key != "_target_"}
+    preset = getattr(presets, config.quantizer_name, None)
+    if preset is None:
+        raise PipelineError(
+            f"{QUANTIZER_PACKAGE}{config.quantizer_name} does not exist; choose one of conf/quantizer"
+        )
+    known = inspect.signature(preset).parameters
+    for key in arguments:
+        if key not in known:
+            raise PipelineError(
+                f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}"
+            )
+    try:
+        return preset(**arguments)
+    except TypeError as error:
+        raise PipelineError(f"quantizer={config.quantizer_name}: {error}") from error
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
