@@ -112,7 +112,11 @@ def pack_int4(codes: Tensor) -> Tensor:
     """
     if codes.shape[-1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
-    nibbles = codes.view(torch.uint8) & 0x0F if codes.is_contiguous() else codes.contiguous().view(torch.uint8) & 0x0F
+    nibbles = (
+        codes.view(torch.uint8) & 0x0F
+        if codes.is_contiguous()
+        else codes.contiguous().view(torch.uint8) & 0x0F
+    )
     return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
 
 

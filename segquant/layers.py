@@ -31,8 +31,13 @@ class QuantLinear(nn.Module):
     keep_dequantized = True
     """Keep the dequantized weight between calls: faster, at the cost of a float32 weight in memory."""
 
-    def __init__(self, layout: Layout, *, bias_dtype: torch.dtype = torch.float32,
-                 device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        bias_dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         self.layout = layout
         for name, (shape, dtype) in layout.buffers().items():
@@ -51,8 +56,15 @@ class QuantLinear(nn.Module):
         return module
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, method: Method, stats: InputStats | None = None,
-                   segments: Segments | None = None, *, name: str = "linear") -> QuantLinear:
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        method: Method,
+        stats: InputStats | None = None,
+        segments: Segments | None = None,
+        *,
+        name: str = "linear",
+    ) -> QuantLinear:
         """Quantize one linear by itself.
 
         Args:

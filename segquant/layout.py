@@ -52,10 +52,14 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.scheme.weight is None:
-            raise ValueError("a quantized linear needs a weight QuantSpec; this scheme leaves the weight in float")
-        for what, sizes, total in (("rows", self.rows, self.out_features),
-                                   ("branches", self.branches, self.out_features),
-                                   ("columns", self.columns, self.in_features)):
+            raise ValueError(
+                "a quantized linear needs a weight QuantSpec; this scheme leaves the weight in float"
+            )
+        for what, sizes, total in (
+            ("rows", self.rows, self.out_features),
+            ("branches", self.branches, self.out_features),
+            ("columns", self.columns, self.in_features),
+        ):
             if sum(sizes) != total or min(sizes) < 1:
                 raise ValueError(f"{what}={sizes} must be positive and sum to {total}")
         if len(self.dual) != len(self.columns):

@@ -30,7 +30,9 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
         if not isinstance(module, QuantLinear):
             continue
         if not isinstance(originals.get(name), nn.Linear):
-            raise QuantizationError(f"the float model has no linear {name!r}; give the model that was quantized")
+            raise QuantizationError(
+                f"the float model has no linear {name!r}; give the model that was quantized"
+            )
         sums[name] = torch.zeros(2, dtype=torch.float64)
         handles.append(originals[name].register_forward_hook(_compare(module, sums[name])))
     try:
@@ -48,6 +50,7 @@ def _compare(module: QuantLinear, sums: Tensor) -> Callable[[nn.Module, tuple[An
         exact = output.double()
         sums[0] += (module(args[0]).double() - exact).square().sum().cpu()
         sums[1] += exact.square().sum().cpu()
+
     return hook
 
 
@@ -64,12 +67,16 @@ def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
     return _relative(sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
 
 
-def _output_sums(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> Iterable[tuple[float, float]]:
+def _output_sums(
+    float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]
+) -> Iterable[tuple[float, float]]:
     with torch.no_grad():
         for batch in batches:
             exact, approximate = tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch))
-            difference = sum(float((a.double() - b.double()).square().sum())
-                             for a, b in zip(exact, approximate, strict=True))
+            difference = sum(
+                float((a.double() - b.double()).square().sum())
+                for a, b in zip(exact, approximate, strict=True)
+            )
             yield difference, sum(float(a.double().square().sum()) for a in exact)
 
 

@@ -93,8 +93,10 @@ class InputStats:
     def gram(self) -> Tensor:
         """XᵀX over all rows, float64 [in, in]."""
         if self.gram_sum is None:
-            raise QuantizationError(f"{self.name}: this method needs the Gram matrix of the layer's input, which was "
-                                    "not collected; pass gram=True to observe")
+            raise QuantizationError(
+                f"{self.name}: this method needs the Gram matrix of the layer's input, which was "
+                "not collected; pass gram=True to observe"
+            )
         return self.gram_sum
 
     def held_out(self, limit: int = 256, enough: int = 128) -> list[HeldOut]:
@@ -113,9 +115,13 @@ class InputStats:
             return splits
         for fold in seen:
             others = [other for other in seen if other is not fold]
-            splits.append(HeldOut(torch.stack([other.positive for other in others]).amax(0),
-                                  torch.stack([other.negative for other in others]).amax(0),
-                                  fold.sample[:limit].float()))
+            splits.append(
+                HeldOut(
+                    torch.stack([other.positive for other in others]).amax(0),
+                    torch.stack([other.negative for other in others]).amax(0),
+                    fold.sample[:limit].float(),
+                )
+            )
             if sum(len(split.rows) for split in splits) >= enough:
                 break
         return splits
@@ -143,7 +149,9 @@ class InputStats:
         old = self.folds[index]
         if old is None:
             sample, keys = self._keep(rows, keys)
-            self.folds[index] = FoldStats(high.clamp_min(0), (-low).clamp_min(0), square, rows.shape[0], sample, keys)
+            self.folds[index] = FoldStats(
+                high.clamp_min(0), (-low).clamp_min(0), square, rows.shape[0], sample, keys
+            )
             return
         # torch.maximum carries NaN along, so one look at the end finds bad data
         old.positive = torch.maximum(old.positive, high)
@@ -161,21 +169,32 @@ class InputStats:
     def _seen(self) -> list[FoldStats]:
         seen = [fold for fold in self.folds if fold is not None]
         if not seen:
-            raise QuantizationError(f"{self.name}: calibration never called this linear; leave it out with `skip`, or "
-                                    "set on_uncalled='skip'")
+            raise QuantizationError(
+                f"{self.name}: calibration never called this linear; leave it out with `skip`, or "
+                "set on_uncalled='skip'"
+            )
         return seen
 
     def check_finite(self) -> None:
         """Raise QuantizationError if NaN or inf went through this layer."""
         for fold in self.folds:
             if fold is not None and not bool(torch.isfinite(fold.square).all()):
-                raise QuantizationError(f"{self.name}: its calibration inputs contain NaN or inf (or overflow when "
-                                        "squared); check the model's dtype and the calibration data")
+                raise QuantizationError(
+                    f"{self.name}: its calibration inputs contain NaN or inf (or overflow when "
+                    "squared); check the model's dtype and the calibration data"
+                )
 
 
-def observe(model: nn.Module, batches: Iterable[Any], *, gram: bool | Collection[str] = False,
-            reservoir: int = 512, seed: int = 0, only: Collection[str] | None = None,
-            progress: Progress | None = None) -> dict[str, InputStats]:
+def observe(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    gram: bool | Collection[str] = False,
+    reservoir: int = 512,
+    seed: int = 0,
+    only: Collection[str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, InputStats]:
     """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
 
     A linear that is called several times, or shared under several names, merges its calls under its first name;
@@ -227,23 +246,33 @@ def call(model: nn.Module, batch: Any) -> Any:
         return model(*batch)
     if isinstance(batch, Tensor):
         return model(batch)
-    raise QuantizationError(f"a calibration batch is a {type(batch).__name__}; yield a dict of the forward's keyword "
-                            "arguments, a tuple of its positional ones, or a tensor")
+    raise QuantizationError(
+        f"a calibration batch is a {type(batch).__name__}; yield a dict of the forward's keyword "
+        "arguments, a tuple of its positional ones, or a tensor"
+    )
 
 
 def _hook(stats: InputStats, state: dict[str, int | None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         stats.update(args[0], state["fold"])
+
     return hook
 
 
-def _run(model: nn.Module, batches: Iterable[Any], state: dict[str, int | None], seed: int,
-         progress: Progress | None) -> None:
+def _run(
+    model: nn.Module,
+    batches: Iterable[Any],
+    state: dict[str, int | None],
+    seed: int,
+    progress: Progress | None,
+) -> None:
     iterator = iter(batches)
     head = list(itertools.islice(iterator, 2))
     if not head:
-        raise QuantizationError("there are no calibration batches; give at least one (two or more, to choose "
-                                "hyper-parameters on batches kept apart)")
+        raise QuantizationError(
+            "there are no calibration batches; give at least one (two or more, to choose "
+            "hyper-parameters on batches kept apart)"
+        )
     total = len(batches) if hasattr(batches, "__len__") else 0
     deal = _deal(seed) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):

@@ -23,12 +23,22 @@ log = logging.getLogger(__name__)
 
 def targets(model: nn.Module, method: Method) -> dict[str, nn.Linear]:
     """The linears that `method` quantizes: all but those that a glob in `method.skip` matches, by first name."""
-    return {name: module for name, module in linears(model).items()
-            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in method.skip)}
+    return {
+        name: module
+        for name, module in linears(model).items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in method.skip)
+    }
 
 
-def quantize_(model: nn.Module, method: Method, batches: Iterable[Any], segments: Mapping[str, Segments] | None = None,
-              *, stats: Mapping[str, InputStats] | None = None, progress: Progress | None = None) -> nn.Module:
+def quantize_(
+    model: nn.Module,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None = None,
+    *,
+    stats: Mapping[str, InputStats] | None = None,
+    progress: Progress | None = None,
+) -> nn.Module:
     """Replace the model's linears by quantized ones, in place; deterministic.
 
     Nothing is replaced before everything that can be checked beforehand has been. A linear shared under several
@@ -53,8 +63,10 @@ def quantize_(model: nn.Module, method: Method, batches: Iterable[Any], segments
     if method.scheme.weight is None:
         return model
     if not layers:
-        raise QuantizationError(f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
-                                f"out all {len(linears(model))} of the model")
+        raise QuantizationError(
+            f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
+            f"out all {len(linears(model))} of the model"
+        )
     iterator = iter(batches)
     if segments is None and (method.seglinear or method.dualscale):
         first = list(itertools.islice(iterator, 1))
@@ -66,7 +78,9 @@ def quantize_(model: nn.Module, method: Method, batches: Iterable[Any], segments
     for name, layer in layers.items():
         plan_layout(layer, method, segments.get(name), name)
     if stats is None and method.needs_data:
-        stats = observe(model, iterator, gram=method.needs_gram, seed=method.seed, only=layers, progress=progress)
+        stats = observe(
+            model, iterator, gram=method.needs_gram, seed=method.seed, only=layers, progress=progress
+        )
     stats = stats or {}
     if method.needs_data:
         layers = _called(layers, stats, method)
@@ -74,19 +88,29 @@ def quantize_(model: nn.Module, method: Method, batches: Iterable[Any], segments
     return model
 
 
-def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Linear]:
+def _called(
+    layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method
+) -> dict[str, nn.Linear]:
     uncalled = [name for name in layers if name not in stats or stats[name].rows == 0]
     if uncalled and method.on_uncalled == "error":
         more = f" and {len(uncalled) - 3} more" if len(uncalled) > 3 else ""
-        raise QuantizationError(f"calibration never called {', '.join(uncalled[:3])}{more}; leave them out with `skip`, "
-                                "or set on_uncalled='skip'")
+        raise QuantizationError(
+            f"calibration never called {', '.join(uncalled[:3])}{more}; leave them out with `skip`, "
+            "or set on_uncalled='skip'"
+        )
     if uncalled:
         log.warning("left in floating point, since calibration never called them: %s", ", ".join(uncalled))
     return {name: layer for name, layer in layers.items() if name not in uncalled}
 
 
-def _solve(model: nn.Module, layers: dict[str, nn.Linear], method: Method, stats: Mapping[str, InputStats],
-           segments: Mapping[str, Segments], progress: Progress | None) -> None:
+def _solve(
+    model: nn.Module,
+    layers: dict[str, nn.Linear],
+    method: Method,
+    stats: Mapping[str, InputStats],
+    segments: Mapping[str, Segments],
+    progress: Progress | None,
+) -> None:
     solved: dict[str, QuantLinear] = {}
     for index, (name, layer) in enumerate(layers.items()):
         solved[name] = QuantLinear.from_float(layer, method, stats.get(name), segments.get(name), name=name)

@@ -31,7 +31,9 @@ PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
 
 
-def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
+def save_quantized(
+    model: nn.Module, directory: str | Path, *, extra: Mapping[str, Any] | None = None
+) -> Path:
     """Write a quantized model: `quantized.safetensors` and `quantized.json`.
 
     The folder appears by one rename when all of it is on disk; an older one of the same name is replaced.
@@ -48,7 +50,11 @@ def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[st
         QuantizationError: the model has no quantized linear, or the directory is taken by something else.
     """
     target = Path(directory)
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+    if (
+        target.exists()
+        and not (target / MANIFEST).is_file()
+        and (not target.is_dir() or any(target.iterdir()))
+    ):
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     tensors, aliases = _distinct(model)
     manifest = _manifest(model, aliases)
@@ -91,10 +97,15 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _manifest(model: nn.Module, aliases: Mapping[str, str]) -> dict[str, Any]:
-    layers = {name: {"layout": module.layout.to_dict(), "bias_dtype": _dtype(module.bias)}
-              for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    layers = {
+        name: {"layout": module.layout.to_dict(), "bias_dtype": _dtype(module.bias)}
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLinear)
+    }
     if not layers:
-        raise QuantizationError("the model has no quantized linear; run quantize_ first, or save it with its own tools")
+        raise QuantizationError(
+            "the model has no quantized linear; run quantize_ first, or save it with its own tools"
+        )
     kind = type(model)
     config = getattr(model, "config", None)
     rebuildable = hasattr(kind, "from_config") and isinstance(config, Mapping)
@@ -148,26 +159,36 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.
     try:
         model.load_state_dict(tensors, assign=True, strict=True)
     except RuntimeError as error:
-        raise QuantizationError(f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}") from error
+        raise QuantizationError(
+            f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}"
+        ) from error
     # buffers that no state dict holds (position tables …) were built, not loaded, so they must not be on meta
-    left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.device.type == "meta"]
+    left = [
+        name
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.device.type == "meta"
+    ]
     if left:
-        raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
+        raise QuantizationError(
+            f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta"
+        )
     return model.to(device).eval()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise QuantizationError(f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by "
-                                "save_quantized")
+        raise QuantizationError(
+            f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by save_quantized"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise QuantizationError(f"{path} is no valid JSON ({error}); save the model again") from error
     if manifest.get("schema") != SCHEMA:
-        raise QuantizationError(f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; "
-                                "save the model again")
+        raise QuantizationError(
+            f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; save the model again"
+        )
     return dict(manifest)
 
 
@@ -176,8 +197,10 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
     if not path.is_file():
         raise QuantizationError(f"{path} is missing; save the model again or copy the whole folder")
     if path.stat().st_size != manifest["bytes"]:
-        raise QuantizationError(f"{path} has {path.stat().st_size} bytes instead of {manifest['bytes']}: it is "
-                                "truncated or from another model; save or copy it again")
+        raise QuantizationError(
+            f"{path} has {path.stat().st_size} bytes instead of {manifest['bytes']}: it is "
+            "truncated or from another model; save or copy it again"
+        )
     try:
         tensors = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
@@ -189,8 +212,10 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
     module, name = manifest["class"]["module"], manifest["class"]["name"]
     allowed = any(module == package or module.startswith(package + ".") for package in PACKAGES)
     if manifest["config"] is None or not allowed or "." in name:
-        raise QuantizationError(f"{folder} holds a {module}.{name}, which cannot be rebuilt from the manifest; pass "
-                                "model= (a float model of that architecture)")
+        raise QuantizationError(
+            f"{folder} holds a {module}.{name}, which cannot be rebuilt from the manifest; pass "
+            "model= (a float model of that architecture)"
+        )
     kind = getattr(importlib.import_module(module), name)
     built = kind.from_config(manifest["config"])
     if not isinstance(built, nn.Module):
@@ -204,7 +229,9 @@ def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     for name, entry in manifest["layers"].items():
         old = modules.get(name)
         if not isinstance(old, (nn.Linear, QuantLinear)):
-            raise QuantizationError(f"the model has no linear {name!r}; pass a model of the saved architecture")
+            raise QuantizationError(
+                f"the model has no linear {name!r}; pass a model of the saved architecture"
+            )
         bias = getattr(torch, entry["bias_dtype"]) if entry["bias_dtype"] else torch.float32
         replacements[id(old)] = QuantLinear(Layout.from_dict(entry["layout"]), bias_dtype=bias, device="meta")
     swap_(model, replacements)

@@ -55,8 +55,10 @@ class QuantSpec:
         _choice("dtype", self.dtype, DTYPES)
         _choice("granularity", self.granularity, GRANULARITIES)
         if (self.granularity == "group") != (self.group_size is not None):
-            raise ValueError(f"granularity {self.granularity!r} with group_size={self.group_size}; "
-                             "give a group_size with granularity 'group' and with no other")
+            raise ValueError(
+                f"granularity {self.granularity!r} with group_size={self.group_size}; "
+                "give a group_size with granularity 'group' and with no other"
+            )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, not {self.group_size}")
 
@@ -76,16 +78,21 @@ class QuantScheme:
     def __post_init__(self) -> None:
         weight, inputs = self.weight, self.input
         if weight is not None and (weight.dynamic or weight.granularity == "token"):
-            raise ValueError("a weight is quantized once: granularity 'token' and dynamic=True are for inputs")
+            raise ValueError(
+                "a weight is quantized once: granularity 'token' and dynamic=True are for inputs"
+            )
         if inputs is None:
             return
         if weight is None:
             raise ValueError("a quantized input needs a quantized weight; give weight a QuantSpec")
         if inputs.granularity == "channel":
-            raise ValueError("per-channel inputs cannot be taken out of the product; use tensor, token or group")
+            raise ValueError(
+                "per-channel inputs cannot be taken out of the product; use tensor, token or group"
+            )
         if inputs.granularity in ("token", "group") and not inputs.dynamic:
-            raise ValueError(f"granularity {inputs.granularity!r} of an input is only known at run time; "
-                             "set dynamic=True")
+            raise ValueError(
+                f"granularity {inputs.granularity!r} of an input is only known at run time; set dynamic=True"
+            )
 
     @property
     def static_input(self) -> bool:
@@ -167,7 +174,9 @@ class Method:
         elif not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1] or be 'search', not {self.alpha}")
         if self.rank < 1 or self.iterations < 0:
-            raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
+            raise ValueError(
+                f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0"
+            )
         if not self.damp > 0:
             raise ValueError(f"damp must be positive, not {self.damp}")
         if isinstance(self.skip, str):

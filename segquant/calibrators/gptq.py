@@ -27,14 +27,18 @@ def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
         QuantizationError: not finite, or not factorable after all retries.
     """
     if not torch.isfinite(hessian).all():
-        raise QuantizationError("the Gram matrix of the inputs is not finite; check the calibration data for NaN or inf")
+        raise QuantizationError(
+            "the Gram matrix of the inputs is not finite; check the calibration data for NaN or inf"
+        )
     size = hessian.shape[0]
     matrix = hessian.to(torch.float64, copy=True)
     diagonal = matrix.diagonal()
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal <= 0] = mean
     for attempt in range(RETRIES):
-        damped = matrix + torch.eye(size, dtype=matrix.dtype, device=matrix.device) * (damp * 10**attempt * mean)
+        damped = matrix + torch.eye(size, dtype=matrix.dtype, device=matrix.device) * (
+            damp * 10**attempt * mean
+        )
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
@@ -42,12 +46,22 @@ def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
                 if attempt:
                     log.info("GPTQ needed a damping of %g", damp * 10**attempt)
                 return upper
-    raise QuantizationError(f"the Gram matrix of the inputs cannot be factored even with a damping of "
-                            f"{damp * 10 ** (RETRIES - 1):g}; use more calibration data or calibrator 'amax'")
+    raise QuantizationError(
+        f"the Gram matrix of the inputs cannot be factored even with a damping of "
+        f"{damp * 10 ** (RETRIES - 1):g}; use more calibration data or calibrator 'amax'"
+    )
 
 
-def gptq(weight: Tensor, hessian: Tensor, scale: Tensor, dtype: str, *, damp: float = 0.01,
-         act_order: bool = True, block: int = 128) -> Tensor:
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    dtype: str,
+    *,
+    damp: float = 0.01,
+    act_order: bool = True,
+    block: int = 128,
+) -> Tensor:
     """Weight on the grid given by `scale`, rounded so that ||X(W − Ŵ)ᵀ|| is small.
 
     Args:
@@ -90,7 +104,7 @@ def _round_columns(columns: Tensor, scales: Tensor, upper: Tensor, dtype: str, b
             rounded[j] = F.fake_quantize(columns[j], scales[j], dtype)
             errors[j - start] = (columns[j] - rounded[j]) / diagonal[j]
             if j + 1 < stop:
-                columns[j + 1:stop].addr_(upper[j, j + 1:stop], errors[j - start], alpha=-1)
+                columns[j + 1 : stop].addr_(upper[j, j + 1 : stop], errors[j - start], alpha=-1)
         if stop < columns.shape[0]:
             columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     return rounded

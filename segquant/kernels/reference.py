@@ -15,7 +15,9 @@ from segquant.layout import Layout
 from segquant.spec import QuantSpec
 
 
-def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def input_scales(
+    positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec
+) -> tuple[Tensor, Tensor]:
     """Scales for values x ≥ 0 and for values below, per input piece.
 
     Args:
@@ -32,8 +34,9 @@ def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spe
     return torch.where(mask, above, plain), torch.where(mask, below, plain)
 
 
-def dynamic_scales(x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...],
-                   spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def dynamic_scales(
+    x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...], spec: QuantSpec
+) -> tuple[Tensor, Tensor]:
     """Scales from the input itself: per token (or whole tensor) and piece, shape [..., pieces]."""
     if any(dual):
         positive = F.piece_max(x, columns).clamp_min_(0)
@@ -46,8 +49,13 @@ def dynamic_scales(x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...],
     return input_scales(positive, negative, dual, spec)
 
 
-def quantize_input(x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...], spec: QuantSpec,
-                   static: tuple[Tensor, Tensor] | None) -> Tensor:
+def quantize_input(
+    x: Tensor,
+    columns: tuple[int, ...],
+    dual: tuple[bool, ...],
+    spec: QuantSpec,
+    static: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     """Fake quantization of an input [..., in]; `static` holds its two scales [pieces], None takes them from x."""
     above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
     scale = F.expand_pieces(above, columns)
@@ -81,8 +89,8 @@ def low_rank_factors(layout: Layout, tensors: Mapping[str, Tensor], branch: int)
     before = layout.ranks[:branch]
     start, rank, size = sum(before), layout.ranks[branch], layout.branches[branch]
     offset = sum(r * o for r, o in zip(before, layout.branches[:branch], strict=True))
-    down = tensors["low_rank_down"][start:start + rank]
-    up = tensors["low_rank_up"][offset:offset + size * rank].view(size, rank)
+    down = tensors["low_rank_down"][start : start + rank]
+    up = tensors["low_rank_up"][offset : offset + size * rank].view(size, rank)
     return down.float(), up.float()
 
 

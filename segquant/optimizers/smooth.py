@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,8 +17,25 @@ FLOOR = 1e-4
 """Ranges below this share of the mean range count as that much: a channel that calibration hardly saw, or a
 dead weight column, must not get a scale that blows up on fresh inputs."""
 
-Simulate = Callable[[Tensor, HeldOut], Tensor]
-"""Output [n, out] of the quantized layer: smoothed weight [out, in] and a split whose ranges and rows are smoothed."""
+MARGINS: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
+"""Headroom of static scales over the range that calibration saw, tried where rows are few."""
+
+TOLERANCE = 2.0
+"""Errors pooled over n rows are told apart if they differ by more than a share of TOLERANCE / sqrt(n)."""
+
+Layer = Callable[[HeldOut], Tensor]
+"""Output [n, out] of a quantized layer for a split's rows, with static scales from the split's ranges."""
+Simulate = Callable[[Tensor], Layer]
+"""The quantized layer for a (smoothed) weight [out, in]; weight rounding happens once, inputs come later."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the search found: α (None: no smoothing), headroom of static scales, and every candidate's error."""
+
+    alpha: float | None
+    margin: float = 1.0
+    errors: Mapping[tuple[float | None, float], float] = field(default_factory=dict)
 
 
 def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
@@ -47,8 +66,14 @@ def smooth_split(split: HeldOut, scale: Tensor) -> HeldOut:
     return HeldOut(split.positive / scale, split.negative / scale, split.rows / scale)
 
 
-def search_alpha(weight: Tensor, splits: Sequence[HeldOut], simulate: Simulate,
-                 alphas: Sequence[float] = ALPHAS) -> tuple[float | None, dict[float | None, float]]:
+def search_alpha(
+    weight: Tensor,
+    splits: Sequence[HeldOut],
+    simulate: Simulate,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    margins: Sequence[float] = (1.0,),
+) -> Choice:
     """The α with the least squared output error of the really quantized layer on held-out rows, pooled over splits.
 
     No smoothing at all (None) stands among the candidates and wins ties. Without splits α is DEFAULT_ALPHA.
@@ -57,22 +82,27 @@ def search_alpha(weight: Tensor, splits: Sequence[HeldOut], simulate: Simulate,
         weight: float32 [out, in].
         splits: from `InputStats.held_out`.
         simulate: the layer as it would run.
-
-    Returns:
-        the choice and every candidate's squared error.
+        margins: factors on the ranges, tried with every α.
     """
     if not splits:
-        return DEFAULT_ALPHA, {}
-    errors: dict[float | None, float] = dict.fromkeys((None, *alphas), 0.0)
+        return Choice(DEFAULT_ALPHA)
+    errors = dict.fromkeys(itertools.product((None, *alphas), margins), 0.0)
     weight_amax = weight.abs().amax(0)
     for split in splits:
         target = split.rows @ weight.T
         input_amax = torch.maximum(split.positive, split.negative)
-        for alpha in errors:
-            if alpha is None:
-                output = simulate(weight, split)
-            else:
-                scale = smoothing(input_amax, weight_amax, alpha)
-                output = simulate(weight * scale, smooth_split(split, scale))
-            errors[alpha] += float((output - target).square().sum(dtype=torch.float64))
-    return min(errors, key=lambda alpha: errors[alpha]), errors
+        for alpha in (None, *alphas):
+            scale = (
+                torch.ones_like(input_amax) if alpha is None else smoothing(input_amax, weight_amax, alpha)
+            )
+            layer = simulate(weight * scale)
+            smoothed = smooth_split(split, scale)
+            for margin in margins:
+                wider = HeldOut(smoothed.positive * margin, smoothed.negative * margin, smoothed.rows)
+                errors[alpha, margin] += float((layer(wider) - target).square().sum(dtype=torch.float64))
+    alpha, margin = min(errors, key=lambda candidate: errors[candidate])
+    # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as good as
+    # the best within what so few rows can tell.
+    tolerance = 1 + TOLERANCE / sum(len(split.rows) for split in splits) ** 0.5
+    good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
+    return Choice(alpha, max(good), errors)

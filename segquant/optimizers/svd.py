@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segquant.layout import Layout
+
 OVERSAMPLING = 10
 POWER_ITERATIONS = 2
 
@@ -63,6 +65,7 @@ def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return (up * ratio).float(), (down / ratio[:, None]).float()
 
 
-def to_half(up: Tensor, down: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both factors in a 16-bit dtype."""
-    return up.to(dtype), down.to(dtype)
+def rank_share(layout: Layout, rank: int) -> float:
+    """Rank of one branch if the whole layer's budget of rank · (in + out) numbers is dealt evenly."""
+    total = sum(layout.in_features + rows for rows in layout.branches)
+    return rank * (layout.in_features + layout.out_features) / total

@@ -1,0 +1,98 @@
+"""What is left of a weight after smoothing: split off the low-rank branch, calibrate the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segquant import functional as F
+from segquant.calibrators.amax import weight_scale
+from segquant.calibrators.gptq import gptq
+from segquant.kernels.reference import expand_weight_scale
+from segquant.layout import HALF, Layout
+from segquant.optimizers.svd import low_rank, weighted_low_rank
+from segquant.spec import Method
+
+FLOAT16_MAX = 6e4
+
+
+@dataclass(frozen=True)
+class Residual:
+    """One branch, calibrated: weight on the grid [rows, in], its scales, and the low-rank factors (or None)."""
+
+    quantized: Tensor
+    scale: Tensor
+    up: Tensor | None = None
+    down: Tensor | None = None
+
+
+def choose_ranks(weight: Tensor, smooth: Tensor | None, layout: Layout, method: Method) -> tuple[int, ...]:
+    """Rank of each branch: the budget of one rank-r branch on the whole layer goes where the energy is."""
+    if method.optimizer != "svd" or smooth is None:
+        return (0,) * len(layout.branches)
+    if len(layout.branches) == 1:
+        return (min(method.rank, layout.in_features, layout.out_features),)
+    gains: list[tuple[float, int, int]] = []
+    for branch, rows in enumerate(layout.branch_slices):
+        cost = layout.in_features + layout.branches[branch]
+        energies = torch.linalg.svdvals((weight[rows] * smooth[branch]).double()).square() / cost
+        gains += [(float(energy), branch, cost) for energy in energies]
+    left, ranks = method.rank * (layout.in_features + layout.out_features), [0] * len(layout.branches)
+    for _, branch, cost in sorted(gains, key=lambda gain: -gain[0]):
+        if cost > left:
+            break
+        left -= cost
+        ranks[branch] += 1
+    return tuple(ranks)
+
+
+def calibrate_branch(
+    weight: Tensor, hessian: Tensor | None, layout: Layout, rank: int, method: Method
+) -> Residual:
+    """Calibrate one branch; with a low-rank branch, optionally refit it to what the quantizer left."""
+    if not rank:
+        return Residual(*_calibrate(weight, hessian, layout, method))
+    up, down = _half(*low_rank(weight, rank))
+    quantized, scale = _calibrate(weight - up.float() @ down.float(), hessian, layout, method)
+    best = Residual(quantized, scale, up, down)
+    if not method.iterations or hessian is None:
+        return best
+    error = _error(weight, best, hessian)
+    for _ in range(method.iterations):
+        up, down = _half(*weighted_low_rank(weight - quantized, hessian, rank))
+        candidates = [Residual(quantized, scale, up, down)]
+        quantized, scale = _calibrate(weight - up.float() @ down.float(), hessian, layout, method)
+        candidates.append(Residual(quantized, scale, up, down))
+        for candidate in candidates:
+            found = _error(weight, candidate, hessian)
+            if found < error:
+                best, error = candidate, found
+    return best
+
+
+def _half(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    peak = max(float(up.abs().amax()), float(down.abs().amax()))
+    half = HALF["float16" if peak < FLOAT16_MAX else "bfloat16"]
+    return up.to(half), down.to(half)
+
+
+def _error(weight: Tensor, found: Residual, hessian: Tensor) -> float:
+    """||X(W − Q − UD)ᵀ||² up to a factor."""
+    assert found.up is not None and found.down is not None
+    left = weight - found.quantized - found.up.float() @ found.down.float()
+    return float(((left @ hessian.to(left.dtype)) * left).sum(dtype=torch.float64))
+
+
+def _calibrate(
+    weight: Tensor, hessian: Tensor | None, layout: Layout, method: Method
+) -> tuple[Tensor, Tensor]:
+    """Weight on its grid, and the scales [rows, columns] of that grid."""
+    dtype = layout.weight_spec.dtype
+    scale = weight_scale(weight, dtype, layout.weight_rows, layout.weight_columns)
+    wide = expand_weight_scale(scale, layout.weight_rows, layout.weight_columns)
+    if method.calibrator == "gptq":
+        assert hessian is not None
+        return gptq(weight, hessian, wide, dtype, damp=method.damp, act_order=method.act_order), scale
+    return F.fake_quantize(weight, wide, dtype), scale
