@@ -116,8 +116,7 @@ def _normalised(factors: Iterable[Factor]) -> Dimension:
             continue
         if result:
             last_size, last_stride = result[-1]
-            both_other = last_stride is None and stride is None
-            if both_other or (last_stride is not None and stride is not None and last_stride == stride * size):
+            if last_stride == (None if stride is None else stride * size):
                 result[-1] = (last_size * size, stride)
                 continue
         result.append((size, stride))

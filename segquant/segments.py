@@ -1,4 +1,4 @@
-"""Where a linear layer is cut: the plan of SegLinear (arXiv 2507.14811, section "SegLinear") for one layer."""
+"""Where a linear layer is cut: the plan of SegLinear (arXiv 2507.14811) for one layer."""
 
 from __future__ import annotations
 

@@ -1,0 +1,88 @@
+"""find_segments: read off the static graph where SegLinear cuts linear layers and DualScale applies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from segquant.errors import QuantizationError
+from segquant.graph_activations import activation_of
+from segquant.graph_capture import capture
+from segquant.graph_inputs import InputTracer, provenance
+from segquant.graph_outputs import leading_to_cuts, output_cut
+from segquant.segments import Segments
+
+logger = logging.getLogger(__name__)
+
+
+def find_segments(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> dict[str, Segments]:
+    """Where the computation graph of `model` cuts each linear layer, and which are fed by an activation.
+
+    The graph comes from torch.export of a copy on fake tensors: no weight is read, nothing is computed, and
+    the model keeps its weights, mode, hooks and the random state. Weights and arguments may be real, fake or
+    on the meta device, also mixed. Rules: see `segquant.graph_outputs`, `segquant.graph_inputs` and
+    `segquant.graph_activations`; the patterns are those of arXiv 2507.14811 (SegLinear,
+    DualScale).
+
+    A layer that is called several times keeps what all its calls agree on; the rest is None, with a log line.
+
+    Args:
+        model: any module, of which each nn.Linear is looked at.
+        args: example positional arguments of its forward; only shapes and dtypes of tensors matter.
+        kwargs: example keyword arguments.
+
+    Returns:
+        One `Segments` for each name under which an nn.Linear sits in the model (a module in two places has
+        two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`.
+
+    Raises:
+        QuantizationError: torch.export cannot read the model; the message names its class and the cause.
+    """
+    if not isinstance(args, (tuple, list)):
+        raise QuantizationError(
+            f"find_segments wants `args` as a tuple of forward arguments, got {type(args).__name__}: "
+            "pass (tensor,) for a single one, or use `kwargs`."
+        )
+    captured = capture(model, args, kwargs or {})
+    order = {node: position for position, node in enumerate(captured.graph.nodes)}
+    useful = leading_to_cuts(captured.graph)
+    tracer = InputTracer(provenance(captured.graph, captured.inputs))
+    return {
+        name: _merged(name, [_of_call(call, order, useful, tracer) for call in calls])
+        for name, calls in captured.calls.items()
+    }
+
+
+def _of_call(call: Node, order: dict[Node, int], useful: frozenset[Node], tracer: InputTracer) -> Segments:
+    cut = tracer.cut(call)
+    activations = None
+    if cut is not None:
+        activations = tuple(map(activation_of, cut.nodes)) if cut.nodes else (None,) * len(cut.sizes)
+    return Segments(
+        output=output_cut(call, order, useful),
+        input=cut.sizes if cut else None,
+        activation=activation_of(call.args[0]),
+        input_activations=activations,
+    )
+
+
+def _merged(name: str, calls: list[Segments]) -> Segments:
+    """What all calls of one layer agree on."""
+    if not calls:
+        return Segments()
+    agreed: dict[str, Any] = {}
+    for field in ("output", "input", "activation"):
+        values = {getattr(segments, field) for segments in calls}
+        agreed[field] = values.pop() if len(values) == 1 else None
+        if values:
+            logger.info("%s: its %d calls disagree on %s; taken as none", name, len(calls), field)
+    if agreed["input"] is not None:
+        pieces = zip(*(segments.input_activations or () for segments in calls), strict=True)
+        agreed["input_activations"] = tuple(names[0] if len(set(names)) == 1 else None for names in pieces)
+    return Segments(**agreed)

@@ -1,0 +1,214 @@
+"""Input cuts and activations: what the input of a linear layer is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from torch.fx import Graph, Node
+
+from segquant import graph_layout, graph_ops
+from segquant.graph_layout import Layout
+
+_PRODUCTS = frozenset(["matmul", "bmm", "einsum", "scaled_dot_product_attention", "flex_attention"])
+_POSITIONAL_THROUGH = (
+    graph_ops.IDENTITY
+    | graph_ops.UNARY
+    | graph_ops.BINARY
+    | graph_ops.RESHAPE
+    | graph_ops.PERMUTE
+    | graph_ops.EXPAND
+    | graph_ops.SPLIT
+    | graph_ops.WINDOW
+    | graph_ops.CAT
+    | {"getitem", "stack", "flip"}
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Nodes that no input of the model reaches, and those made of sines, cosines and such nodes only."""
+
+    constant: frozenset[Node]
+    positional: frozenset[Node]
+
+
+def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
+    given = frozenset(inputs)
+    constant: set[Node] = set()
+    positional: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "output" or node in given:
+            continue
+        kind, sources = graph_ops.name(node), node.all_input_nodes
+        is_constant = all(source in constant for source in sources)
+        passes = kind in _POSITIONAL_THROUGH and all(source in positional for source in sources)
+        if is_constant:
+            constant.add(node)
+        if is_constant or passes or kind in ("sin", "cos"):
+            positional.add(node)
+    return Provenance(frozenset(constant), frozenset(positional))
+
+
+@dataclass(frozen=True)
+class InputCut:
+    """Sizes in channels, and for each piece the last tensor on its way that decides on its activation.
+
+    No nodes where the pieces are attention heads.
+    """
+
+    sizes: tuple[int, ...]
+    nodes: tuple[Node, ...] | None
+
+
+class InputTracer:
+    """Walks back from the input of a linear node to a concat, a stack, or an attention with merged heads.
+
+    Followed: casts, dropout, reshapes, permutes, slices and concats of tokens, elementwise functions,
+    token-wise normalization, products with a gate or a mask, sums with a constant. A sum of two activations
+    ends the walk.
+
+    - Concat, stack: a cut where the operands are contiguous ranges of channels and at least one operand is
+      not positional (made of sines, cosines and constants only). An operand that is such a concat itself
+      counts as its parts; merged heads inside an operand stay one piece.
+    - Heads: a cut where an attention's product (scaled_dot_product_attention, flex_attention, matmul, bmm,
+      einsum of two activations) has the outer part of the channels among its batch dimensions. A reshape that
+      merges other things (patches of an image) is none.
+    """
+
+    def __init__(self, origins: Provenance) -> None:
+        self._origins = origins
+        self._known: dict[tuple[Node, Layout], InputCut | None] = {}
+
+    def cut(self, call: Node) -> InputCut | None:
+        """The cut of the input of the aten.linear node `call`, or None."""
+        given = graph_ops.source(call)
+        shape = graph_ops.shape(given)
+        if given is None or shape is None:
+            return None
+        return self._trace(given, graph_layout.channels_last(shape))
+
+    def _trace(self, node: Node, layout: Layout | None) -> InputCut | None:
+        if layout is None:
+            return None
+        key = (node, layout)
+        if key not in self._known:
+            self._known[key] = self._step(node, layout)
+        return self._known[key]
+
+    def _step(self, node: Node, layout: Layout) -> InputCut | None:
+        kind = graph_ops.name(node)
+        if kind in graph_ops.BINARY:
+            return self._binary(node, layout, kind)
+        if kind in graph_ops.CAT or kind == "stack":
+            return self._joined(node, layout)
+        if kind in _PRODUCTS:
+            return self._heads(node, layout, kind)
+        if kind == "getitem" and graph_ops.name(node.args[0]) in _PRODUCTS:
+            return self._heads(node.args[0], layout, graph_ops.name(node.args[0]))
+        if kind in graph_ops.WINDOW or kind == "getitem":
+            window, source = graph_ops.window(node), graph_ops.window_source(node)
+            return self._trace(source, _before_window(layout, window, source)) if window and source else None
+        source = graph_ops.source(node)
+        shape = graph_ops.shape(source)
+        if source is None or shape is None:
+            return None
+        if kind in graph_ops.IDENTITY:
+            return self._trace(source, layout)
+        if kind in graph_ops.UNARY | graph_ops.NORM:
+            return _changed_at(node, self._trace(source, layout))
+        if kind in graph_ops.RESHAPE:
+            return self._trace(source, graph_layout.reshape(layout, shape))
+        if kind in graph_ops.EXPAND:
+            return self._trace(source, graph_layout.operand(layout, shape))
+        if kind in graph_ops.PERMUTE and (order := graph_ops.permutation(node, len(layout))):
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            return self._trace(source, graph_layout.permute(layout, inverse))
+        return None
+
+    def _binary(self, node: Node, layout: Layout, kind: str) -> InputCut | None:
+        candidates = [
+            (operand, before)
+            for operand in dict.fromkeys(graph_ops.tensor_operands(node))
+            if operand not in self._origins.constant
+            and (before := graph_layout.operand(layout, graph_ops.shape(operand) or ())) is not None
+        ]
+        if kind in graph_ops.SUM and len(candidates) != 1:
+            return None
+        found = {self._trace(operand, before) for operand, before in candidates} - {None}
+        return _changed_at(node, found.pop()) if len(found) == 1 else None
+
+    def _joined(self, node: Node, layout: Layout) -> InputCut | None:
+        joined = graph_ops.joined(node)
+        if joined is None:
+            return None
+        axis, parts, kept = joined
+        rest = (*layout[:axis], *layout[axis + 1 :])
+        sizes = [(graph_ops.shape(part) or ())[axis] if kept else 1 for part in parts]
+        if not graph_layout.has_channels(layout[axis]):
+            befores = [
+                graph_layout.replace(layout, axis, graph_layout.other(n)) if kept else rest for n in sizes
+            ]
+            cuts = [self._trace(part, before) for part, before in zip(parts, befores, strict=True)]
+            alike = len({cut.sizes if cut else None for cut in cuts}) == 1
+            return _changed_at(node, cuts[0]) if alike else None
+        stride = graph_layout.outermost_stride(layout, axis)
+        if stride is None or sum(sizes) != graph_layout.size_of(layout[axis]):
+            return None
+        if len(parts) < 2 or all(part in self._origins.positional for part in parts):
+            return None
+        pieces: list[tuple[int, Node]] = []
+        for part, size in zip(parts, sizes, strict=True):
+            dimension = ((size, stride),) if size > 1 else ()
+            inner = self._trace(part, graph_layout.replace(layout, axis, dimension) if kept else rest)
+            if inner is not None and inner.nodes is not None:
+                pieces += zip(inner.sizes, inner.nodes, strict=True)
+            else:
+                pieces.append((size * stride, part))
+        return InputCut(tuple(size for size, _ in pieces), tuple(part for _, part in pieces))
+
+    def _heads(self, node: Node, layout: Layout, kind: str) -> InputCut | None:
+        batch = _batch_axes(node, layout, kind)
+        fused = kind.endswith("attention")  # only its mask may be constant
+        if batch is None or (not fused and any(o in self._origins.constant for o in node.all_input_nodes)):
+            return None
+        outer = [factor for axis in batch for factor in layout[axis] if factor[1] is not None]
+        heads, channels = prod(size for size, _ in outer), graph_layout.extent(layout)
+        size = channels // heads
+        if heads < 2 or any(stride is None or stride < size for _, stride in outer):
+            return None
+        return InputCut((size,) * heads, None)
+
+
+def _changed_at(node: Node, cut: InputCut | None) -> InputCut | None:
+    """The cut, where an operator on the way changes the values: the activations are read off it."""
+    return cut if cut is None or cut.nodes is None else InputCut(cut.sizes, (node,) * len(cut.sizes))
+
+
+def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
+    """The dimensions of a product's result that both operands share: the product treats each index apart."""
+    if kind != "einsum":
+        return list(range(len(layout) - 2))
+    equation, operands = node.args[0], node.args[1]
+    if "->" not in equation or "." in equation or len(operands) != 2:
+        return None
+    given, result = equation.replace(" ", "").split("->")
+    left, right = given.split(",")
+    return [axis for axis, letter in enumerate(result) if letter in left and letter in right]
+
+
+def _before_window(layout: Layout, window: graph_ops.Window, source: Node) -> Layout | None:
+    """The layout of the tensor that a window was cut out of.
+
+    A dimension with channels keeps the channels' factors although it is longer than they are; nothing but
+    a product's batch dimensions can be read off such a layout, as reshape and concat check the sizes.
+    """
+    shape = graph_ops.shape(source)
+    if shape is None:
+        return None
+    if not window.keeps:
+        return (*layout[: window.axis], graph_layout.other(shape[window.axis]), *layout[window.axis :])
+    if graph_layout.has_channels(layout[window.axis]):
+        return layout
+    return graph_layout.replace(layout, window.axis, graph_layout.other(shape[window.axis]))

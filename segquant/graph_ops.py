@@ -1,0 +1,164 @@
+"""What the ATen operators in an exported graph do to the dimensions of a tensor."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# The value goes through unchanged (up to dtype, memory or training-time noise).
+IDENTITY = _words(
+    "to _to_copy type_as contiguous clone alias detach lift_fresh lift_fresh_copy dropout alpha_dropout "
+    "feature_dropout _autocast_to_reduced_precision _autocast_to_full_precision"
+)
+# One tensor in, one out, element by element.
+UNARY = _words(
+    "silu gelu mish hardswish relu relu6 leaky_relu elu selu celu softplus tanh sigmoid hardsigmoid hardtanh "
+    "clamp clamp_min clamp_max clip nan_to_num neg abs exp log sqrt rsqrt reciprocal square pow erf"
+)
+SUM = _words("add sub subtract rsub")
+PRODUCT = _words("mul multiply div divide true_divide")
+BINARY = SUM | PRODUCT
+# Each token is centred and scaled; a channel keeps its place.
+NORM = _words("layer_norm rms_norm _fused_rms_norm")
+# Row-major: the input's and the output's shape say it all.
+RESHAPE = _words(
+    "view _unsafe_view reshape view_as reshape_as flatten unflatten unsqueeze squeeze atleast_3d"
+)
+PERMUTE = _words("permute transpose t swapaxes swapdims movedim moveaxis mT numpy_T adjoint")
+EXPAND = _words("expand expand_as broadcast_to")
+SPLIT = _words(
+    "chunk unsafe_chunk split unsafe_split split_with_sizes unsafe_split_with_sizes tensor_split hsplit "
+    "vsplit dsplit unbind"
+)
+WINDOW = _words("slice narrow select")
+CAT = _words("cat concat concatenate hstack")
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Indices start, start + step, … below stop of one axis of a tensor; `keeps` says if the axis stays."""
+
+    axis: int
+    start: int
+    stop: int
+    step: int = 1
+    keeps: bool = True
+
+
+def name(node: Node) -> str:
+    """The operator's name without namespace, overload and the underscore of an in-place form."""
+    if node.op != "call_function":
+        return ""
+    if node.target is operator.getitem:
+        return "getitem"
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[-1].removesuffix("_")
+    return str(getattr(node.target, "_name", ""))
+
+
+def argument(node: Node, position: int, key: str, default: Any = None) -> Any:
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(key, default)
+
+
+def shape(node: Any) -> tuple[int, ...] | None:
+    """The static, non-empty shape of a node's tensor; None for anything else."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, torch.Tensor) or not all(type(n) is int and n > 0 for n in value.shape):
+        return None
+    return tuple(value.shape)
+
+
+def source(node: Node) -> Node | None:
+    """The first argument if it is a tensor."""
+    first = node.args[0] if node.args else None
+    return first if shape(first) is not None else None
+
+
+def tensor_operands(node: Node) -> list[Node]:
+    return [a for a in node.args if isinstance(a, Node) and shape(a) is not None]
+
+
+def axis_of(value: Any, dims: int) -> int | None:
+    return value % dims if isinstance(value, int) and dims and -dims <= value < dims else None
+
+
+def permutation(node: Node, dims: int) -> tuple[int, ...] | None:
+    """order such that output dimension i is input dimension order[i], read off a probe of distinct sizes."""
+    if dims > len(_PRIMES):
+        return None
+    probe = node.target(torch.empty(_PRIMES[:dims], device="meta"), *node.args[1:], **node.kwargs)
+    return tuple(_PRIMES.index(n) for n in probe.shape)
+
+
+def pieces(node: Node) -> list[Window] | None:
+    """The windows that a chunk, split or unbind opens on its input, in order."""
+    whole, parts = shape(node.args[0]), node.meta.get("val")
+    if whole is None or not isinstance(parts, (list, tuple)):
+        return None
+    if name(node) == "unbind":
+        axis = axis_of(argument(node, 1, "dim", 0), len(whole))
+        return None if axis is None else [Window(axis, i, i + 1, keeps=False) for i in range(len(parts))]
+    shapes = [tuple(part.shape) for part in parts]
+    axis = next((i for i in range(len(whole)) if shapes[0][i] != whole[i]), 0)
+    if sum(s[axis] for s in shapes) != whole[axis]:
+        return None
+    windows, start = [], 0
+    for part in shapes:
+        windows.append(Window(axis, start, start + part[axis]))
+        start += part[axis]
+    return windows
+
+
+def window(node: Node) -> Window | None:
+    """The window that a slice, narrow, select, or getitem of a split opens on its `window_source`."""
+    kind = name(node)
+    if kind == "getitem":
+        split = node.args[0]
+        windows = pieces(split) if name(split) in SPLIT else None
+        return windows[node.args[1]] if windows and isinstance(node.args[1], int) else None
+    whole = shape(node.args[0])
+    axis = axis_of(argument(node, 1, "dim", 0), len(whole or ()))
+    if whole is None or axis is None:
+        return None
+    size = whole[axis]
+    if kind == "select":
+        index = argument(node, 2, "index")
+        return Window(axis, index % size, index % size + 1, keeps=False) if isinstance(index, int) else None
+    if kind == "narrow":
+        start, length = argument(node, 2, "start"), argument(node, 3, "length")
+        if not isinstance(start, int) or not isinstance(length, int):
+            return None
+        return Window(axis, start % size, start % size + length)
+    given = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
+    if not all(n is None or isinstance(n, int) for n in given):
+        return None
+    return Window(axis, *slice(*given).indices(size))
+
+
+def window_source(node: Node) -> Node | None:
+    """The tensor that `window(node)` is a part of."""
+    return source(node.args[0]) if name(node) == "getitem" else source(node)
+
+
+def joined(node: Node) -> tuple[int, list[Node], bool] | None:
+    """(axis of the result, operands, whether the operands have that axis too) of a concat or stack."""
+    result, parts = shape(node), node.args[0] if node.args else None
+    if result is None or not isinstance(parts, (list, tuple)) or any(shape(part) is None for part in parts):
+        return None
+    if name(node) == "hstack":
+        axis = min(1, len(result) - 1)
+    else:
+        axis = axis_of(argument(node, 1, "dim", 0), len(result))
+    return None if axis is None else (axis, list(parts), name(node) != "stack")
