@@ -35,9 +35,13 @@ def _distance(x: np.ndarray, y: np.ndarray, x_counts: np.ndarray, y_counts: np.n
     x_mean, a = _mean_and_root(x, x_counts)
     y_mean, b = _mean_and_root(y, y_counts)
     gap = x_mean - y_mean
-    value = gap @ gap + np.sum(a * a) + np.sum(b * b) - 2.0 * _nuclear_norm(a, b)
-    # Equal sets leave a rounding error of either sign.
-    return max(float(value), 0.0)
+    return _combine(gap @ gap, np.sum(a * a), np.sum(b * b), _nuclear_norm(a, b))
+
+
+def _combine(gap: float, x_trace: float, y_trace: float, root_trace: float) -> float:
+    """The distance from its terms; what rounding leaves of equal sets, of either sign, is zero."""
+    value = float(gap + x_trace + y_trace - 2.0 * root_trace)
+    return value if value > 1e-12 * (x_trace + y_trace) else 0.0
 
 
 def _mean_and_root(x: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,8 +85,8 @@ def _replicates_fixed(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
         gap = float(mean @ mean)
         x_trace = (float(c @ squares) - n * gap) / (n - 1.0)
         _, root = _mean_and_root(cross, c)
-        out[i] = gap + x_trace + y_trace - 2.0 * np.linalg.svd(root, compute_uv=False).sum()
-    return np.maximum(out, 0.0)
+        out[i] = _combine(gap, x_trace, y_trace, np.linalg.svd(root, compute_uv=False).sum())
+    return out
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:

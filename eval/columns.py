@@ -1,0 +1,201 @@
+"""What a results table shows: runs in reading order, columns, and the numbers of each cell."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.results import Interval, RunResult
+from eval.statistics import bootstrap_counts, mean_replicates, percentile_interval
+
+PRECISION_ORDER = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+METHOD_ORDER = (
+    "none", "rtn", "smoothquant", "gptq", "svdquant", "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
+)  # fmt: skip
+OURS = "segquant"
+REPLICATES = 1000
+BYTES_PER_MB = 1e6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the table with its 95 % interval."""
+
+    value: float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `key` for machines, `title` and `unit` for people; `judged` columns get a best value."""
+
+    key: str
+    title: str
+    unit: str
+    direction: str | None
+    cell: Callable[[RunResult], Cell | None]
+    judged: bool = True
+
+    @property
+    def arrow(self) -> str:
+        """↑ or ↓, whichever is better; empty where neither is."""
+        return {"higher": "↑", "lower": "↓", None: ""}[self.direction]
+
+
+def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
+    """By model, dataset and seed; the unquantized model first, then by precision, then by method.
+
+    The unquantized model is kept once: a sweep over precisions runs it at each, where it is the same.
+    """
+    unique: dict[object, RunResult] = {}
+    for run in runs:
+        key = (run.model, run.dataset, run.seed, run.prompts) if run.is_float else run.path
+        unique.setdefault(key, run)
+    return sorted(
+        unique.values(),
+        key=lambda r: (
+            r.model,
+            r.dataset,
+            r.seed,
+            not r.is_float,
+            _rank(r.precision, PRECISION_ORDER),
+            method_rank(r.quantizer),
+            r.name,
+        ),
+    )
+
+
+def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)
+
+
+def method_rank(quantizer: str) -> tuple[bool, int, str]:
+    """Sorts baselines in the order of their papers, unknown tools after them, SegQuant last."""
+    return (quantizer.startswith(OURS), *_rank(quantizer, METHOD_ORDER))
+
+
+def labels(runs: Sequence[RunResult]) -> dict[int, str]:
+    """By `id` of the run: its method, or its own name where two runs of a group share a method."""
+    shared = Counter((group_key(r), r.quantizer) for r in runs)
+    found = {}
+    for run in runs:
+        if run.is_float:
+            found[id(run)] = "unquantized"
+        else:
+            found[id(run)] = run.quantizer if shared[group_key(run), run.quantizer] == 1 else run.name
+    return found
+
+
+def group_key(run: RunResult) -> tuple[str, str, int, str]:
+    """Runs that may be compared: same model, prompts, latents and bits."""
+    return (run.model, run.dataset, run.seed, "" if run.is_float else run.precision)
+
+
+def columns(runs: Sequence[RunResult]) -> list[Column]:
+    """Every metric found in the runs, in order of first appearance, then errors, size and cost."""
+    found: list[Column] = []
+    names = dict.fromkeys(metric.name for run in runs for metric in run.metrics)
+    for name in names:
+        example = next(m for run in runs for m in run.metrics if m.name == name)
+        unit = "dB" if name == "psnr" else ""
+        found.append(Column(name, _title(name), unit, example.direction, _metric_cell(name)))
+    found += [
+        Column("layer_error", "layer error", "relative", "lower", layer_error),
+        Column("output_error", "output error", "relative", "lower", output_error),
+        Column("weight_mb", "weights", "MB", "lower", _weight_mb, judged=False),
+        Column("compression", "compression", "×", "higher", _compression, judged=False),
+        Column("quantize_s", "quantize", "s", "lower", _quantize_seconds, judged=False),
+        Column("peak_mb", "memory", "MiB", "lower", _quantize_peak, judged=False),
+    ]
+    return [column for column in found if any(column.cell(run) is not None for run in runs)]
+
+
+def _title(name: str) -> str:
+    """``fid_ref[effnet_lite0]`` → ``fid_ref [effnet_lite0]``, which may break at the space."""
+    return name.replace("[", " [")
+
+
+def _metric_cell(name: str) -> Callable[[RunResult], Cell | None]:
+    def cell(run: RunResult) -> Cell | None:
+        metric = run.metric(name)
+        return None if metric is None else Cell(metric.value, metric.interval)
+
+    return cell
+
+
+def layer_error(run: RunResult) -> Cell | None:
+    """Geometric mean over layers of the relative output error, with a bootstrap interval over layers.
+
+    Layers without error (left unquantized) are not part of it.
+    """
+    return _geometric_mean([e for e in run.layer_errors.values() if e > 0.0], run.seed)
+
+
+def output_error(run: RunResult) -> Cell | None:
+    """Relative error of the denoiser's output on held-out inputs; the interval is over denoiser calls."""
+    if run.is_float or run.output_error is None:
+        return None
+    rows = np.array(run.per_row_output_errors)
+    if len(rows) < 2:
+        return Cell(run.output_error)
+    counts = bootstrap_counts(len(rows), REPLICATES, run.seed)
+    drawn = mean_replicates(rows, counts)
+    # The recorded value weighs calls by their energy, the rows do not: keep the rows' relative spread.
+    low, high = percentile_interval(drawn / rows.mean())
+    return Cell(run.output_error, (run.output_error * low, run.output_error * high))
+
+
+def _geometric_mean(errors: Sequence[float], seed: int) -> Cell | None:
+    if not errors:
+        return None
+    logs = np.log(errors)
+    if len(logs) < 2:
+        return Cell(float(errors[0]))
+    drawn = mean_replicates(logs, bootstrap_counts(len(logs), REPLICATES, seed))
+    low, high = percentile_interval(drawn)
+    return Cell(math.exp(logs.mean()), (math.exp(low), math.exp(high)))
+
+
+def _weight_mb(run: RunResult) -> Cell | None:
+    return None if run.weight_bytes is None else Cell(run.weight_bytes / BYTES_PER_MB)
+
+
+def _compression(run: RunResult) -> Cell | None:
+    if not run.weight_bytes or not run.weight_bytes_float:
+        return None
+    return Cell(run.weight_bytes_float / run.weight_bytes)
+
+
+def _quantize_seconds(run: RunResult) -> Cell | None:
+    return _stage(run, "seconds")
+
+
+def _quantize_peak(run: RunResult) -> Cell | None:
+    return _stage(run, "peak_memory_mb")
+
+
+def _stage(run: RunResult, key: str) -> Cell | None:
+    value = run.stages.get("quantize", {}).get(key)
+    return None if run.is_float or value is None else Cell(float(value))
+
+
+def best_runs(column: Column, runs: Sequence[RunResult]) -> set[int]:
+    """`id` of the runs with the best value of their group; only where at least two quantized runs compete."""
+    if column.direction is None or not column.judged:
+        return set()
+    groups: dict[object, list[tuple[float, int]]] = {}
+    for run in runs:
+        cell = column.cell(run)
+        if cell is not None and not run.is_float:
+            groups.setdefault(group_key(run), []).append((cell.value, id(run)))
+    pick = min if column.direction == "lower" else max
+    best: set[int] = set()
+    for entries in groups.values():
+        if len(entries) > 1:
+            top = pick(value for value, _ in entries)
+            best |= {run for value, run in entries if value == top}
+    return best

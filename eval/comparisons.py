@@ -1,0 +1,205 @@
+"""Paired differences between methods on the same model, prompts, latents and precision, in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from eval.columns import OURS, REPLICATES, group_key, labels, sort_runs
+from eval.errors import EvalError
+from eval.results import RunResult
+from eval.statistics import Difference, paired_mean_difference, paired_replicate_difference
+
+SET_METRICS = ("fid_ref", "fid_gt")
+IMAGE_METRICS = ("psnr", "ssim", "lpips", "perceptual", "clip_score")
+UNITS = {"psnr": " dB"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One paired comparison of two runs.
+
+    `kind` is ``"difference"`` (ours − theirs) or ``"ratio"`` (ours / theirs, a geometric mean over pairs).
+    """
+
+    ours: str
+    theirs: str
+    precision: str
+    metric: str
+    kind: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+    pairs: str
+    verdict: str
+
+    def amount(self) -> str:
+        """``+1.23 dB [0.90, 1.50]`` or ``×0.72 [0.68, 0.77]``."""
+        low, high = self.interval
+        if self.kind == "ratio":
+            return f"×{self.value:.3f} [{low:.3f}, {high:.3f}]"
+        digits = _digits(max(abs(low), abs(high)))
+        unit = UNITS.get(self.metric, "")
+        return f"{self.value:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+    def sentence(self) -> str:
+        """The comparison as one line."""
+        return (
+            f"{self.ours} vs {self.theirs} at {self.precision}: {self.metric} {self.amount()} {self.verdict} "
+            f"(n={self.n}{self.pairs})"
+        )
+
+
+def _digits(magnitude: float) -> int:
+    """Decimals that leave three significant digits."""
+    return 3 if magnitude == 0 else min(max(2 - math.floor(math.log10(magnitude)), 0), 6)
+
+
+def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
+    """SegQuant against every other method of the same group.
+
+    Returns:
+        the comparisons, in table order, and one sentence for every pair of series that cannot be compared.
+    """
+    found: list[Comparison] = []
+    refused: list[str] = []
+    ordered = [run for run in sort_runs(runs) if not run.is_float]
+    names = labels(ordered)
+    for i, ours in enumerate(ordered):
+        if not ours.quantizer.startswith(OURS):
+            continue
+        for theirs in ordered[:i]:
+            if group_key(theirs) == group_key(ours):
+                pair = Pair(ours, theirs, names[id(ours)], names[id(theirs)])
+                made, left = pair.compare()
+                found += made
+                refused += left
+    return found, refused
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of one group and their labels."""
+
+    ours: RunResult
+    theirs: RunResult
+    our_label: str
+    their_label: str
+
+    def compare(self) -> tuple[list[Comparison], list[str]]:
+        """Every metric both runs have: pictures first, then layers and denoiser outputs."""
+        found: list[Comparison] = []
+        try:
+            self._check_prompts()
+            found += self._sets() + self._images()
+        except EvalError as error:
+            found += self._errors()
+            return found, [f"{self.our_label} vs {self.their_label} at {self.ours.precision}: {error}"]
+        return found + self._errors(), []
+
+    def _check_prompts(self) -> None:
+        if self.ours.prompts != self.theirs.prompts:
+            raise EvalError("pictures are not compared, because the two runs have different prompts")
+
+    def _sets(self) -> list[Comparison]:
+        found = []
+        for name in self._shared(SET_METRICS):
+            ours, theirs = read_replicates(self.ours, name), read_replicates(self.theirs, name)
+            if ours[1] != theirs[1] or ours[0].shape != theirs[0].shape:
+                raise EvalError(
+                    f"{name} is not compared, because the bootstraps differ in seed, n or replicates"
+                )
+            mine, other = self.ours.metric(name), self.theirs.metric(name)
+            gap = paired_replicate_difference((mine.value, ours[0]), (other.value, theirs[0]), mine.n)
+            found.append(self._difference(name, gap, mine.direction))
+        return found
+
+    def _images(self) -> list[Comparison]:
+        found = []
+        for name in self._shared(IMAGE_METRICS):
+            ours, theirs = read_per_image(self.ours, name), read_per_image(self.theirs, name)
+            gap = paired_mean_difference(ours, theirs, replicates=REPLICATES, seed=self.ours.seed)
+            found.append(self._difference(name, gap, self.ours.metric(name).direction))
+        return found
+
+    def _errors(self) -> list[Comparison]:
+        found = []
+        layers = [k for k in self.ours.layer_errors if k in self.theirs.layer_errors]
+        ours = [self.ours.layer_errors[k] for k in layers]
+        theirs = [self.theirs.layer_errors[k] for k in layers]
+        found += self._ratio("layer error", ours, theirs, " layers")
+        rows = (self.ours.per_row_output_errors, self.theirs.per_row_output_errors)
+        if len(rows[0]) == len(rows[1]):
+            found += self._ratio("output error", *rows, " denoiser calls")
+        return found
+
+    def _shared(self, bases: Sequence[str]) -> list[str]:
+        """Names of both runs' metrics, network in brackets included, in the order of `bases`."""
+        mutual = [m.name for m in self.ours.metrics if self.theirs.metric(m.name) is not None]
+        return [name for base in bases for name in mutual if name.split("[")[0] == base]
+
+    def _difference(self, name: str, gap: Difference, direction: str) -> Comparison:
+        return Comparison(
+            self.our_label, self.their_label, self.ours.precision, name, "difference",
+            gap.value, gap.interval, gap.n, "", gap.verdict(direction),
+        )  # fmt: skip
+
+    def _ratio(
+        self, name: str, ours: Sequence[float], theirs: Sequence[float], pairs: str
+    ) -> list[Comparison]:
+        """Geometric mean of ours/theirs; pairs where either is zero (left unquantized) do not count."""
+        both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0.0 and b > 0.0]
+        if len(both) < 2:
+            return []
+        logs = np.log(np.array(both))
+        gap = paired_mean_difference(logs[:, 0], logs[:, 1], replicates=REPLICATES, seed=self.ours.seed)
+        interval = (math.exp(gap.interval[0]), math.exp(gap.interval[1]))
+        return [
+            Comparison(
+                self.our_label, self.their_label, self.ours.precision, name, "ratio",
+                math.exp(gap.value), interval, gap.n, pairs, gap.verdict("lower"),
+            )
+        ]  # fmt: skip
+
+
+def read_per_image(run: RunResult, name: str) -> np.ndarray:
+    """The metric's value for every picture, float64 [n], from the run's evaluation folder."""
+    path = _evaluation_file(run, "per_image.json")
+    try:
+        return np.array([float(v) for v in _read_json(path)["metrics"][name]])
+    except KeyError as error:
+        raise EvalError(f"{path} has no values of {name}; evaluate that run again") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise EvalError(f"{path} is not readable JSON; evaluate that run again") from error
+
+
+def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, str]]:
+    """Bootstrap replicates of FID or KID, and what they were drawn with (seed, n)."""
+    path = _evaluation_file(run, "features.safetensors")
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            metadata = stored.metadata() or {}
+            drawn = stored.get_tensor(f"replicates/{name}")
+    except SafetensorError as error:
+        raise EvalError(f"{path} has no bootstrap of {name} ({error}); evaluate that run again") from error
+    return drawn, {key: metadata.get(key, "") for key in ("seed", "n")}
+
+
+def _evaluation_file(run: RunResult, name: str) -> Path:
+    folder = run.folder("evaluation")
+    if folder is None or not (folder / name).is_file():
+        raise EvalError(
+            f"pictures are not compared, because {run.path} leads to no {name}; evaluate it again"
+        )
+    return folder / name

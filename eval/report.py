@@ -1,0 +1,147 @@
+"""`segquant-report`: tables, grid, comparisons and one page, rendered from results on disk."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.columns import OURS
+from eval.comparisons import Comparison, compare_runs
+from eval.errors import EvalError
+from eval.figures import grid_groups, picture_grid
+from eval.files import save_bytes, save_text
+from eval.page import render_page
+from eval.plots import metric_plot
+from eval.results import RunResult, load_results
+from eval.tables import Table, to_csv, to_html, to_latex, to_markdown
+
+log = logging.getLogger(__name__)
+
+LEGEND = (
+    "↓ lower is better, ↑ higher is better; in brackets the 95 % bootstrap interval (over pictures; over "
+    "layers for the layer error, over denoiser calls for the output error); **bold**: best of its precision. "
+    "fid_ref, psnr, ssim and the perceptual distances compare with the unquantized model's pictures, fid_gt "
+    "with real ones. The layer error is the geometric mean over layers of |Y − Ŷ| / |Y|, the output error "
+    "the same of the denoiser's output; quantize and memory: seconds and peak memory of quantizing. "
+    "FID depends on its extractor and on n: compare only within a table."
+)
+COMPARISONS_HEAD = """# Paired comparisons
+
+Each line pairs two runs of the same model, prompts, latents and precision, picture by picture (or layer by
+layer, or denoiser call by denoiser call), and gives the first run's value minus the second's, or for errors
+their ratio, with a 95 % paired bootstrap interval. *Better* and *worse* mean that the interval leaves zero
+(or ×1) out.
+"""
+
+
+def write_report(
+    directories: Sequence[Path], output: Path | None = None, *, grid: bool = True, rows: int = 8
+) -> dict[str, Path]:
+    """Render every `results.json` below `directories`.
+
+    Args:
+        directories: run or sweep folders.
+        output: where the report goes; by default the first directory.
+        grid: whether to draw the picture grid (it needs the pictures).
+        rows: prompts in the grid.
+
+    Returns:
+        the files written: table.md, table.csv, table.tex, comparisons.md, metrics.png, grid.png (one more per
+        further model, dataset or seed) and report.html.
+
+    Raises:
+        EvalError: no results, a broken results.json, or pictures that are missing.
+    """
+    runs = load_results(directories)
+    folder = Path(directories[0] if output is None else output)
+    table = Table.of(runs)
+    comparisons, refused = compare_runs(runs)
+    for sentence in refused:
+        log.warning("%s", sentence)
+    pictures = _pictures(runs, grid, rows)
+    plot = metric_plot(table.runs)
+    if plot is not None:
+        pictures = {"metrics.png": plot, **pictures}
+    texts = {
+        "table.md": f"{to_markdown(table)}\n{LEGEND}\n\n{backends_markdown(table.runs)}",
+        "table.csv": to_csv(table),
+        "table.tex": to_latex(table),
+        "comparisons.md": comparisons_markdown(comparisons, refused),
+        "report.html": render_page(table, to_html(table), comparisons, refused, pictures, LEGEND),
+    }
+    for name, content in pictures.items():
+        save_bytes(folder / name, content)
+    for name, text in texts.items():
+        save_text(folder / name, text)
+    return {name: folder / name for name in (*texts, *pictures)}
+
+
+def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, bytes]:
+    """The grids by file name; the first group's is grid.png."""
+    if not grid:
+        return {}
+    found: dict[str, bytes] = {}
+    for (model, dataset, seed), members in grid_groups(runs).items():
+        name = "grid.png" if not found else _safe_name(f"grid_{model}_{dataset}_{seed}") + ".png"
+        found[name] = picture_grid(members, rows)
+    return found
+
+
+def _safe_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+
+
+def comparisons_markdown(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
+    """Sentences by precision and pair, and what could not be compared."""
+    lines = COMPARISONS_HEAD.splitlines() + [""]
+    last: tuple[str, str] | None = None
+    for comparison in comparisons:
+        pair = (comparison.precision, f"{comparison.ours} vs {comparison.theirs}")
+        if pair != last:
+            lines += ["" if last else "", f"## {pair[1]} at {pair[0]}", ""]
+            last = pair
+        lines.append(f"- {comparison.sentence()}")
+    if not comparisons:
+        lines.append(
+            f"There is no {OURS}_* run beside another method at the same precision, so nothing to compare."
+        )
+    lines += [f"\nNot compared: {sentence}" for sentence in refused]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def backends_markdown(runs: Sequence[RunResult]) -> str:
+    """One line per metric: what computed it."""
+    found = {metric.name: metric.backend for run in runs for metric in run.metrics}
+    return "".join(f"- `{name}`: {backend}\n" for name, backend in found.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of `segquant-report`; 0 on success, 2 with one sentence on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
+    )
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run or sweep folder")
+    parser.add_argument("--output", type=Path, help="folder for the report (default: the first DIR)")
+    parser.add_argument("--rows", type=int, default=8, help="prompts in the grid (default: 8)")
+    parser.add_argument("--no-grid", action="store_true", help="leave the picture grid out")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if options.rows < 1:
+            raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
+        written = write_report(
+            options.directories, options.output, grid=not options.no_grid, rows=options.rows
+        )
+    except (EvalError, OSError) as error:
+        sys.stderr.write(f"segquant-report: {error}\n")
+        return 2
+    sys.stdout.writelines(f"{path}\n" for path in written.values())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
