@@ -1,0 +1,124 @@
+"""The pictures the small pipelines are trained on: two permissively licensed emoji sets, rendered at 64×64.
+
+Sources (npm packages, pinned below): `@iconify-json/noto` (Google, Apache-2.0) and
+`@iconify-json/fluent-emoji-flat` (Microsoft, MIT). Skin-tone variants are dropped; the caption is the icon's
+name and its style ("red apple, noto style").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+PACKAGES = {"noto": "@iconify-json/noto@1.2.9", "fluent": "@iconify-json/fluent-emoji-flat@1.2.6"}
+ARCHIVE = Path(__file__).parent / "emoji.zip"
+SIZE = 64
+SKIN_TONE = re.compile(r"-(?:medium-light|medium-dark|light|medium|dark)(?:-skin-tone)?(?=-|$)")
+CALIBRATION_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One rendered picture: `file` inside the archive, `caption`, and the split its prompt belongs to."""
+
+    id: str
+    file: str
+    caption: str
+    split: str
+
+
+def is_skin_tone_variant(name: str, names: set[str]) -> bool:
+    """True for "waving-hand-medium" when "waving-hand" is there too ("white-medium-square" is no variant)."""
+    if "skin-tone" in name:
+        return True
+    return name != (base := SKIN_TONE.sub("", name)) and base in names
+
+
+def split_of(name: str) -> str:
+    """Split by a hash of the name, so that both styles of one subject fall on the same side."""
+    value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+    return "calibration" if value < CALIBRATION_SHARE else "evaluation"
+
+
+def load_icons(spec: str) -> dict[str, str]:
+    """Fetch one iconify package with `npm pack`; return name → SVG, hidden icons and skin tones dropped."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"npm could not fetch {spec}: {done.stderr.strip().splitlines()[-1:]}")
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as tar:
+            icons = json.load(tar.extractfile("package/icons.json"))
+    names = set(icons["icons"])
+    chosen = {}
+    for name, icon in sorted(icons["icons"].items()):
+        if icon.get("hidden") or is_skin_tone_variant(name, names):
+            continue
+        width, height = icon.get("width", icons["width"]), icon.get("height", icons["height"])
+        box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+        link = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+        chosen[name] = f'<svg xmlns="http://www.w3.org/2000/svg" {link} viewBox="{box}">{icon["body"]}</svg>'
+    return chosen
+
+
+def render(svg: str, size: int = SIZE) -> Image.Image:
+    """Rasterise on white at 4× and reduce with a box filter: the same bytes wherever resvg is the same."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size))
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    canvas = Image.new("RGB", (4 * size, 4 * size), "white")
+    canvas.paste(white.convert("RGB"), ((4 * size - white.width) // 2, (4 * size - white.height) // 2))
+    return canvas.resize((size, size), Image.Resampling.BOX)
+
+
+def build_archive(path: Path = ARCHIVE) -> list[Picture]:
+    """Render both sets and write one zip of PNGs and `captions.jsonl`; deterministic bytes."""
+    pictures: list[Picture] = []
+    blobs: dict[str, bytes] = {}
+    for style, spec in PACKAGES.items():
+        for name, svg in tqdm(load_icons(spec).items(), desc=f"render {style}"):
+            image = render(svg)
+            if np.asarray(image).min() > 250:  # an empty glyph teaches nothing
+                continue
+            key = f"{style}-{name}"
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", optimize=True)
+            blobs[f"images/{key}.png"] = buffer.getvalue()
+            caption = f"{name.replace('-', ' ')}, {style} style"
+            pictures.append(Picture(key, f"images/{key}.png", caption, split_of(name)))
+    lines = "".join(json.dumps(asdict(p)) + "\n" for p in pictures)
+    partial = path.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, blob in [("captions.jsonl", lines.encode()), ("LICENSE.txt", LICENSE.encode()), *blobs.items()]:
+            archive.writestr(zipfile.ZipInfo(name, date_time=(2025, 1, 1, 0, 0, 0)), blob)
+    partial.replace(path)
+    return pictures
+
+
+def load_archive(path: Path = ARCHIVE) -> tuple[np.ndarray, list[Picture]]:
+    """Read the archive back: uint8 pictures [n, 64, 64, 3] and their captions."""
+    with zipfile.ZipFile(path) as archive:
+        pictures = [Picture(**json.loads(line)) for line in archive.read("captions.jsonl").decode().splitlines()]
+        arrays = [np.asarray(Image.open(io.BytesIO(archive.read(p.file))).convert("RGB")) for p in pictures]
+    return np.stack(arrays), pictures
+
+
+LICENSE = """The pictures noto-*.png are rendered from Noto Emoji, (c) Google Inc, Apache License 2.0
+(https://github.com/googlefonts/noto-emoji), as packaged in @iconify-json/noto.
+The pictures fluent-*.png are rendered from Fluent Emoji Flat, (c) Microsoft Corporation, MIT License
+(https://github.com/microsoft/fluentui-emoji), as packaged in @iconify-json/fluent-emoji-flat.
+"""

@@ -1,0 +1,136 @@
+"""One training loop for every part of a small pipeline: resumable, with warm-up, decay and a running average."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast: `steps` of `batch` samples, peak rate `lr` after `warmup` steps, then cosine decay.
+
+    `minutes` bounds the wall clock; when it is given the decay follows whichever of steps and time is further on,
+    so that a slow machine still ends with a fully decayed rate. `average` is the decay of the weights' average.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    minutes: float | None = None
+    average: float = 0.0
+    weight_decay: float = 0.0
+    muon: bool = False
+    floor: float = 0.01
+
+
+def optimizers(module: nn.Module, recipe: Recipe, hidden: Callable[[str], bool]) -> list[torch.optim.Optimizer]:
+    """AdamW, or Muon for the hidden matrices (`hidden(name)`) with AdamW for everything else."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    muon = [p for n, p in named if recipe.muon and p.ndim == 2 and hidden(n)]
+    chosen = {id(p) for p in muon}
+    rest = [p for _, p in named if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
+    if not muon:
+        return [adam]
+    match = torch.optim.Muon(muon, recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [adam, match]
+
+
+def rate(progress: float, step: int, recipe: Recipe) -> float:
+    """Factor on the peak rate: linear warm-up, cosine decay to `floor`."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """Write beside the target and rename, so that an interruption leaves the older checkpoint whole."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def fit(
+    name: str,
+    module: nn.Module,
+    loss: Callable[[int], torch.Tensor],
+    recipe: Recipe,
+    folder: Path,
+    hidden: Callable[[str], bool] = lambda _: True,
+    on_checkpoint: Callable[[nn.Module], None] | None = None,
+    checkpoint_seconds: float = 180.0,
+) -> nn.Module:
+    """Train `module` in place and return it, with the averaged weights when the recipe asks for an average.
+
+    `loss(step)` draws its own batch; it must depend on `step` and nothing else, so that a resumed run goes on
+    with the samples it would have seen. Checkpoints and a log of losses (JSON lines) lie in `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, record = folder / f"{name}.pt", folder / f"{name}.jsonl"
+    parts = optimizers(module, recipe, hidden)
+    average = {k: v.detach().clone().float() for k, v in module.state_dict().items()} if recipe.average else None
+    start, spent = 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        module.load_state_dict(state["module"])
+        for part, saved in zip(parts, state["optimizers"], strict=True):
+            part.load_state_dict(saved)
+        start, spent, average = state["step"], state["spent"], state["average"]
+        log.info("%s: resumed at step %d", name, start)
+    began, saved_at, running = time.monotonic() - spent, time.monotonic(), None
+    step, limit = start, (recipe.minutes or math.inf) * 60
+
+    def save() -> None:
+        state = {"module": module.state_dict(), "optimizers": [p.state_dict() for p in parts], "step": step}
+        save_atomically({**state, "average": average, "spent": time.monotonic() - began}, path)
+
+    for step in (bar := tqdm(range(start, recipe.steps), desc=name, initial=start, total=recipe.steps, mininterval=10)):
+        elapsed = time.monotonic() - began
+        if elapsed > limit:
+            break
+        factor = rate(max(step / recipe.steps, elapsed / limit), step, recipe)
+        value = loss(step)
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for part in parts:
+            for group in part.param_groups:
+                group["lr"] = recipe.lr * factor
+            part.step()
+            part.zero_grad()
+        if average is not None:
+            _update(average, module, min(recipe.average, (1 + step) / (10 + step)))
+        running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
+        if step % 50 == 49:
+            bar.set_postfix(loss=f"{running:.4f}")
+            with record.open("a") as file:
+                file.write(json.dumps({"step": step + 1, "loss": running, "seconds": elapsed}) + "\n")
+        if time.monotonic() - saved_at > checkpoint_seconds:
+            save()
+            saved_at = time.monotonic()
+            if on_checkpoint:
+                on_checkpoint(module)
+    step += 1
+    save()
+    if average is not None:
+        module.load_state_dict(average)
+    return module.eval()
+
+
+@torch.no_grad()
+def _update(average: dict[str, torch.Tensor], module: nn.Module, decay: float) -> None:
+    current = module.state_dict()
+    kept: Sequence[str] = [k for k in average if current[k].is_floating_point()]
+    torch._foreach_lerp_([average[k] for k in kept], [current[k].float() for k in kept], 1 - decay)

@@ -1,0 +1,138 @@
+"""`python -m pipelines.zoo.train`: rebuild the embedded pipeline and the CLIP scorer from the two emoji packages.
+
+Stages: pictures → autoencoder → text encoders → scorer → denoiser → assembly. Every stage is resumable: started
+again, the command goes on at its last checkpoint (in `outputs/zoo/`). `--only` runs some of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from pipelines.zoo import data, denoiser, text, vae
+from pipelines.zoo.loop import Recipe
+
+log = logging.getLogger(__name__)
+ZOO = Path(__file__).parent
+STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "assemble")
+RECIPES = {
+    "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
+    "text": Recipe(steps=350, batch=256, lr=1e-3, weight_decay=0.01),
+    "scorer": Recipe(steps=1200, batch=256, lr=1e-3, weight_decay=0.05),
+    "denoiser": Recipe(steps=6000, batch=256, lr=2e-3, average=0.998, muon=True),
+}
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--work", type=Path, default=Path("outputs/zoo/emoji_sd3"), help="checkpoints and logs")
+    parser.add_argument("--output", type=Path, default=ZOO / "emoji_sd3", help="the pipeline's folder")
+    parser.add_argument("--scorer", type=Path, default=ZOO / "emoji_clip", help="the scorer's folder")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, help="bound on the denoiser's training time")
+    parser.add_argument("--steps", type=int, help="bound on each stage's steps (to try the recipe out)")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--continue-from", type=Path, help="start the denoiser at these weights (a pipeline folder)")
+    return parser.parse_args(argv)
+
+
+def recipe(name: str, args: argparse.Namespace) -> Recipe:
+    chosen = RECIPES[name].__dict__ | ({"minutes": args.minutes} if name == "denoiser" else {})
+    if args.steps is not None:
+        chosen["steps"] = min(chosen["steps"], args.steps)
+    return Recipe(**chosen)
+
+
+def embed(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text and pooled embeddings by the pipeline's own `encode_prompt`: [n, 16, 256] and [n, 256]."""
+    found = []
+    with torch.no_grad():
+        for start in range(0, len(captions), 256):
+            part = captions[start : start + 256]
+            out = pipe.encode_prompt(part, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
+            found.append((out[0].float().cpu(), out[2].float().cpu()))
+    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+
+def assemble(work: Path, output: Path) -> StableDiffusion3Pipeline:
+    """Put the parts together and write the diffusers folder, bf16, files under 15 MB."""
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    pipe = StableDiffusion3Pipeline(
+        transformer=denoiser.SD3Transformer2DModel.from_pretrained(work / "transformer")
+        if (work / "transformer").exists() else denoiser.build(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        text_encoder=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder"), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder_2"), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    )
+    if output != work:
+        pipe.to(torch.bfloat16).save_pretrained(output, safe_serialization=True, max_shard_size="14MB")
+    return pipe
+
+
+def run_text(images: torch.Tensor, captions: list[str], args: argparse.Namespace) -> None:
+    tokenizer = text.build_tokenizer([*captions, ""], args.work / "tokenizer")
+    towers = text.train_encoders(images, captions, tokenizer, recipe("text", args), args.work, args.device)
+    for name, tower in zip(("text_encoder", "text_encoder_2"), towers, strict=True):
+        tower.cpu().save_pretrained(args.work / name)
+
+
+def run_denoiser(images: torch.Tensor, captions: list[str], args: argparse.Namespace) -> None:
+    pipe = assemble(args.work, args.work)
+    latents = vae.encode(pipe.vae, images)
+    latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
+    words, pooled = embed(pipe, captions)
+    empty = tuple(x[0] for x in embed(pipe, [""]))
+    initial = None
+    if args.continue_from:
+        initial = denoiser.SD3Transformer2DModel.from_pretrained(args.continue_from, subfolder="transformer").state_dict()
+    model = denoiser.train(latents, words, pooled, empty, recipe("denoiser", args), args.work, args.device, initial)
+    model.cpu().save_pretrained(args.work / "transformer")
+
+
+def main(argv: list[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args = arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if "pictures" in args.only and not data.ARCHIVE.exists():
+        data.build_archive()
+    pictures, listed = data.load_archive()
+    images, captions = vae.to_tensor(pictures), [p.caption for p in listed]
+
+    def run_vae() -> None:
+        model = vae.train(pictures, recipe("vae", args), args.work, args.device)
+        log.info("autoencoder: PSNR %.2f dB", vae.psnr(model, images))
+        model.cpu().save_pretrained(args.work / "vae")
+
+    def run_scorer() -> None:
+        judge = text.train_scorer(images, captions, recipe("scorer", args), args.work, args.scorer, args.device).cpu()
+        ids = text.tokens(CLIPTokenizer.from_pretrained(args.scorer), captions)
+        log.info("scorer: %.4f of real pictures closest to their caption", text.agreement(judge, images, ids))
+
+    steps: dict[str, Callable[[], object]] = {
+        "vae": run_vae,
+        "text": lambda: run_text(images, captions, args),
+        "scorer": run_scorer,
+        "denoiser": lambda: run_denoiser(images, captions, args),
+        "assemble": lambda: assemble(args.work, args.output),
+    }
+    for name, step in steps.items():
+        if name in args.only:
+            log.info("stage %s", name)
+            step()
+    (args.work / "arguments.json").write_text(json.dumps(vars(args), default=str, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The small autoencoder: 64×64 RGB to an 8×8 latent of 16 channels, as SD3's (factor 8, 16 channels, no quant_conv)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from pipelines.zoo.loop import Recipe, fit
+
+
+def build() -> AutoencoderKL:
+    """An untrained `AutoencoderKL`."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(32, 48, 96, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=16,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [n, h, w, 3] → float [n, 3, h, w] in −1 … 1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> AutoencoderKL:
+    """Fit to squared, absolute and edge error with a light KL term; shifts and mirrors as augmentation."""
+    torch.manual_seed(0)
+    vae = build().to(device).to(memory_format=torch.channels_last)
+    images = to_tensor(pictures)
+
+    def loss(step: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(step)
+        index = torch.randint(len(images), (recipe.batch,), generator=draw)
+        shift = torch.randint(-3, 4, (2,), generator=draw).tolist()
+        x = images[index].to(device).roll(shift, (2, 3)).to(memory_format=torch.channels_last)
+        if step % 2:
+            x = x.flip(3)
+        with torch.autocast(device, torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=draw).to(device)
+            y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        error = F.mse_loss(y, x) + 0.1 * F.l1_loss(y, x)
+        error = error + 0.1 * sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
+        return error + 2e-7 * posterior.kl().float().mean()
+
+    fit("vae", vae, loss, recipe, folder)
+    latents = encode(vae, images)
+    vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    return vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Means of the latent distribution, unscaled: [n, 16, 8, 8]."""
+    device = next(vae.parameters()).device
+    return torch.cat([vae.encode(x.to(device)).latent_dist.mean.float().cpu() for x in images.split(256)])
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
+    """Mean PSNR in dB of the reconstruction, peak-to-peak range 2."""
+    device = next(vae.parameters()).device
+    errors = []
+    for x in images.split(256):
+        y = vae.decode(vae.encode(x.to(device)).latent_dist.mean).sample.clamp(-1, 1)
+        errors.append((y - x.to(device)).square().mean((1, 2, 3)).cpu())
+    return float((10 * torch.log10(4 / torch.cat(errors))).mean())
