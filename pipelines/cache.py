@@ -47,7 +47,7 @@ class Stage:
 
 
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
-    """A hash of the stage's name and of what it depends on, JSON types only; the order of keys does not matter."""
+    """A hash of a stage's name and of what it depends on (JSON types), whatever the order of keys."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -55,9 +55,9 @@ def stage_key(name: str, depends: Mapping[str, Any]) -> str:
 def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
     """The stage's folder, computed by `compute(empty folder)` unless it is there already.
 
-    The folder appears under its final name only when it is complete. Runs that want the same stage at the same
-    time wait for the one that computes it. An interrupted or failed computation removes what it wrote; one that
-    was killed leaves a folder that the next run removes.
+    The folder appears under its final name only when it is complete. Runs that want the same stage at the
+    same time wait for the one that computes it. An interrupted or failed computation removes what it wrote;
+    one that was killed leaves a folder that the next run removes.
 
     Args:
         name: of the stage.
@@ -89,9 +89,7 @@ def _finished(final: Path, name: str, key: str) -> Stage | None:
         return None
     raw = json.loads(record.read_text(encoding="utf-8"))
     log.info("%s: done before (%.1f s then)", name, raw["seconds"])
-    return Stage(
-        name, key, final, raw["seconds"], raw["peak_memory_mb"], raw["peak_device_memory_mb"], cached=True
-    )
+    return Stage(name, key, final, raw["seconds"], raw["peak_memory_mb"], raw["peak_device_memory_mb"], cached=True)
 
 
 @contextmanager
@@ -109,9 +107,7 @@ def _held(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _compute(
-    final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]
-) -> Stage:
+def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
     for leftover in final.parent.glob(f"{final.name}.partial*"):
         log.info("%s: removing what a killed run left", name)
         shutil.rmtree(leftover)
@@ -137,14 +133,13 @@ def _compute(
             raise _disk_full(name, final.parent) from error
         raise
     log.info("%s: %.1f s, peak memory %.0f MB", name, cost.seconds, cost.peak_memory_mb)
-    return Stage(
-        name, key, final, record["seconds"], record["peak_memory_mb"], cost.peak_device_memory_mb, False
-    )
+    return Stage(name, key, final, record["seconds"], record["peak_memory_mb"], cost.peak_device_memory_mb, False)
 
 
 def _disk_full(name: str, where: Path) -> PipelineError:
     return PipelineError(
-        f"the disk is full: stage {name} could not be written to {where}; free some space or set cache=DIRECTORY on another disk"
+        f"the disk is full: stage {name} could not be written to {where}; free some space or set "
+        "cache=DIRECTORY on another disk"
     )
 
 
@@ -162,7 +157,7 @@ def write_json(path: Path, value: Any) -> None:
 def link_tree(source: Path, target: Path) -> None:
     """Make `target` a copy of a finished folder, by hard links where both lie on one file system.
 
-    A run's folder thereby holds its own pictures, can be moved, and takes no space while the cache has them too.
+    A run's folder thereby holds its own pictures, can be moved, and takes no further space.
     """
     shutil.rmtree(target, ignore_errors=True)
 

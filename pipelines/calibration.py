@@ -14,7 +14,7 @@ from pipelines.samples import Sample, cut_sample
 
 
 def draw_steps(total: int, count: int, seed: int, stream: int, prompt: int) -> frozenset[int]:
-    """`count` different steps of 0 … total-1, drawn uniformly for this prompt (as Q-Diffusion does, section 4.2)."""
+    """`count` different steps of 0 … total-1, drawn uniformly for this prompt (as in Q-Diffusion)."""
     if count > total:
         raise PipelineError(
             f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
@@ -63,7 +63,7 @@ def capture(
     batch_size: int,
     label: str,
 ) -> list[Sample]:
-    """Sample the pipeline on `prompts` and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
+    """Sample the pipeline and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
 
     Args:
         pipeline: called with output_type "latent": nothing is decoded.

@@ -83,8 +83,9 @@ class ModelConfig:
 class DatasetConfig:
     """Which prompts, and which real pictures.
 
-    Either `archive` (a zip of captions.jsonl and PNGs, every row with its split) or two prompt files, one prompt
-    a line, and a folder `real` of PNGs. `size` evaluation prompts are drawn with `seed`; None takes all in order.
+    Either `archive` (a zip of captions.jsonl and PNGs, every row with its split) or two prompt files, one
+    prompt a line, and a folder `real` of PNGs. `size` evaluation prompts are drawn with `seed`; None takes
+    all in order.
     """
 
     name: str = MISSING
@@ -109,9 +110,9 @@ class DatasetConfig:
 class CalibrationConfig:
     """Which denoiser inputs the quantizer sees.
 
-    `prompts` calibration prompts with `steps_per_prompt` timesteps each, drawn uniformly over the schedule; and
-    `held_out` further prompts, treated alike, on which layer errors are measured. `batch_size` inputs go through
-    the denoiser at once when it is observed.
+    `prompts` calibration prompts with `steps_per_prompt` timesteps each, drawn uniformly over the schedule;
+    and `held_out` further prompts, treated alike, on which layer errors are measured. `batch_size` inputs go
+    through the denoiser at once when it is observed.
     """
 
     name: str = MISSING
@@ -243,7 +244,7 @@ def register() -> None:
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
-    """Refuse keys that `+key=value` added and that nothing would read; the quantizer's are its preset's business."""
+    """Refuse keys that `+key=value` added and nothing would read; its preset checks the quantizer's."""
     known = {item.name for item in fields(schema)}
     for key in config:
         if key not in known:
@@ -270,9 +271,7 @@ def validate(config: DictConfig) -> RunConfig:
             raise error.__cause__ from error
         raise PipelineError(one_line(error)) from error
     if not isinstance(run, RunConfig):
-        raise PipelineError(
-            "the configuration was not composed on the schema; put 'schema' first in its defaults list"
-        )
+        raise PipelineError("the configuration was not composed on the schema; put 'schema' first in its defaults list")
     return run
 
 

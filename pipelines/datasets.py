@@ -46,18 +46,14 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
     """Read, draw and check the prompts of a run.
 
     Raises:
-        PipelineError: a file is missing, empty or malformed; more prompts are asked for than there are; a prompt
-            is in both splits.
+        PipelineError: a file is missing, empty or malformed; more prompts are asked for than there are; a
+            prompt is in both splits.
     """
     if config.archive is not None:
         archive = Path(config.archive)
         rows = _read_captions(archive)
-        split = {
-            name: [row for row in rows if row["split"] == name] for name in ("evaluation", "calibration")
-        }
-        evaluation, available = (
-            [row["caption"] for row in split[name]] for name in ("evaluation", "calibration")
-        )
+        split = {name: [row for row in rows if row["split"] == name] for name in ("evaluation", "calibration")}
+        evaluation, available = ([row["caption"] for row in split[name]] for name in ("evaluation", "calibration"))
         members = tuple(row["file"] for row in split["evaluation"])
         real, digest = None, file_digest(archive)
     else:
@@ -68,9 +64,7 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
         )
         real, digest = _real_folder(config.real)
     _check_apart(evaluation, available)
-    chosen = _draw(
-        evaluation, config.size, config.seed, f"dataset {config.name}", "evaluation prompts", "dataset.size"
-    )
+    chosen = _draw(evaluation, config.size, config.seed, f"dataset {config.name}", "evaluation prompts", "dataset.size")
     wanted = calibration.prompts + calibration.held_out
     drawn = _draw(
         available, wanted, calibration.seed, f"dataset {config.name}",
@@ -127,9 +121,7 @@ def _read_captions(archive: Path) -> list[dict[str, str]]:
         if not {"file", "caption", "split"} <= row.keys():
             raise PipelineError(f"a line of captions.jsonl in {archive} lacks file, caption or split: {row}")
         if row["file"] not in names:
-            raise PipelineError(
-                f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again"
-            )
+            raise PipelineError(f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again")
     return rows
 
 

@@ -26,7 +26,7 @@ def one_line(error: BaseException | str) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception, or one that caused it, means that no space is left (safetensors wraps the errno)."""
+    """Whether an exception or its cause means that no space is left; safetensors only says so in its text."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -15,9 +15,7 @@ def explain(error: BaseException) -> str:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
         reason = error.message.partition("\n")[0]
-        return (
-            f"{error.override!r} cannot be read as KEY=VALUE ({reason}); put quotes around special characters"
-        )
+        return f"{error.override!r} cannot be read as KEY=VALUE ({reason}); put quotes around special characters"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)

@@ -74,8 +74,8 @@ def finite_output(denoiser: torch.nn.Module, steps: int, prompts: Sequence[str])
             row = int((~rows).nonzero()[0, 0])
             raise PipelineError(
                 f"the denoiser's output is NaN or infinite at step {step + 1} of {steps} (timestep "
-                f"{counter.seen[step]:g}) for prompt {prompts[row % len(prompts)]!r}; try another precision, more "
-                "calibration prompts, or model.dtype=float32"
+                f"{counter.seen[step]:g}) for prompt {prompts[row % len(prompts)]!r}; try another precision, "
+                "more calibration prompts, or model.dtype=float32"
             )
 
     handle = denoiser.register_forward_hook(check, with_kwargs=True)
@@ -100,8 +100,8 @@ def run_batches(
 ) -> Iterator[tuple[range, Any]]:
     """Call the pipeline on `batch_size` prompts at a time and yield (prompt indices, images).
 
-    `on_batch` is told the prompt indices before each call. Latents are drawn on the CPU, one generator per prompt, so they depend neither on the batch nor on the device.
-    The progress bar shows on terminals only.
+    `on_batch` is told the prompt indices before each call. Latents are drawn on the CPU, one generator per
+    prompt, so they depend neither on the batch nor on the device. The progress bar shows on terminals only.
     """
     with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
         for start in range(0, len(prompts), batch_size):
@@ -143,9 +143,7 @@ def generate_images(
         PipelineError: there are no prompts, or NaN in the denoiser's output or in a decoded picture.
     """
     if not prompts:
-        raise PipelineError(
-            "there are no prompts to generate pictures for; check dataset.size and the prompt file"
-        )
+        raise PipelineError("there are no prompts to generate pictures for; check dataset.size and the prompt file")
     output.mkdir(parents=True)
     batches = run_batches(
         pipeline, denoiser, prompts, call,

@@ -15,18 +15,17 @@ from pipelines.errors import PipelineError
 log = logging.getLogger(__name__)
 
 HOST = "api.wandb.ai"
+DESCRIBED = ("quantizer", "precision", "config_hash", "weight_bytes")
 
 
 def check_installed() -> None:
     """PipelineError if wandb is asked for and not there."""
     if importlib.util.find_spec("wandb") is None:
-        raise PipelineError(
-            "logger=wandb needs the package wandb; run `pip install wandb` or set logger=none"
-        )
+        raise PipelineError("logger=wandb needs the package wandb; run `pip install wandb` or set logger=none")
 
 
 def resolve_mode(mode: str) -> str:
-    """ "auto" is $WANDB_MODE if set, else "online" with an API key in the environment or in netrc, else "offline"."""
+    """ "auto" is $WANDB_MODE if set, else "online" with a key in environment or netrc, else "offline"."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
@@ -43,7 +42,7 @@ def _has_login() -> bool:
 
 
 def summary_values(results: dict[str, Any]) -> dict[str, float]:
-    """Scalars of results.json by W&B name: metrics, intervals' ends, stage times and memory, errors, sizes."""
+    """Scalars of results.json by W&B name: metrics, ends of intervals, stage costs, errors, sizes."""
     values: dict[str, float] = {}
     for metric in results["metrics"]:
         values[f"metric/{metric['name']}"] = float(metric["value"])
@@ -57,9 +56,7 @@ def summary_values(results: dict[str, Any]) -> dict[str, float]:
         values[f"stage/{name}/cached"] = float(stage["cached"])
     for key in ("output_error", "weight_bytes", "weight_bytes_float"):
         values[key] = results[key]
-    values.update(
-        {f"layer_error/{key}": value for key, value in results["layer_error"].items() if value is not None}
-    )
+    values.update({f"layer_error/{key}": value for key, value in results["layer_error"].items() if value is not None})
     return values
 
 
@@ -101,7 +98,7 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
         if config.artifact and denoiser is not None:
             artifact = wandb.Artifact(
                 f"{results['model']}-{results['name']}", type="model",
-                metadata={key: results[key] for key in ("quantizer", "precision", "config_hash", "weight_bytes")},
+                metadata={key: results[key] for key in DESCRIBED},
             )  # fmt: skip
             for path in sorted(denoiser.iterdir()):
                 artifact.add_file(str(path), policy="immutable")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipelines.sweep import report_sweep
 
 log = logging.getLogger(__name__)
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -70,14 +72,10 @@ def group(folder: Path) -> str:
 
 def user_message(error: BaseException) -> str | None:
     """The sentence for an error that the user can mend; None for a fault of the program."""
-    if is_disk_full(error):
-        message = "" if not isinstance(error, PipelineError) else one_line(error)
-        return (
-            message
-            or f"the disk is full ({one_line(error)}); free some space or set cache=DIRECTORY on another disk"
-        )
     if isinstance(error, PipelineError):
         return one_line(error)
+    if is_disk_full(error):
+        return f"the disk is full ({one_line(error)}); free some space or set cache=DIRECTORY on another disk"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain(error)
     return one_line(error) if _is_library_error(error) else None
@@ -92,37 +90,38 @@ def _is_library_error(error: BaseException) -> bool:
     return False
 
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-
 _run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
 
 
-def main() -> Any:
-    """Console script: exit code 0 if every run finished, 130 after Ctrl-C, else 1 and one sentence on stderr."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
-    code = 0
-    try:
-        _run()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        print(f"segquant: {message}", file=sys.stderr)
-        code = EXIT_FAILED
-    try:
-        folder = report_sweep()
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        print(f"segquant: the report could not be written: {message}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+def _report() -> None:
+    folder = report_sweep()
     if folder is not None:
         log.info("report: %s", folder / "report.html")
-    sys.exit(code)
+
+
+def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
+    """Whether `work` came to its end; if not, one sentence on stderr. Faults of the program pass through."""
+    try:
+        work()
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"segquant: {prefix}{message}", file=sys.stderr)
+        return False
+    return True
+
+
+def main() -> None:
+    """Console script: exit 0 if every run finished, 130 after Ctrl-C, else 1 and one sentence on stderr."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
+    try:
+        finished = _succeeds(_run)
+        reported = _succeeds(_report, "the report could not be written: ")
+    except KeyboardInterrupt:
+        print("segquant: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(0 if finished and reported else EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Cost:
 
 
 def _reset_peak() -> bool:
-    """Start a new high-water mark of resident memory; Linux only, False where the system does not allow it."""
+    """Start a new high-water mark of resident memory; False where the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -54,8 +54,8 @@ def _peak_mb(was_reset: bool) -> float:
 def measured() -> Iterator[Cost]:
     """Fill a `Cost` with what the block took.
 
-    Where the high-water mark cannot be reset (not Linux) the peak is that of the process so far. CUDA's peak is
-    given apart if the block ran in a process that uses CUDA.
+    Where the high-water mark cannot be reset (not Linux) the peak is that of the process so far. CUDA's peak
+    is given apart if the process uses CUDA.
     """
     cost, was_reset, start = Cost(), _reset_peak(), time.perf_counter()
     torch = sys.modules.get("torch")
@@ -133,7 +133,7 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...]) -> str:
-    """One hash of the relative names and contents of all files below `root` with these suffixes, hidden ones not."""
+    """One hash of the names and contents of all files below `root` with these suffixes, hidden ones not."""
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
@@ -155,6 +155,4 @@ def source_digest(package: str) -> str:
 def modules_digest(*names: str) -> str:
     """One hash of modules of this package, by file name."""
     here = Path(__file__).resolve().parent
-    return hashlib.sha256("".join(file_digest(here / f"{name}.py") for name in names).encode()).hexdigest()[
-        :16
-    ]
+    return hashlib.sha256("".join(file_digest(here / f"{name}.py") for name in names).encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" is "cuda" where a CUDA device is usable, else "cpu"; anything else must be usable as it stands."""
+    """ "auto" is "cuda" where a CUDA device is usable, else "cpu"; anything else must be usable as it is."""
     import torch
 
     if device == "auto":
@@ -62,8 +62,8 @@ def _download(config: ModelConfig) -> Path:
         return Path(DiffusionPipeline.download(repo, revision=config.revision, variant=config.variant))
     except GatedRepoError as error:
         raise PipelineError(
-            f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, log in with `hf auth login`, "
-            "or set model.path=DIRECTORY of a copy"
+            f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, log in with "
+            "`hf auth login`, or set model.path=DIRECTORY of a copy"
         ) from error
     except RepositoryNotFoundError as error:
         raise PipelineError(
@@ -86,9 +86,7 @@ def read_index(directory: Path) -> dict[str, Any]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PipelineError(
-            f"{file} is not readable JSON ({one_line(error)}); fetch the model again"
-        ) from error
+        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
     if not isinstance(index, dict) or "_class_name" not in index:
         raise PipelineError(f"{file} names no pipeline class (_class_name); {help_text}")
     return index
@@ -101,15 +99,13 @@ def _components(index: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
 
 
 def check_directory(directory: Path, variant: str | None = None) -> None:
-    """Refuse a directory from_pretrained would stumble over: every component there, every safetensors whole."""
+    """Refuse a directory that from_pretrained would stumble over, with a component or part of one missing."""
     for name, class_name in _components(read_index(directory)):
         if class_name is None:
             continue
         folder = directory / name
         if not folder.is_dir():
-            raise PipelineError(
-                f"{directory} lacks its component {name!r} ({class_name}); fetch the model again"
-            )
+            raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); fetch the model again")
         if any(word in name for word in _WEIGHTLESS):
             continue
         files = list(_weight_files(folder, variant))
@@ -141,11 +137,7 @@ def check_safetensors(file: Path) -> None:
             if length > size:
                 raise ValueError("header longer than the file")
             header = json.loads(stream.read(length))
-        expected = (
-            8
-            + length
-            + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        )
+        expected = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PipelineError(
             f"{file} is no whole safetensors file, its header cannot be read; fetch the model again"
@@ -155,7 +147,7 @@ def check_safetensors(file: Path) -> None:
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of the weights and configurations of a pipeline directory, wherever it lies; its model card is not in it."""
+    """A hash of a pipeline's weights and configurations, wherever it lies; the model card is not in it."""
     return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))
 
 
@@ -196,9 +188,7 @@ def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
     for key in config.call.arguments():
         if key not in known:
             name = type(pipeline).__name__
-            raise PipelineError(
-                f"{name} takes no {key!r} (model.call.{key}); {nearest(key, set(known) - {'self'})}"
-            )
+            raise PipelineError(f"{name} takes no {key!r} (model.call.{key}); {nearest(key, set(known) - {'self'})}")
 
 
 def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
@@ -210,7 +200,7 @@ def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
     modules = [key for key, value in pipeline.components.items() if isinstance(value, _module_class())]
     wanted = name or " or ".join(DENOISERS)
     raise PipelineError(
-        f"{type(pipeline).__name__} has no denoiser {wanted!r}; set model.denoiser to one of {', '.join(modules)}"
+        f"{type(pipeline).__name__} has no denoiser {wanted!r}; set model.denoiser to one of " + ", ".join(modules)
     )
 
 

@@ -24,7 +24,7 @@ def read_json(path: Path) -> Any:
 
 
 def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
-    """Mean, median and geometric mean of relative layer errors and their number; None where there are no layers.
+    """Mean, median and geometric mean of relative layer errors and their number; None without layers.
 
     A layer without any error makes the geometric mean 0.
     """
@@ -93,11 +93,12 @@ def write_results(benchmark: Benchmark, folder: Path) -> Path:
 
     Pictures are hard links to the cache where that is possible. results.json comes last and whole.
     """
+    path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
     link_tree(benchmark.generate().path / "images", folder / "images")
     link_tree(benchmark.evaluate().path / "evaluation", folder / "evaluation")
     if not benchmark.config.is_float:
         link_tree(benchmark.reference().path / "images", folder / "reference")
-    path = folder / "results.json"
     write_json(path, build_results(benchmark, folder))
     return path

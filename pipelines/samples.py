@@ -43,9 +43,7 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (torch.Tensor, *_PLAIN)):
         yield name, value
     else:
-        raise PipelineError(
-            f"the denoiser's input {name!r} is a {type(value).__name__}, which cannot be stored"
-        )
+        raise PipelineError(f"the denoiser's input {name!r} is a {type(value).__name__}, which cannot be stored")
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,9 +60,9 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def cut_sample(inputs: Mapping[str, Any], item: int, batch: int, prompt: int, step: int) -> Sample:
     """The rows of item `item` out of a denoiser call on `batch` prompts.
 
-    Guidance stacks the prompts twice along the rows, so an item's rows lie `batch` apart. The first tensor with
-    more than one axis (the latents) says how many rows there are. A 0-dimensional `timestep` is spread over the
-    rows, which is what denoisers do with it.
+    Guidance stacks the prompts twice along the rows, so an item's rows lie `batch` apart. The first tensor
+    with more than one axis (the latents) says how many rows there are. A 0-dimensional `timestep` is spread
+    over the rows, which is what denoisers do with it.
 
     Raises:
         PipelineError: the rows are no multiple of `batch`, or an input is of a type that cannot be stored.
@@ -73,9 +71,7 @@ def cut_sample(inputs: Mapping[str, Any], item: int, batch: int, prompt: int, st
     tensors = {name: value.detach().cpu() for name, value in flat.items() if isinstance(value, torch.Tensor)}
     total = next(value.shape[0] for value in tensors.values() if value.ndim > 1)
     if total % batch:
-        raise PipelineError(
-            f"the denoiser was called on {total} rows for {batch} prompts; set model.batch_size=1"
-        )
+        raise PipelineError(f"the denoiser was called on {total} rows for {batch} prompts; set model.batch_size=1")
     if "timestep" in tensors and tensors["timestep"].ndim == 0:
         tensors["timestep"] = tensors["timestep"].expand(total)
     rows, shared = {}, {}
@@ -89,7 +85,7 @@ def cut_sample(inputs: Mapping[str, Any], item: int, batch: int, prompt: int, st
 
 
 def save_samples(samples: Sequence[Sample], folder: Path) -> None:
-    """Write inputs.safetensors and inputs.json into the new folder; a tensor equal to the last sample's is kept once."""
+    """Write inputs.safetensors and inputs.json into a new folder; repeated tensors are kept once."""
     folder.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {}
     last: dict[str, str] = {}
@@ -137,7 +133,7 @@ def _fit_together(first: Sample, other: Sample) -> bool:
 
 
 class Batches:
-    """Keyword dicts of the denoiser's forward, `size` samples at a time; can be gone through again and again."""
+    """Keyword dicts of the denoiser's forward, `size` samples at a time; may be gone through repeatedly."""
 
     def __init__(self, samples: Sequence[Sample], size: int, device: str = "cpu") -> None:
         self.device = device

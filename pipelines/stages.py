@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import measure
 from pipelines.cache import Stage, run_stage, write_json
-from pipelines.config import QUANTIZER_PACKAGE, RunConfig
+from pipelines.config import RunConfig
 from pipelines.datasets import Dataset, load_dataset, write_real
-from pipelines.errors import PipelineError, nearest
+from pipelines.method import build_method, check_metrics, progress_bar
 from pipelines.models import denoiser_name, fingerprint, load_pipeline, resolve_device, resolve_directory
 
 if TYPE_CHECKING:
@@ -33,7 +30,7 @@ STREAMS = {"calibration": 1, "held_out": 2}
 
 @dataclass
 class Benchmark:
-    """One run. Stages are computed when first asked for; the pipeline is loaded at most once, and only if one is."""
+    """One run: stages are computed when first asked for, and only then is the pipeline loaded, once."""
 
     config: RunConfig
     stages: dict[str, Stage] = field(default_factory=dict)
@@ -182,8 +179,7 @@ class Benchmark:
         layers = segquant.layer_errors(self.denoiser, quantized, Batches(held_out, size, self.device))
         whole = segquant.output_error(self.denoiser, quantized, Batches(held_out, size, self.device))
         calls = [
-            segquant.output_error(self.denoiser, quantized, Batches([sample], 1, self.device))
-            for sample in held_out
+            segquant.output_error(self.denoiser, quantized, Batches([sample], 1, self.device)) for sample in held_out
         ]
         errors = {
             "layer_errors": layers,
@@ -257,6 +253,7 @@ class Benchmark:
         """All stages, in order; what can be refused without work is refused first."""
         self.method  # noqa: B018 - built for its checks
         self.dataset  # noqa: B018
+        check_metrics(self.config.metric)
         self.reference()
         if not self.config.is_float:
             self.calibrate()
@@ -265,50 +262,7 @@ class Benchmark:
         self.evaluate()
 
 
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (what, done, total) that moves a bar, on terminals only."""
-    from tqdm import tqdm
-
-    with tqdm(desc=label, disable=None, leave=False) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.set_description(f"{label}: {what}", refresh=False)
-            bar.total, bar.n = total or None, done
-            bar.refresh()
-
-        yield show
-
-
 def _content(path: Path) -> str:
     if path.is_dir():
         return measure.tree_digest(path, (".json", ".safetensors", ".txt", ".bpe", ".gz"))
     return measure.file_digest(path) if path.is_file() else str(path)
-
-
-def build_method(config: RunConfig) -> Method:
-    """Call the preset that the quantizer configuration names.
-
-    Raises:
-        PipelineError: a value that the preset refuses, a precision that it cannot do, or no such preset.
-    """
-    from segquant import presets
-
-    arguments = {key: value for key, value in config.quantizer.items() if key != "_target_"}
-    preset = getattr(presets, config.quantizer_name, None)
-    if preset is None:
-        raise PipelineError(
-            f"{QUANTIZER_PACKAGE}{config.quantizer_name} does not exist; choose one of conf/quantizer"
-        )
-    known = inspect.signature(preset).parameters
-    for key in arguments:
-        if key not in known:
-            raise PipelineError(
-                f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}"
-            )
-    try:
-        return preset(**arguments)
-    except TypeError as error:
-        raise PipelineError(f"quantizer={config.quantizer_name}: {error}") from error
-    except ValueError as error:
-        raise PipelineError(str(error)) from error

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class SweepFolder(Callback):
     """Remembers the folder of the sweep that this process started.
 
-    The report is not rendered in `on_multirun_end`: Hydra leaves that out when a job failed, and the report of
-    the others is wanted all the same.
+    The report is not rendered in `on_multirun_end`: Hydra leaves that out when a job failed, and the report
+    of the others is wanted all the same.
     """
 
     current: tuple[Path, bool] | None = None
@@ -27,7 +27,7 @@ class SweepFolder(Callback):
 
 
 def report_sweep() -> Path | None:
-    """Render the report of the sweep that this process ran into its folder; None if there is nothing to report."""
+    """Render the report of the sweep that this process ran into its folder; None if there is none."""
     if SweepFolder.current is None:
         return None
     folder, wanted = SweepFolder.current

@@ -62,7 +62,7 @@ def tiny_denoiser(layers: int = 2):
 
 
 def tiny_sd3_pipeline(path: Path, seed: int = 0) -> Path:
-    """Write a random StableDiffusion3Pipeline (32×32 pictures, no third text encoder) as from_pretrained reads it.
+    """Write a random StableDiffusion3Pipeline (32×32 pictures, no third text encoder) for from_pretrained.
 
     Returns `path`. The same seed writes the same weights.
     """
@@ -116,7 +116,7 @@ def _picture(colour: tuple[int, int, int], shape: str, size: int):
 
 
 def tiny_dataset(path: Path, size: int = 32) -> Path:
-    """Write an archive of 16 captioned shapes (8 for calibration, 8 for evaluation) in the form of `emoji.zip`."""
+    """Write 16 captioned shapes (8 for calibration, 8 for evaluation) into an archive like `emoji.zip`."""
     rows = []
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(16):

@@ -1,0 +1,62 @@
+"""From configuration to what segquant and eval take, refused early where they would refuse it late."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pipelines.config import QUANTIZER_PACKAGE, MetricConfig, RunConfig
+from pipelines.errors import PipelineError, nearest
+
+if TYPE_CHECKING:
+    from segquant import Method
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (what, done, total) that moves a bar, on terminals only."""
+    from tqdm import tqdm
+
+    with tqdm(desc=label, disable=None, leave=False) as bar:
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.set_description(f"{label}: {what}", refresh=False)
+            bar.total, bar.n = total or None, done
+            bar.refresh()
+
+        yield show
+
+
+def check_metrics(config: MetricConfig) -> None:
+    """PipelineError for a metric that eval does not have."""
+    from eval import METRICS
+
+    for name in config.metrics:
+        if name not in METRICS:
+            raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
+
+
+def build_method(config: RunConfig) -> Method:
+    """Call the preset that the quantizer configuration names.
+
+    Raises:
+        PipelineError: a value that the preset refuses, a precision that it cannot do, or no such preset.
+    """
+    from segquant import presets
+
+    arguments = {key: value for key, value in config.quantizer.items() if key != "_target_"}
+    preset = getattr(presets, config.quantizer_name, None)
+    if preset is None:
+        raise PipelineError(f"{QUANTIZER_PACKAGE}{config.quantizer_name} does not exist; choose one of conf/quantizer")
+    known = inspect.signature(preset).parameters
+    for key in arguments:
+        if key not in known:
+            raise PipelineError(f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
+    try:
+        return preset(**arguments)
+    except TypeError as error:
+        raise PipelineError(f"quantizer={config.quantizer_name}: {error}") from error
+    except ValueError as error:
+        raise PipelineError(str(error)) from error

@@ -1,0 +1,255 @@
+"""Bad input and bad environments: one sentence on stderr, a non-zero exit, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.pipelines.conftest import Command, Outcome, Tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _assert_refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert outcome.sentence.startswith("segquant: ")
+    for word in words:
+        assert word in outcome.sentence
+    assert not (outcome.folder / "results.json").exists()
+
+
+def _assert_nothing_half_written(cache: Path) -> None:
+    for path in (cache / "stage").glob("*"):
+        assert path.suffix == ".lock" or (path / "stage.json").is_file(), path
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("quantizer=rnt", ("quantizer=rnt", "did you mean 'rtn'")),
+        ("precision=w8a7", ("precision=w8a7", "'w8a8'")),
+        ("hydra/launcher=jobli", ("'joblib'",)),
+        ("quantizer.seglinar=false", ("quantizer.seglinar", "did you mean 'seglinear'")),
+        ("model.pth=x", ("model.pth", "'path'")),
+        ("model.call.hight=64", ("model.call.hight", "'height'")),
+        ("quantizr=rtn", ("'quantizr'", "'quantizer'")),
+        ("+sead=1", ("'sead'", "'seed'")),
+        ("+quantizer.dualscail=true", ("dualscail", "'dualscale'")),
+        ("seed=abc", ("seed", "Integer")),
+        ("seed=[1", ("seed=[1",)),
+        ("model.batch_size=0", ("model.batch_size=0", "at least 1")),
+        ("model.dtype=float12", ("model.dtype", "'float32'")),
+        ("quantizer.alpha=1.5", ("alpha", "1.5")),
+        ("quantizer._target_=os.system", ("os.system", "segquant.presets")),
+        ("metric.metrics=[]", ("metric.metrics is empty",)),
+        ("metric.metrics=[psnrr]", ("psnrr", "psnr")),
+        ("model.path=null", ("model.path=DIRECTORY",)),
+    ],
+)
+def test_misspelled_and_out_of_range(
+    command: Command, tiny: Tiny, tmp_path: Path, override: str, words: tuple[str, ...]
+) -> None:
+    _assert_refused(command(*tiny.overrides(tmp_path / "cache"), override), *words)
+    assert not (tmp_path / "cache" / "stage").exists()
+
+
+def test_precision_that_a_quantizer_cannot_do(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    outcome = command(*tiny.overrides(tmp_path / "cache"), "quantizer=smoothquant", "precision=w4a16")
+    _assert_refused(outcome, "smoothquant", "w4a16")
+    outcome = command(*tiny.overrides(tmp_path / "cache"), "quantizer=rtn", "quantizer.precision=w8a9")
+    _assert_refused(outcome, "w8a9", "w8a8")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("calibration.prompts=0", ("calibration.prompts=0", "at least 1")),
+        ("calibration.prompts=7", ("9 calibration prompts", "has 8", "lower calibration.prompts")),
+        ("calibration.steps_per_prompt=5", ("calibration.steps_per_prompt=5", "4 steps")),
+        ("dataset.size=9", ("9 evaluation prompts", "has 8", "lower dataset.size")),
+        ("dataset.size=0", ("dataset.size=0",)),
+    ],
+)
+def test_too_few_or_too_many_prompts(
+    command: Command, tiny: Tiny, cache: Path, override: str, words: tuple[str, ...]
+) -> None:
+    _assert_refused(command(*tiny.overrides(cache), override), *words)
+    _assert_nothing_half_written(cache)
+
+
+def _prompt_files(folder: Path, evaluation: str, calibration: str) -> list[str]:
+    (folder / "evaluation.txt").write_text(evaluation)
+    (folder / "calibration.txt").write_text(calibration)
+    return [
+        "dataset.archive=null",
+        "dataset.size=null",
+        f"dataset.evaluation_prompts={folder}/evaluation.txt",
+        f"dataset.calibration_prompts={folder}/calibration.txt",
+    ]
+
+
+def test_prompt_files_empty_missing_overlapping(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny.overrides(tmp_path / "cache")
+    many = "\n".join("abcdef")
+    _assert_refused(command(*base, *_prompt_files(tmp_path, " \n\n", many)), "evaluation.txt is empty")
+    _assert_refused(command(*base, *_prompt_files(tmp_path, "x", "")), "calibration.txt is empty")
+    _assert_refused(
+        command(*base, *_prompt_files(tmp_path, "x\nc", many)),
+        "both for calibration and for evaluation",
+        "'c'",
+    )
+    files = _prompt_files(tmp_path, "x", many)
+    (tmp_path / "evaluation.txt").unlink()
+    _assert_refused(command(*base, *files), "evaluation.txt cannot be read")
+    _assert_refused(command(*base, *_prompt_files(tmp_path, "x", many), f"dataset.real={tmp_path}"), "no folder of PNG")
+
+
+def test_broken_archive(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(tiny.archive.read_bytes()[:500])
+    base = tiny.overrides(tmp_path / "cache")
+    _assert_refused(command(*base, f"dataset.archive={broken}"), "broken.zip cannot be read")
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("captions.jsonl", json.dumps({"file": "a.png", "caption": "a", "split": "evaluation"}))
+    _assert_refused(command(*base, f"dataset.archive={broken}"), "lacks the picture a.png")
+
+
+@pytest.fixture
+def model(tiny: Tiny, tmp_path: Path) -> Path:
+    """A copy of the tiny pipeline to break."""
+    shutil.copytree(tiny.model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_model_directory_that_is_none(command: Command, tiny: Tiny, tmp_path: Path, model: Path) -> None:
+    base = tiny.overrides(tmp_path / "cache")
+    _assert_refused(command(*base, f"model.path={tmp_path}/nowhere"), "nowhere does not exist", "model_index.json")
+    _assert_refused(command(*base, f"model.path={model}/vae"), "is no diffusers pipeline", "model_index.json")
+    (model / "model_index.json").write_text("{")
+    _assert_refused(command(*base, f"model.path={model}"), "not readable JSON")
+    (model / "model_index.json").write_text("{}")
+    _assert_refused(command(*base, f"model.path={model}"), "_class_name")
+    assert not (tmp_path / "cache" / "stage").exists()
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder_2", "vae"])
+def test_missing_and_truncated_safetensors(
+    command: Command, tiny: Tiny, tmp_path: Path, model: Path, component: str
+) -> None:
+    base = [*tiny.overrides(tmp_path / "cache"), f"model.path={model}"]
+    (file,) = (model / component).glob("*.safetensors")
+    whole = file.read_bytes()
+    for length, words in (
+        (len(whole) - 1, ("is truncated", f"{len(whole) - 1} of {len(whole)}")),
+        (100, ("header",)),
+    ):
+        file.write_bytes(whole[:length])
+        _assert_refused(command(*base), str(file), *words)
+    file.unlink()
+    _assert_refused(command(*base), f"{model / component} has no safetensors")
+    shutil.rmtree(model / component)
+    _assert_refused(command(*base), f"lacks its component '{component}'")
+    assert not (tmp_path / "cache" / "stage").exists()
+
+
+def test_weights_that_do_not_fit_their_configuration(command: Command, tiny: Tiny, tmp_path: Path, model: Path) -> None:
+    config = json.loads((model / "transformer" / "config.json").read_text())
+    (model / "transformer" / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
+    outcome = command(*tiny.overrides(tmp_path / "cache"), f"model.path={model}")
+    assert outcome.code == 1 and "Traceback" not in outcome.err
+    _assert_nothing_half_written(tmp_path / "cache")
+
+
+def test_truncated_quantized_denoiser_in_the_cache(command: Command, tiny: Tiny, cache: Path) -> None:
+    base = [*tiny.overrides(cache), "quantizer=rtn"]
+    assert command(*base).code == 0
+    (file,) = (cache / "stage").glob("quantize-*/denoiser/*.safetensors")
+    (generated,) = (path for path in (cache / "stage").glob("generate-*") if path.is_dir())
+    shutil.rmtree(generated)
+    file.write_bytes(file.read_bytes()[:-10])
+    outcome = command(*base, "name=again")
+    assert outcome.code == 1 and "Traceback" not in outcome.err
+    assert file.name in outcome.sentence
+    _assert_nothing_half_written(cache)
+
+
+def test_nan_in_the_denoiser_output_names_the_step(command: Command, tiny: Tiny, tmp_path: Path, model: Path) -> None:
+    (file,) = (model / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["proj_out.bias"][0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    outcome = command(*tiny.overrides(tmp_path / "cache"), f"model.path={model}")
+    _assert_refused(outcome, "NaN or infinite at step 1 of 4")
+    _assert_nothing_half_written(tmp_path / "cache")
+
+
+def test_unknown_denoiser_and_device(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny.overrides(tmp_path / "cache")
+    _assert_refused(command(*base, "model.denoiser=unet"), "no denoiser 'unet'", "transformer")
+    _assert_refused(command(*base, "model.device=cuda:77"), "model.device='cuda:77'", "model.device=cpu")
+
+
+def test_no_network(tiny: Tiny, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    overrides = [item for item in tiny.overrides(tmp_path / "cache") if not item.startswith("model")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "pipelines.main", "model=sd35_medium", *overrides],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert "model.path=DIRECTORY" in finished.stderr
+    _assert_refused(
+        Outcome(finished.returncode, finished.stderr, tmp_path),
+        "stabilityai/stable-diffusion-3.5-medium", "hf download", "model.path=DIRECTORY",
+    )  # fmt: skip
+    assert not (tmp_path / "cache" / "stage").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 64 KB; skipped where mounting is not permitted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def _grow(place: Path, kilobytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(place)], check=True)
+
+
+@pytest.mark.parametrize("stage", ["reference", "quantize"])
+def test_full_disk(command: Command, tiny: Tiny, finished_cache: Path, small_disk: Path, stage: str) -> None:
+    cache = small_disk / "cache"
+    if stage == "reference":
+        (small_disk / "filler").write_bytes(bytes(56 * 1024))
+    else:
+        _grow(small_disk, 100_000)
+        shutil.copytree(finished_cache, cache)
+        used = shutil.disk_usage(small_disk).used // 1024
+        _grow(small_disk, used + 64)
+    outcome = command(*tiny.overrides(cache), "quantizer=rtn")
+    _assert_refused(outcome, "the disk is full", f"stage {stage}", "cache=DIRECTORY")
+    _assert_nothing_half_written(cache)
+    _grow(small_disk, 100_000)
+    assert command(*tiny.overrides(cache), "quantizer=rtn").code == 0

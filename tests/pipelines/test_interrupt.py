@@ -1,0 +1,89 @@
+"""Ctrl-C in any stage: exit 130, nothing half-written, and the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.conftest import Command, Tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("reference", "calibrate", "quantize", "generate", "evaluate")
+WORK = {
+    "reference": "_reference",
+    "calibrate": "_calibrate",
+    "quantize": "_quantize",
+    "generate": "_generate_quantized",
+    "evaluate": "_evaluate",
+}
+
+
+def _folders(cache: Path) -> set[str]:
+    return {path.name.partition("-")[0] for path in (cache / "stage").iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupt_at_the_end_of_a_stage(
+    command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The worst moment: everything of the stage is written and nothing is published."""
+    from pipelines.stages import Benchmark
+
+    work = getattr(Benchmark, WORK[stage])
+
+    def interrupted(self: Benchmark, folder: Path) -> None:
+        work(self, folder)
+        signal.raise_signal(signal.SIGINT)
+
+    overrides = [*tiny.overrides(tmp_path / "cache"), "quantizer=rtn"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, WORK[stage], interrupted)
+        outcome = command(*overrides)
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err and "same command" in outcome.sentence
+    before = STAGES[: STAGES.index(stage)]
+    assert _folders(tmp_path / "cache") == set(before)
+    assert not list((tmp_path / "cache" / "stage").glob("*.partial*"))
+    assert not (outcome.folder / "results.json").exists()
+    outcome = command(*overrides)
+    assert outcome.code == 0, outcome.err
+    stages = json.loads((outcome.folder / "results.json").read_text())["stages"]
+    assert {name for name, record in stages.items() if record["cached"]} == set(before)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -> None:
+    """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
+    cache = tmp_path / "cache"
+    overrides = [*tiny.overrides(cache), "quantizer=none", f"hydra.run.dir={tmp_path}/run"]
+    arguments = [sys.executable, "-m", "pipelines.main", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    long = subprocess.Popen(
+        [*arguments, "model.call.num_inference_steps=100000"],
+        cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 600
+    try:
+        while not list(cache.glob("stage/reference-*.partial*/images")):
+            assert time.monotonic() < deadline and long.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        long.send_signal(sent)
+        _, err = long.communicate(timeout=300)
+    finally:
+        long.kill()
+        long.wait()
+    assert "Traceback" not in err
+    left = list(cache.glob("stage/*.partial*"))
+    if sent == signal.SIGINT:
+        assert long.returncode == 130 and not left
+    else:
+        assert long.returncode == -signal.SIGKILL and len(left) == 1
+    assert not list(tmp_path.glob("run/results.json"))

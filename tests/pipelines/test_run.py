@@ -1,0 +1,127 @@
+"""One command, end to end, on the tiny pipeline."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval import load_result
+from tests.pipelines.conftest import Command, Tiny, compose_config
+
+STAGES = {"reference", "calibrate", "quantize", "generate", "evaluate"}
+
+
+def _results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def _pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_results_hold_the_schema_and_survive_a_move(command: Command, tiny: Tiny, cache: Path, tmp_path: Path) -> None:
+    outcome = command(*tiny.overrides(cache), "quantizer=segquant_g")
+    assert outcome.code == 0, outcome.err
+    results = _results(outcome.folder)
+    assert results["schema"] == 1
+    assert (results["quantizer"], results["precision"], results["model"]) == (
+        "segquant_g",
+        "w8a8_tensor",
+        "tiny_random",
+    )
+    assert results["n_images"] == len(results["prompts"]) == 4
+    assert {metric["name"] for metric in results["metrics"]} == {"psnr", "ssim"}
+    assert results["stages"].keys() == STAGES
+    for stage in results["stages"].values():
+        assert stage["seconds"] >= 0 and stage["peak_memory_mb"] > 10
+    assert results["stages"]["reference"]["cached"] and not results["stages"]["generate"]["cached"]
+    assert len(results["layer_errors"]) == results["layer_error"]["n"] > 20
+    assert results["layer_error"]["mean"] == pytest.approx(np.mean(list(results["layer_errors"].values())))
+    assert len(results["per_row_output_errors"]) == 2 * 2
+    assert results["weight_bytes"] < results["weight_bytes_float"]
+    assert results["versions"]["torch"] and results["device"]["type"]
+    moved = shutil.move(outcome.folder, tmp_path / "elsewhere")
+    loaded = load_result(Path(moved) / "results.json")
+    assert len(_pictures(loaded.folder("images"))) == len(_pictures(loaded.folder("reference"))) == 4
+
+
+def test_second_run_does_no_model_work(
+    command: Command, tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = command(*tiny.overrides(cache), "quantizer=rtn")
+    assert first.code == 0, first.err
+    before = _results(first.folder)
+    monkeypatch.setattr("pipelines.stages.load_pipeline", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("pipelines.cache._compute", lambda *_: pytest.fail("a stage was computed"))
+    second = command(*tiny.overrides(cache), "quantizer=rtn")
+    assert second.code == 0, second.err
+    after = _results(second.folder)
+    assert all(stage["cached"] for stage in after["stages"].values())
+    for name, stage in after["stages"].items():
+        assert stage["seconds"] == before["stages"][name]["seconds"]
+    for key in ("metrics", "layer_errors", "config_hash"):
+        assert after[key] == before[key]
+
+
+def test_unquantized_run_is_its_own_reference(command: Command, tiny: Tiny, cache: Path) -> None:
+    outcome = command(*tiny.overrides(cache), "quantizer=none")
+    assert outcome.code == 0, outcome.err
+    results = _results(outcome.folder)
+    assert results["layer_errors"] == {} and results["output_error"] == 0.0
+    assert results["artifacts"]["images"] == results["artifacts"]["reference"]
+    assert results["stages"].keys() == {"reference", "evaluate"}
+    psnr = next(metric for metric in results["metrics"] if metric["name"] == "psnr")
+    assert math.isinf(float(psnr["value"]))
+    assert results["weight_bytes"] == results["weight_bytes_float"]
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        overrides = [*tiny.overrides(tmp_path / f"cache{number}"), "quantizer=rtn", f"seed={seed}"]
+        outcome = command(*overrides)
+        assert outcome.code == 0, outcome.err
+        found.append((_pictures(outcome.folder / "images"), _pictures(outcome.folder / "reference")))
+        shutil.rmtree(outcome.folder)
+    assert found[0] == found[1]
+    assert all(found[0][kind][name] != found[2][kind][name] for kind in (0, 1) for name in found[0][0])
+
+
+def test_seglinear_is_a_toggle(command: Command, tiny: Tiny, cache: Path) -> None:
+    errors = {}
+    for value in ("true", "false"):
+        outcome = command(*tiny.overrides(cache), "quantizer=segquant_a", f"quantizer.seglinear={value}")
+        assert outcome.code == 0, outcome.err
+        errors[value] = _results(outcome.folder)
+    assert errors["true"]["config"]["quantizer"]["seglinear"] is True
+    assert errors["true"]["layer_errors"] != errors["false"]["layer_errors"]
+    assert errors["true"]["stages"]["calibrate"]["key"] == errors["false"]["stages"]["calibrate"]["key"]
+    assert errors["true"]["config_hash"] != errors["false"]["config_hash"]
+
+
+def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) -> None:
+    from pipelines.config import config_hash, validate
+
+    def hash_of(*extra: str) -> str:
+        return config_hash(validate(compose_config([*tiny.overrides(tmp_path / "a"), *extra])), "model")
+
+    base = hash_of()
+    assert base == hash_of("logger=wandb", "cache=/elsewhere", "name=other", "model.path=/other", "report=false")
+    assert base != hash_of("seed=1")
+    assert base != hash_of("quantizer.alpha=0.5")
+    assert base != hash_of("metric.metrics=[psnr]")
+    assert hash_of("quantizer=none") == hash_of("quantizer=none", "precision=w4a8")
+
+
+def test_real_pictures_are_unpacked_for_the_reference(tiny: Tiny, finished_cache: Path) -> None:
+    (reference,) = (finished_cache / "stage").glob("reference-*[0-9a-f]")
+    real = sorted((reference / "real").glob("*.png"))
+    assert len(real) == 8
+    with Image.open(real[0]) as picture:
+        assert picture.size == (32, 32)

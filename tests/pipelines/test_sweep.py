@@ -1,0 +1,83 @@
+"""Sweeps: stages are shared, launchers run jobs in parallel, a failing job does not stop its siblings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.conftest import Command, Tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _results(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
+
+
+def _computed(results: list[dict]) -> Counter:
+    """How often each stage was computed, over all jobs of a sweep."""
+    return Counter(
+        (name, stage["key"]) for run in results for name, stage in run["stages"].items() if not stage["cached"]
+    )
+
+
+def test_sweep_shares_stages_and_ends_with_a_report(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    sweep = ["quantizer=none,rtn,segquant_a", "precision=w8a8_tensor,w4a8_channel"]
+    arguments = ["-m", *tiny.overrides(tmp_path / "cache"), *sweep]
+    outcome = command(*arguments)
+    assert outcome.code == 0, outcome.err
+    results = _results(outcome.folder)
+    assert len(results) == 6 and len({run["config_hash"] for run in results}) == 5
+    computed = _computed(results)
+    assert set(computed.values()) == {1}
+    assert Counter(name for name, _ in computed) == {
+        "reference": 1, "calibrate": 1, "quantize": 4, "generate": 4, "evaluate": 5,
+    }  # fmt: skip
+    for name in ("table.md", "table.csv", "table.tex", "grid.png", "report.html", "comparisons.md"):
+        assert (outcome.folder / name).stat().st_size > 0
+    table = (outcome.folder / "table.md").read_text()
+    assert all(name in table for name in ("rtn", "segquant_a", "w4a8_channel", "psnr"))
+    again = command(*arguments)
+    assert again.code == 0 and not _computed(_results(again.folder))
+
+
+def test_failing_job_does_not_stop_its_siblings(command: Command, tiny: Tiny, cache: Path) -> None:
+    outcome = command("-m", *tiny.overrides(cache), "quantizer=smoothquant,rtn", "precision=w4a16,w8a8")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err and "smoothquant at w4a16" in outcome.sentence
+    found = {(run["quantizer"], run["precision"]) for run in _results(outcome.folder)}
+    assert found == {("smoothquant", "w8a8"), ("rtn", "w4a16"), ("rtn", "w8a8")}
+    assert "rtn" in (outcome.folder / "table.md").read_text()
+
+
+def test_unknown_option_in_a_sweep_runs_nothing(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    outcome = command("-m", *tiny.overrides(tmp_path / "cache"), "quantizer=rtn,segqant_g")
+    assert outcome.code == 1 and "did you mean 'segquant_g'" in outcome.sentence
+    assert not (tmp_path / "cache" / "stage").exists()
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_parallel_launchers_share_stages(tiny: Tiny, tmp_path: Path, launcher: str) -> None:
+    settings = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=20"]
+    finished = subprocess.run(
+        [
+            sys.executable, "-m", "pipelines.main", "-m", *tiny.overrides(tmp_path / "cache"),
+            "quantizer=rtn,segquant_a", f"hydra/launcher={launcher}", *settings,
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    results = _results(tmp_path / "sweep")
+    computed = _computed(results)
+    assert len(results) == 2 and set(computed.values()) == {1}
+    assert Counter(name for name, _ in computed)["reference"] == 1
+    assert not list((tmp_path / "cache" / "stage").glob("*.partial*"))
+    assert (tmp_path / "sweep" / "report.html").is_file()
