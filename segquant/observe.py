@@ -2,7 +2,8 @@
 
 Batches are dealt to FOLDS folds, each with its own ranges and its own small reservoir of rows, so that
 hyper-parameters can be judged on rows that did not fit them (`InputStats.held_out`), while final scales come
-from all rows (`InputStats.positive`, `.negative`, `.gram`). Whole batches share a fold, since rows of one denoiser
+from all rows (`InputStats.positive`, `.negative`, `.gram`). Whole batches share a fold, since rows of one
+denoiser
 call resemble each other; with a single batch the rows themselves are dealt, in contiguous runs.
 """
 
@@ -31,7 +32,8 @@ Progress = Callable[[str, int, int], None]
 class FoldStats:
     """Ranges, energy and a sample of the rows of one fold.
 
-    positive, negative: per channel largest value and magnitude of the smallest, both at least 0, float32 [in];
+    positive, negative: per channel largest value and magnitude of the smallest, both at least 0, float32
+    [in];
     square: float64 [in], sum of squares; rows: number seen; sample: [kept, in] in the input's dtype;
     keys: the draws that decide which rows stay, [kept].
     """
@@ -100,7 +102,8 @@ class InputStats:
         return self.gram_sum
 
     def held_out(self, limit: int = 256, enough: int = 128) -> list[HeldOut]:
-        """Splits to choose hyper-parameters on: one fold held out at a time, until `enough` rows are gathered.
+        """Splits to choose hyper-parameters on: one fold held out at a time, until `enough` rows are
+        gathered.
 
         Layers with many rows thus use one split, layers with few (AdaLN sees one row per image) all of them.
         Empty if there are fewer than two folds with rows.
@@ -194,10 +197,12 @@ def observe(
     seed: int = 0,
     only: Collection[str] | None = None,
     progress: Progress | None = None,
+    total: int = 0,
 ) -> dict[str, InputStats]:
     """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
 
-    A linear that is called several times, or shared under several names, merges its calls under its first name;
+    A linear that is called several times, or shared under several names, merges its calls under its first
+    name;
     one that is never called has `rows == 0`.
 
     Args:
@@ -208,6 +213,7 @@ def observe(
         seed: of the reservoir and of the deal of batches to folds.
         only: names of the linears to watch; all if None.
         progress: called after every batch.
+        total: number of batches for `progress`, where `batches` has no length.
 
     Raises:
         QuantizationError: no batches, or NaN or inf in some layer's input (named).
@@ -223,7 +229,7 @@ def observe(
     model.eval()
     try:
         with torch.no_grad():
-            _run(model, batches, state, seed, progress)
+            _run(model, batches, state, seed, progress, total)
     finally:
         model.train(training)
         for handle in handles:
@@ -239,7 +245,9 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run the model on one batch: a dict of keyword arguments, a sequence of positional ones, or one tensor."""
+    """Run the model on one batch: a dict of keyword arguments, a sequence of positional ones, or one
+    tensor.
+    """
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, Sequence):
@@ -265,6 +273,7 @@ def _run(
     state: dict[str, int | None],
     seed: int,
     progress: Progress | None,
+    total: int,
 ) -> None:
     iterator = iter(batches)
     head = list(itertools.islice(iterator, 2))
@@ -273,7 +282,7 @@ def _run(
             "there are no calibration batches; give at least one (two or more, to choose "
             "hyper-parameters on batches kept apart)"
         )
-    total = len(batches) if hasattr(batches, "__len__") else 0
+    total = len(batches) if hasattr(batches, "__len__") else total
     deal = _deal(seed) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
         state["fold"] = fold
@@ -283,7 +292,9 @@ def _run(
 
 
 def _deal(seed: int) -> Iterator[int]:
-    """Folds of consecutive batches: every run of FOLDS batches in random order, so that no fold sees one timestep."""
+    """Folds of consecutive batches: every run of FOLDS batches in random order, so that no fold sees one
+    timestep.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(FOLDS, generator=generator).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import itertools
 import logging
@@ -20,9 +21,14 @@ from segquant.spec import Method
 
 log = logging.getLogger(__name__)
 
+RECORD = "segquant_record"
+"""Attribute of a quantized model: {"method": Method.to_dict(), "segments": {layer: …}} as they were used."""
+
 
 def targets(model: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    """The linears that `method` quantizes: all but those that a glob in `method.skip` matches, by first name."""
+    """The linears that `method` quantizes: all but those that a glob in `method.skip` matches, by first
+    name.
+    """
     return {
         name: module
         for name, module in linears(model).items()
@@ -41,13 +47,15 @@ def quantize_(
 ) -> nn.Module:
     """Replace the model's linears by quantized ones, in place; deterministic.
 
-    Nothing is replaced before everything that can be checked beforehand has been. A linear shared under several
+    Nothing is replaced before everything that can be checked beforehand has been. A linear shared under
+    several
     names becomes one QuantLinear under all of them.
 
     Args:
         model: float model.
         method: what to do; see `presets`.
-        batches: arguments of the model's forward, as `observe` takes them; read at most once, and only as far as
+        batches: arguments of the model's forward, as `observe` takes them; read at most once, and only as
+        far as
             the method needs it (one batch for the segments, all for statistics).
         segments: from `find_segments`, found on the first batch if None and the method wants them.
         stats: from an earlier `observe` of the same model; then `batches` serves the segments alone.
@@ -67,7 +75,7 @@ def quantize_(
             f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
             f"out all {len(linears(model))} of the model"
         )
-    iterator = iter(batches)
+    iterator, total = iter(batches), len(batches) if hasattr(batches, "__len__") else 0
     if segments is None and (method.seglinear or method.dualscale):
         first = list(itertools.islice(iterator, 1))
         if not first:
@@ -79,12 +87,20 @@ def quantize_(
         plan_layout(layer, method, segments.get(name), name)
     if stats is None and method.needs_data:
         stats = observe(
-            model, iterator, gram=method.needs_gram, seed=method.seed, only=layers, progress=progress
+            model,
+            iterator,
+            gram=method.needs_gram,
+            seed=method.seed,
+            only=layers,
+            progress=progress,
+            total=total,
         )
     stats = stats or {}
     if method.needs_data:
         layers = _called(layers, stats, method)
     _solve(model, layers, method, stats, segments, progress)
+    cuts = {name: dataclasses.asdict(segments[name]) for name in layers if name in segments}
+    setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts})
     return model
 
 

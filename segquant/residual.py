@@ -20,7 +20,9 @@ FLOAT16_MAX = 6e4
 
 @dataclass(frozen=True)
 class Residual:
-    """One branch, calibrated: weight on the grid [rows, in], its scales, and the low-rank factors (or None)."""
+    """One branch, calibrated: weight on the grid [rows, in], its scales, and the low-rank factors (or
+    None).
+    """
 
     quantized: Tensor
     scale: Tensor

@@ -1,4 +1,6 @@
-"""save_quantized / load_quantized: one safetensors file and one JSON file, published together or not at all."""
+"""save_quantized / load_quantized: one safetensors file and one JSON file, published together or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from segquant.errors import QuantizationError
 from segquant.layers import QuantLinear
 from segquant.layout import Layout
-from segquant.quantize import swap_
+from segquant.quantize import RECORD, swap_
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def save_quantized(
     Args:
         model: after `quantize_`.
         directory: to write; its parent is created.
-        extra: JSON-ready things to keep in the manifest (the method, segments, …).
+        extra: JSON-ready things to keep in the manifest; method and segments are there already.
 
     Returns:
         the directory.
@@ -58,7 +60,8 @@ def save_quantized(
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     tensors, aliases = _distinct(model)
     manifest = _manifest(model, aliases)
-    manifest["extra"] = {**getattr(model, "_segquant", {}), **(extra or {})}
+    manifest.update(getattr(model, RECORD, {}))
+    manifest["extra"] = dict(extra or {})
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -137,7 +140,8 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.
 
     Args:
         directory: as given to `save_quantized`.
-        model: a float model of the same architecture (or one built on the meta device) to fill in place. If None,
+        model: a float model of the same architecture (or one built on the meta device) to fill in place.
+        If None,
             the recorded class is built from its recorded config, which works for diffusers models.
 
     Returns:
@@ -172,6 +176,7 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.
         raise QuantizationError(
             f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta"
         )
+    setattr(model, RECORD, {key: manifest[key] for key in ("method", "segments") if key in manifest})
     return model.to(device).eval()
 
 
@@ -228,10 +233,16 @@ def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     replacements: dict[int, nn.Module] = {}
     for name, entry in manifest["layers"].items():
         old = modules.get(name)
+        layout = Layout.from_dict(entry["layout"])
         if not isinstance(old, (nn.Linear, QuantLinear)):
             raise QuantizationError(
                 f"the model has no linear {name!r}; pass a model of the saved architecture"
             )
+        if (old.in_features, old.out_features) != (layout.in_features, layout.out_features):
+            raise QuantizationError(
+                f"{name} of the model is {old.in_features} -> {old.out_features}, the saved one "
+                f"{layout.in_features} -> {layout.out_features}: it does not fit; pass a model of that architecture"
+            )
         bias = getattr(torch, entry["bias_dtype"]) if entry["bias_dtype"] else torch.float32
-        replacements[id(old)] = QuantLinear(Layout.from_dict(entry["layout"]), bias_dtype=bias, device="meta")
+        replacements[id(old)] = QuantLinear(layout, bias_dtype=bias, device="meta")
     swap_(model, replacements)

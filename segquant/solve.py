@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segquant import functional as F
+from segquant.calibrators.gptq import shrink_gram
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale, input_scales
 from segquant.layout import Layout
@@ -90,7 +91,7 @@ def solve_layer(
     if layout.smooth:
         assert stats is not None
         smooth, margin = smooth_layer(weight, layout, method, stats)
-    gram = stats.gram if method.needs_gram and stats is not None else None
+    gram = shrink_gram(stats.gram, stats.rows) if method.needs_gram and stats is not None else None
     ranks = choose_ranks(weight, smooth, layout, method)
     residuals = []
     for branch, rows in enumerate(layout.branch_slices):

@@ -13,6 +13,22 @@ from segquant.errors import QuantizationError
 log = logging.getLogger(__name__)
 
 RETRIES = 6
+SHRINKAGE = 0.5
+
+
+def shrink_gram(gram: Tensor, rows: int) -> Tensor:
+    """Pull a Gram matrix of few rows towards its diagonal, which is what a handful of rows can tell reliably.
+
+    Off-diagonal entries keep the share rows / (rows + SHRINKAGE · in), as in Ledoit-Wolf's linear shrinkage. Few
+    rows (AdaLN sees one per image) thus lead to plain rounding instead of to weights fitted to them; with
+    thousands of rows nothing changes.
+
+    Args:
+        gram: XᵀX, [in, in]; not modified.
+        rows: rows of X.
+    """
+    keep = rows / (rows + SHRINKAGE * gram.shape[0])
+    return gram * keep + torch.diag(gram.diagonal() * (1 - keep))
 
 
 def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
@@ -67,7 +83,8 @@ def gptq(
     Args:
         weight: float [out, in]; float64 is computed in float64, else in float32.
         hessian: 2XᵀX or any positive multiple, [in, in].
-        scale: broadcastable to the weight; fixed beforehand, so any blocks (groups, segments) work in any order.
+        scale: broadcastable to the weight; fixed beforehand, so any blocks (groups, segments) work in any
+        order.
         dtype: number format.
         damp: share of the mean diagonal added to the diagonal.
         act_order: largest diagonal first.

@@ -56,7 +56,9 @@ def quantize_input(
     spec: QuantSpec,
     static: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Fake quantization of an input [..., in]; `static` holds its two scales [pieces], None takes them from x."""
+    """Fake quantization of an input [..., in]; `static` holds its two scales [pieces], None takes them
+    from x.
+    """
     above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
     scale = F.expand_pieces(above, columns)
     if any(dual):

@@ -1,4 +1,6 @@
-"""SmoothQuant (arXiv 2211.10438, equation 4): divide input channel j by s_j, multiply weight column j by it."""
+"""SmoothQuant (arXiv 2211.10438, equation 4): divide input channel j by s_j, multiply weight column j by
+it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ Simulate = Callable[[Tensor], Layer]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found: α (None: no smoothing), headroom of static scales, and every candidate's error."""
+    """What the search found: α (None: no smoothing), headroom of static scales, and every candidate's
+    error.
+    """
 
     alpha: float | None
     margin: float = 1.0
@@ -41,7 +45,8 @@ class Choice:
 def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
     """s_j = amax(X_j)^α / amax(W_j)^(1−α), with geometric mean 1.
 
-    The common factor is free (every scale follows it), and mean 1 keeps smoothed values where 16 bits are safe.
+    The common factor is free (every scale follows it), and mean 1 keeps smoothed values where 16 bits are
+    safe.
 
     Args:
         input_amax, weight_amax: largest magnitudes per input channel, float [in].
@@ -74,7 +79,8 @@ def search_alpha(
     alphas: Sequence[float] = ALPHAS,
     margins: Sequence[float] = (1.0,),
 ) -> Choice:
-    """The α with the least squared output error of the really quantized layer on held-out rows, pooled over splits.
+    """The α with the least squared output error of the really quantized layer on held-out rows, pooled
+    over splits.
 
     No smoothing at all (None) stands among the candidates and wins ties. Without splits α is DEFAULT_ALPHA.
 
@@ -101,7 +107,8 @@ def search_alpha(
                 wider = HeldOut(smoothed.positive * margin, smoothed.negative * margin, smoothed.rows)
                 errors[alpha, margin] += float((layer(wider) - target).square().sum(dtype=torch.float64))
     alpha, margin = min(errors, key=lambda candidate: errors[candidate])
-    # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as good as
+    # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
+    # good as
     # the best within what so few rows can tell.
     tolerance = 1 + TOLERANCE / sum(len(split.rows) for split in splits) ** 0.5
     good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]

@@ -1,0 +1,137 @@
+"""Small models and an independent float64 quantized linear for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segquant import Segments
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Block(nn.Module):
+    """AdaLN-like: a SiLU-fed linear cut in three uneven pieces, a GELU feed-forward, a concat-fed output."""
+
+    def __init__(self, width: int = 32, seed: int = 0) -> None:
+        super().__init__()
+        self.ada = nn.Linear(width, 3 * width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        self.out = nn.Linear(2 * width, width, bias=False)
+        g = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in (self.ada, self.up, self.down, self.out):
+                module.weight.normal_(0, module.in_features**-0.5, generator=g)
+                module.weight[:, torch.randperm(module.in_features, generator=g)[:2]] *= 4
+            for module in (self.ada, self.up, self.down):
+                module.bias.normal_(0, 0.1, generator=g)
+            self.ada.weight *= torch.tensor([0.05, 1.0, 4.0]).repeat_interleave(width)[:, None]
+            self.out.weight *= torch.tensor([0.2, 3.0]).repeat_interleave(width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale, gate = self.ada(nn.functional.silu(condition)).chunk(3, dim=-1)
+        y = x * (1 + scale[:, None]) + shift[:, None]
+        y = self.down(nn.functional.gelu(self.up(y)))
+        return x + gate[:, None] * self.out(torch.cat((x, y), dim=-1))
+
+
+def block_batches(count: int, seed: int, width: int = 32) -> list[dict[str, Tensor]]:
+    found = []
+    for index in range(count):
+        x = tensor(2, 9, width, seed=seed * 1000 + index)
+        x[..., 3] *= 12  # an outlier channel
+        found.append({"x": x, "condition": 2 * tensor(2, width, seed=seed * 1000 + index + 500)})
+    return found
+
+
+BLOCK_SEGMENTS = {
+    "ada": Segments(output=(32, 32, 32), activation="silu"),
+    "up": Segments(),
+    "down": Segments(activation="gelu"),
+    "out": Segments(input=(32, 32)),
+}
+
+
+def expanded(scale: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """Block scales written out entry by entry."""
+    full = torch.empty(sum(rows), sum(columns), dtype=torch.float64)
+    top = 0
+    for i, height in enumerate(rows):
+        left = 0
+        for j, width in enumerate(columns):
+            full[top : top + height, left : left + width] = scale[i, j].double()
+            left += width
+        top += height
+    return full
+
+
+def brute_force(module: Any, x: Tensor) -> Tensor:
+    """A QuantLinear's output in float64 from its buffers, DualScale as two products, one loop per segment."""
+    layout, buffers = module.layout, dict(module.named_buffers())
+    weight = (
+        module_codes(module) * expanded(buffers["weight_scale"], layout.weight_rows, layout.weight_columns)
+    ).double()
+    pieces, parts, rank = layout.input_columns, [], 0
+    flat = buffers["low_rank_up"].double() if layout.ranks else None
+    offset = 0
+    for branch, rows in enumerate(layout.branch_slices):
+        xs = x.double() / buffers["smooth"][branch].double() if layout.smooth else x.double()
+        total = torch.zeros(*x.shape[:-1], rows.stop - rows.start, dtype=torch.float64)
+        left = 0
+        for j, width in enumerate(pieces):
+            piece, block = xs[..., left : left + width], weight[rows, left : left + width]
+            left += width
+            total += sum(part @ block.T for part in _quantized_parts(piece, layout, buffers, branch, j))
+        if flat is not None:
+            r, size = layout.ranks[branch], layout.branches[branch]
+            down = buffers["low_rank_down"][rank : rank + r].double()
+            total += xs @ down.T @ flat[offset : offset + r * size].view(size, r).T
+            rank, offset = rank + r, offset + r * size
+        parts.append(total)
+    out = torch.cat(parts, -1)
+    return out + buffers["bias"].double() if layout.bias else out
+
+
+def _quantized_parts(
+    piece: Tensor, layout: Any, buffers: dict[str, Tensor], branch: int, j: int
+) -> list[Tensor]:
+    spec = layout.scheme.input
+    if spec is None:
+        return [piece]
+    high = 448.0 if spec.dtype == "fp8" else 2.0 ** (spec.bits - 1) - 1
+    low = 448.0 if spec.dtype == "fp8" else high + 1
+    if spec.dynamic:
+        dims = -1 if spec.granularity != "tensor" else None
+        amax = piece.abs().amax(dims, keepdim=True) if dims else piece.abs().amax()
+        pos, neg = piece.clamp_min(0).abs(), piece.clamp_max(0).abs()
+        above = pos.amax(-1, keepdim=True) / high if layout.input_dual[j] else amax / high
+        below = neg.amax(-1, keepdim=True) / low if layout.input_dual[j] else above
+    else:
+        above = buffers["input_scale"][branch, j].double()
+        name = "input_scale_negative" if layout.any_dual else "input_scale"
+        below = buffers[name][branch, j].double()
+    return [
+        _round(piece.clamp_min(0), above, spec.dtype, low, high),
+        _round(piece.clamp_max(0), below, spec.dtype, low, high),
+    ]
+
+
+def _round(x: Tensor, scale: Tensor | float, dtype: str, low: float, high: float) -> Tensor:
+    codes = (x / scale).clamp(-low, high)
+    return (codes.float().to(torch.float8_e4m3fn).double() if dtype == "fp8" else codes.round()) * scale
+
+
+def module_codes(module: Any) -> Tensor:
+    codes, dtype = module.codes, module.layout.weight_spec.dtype
+    if dtype == "fp8":
+        return codes.view(torch.float8_e4m3fn).double()
+    if dtype == "int8":
+        return codes.double()
+    both = torch.stack((codes.int() & 15, codes.int() >> 4), -1).flatten(1)[:, : module.in_features].double()
+    return torch.where(both > 7, both - 16, both)

@@ -1,0 +1,82 @@
+"""Frozen specs: what they refuse, the precision table, JSON round trips, presets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from segquant import PRECISIONS, Method, QuantScheme, QuantSpec, presets
+
+PRESETS = ("none", "rtn", "smoothquant", "gptq", "svdquant", "segquant_a", "segquant_g")
+
+
+def test_precision_table() -> None:
+    assert set(PRECISIONS) == {
+        "w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16",
+    }  # fmt: skip
+    assert PRECISIONS["w4a8"].weight == QuantSpec("int4", "group", 32)
+    assert PRECISIONS["w8a8_tensor"].static_input and not PRECISIONS["w8a8_dynamic"].static_input
+    assert PRECISIONS["w4a16"].input is None
+
+
+@pytest.mark.parametrize("values, said", [
+    ({"dtype": "int5"}, "int5"),
+    ({"dtype": "int8", "granularity": "chanel"}, "nearest: channel"),
+    ({"dtype": "int4", "granularity": "group"}, "group_size"),
+    ({"dtype": "int4", "group_size": 32}, "group_size"),
+    ({"dtype": "int4", "granularity": "group", "group_size": 0}, "at least 1"),
+])  # fmt: skip
+def test_bad_specs(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        QuantSpec(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight, inputs", [
+    (QuantSpec("int8", "token", dynamic=True), None),
+    (QuantSpec("int8"), QuantSpec("int8", "channel")),
+    (QuantSpec("int8"), QuantSpec("int8", "token")),
+    (None, QuantSpec("int8")),
+])  # fmt: skip
+def test_bad_schemes(weight: QuantSpec | None, inputs: QuantSpec | None) -> None:
+    with pytest.raises(ValueError):
+        QuantScheme(weight, inputs)
+
+
+@pytest.mark.parametrize("values", [
+    {"alpha": 1.1}, {"alpha": "serach"}, {"rank": 0}, {"optimizer": "smoth"}, {"calibrator": "x"}, {"damp": 0.0},
+    {"on_uncalled": "ignore"}, {"skip": "proj_out"}, {"iterations": -1},
+])  # fmt: skip
+def test_bad_methods(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Method("m", PRECISIONS["w8a8"], **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_round_trip_through_json(name: str, precision: str) -> None:
+    if (name, precision) == ("smoothquant", "w4a16"):
+        with pytest.raises(ValueError, match="does not quantize activations"):
+            presets.smoothquant("w4a16")
+        return
+    method = getattr(presets, name)(precision, seglinear=True, dualscale=False, skip=["a.*"])
+    assert method.skip == ("a.*",)
+    assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+    if name != "none":
+        assert method.scheme == PRECISIONS[precision]
+
+
+def test_presets_are_what_the_paper_says() -> None:
+    eight, four = presets.segquant_g("w8a8_tensor"), presets.segquant_a("w4a8")
+    assert (eight.optimizer, eight.calibrator, eight.alpha) == ("smooth", "gptq", "search")
+    assert (four.optimizer, four.calibrator, four.rank) == ("svd", "amax", 32)
+    assert eight.seglinear and eight.dualscale
+    assert not presets.rtn().needs_gram and presets.gptq().needs_gram
+    assert not presets.rtn("w4a8").needs_data and presets.rtn("w8a8").needs_data
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="w8a8_tensor"):
+        presets.rtn("w8a8_tenser")
+    with pytest.raises(ValueError, match="nearest: calibrator"):
+        Method.from_dict({**presets.rtn().to_dict(), "calibrater": "gptq"})
