@@ -87,9 +87,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return _flatten(program, root)
 
 
-def _export_message(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
-) -> str:
+def _export_message(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> str:
     cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
     given = [*(f"argument {i}" for i in range(len(args))), *kwargs]
     return (

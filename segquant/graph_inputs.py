@@ -147,9 +147,7 @@ class InputTracer:
         rest = (*layout[:axis], *layout[axis + 1 :])
         sizes = [(graph_ops.shape(part) or ())[axis] if kept else 1 for part in parts]
         if not graph_layout.has_channels(layout[axis]):
-            befores = [
-                graph_layout.replace(layout, axis, graph_layout.other(n)) if kept else rest for n in sizes
-            ]
+            befores = [graph_layout.replace(layout, axis, graph_layout.other(n)) if kept else rest for n in sizes]
             cuts = [self._trace(part, before) for part, before in zip(parts, befores, strict=True)]
             alike = len({cut.sizes if cut else None for cut in cuts}) == 1
             return _changed_at(node, cuts[0]) if alike else None

@@ -30,9 +30,7 @@ BINARY = SUM | PRODUCT
 # Each token is centred and scaled; a channel keeps its place.
 NORM = _words("layer_norm rms_norm _fused_rms_norm")
 # Row-major: the input's and the output's shape say it all.
-RESHAPE = _words(
-    "view _unsafe_view reshape view_as reshape_as flatten unflatten unsqueeze squeeze atleast_3d"
-)
+RESHAPE = _words("view _unsafe_view reshape view_as reshape_as flatten unflatten unsqueeze squeeze atleast_3d")
 PERMUTE = _words("permute transpose t swapaxes swapdims movedim moveaxis mT numpy_T adjoint")
 EXPAND = _words("expand expand_as broadcast_to")
 SPLIT = _words(

@@ -171,8 +171,8 @@ EXPECTED: dict[str, tuple[int, dict, dict, dict]] = {
     # (64 -> 2 x 256), ff out: 12. 4 + 8 + 4 * 12 = 60. All have width 64 = 4 heads of 16, two to_out each.
     # SiLU: 2 embedders, 8 resnets.
     "sdxl": (60, {(256,) * 2: 4}, {(16,) * 4: 8, (16, 48): 1}, {"silu": 10, "geglu": 4}),
-    # Width 16 = 2 heads of 8. Outside 6: adaln_single (timestep 2, linear: chunked by 6 in every block after a
-    # reshape and the sum with a table), caption_projection 2, proj_out. Block 10: attn1 4, attn2 4, ff 2.
+    # Width 16 = 2 heads of 8. Outside 6: adaln_single (timestep 2, linear: chunked by 6 in every block after
+    # a reshape and the sum with a table), caption_projection 2, proj_out. Block 10: attn1 4, attn2 4, ff 2.
     # SiLU: timestep, adaln_single. GELU: 2 ff, caption_projection.
     "pixart": (26, {(16,) * 6: 1}, {(8,) * 2: 4}, {"silu": 2, "gelu": 3}),
     # Width 16 = 2 heads of 8. Block 9: norm1 (timestep 2, linear: chunk 6), attn 4, ff 2. Outside: proj_out_1
@@ -238,8 +238,8 @@ def test_sd35_medium_of_full_size_on_meta() -> None:
     """24 blocks of width 1536 = 24 heads of 64; the first 13 are dual; the last has no context output.
 
     Linears: 7 outside, 13 · 18 dual, 10 · 14, last 11 = 392. Chunks: 13 by 9; 10 + 1 norm1 and 23
-    norm1_context by 6; the last norm1_context and norm_out by 2. Heads: 24 to_out, 23 to_add_out, 13 attn2.to_out = 60.
-    SiLU: 2 + 48 + 1. GELU: 24 ff, 23 ff_context.
+    norm1_context by 6; the last norm1_context and norm_out by 2. Heads: 24 to_out, 23 to_add_out, 13
+    attn2.to_out = 60. SiLU: 2 + 48 + 1. GELU: 24 ff, 23 ff_context.
     """
     with torch.device("meta"):
         model = diffusers.SD3Transformer2DModel(
