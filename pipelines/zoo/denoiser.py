@@ -17,9 +17,18 @@ CAPTION_DROPOUT = 0.1
 def build() -> SD3Transformer2DModel:
     """Six joint blocks of width 256 (4 heads of 64) on 16 image tokens (8×8 latent, patches of 2)."""
     return SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=6, attention_head_dim=64,
-        num_attention_heads=4, joint_attention_dim=256, caption_projection_dim=256,
-        pooled_projection_dim=256, pos_embed_max_size=8, qk_norm="rms_norm",
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=6,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=256,
+        caption_projection_dim=256,
+        pooled_projection_dim=256,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
     )
 
 
@@ -69,8 +78,13 @@ def train(
         pool = torch.where(drop[:, None], empty[1], pooled[index]).to(device)
         mixed = torch.lerp(clean, noise, sigma[:, None, None, None])
         with torch.autocast(device, torch.bfloat16):
-            velocity = model(hidden_states=mixed, encoder_hidden_states=words, pooled_projections=pool,
-                             timestep=1000 * sigma, return_dict=False)[0]
+            velocity = model(
+                hidden_states=mixed,
+                encoder_hidden_states=words,
+                pooled_projections=pool,
+                timestep=1000 * sigma,
+                return_dict=False,
+            )[0]
         return F.mse_loss(velocity.float(), noise - clean)
 
     return fit("denoiser", model, loss, recipe, folder, hidden_matrix, on_checkpoint)

@@ -36,9 +36,16 @@ def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     base.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     split = pre_tokenizers.Split(pattern, "removed", invert=True)
-    base.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=2500, special_tokens=special, end_of_word_suffix="</w>",
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    base.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=2500,
+        special_tokens=special,
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     base.train_from_iterator(captions, trainer)
     model = json.loads(base.to_str())["model"]
     merges = [tuple(m) for m in model["merges"]]
@@ -55,17 +62,25 @@ def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
 
 def text_config(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=CONTEXT, projection_dim=WIDTH, hidden_act=activation,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        projection_dim=WIDTH,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
     """int64 [n, 16], padded and cut as the pipeline does."""
-    return tokenizer(list(captions), padding="max_length", max_length=CONTEXT, truncation=True,
-                     return_tensors="pt").input_ids
+    return tokenizer(
+        list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def augment(images: torch.Tensor, draw: torch.Generator, strength: float) -> torch.Tensor:
@@ -99,9 +114,17 @@ class TextEncoders(nn.Module):
         super().__init__()
         self.first = CLIPTextModelWithProjection(text_config(tokenizer, "quick_gelu"))
         self.second = CLIPTextModelWithProjection(text_config(tokenizer, "gelu"))
-        self.vision = CLIPVisionModelWithProjection(CLIPVisionConfig(
-            hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-            image_size=64, patch_size=16, projection_dim=2 * WIDTH))
+        self.vision = CLIPVisionModelWithProjection(
+            CLIPVisionConfig(
+                hidden_size=192,
+                intermediate_size=768,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                image_size=64,
+                patch_size=16,
+                projection_dim=2 * WIDTH,
+            )
+        )
         self.scale = nn.Parameter(torch.tensor(2.7))
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -112,8 +135,9 @@ class TextEncoders(nn.Module):
         return sum(losses) / 2
 
 
-def train_encoders(images: torch.Tensor, captions: Sequence[str], tokenizer: CLIPTokenizer, recipe: Recipe,
-                   folder: Path, device: str) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
+def train_encoders(
+    images: torch.Tensor, captions: Sequence[str], tokenizer: CLIPTokenizer, recipe: Recipe, folder: Path, device: str
+) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
     """Contrastive training of the conditioning text encoders. `images` float [n, 3, 64, 64] in −1 … 1."""
     torch.manual_seed(1)
     towers = TextEncoders(tokenizer).to(device)
@@ -133,17 +157,29 @@ def train_encoders(images: torch.Tensor, captions: Sequence[str], tokenizer: CLI
 SCORER = {
     "model_cfg": {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": 64, "layers": 5, "width": 192, "head_width": 48, "patch_size": 8},
-        "text_cfg": {"context_length": CONTEXT, "vocab_size": 0, "width": 128, "heads": 4, "layers": 3,
-                     "hf_tokenizer_name": "emoji_clip", "pad_id": 0},
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": 0,
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+            "hf_tokenizer_name": "emoji_clip",
+            "pad_id": 0,
+        },
     },
-    "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic",
-                       "resize_mode": "shortest"},
+    "preprocess_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
 }
 
 
-def train_scorer(images: torch.Tensor, captions: Sequence[str], recipe: Recipe, work: Path, folder: Path,
-                 device: str) -> nn.Module:
+def train_scorer(
+    images: torch.Tensor, captions: Sequence[str], recipe: Recipe, work: Path, folder: Path, device: str
+) -> nn.Module:
     """Train the judge and write it as an open_clip `local-dir:` folder (fp16 safetensors)."""
     import open_clip
     from safetensors.torch import save_file

@@ -21,9 +21,11 @@ from pipelines.zoo.loop import Recipe
 
 log = logging.getLogger(__name__)
 ZOO = Path(__file__).parent
-STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "assemble")
+STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble")
+BOUNDED = ("decoder", "denoiser")
 RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
+    "decoder": Recipe(steps=4000, batch=16, lr=1e-3, average=0.998),
     "text": Recipe(steps=350, batch=256, lr=1e-3, weight_decay=0.01),
     "scorer": Recipe(steps=1200, batch=256, lr=1e-3, weight_decay=0.05),
     "denoiser": Recipe(steps=6000, batch=256, lr=2e-3, average=0.998, muon=True),
@@ -37,7 +39,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=ZOO / "emoji_sd3", help="the pipeline's folder")
     parser.add_argument("--scorer", type=Path, default=ZOO / "emoji_clip", help="the scorer's folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--minutes", type=float, help="bound on the denoiser's training time")
+    parser.add_argument(
+        "--minutes", type=float, help="bound on the training time of the denoiser (and of the decoder's refinement)"
+    )
     parser.add_argument("--steps", type=int, help="bound on each stage's steps (to try the recipe out)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--continue-from", type=Path, help="start the denoiser at these weights (a pipeline folder)")
@@ -45,7 +49,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def recipe(name: str, args: argparse.Namespace) -> Recipe:
-    chosen = RECIPES[name].__dict__ | ({"minutes": args.minutes} if name == "denoiser" else {})
+    chosen = RECIPES[name].__dict__ | ({"minutes": args.minutes} if name in BOUNDED else {})
     if args.steps is not None:
         chosen["steps"] = min(chosen["steps"], args.steps)
     return Recipe(**chosen)
@@ -67,12 +71,16 @@ def assemble(work: Path, output: Path) -> StableDiffusion3Pipeline:
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     pipe = StableDiffusion3Pipeline(
         transformer=denoiser.SD3Transformer2DModel.from_pretrained(work / "transformer")
-        if (work / "transformer").exists() else denoiser.build(),
+        if (work / "transformer").exists()
+        else denoiser.build(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
-        text_encoder=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder"), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder_2"), tokenizer_2=tokenizer,
-        text_encoder_3=None, tokenizer_3=None,
+        vae=AutoencoderKL.from_pretrained(work / ("vae_refined" if (work / "vae_refined").exists() else "vae")),
+        text_encoder=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder"),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(work / "text_encoder_2"),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
     if output != work:
         pipe.to(torch.bfloat16).save_pretrained(output, safe_serialization=True, max_shard_size="14MB")
@@ -94,7 +102,9 @@ def run_denoiser(images: torch.Tensor, captions: list[str], args: argparse.Names
     empty = tuple(x[0] for x in embed(pipe, [""]))
     initial = None
     if args.continue_from:
-        initial = denoiser.SD3Transformer2DModel.from_pretrained(args.continue_from, subfolder="transformer").state_dict()
+        initial = denoiser.SD3Transformer2DModel.from_pretrained(
+            args.continue_from, subfolder="transformer"
+        ).state_dict()
     model = denoiser.train(latents, words, pooled, empty, recipe("denoiser", args), args.work, args.device, initial)
     model.cpu().save_pretrained(args.work / "transformer")
 
@@ -115,6 +125,12 @@ def main(argv: list[str] | None = None) -> None:
         log.info("autoencoder: PSNR %.2f dB", vae.psnr(model, images))
         model.cpu().save_pretrained(args.work / "vae")
 
+    def run_decoder() -> None:
+        model = AutoencoderKL.from_pretrained(args.work / "vae").to(args.device)
+        vae.refine_decoder(model, images, recipe("decoder", args), args.work, args.device)
+        log.info("refined decoder: PSNR %.2f dB", vae.psnr(model, images))
+        model.cpu().save_pretrained(args.work / "vae_refined")
+
     def run_scorer() -> None:
         judge = text.train_scorer(images, captions, recipe("scorer", args), args.work, args.scorer, args.device).cpu()
         ids = text.tokens(CLIPTokenizer.from_pretrained(args.scorer), captions)
@@ -125,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         "text": lambda: run_text(images, captions, args),
         "scorer": run_scorer,
         "denoiser": lambda: run_denoiser(images, captions, args),
+        "decoder": run_decoder,
         "assemble": lambda: assemble(args.work, args.output),
     }
     for name, step in steps.items():

@@ -37,8 +37,14 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
+def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Squared, absolute and edge error of pictures in −1 … 1."""
+    error = F.mse_loss(y, x) + 0.1 * F.l1_loss(y, x)
+    return error + 0.1 * sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
+
+
 def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> AutoencoderKL:
-    """Fit to squared, absolute and edge error with a light KL term; shifts and mirrors as augmentation."""
+    """Fit both halves with a light KL term; shifts and mirrors as augmentation."""
     torch.manual_seed(0)
     vae = build().to(device).to(memory_format=torch.channels_last)
     images = to_tensor(pictures)
@@ -54,13 +60,33 @@ def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> Au
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=draw).to(device)
             y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        error = F.mse_loss(y, x) + 0.1 * F.l1_loss(y, x)
-        error = error + 0.1 * sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
-        return error + 2e-7 * posterior.kl().float().mean()
+        return reconstruction_loss(y, x) + 2e-7 * posterior.kl().float().mean()
 
     fit("vae", vae, loss, recipe, folder)
     latents = encode(vae, images)
     vae.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))
+    return vae
+
+
+def refine_decoder(
+    vae: AutoencoderKL, images: torch.Tensor, recipe: Recipe, folder: Path, device: str
+) -> AutoencoderKL:
+    """Train the decoder on, at fixed latents: the denoiser, which knows the latents alone, stays valid.
+
+    A little noise on the latents (3 % of their spread) makes the decoder forgive the denoiser's own errors.
+    """
+    latents, spread = encode(vae, images), 1 / vae.config.scaling_factor
+    decoder = vae.decoder.to(device).to(memory_format=torch.channels_last).train()
+
+    def loss(step: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(step + 3 * 10**6)
+        index = torch.randint(len(images), (recipe.batch,), generator=draw)
+        z = latents[index] + 0.03 * spread * torch.randn(latents[index].shape, generator=draw)
+        with torch.autocast(device, torch.bfloat16):
+            y = decoder(z.to(device).to(memory_format=torch.channels_last)).float()
+        return reconstruction_loss(y, images[index].to(device))
+
+    fit("decoder", decoder, loss, recipe, folder)
     return vae
 
 

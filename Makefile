@@ -1,0 +1,35 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11+: each sets up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := outputs/sweeps/demo
+
+.PHONY: demo test test-slow lint setup train clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/segquant -m experiment=demo
+	@echo "Table, grid and page: $(DEMO)/report/"
+
+test: setup lint
+	$(BIN)/pytest
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+train: setup
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train]'
+	$(BIN)/python -m pipelines.zoo.train
+
+clean:
+	rm -rf outputs/cache outputs/runs outputs/sweeps
