@@ -44,13 +44,9 @@ class Backends:
 
     def __post_init__(self) -> None:
         if self.fid not in FID_EXTRACTORS:
-            raise EvalError(
-                f"FID extractor {self.fid!r} is unknown, must be one of {', '.join(FID_EXTRACTORS)}"
-            )
+            raise EvalError(f"FID extractor {self.fid!r} is unknown, must be one of {', '.join(FID_EXTRACTORS)}")
         if self.lpips not in LPIPS_TRUNKS:
-            raise EvalError(
-                f"LPIPS trunk {self.lpips!r} is unknown, must be one of {', '.join(LPIPS_TRUNKS)}"
-            )
+            raise EvalError(f"LPIPS trunk {self.lpips!r} is unknown, must be one of {', '.join(LPIPS_TRUNKS)}")
         if self.candidates < 2:
             raise EvalError(f"caption_top1 needs at least 2 candidates, {self.candidates} were asked for")
         if self.batch_size < 1:

@@ -70,9 +70,7 @@ class Scorer:
                 full += int((tokens[:, -1] != 0).sum())
                 found.append(self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu())
         if full:
-            log.warning(
-                "%d of %d captions fill the context of %s and may be cut", full, len(captions), self.name
-            )
+            log.warning("%d of %d captions fill the context of %s and may be cut", full, len(captions), self.name)
         return torch.cat(found).numpy()
 
 
@@ -130,9 +128,7 @@ def _check_folder(name: str, folder: Path) -> None:
     try:
         json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise EvalError(
-            f"{folder / CONFIG_FILE} is no open_clip config: it must be JSON with model_cfg"
-        ) from error
+        raise EvalError(f"{folder / CONFIG_FILE} is no open_clip config: it must be JSON with model_cfg") from error
 
 
 def _fingerprint(where: Path) -> str:

@@ -184,7 +184,7 @@ def _stage(run: RunResult, key: str) -> Cell | None:
 
 
 def best_runs(column: Column, runs: Sequence[RunResult]) -> set[int]:
-    """`id` of the runs with the best value of their group; only where at least two quantized runs compete."""
+    """`id` of the runs with the best value of their group; only where quantized runs differ."""
     if column.direction is None or not column.judged:
         return set()
     groups: dict[object, list[tuple[float, int]]] = {}
@@ -195,7 +195,7 @@ def best_runs(column: Column, runs: Sequence[RunResult]) -> set[int]:
     pick = min if column.direction == "lower" else max
     best: set[int] = set()
     for entries in groups.values():
-        if len(entries) > 1:
+        if len({value for value, _ in entries}) > 1:
             top = pick(value for value, _ in entries)
             best |= {run for value, run in entries if value == top}
     return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def _digits(magnitude: float) -> int:
 
 
 def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
-    """SegQuant against every other method of the same group.
+    """SegQuant against every other quantized run of the same group.
 
     Returns:
         the comparisons, in table order, and one sentence for every pair of series that cannot be compared.
@@ -83,6 +83,25 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
     return found, refused
 
 
+def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
+    """Every metric's paired difference to the unquantized model, where the evaluation recorded one."""
+    ordered = [run for run in sort_runs(runs) if not run.is_float]
+    names = labels(ordered)
+    found = []
+    for run in ordered:
+        for m in run.metrics:
+            if m.delta is None or m.delta_interval is None:
+                continue
+            verdict = Difference(m.delta, m.delta_interval, m.n).verdict(m.direction)
+            found.append(
+                Comparison(
+                    names[id(run)], "unquantized", run.precision, m.name, "difference",
+                    m.delta, m.delta_interval, m.n, "", verdict,
+                )
+            )  # fmt: skip
+    return found
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two runs of one group and their labels."""
@@ -95,38 +114,38 @@ class Pair:
     def compare(self) -> tuple[list[Comparison], list[str]]:
         """Every metric both runs have: pictures first, then layers and denoiser outputs."""
         found: list[Comparison] = []
-        try:
-            self._check_prompts()
-            found += self._sets() + self._images()
-        except EvalError as error:
-            found += self._errors()
-            return found, [f"{self.our_label} vs {self.their_label} at {self.ours.precision}: {error}"]
-        return found + self._errors(), []
+        refused: list[str] = []
+        for name, compare in self._picture_metrics():
+            try:
+                found.append(compare(name))
+            except EvalError as error:
+                refused.append(f"{self.our_label} vs {self.their_label} at {self.ours.precision}: {error}")
+        return found + self._errors(), list(dict.fromkeys(refused))
+
+    def _picture_metrics(self) -> list[tuple[str, Callable[[str], Comparison]]]:
+        """Names of both runs' metrics, network in brackets included, and how each is compared."""
+        mutual = [m.name for m in self.ours.metrics if self.theirs.metric(m.name) is not None]
+        kinds = [(base, self._set) for base in SET_METRICS] + [(base, self._image) for base in IMAGE_METRICS]
+        return [(name, compare) for base, compare in kinds for name in mutual if name.split("[")[0] == base]
 
     def _check_prompts(self) -> None:
         if self.ours.prompts != self.theirs.prompts:
             raise EvalError("pictures are not compared, because the two runs have different prompts")
 
-    def _sets(self) -> list[Comparison]:
-        found = []
-        for name in self._shared(SET_METRICS):
-            ours, theirs = read_replicates(self.ours, name), read_replicates(self.theirs, name)
-            if ours[1] != theirs[1] or ours[0].shape != theirs[0].shape:
-                raise EvalError(
-                    f"{name} is not compared, because the bootstraps differ in seed, n or replicates"
-                )
-            mine, other = self.ours.metric(name), self.theirs.metric(name)
-            gap = paired_replicate_difference((mine.value, ours[0]), (other.value, theirs[0]), mine.n)
-            found.append(self._difference(name, gap, mine.direction))
-        return found
+    def _set(self, name: str) -> Comparison:
+        self._check_prompts()
+        ours, theirs = read_replicates(self.ours, name), read_replicates(self.theirs, name)
+        if ours[1] != theirs[1] or ours[0].shape != theirs[0].shape:
+            raise EvalError(f"the bootstraps of {name} differ in seed, n or replicates; evaluate both alike")
+        mine, other = self.ours.metric(name), self.theirs.metric(name)
+        gap = paired_replicate_difference((mine.value, ours[0]), (other.value, theirs[0]), mine.n)
+        return self._difference(name, gap, mine.direction)
 
-    def _images(self) -> list[Comparison]:
-        found = []
-        for name in self._shared(IMAGE_METRICS):
-            ours, theirs = read_per_image(self.ours, name), read_per_image(self.theirs, name)
-            gap = paired_mean_difference(ours, theirs, replicates=REPLICATES, seed=self.ours.seed)
-            found.append(self._difference(name, gap, self.ours.metric(name).direction))
-        return found
+    def _image(self, name: str) -> Comparison:
+        self._check_prompts()
+        ours, theirs = read_per_image(self.ours, name), read_per_image(self.theirs, name)
+        gap = paired_mean_difference(ours, theirs, replicates=REPLICATES, seed=self.ours.seed)
+        return self._difference(name, gap, self.ours.metric(name).direction)
 
     def _errors(self) -> list[Comparison]:
         found = []
@@ -139,20 +158,13 @@ class Pair:
             found += self._ratio("output error", *rows, " denoiser calls")
         return found
 
-    def _shared(self, bases: Sequence[str]) -> list[str]:
-        """Names of both runs' metrics, network in brackets included, in the order of `bases`."""
-        mutual = [m.name for m in self.ours.metrics if self.theirs.metric(m.name) is not None]
-        return [name for base in bases for name in mutual if name.split("[")[0] == base]
-
     def _difference(self, name: str, gap: Difference, direction: str) -> Comparison:
         return Comparison(
             self.our_label, self.their_label, self.ours.precision, name, "difference",
             gap.value, gap.interval, gap.n, "", gap.verdict(direction),
         )  # fmt: skip
 
-    def _ratio(
-        self, name: str, ours: Sequence[float], theirs: Sequence[float], pairs: str
-    ) -> list[Comparison]:
+    def _ratio(self, name: str, ours: Sequence[float], theirs: Sequence[float], pairs: str) -> list[Comparison]:
         """Geometric mean of ours/theirs; pairs where either is zero (left unquantized) do not count."""
         both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0.0 and b > 0.0]
         if len(both) < 2:
@@ -199,7 +211,5 @@ def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, st
 def _evaluation_file(run: RunResult, name: str) -> Path:
     folder = run.folder("evaluation")
     if folder is None or not (folder / name).is_file():
-        raise EvalError(
-            f"pictures are not compared, because {run.path} leads to no {name}; evaluate it again"
-        )
+        raise EvalError(f"pictures are not compared, because {run.path} leads to no {name}; evaluate it again")
     return folder / name

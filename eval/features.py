@@ -128,9 +128,7 @@ def fid_extractor(backends: Backends) -> Extractor:
     from cleanfid.inception_torchscript import InceptionV3W
 
     model = InceptionV3W(str(weights.parent), download=False).to(device).eval()
-    return Extractor(
-        "inception", f"inception (2015-12-05), clean-fid {version('clean-fid')}", 299, model, device
-    )
+    return Extractor("inception", f"inception (2015-12-05), clean-fid {version('clean-fid')}", 299, model, device)
 
 
 def resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -178,9 +176,7 @@ def cached_features(
     return features
 
 
-def fid_features(
-    extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None
-) -> np.ndarray:
+def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None) -> np.ndarray:
     """Features of the pictures for FID and KID, cached by content."""
     key = f"{extractor.name}-cleanfid{version('clean-fid')}"
     return cached_features(key, paths, cache, lambda: extract(extractor, paths, batch_size))

@@ -48,9 +48,7 @@ def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
     if not runs[0].is_float:
         found.append(GridColumn("unquantized", "", _folder(runs[0], "reference")))
     for run in runs:
-        found.append(
-            GridColumn(names[id(run)], "" if run.is_float else run.precision, _folder(run, "images"))
-        )
+        found.append(GridColumn(names[id(run)], "" if run.is_float else run.precision, _folder(run, "images")))
     return found
 
 
@@ -110,9 +108,7 @@ def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
     return found
 
 
-def _draw_head(
-    draw: ImageDraw.ImageDraw, head: tuple[list[str], list[str]], left: int, bottom: int, tile: int
-) -> None:
+def _draw_head(draw: ImageDraw.ImageDraw, head: tuple[list[str], list[str]], left: int, bottom: int, tile: int) -> None:
     """Both lines centred over the column, standing on its first picture."""
     lines = [(text, _font(FONT_SIZE, bold=True), INK) for text in head[0]]
     lines += [(text, _font(FONT_SIZE - 2), PALE) for text in head[1]]

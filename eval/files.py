@@ -13,9 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 
-def save_tensors(
-    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file at once, creating its folder."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     _publish(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))

@@ -43,14 +43,10 @@ def list_numbered(folder: Path, n: int, what: str) -> list[Path]:
     """The pictures 00000.png … of `n` prompts, in prompt order; EvalError if they are not exactly those."""
     pictures = list_pictures(folder, what)
     if len(pictures) != n:
-        raise EvalError(
-            f"{folder} holds {len(pictures)} PNGs for {n} prompts; generate one {what} picture per prompt"
-        )
+        raise EvalError(f"{folder} holds {len(pictures)} PNGs for {n} prompts; generate one {what} picture per prompt")
     missing = [f"{i:05d}.png" for i, p in enumerate(pictures) if p.stem != f"{i:05d}"]
     if missing:
-        raise EvalError(
-            f"{folder} lacks {missing[0]}; the pictures must be named 00000.png … in prompt order"
-        )
+        raise EvalError(f"{folder} lacks {missing[0]}; the pictures must be named 00000.png … in prompt order")
     return pictures
 
 

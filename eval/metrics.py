@@ -68,9 +68,7 @@ def _set_distance(
 def _clip_score(job: Job) -> EvalResult:
     name = f"clip_score[{job.scorer.name}]"
     unquantized = None if job.reference is None else job.clip_scores("reference")
-    return _per_image(
-        job, name, job.clip_scores("images"), "higher", job.scorer.backend, "prompt", unquantized
-    )
+    return _per_image(job, name, job.clip_scores("images"), "higher", job.scorer.backend, "prompt", unquantized)
 
 
 def _caption_top1(job: Job) -> EvalResult:
@@ -134,9 +132,7 @@ def _per_image(
     """The mean of per-picture values, and its paired difference to the unquantized model's values."""
     job.per_image[name] = [encode_float(v) for v in values]
     value = float(np.mean(values))
-    result = EvalResult(
-        name, value, len(values), direction, mean_interval(values, job.counts), backend, against
-    )
+    result = EvalResult(name, value, len(values), direction, mean_interval(values, job.counts), backend, against)
     if unquantized is None:
         return result
     job.per_image_unquantized[name] = [encode_float(v) for v in unquantized]
@@ -223,9 +219,7 @@ def evaluate(
 def _check_folders(job: Job, metrics: Sequence[str]) -> None:
     for name in metrics:
         if name in NEEDS_REFERENCE and job.reference is None:
-            raise EvalError(
-                f"{name} compares with the unquantized model's pictures; pass their folder (reference)"
-            )
+            raise EvalError(f"{name} compares with the unquantized model's pictures; pass their folder (reference)")
         if name in NEEDS_REAL and job.real is None:
             raise EvalError(f"{name} compares with real pictures; pass their folder as real")
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from eval.comparisons import Comparison
 from eval.results import RunResult
-from eval.tables import Table
 
 HEADLINE = ("fid_ref", "psnr", "layer error")
 
@@ -18,7 +17,7 @@ body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1c1917; marg
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p, li { max-width: 60rem; } .pale { color: #57534e; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin-bottom: 1.2rem; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .5rem; text-align: right; vertical-align: top; white-space: nowrap; }
 th { border-bottom: 2px solid #44403c; vertical-align: top; font-weight: 600; }
 td small, th small { color: #57534e; font-weight: 400; font-size: 11.5px; }
@@ -32,15 +31,14 @@ code { background: #f5f5f4; padding: 0 .25rem; }
 
 
 def render_page(
-    table: Table,
-    table_html: str,
+    runs: Sequence[RunResult],
+    tables: Sequence[str],
     comparisons: Sequence[Comparison],
     refused: Sequence[str],
     pictures: Mapping[str, bytes],
     legend: str,
 ) -> str:
-    """The whole page as text; everything in it comes from the arguments, nothing is loaded from outside."""
-    runs = table.runs
+    """The whole page as text, of HTML tables and PNGs by file name; nothing is loaded from outside."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
@@ -50,7 +48,7 @@ def render_page(
         f"<p class='pale'>{html.escape(_subtitle(runs))}</p>",
         _headline(comparisons),
         "<h2>Results</h2>",
-        f"<div class='wide'>{table_html}</div>",
+        *(f"<div class='wide'>{table}</div>" for table in tables),
         f"<p class='pale'>{_bold(html.escape(legend))}</p>",
     ]
     parts += [_picture(name, content) for name, content in pictures.items()]
@@ -82,9 +80,7 @@ def _headline(comparisons: Sequence[Comparison]) -> str:
             pairs.setdefault((c.ours, c.theirs, c.precision), []).append(c)
     lines = []
     for (ours, theirs, precision), found in pairs.items():
-        verdicts = "; ".join(
-            f"{html.escape(c.metric)} {html.escape(c.amount())} {_verdict(c.verdict)}" for c in found
-        )
+        verdicts = "; ".join(f"{html.escape(c.metric)} {html.escape(c.amount())} {_verdict(c.verdict)}" for c in found)
         pair = f"<b>{html.escape(ours)}</b> vs {html.escape(theirs)} at {html.escape(precision)}"
         lines.append(f"<li>{pair}: {verdicts}</li>")
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
@@ -124,11 +120,9 @@ def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> s
             "<p class='pale'>First method minus second, or for errors first divided by second, pair by pair; "
             "95 % paired bootstrap interval. “Not distinguishable”: the interval holds zero (×1).</p>"
         )
-        out.append(
-            f"<div class='wide'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        out.append(f"<div class='wide'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>")
     else:
-        out.append("<p>No segquant run stands beside another method at the same precision.</p>")
+        out.append("<p>There is nothing to compare.</p>")
     out += [f"<p>Not compared: {html.escape(sentence)}</p>" for sentence in refused]
     return "\n".join(out)
 
@@ -136,8 +130,7 @@ def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> s
 def _methods(runs: Sequence[RunResult]) -> str:
     backends = {m.name: m.backend for run in runs for m in run.metrics}
     items = "".join(
-        f"<li><code>{html.escape(name)}</code> {html.escape(backend)}</li>"
-        for name, backend in backends.items()
+        f"<li><code>{html.escape(name)}</code> {html.escape(backend)}</li>" for name, backend in backends.items()
     )
     facts = []
     for title, found in (

@@ -22,9 +22,7 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
     if not quantized:
         return None
     first = quantized[0]
-    quantized = [
-        r for r in quantized if (r.model, r.dataset, r.seed) == (first.model, first.dataset, first.seed)
-    ]
+    quantized = [r for r in quantized if (r.model, r.dataset, r.seed) == (first.model, first.dataset, first.seed)]
     shown = [c for base in SHOWN for c in columns(quantized) if c.key.split("[")[0] == base]
     if not shown:
         return None
@@ -32,9 +30,7 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(3.3 * len(shown) + 1.6, 0.34 * len(quantized) + 1.5), dpi=120, layout="constrained"
-    )
+    figure = Figure(figsize=(3.3 * len(shown) + 1.6, 0.34 * len(quantized) + 1.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(wspace=0.06)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.columns import OURS
-from eval.comparisons import Comparison, compare_runs
+from eval.comparisons import Comparison, against_unquantized, compare_runs
 from eval.errors import EvalError
 from eval.figures import grid_groups, picture_grid
 from eval.files import save_bytes, save_text
@@ -60,6 +60,8 @@ def write_report(
     folder = Path(directories[0] if output is None else output)
     table = Table.of(runs)
     comparisons, refused = compare_runs(runs)
+    comparisons += against_unquantized(runs)
+    parts = [part for part in (table.part(True), table.part(False)) if part.columns]
     for sentence in refused:
         log.warning("%s", sentence)
     pictures = _pictures(runs, grid, rows)
@@ -67,11 +69,13 @@ def write_report(
     if plot is not None:
         pictures = {"metrics.png": plot, **pictures}
     texts = {
-        "table.md": f"{to_markdown(table)}\n{LEGEND}\n\n{backends_markdown(table.runs)}",
+        "table.md": "\n".join([*map(to_markdown, parts), LEGEND, "", backends_markdown(table.runs)]),
         "table.csv": to_csv(table),
-        "table.tex": to_latex(table),
+        "table.tex": "\n".join(map(to_latex, parts)),
         "comparisons.md": comparisons_markdown(comparisons, refused),
-        "report.html": render_page(table, to_html(table), comparisons, refused, pictures, LEGEND),
+        "report.html": render_page(
+            table.runs, [to_html(part) for part in parts], comparisons, refused, pictures, LEGEND
+        ),
     }
     for name, content in pictures.items():
         save_bytes(folder / name, content)
@@ -105,10 +109,8 @@ def comparisons_markdown(comparisons: Sequence[Comparison], refused: Sequence[st
             lines += ["" if last else "", f"## {pair[1]} at {pair[0]}", ""]
             last = pair
         lines.append(f"- {comparison.sentence()}")
-    if not comparisons:
-        lines.append(
-            f"There is no {OURS}_* run beside another method at the same precision, so nothing to compare."
-        )
+    if not any(c.ours.startswith(OURS) and c.theirs != "unquantized" for c in comparisons):
+        lines += ["", f"No {OURS} run stands beside another method at the same precision: nothing to compare."]
     lines += [f"\nNot compared: {sentence}" for sentence in refused]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
@@ -133,9 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.rows < 1:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
-        written = write_report(
-            options.directories, options.output, grid=not options.no_grid, rows=options.rows
-        )
+        written = write_report(options.directories, options.output, grid=not options.no_grid, rows=options.rows)
     except (EvalError, OSError) as error:
         sys.stderr.write(f"segquant-report: {error}\n")
         return 2

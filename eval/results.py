@@ -207,8 +207,6 @@ def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
     for run in sorted(runs, key=lambda r: r.path.stat().st_mtime):
         key: object = run.config_hash or run.path
         if key in kept:
-            log.warning(
-                "%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path
-            )
+            log.warning("%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path)
         kept[key] = run
     return list(kept.values())

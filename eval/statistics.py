@@ -77,17 +77,13 @@ def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: 
     """
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) < 2:
-        raise EvalError(
-            f"a paired comparison needs two equally long series, got {ours.shape} and {theirs.shape}"
-        )
+        raise EvalError(f"a paired comparison needs two equally long series, got {ours.shape} and {theirs.shape}")
     gaps = ours - theirs
     counts = bootstrap_counts(len(gaps), replicates, seed)
     return Difference(float(gaps.mean()), percentile_interval(mean_replicates(gaps, counts)), len(gaps))
 
 
-def paired_replicate_difference(
-    ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray], n: int
-) -> Difference:
+def paired_replicate_difference(ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray], n: int) -> Difference:
     """Difference of two statistics whose replicates were drawn with the same counts (FID, KID)."""
     value = ours[0] - theirs[0]
     return Difference(value, recentred_interval(value, ours[1] - theirs[1]), n)

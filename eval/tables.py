@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eval.columns import Cell, Column, best_runs, columns, labels, sort_runs
 from eval.results import Interval, RunResult
@@ -45,6 +45,10 @@ class Table:
         ]
         return cls(ordered, found, names, {c.key: best_runs(c, ordered) for c in found}, keys)
 
+    def part(self, judged: bool) -> Table:
+        """Only the columns of the judgement, or only those of size and cost."""
+        return replace(self, columns=[column for column in self.columns if column.judged == judged])
+
     def is_best(self, column: Column, run: RunResult) -> bool:
         """Whether this cell is set bold."""
         return id(run) in self.best[column.key]
@@ -52,6 +56,8 @@ class Table:
 
 def format_number(value: float, digits: int | None = None) -> str:
     """Three to four significant digits, never in exponents; ∞ for infinity."""
+    if digits is None and abs(value) < 5e-6:
+        return "0"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return f"{value:.{decimals(value) if digits is None else digits}f}"
@@ -59,8 +65,8 @@ def format_number(value: float, digits: int | None = None) -> str:
 
 def decimals(value: float) -> int:
     """Decimals that leave a number with three or four significant digits, at most five."""
-    if value == 0:
-        return 1
+    if abs(value) < 5e-6:
+        return 0
     return min(max(2 - math.floor(math.log10(abs(value))), 1 if abs(value) < 1000 else 0), 5)
 
 
@@ -133,7 +139,8 @@ def _edges(interval: Interval | None) -> list[str]:
 
 
 def to_latex(table: Table) -> str:
-    r"""A booktabs tabular (needs ``\usepackage{booktabs}``), a rule between precisions."""
+    r"""A booktabs tabular (needs ``\usepackage{booktabs}``), a rule between precisions. One for
+    the whole table would be too wide for a page: pass its parts."""
     arrows = {"↑": r" $\uparrow$", "↓": r" $\downarrow$", "": ""}
     head = [latex_escape(title) for title, _ in table.keys]
     for column in table.columns:
@@ -199,9 +206,7 @@ def to_html(table: Table) -> str:
         cells += [_html_cell(c.cell(run), table.is_best(c, run)) for c in table.columns]
         rows.append(f"<tr{start}>{''.join(cells)}</tr>")
     body = "\n".join(rows)
-    return (
-        f"<table class='results'>\n<thead><tr>{''.join(head)}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
-    )
+    return f"<table class='results'>\n<thead><tr>{''.join(head)}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
 
 
 def _html_cell(cell: Cell | None, best: bool) -> str:

@@ -41,9 +41,7 @@ def write_sweep(
     return root
 
 
-def run_record(
-    quantizer: str, precision: str, sigma: float, prompts: Sequence[str], metrics: list[dict]
-) -> dict:
+def run_record(quantizer: str, precision: str, sigma: float, prompts: Sequence[str], metrics: list[dict]) -> dict:
     """The content of one results.json."""
     rng = np.random.default_rng(7)
     layers = {f"blocks.{i}.linear": float(e) for i, e in enumerate(np.exp(rng.normal(-3.5, 0.6, 40)))}

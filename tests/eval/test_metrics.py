@@ -125,9 +125,7 @@ def test_same_seed_same_numbers(judged, images, reference, real, prompts, backen
     assert again == [results[r.name] for r in again]
 
 
-def test_better_pictures_score_better(
-    judged, reference, reference_pictures, prompts, backends, tmp_path
-) -> None:
+def test_better_pictures_score_better(judged, reference, reference_pictures, prompts, backends, tmp_path) -> None:
     results, _ = judged
     worse = write_pictures(tmp_path / "worse", noisy(reference_pictures, 30.0, seed=1))
     metrics = ["fid_ref", "kid_ref", "perceptual", "psnr", "ssim"]

@@ -118,8 +118,6 @@ def test_lpips_is_torchmetrics(pairs, tmp_path: Path, monkeypatch: pytest.Monkey
         torch.stack([torch.from_numpy(pixels(p)).permute(2, 0, 1).float() for p in side])
         for side in zip(*pairs[:2], strict=True)
     )
-    want = learned_perceptual_image_patch_similarity(
-        a, b, net_type="squeeze", normalize=True, reduction="none"
-    )
+    want = learned_perceptual_image_patch_similarity(a, b, net_type="squeeze", normalize=True, reduction="none")
     np.testing.assert_allclose(got, want.flatten().detach().numpy(), rtol=1e-4)
     assert (got > 0).all()

@@ -15,7 +15,7 @@ from PIL import Image, ImageFont
 
 from eval import EvalError, load_result, load_results
 from eval.columns import columns, layer_error, sort_runs
-from eval.comparisons import compare_runs, read_per_image, read_replicates
+from eval.comparisons import against_unquantized, compare_runs, read_per_image, read_replicates
 from eval.figures import _font, wrap
 from eval.report import main, write_report
 from eval.results import EvalResult
@@ -97,7 +97,7 @@ def test_csv_has_full_precision(sweep: Path) -> None:
 
 
 def test_latex_is_booktabs_and_escaped(sweep: Path) -> None:
-    text = to_latex(Table.of(load_results([sweep])))
+    text = to_latex(Table.of(load_results([sweep])).part(True))
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert text.count(r"\midrule") == 3
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -116,7 +116,8 @@ def test_latex_escape() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.0"), (31.234, "31.2"), (1234.5, "1234"), (123.45, "123.5"), (0.0123, "0.0123"), (1.0, "1.00"),
+    [(0.0, "0"), (7e-15, "0"), (1e-5, "0.00001"),
+     (31.234, "31.2"), (1234.5, "1234"), (123.45, "123.5"), (0.0123, "0.0123"), (1.0, "1.00"),
      (0.5, "0.500"), (float("inf"), "∞"), (-2.345, "-2.35")],
 )  # fmt: skip
 def test_numbers_are_readable(value: float, text: str) -> None:
@@ -168,6 +169,7 @@ def test_different_prompts_are_not_compared(moved: Path) -> None:
     left = [c for c in found if c.precision == "w8a8_tensor"]
     assert {c.metric for c in left} == {"layer error", "output error"}
     assert refused[0].startswith("segquant_g vs rtn at w8a8_tensor: pictures are not compared, because")
+    assert len(refused) == 2
 
 
 def test_missing_evaluation_is_said(moved: Path, tmp_path: Path) -> None:
@@ -190,9 +192,7 @@ def test_two_runs_of_one_method_go_by_their_names(moved: Path) -> None:
 def test_unquantized_model_is_shown_once(moved: Path) -> None:
     shutil.copytree(moved / "0", moved / "8")
     record = json.loads((moved / "8" / "results.json").read_text())
-    (moved / "8" / "results.json").write_text(
-        json.dumps(record | {"precision": "w4a8", "config_hash": "other"})
-    )
+    (moved / "8" / "results.json").write_text(json.dumps(record | {"precision": "w4a8", "config_hash": "other"}))
     assert to_markdown(Table.of(load_results([moved]))).count("unquantized") == 1
 
 
@@ -354,3 +354,34 @@ def test_paths_are_relative_to_the_results(moved: Path) -> None:
     run = load_result(moved / "1" / "results.json")
     assert run.folder("images") == moved / "1" / "images"
     assert run.folder("nothing") is None
+
+
+def test_one_missing_series_does_not_hide_the_others(moved: Path) -> None:
+    path = moved / "3" / "evaluation" / "per_image.json"
+    stored = json.loads(path.read_text())
+    del stored["metrics"]["psnr"]
+    path.write_text(json.dumps(stored))
+    found, refused = compare_runs(load_results([moved]))
+    metrics = {c.metric for c in found if c.precision == "w8a8_tensor"}
+    assert metrics == {FID, "ssim", "layer error", "output error"}
+    assert len(refused) == 2 and "has no values of psnr" in refused[0]
+
+
+def test_deltas_to_the_unquantized_model_are_told(moved: Path, tmp_path: Path) -> None:
+    path = moved / "2" / "results.json"
+    record = json.loads(path.read_text())
+    clip = EvalResult("clip_score[x]", 30.0, 8, "higher", (29.0, 31.0), "x", "prompt", -1.25, (-2.0, -0.5))
+    path.write_text(json.dumps(record | {"metrics": [*record["metrics"], clip.to_dict()]}))
+    written = write_report([moved], tmp_path / "report")
+    sentence = "smoothquant vs unquantized at w8a8_tensor: clip_score[x] -1.25 [-2.00, -0.50] worse (n=8)"
+    assert sentence in written["comparisons.md"].read_text()
+    assert against_unquantized(load_results([moved]))[0].value == -1.25
+
+
+def test_equal_values_are_not_called_best(moved: Path) -> None:
+    for job in range(1, 7):
+        path = moved / str(job) / "results.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": []}))
+    rows = to_markdown(Table.of(load_results([moved]))).splitlines()
+    assert rows[-1].count("**") == 2 * 4  # fid_ref, psnr, ssim and layer error, not the output error
