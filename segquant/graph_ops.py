@@ -155,8 +155,6 @@ def joined(node: Node) -> tuple[int, list[Node], bool] | None:
     result, parts = shape(node), node.args[0] if node.args else None
     if result is None or not isinstance(parts, (list, tuple)) or any(shape(part) is None for part in parts):
         return None
-    if name(node) == "hstack":
-        axis = min(1, len(result) - 1)
-    else:
-        axis = axis_of(argument(node, 1, "dim", 0), len(result))
+    dim = min(1, len(result) - 1) if name(node) == "hstack" else argument(node, 1, "dim", 0)
+    axis = axis_of(dim, len(result))
     return None if axis is None else (axis, list(parts), name(node) != "stack")
