@@ -43,11 +43,13 @@ def optimizers(module: nn.Module, recipe: Recipe, hidden: Callable[[str], bool])
     muon = [p for n, p in named if recipe.muon and p.ndim == 2 and hidden(n)]
     chosen = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in chosen]
-    adam = torch.optim.AdamW(rest, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
-    if not muon:
-        return [adam]
-    match = torch.optim.Muon(muon, recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return [adam, match]
+    parts: list[torch.optim.Optimizer] = []
+    if rest:
+        parts.append(torch.optim.AdamW(rest, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay))
+    if muon:
+        decay = recipe.weight_decay
+        parts.append(torch.optim.Muon(muon, recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return parts
 
 
 def rate(progress: float, step: int, recipe: Recipe) -> float:
@@ -91,10 +93,10 @@ def fit(
         start, spent, average = state["step"], state["spent"], state["average"]
         log.info("%s: resumed at step %d", name, start)
     began, saved_at, running = time.monotonic() - spent, time.monotonic(), None
-    step, limit = start, (recipe.minutes or math.inf) * 60
+    done, limit = start, (recipe.minutes or math.inf) * 60
 
     def save() -> None:
-        state = {"module": module.state_dict(), "optimizers": [p.state_dict() for p in parts], "step": step}
+        state = {"module": module.state_dict(), "optimizers": [p.state_dict() for p in parts], "step": done}
         save_atomically({**state, "average": average, "spent": time.monotonic() - began}, path)
 
     for step in (bar := tqdm(range(start, recipe.steps), desc=name, initial=start, total=recipe.steps, mininterval=10)):
@@ -110,6 +112,7 @@ def fit(
                 group["lr"] = recipe.lr * factor
             part.step()
             part.zero_grad()
+        done = step + 1
         if average is not None:
             _update(average, module, min(recipe.average, (1 + step) / (10 + step)))
         running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
@@ -122,7 +125,6 @@ def fit(
             saved_at = time.monotonic()
             if on_checkpoint:
                 on_checkpoint(module)
-    step += 1
     save()
     if average is not None:
         module.load_state_dict(average)

@@ -157,7 +157,7 @@ def train_encoders(
 SCORER = {
     "model_cfg": {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "head_width": 32, "patch_size": 8},
+        "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 48, "patch_size": 16},
         "text_cfg": {
             "context_length": CONTEXT,
             "vocab_size": 0,
@@ -196,7 +196,7 @@ def train_scorer(
     def loss(step: int) -> torch.Tensor:
         draw = torch.Generator().manual_seed(step + 10**6)
         index = torch.randint(len(images), (recipe.batch,), generator=draw)
-        pixels = augment(images[index], draw, 1.0).to(device)
+        pixels = augment(images[index], draw, 0.7).to(device)
         with torch.autocast(device, torch.bfloat16):
             image, text, _ = model(pixels, ids[index].to(device))
         return contrastive(image.float(), text.float(), model.logit_scale)

@@ -27,7 +27,7 @@ RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
     "decoder": Recipe(steps=4000, batch=16, lr=1e-3, average=0.998),
     "text": Recipe(steps=350, batch=256, lr=1e-3, weight_decay=0.01),
-    "scorer": Recipe(steps=1200, batch=256, lr=1e-3, weight_decay=0.05),
+    "scorer": Recipe(steps=900, batch=256, lr=1e-3, weight_decay=0.05),
     "denoiser": Recipe(steps=6000, batch=256, lr=2e-3, average=0.998, muon=True),
 }
 
