@@ -18,7 +18,7 @@ demo: setup
 	@echo "Table, grid and page: $(DEMO)/report/"
 
 test: setup lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-slow: setup
 	$(BIN)/pytest -m slow

@@ -93,9 +93,7 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, low-rank branch and smoothing undone: float32 [out,
-        in].
-        """
+        """The float weight that this layer stands for, smoothing undone: float32 [out, in]."""
         tensors = self._tensors()
         weight = reference.dequantize_weight(self.layout, tensors)
         for branch, rows in enumerate(self.layout.branch_slices):
@@ -130,8 +128,7 @@ class QuantLinear(nn.Module):
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
-        # Everything but the bias keeps its dtype under .to(bfloat16) and the like: a rounded scale is
-        # another layer.
+        # Everything but the bias keeps its dtype under .to(bfloat16): a rounded scale is another layer.
         bias = self._buffers.pop("bias")
         fixed = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         self._buffers["bias"] = bias

@@ -28,8 +28,7 @@ class Layout:
     Args:
         in_features, out_features, bias: as in nn.Linear.
         scheme: number formats; `scheme.weight` is not None.
-        rows: output segments, sizes summing to out_features; they share weight scales when those are per
-        tensor.
+        rows: output segments, sizes summing to out_features; each is one "tensor" to per-tensor scales.
         columns: input segments, sizes summing to in_features, each with its own scales.
         dual: per input segment, whether its activation has one scale per sign.
         branches: sizes of the runs of outputs that share one smoothed (hence one quantized) input; one run

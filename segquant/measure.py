@@ -14,13 +14,11 @@ from segquant.observe import call
 
 
 def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-    """||Y − Ŷ||_F / ||Y||_F of every quantized linear on the *float* model's input, over all rows of all
-    batches.
+    """||Y − Ŷ||_F / ||Y||_F of every quantized linear on the *float* model's input, over all rows.
 
     Returns:
-        by module name; quantized linears that were never called are left out. Y = 0 everywhere counts as
-        an error
-        of 0 if Ŷ is 0 too and as inf if not.
+        by module name; quantized linears that were never called are left out. Where Y = 0 throughout, the
+        error is 0 if Ŷ is 0 too and inf if not.
 
     Raises:
         QuantizationError: the models do not match.

@@ -3,8 +3,7 @@
 Batches are dealt to FOLDS folds, each with its own ranges and its own small reservoir of rows, so that
 hyper-parameters can be judged on rows that did not fit them (`InputStats.held_out`), while final scales come
 from all rows (`InputStats.positive`, `.negative`, `.gram`). Whole batches share a fold, since rows of one
-denoiser
-call resemble each other; with a single batch the rows themselves are dealt, in contiguous runs.
+denoiser call resemble each other; with a single batch the rows themselves are dealt, in contiguous runs.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ Progress = Callable[[str, int, int], None]
 class FoldStats:
     """Ranges, energy and a sample of the rows of one fold.
 
-    positive, negative: per channel largest value and magnitude of the smallest, both at least 0, float32
-    [in];
+    positive, negative: per channel largest value and magnitude of the smallest, at least 0, float32 [in];
     square: float64 [in], sum of squares; rows: number seen; sample: [kept, in] in the input's dtype;
     keys: the draws that decide which rows stay, [kept].
     """
@@ -102,8 +100,7 @@ class InputStats:
         return self.gram_sum
 
     def held_out(self, limit: int = 256, enough: int = 128) -> list[HeldOut]:
-        """Splits to choose hyper-parameters on: one fold held out at a time, until `enough` rows are
-        gathered.
+        """Splits to choose hyper-parameters on: one fold held out at a time, until `enough` rows are.
 
         Layers with many rows thus use one split, layers with few (AdaLN sees one row per image) all of them.
         Empty if there are fewer than two folds with rows.
@@ -202,8 +199,7 @@ def observe(
     """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
 
     A linear that is called several times, or shared under several names, merges its calls under its first
-    name;
-    one that is never called has `rows == 0`.
+    name; one that is never called has `rows == 0`.
 
     Args:
         model: runs as it is (device, dtype); in eval mode meanwhile, without gradients.
@@ -245,9 +241,7 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run the model on one batch: a dict of keyword arguments, a sequence of positional ones, or one
-    tensor.
-    """
+    """Run the model on a dict of keyword arguments, a sequence of positional ones, or one tensor."""
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, Sequence):
@@ -292,9 +286,7 @@ def _run(
 
 
 def _deal(seed: int) -> Iterator[int]:
-    """Folds of consecutive batches: every run of FOLDS batches in random order, so that no fold sees one
-    timestep.
-    """
+    """Folds of consecutive batches, each run of FOLDS in random order: no fold sees a single timestep."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(FOLDS, generator=generator).tolist()

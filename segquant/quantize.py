@@ -26,9 +26,7 @@ RECORD = "segquant_record"
 
 
 def targets(model: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    """The linears that `method` quantizes: all but those that a glob in `method.skip` matches, by first
-    name.
-    """
+    """The linears that `method` quantizes, by first name: all but those that a glob in `skip` matches."""
     return {
         name: module
         for name, module in linears(model).items()
@@ -47,16 +45,14 @@ def quantize_(
 ) -> nn.Module:
     """Replace the model's linears by quantized ones, in place; deterministic.
 
-    Nothing is replaced before everything that can be checked beforehand has been. A linear shared under
-    several
-    names becomes one QuantLinear under all of them.
+    Nothing is replaced before everything is solved. A linear shared under several names becomes one
+    QuantLinear under all of them.
 
     Args:
         model: float model.
         method: what to do; see `presets`.
         batches: arguments of the model's forward, as `observe` takes them; read at most once, and only as
-        far as
-            the method needs it (one batch for the segments, all for statistics).
+            far as the method needs it (one batch for the segments, all for statistics).
         segments: from `find_segments`, found on the first batch if None and the method wants them.
         stats: from an earlier `observe` of the same model; then `batches` serves the segments alone.
         progress: called with (stage, done, total) after every batch and layer.

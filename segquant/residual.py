@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segquant import functional as F
 from segquant.calibrators.amax import weight_scale
-from segquant.calibrators.gptq import gptq
+from segquant.calibrators.gptq import Factor, factorize, round_with
 from segquant.kernels.reference import expand_weight_scale
 from segquant.layout import HALF, Layout
 from segquant.optimizers.svd import low_rank, weighted_low_rank
@@ -20,9 +20,7 @@ FLOAT16_MAX = 6e4
 
 @dataclass(frozen=True)
 class Residual:
-    """One branch, calibrated: weight on the grid [rows, in], its scales, and the low-rank factors (or
-    None).
-    """
+    """One branch, calibrated: weight on the grid [rows, in], its scales, and low-rank factors or None."""
 
     quantized: Tensor
     scale: Tensor
@@ -54,10 +52,14 @@ def calibrate_branch(
     weight: Tensor, hessian: Tensor | None, layout: Layout, rank: int, method: Method
 ) -> Residual:
     """Calibrate one branch; with a low-rank branch, optionally refit it to what the quantizer left."""
+    factor = None
+    if method.calibrator == "gptq":
+        assert hessian is not None
+        factor = factorize(hessian, method.damp, method.act_order)
     if not rank:
-        return Residual(*_calibrate(weight, hessian, layout, method))
+        return Residual(*_calibrate(weight, factor, layout))
     up, down = _half(*low_rank(weight, rank))
-    quantized, scale = _calibrate(weight - up.float() @ down.float(), hessian, layout, method)
+    quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout)
     best = Residual(quantized, scale, up, down)
     if not method.iterations or hessian is None:
         return best
@@ -65,7 +67,7 @@ def calibrate_branch(
     for _ in range(method.iterations):
         up, down = _half(*weighted_low_rank(weight - quantized, hessian, rank))
         candidates = [Residual(quantized, scale, up, down)]
-        quantized, scale = _calibrate(weight - up.float() @ down.float(), hessian, layout, method)
+        quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout)
         candidates.append(Residual(quantized, scale, up, down))
         for candidate in candidates:
             found = _error(weight, candidate, hessian)
@@ -87,14 +89,11 @@ def _error(weight: Tensor, found: Residual, hessian: Tensor) -> float:
     return float(((left @ hessian.to(left.dtype)) * left).sum(dtype=torch.float64))
 
 
-def _calibrate(
-    weight: Tensor, hessian: Tensor | None, layout: Layout, method: Method
-) -> tuple[Tensor, Tensor]:
-    """Weight on its grid, and the scales [rows, columns] of that grid."""
+def _calibrate(weight: Tensor, factor: Factor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Weight on its grid (by GPTQ where there is a factor), and the scales [rows, columns] of that grid."""
     dtype = layout.weight_spec.dtype
     scale = weight_scale(weight, dtype, layout.weight_rows, layout.weight_columns)
     wide = expand_weight_scale(scale, layout.weight_rows, layout.weight_columns)
-    if method.calibrator == "gptq":
-        assert hessian is not None
-        return gptq(weight, hessian, wide, dtype, damp=method.damp, act_order=method.act_order), scale
+    if factor is not None:
+        return round_with(weight, factor, wide, dtype), scale
     return F.fake_quantize(weight, wide, dtype), scale

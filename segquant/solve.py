@@ -31,26 +31,18 @@ def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, na
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
     """
     scheme = method.scheme
-    for side, spec in (("weight", scheme.weight), ("input", scheme.input)):
-        if spec is not None and spec.group_size and linear.in_features % spec.group_size:
+    groups = [
+        (side, spec.group_size)
+        for side, spec in (("weight", scheme.weight), ("input", scheme.input))
+        if spec is not None and spec.group_size
+    ]
+    for side, group in groups:
+        if linear.in_features % group:
             raise QuantizationError(
-                f"{name}: {side} groups of {spec.group_size} do not divide its in_features "
-                f"{linear.in_features}; leave it out with skip=[{name!r}] or choose another precision"
+                f"{name}: {side} groups of {group} do not divide its in_features {linear.in_features}; "
+                f"leave it out with skip=[{name!r}] or choose another precision"
             )
-    rows: tuple[int, ...] = (linear.out_features,)
-    columns: tuple[int, ...] = (linear.in_features,)
-    activations: tuple[str | None, ...] = (None,)
-    if segments is not None:
-        activations = (segments.activation,)
-        pieces = segments.input_activations
-        if segments.activation is None and pieces and all(pieces):
-            activations = (pieces[0],)
-        if method.seglinear:
-            rows = segments.output or rows
-            groups = [spec.group_size for spec in (scheme.weight, scheme.input) if spec and spec.group_size]
-            if segments.input and not any(size % group for size in segments.input for group in groups):
-                columns = segments.input
-                activations = pieces or (segments.activation,) * len(columns)
+    rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
     dual = tuple(method.dualscale and scheme.input is not None and bool(entry) for entry in activations)
     apart = method.optimizer != "none" and len(rows) > 1
     try:
@@ -67,6 +59,24 @@ def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, na
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
+
+
+def _cuts(
+    linear: nn.Linear, method: Method, segments: Segments | None, groups: list[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str | None, ...]]:
+    """Output cut, input cut, and the activation that each input piece comes out of."""
+    rows: tuple[int, ...] = (linear.out_features,)
+    columns: tuple[int, ...] = (linear.in_features,)
+    if segments is None:
+        return rows, columns, (None,)
+    pieces = segments.input_activations
+    if method.seglinear:
+        rows = segments.output or rows
+        if segments.input and pieces and not any(size % group for size in segments.input for group in groups):
+            return rows, segments.input, pieces
+    # an uncut input comes out of an activation if all of its pieces do
+    whole = segments.activation or (pieces[0] if pieces and all(pieces) else None)
+    return rows, columns, (whole,)
 
 
 def solve_layer(
@@ -93,22 +103,7 @@ def solve_layer(
         smooth, margin = smooth_layer(weight, layout, method, stats)
     gram = shrink_gram(stats.gram, stats.rows) if method.needs_gram and stats is not None else None
     ranks = choose_ranks(weight, smooth, layout, method)
-    residuals = []
-    for branch, rows in enumerate(layout.branch_slices):
-        part, hessian = weight[rows], gram
-        if smooth is not None:
-            part = part * smooth[branch]
-            hessian = gram / torch.outer(smooth[branch], smooth[branch]) if gram is not None else None
-        cut = layout.rows if len(layout.branches) == 1 else (layout.branches[branch],)
-        residuals.append(
-            calibrate_branch(
-                part,
-                hessian,
-                replace(layout, rows=cut, branches=(sum(cut),), out_features=sum(cut)),
-                ranks[branch],
-                method,
-            )
-        )
+    residuals = _branches(weight, smooth, gram, layout, ranks, method)
     layout, tensors = _assemble(layout, residuals, ranks, linear)
     if smooth is not None:
         tensors["smooth"] = smooth
@@ -116,6 +111,28 @@ def solve_layer(
         assert stats is not None
         tensors.update(_static_scales(layout, stats, smooth, margin))
     return layout, tensors
+
+
+def _branches(
+    weight: Tensor,
+    smooth: Tensor | None,
+    gram: Tensor | None,
+    layout: Layout,
+    ranks: tuple[int, ...],
+    method: Method,
+) -> list[Residual]:
+    """Every branch in its own smoothed space: W·s, and G / (s sᵀ)."""
+    residuals = []
+    for branch, rows in enumerate(layout.branch_slices):
+        part, hessian = weight[rows], gram
+        if smooth is not None:
+            part = part * smooth[branch]
+            hessian = gram / torch.outer(smooth[branch], smooth[branch]) if gram is not None else None
+        size = layout.branches[branch]
+        cut = layout.rows if len(layout.branches) == 1 else (size,)
+        local = replace(layout, rows=cut, branches=(size,), out_features=size)
+        residuals.append(calibrate_branch(part, hessian, local, ranks[branch], method))
+    return residuals
 
 
 def _assemble(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,14 +15,15 @@ log = logging.getLogger(__name__)
 
 RETRIES = 6
 SHRINKAGE = 0.5
+"""Weight of the diagonal against the rows seen, in units of in_features rows."""
 
 
 def shrink_gram(gram: Tensor, rows: int) -> Tensor:
     """Pull a Gram matrix of few rows towards its diagonal, which is what a handful of rows can tell reliably.
 
-    Off-diagonal entries keep the share rows / (rows + SHRINKAGE · in), as in Ledoit-Wolf's linear shrinkage. Few
-    rows (AdaLN sees one per image) thus lead to plain rounding instead of to weights fitted to them; with
-    thousands of rows nothing changes.
+    Off-diagonal entries keep the share rows / (rows + SHRINKAGE · in), a linear shrinkage as Ledoit and Wolf's.
+    Few rows (AdaLN sees one per image) thus lead to plain rounding instead of to weights fitted to them; with
+    many thousands of rows next to nothing changes.
 
     Args:
         gram: XᵀX, [in, in]; not modified.
@@ -83,8 +85,7 @@ def gptq(
     Args:
         weight: float [out, in]; float64 is computed in float64, else in float32.
         hessian: 2XᵀX or any positive multiple, [in, in].
-        scale: broadcastable to the weight; fixed beforehand, so any blocks (groups, segments) work in any
-        order.
+        scale: broadcastable to the weight; fixed beforehand, so that any blocks work in any order.
         dtype: number format.
         damp: share of the mean diagonal added to the diagonal.
         act_order: largest diagonal first.
@@ -93,18 +94,34 @@ def gptq(
     Returns:
         dequantized weight, same shape; `quantize(result, scale)` gives its codes.
     """
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True) if act_order else None
-    if order is not None:
-        hessian = hessian[order][:, order]
-    upper = inverse_cholesky(hessian, damp)
+    return round_with(weight, factorize(hessian, damp, act_order), scale, dtype, block=block)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs of a Hessian: the column order (None: as they come) and `inverse_cholesky` in that order."""
+
+    order: Tensor | None
+    upper: Tensor
+
+
+def factorize(hessian: Tensor, damp: float = 0.01, act_order: bool = True) -> Factor:
+    """The part of GPTQ that does not depend on the weight, to be shared between several roundings."""
+    if not act_order:
+        return Factor(None, inverse_cholesky(hessian, damp))
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    return Factor(order, inverse_cholesky(hessian[order][:, order], damp))
+
+
+def round_with(weight: Tensor, factor: Factor, scale: Tensor, dtype: str, *, block: int = 128) -> Tensor:
+    """`gptq` with a Hessian that is factored already."""
+    order = factor.order
     work = weight if weight.dtype == torch.float64 else weight.float()
-    upper = upper.to(work.dtype)
     scales = scale.to(work.dtype).expand_as(work)
     # columns as rows: each step then reads and writes contiguous memory
-    columns = (work if order is None else work[:, order]).T.contiguous()
+    columns = (work if order is None else work[:, order]).T.clone(memory_format=torch.contiguous_format)
     scales = (scales if order is None else scales[:, order]).T.contiguous()
-    columns = columns.clone() if columns.data_ptr() == weight.data_ptr() else columns
-    rounded = _round_columns(columns, scales, upper, dtype, block)
+    rounded = _round_columns(columns, scales, factor.upper.to(work.dtype), dtype, block)
     if order is not None:
         rounded = rounded[torch.argsort(order)]
     return rounded.T.contiguous()

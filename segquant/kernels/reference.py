@@ -56,8 +56,9 @@ def quantize_input(
     spec: QuantSpec,
     static: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Fake quantization of an input [..., in]; `static` holds its two scales [pieces], None takes them
-    from x.
+    """Fake quantization of an input [..., in].
+
+    `static` holds the scales [pieces] for x ≥ 0 and below; None takes them from x.
     """
     above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
     scale = F.expand_pieces(above, columns)

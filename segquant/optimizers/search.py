@@ -1,6 +1,4 @@
-"""Smoothing of a whole layer: every output and input segment with its own α, judged on the layer as it
-will run.
-"""
+"""Smoothing of a whole layer: every segment with its own α, judged on the layer as it will run."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ from segquant.spec import SEARCH, Method
 log = logging.getLogger(__name__)
 
 FEW_ROWS = 1024
-"""Below this many calibration rows the range that was seen says little about fresh rows: margins are
-tried.
-"""
+"""Below this many rows the range that was seen says little about fresh rows: margins are tried."""
 
 
 def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputStats) -> tuple[Tensor, Tensor]:
@@ -56,9 +52,7 @@ def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputSta
 
 
 class BlockSimulation:
-    """One block (output branch × input segment) of the quantized layer, rounded to nearest, for the α
-    search.
-    """
+    """One block (output branch × input segment) of the quantized layer, rounded to nearest."""
 
     def __init__(self, layout: Layout, method: Method, branch: int, index: int) -> None:
         rows, width = layout.branches[branch], layout.columns[index]

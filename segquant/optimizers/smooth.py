@@ -1,6 +1,4 @@
-"""SmoothQuant (arXiv 2211.10438, equation 4): divide input channel j by s_j, multiply weight column j by
-it.
-"""
+"""SmoothQuant (arXiv 2211.10438, equation 4): X_j / s_j and s_j W_j for every input channel j."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ dead weight column, must not get a scale that blows up on fresh inputs."""
 MARGINS: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
 """Headroom of static scales over the range that calibration saw, tried where rows are few."""
 
-TOLERANCE = 2.0
-"""Errors pooled over n rows are told apart if they differ by more than a share of TOLERANCE / sqrt(n)."""
+TOLERANCE = 16.0
+"""Errors pooled over n held-out rows count as equal if they differ by less than a share of TOLERANCE / n."""
 
 Layer = Callable[[HeldOut], Tensor]
 """Output [n, out] of a quantized layer for a split's rows, with static scales from the split's ranges."""
@@ -33,9 +31,7 @@ Simulate = Callable[[Tensor], Layer]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found: α (None: no smoothing), headroom of static scales, and every candidate's
-    error.
-    """
+    """What the search found: α (None: no smoothing), headroom of static scales, all candidates' errors."""
 
     alpha: float | None
     margin: float = 1.0
@@ -45,8 +41,7 @@ class Choice:
 def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
     """s_j = amax(X_j)^α / amax(W_j)^(1−α), with geometric mean 1.
 
-    The common factor is free (every scale follows it), and mean 1 keeps smoothed values where 16 bits are
-    safe.
+    The common factor is free (every scale follows it); mean 1 keeps values where 16 bits are safe.
 
     Args:
         input_amax, weight_amax: largest magnitudes per input channel, float [in].
@@ -79,10 +74,10 @@ def search_alpha(
     alphas: Sequence[float] = ALPHAS,
     margins: Sequence[float] = (1.0,),
 ) -> Choice:
-    """The α with the least squared output error of the really quantized layer on held-out rows, pooled
-    over splits.
+    """The α with the least squared output error of the really quantized layer on held-out rows.
 
-    No smoothing at all (None) stands among the candidates and wins ties. Without splits α is DEFAULT_ALPHA.
+    Errors are pooled over splits. No smoothing at all (None) stands among the candidates and wins ties.
+    Without splits α is DEFAULT_ALPHA.
 
     Args:
         weight: float32 [out, in].
@@ -108,8 +103,7 @@ def search_alpha(
                 errors[alpha, margin] += float((layer(wider) - target).square().sum(dtype=torch.float64))
     alpha, margin = min(errors, key=lambda candidate: errors[candidate])
     # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
-    # good as
-    # the best within what so few rows can tell.
-    tolerance = 1 + TOLERANCE / sum(len(split.rows) for split in splits) ** 0.5
+    # good as the best within what so few rows can tell.
+    tolerance = 1 + TOLERANCE / sum(len(split.rows) for split in splits)
     good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
     return Choice(alpha, max(good), errors)

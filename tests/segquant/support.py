@@ -50,12 +50,17 @@ def block_batches(count: int, seed: int, width: int = 32) -> list[dict[str, Tens
     return found
 
 
-BLOCK_SEGMENTS = {
-    "ada": Segments(output=(32, 32, 32), activation="silu"),
-    "up": Segments(),
-    "down": Segments(activation="gelu"),
-    "out": Segments(input=(32, 32)),
-}
+def block_segments(width: int = 32) -> dict[str, Segments]:
+    """What find_segments finds in a Block."""
+    return {
+        "ada": Segments(output=(width,) * 3, activation="silu"),
+        "up": Segments(),
+        "down": Segments(activation="gelu"),
+        "out": Segments(input=(width, width)),
+    }
+
+
+BLOCK_SEGMENTS = block_segments()
 
 
 def expanded(scale: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

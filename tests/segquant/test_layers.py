@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from tests.segquant.support import brute_force, tensor
 from torch import nn
 
 from segquant import PRECISIONS, InputStats, QuantizationError, QuantLinear, Segments, presets
+from tests.segquant.support import brute_force, tensor
 
 SEGMENTS = {
     "plain": Segments(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.segquant.support import Block, block_batches, tensor
 from torch import nn
 
 from segquant import InputStats, QuantizationError, observe
 from segquant.observe import FOLDS
+from tests.segquant.support import Block, block_batches, tensor
 
 
 class Recorder(nn.Module):

@@ -56,7 +56,7 @@ def _regression(folder, steps, minutes=None):
         x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
         return (model(x) - x @ target.T).square().mean()
 
-    recipe = Recipe(steps=60, batch=16, lr=0.3, warmup=5, average=0.9, muon=True, minutes=minutes)
+    recipe = Recipe(steps=60, batch=16, lr=1.0, warmup=5, average=0.9, muon=True, minutes=minutes)
     stop = recipe.__dict__ | {"steps": steps}
     return fit("toy", model, loss, Recipe(**stop), folder), target
 
@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path):
         x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
         return (model(x) - x @ target.T).square().mean()
 
-    recipe = Recipe(steps=60, batch=16, lr=0.3, warmup=5, average=0.9, muon=True)
+    recipe = Recipe(steps=60, batch=16, lr=1.0, warmup=5, average=0.9, muon=True)
     with pytest.raises(Stop):
         fit("toy", model, loss, recipe, tmp_path / "part", checkpoint_seconds=0)
     resumed, _ = _regression(tmp_path / "part", 60)
