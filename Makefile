@@ -15,7 +15,7 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/segquant -m experiment=demo
-	@echo "Table, grid and page: $(DEMO)/report/"
+	@echo "Table, grid and page: $(DEMO)/report.html"
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
