@@ -108,11 +108,11 @@ class QuantLinear(nn.Module):
         """Bytes of everything stored for this layer: codes, scales, smoothing, low-rank factors, bias."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in x's dtype; x is not modified."""
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the input's dtype; the input is not modified."""
         if self._dequantized is None and self.keep_dequantized:
             self._dequantized = reference.dequantize_weight(self.layout, self._tensors())
-        return reference.linear(x, self.layout, self._tensors(), self._dequantized)
+        return reference.linear(input, self.layout, self._tensors(), self._dequantized)
 
     def extra_repr(self) -> str:
         """One line for print(model)."""

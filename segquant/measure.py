@@ -30,11 +30,9 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
         if not isinstance(module, QuantLinear):
             continue
         if not isinstance(originals.get(name), nn.Linear):
-            raise QuantizationError(
-                f"the float model has no linear {name!r}; give the model that was quantized"
-            )
+            raise QuantizationError(f"the float model has no linear {name!r}; give the model that was quantized")
         sums[name] = torch.zeros(2, dtype=torch.float64)
-        handles.append(originals[name].register_forward_hook(_compare(module, sums[name])))
+        handles.append(originals[name].register_forward_hook(_compare(module, sums[name]), with_kwargs=True))
     try:
         with torch.no_grad():
             for batch in batches:
@@ -45,10 +43,10 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
     return {name: _relative(*found.tolist()) for name, found in sums.items() if bool(found.any())}
 
 
-def _compare(module: QuantLinear, sums: Tensor) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+def _compare(module: QuantLinear, sums: Tensor) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         exact = output.double()
-        sums[0] += (module(args[0]).double() - exact).square().sum().cpu()
+        sums[0] += (module(*args, **kwargs).double() - exact).square().sum().cpu()
         sums[1] += exact.square().sum().cpu()
 
     return hook
@@ -74,8 +72,7 @@ def _output_sums(
         for batch in batches:
             exact, approximate = tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch))
             difference = sum(
-                float((a.double() - b.double()).square().sum())
-                for a, b in zip(exact, approximate, strict=True)
+                float((a.double() - b.double()).square().sum()) for a, b in zip(exact, approximate, strict=True)
             )
             yield difference, sum(float(a.double().square().sum()) for a in exact)
 

@@ -149,9 +149,7 @@ class InputStats:
         old = self.folds[index]
         if old is None:
             sample, keys = self._keep(rows, keys)
-            self.folds[index] = FoldStats(
-                high.clamp_min(0), (-low).clamp_min(0), square, rows.shape[0], sample, keys
-            )
+            self.folds[index] = FoldStats(high.clamp_min(0), (-low).clamp_min(0), square, rows.shape[0], sample, keys)
             return
         # torch.maximum carries NaN along, so one look at the end finds bad data
         old.positive = torch.maximum(old.positive, high)
@@ -220,14 +218,15 @@ def observe(
             continue
         keep = gram if isinstance(gram, bool) else name in gram
         stats[name] = InputStats(name, module.in_features, reservoir, seed, keep)
-        handles.append(module.register_forward_pre_hook(_hook(stats[name], state)))
-    training = model.training
+        handles.append(module.register_forward_pre_hook(_hook(stats[name], state), with_kwargs=True))
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             _run(model, batches, state, seed, progress, total)
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         for handle in handles:
             handle.remove()
     for entry in stats.values():
@@ -254,9 +253,9 @@ def call(model: nn.Module, batch: Any) -> Any:
     )
 
 
-def _hook(stats: InputStats, state: dict[str, int | None]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        stats.update(args[0], state["fold"])
+def _hook(stats: InputStats, state: dict[str, int | None]) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stats.update(args[0] if args else kwargs["input"], state["fold"])
 
     return hook
 

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,38 +71,34 @@ def quantize_(
             f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
             f"out all {len(linears(model))} of the model"
         )
-    iterator, total = iter(batches), len(batches) if hasattr(batches, "__len__") else 0
+    total = len(batches) if isinstance(batches, Sized) else 0
+    iterator = iter(batches)
     if segments is None and (method.seglinear or method.dualscale):
-        first = list(itertools.islice(iterator, 1))
-        if not first:
-            raise QuantizationError("there are no calibration batches; give at least one, or segments")
-        segments = find_segments(model, *_arguments(first[0]))
-        iterator = itertools.chain(first, iterator)
+        segments, iterator = _segments(model, iterator)
     segments = segments or {}
     for name, layer in layers.items():
         plan_layout(layer, method, segments.get(name), name)
-    if stats is None and method.needs_data:
-        stats = observe(
-            model,
-            iterator,
-            gram=method.needs_gram,
-            seed=method.seed,
-            only=layers,
-            progress=progress,
-            total=total,
-        )
-    stats = stats or {}
     if method.needs_data:
+        if stats is None:
+            gram, seed = method.needs_gram, method.seed
+            stats = observe(model, iterator, gram=gram, seed=seed, only=layers, progress=progress, total=total)
         layers = _called(layers, stats, method)
-    _solve(model, layers, method, stats, segments, progress)
+    solved = _solve(layers, method, dict(stats or {}), segments, progress)
+    swap_(model, solved)
     cuts = {name: dataclasses.asdict(segments[name]) for name in layers if name in segments}
     setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts})
     return model
 
 
-def _called(
-    layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method
-) -> dict[str, nn.Linear]:
+def _segments(model: nn.Module, batches: Iterator[Any]) -> tuple[dict[str, Segments], Iterator[Any]]:
+    """Segments from the first batch, and all batches again."""
+    first = list(itertools.islice(batches, 1))
+    if not first:
+        raise QuantizationError("there are no calibration batches; give at least one, or segments")
+    return find_segments(model, *_arguments(first[0])), itertools.chain(first, batches)
+
+
+def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Linear]:
     uncalled = [name for name in layers if name not in stats or stats[name].rows == 0]
     if uncalled and method.on_uncalled == "error":
         more = f" and {len(uncalled) - 3} more" if len(uncalled) > 3 else ""
@@ -116,20 +112,20 @@ def _called(
 
 
 def _solve(
-    model: nn.Module,
     layers: dict[str, nn.Linear],
     method: Method,
-    stats: Mapping[str, InputStats],
+    stats: dict[str, InputStats],
     segments: Mapping[str, Segments],
     progress: Progress | None,
-) -> None:
-    solved: dict[str, QuantLinear] = {}
+) -> dict[int, nn.Module]:
+    """Quantized layers by the id of the float ones; `stats` is used up, so that memory is given back early."""
+    solved: dict[int, nn.Module] = {}
     for index, (name, layer) in enumerate(layers.items()):
-        solved[name] = QuantLinear.from_float(layer, method, stats.get(name), segments.get(name), name=name)
-        solved[name].train(layer.training)
+        module = QuantLinear.from_float(layer, method, stats.pop(name, None), segments.get(name), name=name)
+        solved[id(layer)] = module.train(layer.training)
         if progress is not None:
             progress("quantize", index + 1, len(layers))
-    swap_(model, {id(layers[name]): module for name, module in solved.items()})
+    return solved
 
 
 def swap_(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:

@@ -19,15 +19,15 @@ class Recorder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return self.linear(x)
+        return self.linear(input=x)
 
 
 def test_statistics_are_those_of_all_rows() -> None:
     batches = [(tensor(3, 5, 16, seed=s) - 0.5,) for s in range(7)]
-    model = Recorder(nn.Linear(16, 4)).train()
+    model = Recorder(nn.Linear(16, 4).eval())
     stats = observe(model, iter(batches), gram=True)["linear"]
     rows = torch.cat([batch[0].reshape(-1, 16) for batch in batches])
-    assert model.calls == 7 and model.training
+    assert model.calls == 7 and model.training and not model.linear.training
     assert stats.rows == 105
     assert torch.equal(stats.positive, rows.amax(0).clamp_min(0))
     assert torch.equal(stats.negative, (-rows.amin(0)).clamp_min(0))
