@@ -72,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=CALL["guidance_scale"])
     parser.add_argument("--measure-only", action="store_true", help="print, and write nothing into the pipeline")
     args = parser.parse_args(argv)
-    pipe = StableDiffusion3Pipeline.from_pretrained(args.pipeline, torch_dtype=torch.float32)
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        args.pipeline, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+    )
     pipe.set_progress_bar_config(disable=True)
     prompts = evaluation_prompts(args.count)
     call = CALL | {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
