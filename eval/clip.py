@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +75,18 @@ class Scorer:
         return torch.cat(found).numpy()
 
 
+@contextmanager
+def _quiet_root() -> Iterator[None]:
+    """open_clip reports every step of loading to the root logger; its warnings still pass."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def load_scorer(backends: Backends) -> Scorer:
     """The scorer that `backends.clip` and `backends.clip_path` name.
 
@@ -96,10 +109,11 @@ def load_scorer(backends: Backends) -> Scorer:
             )
         identifier, pretrained = name, str(where or backends.clip_pretrained)
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            identifier, pretrained=pretrained, device=backends.device, load_weights=True
-        )
-        tokenize = open_clip.get_tokenizer(identifier)
+        with _quiet_root():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                identifier, pretrained=pretrained, device=backends.device, load_weights=True
+            )
+            tokenize = open_clip.get_tokenizer(identifier)
     except Exception as error:  # open_clip, the hub and safetensors each raise their own kinds
         raise EvalError(
             f"CLIP scorer {name!r} cannot be loaded from {where or pretrained!r} ({_first_line(error)}); "
