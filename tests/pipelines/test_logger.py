@@ -77,9 +77,9 @@ def test_offline_run_holds_everything(command: Command, tiny: Tiny, cache: Path)
         assert history[f"metric/{metric['name']}"] == pytest.approx(metric["value"])
     for name, stage in results["stages"].items():
         assert history[f"stage/{name}/seconds"] == pytest.approx(stage["seconds"])
-    assert history["layer_errors"]["_type"] == "table-file"
-    assert history["layer_errors"]["nrows"] == len(results["layer_errors"])
-    assert history["images"]["count"] == 4
+    assert history["layer_errors/_type"] == "table-file"
+    assert history["layer_errors/nrows"] == len(results["layer_errors"])
+    assert history["images/count"] == 4
     models = [artifact for artifact in found["artifacts"] if artifact.type == "model"]
     assert models and "tiny_random-rtn_w8a8_tensor" in models[0].name
     names = {entry.path for entry in models[0].manifest.contents}
