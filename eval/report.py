@@ -26,7 +26,8 @@ LEGEND = (
     "layers for the layer error, over denoiser calls for the output error); **bold**: best of its precision. "
     "fid_ref, psnr, ssim and the perceptual distances compare with the unquantized model's pictures, fid_gt "
     "with real ones. The layer error is the geometric mean over layers of |Y − Ŷ| / |Y|, the output error "
-    "the same of the denoiser's output; quantize and memory: seconds and peak memory of quantizing. "
+    "the same of the denoiser's output; compression is against the unquantized run in its own precision (16 bits "
+    "instead of float32 halve it already); quantize and memory: seconds and peak memory of quantizing. "
     "FID depends on its extractor and on n: compare only within a table."
 )
 COMPARISONS_HEAD = """# Paired comparisons

@@ -39,7 +39,7 @@ class Table:
         ]
         keys = [(title, get) for title, get in every if len({get(r) for r in ordered}) > 1]
         keys += [
-            ("precision", lambda r: DASH if r.is_float else r.precision),
+            ("precision", lambda r: r.precision or DASH),
             ("method", lambda r: names[id(r)]),
             ("n", lambda r: str(r.n_images)),
         ]

@@ -55,7 +55,7 @@ def run_record(quantizer: str, precision: str, sigma: float, prompts: Sequence[s
         "name": f"{quantizer}-{precision}",
         "model": "emoji_sd3",
         "quantizer": quantizer,
-        "precision": precision,
+        "precision": "float32" if float_run else precision,
         "dataset": "emoji",
         "seed": 0,
         "n_images": len(prompts),

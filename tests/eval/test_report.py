@@ -60,7 +60,7 @@ def test_markdown_rows_are_sorted_and_complete(sweep: Path) -> None:
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert len({len(line) for line in lines}) == 1
     assert [line[:2] for line in lines[2:]] == [
-        ["–", "unquantized"],
+        ["float32", "unquantized"],
         ["w8a8_tensor", "rtn"], ["w8a8_tensor", "smoothquant"], ["w8a8_tensor", "segquant_g"],
         ["w4a8", "rtn"], ["w4a8", "smoothquant"], ["w4a8", "segquant_g"],
     ]  # fmt: skip
