@@ -32,7 +32,7 @@ class FoldStats:
     """Ranges, energy and a sample of the rows of one fold.
 
     positive, negative: per channel largest value and magnitude of the smallest, at least 0, float32 [in];
-    square: float64 [in], sum of squares; rows: number seen; sample: [kept, in] in the input's dtype;
+    square: float64 [in], sum of squares; rows, calls: seen; sample: [kept, in] in the input's dtype;
     keys: the draws that decide which rows stay, [kept].
     """
 
@@ -40,17 +40,19 @@ class FoldStats:
     negative: Tensor
     square: Tensor
     rows: int
+    calls: int
     sample: Tensor
     keys: Tensor
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One split: ranges of all other folds, and rows [n, in] that those ranges have not seen."""
+    """One split: ranges of all other folds, and rows [n, in] of `calls` calls that they have not seen."""
 
     positive: Tensor
     negative: Tensor
     rows: Tensor
+    calls: int = 1
 
 
 @dataclass
@@ -73,6 +75,11 @@ class InputStats:
     def rows(self) -> int:
         """Rows seen."""
         return sum(fold.rows for fold in self.folds if fold is not None)
+
+    @property
+    def calls(self) -> int:
+        """Calls seen. Rows of one call share a timestep, so this says how much is really known."""
+        return sum(fold.calls for fold in self.folds if fold is not None)
 
     @property
     def positive(self) -> Tensor:
@@ -99,15 +106,15 @@ class InputStats:
             )
         return self.gram_sum
 
-    def held_out(self, limit: int = 256, enough: int = 128) -> list[HeldOut]:
-        """Splits to choose hyper-parameters on: one fold held out at a time, until `enough` rows are.
+    def held_out(self, limit: int = 256, rows: int = 128, calls: int = 1) -> list[HeldOut]:
+        """Splits to choose hyper-parameters on: one fold held out at a time, until there is enough.
 
         Layers with many rows thus use one split, layers with few (AdaLN sees one row per image) all of them.
         Empty if there are fewer than two folds with rows.
 
         Args:
             limit: most rows taken of one fold's sample.
-            enough: stop once this many rows are held out in all.
+            rows, calls: stop once this many rows, and rows from this many calls, are held out in all.
         """
         seen = self._seen()
         splits: list[HeldOut] = []
@@ -120,9 +127,10 @@ class InputStats:
                     torch.stack([other.positive for other in others]).amax(0),
                     torch.stack([other.negative for other in others]).amax(0),
                     fold.sample[:limit].float(),
+                    fold.calls,
                 )
             )
-            if sum(len(split.rows) for split in splits) >= enough:
+            if sum(len(s.rows) for s in splits) >= rows and sum(s.calls for s in splits) >= calls:
                 break
         return splits
 
@@ -148,14 +156,15 @@ class InputStats:
         keys = torch.rand(rows.shape[0], generator=self._generator)
         old = self.folds[index]
         if old is None:
-            sample, keys = self._keep(rows, keys)
-            self.folds[index] = FoldStats(high.clamp_min(0), (-low).clamp_min(0), square, rows.shape[0], sample, keys)
+            high, low, count = high.clamp_min(0), (-low).clamp_min(0), rows.shape[0]
+            self.folds[index] = FoldStats(high, low, square, count, 1, *self._keep(rows, keys))
             return
         # torch.maximum carries NaN along, so one look at the end finds bad data
         old.positive = torch.maximum(old.positive, high)
         old.negative = torch.maximum(old.negative, -low)
         old.square += square
         old.rows += rows.shape[0]
+        old.calls += 1
         rows, keys = self._keep(rows, keys)
         old.sample, old.keys = self._keep(torch.cat((old.sample, rows)), torch.cat((old.keys, keys)))
 
@@ -272,8 +281,7 @@ def _run(
     head = list(itertools.islice(iterator, 2))
     if not head:
         raise QuantizationError(
-            "there are no calibration batches; give at least one (two or more, to choose "
-            "hyper-parameters on batches kept apart)"
+            "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
         )
     total = len(batches) if hasattr(batches, "__len__") else total
     deal = _deal(seed) if len(head) > 1 else itertools.repeat(None)

@@ -18,8 +18,10 @@ from segquant.spec import SEARCH, Method
 
 log = logging.getLogger(__name__)
 
-FEW_ROWS = 1024
-"""Below this many rows the range that was seen says little about fresh rows: margins are tried."""
+FEW_ROWS, FEW_CALLS = 1024, 128
+"""Below either the range that was seen says little about fresh rows: margins are tried."""
+HELD_CALLS = 32
+"""Calls to hold out, over several splits if need be, where static scales can clip what a call brings."""
 
 
 def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputStats) -> tuple[Tensor, Tensor]:
@@ -30,18 +32,18 @@ def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputSta
     amax = torch.maximum(stats.positive, stats.negative)
     smooth = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
     margin = torch.ones(len(layout.branches), len(layout.columns), device=weight.device)
-    splits = stats.held_out() if method.alpha == SEARCH else []
-    margins = MARGINS if layout.scheme.static_input and stats.rows < FEW_ROWS else (1.0,)
+    static = layout.scheme.static_input
+    splits = stats.held_out(calls=HELD_CALLS if static else 1) if method.alpha == SEARCH else []
+    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
+    margins = MARGINS if static and few else (1.0,)
     for branch, rows in enumerate(layout.branch_slices):
         for index, columns in enumerate(slices(layout.columns)):
             block = weight[rows, columns]
             if method.alpha == SEARCH:
                 pieces = [
-                    HeldOut(s.positive[columns], s.negative[columns], s.rows[:, columns]) for s in splits
+                    HeldOut(s.positive[columns], s.negative[columns], s.rows[:, columns], s.calls) for s in splits
                 ]
-                choice = search_alpha(
-                    block, pieces, BlockSimulation(layout, method, branch, index), margins=margins
-                )
+                choice = search_alpha(block, pieces, BlockSimulation(layout, method, branch, index), margins=margins)
                 log.debug("%s branch %d piece %d: %s", stats.name, branch, index, choice)
             else:
                 choice = Choice(float(method.alpha))

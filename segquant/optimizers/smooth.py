@@ -20,8 +20,9 @@ dead weight column, must not get a scale that blows up on fresh inputs."""
 MARGINS: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
 """Headroom of static scales over the range that calibration saw, tried where rows are few."""
 
-TOLERANCE = 16.0
-"""Errors pooled over n held-out rows count as equal if they differ by less than a share of TOLERANCE / n."""
+TOLERANCE = 8.0
+"""Errors pooled over n held-out rows (two a call at most, since rows of a call resemble each other) count as
+equal if they differ by less than a share of TOLERANCE / n."""
 
 Layer = Callable[[HeldOut], Tensor]
 """Output [n, out] of a quantized layer for a split's rows, with static scales from the split's ranges."""
@@ -63,7 +64,7 @@ def _log_range(amax: Tensor) -> Tensor:
 
 def smooth_split(split: HeldOut, scale: Tensor) -> HeldOut:
     """A split in the smoothed space: amax(X / s) = amax(X) / s, both signs likewise."""
-    return HeldOut(split.positive / scale, split.negative / scale, split.rows / scale)
+    return HeldOut(split.positive / scale, split.negative / scale, split.rows / scale, split.calls)
 
 
 def search_alpha(
@@ -93,9 +94,7 @@ def search_alpha(
         target = split.rows @ weight.T
         input_amax = torch.maximum(split.positive, split.negative)
         for alpha in (None, *alphas):
-            scale = (
-                torch.ones_like(input_amax) if alpha is None else smoothing(input_amax, weight_amax, alpha)
-            )
+            scale = torch.ones_like(input_amax) if alpha is None else smoothing(input_amax, weight_amax, alpha)
             layer = simulate(weight * scale)
             smoothed = smooth_split(split, scale)
             for margin in margins:
@@ -104,6 +103,6 @@ def search_alpha(
     alpha, margin = min(errors, key=lambda candidate: errors[candidate])
     # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
     # good as the best within what so few rows can tell.
-    tolerance = 1 + TOLERANCE / sum(len(split.rows) for split in splits)
+    tolerance = 1 + TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)
     good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
     return Choice(alpha, max(good), errors)

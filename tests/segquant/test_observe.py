@@ -54,7 +54,8 @@ def test_held_out_rows_never_entered_the_ranges_beside_them(count: int) -> None:
 def test_many_rows_need_one_split_only() -> None:
     stats = observe(Recorder(nn.Linear(8, 4)), [(tensor(200, 8, seed=s),) for s in range(4)])["linear"]
     (split,) = stats.held_out()
-    assert len(split.rows) == 128
+    assert len(split.rows) == 128 and split.calls == 1
+    assert [split.calls for split in stats.held_out(calls=3)] == [1, 1, 1] and stats.calls == 4
 
 
 def test_one_row_gives_no_split() -> None:
