@@ -116,7 +116,7 @@ def svdquant(
     precision: str = "w4a8",
     *,
     alpha: float | str = SEARCH,
-    rank: int = 32,
+    rank: int | None = None,
     iterations: int = 0,
     seglinear: bool = False,
     dualscale: bool = False,
@@ -124,7 +124,7 @@ def svdquant(
     on_uncalled: str = "error",
     seed: int = 0,
 ) -> Method:
-    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch of rank `rank`, the rest rounded."""
+    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch (rank: `Method.rank`), the rest rounded."""
     return _method(
         "svdquant",
         precision,
@@ -146,7 +146,7 @@ def segquant_a(
     seglinear: bool = True,
     dualscale: bool = True,
     alpha: float | str = SEARCH,
-    rank: int = 32,
+    rank: int | None = None,
     skip: Iterable[str] = (),
     on_uncalled: str = "error",
     seed: int = 0,
@@ -172,7 +172,7 @@ def segquant_g(
     seglinear: bool = True,
     dualscale: bool = True,
     alpha: float | str = SEARCH,
-    rank: int = 32,
+    rank: int | None = None,
     iterations: int = 1,
     act_order: bool = True,
     damp: float = 0.01,

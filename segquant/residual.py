@@ -32,14 +32,15 @@ def choose_ranks(weight: Tensor, smooth: Tensor | None, layout: Layout, method: 
     """Rank of each branch: the budget of one rank-r branch on the whole layer goes where the energy is."""
     if method.optimizer != "svd" or smooth is None:
         return (0,) * len(layout.branches)
+    rank = method.rank_of(layout.in_features, layout.out_features)
     if len(layout.branches) == 1:
-        return (min(method.rank, layout.in_features, layout.out_features),)
+        return (min(rank, layout.in_features, layout.out_features),)
     gains: list[tuple[float, int, int]] = []
     for branch, rows in enumerate(layout.branch_slices):
         cost = layout.in_features + layout.branches[branch]
         energies = torch.linalg.svdvals((weight[rows] * smooth[branch]).double()).square() / cost
         gains += [(float(energy), branch, cost) for energy in energies]
-    left, ranks = method.rank * (layout.in_features + layout.out_features), [0] * len(layout.branches)
+    left, ranks = rank * (layout.in_features + layout.out_features), [0] * len(layout.branches)
     for _, branch, cost in sorted(gains, key=lambda gain: -gain[0]):
         if cost > left:
             break

@@ -19,6 +19,7 @@ DTYPES = ("int8", "int4", "fp8")
 GRANULARITIES = ("tensor", "channel", "token", "group")
 OPTIMIZERS = ("none", "smooth", "svd")
 CALIBRATORS = ("amax", "gptq")
+DEFAULT_RANK = 32
 SEARCH = "search"
 
 
@@ -140,7 +141,8 @@ class Method:
         dualscale: one scale per sign for inputs that come out of an activation function.
         optimizer: "none", "smooth" (SmoothQuant) or "svd" (smoothing, then a 16-bit low-rank branch).
         alpha: SmoothQuant's migration strength in [0, 1], or "search" (0.0, 0.1 … 1.0 and no smoothing).
-        rank: rank of the low-rank branch (optimizer "svd").
+        rank: rank of the low-rank branch (optimizer "svd"); None is SVDQuant's 32, but never more than a 32nd of
+            the layer's smaller side, so that the branch stays a small share of a small layer's bytes too.
         iterations: rounds of refitting the low-rank branch to what the quantizer left (optimizer "svd").
         calibrator: "amax" (round to nearest) or "gptq".
         act_order: GPTQ goes through the columns by falling curvature.
@@ -156,7 +158,7 @@ class Method:
     dualscale: bool = False
     optimizer: str = "none"
     alpha: float | str = SEARCH
-    rank: int = 32
+    rank: int | None = None
     iterations: int = 0
     calibrator: str = "amax"
     act_order: bool = True
@@ -173,15 +175,19 @@ class Method:
             _choice("alpha", self.alpha, (SEARCH,))
         elif not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1] or be 'search', not {self.alpha}")
-        if self.rank < 1 or self.iterations < 0:
-            raise ValueError(
-                f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0"
-            )
+        if (self.rank is not None and self.rank < 1) or self.iterations < 0:
+            raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
         if not self.damp > 0:
             raise ValueError(f"damp must be positive, not {self.damp}")
         if isinstance(self.skip, str):
             raise ValueError(f"skip is a list of globs, not the string {self.skip!r}")
         object.__setattr__(self, "skip", tuple(str(pattern) for pattern in self.skip))
+
+    def rank_of(self, in_features: int, out_features: int) -> int:
+        """Rank of the low-rank branch of a layer of that size."""
+        if self.rank is not None:
+            return self.rank
+        return max(1, min(DEFAULT_RANK, min(in_features, out_features) // DEFAULT_RANK))
 
     @property
     def needs_gram(self) -> bool:

@@ -66,7 +66,8 @@ class BlockSimulation:
         self.columns = group_pieces((width,), group) if group else (width,)
         group = self.input_spec.group_size if self.input_spec else None
         self.pieces = group_pieces((width,), group) if group else (width,)
-        share = rank_share(layout, method.rank) * width / layout.in_features
+        rank = method.rank_of(layout.in_features, layout.out_features)
+        share = rank_share(layout, rank) * width / layout.in_features
         self.rank = max(1, round(share)) if method.optimizer == "svd" else 0
 
     def __call__(self, weight: Tensor) -> Layer:

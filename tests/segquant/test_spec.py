@@ -69,7 +69,9 @@ def test_presets_round_trip_through_json(name: str, precision: str) -> None:
 def test_presets_are_what_the_paper_says() -> None:
     eight, four = presets.segquant_g("w8a8_tensor"), presets.segquant_a("w4a8")
     assert (eight.optimizer, eight.calibrator, eight.alpha) == ("smooth", "gptq", "search")
-    assert (four.optimizer, four.calibrator, four.rank) == ("svd", "amax", 32)
+    assert (four.optimizer, four.calibrator, four.rank) == ("svd", "amax", None)
+    assert four.rank_of(3072, 12288) == 32 and four.rank_of(256, 1024) == 8 and four.rank_of(16, 256) == 1
+    assert presets.segquant_a("w4a8", rank=5).rank_of(16, 16) == 5
     assert eight.seglinear and eight.dualscale
     assert not presets.rtn().needs_gram and presets.gptq().needs_gram
     assert not presets.rtn("w4a8").needs_data and presets.rtn("w8a8").needs_data
