@@ -20,9 +20,9 @@ dead weight column, must not get a scale that blows up on fresh inputs."""
 MARGINS: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
 """Headroom of static scales over the range that calibration saw, tried where rows are few."""
 
-TOLERANCE = 8.0
+TOLERANCE = 24.0
 """Errors pooled over n held-out rows (two a call at most, since rows of a call resemble each other) count as
-equal if they differ by less than a share of TOLERANCE / n."""
+equal if they differ by less than a share of (TOLERANCE / n)²: a half at 32 rows, a tenth at 80."""
 
 Layer = Callable[[HeldOut], Tensor]
 """Output [n, out] of a quantized layer for a split's rows, with static scales from the split's ranges."""
@@ -103,6 +103,6 @@ def search_alpha(
     alpha, margin = min(errors, key=lambda candidate: errors[candidate])
     # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
     # good as the best within what so few rows can tell.
-    tolerance = 1 + TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)
+    tolerance = 1 + (TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)) ** 2
     good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
     return Choice(alpha, max(good), errors)
