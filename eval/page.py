@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from eval.comparisons import Comparison
-from eval.results import RunResult
+from eval.results import RunResult, provenance
 
 HEADLINE = ("fid_ref", "psnr", "layer error")
 
@@ -132,12 +132,5 @@ def _methods(runs: Sequence[RunResult]) -> str:
     items = "".join(
         f"<li><code>{html.escape(name)}</code> {html.escape(backend)}</li>" for name, backend in backends.items()
     )
-    facts = []
-    for title, found in (
-        ("versions", [run.versions for run in runs]),
-        ("device", [run.device for run in runs]),
-        ("commit", [{"git": run.git} if run.git else {} for run in runs]),
-    ):
-        texts = dict.fromkeys(", ".join(f"{k} {v}" for k, v in entry.items()) for entry in found if entry)
-        facts += [f"<li>{title}: {html.escape(text)}</li>" for text in texts]
-    return f"<h2>How it was measured</h2><ul>{items}{''.join(facts)}</ul>"
+    facts = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in provenance(runs))
+    return f"<h2>How it was measured</h2><ul>{items}{facts}</ul>"

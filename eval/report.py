@@ -16,7 +16,7 @@ from eval.figures import grid_groups, picture_grid
 from eval.files import save_bytes, save_text
 from eval.page import render_page
 from eval.plots import metric_plot
-from eval.results import RunResult, load_results
+from eval.results import RunResult, load_results, provenance
 from eval.tables import Table, to_csv, to_html, to_latex, to_markdown
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def write_report(
     if plot is not None:
         pictures = {"metrics.png": plot, **pictures}
     texts = {
-        "table.md": "\n".join([*map(to_markdown, parts), LEGEND, "", backends_markdown(table.runs)]),
+        "table.md": "\n".join([*map(to_markdown, parts), LEGEND, "", sources_markdown(table.runs)]),
         "table.csv": to_csv(table),
         "table.tex": "\n".join(map(to_latex, parts)),
         "comparisons.md": comparisons_markdown(comparisons, refused),
@@ -116,10 +116,11 @@ def comparisons_markdown(comparisons: Sequence[Comparison], refused: Sequence[st
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
-def backends_markdown(runs: Sequence[RunResult]) -> str:
-    """One line per metric: what computed it."""
+def sources_markdown(runs: Sequence[RunResult]) -> str:
+    """One line per metric, what computed it; then versions, device, commit and configuration hashes."""
     found = {metric.name: metric.backend for run in runs for metric in run.metrics}
-    return "".join(f"- `{name}`: {backend}\n" for name, backend in found.items())
+    lines = [f"- `{name}`: {backend}\n" for name, backend in found.items()]
+    return "".join(lines) + "".join(f"- {sentence}\n" for sentence in provenance(runs))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

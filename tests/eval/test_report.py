@@ -385,3 +385,12 @@ def test_equal_values_are_not_called_best(moved: Path) -> None:
         path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": []}))
     rows = to_markdown(Table.of(load_results([moved]))).splitlines()
     assert rows[-1].count("**") == 2 * 4  # fid_ref, psnr, ssim and layer error, not the output error
+
+
+def test_tables_say_where_the_numbers_come_from(moved: Path, tmp_path: Path) -> None:
+    written = write_report([moved], tmp_path / "report", grid=False)
+    runs = load_results([moved])
+    for name in ("table.md", "report.html"):
+        text = written[name].read_text()
+        assert "versions: " in text and "device: " in text
+        assert all(f"{run.name} {run.config_hash}" in text for run in runs)
