@@ -58,6 +58,11 @@ def test_interrupt_at_the_end_of_a_stage(
     assert {name for name, record in stages.items() if record["cached"]} == set(before)
 
 
+def _listen_to_interrupts() -> None:
+    """A test run started in the background of a script has SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -> None:
     """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
@@ -68,6 +73,7 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
     long = subprocess.Popen(
         [*arguments, "model.call.num_inference_steps=100000"],
         cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_listen_to_interrupts,
     )  # fmt: skip
     deadline = time.monotonic() + 600
     try:
@@ -76,7 +82,7 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
             time.sleep(0.05)
         time.sleep(0.3)
         long.send_signal(sent)
-        _, err = long.communicate(timeout=300)
+        _, err = long.communicate(timeout=120)
     finally:
         long.kill()
         long.wait()
