@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from string import Template
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         found = retrieval_accuracy(images, prompts, backends=backends)
         sheet(images, prompts, args.pipeline / "samples.png" if not args.measure_only else args.work / "samples.png")
     low, high = found.interval
-    print(f"{found.name} {found.value:.3f} [{low:.3f}, {high:.3f}] n={found.n}")
+    sys.stdout.write(f"{found.name} {found.value:.3f} [{low:.3f}, {high:.3f}] n={found.n}\n")
     if args.measure_only:
         return
     pictures, listed = data.load_archive()

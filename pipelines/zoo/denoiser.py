@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -52,7 +51,6 @@ def train(
     folder: Path,
     device: str,
     initial: dict[str, torch.Tensor] | None = None,
-    on_checkpoint: Callable[[torch.nn.Module], None] | None = None,
 ) -> SD3Transformer2DModel:
     """Rectified-flow training (Esser et al. 2403.03206, eq. 12–14) with logit-normal timesteps.
 
@@ -87,4 +85,4 @@ def train(
             )[0]
         return F.mse_loss(velocity.float(), noise - clean)
 
-    return fit("denoiser", model, loss, recipe, folder, hidden_matrix, on_checkpoint)
+    return fit("denoiser", model, loss, recipe, folder, hidden_matrix)

@@ -72,7 +72,6 @@ def fit(
     recipe: Recipe,
     folder: Path,
     hidden: Callable[[str], bool] = lambda _: True,
-    on_checkpoint: Callable[[nn.Module], None] | None = None,
     checkpoint_seconds: float = 180.0,
 ) -> nn.Module:
     """Train `module` in place and return it, with the averaged weights when the recipe asks for an average.
@@ -86,11 +85,7 @@ def fit(
     average = {k: v.detach().clone().float() for k, v in module.state_dict().items()} if recipe.average else None
     start, spent = 0, 0.0
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        module.load_state_dict(state["module"])
-        for part, saved in zip(parts, state["optimizers"], strict=True):
-            part.load_state_dict(saved)
-        start, spent, average = state["step"], state["spent"], state["average"]
+        start, spent, average = _resume(path, module, parts)
         log.info("%s: resumed at step %d", name, start)
     began, saved_at, running = time.monotonic() - spent, time.monotonic(), None
     done, limit = start, (recipe.minutes or math.inf) * 60
@@ -123,12 +118,21 @@ def fit(
         if time.monotonic() - saved_at > checkpoint_seconds:
             save()
             saved_at = time.monotonic()
-            if on_checkpoint:
-                on_checkpoint(module)
     save()
     if average is not None:
         module.load_state_dict(average)
     return module.eval()
+
+
+def _resume(
+    path: Path, module: nn.Module, parts: Sequence[torch.optim.Optimizer]
+) -> tuple[int, float, dict[str, torch.Tensor] | None]:
+    """Load a checkpoint into module and optimizers; return finished steps, seconds spent and the average."""
+    state = torch.load(path, weights_only=True)
+    module.load_state_dict(state["module"])
+    for part, saved in zip(parts, state["optimizers"], strict=True):
+        part.load_state_dict(saved)
+    return state["step"], state["spent"], state["average"]
 
 
 @torch.no_grad()
