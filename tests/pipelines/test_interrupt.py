@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ WORK = {
 
 def _folders(cache: Path) -> set[str]:
     return {path.name.partition("-")[0] for path in (cache / "stage").iterdir() if path.is_dir()}
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """A test run started in the background of a script has SIGINT ignored; here it counts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -58,11 +67,6 @@ def test_interrupt_at_the_end_of_a_stage(
     assert {name for name, record in stages.items() if record["cached"]} == set(before)
 
 
-def _listen_to_interrupts() -> None:
-    """A test run started in the background of a script has SIGINT ignored, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -> None:
     """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
@@ -73,7 +77,6 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
     long = subprocess.Popen(
         [*arguments, "model.call.num_inference_steps=100000"],
         cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=_listen_to_interrupts,
     )  # fmt: skip
     deadline = time.monotonic() + 600
     try:

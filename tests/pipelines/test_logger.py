@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,17 @@ def _records(path: Path) -> Iterator[bytes]:
             yield parts
 
 
-def _read(folder: Path) -> dict:
+def _read(folder: Path, patience: float = 60.0) -> dict:
+    """`_read_now` once the file is complete: wandb's service may still be writing when the run has finished."""
+    deadline = time.monotonic() + patience
+    while True:
+        found = _read_now(folder)
+        if ("run" in found and found["history"] and found["artifacts"]) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def _read_now(folder: Path) -> dict:
     """Config, summary, history and artifacts of the one offline run below `folder`."""
     from wandb.proto import wandb_internal_pb2
 
