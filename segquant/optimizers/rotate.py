@@ -1,0 +1,113 @@
+"""Randomized Hadamard rotation of a linear's input (QuaRot, arXiv 2404.00456, section 4; QuIP#, 2402.04396).
+
+With the orthogonal Q = diag(signs) · blockdiag(H_n / √n, …), X Wᵀ = (X Q)(W Q)ᵀ: rotating the rows of the input
+and of the weight alike changes nothing before rounding, while an outlier channel is spread over its whole block.
+H_n is Sylvester's Hadamard matrix, which exists for powers of two; other widths are cut into such blocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+MIN_BLOCK = 16
+"""Equal blocks smaller than this spread outliers too little; unequal but larger ones are taken instead."""
+RADIX = 32
+"""Widest butterfly that is done as one matrix product with a small Hadamard matrix."""
+
+
+def hadamard_blocks(width: int) -> tuple[int, ...]:
+    """Powers of two that sum to `width`.
+
+    Equal blocks of the largest power of two that divides it, if that is at least MIN_BLOCK (one call transforms
+    them all); else its binary digits, largest first.
+
+    Raises:
+        ValueError: width < 1.
+    """
+    if width < 1:
+        raise ValueError(f"a rotation needs a width of at least 1, not {width}")
+    divisor = width & -width
+    if divisor >= MIN_BLOCK:
+        return (divisor,) * (width // divisor)
+    return tuple(1 << bit for bit in reversed(range(width.bit_length())) if width >> bit & 1)
+
+
+def random_signs(width: int, seed: int) -> Tensor:
+    """Seeded ±1, int8 [width], on the CPU; torch's global generator is left alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
+    """x · diag(signs) · blockdiag(H_n / √n) along the last dimension.
+
+    Args:
+        x: [..., width], any float dtype; not modified. Differentiable.
+        blocks: powers of two summing to width, as `hadamard_blocks` gives them.
+        signs: ±1, [width], on x's device.
+
+    Returns:
+        same shape; float32, or float64 where x is.
+
+    Raises:
+        ValueError: blocks that are no powers of two, or blocks or signs that do not fit the width.
+    """
+    _check(x, blocks, signs)
+    values = _compute(x)
+    return _transform(values * signs.to(values.dtype), blocks)
+
+
+def unrotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
+    """Inverse of `rotate`, with the same arguments: H_n is symmetric, so only the order changes."""
+    _check(x, blocks, signs)
+    values = _compute(x)
+    return _transform(values, blocks) * signs.to(values.dtype)
+
+
+def _compute(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _check(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> None:
+    width = x.shape[-1]
+    if any(size < 1 or size & (size - 1) for size in blocks):
+        raise ValueError(f"Hadamard blocks must be powers of two, not {blocks}; use hadamard_blocks({width})")
+    if sum(blocks) != width or signs.shape != (width,):
+        raise ValueError(
+            f"blocks of {sum(blocks)} channels and {signs.numel()} signs do not fit {width} channels; "
+            f"use hadamard_blocks({width}) and random_signs({width}, seed)"
+        )
+
+
+def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
+    """Orthonormal Walsh–Hadamard transform of each block; runs of equal blocks go in one call."""
+    parts, start = [], 0
+    for size, run in itertools.groupby(blocks):
+        count = len(tuple(run))
+        part = values[..., start : start + size * count]
+        parts.append(_hadamard(part.unflatten(-1, (count, size))).flatten(-2))
+        start += size * count
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _hadamard(values: Tensor) -> Tensor:
+    """Orthonormal transform of the last dimension: H_{a·b} = H_a ⊗ H_b, one factor of at most RADIX at a time."""
+    size, done = values.shape[-1], 1
+    while done < size:
+        radix = min(RADIX, size // done)
+        matrix = _sylvester(radix, values)
+        folded = values.unflatten(-1, (size // (done * radix), radix, done))
+        # the first factor is contiguous: a plain product; the others act on the middle dimension
+        folded = folded.squeeze(-1) @ matrix if done == 1 else matrix @ folded
+        values, done = folded.reshape(*values.shape), done * radix
+    return values
+
+
+def _sylvester(size: int, like: Tensor) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    while matrix.shape[0] < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix * size**-0.5
