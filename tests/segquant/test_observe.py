@@ -32,6 +32,7 @@ def test_statistics_are_those_of_all_rows() -> None:
     assert torch.equal(stats.positive, rows.amax(0).clamp_min(0))
     assert torch.equal(stats.negative, (-rows.amin(0)).clamp_min(0))
     torch.testing.assert_close(stats.mean_square, rows.square().mean(0))
+    torch.testing.assert_close(stats.mean_abs, rows.abs().mean(0))
     torch.testing.assert_close(stats.gram, rows.double().T @ rows.double(), rtol=1e-5, atol=1e-4)
     assert not model.linear._forward_pre_hooks
 
@@ -56,6 +57,50 @@ def test_many_rows_need_one_split_only() -> None:
     (split,) = stats.held_out()
     assert len(split.rows) == 128 and split.calls == 1
     assert [split.calls for split in stats.held_out(calls=3)] == [1, 1, 1] and stats.calls == 4
+
+
+def folds_of(batches: list[tuple[torch.Tensor]], seed: int = 0) -> list[torch.Tensor]:
+    """Rows of every fold, by the rule: runs of FOLDS batches in random order; the rows of a lone batch in runs."""
+    rows = [batch[0].reshape(-1, batch[0].shape[-1]) for batch in batches]
+    if len(rows) == 1:
+        return list(rows[0].tensor_split(FOLDS))
+    order = torch.Generator().manual_seed(seed)
+    deal = [fold for _ in rows[::FOLDS] for fold in torch.randperm(FOLDS, generator=order).tolist()]
+    return [torch.cat([r for r, f in zip(rows, deal, strict=False) if f == index]) for index in range(FOLDS)]
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("fold", range(FOLDS))
+def test_without_a_fold_everything_comes_from_the_other_folds(count: int, fold: int) -> None:
+    batches = [(tensor(2, 10, 16, seed=s) + 0.1 * s,) for s in range(count)]
+    stats = observe(Recorder(nn.Linear(16, 4)), batches, gram=True, split_gram=True)["linear"]
+    rest = torch.cat([rows for index, rows in enumerate(folds_of(batches)) if index != fold])
+    view = stats.without_fold(fold)
+    assert view.rows == len(rest) == stats.rows * 3 // 4
+    assert torch.equal(view.positive, rest.amax(0).clamp_min(0))
+    torch.testing.assert_close(view.mean_abs, rest.abs().mean(0))
+    torch.testing.assert_close(view.gram, rest.double().T @ rest.double(), rtol=1e-5, atol=1e-4)
+    assert {split.fold for split in view.held_out(rows=10**6)} == {0, 1, 2, 3} - {fold}
+    assert stats.rows == 20 * count, "a view leaves the whole alone"
+
+
+def test_the_gram_of_a_large_fold_is_known_for_fold_0_alone() -> None:
+    batches = [(tensor(200, 8, seed=s),) for s in range(4)]
+    stats = observe(Recorder(nn.Linear(8, 4)), batches, gram=True, split_gram=True)["linear"]
+    rest = torch.cat(folds_of(batches)[1:])
+    torch.testing.assert_close(stats.without_fold(0).gram, rest.double().T @ rest.double(), rtol=1e-5, atol=1e-4)
+    with pytest.raises(QuantizationError, match="linear: the Gram matrix of fold 2 is not known.* 128 of its 200"):
+        stats.without_fold(2)
+    whole = observe(Recorder(nn.Linear(8, 4)), batches, gram=True)["linear"]
+    with pytest.raises(QuantizationError, match="fold 0 is not known"):
+        whole.without_fold(0)
+    assert observe(Recorder(nn.Linear(8, 4)), batches)["linear"].without_fold(3).gram_sum is None
+
+
+def test_nothing_is_left_without_the_only_fold() -> None:
+    stats = observe(Recorder(nn.Linear(8, 4)), [(tensor(1, 8),)])["linear"]
+    with pytest.raises(QuantizationError, match="filled fold 0 alone"):
+        stats.without_fold(0)
 
 
 def test_one_row_gives_no_split() -> None:

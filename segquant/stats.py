@@ -1,0 +1,246 @@
+"""Running statistics of one linear's input: ranges, moments, a sample of rows and, if asked, the Gram matrix.
+
+Batches are dealt to FOLDS folds, each with its own ranges and its own small reservoir of rows, so that
+hyper-parameters can be judged on rows that did not fit them (`InputStats.held_out`, `InputStats.without_fold`),
+while final scales come from all rows (`InputStats.positive`, `.negative`, `.gram`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from segquant.errors import QuantizationError
+
+FOLDS = 4
+
+
+@dataclass
+class FoldStats:
+    """Ranges, energy and a sample of the rows of one fold.
+
+    positive, negative: per channel largest value and magnitude of the smallest, at least 0, float32 [in];
+    square, absolute: float64 [in], sums of squares and of magnitudes; rows, calls: seen;
+    sample: [kept, in] in the input's dtype; keys: the draws that decide which rows stay, [kept].
+    """
+
+    positive: Tensor
+    negative: Tensor
+    square: Tensor
+    absolute: Tensor
+    rows: int
+    calls: int
+    sample: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One split: ranges of all other folds, and rows [n, in] of `calls` calls that they have not seen.
+
+    `fold` is the fold that the rows come from: `InputStats.without_fold(fold)` has all the rest.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    rows: Tensor
+    calls: int = 1
+    fold: int = -1
+
+
+@dataclass
+class InputStats:
+    """Running statistics of one linear's input; all tensors on the input's device.
+
+    Args:
+        name: of the linear, for messages.
+        in_features: width of the input.
+        reservoir: rows kept, over all folds.
+        seed: of the reservoir.
+        keep_gram: `update` accumulates XᵀX as well.
+        split_gram: … and once more for the rows of fold 0 alone.
+        folds: by number; None until a row arrives.
+        gram_sum, gram_first: XᵀX of all rows and of fold 0's, float64 [in, in].
+        salience: float32 [in], channel peaks averaged over denoiser calls, where they were collected.
+    """
+
+    name: str
+    in_features: int
+    reservoir: int = 512
+    seed: int = 0
+    keep_gram: bool = False
+    split_gram: bool = False
+    folds: list[FoldStats | None] = field(default_factory=lambda: [None] * FOLDS)
+    gram_sum: Tensor | None = None
+    gram_first: Tensor | None = None
+    salience: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        seed = (self.seed * 0x9E3779B1 + zlib.crc32(self.name.encode())) & 0x7FFFFFFF
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def rows(self) -> int:
+        """Rows seen."""
+        return sum(fold.rows for fold in self.folds if fold is not None)
+
+    @property
+    def calls(self) -> int:
+        """Calls seen. Rows of one call share a timestep, so this says how much is really known."""
+        return sum(fold.calls for fold in self.folds if fold is not None)
+
+    @property
+    def positive(self) -> Tensor:
+        """Largest value per channel, at least 0, float32 [in]."""
+        return torch.stack([fold.positive for fold in self._seen()]).amax(0)
+
+    @property
+    def negative(self) -> Tensor:
+        """Magnitude of the smallest value per channel, at least 0, float32 [in]."""
+        return torch.stack([fold.negative for fold in self._seen()]).amax(0)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean square per channel, float32 [in]."""
+        return (torch.stack([fold.square for fold in self._seen()]).sum(0) / self.rows).float()
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """Mean magnitude per channel, float32 [in]."""
+        return (torch.stack([fold.absolute for fold in self._seen()]).sum(0) / self.rows).float()
+
+    @property
+    def gram(self) -> Tensor:
+        """XᵀX over all rows, float64 [in, in]; shared between layers with the same input: do not modify."""
+        if self.gram_sum is None:
+            raise QuantizationError(
+                f"{self.name}: this method needs the Gram matrix of the layer's input, which was "
+                "not collected; pass gram=True to observe"
+            )
+        return self.gram_sum
+
+    def held_out(self, limit: int = 256, rows: int = 128, calls: int = 1) -> list[HeldOut]:
+        """Splits to choose hyper-parameters on: one fold held out at a time, until there is enough.
+
+        Layers with many rows thus use one split, layers with few (AdaLN sees one row per image) all of them.
+        Empty if there are fewer than two folds with rows.
+
+        Args:
+            limit: most rows taken of one fold's sample.
+            rows, calls: stop once this many rows, and rows from this many calls, are held out in all.
+        """
+        splits: list[HeldOut] = []
+        if len(self._seen()) < 2:
+            return splits
+        for index, fold in enumerate(self.folds):
+            if fold is None:
+                continue
+            others = [other for other in self._seen() if other is not fold]
+            positive = torch.stack([other.positive for other in others]).amax(0)
+            negative = torch.stack([other.negative for other in others]).amax(0)
+            splits.append(HeldOut(positive, negative, fold.sample[:limit].float(), fold.calls, index))
+            if sum(len(s.rows) for s in splits) >= rows and sum(s.calls for s in splits) >= calls:
+                break
+        return splits
+
+    def without_fold(self, fold: int) -> InputStats:
+        """The same statistics from all folds but one, to fit on what the held-out rows have not seen.
+
+        Ranges, moments and samples are exact for every fold. The Gram matrix needs the held-out fold's own:
+        that of fold 0 was kept apart by `split_gram`; for others it is taken from the reservoir, which must
+        hold all of the fold's rows. The time-weighted salience is a single running number and stays as it is.
+
+        Raises:
+            QuantizationError: no other fold has rows, or the fold's Gram matrix cannot be known.
+        """
+        others = [None if index == fold else entry for index, entry in enumerate(self.folds)]
+        if not any(others):
+            raise QuantizationError(
+                f"{self.name}: calibration filled fold {fold} alone, so nothing is left without it; give more batches"
+            )
+        gram = None if self.gram_sum is None else self.gram_sum - self._gram_of(fold)
+        return replace(self, folds=others, gram_sum=gram, gram_first=None)
+
+    def update(self, x: Tensor, fold: int | None) -> None:
+        """Take in an input [..., in]; `fold` None deals its rows over all folds."""
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if rows.shape[0] == 0:
+            return
+        parts = rows.tensor_split(FOLDS) if fold is None else [rows]
+        for index, part in enumerate(parts, start=fold or 0):
+            if part.shape[0]:
+                self._update_fold(part, index)
+        if self.keep_gram:
+            self.gram_sum = _plus(self.gram_sum, product(rows))
+            if self.split_gram and not fold and parts[0].shape[0]:
+                self.gram_first = _plus(self.gram_first, product(parts[0]))
+
+    def _gram_of(self, index: int) -> Tensor:
+        fold = self.folds[index]
+        if fold is None:
+            return torch.zeros_like(self.gram)
+        if index == 0 and self.gram_first is not None:
+            return self.gram_first
+        if len(fold.sample) == fold.rows:
+            return product(fold.sample)
+        raise QuantizationError(
+            f"{self.name}: the Gram matrix of fold {index} is not known: it was not kept apart, and the reservoir "
+            f"holds {len(fold.sample)} of its {fold.rows} rows; hold out fold 0 of an observe(split_gram=True)"
+        )
+
+    def _update_fold(self, rows: Tensor, index: int) -> None:
+        values = rows.float()
+        low, high = torch.aminmax(values, dim=0)
+        square = values.square().sum(0, dtype=torch.float64)
+        absolute = values.abs().sum(0, dtype=torch.float64)
+        keys = torch.rand(rows.shape[0], generator=self._generator)
+        old = self.folds[index]
+        if old is None:
+            high, low, count = high.clamp_min(0), (-low).clamp_min(0), rows.shape[0]
+            self.folds[index] = FoldStats(high, low, square, absolute, count, 1, *self._keep(rows, keys))
+            return
+        # torch.maximum carries NaN along, so one look at the end finds bad data
+        old.positive = torch.maximum(old.positive, high)
+        old.negative = torch.maximum(old.negative, -low)
+        old.square += square
+        old.absolute += absolute
+        old.rows += rows.shape[0]
+        old.calls += 1
+        rows, keys = self._keep(rows, keys)
+        old.sample, old.keys = self._keep(torch.cat((old.sample, rows)), torch.cat((old.keys, keys)))
+
+    def _keep(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows with the largest keys: a uniform sample without replacement, whatever the batching."""
+        chosen = torch.topk(keys, min(self.reservoir // FOLDS, len(keys))).indices
+        return rows[chosen.to(rows.device)].clone(), keys[chosen]
+
+    def _seen(self) -> list[FoldStats]:
+        seen = [fold for fold in self.folds if fold is not None]
+        if not seen:
+            raise QuantizationError(
+                f"{self.name}: calibration never called this linear; leave it out with `skip`, or "
+                "set on_uncalled='skip'"
+            )
+        return seen
+
+    def check_finite(self) -> None:
+        """Raise QuantizationError if NaN or inf went through this layer."""
+        for fold in self.folds:
+            if fold is not None and not bool(torch.isfinite(fold.square).all()):
+                raise QuantizationError(
+                    f"{self.name}: its calibration inputs contain NaN or inf (or overflow when "
+                    "squared); check the model's dtype and the calibration data"
+                )
+
+
+def product(rows: Tensor) -> Tensor:
+    """XᵀX of rows [n, in]: multiplied in float32, float64 [in, in] to be summed."""
+    values = rows.float()
+    return (values.T @ values).double()
+
+
+def _plus(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
