@@ -50,7 +50,8 @@ def build_method(config: RunConfig) -> Method:
     preset = getattr(presets, config.quantizer_name, None)
     if preset is None:
         raise PipelineError(f"{QUANTIZER_PACKAGE}{config.quantizer_name} does not exist; choose one of conf/quantizer")
-    known = inspect.signature(preset).parameters
+    parameters = inspect.signature(preset).parameters.values()
+    known = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD} | set(presets.Common.__annotations__)
     for key in arguments:
         if key not in known:
             raise PipelineError(f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")

@@ -1,115 +1,131 @@
 """One plain function per named method; each returns a frozen `Method`.
 
-All take `precision` (a name in PRECISIONS), the toggles `seglinear` and `dualscale`, and `skip`.
+All take `precision` (a name in PRECISIONS), their own parameters, and those of `Common`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 from segquant.errors import nearest
-from segquant.spec import PRECISIONS, SEARCH, Method, QuantScheme
+from segquant.formats import scheme_of
+from segquant.plan import read_plan
+from segquant.spec import SEARCH, Budget, Method, QuantScheme
 
 
-def scheme_of(precision: str) -> QuantScheme:
-    """The scheme of a named precision; ValueError with the nearest names if there is none."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; {nearest(precision, PRECISIONS)}")
-    return PRECISIONS[precision]
+class Common(TypedDict, total=False):
+    """What every preset takes besides its own parameters; see `Method`."""
+
+    seglinear: bool
+    dualscale: bool
+    rotate: bool
+    ranges: str
+    percentile: float
+    bias_correction: bool
+    cuts: str
+    skip: Iterable[str]
+    overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]]
+    on_uncalled: str
+    seed: int
 
 
-def _method(name: str, precision: str, skip: Iterable[str], **values: Any) -> Method:
-    scheme = values.pop("scheme", None) or scheme_of(precision)
-    return Method(name=name, scheme=scheme, skip=tuple(skip), **values)
+def _method(name: str, precision: str, common: Mapping[str, Any], **values: Any) -> Method:
+    for key in common:
+        if key not in Common.__annotations__:
+            raise TypeError(f"{name} takes no {key!r}; {nearest(key, Common.__annotations__)}")
+    merged = {"scheme": scheme_of(precision), **values, **common}
+    merged["skip"] = tuple(merged.get("skip") or ())
+    merged["overrides"] = merged.get("overrides") or ()
+    return Method(name=name, **merged)
 
 
-def none(
-    precision: str = "w8a8_tensor",
-    *,
-    seglinear: bool = False,
-    dualscale: bool = False,
-    skip: Iterable[str] = (),
-) -> Method:
+def _needs_quantized_input(name: str, precision: str) -> None:
+    if scheme_of(precision).input is None:
+        raise ValueError(
+            f"{name} at {precision}: it moves difficulty from activations to weights, and {precision} "
+            "does not quantize activations; use rtn, gptq, awq, svdquant or segquant_g"
+        )
+
+
+def none(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """The model as it is; the other arguments are accepted (and checked) so that sweeps can pass them."""
     scheme_of(precision)
-    return _method(
-        "none", precision, skip, scheme=QuantScheme(None, None), seglinear=seglinear, dualscale=dualscale
-    )
+    return _method("none", precision, {**common, "overrides": ()}, scheme=QuantScheme(None, None))
 
 
-def rtn(
-    precision: str = "w8a8_tensor",
-    *,
-    seglinear: bool = False,
-    dualscale: bool = False,
-    skip: Iterable[str] = (),
-    on_uncalled: str = "error",
-    seed: int = 0,
-) -> Method:
+def rtn(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """Round to nearest on absolute-maximum scales."""
-    return _method(
-        "rtn", precision, skip, seglinear=seglinear, dualscale=dualscale, on_uncalled=on_uncalled, seed=seed
-    )
+    return _method("rtn", precision, common)
+
+
+def percentile(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+    """Round to nearest; static inputs are scaled by a percentile (99.9) of their magnitudes.
+
+    Raises:
+        ValueError: the precision has no static inputs, whose range alone it is about.
+    """
+    if not scheme_of(precision).static_input:
+        raise ValueError(
+            f"percentile at {precision}: it picks the range of static inputs, and {precision} has none; use mse or rtn"
+        )
+    return _method("percentile", precision, {"ranges": "percentile", **common})
+
+
+def mse(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+    """Round to nearest; every weight block and static input piece at the range of least squared error."""
+    return _method("mse", precision, {"ranges": "mse", **common})
 
 
 def smoothquant(
-    precision: str = "w8a8_tensor",
-    *,
-    alpha: float | str = 0.5,
-    seglinear: bool = False,
-    dualscale: bool = False,
-    skip: Iterable[str] = (),
-    on_uncalled: str = "error",
-    seed: int = 0,
+    precision: str = "w8a8_tensor", *, alpha: float | str = 0.5, **common: Unpack[Common]
 ) -> Method:
-    """SmoothQuant (2211.10438); alpha="search" is "Smooth+", one α per layer.
+    """SmoothQuant (2211.10438) at a fixed α.
 
     Raises:
         ValueError: the precision leaves activations in floating point: there is nothing to smooth.
     """
-    if scheme_of(precision).input is None:
-        raise ValueError(
-            f"smoothquant at {precision}: it moves difficulty from activations to weights, and {precision} "
-            "does not quantize activations; use rtn, gptq, svdquant or segquant_g"
-        )
-    return _method(
-        "smoothquant",
-        precision,
-        skip,
-        optimizer="smooth",
-        alpha=alpha,
-        seglinear=seglinear,
-        dualscale=dualscale,
-        on_uncalled=on_uncalled,
-        seed=seed,
-    )
+    _needs_quantized_input("smoothquant", precision)
+    return _method("smoothquant", precision, common, optimizer="smooth", alpha=alpha)
+
+
+def smoothquant_plus(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+    """The paper's "Smooth+": SmoothQuant with α searched for every layer."""
+    _needs_quantized_input("smoothquant_plus", precision)
+    return _method("smoothquant_plus", precision, common, optimizer="smooth", alpha=SEARCH)
 
 
 def gptq(
-    precision: str = "w8a8_tensor",
-    *,
-    seglinear: bool = False,
-    dualscale: bool = False,
-    act_order: bool = True,
-    damp: float = 0.01,
-    skip: Iterable[str] = (),
-    on_uncalled: str = "error",
-    seed: int = 0,
+    precision: str = "w8a8_tensor", *, act_order: bool = True, damp: float = 0.01, **common: Unpack[Common]
 ) -> Method:
     """GPTQ (2210.17323) on unsmoothed weights."""
-    return _method(
-        "gptq",
-        precision,
-        skip,
-        calibrator="gptq",
-        seglinear=seglinear,
-        dualscale=dualscale,
-        act_order=act_order,
-        damp=damp,
-        on_uncalled=on_uncalled,
-        seed=seed,
-    )
+    return _method("gptq", precision, common, calibrator="gptq", act_order=act_order, damp=damp)
+
+
+def awq(precision: str = "w4a16", *, alpha: float | str = SEARCH, **common: Unpack[Common]) -> Method:
+    """AWQ (2306.00978): scales mean|X_j|^α by the error that weight rounding alone causes; clipped weight ranges."""
+    return _method("awq", precision, {"ranges": "mse", **common}, optimizer="awq", alpha=alpha)
+
+
+def quarot(precision: str = "w4a4", *, calibrator: str = "gptq", **common: Unpack[Common]) -> Method:
+    """QuaRot (2404.00456) per layer: randomized Hadamard rotation of inputs and weights, then GPTQ."""
+    return _method("quarot", precision, {"rotate": True, **common}, calibrator=calibrator)
+
+
+def ptq4dit(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+    """PTQ4DiT (2405.16005): channel salience balanced at the geometric mean, timesteps weighted by Spearman's ρ."""
+    _needs_quantized_input("ptq4dit", precision)
+    return _method("ptq4dit", precision, common, optimizer="balance")
+
+
+def q_diffusion(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+    """Q-Diffusion (2302.04304): concatenated inputs in two pieces, AdaRound by block reconstruction.
+
+    Its split of UNet skip connections is the input half of SegLinear; output segments are left whole in the paper,
+    so switch `seglinear` off for models without concatenated inputs (the default).
+    """
+    return _method("q_diffusion", precision, common, calibrator="adaround")
 
 
 def svdquant(
@@ -117,86 +133,88 @@ def svdquant(
     *,
     alpha: float | str = SEARCH,
     rank: int | None = None,
+    svd: str = "exact",
     iterations: int = 0,
-    seglinear: bool = False,
-    dualscale: bool = False,
-    skip: Iterable[str] = (),
-    on_uncalled: str = "error",
-    seed: int = 0,
+    **common: Unpack[Common],
 ) -> Method:
     """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch (rank: `Method.rank`), the rest rounded."""
     return _method(
-        "svdquant",
-        precision,
-        skip,
-        optimizer="svd",
-        alpha=alpha,
-        rank=rank,
-        iterations=iterations,
-        seglinear=seglinear,
-        dualscale=dualscale,
-        on_uncalled=on_uncalled,
-        seed=seed,
+        "svdquant", precision, common, optimizer="svd", alpha=alpha, rank=rank, svd=svd, iterations=iterations
     )
 
 
 def segquant_a(
     precision: str = "w8a8_tensor",
     *,
-    seglinear: bool = True,
-    dualscale: bool = True,
     alpha: float | str = SEARCH,
     rank: int | None = None,
-    skip: Iterable[str] = (),
-    on_uncalled: str = "error",
-    seed: int = 0,
+    svd: str = "exact",
+    **common: Unpack[Common],
 ) -> Method:
     """SegQuant-A (2507.14811): SmoothQuant with α searched per segment, AMax; at 4-bit weights SVDQuant."""
-    return _method(
-        "segquant_a",
-        precision,
-        skip,
-        optimizer=_optimizer(precision),
-        alpha=alpha,
-        rank=rank,
-        seglinear=seglinear,
-        dualscale=dualscale,
-        on_uncalled=on_uncalled,
-        seed=seed,
-    )
+    cuts: dict[str, Any] = {"seglinear": True, "dualscale": True, **common}
+    return _method("segquant_a", precision, cuts, optimizer=_optimizer(precision), alpha=alpha, rank=rank, svd=svd)
 
 
 def segquant_g(
     precision: str = "w8a8_tensor",
     *,
-    seglinear: bool = True,
-    dualscale: bool = True,
     alpha: float | str = SEARCH,
     rank: int | None = None,
+    svd: str = "exact",
     iterations: int = 1,
     act_order: bool = True,
     damp: float = 0.01,
-    skip: Iterable[str] = (),
-    on_uncalled: str = "error",
-    seed: int = 0,
+    **common: Unpack[Common],
 ) -> Method:
     """SegQuant-G (2507.14811): SegQuant-A with GPTQ in place of rounding."""
     return _method(
         "segquant_g",
         precision,
-        skip,
+        {"seglinear": True, "dualscale": True, **common},
         optimizer=_optimizer(precision),
         alpha=alpha,
         rank=rank,
+        svd=svd,
         iterations=iterations,
         calibrator="gptq",
         act_order=act_order,
         damp=damp,
-        seglinear=seglinear,
-        dualscale=dualscale,
-        on_uncalled=on_uncalled,
-        seed=seed,
     )
+
+
+def auto(
+    precision: str = "w8a8_tensor",
+    *,
+    budget: Budget | Mapping[str, Any] | None = None,
+    **common: Unpack[Common],
+) -> Method:
+    """Every layer by itself: the candidate with the least output error on rows kept apart, within a budget.
+
+    Args:
+        budget: a `Budget` or its fields; None is the default one.
+    """
+    if not isinstance(budget, Budget):
+        budget = Budget(**(budget or {}))
+    return _method("auto", precision, {"seglinear": True, "dualscale": True, **common}, budget=budget)
+
+
+def plan(precision: str | None = None, *, path: str | Path | None = None) -> Method:
+    """The choices of an earlier `auto`, read from its (perhaps edited) plan file.
+
+    Args:
+        precision: refused unless it is the plan's own; None takes the plan's.
+        path: of the plan.json.
+
+    Raises:
+        ValueError: no path, the file is missing or is no plan, or the plan is for another precision.
+    """
+    if path is None:
+        raise ValueError("quantizer plan needs quantizer.path=FILE, the plan.json of a run of quantizer=auto")
+    method = read_plan(Path(path))
+    if precision is not None and method.scheme != scheme_of(precision):
+        raise ValueError(f"{path} is a plan for another precision than {precision}; choose the one it was made for")
+    return method
 
 
 def _optimizer(precision: str) -> str:

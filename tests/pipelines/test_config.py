@@ -15,8 +15,13 @@ from tests.pipelines.conftest import compose_config
 
 GROUPS = ("model", "dataset", "calibration", "quantizer", "precision", "metric", "logger", "experiment")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+OPTIONS.remove("quantizer=plan")  # needs a file, see below
 NEEDED = {"model=tiny_random": ["model.path=somewhere"], "dataset=tiny": ["dataset.archive=somewhere"]}
-QUANTIZERS = [path.stem for path in sorted((CONF / "quantizer").glob("*.yaml"))]
+QUANTIZERS = [
+    path.stem
+    for path in sorted((CONF / "quantizer").glob("*.yaml"))
+    if "segquant.presets" in path.read_text() and path.stem != "plan"
+]
 PRECISIONS = [path.stem for path in sorted((CONF / "precision").glob("*.yaml"))]
 
 
@@ -47,25 +52,39 @@ def test_every_quantizer_at_every_precision() -> None:
                 refused.add((quantizer, precision))
                 continue
             assert quantizer == "none" or method.scheme == segquant.PRECISIONS[precision]
-    assert refused == {("smoothquant", "w4a16")}
+    dynamic = {name for name in PRECISIONS if not segquant.PRECISIONS[name].static_input}
+    smoothed = {(name, "w4a16") for name in ("smoothquant", "smoothquant_plus", "ptq4dit")}
+    assert refused == smoothed | {("percentile", name) for name in dynamic}
 
 
-def test_quantizer_files_show_every_argument() -> None:
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_quantizer_files_show_every_argument_at_its_default(quantizer: str) -> None:
     """What a preset takes is in its file with the preset's own default, so that it can be set without "+"."""
     import inspect
 
     from segquant import presets
 
-    for quantizer in QUANTIZERS:
-        shown = OmegaConf.to_container(OmegaConf.load(CONF / "quantizer" / f"{quantizer}.yaml"))
-        parameters = inspect.signature(getattr(presets, quantizer)).parameters
-        assert shown.keys() - {"_target_"} <= parameters.keys()
-        if quantizer == "none":
-            continue
-        assert parameters.keys() == shown.keys() - {"_target_"}
-        for key, value in shown.items():
-            if key not in ("_target_", "precision"):
-                assert value == (list(parameters[key].default) if key == "skip" else parameters[key].default), key
+    run = validate(compose_config([f"quantizer={quantizer}"]))
+    preset = getattr(presets, run.quantizer["_target_"].rpartition(".")[2])
+    own = {item.name for item in inspect.signature(preset).parameters.values() if item.kind is not item.VAR_KEYWORD}
+    if quantizer != "none":
+        assert run.quantizer.keys() - {"_target_"} == own | set(presets.Common.__annotations__)
+    assert build_method(run) == preset(run.precision.name)
+
+
+def test_a_plan_is_named_by_its_path(tmp_path: Path) -> None:
+    from segquant import presets
+    from segquant.plan import LayerPlan, write_plan
+
+    path = tmp_path / "plan.json"
+    write_plan(path, presets.auto("w8a8_tensor"), [LayerPlan("a.b", {"rotate": True})])
+    with pytest.raises(PipelineError, match="needs quantizer.path"):
+        build_method(validate(compose_config(["quantizer=plan"])))
+    method = build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])))
+    changed = method.for_layer("a.b")
+    assert changed is not None and changed.rotate and method.budget is None
+    with pytest.raises(PipelineError, match="another precision"):
+        build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}", "precision=w4a8"])))
 
 
 def test_demo_is_the_promised_sweep() -> None:
