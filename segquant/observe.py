@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
+from segquant.optimizers.balance import TemporalSalience
 from segquant.stats import FOLDS, FoldStats, HeldOut, InputStats
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def observe(
     *,
     gram: bool | Collection[str] = False,
     split_gram: bool = False,
+    salience: bool = False,
     reservoir: int = 512,
     seed: int = 0,
     only: Collection[str] | None = None,
@@ -47,6 +49,8 @@ def observe(
         batches: tuples or dicts of the forward's arguments (or a lone tensor).
         gram: collect XᵀX for all layers, none, or those named.
         split_gram: keep fold 0's share of XᵀX apart, for `InputStats.without_fold(0)`.
+        salience: average the peaks of the channels over denoiser calls (`TemporalSalience`), an item of the
+            input's first dimension at a time.
         reservoir: rows kept per layer.
         seed: of the reservoir and of the deal of batches to folds.
         only: names of the linears to watch; all if None.
@@ -56,13 +60,15 @@ def observe(
     Raises:
         QuantizationError: no batches, or NaN or inf in some layer's input (named).
     """
-    stats, handles, state = {}, [], {"fold": None}
+    stats, peaks, handles, state = {}, {}, [], {"fold": None}
     for name, module in linears(model).items():
         if only is not None and name not in only:
             continue
         keep = gram if isinstance(gram, bool) else name in gram
         stats[name] = InputStats(name, module.in_features, reservoir, seed, keep, split_gram)
-        handles.append(module.register_forward_pre_hook(_hook(stats[name], state), with_kwargs=True))
+        peaks[name] = TemporalSalience(module.weight.abs().amax(0).float()) if salience else None
+        hook = _hook(stats[name], peaks[name], state)
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -73,8 +79,10 @@ def observe(
             module.training = True
         for handle in handles:
             handle.remove()
-    for entry in stats.values():
+    for name, entry in stats.items():
         entry.check_finite()
+        found = peaks[name]
+        entry.salience = found.value if found is not None and found.items else None
     return stats
 
 
@@ -97,11 +105,22 @@ def call(model: nn.Module, batch: Any) -> Any:
     )
 
 
-def _hook(stats: InputStats, state: dict[str, int | None]) -> Callable[..., None]:
+def _hook(
+    stats: InputStats, peaks: TemporalSalience | None, state: dict[str, int | None]
+) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        stats.update(args[0] if args else kwargs["input"], state["fold"])
+        x = args[0] if args else kwargs["input"]
+        stats.update(x, state["fold"])
+        if peaks is not None and x.numel():
+            peaks.update(x.abs().reshape(*_items(x), x.shape[-1]).amax(1).float())
 
     return hook
+
+
+def _items(x: Tensor) -> tuple[int, int]:
+    """Items and rows of each in an input [items, ..., in]; a vector is one item of one row."""
+    items = x.shape[0] if x.dim() > 1 else 1
+    return items, x.numel() // (items * x.shape[-1])
 
 
 def _run(

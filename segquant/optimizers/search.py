@@ -11,10 +11,10 @@ from segquant import functional as F
 from segquant.calibrators.amax import weight_scale
 from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
 from segquant.layout import Layout, group_pieces, slices
-from segquant.observe import HeldOut, InputStats
 from segquant.optimizers.smooth import MARGINS, Choice, Layer, search_alpha, smoothing
 from segquant.optimizers.svd import random_low_rank, rank_share
 from segquant.spec import SEARCH, Method
+from segquant.stats import HeldOut, InputStats
 
 log = logging.getLogger(__name__)
 

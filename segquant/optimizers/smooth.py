@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from segquant.observe import HeldOut
+from segquant.stats import HeldOut
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 DEFAULT_ALPHA = 0.5

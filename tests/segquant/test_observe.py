@@ -8,6 +8,7 @@ from torch import nn
 
 from segquant import InputStats, QuantizationError, observe
 from segquant.observe import FOLDS
+from segquant.optimizers.balance import TemporalSalience
 from tests.segquant.support import Block, block_batches, tensor
 
 
@@ -157,6 +158,18 @@ def test_bfloat16_inputs() -> None:
     stats = observe(model, batches, gram={"up"})
     assert stats["up"].gram.dtype == torch.float64 and stats["up"].positive.dtype == torch.float32
     assert stats["ada"].gram_sum is None
+
+
+def test_salience_takes_the_items_of_the_first_dimension() -> None:
+    linear = nn.Linear(16, 4)
+    batches = [(tensor(3, 5, 16, seed=s),) for s in range(4)] + [(tensor(16, seed=9),)]
+    stats = observe(Recorder(linear), batches, salience=True)["linear"]
+    expected = TemporalSalience(linear.weight.detach().abs().amax(0))
+    for (batch,) in batches:
+        expected.update(batch.reshape(3, 5, 16).abs().amax(1) if batch.dim() == 3 else batch.abs()[None])
+    assert expected.items == 13 and stats.salience is not None
+    torch.testing.assert_close(stats.salience, expected.value)
+    assert observe(Recorder(linear), batches)["linear"].salience is None
 
 
 def test_no_batches_and_strange_batches() -> None:
