@@ -1,0 +1,91 @@
+"""Ranges from a percentile of the magnitudes instead of their maximum (Wu et al. 2020, arXiv 2004.09602, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segquant import functional as F
+from segquant.calibrators.blocks import map_blocks
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """Quantile along the last dimension with linear interpolation, of any number of values.
+
+    As `torch.quantile`, which refuses more than 16 million of them. Only the values above the quantile are
+    sorted, so high quantiles of long rows are cheap.
+
+    Args:
+        values: [..., n], float32 or float64, n ≥ 1.
+        q: in [0, 1].
+    """
+    count = values.shape[-1]
+    place = (count - 1) * (1 - q)  # counted from the top
+    index = min(int(place), count - 1)
+    top = values.topk(min(index + 2, count), dim=-1).values
+    high, low = top[..., index], top[..., min(index + 1, top.shape[-1] - 1)]
+    return high + (low - high) * (place - index)
+
+
+def percentile_range(
+    rows: Tensor, pieces: tuple[int, ...], dual: tuple[bool, ...], percentile: float
+) -> tuple[Tensor, Tensor]:
+    """Ranges of a static input, per piece: what `kernels.reference.input_scales` takes.
+
+    A piece with one scale gets the percentile of |x| on both sides. A piece with one scale per sign gets the
+    percentile of its positive values and that of its negative values' magnitudes, each among its own kind only: a
+    side that is rare (what is left below zero by SiLU) would else be cut off entirely.
+
+    Args:
+        rows: sampled inputs [n, in], any float dtype.
+        pieces: channels per piece, summing to in.
+        dual: per piece, whether it has one scale per sign.
+        percentile: in (0, 100]; 100 is the maximum.
+
+    Returns:
+        (positive, negative), each at least 0, [pieces], float32 or float64 as the rows.
+    """
+    q = _share(percentile)
+    values = rows if rows.dtype == torch.float64 else rows.float()
+    positive, negative = [], []
+    for piece, apart in zip(values.split(pieces, dim=-1), dual, strict=True):
+        flat = piece.reshape(-1)
+        if apart:
+            positive.append(_one_side(flat[flat > 0], q))
+            negative.append(_one_side(-flat[flat < 0], q))
+        else:
+            positive.append(_one_side(flat.abs(), q))
+            negative.append(positive[-1])
+    return torch.stack(positive), torch.stack(negative)
+
+
+def percentile_weight_scale(
+    weight: Tensor, dtype: str, rows: tuple[int, ...], columns: tuple[int, ...], percentile: float
+) -> Tensor:
+    """Percentile of |w| over code_max for every block; arguments and shape as `amax.weight_scale`.
+
+    A block whose percentile is zero though it is not (nearly all of it is zeros) keeps its maximum, since a range
+    of zero is no range.
+    """
+    q = _share(percentile)
+
+    def pick(values: Tensor) -> Tensor:
+        found = quantile(values, q)
+        return torch.where(found > 0, found, values.amax(-1))
+
+    magnitudes = (weight if weight.dtype == torch.float64 else weight.float()).abs()
+    return F.choose_scale(map_blocks(pick, (magnitudes,), rows, columns), dtype)
+
+
+def _share(percentile: float) -> float:
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile must lie in (0, 100], not {percentile}; 99.99 is usual, 100 is the maximum")
+    return percentile / 100
+
+
+def _one_side(magnitudes: Tensor, q: float) -> Tensor:
+    """The quantile; the maximum where the quantile is zero, and 0 for a side that has no values."""
+    if not magnitudes.numel():
+        return magnitudes.new_zeros(())
+    found = quantile(magnitudes, q)
+    return torch.where(found > 0, found, magnitudes.amax())

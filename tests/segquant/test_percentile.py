@@ -1,0 +1,101 @@
+"""Percentile ranges against numpy's percentiles, block by block."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+
+from segquant.calibrators.amax import weight_scale
+from segquant.calibrators.blocks import map_blocks
+from segquant.calibrators.percentile import percentile_range, percentile_weight_scale, quantile
+
+CUTS = [
+    ((1,) * 6, (8,)),
+    ((1,) * 6, (4, 4)),
+    ((6,), (8,)),
+    ((2, 4), (3, 5)),
+    ((3, 3), (2,) * 4),
+    ((1,) * 6, (7, 1)),
+]
+
+
+def tensor(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.31, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 10, 1001])
+def test_quantile_is_numpys(q: float, count: int) -> None:
+    values = tensor(3, count)
+    numpy.testing.assert_allclose(quantile(values, q).numpy(), numpy.quantile(values.numpy(), q, axis=-1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+def test_blocks_are_the_blocks(rows: tuple[int, ...], columns: tuple[int, ...]) -> None:
+    a, b = tensor(6, 8), tensor(6, 8, seed=1)
+    found = map_blocks(lambda x, y: (x * y).sum(-1), (a, b), rows, columns)
+    expected = [
+        [(x * y).sum() for x, y in zip(top.split(columns, 1), under.split(columns, 1), strict=True)]
+        for top, under in zip(a.split(rows), b.split(rows), strict=True)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+@pytest.mark.parametrize("percentile", [60.0, 97.5])
+def test_weight_scales_are_numpys_percentiles(
+    rows: tuple[int, ...], columns: tuple[int, ...], percentile: float
+) -> None:
+    weight = tensor(6, 8)
+    found = percentile_weight_scale(weight, "int8", rows, columns, percentile)
+    assert found.dtype == torch.float64 and found.shape == (len(rows), len(columns))
+    for i, top in enumerate(weight.split(rows)):
+        for j, block in enumerate(top.split(columns, 1)):
+            expected = numpy.percentile(block.abs().numpy(), percentile) / 127
+            assert float(found[i, j]) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+def test_hundred_is_amax_and_scales_grow_with_the_percentile(
+    rows: tuple[int, ...], columns: tuple[int, ...]
+) -> None:
+    weight = tensor(6, 8).float()
+    scales = [percentile_weight_scale(weight, "int4", rows, columns, p) for p in (50, 90, 99, 100)]
+    assert torch.equal(scales[-1], weight_scale(weight, "int4", rows, columns))
+    assert all(bool((low <= high).all()) for low, high in zip(scales, scales[1:], strict=False))
+
+
+def test_input_ranges_are_numpys_percentiles_by_sign_where_dual() -> None:
+    rows = tensor(200, 12)
+    rows[:, 5:] = torch.nn.functional.silu(rows[:, 5:])
+    positive, negative = percentile_range(rows, (5, 7), (False, True), 99.0)
+    plain, split = rows[:, :5].numpy(), rows[:, 5:].numpy()
+    expected = numpy.percentile(numpy.abs(plain), 99)
+    assert positive[0] == negative[0] == pytest.approx(expected, rel=1e-12)
+    assert float(positive[1]) == pytest.approx(numpy.percentile(split[split > 0], 99), rel=1e-12)
+    assert float(negative[1]) == pytest.approx(numpy.percentile(-split[split < 0], 99), rel=1e-12)
+
+
+def test_an_outlier_is_cut_off() -> None:
+    rows = tensor(1000, 4).float()
+    rows[17, 2] = 1000.0
+    positive, _ = percentile_range(rows.half(), (4,), (False,), 99.9)
+    assert positive.dtype == torch.float32 and 2 < float(positive) < 6
+    assert float(percentile_range(rows, (4,), (False,), 100)[0]) == 1000
+
+
+def test_a_side_without_values_and_a_block_of_zeros() -> None:
+    positive, negative = percentile_range(torch.ones(5, 2), (1, 1), (True, False), 99.0)
+    assert positive.tolist() == [1.0, 1.0] and negative.tolist() == [0.0, 1.0]
+    assert [side.tolist() for side in percentile_range(torch.zeros(5, 2), (2,), (True,), 99.0)] == [[0.0], [0.0]]
+    weight = torch.zeros(2, 100)
+    weight[0, 3] = -2.54
+    scale = percentile_weight_scale(weight, "int8", (1, 1), (100,), 90.0)
+    torch.testing.assert_close(scale, torch.tensor([[0.02], [1.0]]))
+
+
+@pytest.mark.parametrize("percentile", [0.0, -1.0, 100.5, float("nan")])
+def test_percentiles_out_of_range_are_refused(percentile: float) -> None:
+    with pytest.raises(ValueError, match="percentile must lie"):
+        percentile_range(torch.ones(2, 2), (2,), (False,), percentile)
