@@ -42,6 +42,12 @@ def test_blocks_are_the_blocks(rows: tuple[int, ...], columns: tuple[int, ...]) 
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_many_rows_are_done_in_parts_with_the_same_result() -> None:
+    weight = tensor(150, 1024)
+    found = map_blocks(lambda x: x.amax(-1), (weight,), (1,) * 150, (512, 512))
+    assert torch.equal(found, weight.unflatten(1, (2, 512)).amax(-1))
+
+
 @pytest.mark.parametrize("rows, columns", CUTS)
 @pytest.mark.parametrize("percentile", [60.0, 97.5])
 def test_weight_scales_are_numpys_percentiles(
