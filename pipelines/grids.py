@@ -1,0 +1,100 @@
+"""A sweep over several grids one after another: (method, precision) pairs are seldom one product."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+# Hydra instantiates plugins of its own namespace only, so `register` puts this module there under this name.
+NAMESPACE = "hydra_plugins.segquant"
+
+
+@dataclass
+class GridSweeperConf:
+    """`override /hydra/sweeper: grids` in an experiment; each of `grids` is what `params` is to the basic sweeper."""
+
+    _target_: str = f"{NAMESPACE}.GridSweeper"
+    params: dict[str, Any] | None = None
+    grids: list[dict[str, Any]] = field(default_factory=list)
+
+
+class GridSweeper(Sweeper):
+    """The jobs of every grid in order, each job once.
+
+    Keys on the command line (and in `params`) are crossed with every grid and replace its own value of that key, so
+    that `experiment=main precision=w4a8` is the part of the experiment at 4 bits.
+    """
+
+    __module__ = NAMESPACE
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(
+        self, params: Mapping[str, Any] | None = None, grids: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        self.params = dict(params or {})
+        self.grids = [dict(grid) for grid in grids or [{}]]
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Check that every job composes, then launch them all."""
+        jobs = self.jobs(arguments)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        self.validate_batch_is_legal(jobs)
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        for result in results:
+            result.return_value  # noqa: B018 - raises where the job failed
+        return [results]
+
+    def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
+        """Every job's overrides; `arguments` are those of the command line."""
+        common = self._parse([*_overrides(self.params), *arguments])
+        asked = {override.get_key_element() for override in common}
+        found: dict[tuple[str, ...], None] = {}
+        for grid in self.grids:
+            own = [override for override in self._parse(_overrides(grid)) if override.get_key_element() not in asked]
+            (product,) = BasicSweeper.split_arguments([*own, *common], None)
+            found.update(dict.fromkeys(tuple(job) for job in product))
+        return [list(job) for job in found]
+
+    def _parse(self, overrides: list[str]) -> list[Override]:
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(overrides)
+
+
+def _overrides(grid: Mapping[str, Any]) -> list[str]:
+    """As on the command line; a YAML list is the choices of a sweep."""
+    return [
+        f"{key}={','.join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value}"
+        for key, value in grid.items()
+    ]
+
+
+def register() -> None:
+    """Make `hydra/sweeper=grids` known to Hydra."""
+    sys.modules[NAMESPACE] = sys.modules[__name__]
+    Plugins.instance().register(GridSweeper)
+    ConfigStore.instance().store(group="hydra/sweeper", name="grids", node=GridSweeperConf, provider="segquant")
