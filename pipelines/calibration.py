@@ -10,17 +10,9 @@ import torch
 
 from pipelines.errors import PipelineError
 from pipelines.generate import StepCounter, bound_inputs, run_batches
+from pipelines.samplers import draw_steps, normal_weights, rounding_loss
 from pipelines.samples import Sample, cut_sample
-
-
-def draw_steps(total: int, count: int, seed: int, stream: int, prompt: int) -> frozenset[int]:
-    """`count` different steps of 0 … total-1, drawn uniformly for this prompt (as in Q-Diffusion)."""
-    if count > total:
-        raise PipelineError(
-            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
-        )
-    generator = np.random.default_rng([seed, stream, prompt])
-    return frozenset(generator.choice(total, size=count, replace=False).tolist())
+from pipelines.sections import CalibrationConfig
 
 
 class Recorder:
@@ -57,11 +49,12 @@ def capture(
     prompts: Sequence[str],
     call: Mapping[str, Any],
     *,
-    steps_per_prompt: int,
+    steps_per_prompt: int | None,
     seed: int,
     stream: int,
     batch_size: int,
     label: str,
+    weights: np.ndarray | None = None,
 ) -> list[Sample]:
     """Sample the pipeline and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
 
@@ -70,11 +63,12 @@ def capture(
         denoiser: the module of the pipeline whose inputs are kept.
         prompts: calibration prompts.
         call: further arguments of the pipeline, `num_inference_steps` among them.
-        steps_per_prompt: samples per prompt.
+        steps_per_prompt: samples per prompt; None keeps every step.
         seed: of latents and steps, together with `stream` and the prompt's index.
         stream: a number that keeps calibration (1), held-out (2) and evaluation (0) latents apart.
         batch_size: prompts at once.
         label: of the progress bar.
+        weights: float64 [steps], how likely each step is to be drawn; None: all alike.
 
     Returns:
         Samples in order of prompt, then step, on the CPU.
@@ -85,7 +79,7 @@ def capture(
     if not prompts:
         raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
     total = call["num_inference_steps"]
-    wanted = [draw_steps(total, steps_per_prompt, seed, stream, index) for index in range(len(prompts))]
+    wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
     recorder = Recorder(wanted)
     handle = denoiser.register_forward_pre_hook(recorder, with_kwargs=True)
     try:
@@ -99,3 +93,35 @@ def capture(
     finally:
         handle.remove()
     return sorted(recorder.samples, key=lambda sample: (sample.prompt, sample.step))
+
+
+def step_weights(
+    config: CalibrationConfig,
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    stream: int,
+    batch_size: int,
+    precision: str,
+    device: str,
+) -> np.ndarray | None:
+    """How likely each step of the schedule is to be drawn; None where all are alike (uniform, all).
+
+    The sampler "loss" samples the first `config.pilot` prompts once, with inputs at every step, and weighs a
+    step by the error that rounding to nearest at `precision` makes there.
+
+    Returns:
+        float64 [steps], or None.
+    """
+    total = call["num_inference_steps"]
+    if config.sampler == "normal":
+        return normal_weights(total, config.mean, config.std)
+    if config.sampler != "loss":
+        return None
+    pilot = capture(
+        pipeline, denoiser, prompts[: config.pilot], call,
+        steps_per_prompt=None, seed=config.seed, stream=stream, batch_size=batch_size, label="calibrate (pilot)",
+    )  # fmt: skip
+    return rounding_loss(denoiser, pilot, precision, total, batch_size=config.batch_size, device=device)

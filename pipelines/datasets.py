@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import CalibrationConfig, DatasetConfig
 from pipelines.errors import PipelineError, one_line
 from pipelines.measure import file_digest, tree_digest
+from pipelines.sections import CalibrationConfig, DatasetConfig
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import LoggerConfig
 from pipelines.errors import PipelineError
+from pipelines.sections import LoggerConfig
 
 log = logging.getLogger(__name__)
 

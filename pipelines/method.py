@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipelines.config import QUANTIZER_PACKAGE, MetricConfig, RunConfig
+from pipelines.config import QUANTIZER_PACKAGE, RunConfig
 from pipelines.errors import PipelineError, nearest
+from pipelines.sections import MetricConfig
 
 if TYPE_CHECKING:
     from segquant import Method
@@ -46,12 +47,13 @@ def build_method(config: RunConfig) -> Method:
     """
     from segquant import presets
 
-    arguments = {key: value for key, value in config.quantizer.items() if key != "_target_"}
-    preset = getattr(presets, config.quantizer_name, None)
+    arguments = {key: value for key, value in config.quantizer.items() if key not in ("_target_", "name")}
+    preset = getattr(presets, config.preset_name, None)
     if preset is None:
-        raise PipelineError(f"{QUANTIZER_PACKAGE}{config.quantizer_name} does not exist; choose one of conf/quantizer")
+        raise PipelineError(f"{QUANTIZER_PACKAGE}{config.preset_name} does not exist; choose one of conf/quantizer")
     parameters = inspect.signature(preset).parameters.values()
-    known = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD} | set(presets.Common.__annotations__)
+    own = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD}
+    known = own | set(presets.Common.__annotations__)
     for key in arguments:
         if key not in known:
             raise PipelineError(f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import ModelConfig
 from pipelines.errors import PipelineError, nearest, one_line
 from pipelines.measure import tree_digest
+from pipelines.sections import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipelines.calibration import capture, draw_steps
+from pipelines.calibration import capture
 from pipelines.errors import PipelineError
 from pipelines.generate import bound_inputs
 from pipelines.samples import Batches, Sample, cut_sample, load_samples, save_samples
@@ -31,19 +30,6 @@ def _capture(pipeline, batch_size: int, steps: int = 2) -> list[Sample]:
         pipeline, pipeline.transformer, PROMPTS, CALL,
         steps_per_prompt=steps, seed=0, stream=1, batch_size=batch_size, label="test",
     )  # fmt: skip
-
-
-def test_steps_are_drawn_uniformly() -> None:
-    """Counts over 4000 prompts against the uniform law: chi-square with 19 degrees of freedom."""
-    counts = Counter(step for prompt in range(4000) for step in draw_steps(20, 5, 0, 1, prompt))
-    expected = 4000 * 5 / 20
-    assert sorted(counts) == list(range(20))
-    # drawing without repetition makes the statistic smaller than chi-square, whose 99.9 % quantile is 43.8
-    assert sum((counts[step] - expected) ** 2 / expected for step in range(20)) < 43.8
-    assert all(len(draw_steps(20, 5, 0, 1, prompt)) == 5 for prompt in range(20))
-    assert draw_steps(20, 5, 0, 1, 3) == draw_steps(20, 5, 0, 1, 3) != draw_steps(20, 5, 1, 1, 3)
-    with pytest.raises(PipelineError, match="4 steps"):
-        draw_steps(4, 5, 0, 1, 0)
 
 
 def test_samples_are_the_inputs_of_a_lone_prompt(pipeline) -> None:

@@ -13,7 +13,7 @@ from pipelines.main import CONF
 from pipelines.method import build_method, check_metrics
 from tests.pipelines.conftest import compose_config
 
-GROUPS = ("model", "dataset", "calibration", "quantizer", "precision", "metric", "logger", "experiment")
+GROUPS = ("model", "dataset", "calibration", "correction", "quantizer", "precision", "metric", "logger", "experiment")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 OPTIONS.remove("quantizer=plan")  # needs a file, see below
 NEEDED = {"model=tiny_random": ["model.path=somewhere"], "dataset=tiny": ["dataset.archive=somewhere"]}
@@ -31,8 +31,9 @@ def test_every_option_composes_and_instantiates(option: str) -> None:
 
     run = validate(compose_config([option, *NEEDED.get(option, [])]))
     assert isinstance(run, RunConfig)
-    assert run.name == f"{run.quantizer_name}_{run.precision.name}"
-    assert build_method(run).name == run.quantizer_name
+    added = "" if run.correction.name in ("none", run.quantizer_name) else f"+{run.correction.name}"
+    assert run.name == f"{run.quantizer_name}{added}_{run.precision.name}"
+    assert build_method(run).name == run.preset_name
     check_metrics(run.metric)
     Backends(**vars(run.metric.backends))
 
@@ -87,6 +88,19 @@ def test_a_plan_is_named_by_its_path(tmp_path: Path) -> None:
         build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}", "precision=w4a8"])))
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "section", "name"),
+    [("ptqd", "correction", "ptqd"), ("tac", "correction", "tac"), ("ptq4dm", "calibration", "normal")],
+)
+def test_baselines_that_are_rounding_with_a_part_of_their_own(quantizer: str, section: str, name: str) -> None:
+    run = validate(compose_config([f"quantizer={quantizer}"]))
+    assert (run.quantizer_name, run.preset_name, getattr(run, section).name) == (quantizer, "rtn", name)
+    assert build_method(run) == build_method(validate(compose_config(["quantizer=rtn"])))
+    other = {"correction": "none", "calibration": "uniform"}[section]
+    with pytest.raises(PipelineError, match=f"is rtn with {section}={name}"):
+        validate(compose_config([f"quantizer={quantizer}", f"{section}={other}"]))
+
+
 def test_demo_is_the_promised_sweep() -> None:
     from hydra import compose, initialize_config_dir
 
@@ -101,7 +115,7 @@ def test_demo_is_the_promised_sweep() -> None:
 
 def test_defaults_of_the_backends_are_those_of_eval() -> None:
     from eval import Backends
-    from pipelines.config import FID_EXTRACTORS, LPIPS_TRUNKS, BackendsConfig
+    from pipelines.sections import FID_EXTRACTORS, LPIPS_TRUNKS, BackendsConfig
 
     theirs = vars(Backends())
     assert all(theirs[key] == value for key, value in vars(BackendsConfig()).items())

@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 
 from eval import Backends, retrieval_accuracy
-from pipelines.config import CallConfig, ModelConfig
 from pipelines.generate import generate_images
 from pipelines.models import load_pipeline
+from pipelines.sections import CallConfig, ModelConfig
 from pipelines.zoo import card, data, text, vae
 
 ZOO = Path(card.__file__).parent
