@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import measure
+from pipelines import measure, samplers
 from pipelines.cache import Stage, run_stage, write_json
 from pipelines.config import RunConfig
 from pipelines.datasets import Dataset, load_dataset, write_real
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GENERATE_MODULES = ("generate", "models", "datasets")
-CALIBRATE_MODULES = ("generate", "models", "calibration", "samples")
+CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples")
 STREAMS = {"calibration": 1, "held_out": 2}
 
 
@@ -128,7 +128,7 @@ class Benchmark:
         )  # fmt: skip
 
     def calibrate(self) -> Stage:
-        """calibration/ and held_out/: denoiser inputs."""
+        """calibration/ and held_out/: denoiser inputs; steps.json: how likely each step was to be drawn."""
         calibration = self.config.calibration
         depends = {
             **self._sampling(),
@@ -136,22 +136,31 @@ class Benchmark:
             "held_out": list(self.dataset.held_out),
             "steps_per_prompt": calibration.steps_per_prompt,
             "seed": calibration.seed,
+            "sampler": samplers.depends(calibration, self.config.precision.name),
             "code": measure.modules_digest(*CALIBRATE_MODULES),
         }
         return self._stage("calibrate", depends, self._calibrate)
 
     def _calibrate(self, folder: Path) -> None:
-        from pipelines.calibration import capture
+        from pipelines.calibration import capture, step_weights
         from pipelines.samples import save_samples
 
         model, calibration = self.config.model, self.config.calibration
+        call, weights = model.call.arguments(), {}
+        weights["calibration"] = step_weights(
+            calibration, self.pipeline, self.denoiser, self.dataset.calibration, call,
+            stream=STREAMS["calibration"], batch_size=model.batch_size, precision=self.config.precision.name,
+            device=self.device,
+        )  # fmt: skip
         for name, prompts in (("calibration", self.dataset.calibration), ("held_out", self.dataset.held_out)):
             samples = capture(
-                self.pipeline, self.denoiser, prompts, model.call.arguments(),
+                self.pipeline, self.denoiser, prompts, call,
                 steps_per_prompt=calibration.steps_per_prompt, seed=calibration.seed, stream=STREAMS[name],
-                batch_size=model.batch_size, label=f"calibrate ({name})",
+                batch_size=model.batch_size, label=f"calibrate ({name})", weights=weights.get(name),
             )  # fmt: skip
             save_samples(samples, folder / name)
+        steps = samplers.describe(calibration, weights["calibration"], model.call.num_inference_steps)
+        write_json(folder / "steps.json", steps)
 
     def quantize(self) -> Stage:
         """denoiser/: the quantized denoiser; errors.json: its errors on held-out inputs and its size."""
