@@ -1,0 +1,79 @@
+"""Bias correction (Nagel et al., arXiv 1906.04721, section 4.2): a rounded layer's mean error goes into its bias."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEAST_ROWS = 4
+"""Fewest rows whose t statistics have a finite second moment, which the shrinkage needs."""
+
+
+def bias_correction(mean_input: Tensor, weight: Tensor, weight_hat: Tensor) -> Tensor:
+    """What to add to the bias so that rounding the weight leaves the mean output alone: (W − Ŵ) E[x].
+
+    Args:
+        mean_input: E[x] over calibration, signed, [in].
+        weight: the float weight W, [out, in].
+        weight_hat: the weight that the layer stands for, Ŵ, [out, in], smoothing and rotation undone.
+
+    Returns:
+        [out], float32, or float64 where the weight is.
+    """
+    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
+    return ((weight.double() - weight_hat.double()) @ mean_input.double()).to(dtype)
+
+
+def sample_bias_correction(target: Tensor, output: Tensor, independent: int | None = None) -> Tensor:
+    """What to add to the bias by sampled rows: mean(target − output) per output channel, shrunk towards zero.
+
+    Unlike `bias_correction` it sees the rounding of the input too. Yet a mean over n rows is off by its standard
+    error, and adding a mean that is all noise makes the layer worse on fresh rows. With t_o the mean over its
+    standard error, every channel is therefore multiplied by one James–Stein factor (positive part; Efron and
+    Morris 1973, with unknown variances)
+
+        max(0, 1 − [ν / (ν − 2)] / mean_o t_o²),  ν = n − 1,
+
+    where ν / (ν − 2) is what mean t² would be if no channel had a bias. Pooling over channels is what makes the
+    factor itself trustworthy for few rows; working with t makes it free of the channels' units. Fewer than
+    LEAST_ROWS rows say nothing, and give zeros. Channels whose error is the same in every row have no noise: they
+    are corrected in full and have no say in the factor.
+
+    Args:
+        target, output: outputs of the float and of the quantized layer on the same rows, [n, out].
+        independent: how many of the rows count as independent (calls, where the rows of a call resemble each
+            other); all n if None.
+
+    Returns:
+        [out], float32, or float64 where the target is.
+
+    Raises:
+        ValueError: shapes that differ, or more independent rows than rows.
+    """
+    if target.shape != output.shape or target.dim() != 2:
+        raise ValueError(
+            f"bias correction compares rows [n, out] of equal shape, not {list(target.shape)} and {list(output.shape)}"
+        )
+    rows = target.shape[0]
+    count = rows if independent is None else independent
+    if not 0 <= count <= rows:
+        raise ValueError(f"{count} of {rows} rows cannot be independent; give at most the number of rows")
+    dtype = target.dtype if target.dtype == torch.float64 else torch.float32
+    if count < LEAST_ROWS:
+        return torch.zeros(target.shape[1], dtype=dtype, device=target.device)
+    error = target.double() - output.double()
+    mean = error.mean(0)
+    variance = (error - mean).square().sum(0) / (rows - 1) / count
+    return (mean * _shrinkage(mean, variance, count)).to(dtype)
+
+
+def _shrinkage(mean: Tensor, variance: Tensor, count: int) -> Tensor:
+    """The James–Stein factor per channel; `variance` is that of the mean."""
+    # rounding in float64 leaves a constant error with a variance of this order, not with zero
+    noisy = variance > torch.finfo(mean.dtype).eps * mean.square()
+    if not bool(noisy.any()):
+        return torch.ones_like(mean)
+    degrees = count - 1
+    strength = (mean[noisy].square() / variance[noisy]).mean()
+    factor = (1 - degrees / (degrees - 2) / strength.clamp_min(torch.finfo(mean.dtype).tiny)).clamp_min(0)
+    return torch.where(noisy, factor, torch.ones_like(factor))
