@@ -56,8 +56,10 @@ def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
     size = read_json(benchmark.reference().path / "denoiser.json")["weight_bytes"]
     if benchmark.config.is_float:
         found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
+        found |= {"per_row_steps": [], "statistics": None}
     else:
         found = read_json(benchmark.quantize().path / "errors.json")
+        found["statistics"] = read_json(benchmark.statistics().path / "statistics.json")
     return {**found, "layer_error": layer_summary(found["layer_errors"]), "weight_bytes_float": size}
 
 

@@ -162,6 +162,26 @@ class Benchmark:
         steps = samplers.describe(calibration, weights["calibration"], model.call.num_inference_steps)
         write_json(folder / "steps.json", steps)
 
+    def statistics(self) -> Stage:
+        """statistics.json: where the graph cuts the denoiser's linears, and the signs of what activations give them."""
+        depends = {
+            "calibrate": self.calibrate().key,
+            "batch_size": self.config.calibration.batch_size,
+            "code": [measure.modules_digest("polarity", "samples"), measure.source_digest("segquant")],
+        }
+        return self._stage("statistics", depends, self._statistics)
+
+    def _statistics(self, folder: Path) -> None:
+        from pipelines.polarity import graph_record, polarity
+        from pipelines.samples import Batches, load_samples
+        from segquant import find_segments
+
+        samples = load_samples(self.calibrate().path / "calibration")
+        batches = Batches(samples, self.config.calibration.batch_size, self.device)
+        segments = find_segments(self.denoiser, (), next(iter(batches)))
+        record = {"segments": graph_record(segments), "polarity": polarity(self.denoiser, segments, batches)}
+        write_json(folder / "statistics.json", record)
+
     def quantize(self) -> Stage:
         """denoiser/: the quantized denoiser; errors.json: its errors on held-out inputs and its size."""
         depends = {
@@ -194,6 +214,7 @@ class Benchmark:
             "layer_errors": layers,
             "output_error": whole,
             "per_row_output_errors": calls,
+            "per_row_steps": [sample.step for sample in held_out],
             "weight_bytes": segquant.model_weight_bytes(quantized),
         }
         write_json(folder / "errors.json", errors)
@@ -266,6 +287,7 @@ class Benchmark:
         self.reference()
         if not self.config.is_float:
             self.calibrate()
+            self.statistics()
             self.quantize()
         self.generate()
         self.evaluate()

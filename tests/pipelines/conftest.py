@@ -44,7 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def finished_cache(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache in which reference and calibration of the tiny run are finished; copy it, never write to it."""
+    """A cache in which reference, calibration and statistics of the tiny run are finished; copy, never write to it."""
     from pipelines.config import register, validate
     from pipelines.stages import Benchmark
 
@@ -53,12 +53,13 @@ def finished_cache(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path
     benchmark = Benchmark(validate(compose_config(tiny.overrides(root))))
     benchmark.reference()
     benchmark.calibrate()
+    benchmark.statistics()
     return root
 
 
 @pytest.fixture
 def cache(finished_cache: Path, tmp_path: Path) -> Path:
-    """This test's own cache, with reference and calibration finished."""
+    """This test's own cache, with reference, calibration and statistics finished."""
     shutil.copytree(finished_cache, tmp_path / "cache")
     return tmp_path / "cache"
 

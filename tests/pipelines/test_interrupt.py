@@ -16,7 +16,7 @@ import pytest
 from tests.pipelines.conftest import Command, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("reference", "calibrate", "quantize", "generate", "evaluate")
+STAGES = ("reference", "calibrate", "statistics", "quantize", "generate", "evaluate")
 WORK = {
     "reference": "_reference",
     "calibrate": "_calibrate",

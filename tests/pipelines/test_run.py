@@ -14,7 +14,7 @@ from PIL import Image
 from eval import load_result
 from tests.pipelines.conftest import Command, Tiny, compose_config
 
-STAGES = {"reference", "calibrate", "quantize", "generate", "evaluate"}
+STAGES = {"reference", "calibrate", "statistics", "quantize", "generate", "evaluate"}
 
 
 def _results(folder: Path) -> dict:
@@ -43,7 +43,11 @@ def test_results_hold_the_schema_and_survive_a_move(command: Command, tiny: Tiny
     assert results["stages"]["reference"]["cached"] and not results["stages"]["generate"]["cached"]
     assert len(results["layer_errors"]) == results["layer_error"]["n"] > 20
     assert results["layer_error"]["mean"] == pytest.approx(np.mean(list(results["layer_errors"].values())))
-    assert len(results["per_row_output_errors"]) == 2 * 2
+    assert len(results["per_row_output_errors"]) == len(results["per_row_steps"]) == 2 * 2
+    assert all(0 <= step < 4 for step in results["per_row_steps"])
+    assert results["statistics"]["segments"]["transformer_blocks.0.norm1.linear"]["output"] == [64] * 6
+    polarity = results["statistics"]["polarity"]["transformer_blocks.0.ff.net.2"]
+    assert polarity[0]["activation"] == "gelu" and 0 <= polarity[0]["mostly_negative"] <= 1
     assert results["weight_bytes"] < results["weight_bytes_float"]
     assert results["versions"]["torch"] and results["device"]["type"]
     moved = shutil.move(outcome.folder, tmp_path / "elsewhere")
@@ -74,6 +78,7 @@ def test_unquantized_run_is_its_own_reference(command: Command, tiny: Tiny, cach
     assert outcome.code == 0, outcome.err
     results = _results(outcome.folder)
     assert results["layer_errors"] == {} and results["output_error"] == 0.0
+    assert results["per_row_steps"] == [] and results["statistics"] is None
     assert results["artifacts"]["images"] == results["artifacts"]["reference"]
     assert results["stages"].keys() == {"reference", "evaluate"}
     psnr = next(metric for metric in results["metrics"] if metric["name"] == "psnr")

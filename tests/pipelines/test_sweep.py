@@ -37,7 +37,7 @@ def test_sweep_shares_stages_and_ends_with_a_report(command: Command, tiny: Tiny
     computed = _computed(results)
     assert set(computed.values()) == {1}
     assert Counter(name for name, _ in computed) == {
-        "reference": 1, "calibrate": 1, "quantize": 4, "generate": 4, "evaluate": 5,
+        "reference": 1, "calibrate": 1, "statistics": 1, "quantize": 4, "generate": 4, "evaluate": 5,
     }  # fmt: skip
     for name in ("table.md", "table.csv", "table.tex", "grid.png", "report.html", "comparisons.md"):
         assert (outcome.folder / name).stat().st_size > 0

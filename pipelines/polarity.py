@@ -1,0 +1,89 @@
+"""What calibration inputs and graph say about a denoiser before anything is quantized: cuts, and signs of activations.
+
+The signs are those of Table 1 of the paper (arXiv 2507.14811): how many channels of an activation's output are mostly
+negative, which is what DualScale lives from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from segquant import Segments
+
+
+def graph_record(segments: Mapping[str, Segments]) -> dict[str, dict[str, Any]]:
+    """JSON-ready plan of the layers that the graph cuts or that an activation feeds; the others are left out."""
+    return {name: dataclasses.asdict(entry) for name, entry in segments.items() if entry != Segments()}
+
+
+def activation_pieces(segments: Segments, width: int) -> Iterator[tuple[str, slice]]:
+    """Name and input channels of every piece that comes out of an activation; the whole input if all of it does."""
+    if segments.activation is not None:
+        yield segments.activation, slice(0, width)
+        return
+    starts = accumulate(segments.input or (), initial=0)
+    for start, size, name in zip(starts, segments.input or (), segments.input_activations or (), strict=False):
+        if name is not None:
+            yield name, slice(start, start + size)
+
+
+def polarity(
+    model: torch.nn.Module, segments: Mapping[str, Segments], batches: Iterable[Mapping[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Signs of the inputs of all linears that an activation feeds, in one pass over `batches`.
+
+    Args:
+        model: float denoiser.
+        segments: its plan from `segquant.find_segments`.
+        batches: keyword arguments of its forward.
+
+    Returns:
+        by layer, for every piece of its input that comes out of an activation: `activation`, `channels`, `rows` seen,
+        `mostly_negative` and `mostly_positive` (shares of the channels of which more than half of the values are
+        below, or above, zero; a channel may be neither), `negative` and `positive` (shares of all values).
+        Layers that were not called are left out.
+    """
+    counts: dict[str, dict[str, Any]] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(
+            _count(counts.setdefault(name, {"rows": 0})), with_kwargs=True
+        )
+        for name, entry in segments.items()
+        if entry.activation is not None or any(entry.input_activations or ())
+    ]
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(**batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _pieces(found, segments[name]) for name, found in counts.items() if found["rows"]}
+
+
+def _count(found: dict[str, Any]) -> Callable[..., None]:
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        rows = x.reshape(-1, x.shape[-1])
+        found["rows"] += len(rows)
+        for side, signs in (("negative", rows < 0), ("positive", rows > 0)):
+            found[side] = found.get(side, 0) + signs.sum(0).cpu()
+
+    return hook
+
+
+def _pieces(found: dict[str, Any], segments: Segments) -> list[dict[str, Any]]:
+    rows, records = found["rows"], []
+    for name, piece in activation_pieces(segments, len(found["negative"])):
+        record: dict[str, Any] = {"activation": name, "channels": piece.stop - piece.start, "rows": rows}
+        for side in ("negative", "positive"):
+            counts = found[side][piece]
+            record[f"mostly_{side}"] = float((2 * counts > rows).double().mean())
+            record[side] = float(counts.double().mean() / rows)
+        records.append(record)
+    return records
