@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +14,15 @@ from segquant.layers import QuantLinear
 from segquant.observe import call
 
 
-def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
+def layer_errors(
+    float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
+) -> dict[str, float]:
     """||Y − Ŷ||_F / ||Y||_F of every quantized linear on the *float* model's input, over all rows.
+
+    Args:
+        float_model, quant_model: before and after; any tool may have quantized it.
+        batches: arguments of the model's forward.
+        layers: names to compare; those of `quantized_layers` if None.
 
     Returns:
         by module name; quantized linears that were never called are left out. Where Y = 0 throughout, the
@@ -23,16 +31,16 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
     Raises:
         QuantizationError: the models do not match.
     """
-    sums: dict[str, Tensor] = {}
-    originals = dict(float_model.named_modules())
+    names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
+    originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in names}
     handles = []
-    for name, module in quant_model.named_modules():
-        if not isinstance(module, QuantLinear):
-            continue
-        if not isinstance(originals.get(name), nn.Linear):
-            raise QuantizationError(f"the float model has no linear {name!r}; give the model that was quantized")
-        sums[name] = torch.zeros(2, dtype=torch.float64)
-        handles.append(originals[name].register_forward_hook(_compare(module, sums[name]), with_kwargs=True))
+    for name in names:
+        if not isinstance(originals.get(name), nn.Linear) or name not in replaced:
+            side = "quantized" if name in originals else "float"
+            raise QuantizationError(f"the {side} model has no linear {name!r}; give the model that was quantized")
+        hook = _compare(replaced[name], sums[name])
+        handles.append(originals[name].register_forward_hook(hook, with_kwargs=True))
     try:
         with torch.no_grad():
             for batch in batches:
@@ -43,10 +51,39 @@ def layer_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
     return {name: _relative(*found.tolist()) for name, found in sums.items() if bool(found.any())}
 
 
-def _compare(module: QuantLinear, sums: Tensor) -> Callable[..., None]:
+def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
+    """Names of the modules of `quant_model` that stand for a quantized linear, whatever tool made them.
+
+    A QuantLinear is one; so is a module of another type than the float model's linear of that name, and a linear
+    whose weight became a tensor subclass.
+    """
+    originals = dict(float_model.named_modules())
+    return [
+        name
+        for name, module in quant_model.named_modules()
+        if isinstance(module, QuantLinear)
+        or (isinstance(originals.get(name), nn.Linear) and _is_changed(originals[name], module))
+    ]
+
+
+def _is_changed(linear: nn.Module, module: nn.Module) -> bool:
+    return type(module) is not type(linear) or _is_wrapper(module.weight)
+
+
+def _is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is a subclass that holds other tensors (codes, scales) instead of its own values."""
+    return hasattr(type(tensor), "__tensor_flatten__")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Values of a tensor, dequantized where a tool hands quantized tensors from layer to layer."""
+    return tensor.dequantize() if _is_wrapper(tensor) else tensor
+
+
+def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         exact = output.double()
-        sums[0] += (module(*args, **kwargs).double() - exact).square().sum().cpu()
+        sums[0] += (_plain(module(*args, **kwargs)).double() - exact).square().sum().cpu()
         sums[1] += exact.square().sum().cpu()
 
     return hook
@@ -86,7 +123,7 @@ def _relative(difference: float, total: float) -> float:
 def tensors_of(output: Any) -> list[Tensor]:
     """The float tensors in a model's output (tensor, tuple, dict, or a diffusers output), in order."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
+        return [_plain(output)] if output.is_floating_point() else []
     if isinstance(output, Mapping):
         output = tuple(output.values())
     if isinstance(output, (tuple, list)):
@@ -95,6 +132,25 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def model_weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared ones once; quantized linears count what they store."""
-    found = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+    """Bytes of all parameters and buffers, shared ones once; quantized layers count what they store.
+
+    Tensor subclasses (as torchao and optimum-quanto use them for weights) count the tensors inside.
+    """
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(model))
+
+
+def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every plain tensor behind a model's parameters and buffers, once each, tensor subclasses unpacked."""
+    found: dict[int, Tensor] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        found.update((id(inner), inner) for inner in _unpacked(tensor))
+    yield from found.values()
+
+
+def _unpacked(tensor: Tensor) -> Iterator[Tensor]:
+    if not _is_wrapper(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from _unpacked(getattr(tensor, name))

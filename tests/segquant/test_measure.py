@@ -1,0 +1,93 @@
+"""Errors and sizes of models that any tool may have quantized."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segquant import QuantizationError, layer_errors, model_weight_bytes
+from segquant.measure import quantized_layers, stored_tensors
+
+
+class Codes(Tensor):
+    """A weight of int8 codes with one float32 scale a row, as other libraries wrap them."""
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor) -> Codes:
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype)
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    def dequantize(self) -> Tensor:
+        return self.codes * self.scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        plain = [argument.dequantize() if isinstance(argument, Codes) else argument for argument in args]
+        return func(*plain, **(kwargs or {}))
+
+
+class Wrapped(nn.Linear):
+    """Another tool's linear: its output is a wrapper subclass too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        scale = output.abs().amax(-1, keepdim=True) / 127
+        return Codes((output / scale).round().to(torch.int8), scale)
+
+
+def _codes(weight: Tensor) -> Codes:
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    return Codes((weight / scale).round().to(torch.int8), scale)
+
+
+@pytest.fixture
+def models() -> tuple[nn.Sequential, nn.Sequential]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, 4)).eval()
+    changed = copy.deepcopy(model)
+    changed[0].weight = nn.Parameter(_codes(model[0].weight.detach()), requires_grad=False)
+    changed[1] = Wrapped(5, 5)
+    changed[1].load_state_dict(model[1].state_dict())
+    return model, changed
+
+
+def test_layers_of_other_tools_are_found_and_compared(models: tuple[nn.Sequential, nn.Sequential]) -> None:
+    model, changed = models
+    assert quantized_layers(model, changed) == ["0", "1"]
+    x = torch.randn(7, 6)
+    errors = layer_errors(model, changed, [x])
+    exact = model[0](x).detach()
+    found = x @ changed[0].weight.dequantize().T + model[0].bias.detach()
+    assert errors["0"] == pytest.approx(float((found - exact).norm() / exact.norm()), rel=1e-4)
+    assert 0 < errors["1"] < 0.01
+
+
+def test_layers_may_be_named(models: tuple[nn.Sequential, nn.Sequential]) -> None:
+    model, changed = models
+    assert layer_errors(model, changed, [torch.randn(3, 6)], layers=["2"]) == {"2": 0.0}
+    with pytest.raises(QuantizationError, match="float model has no linear 'nowhere'"):
+        layer_errors(model, changed, [torch.randn(3, 6)], layers=["nowhere"])
+    with pytest.raises(QuantizationError, match="quantized model has no linear '2'"):
+        layer_errors(model, changed[:2], [torch.randn(3, 6)], layers=["2"])
+
+
+def test_bytes_are_those_of_the_stored_tensors(models: tuple[nn.Sequential, nn.Sequential]) -> None:
+    model, changed = models
+    assert model_weight_bytes(model) == 4 * (6 * 5 + 5 + 5 * 5 + 5 + 5 * 4 + 4)
+    assert model_weight_bytes(changed) == model_weight_bytes(model) - 4 * 6 * 5 + (6 * 5 + 4 * 5)
+    assert {tensor.dtype for tensor in stored_tensors(changed[0])} == {torch.int8, torch.float32}
+
+
+def test_shared_tensors_count_once() -> None:
+    shared = nn.Linear(3, 3, bias=False)
+    assert model_weight_bytes(nn.Sequential(shared, nn.Sequential(shared))) == 36
