@@ -11,7 +11,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-CHUNKS = (0.2, 1.0, 0.3, 0.2, 2.0, 0.4, 0.1, 0.6, 0.2)
+CHUNKS = (0.4, 2.0, 0.6, 0.4, 4.0, 0.8, 0.2, 1.2, 0.4)
 """Sizes of the chunks of an AdaLN linear (shift, scale, gate, …); the last block's context norm has two."""
 OUTLIERS = 64
 """One channel in so many is far larger than the others."""
