@@ -7,23 +7,42 @@ batch the rows themselves are dealt, in contiguous runs.
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
-from segquant.optimizers.balance import TemporalSalience
 from segquant.stats import FOLDS, FoldStats, HeldOut, InputStats
+from segquant.watch import Watch
 
-log = logging.getLogger(__name__)
-
-__all__ = ["FOLDS", "FoldStats", "HeldOut", "InputStats", "Progress", "call", "linears", "observe"]
+__all__ = [
+    "FOLDS",
+    "FoldStats",
+    "HeldOut",
+    "InputStats",
+    "Observed",
+    "Progress",
+    "call",
+    "linears",
+    "observe",
+    "observe_in_groups",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total); total is 0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Complete statistics of some linears, after `passes` readings of the data; `last`: there are no more."""
+
+    stats: dict[str, InputStats]
+    passes: int
+    last: bool
 
 
 def observe(
@@ -42,7 +61,7 @@ def observe(
     """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
 
     A linear that is called several times, or shared under several names, merges its calls under its first
-    name; one that is never called has `rows == 0`.
+    name; one that is never called has `rows == 0`. Linears fed by the very same tensors share one Gram matrix.
 
     Args:
         model: runs as it is (device, dtype); in eval mode meanwhile, without gradients.
@@ -60,30 +79,61 @@ def observe(
     Raises:
         QuantizationError: no batches, or NaN or inf in some layer's input (named).
     """
-    stats, peaks, handles, state = {}, {}, [], {"fold": None}
-    for name, module in linears(model).items():
-        if only is not None and name not in only:
-            continue
-        keep = gram if isinstance(gram, bool) else name in gram
-        stats[name] = InputStats(name, module.in_features, reservoir, seed, keep, split_gram)
-        peaks[name] = TemporalSalience(module.weight.abs().amax(0).float()) if salience else None
-        hook = _hook(stats[name], peaks[name], state)
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            _run(model, batches, state, seed, progress, total)
-    finally:
-        for module in training:
-            module.training = True
-        for handle in handles:
-            handle.remove()
-    for name, entry in stats.items():
-        entry.check_finite()
-        found = peaks[name]
-        entry.salience = found.value if found is not None and found.items else None
-    return stats
+    (found,) = observe_in_groups(
+        model, batches, gram=gram, split_gram=split_gram, salience=salience, reservoir=reservoir, seed=seed,
+        only=only, progress=progress, total=total,
+    )  # fmt: skip
+    return found.stats
+
+
+def observe_in_groups(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    gram: bool | Collection[str] = False,
+    split_gram: bool = False,
+    salience: bool = False,
+    reservoir: int = 512,
+    seed: int = 0,
+    only: Collection[str] | None = None,
+    progress: Progress | None = None,
+    total: int = 0,
+    memory_limit: int | None = None,
+) -> Iterator[Observed]:
+    """`observe` in as many readings of the data as Gram matrices need that share `memory_limit` bytes.
+
+    The first group has every linear that needs no Gram matrix or found room for it, each further group some of
+    the others. Whoever drops a group's statistics before asking for the next one stays within the limit. The model
+    must not change between groups. The numbers do not depend on the grouping.
+
+    Args:
+        memory_limit: bytes for Gram matrices (while data is read; see `Grams`); no limit if None.
+        batches: iterable more than once, unless one reading suffices.
+        others: as for `observe`.
+
+    Raises:
+        QuantizationError: as `observe`; a single matrix exceeds the limit; the data must be read again and cannot
+            be, or is other data then.
+    """
+    layers = {name: layer for name, layer in linears(model).items() if only is None or name in only}
+    want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
+    left = dict.fromkeys(want)
+    watch = Watch({name: layer.in_features for name, layer in layers.items()}, split_gram, reservoir, seed)
+    if salience:
+        watch.add_salience(layers)
+    watch.check_limit(want, memory_limit)
+    again = iter(batches) is not batches
+    for passes in itertools.count(1):
+        watch.begin_pass(left, memory_limit, again)
+        named = layers if passes == 1 else {name: layers[name] for name in left}
+        with _watching(model, named, watch):
+            _run(model, batches, watch, seed, progress, total)
+        watch.check_again()
+        left = dict.fromkeys(name for name in left if name in watch.deferred)
+        done = {name: watch.finish(name) for name in named if name not in left}
+        yield Observed(done, passes, not left)
+        if not left:
+            return
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -105,28 +155,30 @@ def call(model: nn.Module, batch: Any) -> Any:
     )
 
 
-def _hook(
-    stats: InputStats, peaks: TemporalSalience | None, state: dict[str, int | None]
-) -> Callable[..., None]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["input"]
-        stats.update(x, state["fold"])
-        if peaks is not None and x.numel():
-            peaks.update(x.abs().reshape(*_items(x), x.shape[-1]).amax(1).float())
+@contextmanager
+def _watching(model: nn.Module, layers: Mapping[str, nn.Linear], watch: Watch) -> Iterator[None]:
+    """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""
 
-    return hook
+    def hook(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs: watch.update(name, args[0] if args else kwargs["input"])
 
-
-def _items(x: Tensor) -> tuple[int, int]:
-    """Items and rows of each in an input [items, ..., in]; a vector is one item of one row."""
-    items = x.shape[0] if x.dim() > 1 else 1
-    return items, x.numel() // (items * x.shape[-1])
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        for handle in handles:
+            handle.remove()
 
 
 def _run(
     model: nn.Module,
     batches: Iterable[Any],
-    state: dict[str, int | None],
+    watch: Watch,
     seed: int,
     progress: Progress | None,
     total: int,
@@ -140,7 +192,7 @@ def _run(
     total = len(batches) if hasattr(batches, "__len__") else total
     deal = _deal(seed) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
-        state["fold"] = fold
+        watch.begin_call(fold)
         call(model, batch)
         if progress is not None:
             progress("observe", index + 1, total)
