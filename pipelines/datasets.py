@@ -64,24 +64,27 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
         )
         real, digest = _real_folder(config.real)
     _check_apart(evaluation, available)
-    chosen = _draw(evaluation, config.size, config.seed, f"dataset {config.name}", "evaluation prompts", "dataset.size")
+    where = f"dataset {config.name}"
+    if config.size is not None:
+        _check_enough(evaluation, config.size, where, "evaluation prompts", "dataset.size")
+        evaluation = _shuffled(evaluation, config.seed)[: config.size]
     wanted = calibration.prompts + calibration.held_out
-    drawn = _draw(
-        available, wanted, calibration.seed, f"dataset {config.name}",
-        "calibration prompts (calibration.prompts + calibration.held_out)", "calibration.prompts",
-    )  # fmt: skip
-    first, last = drawn[: calibration.prompts], drawn[calibration.prompts :]
-    return Dataset(tuple(chosen), tuple(first), tuple(last), archive, members, real, digest)
+    what = "calibration prompts (calibration.prompts + calibration.held_out)"
+    _check_enough(available, wanted, where, what, "calibration.prompts")
+    drawn = _shuffled(available, calibration.seed)
+    # Held-out prompts come from the other end: runs with few and with many calibration prompts share them.
+    first, last = drawn[: calibration.prompts], drawn[len(drawn) - calibration.held_out :]
+    return Dataset(tuple(evaluation), tuple(first), tuple(last), archive, members, real, digest)
 
 
-def _draw(prompts: list[str], count: int | None, seed: int, where: str, what: str, key: str) -> list[str]:
-    """`count` prompts without repetition, the first ones of a seeded permutation; all, in order, if None."""
-    if count is None:
-        return prompts
+def _check_enough(prompts: list[str], count: int, where: str, what: str, key: str) -> None:
     if count > len(prompts):
         raise PipelineError(f"{count} {what} were asked for, {where} has {len(prompts)}; lower {key}")
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    return [prompts[index] for index in order[:count]]
+
+
+def _shuffled(prompts: list[str], seed: int) -> list[str]:
+    """A seeded permutation: fewer prompts are always the first ones of more."""
+    return [prompts[index] for index in np.random.default_rng(seed).permutation(len(prompts))]
 
 
 def _check_apart(evaluation: list[str], calibration: list[str]) -> None:
