@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segquant.kernels import reference
 from segquant.layout import Layout
+from segquant.optimizers.rotate import unrotate
 
 if TYPE_CHECKING:
     from segquant.observe import InputStats
@@ -93,13 +94,16 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, smoothing undone: float32 [out, in]."""
+        """The float weight that this layer stands for, smoothing and rotation undone: float32 [out, in]."""
         tensors = self._tensors()
         weight = reference.dequantize_weight(self.layout, tensors)
         for branch, rows in enumerate(self.layout.branch_slices):
             if self.layout.ranks and self.layout.ranks[branch]:
                 down, up = reference.low_rank_factors(self.layout, tensors, branch)
                 weight[rows] += up @ down
+        if self.layout.rotate:
+            weight = unrotate(weight, self.layout.rotation_blocks, tensors["rotation_signs"])
+        for branch, rows in enumerate(self.layout.branch_slices):
             if self.layout.smooth:
                 weight[rows] /= self.smooth[branch]
         return weight

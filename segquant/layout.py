@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from segquant.spec import QuantScheme, QuantSpec
+from segquant.formats import QuantScheme, QuantSpec
+from segquant.optimizers.rotate import hadamard_blocks
 
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -36,6 +37,8 @@ class Layout:
         smooth: whether the input is divided by a smoothing vector (one per branch).
         ranks: rank of each branch's low-rank factors, () without.
         half: dtype of the low-rank factors.
+        rotate: whether the (smoothed) input is rotated by a randomized block-diagonal Hadamard matrix, every input
+            segment by itself.
     """
 
     in_features: int
@@ -49,6 +52,7 @@ class Layout:
     smooth: bool = False
     ranks: tuple[int, ...] = ()
     half: str = "float16"
+    rotate: bool = False
 
     def __post_init__(self) -> None:
         if self.scheme.weight is None:
@@ -66,6 +70,8 @@ class Layout:
             raise ValueError(f"dual has {len(self.dual)} entries for {len(self.columns)} input segments")
         if self.ranks and len(self.ranks) != len(self.branches):
             raise ValueError(f"ranks has {len(self.ranks)} entries for {len(self.branches)} branches")
+        if self.rotate and any(self.dual):
+            raise ValueError("a rotated input has no sign of its own left: dual must be False throughout")
 
     @property
     def weight_spec(self) -> QuantSpec:
@@ -99,6 +105,11 @@ class Layout:
         counts = (size // spec.group_size for size in self.columns)
         return tuple(flag for flag, count in zip(self.dual, counts, strict=True) for _ in range(count))
 
+    @cached_property
+    def rotation_blocks(self) -> tuple[int, ...]:
+        """Sizes of the Hadamard blocks, summing to in_features."""
+        return tuple(block for size in self.columns for block in hadamard_blocks(size))
+
     @property
     def any_dual(self) -> bool:
         """Whether a quantized input has a scale per sign anywhere."""
@@ -120,6 +131,8 @@ class Layout:
         }
         if self.smooth:
             found["smooth"] = ((n, self.in_features), torch.float32)
+        if self.rotate:
+            found["rotation_signs"] = ((self.in_features,), torch.int8)
         if self.scheme.static_input:
             shape = (n, len(self.input_columns))
             found["input_scale"] = (shape, torch.float32)

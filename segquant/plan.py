@@ -73,4 +73,4 @@ def read_plan(path: Path) -> Method:
         layers = [LayerPlan(**entry) for entry in content["layers"]]
         return plan_method(base, layers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no plan of quantizer=auto ({error}); write it again with quantizer=auto") from error
+        raise ValueError(f"{path} is no plan of quantizer=auto ({error}); write it again with it") from error

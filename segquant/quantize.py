@@ -6,11 +6,14 @@ import dataclasses
 import fnmatch
 import itertools
 import logging
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from torch import Tensor, nn
 
+from segquant.controls import random_cuts, wrong_cuts
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.layers import QuantLinear
@@ -26,12 +29,25 @@ RECORD = "segquant_record"
 
 
 def targets(model: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    """The linears that `method` quantizes, by first name: all but those that a glob in `skip` matches."""
-    return {
-        name: module
-        for name, module in linears(model).items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in method.skip)
-    }
+    """The linears that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
+    return {name: module for name, module in linears(model).items() if method.for_layer(name) is not None}
+
+
+def layer_methods(layers: Iterable[str], method: Method) -> dict[str, Method]:
+    """What is done to each layer, overrides applied."""
+    found = {name: method.for_layer(name) for name in layers}
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def _unmatched(model: nn.Module, method: Method) -> None:
+    """An override that matches no linear is a typing error: the numbers would silently be others."""
+    names = list(linears(model))
+    for pattern, _ in method.overrides:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise QuantizationError(
+                f"override {pattern!r} matches none of the model's {len(names)} linears ({', '.join(names[:3])} …); "
+                "correct the glob or leave it out"
+            )
 
 
 def quantize_(
@@ -63,8 +79,9 @@ def quantize_(
     Raises:
         QuantizationError: naming the layer, and what to do.
     """
+    _unmatched(model, method)
     layers = targets(model, method)
-    if method.scheme.weight is None:
+    if method.scheme.weight is None and not layers:
         return model
     if not layers:
         raise QuantizationError(
@@ -73,21 +90,41 @@ def quantize_(
         )
     total = len(batches) if isinstance(batches, Sized) else 0
     iterator = iter(batches)
-    if segments is None and (method.seglinear or method.dualscale):
+    methods = layer_methods(layers, method)
+    if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
         segments, iterator = _segments(model, iterator)
-    segments = segments or {}
+    segments = control_cuts(segments or {}, methods)
     for name, layer in layers.items():
-        plan_layout(layer, method, segments.get(name), name)
-    if method.needs_data:
+        plan_layout(layer, methods[name], segments.get(name), name)
+    if any(entry.needs_data for entry in methods.values()):
         if stats is None:
-            gram, seed = method.needs_gram, method.seed
-            stats = observe(model, iterator, gram=gram, seed=seed, only=layers, progress=progress, total=total)
+            gram = [name for name, entry in methods.items() if entry.needs_gram]
+            salience = any(entry.needs_salience for entry in methods.values())
+            stats = observe(
+                model, iterator, gram=gram, salience=salience, seed=method.seed,
+                only=layers, progress=progress, total=total,
+            )  # fmt: skip
         layers = _called(layers, stats, method)
-    solved = _solve(layers, method, dict(stats or {}), segments, progress)
+    solved = _solve(layers, methods, dict(stats or {}), segments, progress)
     swap_(model, solved)
     cuts = {name: dataclasses.asdict(segments[name]) for name in layers if name in segments}
     setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts})
     return model
+
+
+def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
+    """The graph's cuts, or the controls of Table 6 where the method asks for them."""
+    found = dict(segments)
+    for name, method in methods.items():
+        if name not in found or method.cuts == "graph":
+            continue
+        specs = (method.scheme.weight, method.scheme.input)
+        multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
+        if method.cuts == "random":
+            found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
+        else:
+            found[name] = wrong_cuts(found[name], multiple=multiple)
+    return found
 
 
 def _segments(model: nn.Module, batches: Iterator[Any]) -> tuple[dict[str, Segments], Iterator[Any]]:
@@ -113,7 +150,7 @@ def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], metho
 
 def _solve(
     layers: dict[str, nn.Linear],
-    method: Method,
+    methods: Mapping[str, Method],
     stats: dict[str, InputStats],
     segments: Mapping[str, Segments],
     progress: Progress | None,
@@ -121,7 +158,7 @@ def _solve(
     """Quantized layers by the id of the float ones; `stats` is used up, so that memory is given back early."""
     solved: dict[int, nn.Module] = {}
     for index, (name, layer) in enumerate(layers.items()):
-        module = QuantLinear.from_float(layer, method, stats.pop(name, None), segments.get(name), name=name)
+        module = QuantLinear.from_float(layer, methods[name], stats.pop(name, None), segments.get(name), name=name)
         solved[id(layer)] = module.train(layer.training)
         if progress is not None:
             progress("quantize", index + 1, len(layers))

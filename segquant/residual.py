@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from segquant import functional as F
-from segquant.calibrators.amax import weight_scale
 from segquant.calibrators.gptq import Factor, factorize, round_with
+from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale
 from segquant.layout import HALF, Layout
-from segquant.optimizers.svd import low_rank, weighted_low_rank
+from segquant.optimizers.svd import low_rank, random_low_rank, weighted_low_rank
+from segquant.ranges import pick_weight_scale
 from segquant.spec import Method
 
 FLOAT16_MAX = 6e4
@@ -28,13 +29,21 @@ class Residual:
     down: Tensor | None = None
 
 
-def choose_ranks(weight: Tensor, smooth: Tensor | None, layout: Layout, method: Method) -> tuple[int, ...]:
+def choose_ranks(
+    weight: Tensor, smooth: Tensor | None, layout: Layout, method: Method, name: str = "linear"
+) -> tuple[int, ...]:
     """Rank of each branch: the budget of one rank-r branch on the whole layer goes where the energy is."""
     if method.optimizer != "svd" or smooth is None:
         return (0,) * len(layout.branches)
     rank = method.rank_of(layout.in_features, layout.out_features)
+    smaller = min(layout.in_features, layout.out_features)
+    if rank > smaller:
+        raise QuantizationError(
+            f"{name}: rank {rank} is larger than the layer, {layout.in_features} -> {layout.out_features}; give a rank "
+            f"of at most {smaller} (for this layer alone: overrides={{{name!r}: {{'rank': {smaller}}}}})"
+        )
     if len(layout.branches) == 1:
-        return (min(rank, layout.in_features, layout.out_features),)
+        return (rank,)
     gains: list[tuple[float, int, int]] = []
     for branch, rows in enumerate(layout.branch_slices):
         cost = layout.in_features + layout.branches[branch]
@@ -50,17 +59,32 @@ def choose_ranks(weight: Tensor, smooth: Tensor | None, layout: Layout, method: 
 
 
 def calibrate_branch(
-    weight: Tensor, hessian: Tensor | None, layout: Layout, rank: int, method: Method
+    weight: Tensor,
+    hessian: Tensor | None,
+    layout: Layout,
+    rank: int,
+    method: Method,
+    importance: Tensor | None = None,
 ) -> Residual:
-    """Calibrate one branch; with a low-rank branch, optionally refit it to what the quantizer left."""
+    """Calibrate one branch; with a low-rank branch, optionally refit it to what the quantizer left.
+
+    Args:
+        weight: float32 [rows, in], transformed as the input is.
+        hessian: Gram matrix of the transformed input, where the method needs it.
+        layout: of this branch alone.
+        rank: of its low-rank branch, 0 without.
+        method: what to do.
+        importance: mean square of the transformed input [in], for "mse" ranges.
+    """
     factor = None
     if method.calibrator == "gptq":
         assert hessian is not None
         factor = factorize(hessian, method.damp, method.act_order)
     if not rank:
-        return Residual(*_calibrate(weight, factor, layout))
-    up, down = _half(*low_rank(weight, rank))
-    quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout)
+        return Residual(*_calibrate(weight, factor, layout, method, importance))
+    factors = low_rank(weight, rank) if method.svd == "exact" else random_low_rank(weight, rank, method.seed)
+    up, down = _half(*factors)
+    quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout, method, importance)
     best = Residual(quantized, scale, up, down)
     if not method.iterations or hessian is None:
         return best
@@ -68,7 +92,7 @@ def calibrate_branch(
     for _ in range(method.iterations):
         up, down = _half(*weighted_low_rank(weight - quantized, hessian, rank))
         candidates = [Residual(quantized, scale, up, down)]
-        quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout)
+        quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout, method, importance)
         candidates.append(Residual(quantized, scale, up, down))
         for candidate in candidates:
             found = _error(weight, candidate, hessian)
@@ -90,10 +114,12 @@ def _error(weight: Tensor, found: Residual, hessian: Tensor) -> float:
     return float(((left @ hessian.to(left.dtype)) * left).sum(dtype=torch.float64))
 
 
-def _calibrate(weight: Tensor, factor: Factor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+def _calibrate(
+    weight: Tensor, factor: Factor | None, layout: Layout, method: Method, importance: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Weight on its grid (by GPTQ where there is a factor), and the scales [rows, columns] of that grid."""
     dtype = layout.weight_spec.dtype
-    scale = weight_scale(weight, dtype, layout.weight_rows, layout.weight_columns)
+    scale = pick_weight_scale(weight, method, dtype, layout.weight_rows, layout.weight_columns, importance)
     wide = expand_weight_scale(scale, layout.weight_rows, layout.weight_columns)
     if factor is not None:
         return round_with(weight, factor, wide, dtype), scale

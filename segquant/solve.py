@@ -1,6 +1,6 @@
 """Quantize one linear from its weight and the statistics of its input; no other layer is needed.
 
-plan -> smooth (per output and input segment) -> split off the low-rank branch -> scales and codes.
+plan -> smooth (per output and input segment) -> rotate -> split off the low-rank branch -> scales and codes -> bias.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from segquant import functional as F
+from segquant.calibrators.bias import sample_bias_correction
 from segquant.calibrators.gptq import shrink_gram
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale, input_scales
+from segquant.kernels.reference import linear as quantized_linear
 from segquant.layout import Layout
-from segquant.observe import InputStats
-from segquant.optimizers.search import smooth_layer
+from segquant.optimizers.search import layer_signs, smooth_layer
+from segquant.ranges import needs_rows, pick_input_range
 from segquant.residual import Residual, calibrate_branch, choose_ranks
 from segquant.segments import Segments
 from segquant.spec import Method
+from segquant.stats import InputStats
+from segquant.transform import Transform
 
 
 def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, name: str) -> Layout:
@@ -43,8 +47,9 @@ def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, na
                 f"leave it out with skip=[{name!r}] or choose another precision"
             )
     rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
-    dual = tuple(method.dualscale and scheme.input is not None and bool(entry) for entry in activations)
-    apart = method.optimizer != "none" and len(rows) > 1
+    keeps_sign = method.dualscale and scheme.input is not None and not method.rotate
+    dual = tuple(keeps_sign and bool(entry) for entry in activations)
+    apart = method.smooths and len(rows) > 1
     try:
         return Layout(
             linear.in_features,
@@ -55,7 +60,8 @@ def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, na
             columns,
             dual,
             branches=rows if apart else (linear.out_features,),
-            smooth=method.optimizer != "none",
+            smooth=method.smooths,
+            rotate=method.rotate,
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
@@ -101,37 +107,47 @@ def solve_layer(
     if layout.smooth:
         assert stats is not None
         smooth, margin = smooth_layer(weight, layout, method, stats)
-    gram = shrink_gram(stats.gram, stats.rows) if method.needs_gram and stats is not None else None
-    ranks = choose_ranks(weight, smooth, layout, method)
-    residuals = _branches(weight, smooth, gram, layout, ranks, method)
+    signs = layer_signs(layout, method, weight.device)
+    transforms = [
+        Transform(None if smooth is None else smooth[branch], signs, layout.rotation_blocks)
+        for branch in range(len(layout.branches))
+    ]
+    ranks = choose_ranks(weight, smooth, layout, method, name)
+    residuals = _branches(weight, transforms, stats, layout, ranks, method)
     layout, tensors = _assemble(layout, residuals, ranks, linear)
     if smooth is not None:
         tensors["smooth"] = smooth
+    if signs is not None:
+        tensors["rotation_signs"] = signs
     if layout.scheme.static_input:
         assert stats is not None
-        tensors.update(_static_scales(layout, stats, smooth, margin))
+        tensors.update(_static_scales(weight, layout, stats, transforms, margin, method))
+    if method.bias_correction:
+        assert stats is not None
+        layout, tensors = _correct_bias(linear, weight, layout, tensors, stats)
     return layout, tensors
 
 
 def _branches(
     weight: Tensor,
-    smooth: Tensor | None,
-    gram: Tensor | None,
+    transforms: list[Transform],
+    stats: InputStats | None,
     layout: Layout,
     ranks: tuple[int, ...],
     method: Method,
 ) -> list[Residual]:
-    """Every branch in its own smoothed space: W·s, and G / (s sᵀ)."""
+    """Every branch in its own transformed space."""
+    gram = shrink_gram(stats.gram, stats.rows) if method.needs_gram and stats is not None else None
+    sample = stats.sample if method.ranges == "mse" and stats is not None else None
     residuals = []
-    for branch, rows in enumerate(layout.branch_slices):
-        part, hessian = weight[rows], gram
-        if smooth is not None:
-            part = part * smooth[branch]
-            hessian = gram / torch.outer(smooth[branch], smooth[branch]) if gram is not None else None
+    for branch, (rows, transform) in enumerate(zip(layout.branch_slices, transforms, strict=True)):
+        hessian = None if gram is None else transform.gram(gram)
+        importance = None if sample is None else transform.rows(sample).square().mean(0)
         size = layout.branches[branch]
         cut = layout.rows if len(layout.branches) == 1 else (size,)
         local = replace(layout, rows=cut, branches=(size,), out_features=size)
-        residuals.append(calibrate_branch(part, hessian, local, ranks[branch], method))
+        part = transform.weight(weight[rows])
+        residuals.append(calibrate_branch(part, hessian, local, ranks[branch], method, importance))
     return residuals
 
 
@@ -166,22 +182,45 @@ def _store(codes: Tensor, dtype: str) -> Tensor:
 
 
 def _static_scales(
-    layout: Layout, stats: InputStats, smooth: Tensor | None, margin: Tensor | None
+    weight: Tensor,
+    layout: Layout,
+    stats: InputStats,
+    transforms: list[Transform],
+    margin: Tensor | None,
+    method: Method,
 ) -> dict[str, Tensor]:
     """Activation scales of all branches from all calibration rows (held-out ones included)."""
-    positive, negative = stats.positive, stats.negative
-    if smooth is None:
-        positive, negative = positive[None], negative[None]
-    else:
-        positive, negative = positive / smooth, negative / smooth
+    spec = layout.scheme.input
+    assert spec is not None
+    sample = stats.sample if needs_rows(method) else None
+    ranges = []
+    for rows, transform in zip(layout.branch_slices, transforms, strict=True):
+        smooth = transform.smooth
+        positive, negative = (x if smooth is None else x / smooth for x in (stats.positive, stats.negative))
+        seen = None if sample is None else transform.rows(sample)
+        importance = None if sample is None else transform.weight(weight[rows]).square().sum(0)
+        ranges.append(
+            pick_input_range(
+                positive, negative, seen, layout.input_columns, layout.input_dual, spec, method, importance
+            )
+        )
+    positive, negative = (torch.stack(side) for side in zip(*ranges, strict=True))
     if margin is not None:
-        headroom = F.expand_pieces(margin, layout.columns)
-        positive, negative = positive * headroom, negative * headroom
-    assert layout.scheme.input is not None
-    above, below = input_scales(
-        F.piece_max(positive, layout.input_columns),
-        F.piece_max(negative, layout.input_columns),
-        layout.input_dual,
-        layout.scheme.input,
-    )
+        positive, negative = positive * margin, negative * margin
+    above, below = input_scales(positive, negative, layout.input_dual, spec)
     return {"input_scale": above, **({"input_scale_negative": below} if layout.any_dual else {})}
+
+
+def _correct_bias(
+    linear: nn.Linear, weight: Tensor, layout: Layout, tensors: dict[str, Tensor], stats: InputStats
+) -> tuple[Layout, dict[str, Tensor]]:
+    """The layer with its mean error on the sampled rows moved into its bias, which it gets if it has none."""
+    sample = stats.sample
+    target = sample @ weight.T
+    bias = linear.bias
+    if bias is not None:
+        target = target + bias.detach().float()
+    error = sample_bias_correction(target, quantized_linear(sample, layout, tensors), min(stats.calls, len(sample)))
+    dtype = linear.weight.dtype if bias is None else bias.dtype
+    corrected = error if bias is None else error + bias.detach().float()
+    return replace(layout, bias=True), {**tensors, "bias": corrected.to(dtype)}

@@ -41,7 +41,8 @@ class FoldStats:
 class HeldOut:
     """One split: ranges of all other folds, and rows [n, in] of `calls` calls that they have not seen.
 
-    `fold` is the fold that the rows come from: `InputStats.without_fold(fold)` has all the rest.
+    `fold` is the fold that the rows come from: `InputStats.without_fold(fold)` has all the rest. `fit` [m, in] is a
+    sample of the other folds' rows, `mean_abs` [in] the mean magnitude there.
     """
 
     positive: Tensor
@@ -49,6 +50,8 @@ class HeldOut:
     rows: Tensor
     calls: int = 1
     fold: int = -1
+    fit: Tensor | None = None
+    mean_abs: Tensor | None = None
 
 
 @dataclass
@@ -113,6 +116,11 @@ class InputStats:
         return (torch.stack([fold.absolute for fold in self._seen()]).sum(0) / self.rows).float()
 
     @property
+    def sample(self) -> Tensor:
+        """The rows kept, of all folds, float32 [n, in]."""
+        return torch.cat([fold.sample for fold in self._seen()]).float()
+
+    @property
     def gram(self) -> Tensor:
         """XᵀX over all rows, float64 [in, in]; shared between layers with the same input: do not modify."""
         if self.gram_sum is None:
@@ -141,7 +149,10 @@ class InputStats:
             others = [other for other in self._seen() if other is not fold]
             positive = torch.stack([other.positive for other in others]).amax(0)
             negative = torch.stack([other.negative for other in others]).amax(0)
-            splits.append(HeldOut(positive, negative, fold.sample[:limit].float(), fold.calls, index))
+            sample = torch.cat([other.sample for other in others]).float()
+            absolute = torch.stack([other.absolute for other in others]).sum(0) / sum(other.rows for other in others)
+            held = fold.sample[:limit].float()
+            splits.append(HeldOut(positive, negative, held, fold.calls, index, sample, absolute.float()))
             if sum(len(s.rows) for s in splits) >= rows and sum(s.calls for s in splits) >= calls:
                 break
         return splits

@@ -1,6 +1,7 @@
 """The defining arithmetic of a quantized linear: float32 on the formats' exact grids, any device.
 
-For branch b with rows B, X_b = X / smooth_b:  Y[..., B] = Q(X_b) Ŵ_Bᵀ + (X_b D_bᵀ) U_bᵀ, bias last.
+For branch b with rows B, X_b = X / smooth_b (rotated where the layout says so):
+Y[..., B] = Q(X_b) Ŵ_Bᵀ + (X_b D_bᵀ) U_bᵀ, bias last.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from segquant import functional as F
+from segquant.formats import QuantSpec
 from segquant.layout import Layout
-from segquant.spec import QuantSpec
+from segquant.optimizers.rotate import rotate
 
 
 def input_scales(
@@ -77,7 +79,7 @@ def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int
 
 
 def dequantize_weight(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The quantized part of the weight, float32 [out, in], in the smoothed space of each branch."""
+    """The quantized part of the weight, float32 [out, in], in the smoothed (and rotated) space of each branch."""
     codes, dtype = tensors["codes"], layout.weight_spec.dtype
     if dtype == "int4":
         codes = F.unpack_int4(codes, layout.in_features)
@@ -99,6 +101,8 @@ def low_rank_factors(layout: Layout, tensors: Mapping[str, Tensor], branch: int)
 
 def _branch(x: Tensor, weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor], branch: int) -> Tensor:
     smoothed = x / tensors["smooth"][branch] if layout.smooth else x
+    if layout.rotate:
+        smoothed = rotate(smoothed, layout.rotation_blocks, tensors["rotation_signs"])
     spec, quantized = layout.scheme.input, smoothed
     if spec is not None:
         static = None

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from segquant import functional as F
-from segquant.calibrators.amax import weight_scale
 from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
 from segquant.layout import Layout, group_pieces, slices
-from segquant.optimizers.smooth import MARGINS, Choice, Layer, search_alpha, smoothing
+from segquant.optimizers.balance import balance
+from segquant.optimizers.rotate import hadamard_blocks, random_signs
+from segquant.optimizers.smooth import (
+    MARGINS,
+    Choice,
+    Errors,
+    Layer,
+    Rule,
+    alpha_errors,
+    awq_rule,
+    best_choice,
+    smoothquant_rule,
+)
 from segquant.optimizers.svd import random_low_rank, rank_share
-from segquant.spec import SEARCH, Method
+from segquant.ranges import needs_rows, pick_input_range, pick_weight_scale
+from segquant.spec import SEARCH_LAYER, Method
 from segquant.stats import HeldOut, InputStats
+from segquant.transform import Transform
 
 log = logging.getLogger(__name__)
 
@@ -22,43 +37,101 @@ FEW_ROWS, FEW_CALLS = 1024, 128
 """Below either the range that was seen says little about fresh rows: margins are tried."""
 HELD_CALLS = 32
 """Calls to hold out, over several splits if need be, where static scales can clip what a call brings."""
+HELD_ROWS = 128
+"""Rows to hold out in all, over several splits if need be."""
 
 
 def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputStats) -> tuple[Tensor, Tensor]:
     """Smoothing vectors [branches, in] and margins of static scales [branches, columns].
 
-    Every output and input segment has its own α.
+    Every output and input segment has its own α, unless the method says "search_layer".
     """
-    amax = torch.maximum(stats.positive, stats.negative)
     smooth = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
     margin = torch.ones(len(layout.branches), len(layout.columns), device=weight.device)
-    static = layout.scheme.static_input
-    splits = stats.held_out(calls=HELD_CALLS if static else 1) if method.alpha == SEARCH else []
-    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
-    margins = MARGINS if static and few else (1.0,)
-    for branch, rows in enumerate(layout.branch_slices):
-        for index, columns in enumerate(slices(layout.columns)):
-            block = weight[rows, columns]
-            if method.alpha == SEARCH:
-                pieces = [
-                    HeldOut(s.positive[columns], s.negative[columns], s.rows[:, columns], s.calls) for s in splits
-                ]
-                choice = search_alpha(block, pieces, BlockSimulation(layout, method, branch, index), margins=margins)
-                log.debug("%s branch %d piece %d: %s", stats.name, branch, index, choice)
-            else:
-                choice = Choice(float(method.alpha))
-            margin[branch, index] = choice.margin
-            if choice.alpha is not None:
-                smooth[branch, columns] = smoothing(amax[columns], block.abs().amax(0), choice.alpha)
+    whole = _everything(stats)
+    for (branch, index), choice in _choices(weight, layout, method, stats).items():
+        rows, columns = layout.branch_slices[branch], slices(layout.columns)[index]
+        margin[branch, index] = choice.margin
+        block = weight[rows, columns].abs().amax(0)
+        if method.optimizer == "balance":
+            smooth[branch, columns] = balance(_salience(stats)[columns], block)
+        elif choice.alpha is not None:
+            smooth[branch, columns] = _rule(method)(_cut(whole, columns), block, choice.alpha)
     return smooth, margin
+
+
+def _choices(
+    weight: Tensor, layout: Layout, method: Method, stats: InputStats
+) -> dict[tuple[int, int], Choice]:
+    """α and headroom of every (branch, column piece)."""
+    blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
+    if method.optimizer == "balance" or not method.searches:
+        return dict.fromkeys(blocks, Choice(None if isinstance(method.alpha, str) else float(method.alpha)))
+    static = layout.scheme.static_input and method.optimizer != "awq"
+    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
+    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
+    margins = MARGINS if static and few and method.ranges == "amax" and not method.rotate else (1.0,)
+    errors = {}
+    for branch, index in blocks:
+        rows, columns = layout.branch_slices[branch], slices(layout.columns)[index]
+        errors[branch, index] = alpha_errors(
+            weight[rows, columns],
+            [_cut(split, columns) for split in splits],
+            BlockSimulation(layout, method, branch, index, weight.device),
+            rule=_rule(method),
+            margins=margins,
+        )
+    if method.alpha == SEARCH_LAYER:
+        errors = dict.fromkeys(blocks, _total(list(errors.values())))
+    found = {block: best_choice(entry, splits, margins) for block, entry in errors.items()}
+    log.debug("%s: %s", stats.name, {block: (choice.alpha, choice.margin) for block, choice in found.items()})
+    return found
+
+
+def _total(errors: Sequence[Errors]) -> Errors:
+    return {key: sum(entry[key] for entry in errors) for key in errors[0]}
+
+
+def _rule(method: Method) -> Rule:
+    return awq_rule if method.optimizer == "awq" else smoothquant_rule
+
+
+def _salience(stats: InputStats) -> Tensor:
+    assert stats.salience is not None
+    return stats.salience
+
+
+def _everything(stats: InputStats) -> HeldOut:
+    """The ranges of all folds in the shape that rules take; no rows."""
+    none = stats.positive.new_zeros(0, stats.in_features)
+    return HeldOut(stats.positive, stats.negative, none, mean_abs=stats.mean_abs)
+
+
+def _cut(split: HeldOut, columns: slice) -> HeldOut:
+    """A split's columns of one input segment."""
+    return replace(
+        split,
+        positive=split.positive[columns],
+        negative=split.negative[columns],
+        rows=split.rows[:, columns],
+        fit=None if split.fit is None else split.fit[:, columns],
+        mean_abs=None if split.mean_abs is None else split.mean_abs[columns],
+    )
+
+
+def layer_signs(layout: Layout, method: Method, device: torch.device) -> Tensor | None:
+    """The signs of the layer's rotation, drawn from the method's seed; None without rotation."""
+    return random_signs(layout.in_features, method.seed).to(device) if layout.rotate else None
 
 
 class BlockSimulation:
     """One block (output branch × input segment) of the quantized layer, rounded to nearest."""
 
-    def __init__(self, layout: Layout, method: Method, branch: int, index: int) -> None:
+    def __init__(self, layout: Layout, method: Method, branch: int, index: int, device: torch.device) -> None:
         rows, width = layout.branches[branch], layout.columns[index]
-        self.weight_spec, self.input_spec, self.seed = layout.weight_spec, layout.scheme.input, method.seed
+        self.method, self.weight_spec, self.input_spec = method, layout.weight_spec, layout.scheme.input
+        if method.optimizer == "awq":
+            self.input_spec = None  # AWQ judges by the weight's rounding alone
         self.dual = layout.dual[index]
         cut = layout.rows if len(layout.branches) == 1 else (rows,)
         self.rows = cut if self.weight_spec.granularity == "tensor" else (1,) * rows
@@ -69,29 +142,41 @@ class BlockSimulation:
         rank = method.rank_of(layout.in_features, layout.out_features)
         share = rank_share(layout, rank) * width / layout.in_features
         self.rank = max(1, round(share)) if method.optimizer == "svd" else 0
+        self.transform = Transform()
+        if layout.rotate:
+            signs = random_signs(layout.in_features, method.seed).to(device)[slices(layout.columns)[index]]
+            self.transform = Transform(None, signs, hadamard_blocks(width))
 
     def __call__(self, weight: Tensor) -> Layer:
+        weight = self.transform.weight(weight)
         residual, factors = weight, None
         if self.rank:
-            up, down = random_low_rank(weight, self.rank, self.seed)
+            up, down = random_low_rank(weight, self.rank, self.method.seed)
             residual, factors = weight - up @ down, (up, down)
-        scale = weight_scale(residual, self.weight_spec.dtype, self.rows, self.columns)
-        wide = expand_weight_scale(scale, self.rows, self.columns)
-        rounded = F.fake_quantize(residual, wide, self.weight_spec.dtype).T
+        dtype = self.weight_spec.dtype
+        scale = pick_weight_scale(residual, self.method, dtype, self.rows, self.columns)
+        rounded = F.fake_quantize(residual, expand_weight_scale(scale, self.rows, self.columns), dtype).T
+        importance = weight.square().sum(0) if needs_rows(self.method) else None
 
         def layer(split: HeldOut) -> Tensor:
-            out = self._input(split) @ rounded
-            return out if factors is None else out + (split.rows @ factors[1].T) @ factors[0].T
+            rows = self.transform.rows(split.rows)
+            out = self._input(split, rows, importance) @ rounded
+            return out if factors is None else out + (rows @ factors[1].T) @ factors[0].T
 
         return layer
 
-    def _input(self, split: HeldOut) -> Tensor:
+    def _input(self, split: HeldOut, rows: Tensor, importance: Tensor | None) -> Tensor:
         spec = self.input_spec
         if spec is None:
-            return split.rows
+            return rows
         dual, static = (self.dual,) * len(self.pieces), None
         if not spec.dynamic:
-            static = input_scales(
-                F.piece_max(split.positive, self.pieces), F.piece_max(split.negative, self.pieces), dual, spec
+            fit = None
+            if needs_rows(self.method):
+                assert split.fit is not None
+                fit = self.transform.rows(split.fit)
+            ranges = pick_input_range(
+                split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance
             )
-        return quantize_input(split.rows, self.pieces, dual, spec, static)
+            static = input_scales(*ranges, dual, spec)
+        return quantize_input(rows, self.pieces, dual, spec, static)

@@ -1,10 +1,10 @@
-"""SmoothQuant (arXiv 2211.10438, equation 4): X_j / s_j and s_j W_j for every input channel j."""
+"""SmoothQuant (arXiv 2211.10438, equation 4): X_j / s_j and s_j W_j for every input channel j; AWQ's variant."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ Layer = Callable[[HeldOut], Tensor]
 """Output [n, out] of a quantized layer for a split's rows, with static scales from the split's ranges."""
 Simulate = Callable[[Tensor], Layer]
 """The quantized layer for a (smoothed) weight [out, in]; weight rounding happens once, inputs come later."""
+Rule = Callable[[HeldOut, Tensor, float], Tensor]
+"""Smoothing vector [in] from a split's ranges, the weight's largest magnitudes per input channel [in], and α."""
+Errors = dict[tuple[float | None, float], float]
+"""Squared output error by (α or None, margin)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
     return (logs - logs.mean()).exp().float()
 
 
+def awq_smoothing(mean_abs: Tensor, alpha: float) -> Tensor:
+    """s_j = mean|X_j|^α (AWQ, arXiv 2306.00978, equation 5), with geometric mean 1: float32 [in]."""
+    if not bool((mean_abs > 0).any()):
+        return torch.ones_like(mean_abs, dtype=torch.float32)
+    logs = alpha * _log_range(mean_abs)
+    return (logs - logs.mean()).exp().float()
+
+
 def _log_range(amax: Tensor) -> Tensor:
     values = amax.double()
     return values.clamp_min(FLOOR * float(values.mean())).log()
@@ -64,7 +76,65 @@ def _log_range(amax: Tensor) -> Tensor:
 
 def smooth_split(split: HeldOut, scale: Tensor) -> HeldOut:
     """A split in the smoothed space: amax(X / s) = amax(X) / s, both signs likewise."""
-    return HeldOut(split.positive / scale, split.negative / scale, split.rows / scale, split.calls)
+    fit = None if split.fit is None else split.fit / scale
+    positive, negative = split.positive / scale, split.negative / scale
+    return replace(split, positive=positive, negative=negative, rows=split.rows / scale, fit=fit)
+
+
+def smoothquant_rule(split: HeldOut, weight_amax: Tensor, alpha: float) -> Tensor:
+    """`smoothing` as a rule."""
+    return smoothing(torch.maximum(split.positive, split.negative), weight_amax, alpha)
+
+
+def awq_rule(split: HeldOut, weight_amax: Tensor, alpha: float) -> Tensor:
+    """`awq_smoothing` as a rule; the weight does not enter."""
+    assert split.mean_abs is not None
+    return awq_smoothing(split.mean_abs, alpha)
+
+
+def alpha_errors(
+    weight: Tensor,
+    splits: Sequence[HeldOut],
+    simulate: Simulate,
+    *,
+    rule: Rule = smoothquant_rule,
+    alphas: Sequence[float | None] = (None, *ALPHAS),
+    margins: Sequence[float] = (1.0,),
+) -> Errors:
+    """Squared output error of the really quantized layer on held-out rows, pooled over splits.
+
+    Args:
+        weight: float32 [out, in].
+        splits: from `InputStats.held_out`.
+        simulate: the layer as it would run.
+        rule: from α to a smoothing vector.
+        alphas: candidates; None is no smoothing at all.
+        margins: factors on the ranges, tried with every α.
+    """
+    errors: Errors = dict.fromkeys(itertools.product(alphas, margins), 0.0)
+    weight_amax = weight.abs().amax(0)
+    for split in splits:
+        target = split.rows @ weight.T
+        for alpha in alphas:
+            scale = None if alpha is None else rule(split, weight_amax, alpha)
+            layer = simulate(weight if scale is None else weight * scale)
+            smoothed = split if scale is None else smooth_split(split, scale)
+            for margin in margins:
+                wider = replace(smoothed, positive=smoothed.positive * margin, negative=smoothed.negative * margin)
+                errors[alpha, margin] += float((layer(wider) - target).square().sum(dtype=torch.float64))
+    return errors
+
+
+def best_choice(errors: Errors, splits: Sequence[HeldOut], margins: Sequence[float] = (1.0,)) -> Choice:
+    """The α with the least error, no smoothing (None) winning ties, and the headroom that goes with it."""
+    if not splits:
+        return Choice(DEFAULT_ALPHA)
+    alpha, margin = min(errors, key=lambda candidate: errors[candidate])
+    # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
+    # good as the best within what so few rows can tell.
+    tolerance = 1 + (TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)) ** 2
+    good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
+    return Choice(alpha, max(good), errors)
 
 
 def search_alpha(
@@ -72,37 +142,10 @@ def search_alpha(
     splits: Sequence[HeldOut],
     simulate: Simulate,
     *,
-    alphas: Sequence[float] = ALPHAS,
+    rule: Rule = smoothquant_rule,
+    alphas: Sequence[float | None] = (None, *ALPHAS),
     margins: Sequence[float] = (1.0,),
 ) -> Choice:
-    """The α with the least squared output error of the really quantized layer on held-out rows.
-
-    Errors are pooled over splits. No smoothing at all (None) stands among the candidates and wins ties.
-    Without splits α is DEFAULT_ALPHA.
-
-    Args:
-        weight: float32 [out, in].
-        splits: from `InputStats.held_out`.
-        simulate: the layer as it would run.
-        margins: factors on the ranges, tried with every α.
-    """
-    if not splits:
-        return Choice(DEFAULT_ALPHA)
-    errors = dict.fromkeys(itertools.product((None, *alphas), margins), 0.0)
-    weight_amax = weight.abs().amax(0)
-    for split in splits:
-        target = split.rows @ weight.T
-        input_amax = torch.maximum(split.positive, split.negative)
-        for alpha in (None, *alphas):
-            scale = torch.ones_like(input_amax) if alpha is None else smoothing(input_amax, weight_amax, alpha)
-            layer = simulate(weight * scale)
-            smoothed = smooth_split(split, scale)
-            for margin in margins:
-                wider = HeldOut(smoothed.positive * margin, smoothed.negative * margin, smoothed.rows)
-                errors[alpha, margin] += float((layer(wider) - target).square().sum(dtype=torch.float64))
-    alpha, margin = min(errors, key=lambda candidate: errors[candidate])
-    # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
-    # good as the best within what so few rows can tell.
-    tolerance = 1 + (TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)) ** 2
-    good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
-    return Choice(alpha, max(good), errors)
+    """`best_choice` of `alpha_errors`; without splits α is DEFAULT_ALPHA."""
+    errors = alpha_errors(weight, splits, simulate, rule=rule, alphas=alphas, margins=margins)
+    return best_choice(errors, splits, margins)
