@@ -28,7 +28,7 @@ class Stage:
     """A finished stage.
 
     Attributes:
-        name: "reference", "calibrate", "quantize", "generate" or "evaluate".
+        name: "reference", "calibrate", "quantize", "correct", "generate" …, a method of `Benchmark`.
         key: hash of everything the stage depends on.
         path: its folder.
         seconds: wall-clock time of computing it, also where that was in an earlier run.

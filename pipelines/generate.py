@@ -51,7 +51,8 @@ class StepCounter:
         return self.seen.index(value)
 
 
-def _first_tensor(output: Any) -> torch.Tensor:
+def first_tensor(output: Any) -> torch.Tensor:
+    """The tensor of a denoiser output: itself, the first of a tuple, or `.sample`."""
     if isinstance(output, torch.Tensor):
         return output
     return output[0] if isinstance(output, tuple) else output.sample
@@ -68,7 +69,7 @@ def finite_output(denoiser: torch.nn.Module, steps: int, prompts: Sequence[str])
 
     def check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = bound_inputs(module, args, kwargs)
-        step, result = counter.step(inputs), _first_tensor(output)
+        step, result = counter.step(inputs), first_tensor(output)
         if not torch.isfinite(result).all():
             rows = torch.isfinite(result).reshape(len(result), -1).all(dim=1)
             row = int((~rows).nonzero()[0, 0])

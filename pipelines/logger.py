@@ -100,7 +100,7 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
                 f"{results['model']}-{results['name']}", type="model",
                 metadata={key: results[key] for key in DESCRIBED},
             )  # fmt: skip
-            for path in sorted(denoiser.iterdir()):
+            for path in (*sorted(denoiser.iterdir()), *_correction(results, folder)):
                 artifact.add_file(str(path), policy="immutable")
             run.log_artifact(artifact)
     finally:
@@ -119,3 +119,8 @@ def _pictures(wandb: Any, results: dict[str, Any], folder: Path, count: int) -> 
 def _quantized(results: dict[str, Any], folder: Path) -> Path | None:
     stage = results["stages"].get("quantize")
     return None if stage is None else folder / stage["path"] / "denoiser"
+
+
+def _correction(results: dict[str, Any], folder: Path) -> list[Path]:
+    stage = results["stages"].get("correct")
+    return [] if stage is None else sorted((folder / stage["path"]).glob("correction.*"))

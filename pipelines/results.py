@@ -63,6 +63,14 @@ def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
     return {**found, "layer_error": layer_summary(found["layer_errors"]), "weight_bytes_float": size}
 
 
+def correction_record(benchmark: Benchmark) -> dict[str, Any] | None:
+    """What was corrected at sampling time and how well that fitted; None where nothing was."""
+    if not benchmark.config.is_corrected:
+        return None
+    head = read_json(benchmark.correct().path / "correction.json")
+    return {"name": benchmark.config.correction.name, "method": head["method"], **head["record"]}
+
+
 def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     """The content of results.json for a run whose stages are finished."""
     config = benchmark.config
@@ -81,6 +89,7 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
         "config_hash": config_hash(config, benchmark.fingerprint),
         "metrics": read_json(benchmark.evaluate().path / "evaluation" / "metrics.json")["metrics"],
         **denoiser_errors(benchmark),
+        "correction": correction_record(benchmark),
         "stages": stage_records(benchmark.stages, folder),
         "artifacts": {"images": "images", "reference": reference, "evaluation": "evaluation"},
         "prompts": prompts,

@@ -1,104 +1,29 @@
-"""reference → calibrate → quantize → generate → evaluate: what each stage depends on, and what it does."""
+"""reference → calibrate → quantize → correct → generate → evaluate: what each stage depends on, and what it does."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import measure, samplers
-from pipelines.cache import Stage, run_stage, write_json
-from pipelines.config import RunConfig
-from pipelines.datasets import Dataset, load_dataset, write_real
-from pipelines.method import build_method, check_metrics, progress_bar
-from pipelines.models import denoiser_name, fingerprint, load_pipeline, resolve_device, resolve_directory
+from pipelines.cache import Stage, write_json
+from pipelines.context import Context
+from pipelines.datasets import write_real
+from pipelines.method import check_metrics, progress_bar
 
 if TYPE_CHECKING:
     import torch
 
-    from segquant import Method
-
-log = logging.getLogger(__name__)
-
 GENERATE_MODULES = ("generate", "models", "datasets")
 CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples")
+CORRECT_MODULES = ("correction", "correction_sampling", "correction_fit", "sections")
 STREAMS = {"calibration": 1, "held_out": 2}
 
 
-@dataclass
-class Benchmark:
+class Benchmark(Context):
     """One run: stages are computed when first asked for, and only then is the pipeline loaded, once."""
-
-    config: RunConfig
-    stages: dict[str, Stage] = field(default_factory=dict)
-
-    @cached_property
-    def cache(self) -> Path:
-        """Root of all stages."""
-        return Path(self.config.cache)
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """Prompts and real pictures."""
-        return load_dataset(self.config.dataset, self.config.calibration)
-
-    @cached_property
-    def directory(self) -> Path:
-        """The pipeline's directory, checked."""
-        return resolve_directory(self.config.model)
-
-    @cached_property
-    def device(self) -> str:
-        """Where the denoiser runs."""
-        return resolve_device(self.config.model.device)
-
-    @cached_property
-    def method(self) -> Method:
-        """The quantization method; a precision that it cannot do is refused here, before any work."""
-        return build_method(self.config)
-
-    @cached_property
-    def pipeline(self) -> Any:
-        """The unquantized pipeline."""
-        log.info("loading %s", self.directory)
-        return load_pipeline(self.config.model, self.directory)
-
-    @cached_property
-    def denoiser_name(self) -> str:
-        """The denoiser's attribute in the pipeline."""
-        return denoiser_name(self.pipeline, self.config.model.denoiser)
-
-    @property
-    def denoiser(self) -> torch.nn.Module:
-        """The unquantized denoiser."""
-        return self.pipeline.components[self.denoiser_name]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the model's files."""
-        return fingerprint(self.directory)
-
-    def _sampling(self) -> dict[str, Any]:
-        """What every picture depends on besides prompts and denoiser."""
-        model, versions = self.config.model, measure.versions()
-        return {
-            "model": self.fingerprint,
-            "dtype": model.dtype,
-            "denoiser": model.denoiser,
-            "device": self.device.partition(":")[0],
-            "call": model.call.arguments(),
-            "batch_size": model.batch_size,
-            "seed": self.config.seed,
-            "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers")},
-        }
-
-    def _stage(self, name: str, depends: dict[str, Any], compute: Any) -> Stage:
-        if name not in self.stages:
-            self.stages[name] = run_stage(name, self.cache, depends, compute)
-        return self.stages[name]
 
     def reference(self) -> Stage:
         """images/: the unquantized model's pictures; real/: the real ones; denoiser.json: its size."""
@@ -219,6 +144,36 @@ class Benchmark:
         }
         write_json(folder / "errors.json", errors)
 
+    def quantized_denoiser(self) -> torch.nn.Module:
+        """The quantized denoiser, read from its stage, where the pipeline is."""
+        import segquant
+
+        return segquant.load_quantized(self.quantize().path / "denoiser").to(self.device).eval()
+
+    def correct(self) -> Stage:
+        """correction.safetensors and .json: what the quantized denoiser's predictions are corrected by."""
+        depends = {
+            **self._sampling(),
+            "quantize": self.quantize().key,
+            "correction": asdict(self.config.correction),
+            "calibration": list(self.dataset.calibration),
+            "calibration_seed": self.config.calibration.seed,
+            "code": measure.modules_digest(*GENERATE_MODULES, *CORRECT_MODULES),
+        }
+        return self._stage("correct", depends, self._correct)
+
+    def _correct(self, folder: Path) -> None:
+        from pipelines.correction import save_correction
+        from pipelines.correction_fit import fit_correction
+
+        model, config = self.config.model, self.config.correction
+        correction = fit_correction(
+            self.pipeline, self.denoiser_name, self.quantized_denoiser(), self.dataset.calibration[: config.prompts],
+            model.call.arguments(), config, seed=self.config.calibration.seed, stream=STREAMS["calibration"],
+            batch_size=model.batch_size,
+        )  # fmt: skip
+        save_correction(correction, folder)
+
     def generate(self) -> Stage:
         """images/: the quantized model's pictures; the unquantized model's are those of `reference`."""
         if self.config.is_float:
@@ -229,16 +184,21 @@ class Benchmark:
             "prompts": list(self.dataset.evaluation),
             "code": measure.modules_digest(*GENERATE_MODULES),
         }
+        if self.config.is_corrected:
+            depends["correct"] = self.correct().key
         return self._stage("generate", depends, self._generate_quantized)
 
     def _generate_quantized(self, folder: Path) -> None:
-        import segquant
+        from pipelines.correction import load_correction
+        from pipelines.correction_sampling import corrected
 
-        quantized = segquant.load_quantized(self.quantize().path / "denoiser").to(self.device).eval()
+        correction = load_correction(self.correct().path) if self.config.is_corrected else None
+        quantized = self.quantized_denoiser()
         name, original = self.denoiser_name, self.denoiser
         setattr(self.pipeline, name, quantized)
         try:
-            self._generate(self.pipeline, quantized, folder / "images", self.config.name)
+            with corrected(self.pipeline.scheduler, correction):
+                self._generate(self.pipeline, quantized, folder / "images", self.config.name)
         finally:
             setattr(self.pipeline, name, original)
 
@@ -289,6 +249,8 @@ class Benchmark:
             self.calibrate()
             self.statistics()
             self.quantize()
+        if self.config.is_corrected:
+            self.correct()
         self.generate()
         self.evaluate()
 
