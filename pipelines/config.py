@@ -24,7 +24,7 @@ from pipelines.sections import (
     PrecisionConfig,
 )
 
-QUANTIZER_PACKAGE = "segquant.presets."
+QUANTIZER_PACKAGES = ("segquant.presets", "pipelines.peers")
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 
@@ -50,15 +50,15 @@ class RunConfig:
             raise PipelineError(
                 "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn"
             )
-        target = str(self.quantizer["_target_"])
-        if not target.startswith(QUANTIZER_PACKAGE):
+        if self.quantizer_package not in QUANTIZER_PACKAGES:
             raise PipelineError(
-                f"quantizer._target_={target!r} is refused; it must name a function of segquant.presets"
+                f"quantizer._target_={self.quantizer['_target_']!r} is refused; it must name a function of "
+                + " or ".join(QUANTIZER_PACKAGES)
             )
         self._check_parts()
 
     def _check_parts(self) -> None:
-        """Refuse a quantizer named after a correction or sampler that the run does not use."""
+        """Refuse a quantizer named after a part that the run does not use, and prompts that are not there."""
         parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
         section, wanted = parts.get(self.quantizer_name, ("", ""))
         if section and getattr(self, section).name != wanted:
@@ -66,6 +66,16 @@ class RunConfig:
                 f"quantizer={self.quantizer_name} is {self.preset_name} with {section}={wanted}, but {section} is "
                 f"{getattr(self, section).name}; choose quantizer={self.preset_name} for that"
             )
+        if self.correction.prompts is not None and self.correction.prompts > self.calibration.prompts:
+            raise PipelineError(
+                f"correction.prompts={self.correction.prompts} is more than the {self.calibration.prompts} prompts "
+                "of the calibration; lower it, or raise calibration.prompts"
+            )
+
+    @property
+    def quantizer_package(self) -> str:
+        """Where the quantizer's function is: segquant's presets, or other people's tools."""
+        return str(self.quantizer["_target_"]).rpartition(".")[0]
 
     @property
     def preset_name(self) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "safetensors", "torchmetrics", "clean-fid",
     "open-clip-torch", "timm", "scipy", "numpy", "hydra-core", "wandb", "segquant",
+    "nvidia-modelopt", "torchao", "optimum-quanto", "sdnq",
 )  # fmt: skip
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipelines.config import QUANTIZER_PACKAGE, RunConfig
+from pipelines.config import RunConfig
 from pipelines.errors import PipelineError, nearest
 from pipelines.sections import MetricConfig
 
 if TYPE_CHECKING:
+    from pipelines.peers import Peer
     from segquant import Method
 
 
@@ -39,21 +41,19 @@ def check_metrics(config: MetricConfig) -> None:
             raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
 
 
-def build_method(config: RunConfig) -> Method:
-    """Call the preset that the quantizer configuration names.
+def build_method(config: RunConfig) -> Method | Peer:
+    """Call the function that the quantizer configuration names: a preset, or another tool's quantizer.
 
     Raises:
-        PipelineError: a value that the preset refuses, a precision that it cannot do, or no such preset.
+        PipelineError: a value that it refuses, a precision that it cannot do, a tool that is not installed, or no
+            such function.
     """
-    from segquant import presets
-
     arguments = {key: value for key, value in config.quantizer.items() if key not in ("_target_", "name")}
-    preset = getattr(presets, config.preset_name, None)
+    package = config.quantizer_package
+    preset = getattr(importlib.import_module(package), config.preset_name, None)
     if preset is None:
-        raise PipelineError(f"{QUANTIZER_PACKAGE}{config.preset_name} does not exist; choose one of conf/quantizer")
-    parameters = inspect.signature(preset).parameters.values()
-    own = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD}
-    known = own | set(presets.Common.__annotations__)
+        raise PipelineError(f"{package}.{config.preset_name} does not exist; choose one of conf/quantizer")
+    known = quantizer_keys(preset)
     for key in arguments:
         if key not in known:
             raise PipelineError(f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
@@ -63,3 +63,12 @@ def build_method(config: RunConfig) -> Method:
         raise PipelineError(f"quantizer={config.quantizer_name}: {error}") from error
     except ValueError as error:
         raise PipelineError(str(error)) from error
+
+
+def quantizer_keys(preset: Callable[..., Any]) -> set[str]:
+    """Names of everything that a preset takes."""
+    from segquant import presets
+
+    parameters = inspect.signature(preset).parameters.values()
+    own = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD}
+    return own | set(presets.Common.__annotations__) if len(own) < len(parameters) else own

@@ -1,0 +1,56 @@
+"""Hugging Face's optimum-quanto: int8 and e4m3 weights with static inputs, int4 weights with inputs untouched.
+
+quanto scales inputs statically, by a running mean (momentum 0.9) of each calibration batch's absolute maximum, and
+hands quantized tensors on where the next layer wants them. Its int4 weights have a zero point per group; the group
+is set to the precision's (quanto's own is 128). Linears alone are quantized, no convolutions or norms.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.peers.peer import Forward, Peer, check_installed, check_precision
+from segquant import QuantScheme
+
+PACKAGE = "optimum-quanto"
+TYPES = {"int8": "qint8", "int4": "qint4", "fp8": "qfloat8_e4m3fn"}
+
+
+def quanto(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
+    """optimum-quanto at its defaults: quantize, calibrate, freeze."""
+    scheme = check_precision("quanto", precision, ("w8a8", "fp8", "w4a16"))
+    check_installed("quanto", PACKAGE)
+    apply = functools.partial(_apply, scheme=scheme)
+    return Peer("quanto", PACKAGE, precision, scheme, apply, {}, tuple(skip), seed)
+
+
+def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
+    from optimum.quanto import Calibration, freeze, quantize
+
+    _unpack_without_compiler()
+    weights = TYPES[scheme.weight.dtype]
+    inputs = None if scheme.input is None else TYPES[scheme.input.dtype]
+    quantize(model, weights=weights, activations=inputs, include=list(names))
+    for name in names if scheme.weight.group_size else ():
+        model.get_submodule(name).weight_group_size = scheme.weight.group_size
+    if inputs is not None:
+        with Calibration():
+            forward(model)
+    freeze(model)
+
+
+def _unpack_without_compiler() -> None:
+    """Let quanto unpack int4 codes without the C++ code that it would compile when first used."""
+    from optimum.quanto.library.extensions import cpp
+
+    cpp.ext._lib = SimpleNamespace(unpack=_unpack)
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    """[n, ...] bytes -> [n · 8 / bits, ...] codes: the lowest bits of all bytes come first."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])

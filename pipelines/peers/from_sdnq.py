@@ -1,0 +1,86 @@
+"""SDNQ (SD.Next Quantization): int8 and 4-bit weights, int8 inputs scaled per token at run time.
+
+On a CPU its kernels run in plain PyTorch: compilation and OpenVINO are switched off unless SDNQ's environment
+variables say otherwise, which changes speed alone. SDNQ leaves inputs of fewer than 32 rows (such as AdaLN's, one a
+picture) in floating point by design. Its own exceptions (layers that it does not quantize, layers that are too
+small) are switched off, so that the same linears are quantized as by every other method.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
+from segquant import QuantScheme
+
+PACKAGE = "sdnq"
+PRECISIONS = ("w8a8_dynamic", "w4a8_channel", "w4a8", "w4a16")
+WHOLE_ROW = -1
+
+
+def sdnq(
+    precision: str,
+    *,
+    svd: bool = False,
+    rank: int | None = None,
+    hadamard: bool = False,
+    zero_point: bool = True,
+    skip: Sequence[str] = (),
+    seed: int = 0,
+) -> Peer:
+    """SDNQ without calibration data.
+
+    Args:
+        precision: one of PRECISIONS.
+        svd: a low-rank branch beside the rounded rest (SDNQ's SVDQuant).
+        rank: of that branch, one for all layers: None is the median of what `segquant.presets.svdquant` would give
+            them, where SDNQ's own default is 32.
+        hadamard: rotate inputs and weights first.
+        zero_point: 4-bit codes with a zero point per group (uint4), which SDNQ recommends; int4 without.
+        skip: globs of module names that stay in floating point.
+        seed: of the randomized SVD.
+    """
+    check_rank(rank)
+    scheme = check_precision("sdnq", precision, PRECISIONS)
+    check_installed("sdnq", PACKAGE)
+    options = {"svd": svd, "rank": rank, "hadamard": hadamard, "zero_point": zero_point}
+    apply = functools.partial(_apply, scheme=scheme, options=options)
+    return Peer("sdnq", PACKAGE, precision, scheme, apply, options, tuple(skip), seed)
+
+
+def _apply(
+    model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme, options: Mapping[str, Any]
+) -> None:
+    if not torch.cuda.is_available():
+        for switch in ("SDNQ_USE_TORCH_COMPILE", "SDNQ_USE_OPENVINO_MM"):
+            os.environ.setdefault(switch, "0")
+        logging.getLogger("sdnq").setLevel(logging.ERROR)  # it warns for every model that Triton is missing
+    from sdnq import sdnq_post_load_quant
+
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    sdnq_post_load_quant(
+        model,
+        weights_dtype=_weights(scheme, options["zero_point"]),
+        group_size=scheme.weight.group_size or WHOLE_ROW,
+        use_quantized_matmul=scheme.input is not None,
+        use_svd=options["svd"],
+        svd_rank=branch_rank(model, names, options["rank"], scheme),
+        use_hadamard=options["hadamard"],
+        modules_to_not_convert=[f"{name}.weight" for name in sorted(linears - set(names))],
+        add_skip_keys=False,
+        minimum_allowed_numel=0,
+        minimum_allowed_channel_size=0,
+    )
+
+
+def _weights(scheme: QuantScheme, zero_point: bool) -> str:
+    if scheme.weight.dtype == "int8":
+        return "int8"
+    return "uint4" if zero_point else "int4"

@@ -1,0 +1,215 @@
+"""What the quantizers of other people have in common: precision, layers, calibration, size."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import hashlib
+import importlib.metadata
+import io
+import logging
+import statistics
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import PipelineError
+from segquant import PRECISIONS, Method, QuantScheme, model_weight_bytes
+from segquant.formats import scheme_of
+from segquant.measure import stored_tensors
+from segquant.observe import call
+
+log = logging.getLogger(__name__)
+
+Forward = Callable[[nn.Module], None]
+"""Sends all calibration inputs through a model."""
+Apply = Callable[[nn.Module, Sequence[str], Forward], None]
+"""Quantizes the named linears of a model in place, with calibration at hand."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another tool as a quantizer of the same pipeline: same linears, same calibration inputs, same precision.
+
+    Attributes:
+        name: of the quantizer.
+        package: the tool as pip knows it.
+        precision, scheme: what is asked of it.
+        apply: the tool at work.
+        options: what else the numbers depend on.
+        skip: globs of module names that stay in floating point.
+        seed: of everything that the tool draws.
+        layer_bytes: bytes of one quantized linear in the tool's packed format, for tools that keep a wider one in
+            memory (fake quantization, unpacked 4-bit codes); None where memory holds what is stored.
+    """
+
+    name: str
+    package: str
+    precision: str
+    scheme: QuantScheme
+    apply: Apply
+    options: Mapping[str, Any] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    seed: int = 0
+    layer_bytes: Callable[[nn.Module], int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready record of everything that the quantized model depends on, the tool's version included."""
+        return {
+            "peer": self.name,
+            "package": self.package,
+            "version": importlib.metadata.version(self.package),
+            "precision": self.precision,
+            "scheme": dataclasses.asdict(self.scheme),
+            "options": dict(self.options),
+            "skip": list(self.skip),
+            "seed": self.seed,
+        }
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """Names of the linears that are quantized."""
+        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        return [name for name in linears if not any(fnmatch.fnmatchcase(name, glob) for glob in self.skip)]
+
+    def quantize_(self, model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+        """Quantize the model's linears in place; returns the model.
+
+        Args:
+            model: float model in evaluation mode.
+            batches: arguments of its forward; may be gone through more than once.
+
+        Raises:
+            PipelineError: nothing to quantize, a group size that does not divide, a linear that calibration never
+                called, or one that the tool left as it was.
+        """
+        names = self.layers(model)
+        self._check(model, names)
+        kinds = {name: type(model.get_submodule(name)) for name in names}
+        device = next(model.parameters()).device
+        forked = [device] if device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=forked), _quiet():
+            torch.manual_seed(self.seed)
+            self.apply(model, names, _Calibration(names, batches))
+        left = [name for name, kind in kinds.items() if not _is_changed(model.get_submodule(name), kind)]
+        if left:
+            raise PipelineError(f"{self.name} left {_some(left)} in floating point; add them to quantizer.skip")
+        return model.eval()
+
+    def _check(self, model: nn.Module, names: list[str]) -> None:
+        if not names:
+            raise PipelineError(f"{self.name} finds no linear to quantize; quantizer.skip={list(self.skip)}")
+        size = self.scheme.weight.group_size if self.scheme.weight else None
+        odd = [name for name in names if size and model.get_submodule(name).in_features % size]
+        if odd:
+            raise PipelineError(
+                f"groups of {size} ({self.precision}) do not divide the inputs of {_some(odd)}; add them to "
+                "quantizer.skip"
+            )
+
+    def weight_bytes(self, quantized: nn.Module, names: Collection[str]) -> int:
+        """Bytes of the quantized model: codes at their bit width, scales and all that is not quantized."""
+        total = model_weight_bytes(quantized)
+        if self.layer_bytes is None:
+            return total
+        modules = [quantized.get_submodule(name) for name in names]
+        return total + sum(self.layer_bytes(module) - model_weight_bytes(module) for module in modules)
+
+
+class _Calibration:
+    """Sends the calibration inputs through a model and sees to it that every linear was called."""
+
+    def __init__(self, names: Sequence[str], batches: Iterable[Any]) -> None:
+        self.names, self.batches = names, batches
+
+    def __call__(self, model: nn.Module) -> None:
+        called: set[str] = set()
+        handles = [model.get_submodule(name).register_forward_pre_hook(_note(called, name)) for name in self.names]
+        try:
+            for batch in self.batches:
+                call(model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [name for name in self.names if name not in called]
+        if missing:
+            raise PipelineError(f"calibration never called {_some(missing)}; add them to quantizer.skip")
+
+
+def _note(called: set[str], name: str) -> Callable[..., None]:
+    return lambda *_: called.add(name)
+
+
+def _is_changed(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return type(module) is not kind or hasattr(type(module.weight), "__tensor_flatten__")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hand what a tool prints and warns about to the log, at level DEBUG."""
+    printed = io.StringIO()
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
+        warnings.simplefilter("default")
+        yield
+    for line in (*printed.getvalue().splitlines(), *(str(warning.message) for warning in caught)):
+        log.debug("%s", line)
+
+
+def check_precision(name: str, precision: str, able: Collection[str]) -> QuantScheme:
+    """The precision's scheme.
+
+    Raises:
+        ValueError: no such precision.
+        PipelineError: this tool cannot do it; the sentence says which it can.
+    """
+    scheme = scheme_of(precision)
+    if precision not in able:
+        can = ", ".join(known for known in PRECISIONS if known in able)
+        raise PipelineError(f"{name} cannot do precision={precision}; it can do {can}")
+    return scheme
+
+
+def check_installed(name: str, package: str) -> None:
+    """PipelineError with the command that installs the tool, where it is missing."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PipelineError(
+            f"quantizer={name} needs {package}, which is not installed; run `pip install -e .[peers]`"
+        ) from error
+
+
+def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None, scheme: QuantScheme) -> int:
+    """One rank for tools that take one for the whole model: `rank`, or the median of this project's own rule."""
+    if rank is not None:
+        return rank
+    rule = Method("svd", scheme, optimizer="svd")
+    layers = [model.get_submodule(name) for name in names]
+    return int(statistics.median_low([rule.rank_of(layer.in_features, layer.out_features) for layer in layers]))
+
+
+def check_rank(rank: int | None) -> None:
+    """ValueError for a rank below 1; None leaves the choice to `branch_rank`."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
+
+
+def tensors_digest(model: nn.Module) -> str:
+    """A hash of every tensor that a model stores: two models with the same one compute the same."""
+    whole = hashlib.sha256()
+    for tensor in stored_tensors(model):
+        whole.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        whole.update(_bytes(tensor))
+    return whole.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
