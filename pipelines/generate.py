@@ -29,8 +29,13 @@ def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
 
 
 def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a forward call by name, positional ones included."""
-    return dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+    """The arguments of a forward call by name, positional ones and those of `**kwargs` included."""
+    signature = inspect.signature(module.forward)
+    inputs = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            inputs |= inputs.pop(name, {})
+    return inputs
 
 
 class StepCounter:

@@ -35,7 +35,7 @@ class _Planted(torch.nn.Module):
 
     def __init__(self, denoiser: torch.nn.Module, scale: float, bias: tuple[float, ...]) -> None:
         super().__init__()
-        self.denoiser, self.config, self.dtype = denoiser, denoiser.config, denoiser.dtype
+        self.denoiser, self.config, self.dtype, self.device = denoiser, denoiser.config, denoiser.dtype, denoiser.device
         self.scale, self.bias = scale, torch.tensor(bias).view(-1, 1, 1)
 
     def forward(self, hidden_states, timestep, encoder_hidden_states, pooled_projections, **rest):
