@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from segquant.controls import random_cuts, wrong_cuts
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
-from segquant.layers import QuantLinear
-from segquant.observe import InputStats, Progress, linears, observe
+from segquant.memory import gram_limit
+from segquant.observe import Observed, Progress, linears, observe_in_groups
+from segquant.schedule import solve_in_turn
 from segquant.segments import Segments
 from segquant.solve import plan_layout
 from segquant.spec import Method
+from segquant.stats import InputStats
+from segquant.swap import swap_
 
 log = logging.getLogger(__name__)
 
@@ -58,23 +61,32 @@ def quantize_(
     *,
     stats: Mapping[str, InputStats] | None = None,
     progress: Progress | None = None,
+    memory_limit: int | None = None,
+    streaming: bool = False,
+    workers: int = 1,
 ) -> nn.Module:
     """Replace the model's linears by quantized ones, in place; deterministic.
 
-    Nothing is replaced before everything is solved. A linear shared under several names becomes one
-    QuantLinear under all of them.
+    Nothing is replaced before everything is solved, unless `streaming`. A linear shared under several names becomes
+    one QuantLinear under all of them. None of `memory_limit`, `streaming` and `workers` changes the result.
 
     Args:
         model: float model.
         method: what to do; see `presets`.
-        batches: arguments of the model's forward, as `observe` takes them; read at most once, and only as
-            far as the method needs it (one batch for the segments, all for statistics).
+        batches: arguments of the model's forward, as `observe` takes them; read only as far as the method needs it
+            (one batch for the segments, all for statistics), and once unless Gram matrices exceed `memory_limit`.
         segments: from `find_segments`, found on the first batch if None and the method wants them.
         stats: from an earlier `observe` of the same model; then `batches` serves the segments alone.
         progress: called with (stage, done, total) after every batch and layer.
+        memory_limit: bytes for Gram matrices; the data is read once per group of layers that fits. Half of the free
+            memory if None.
+        streaming: put every layer in place as soon as it is solved, so that float layers are freed on the way (in
+            the last group, since the float model must be whole for the others). An error then leaves a model that is
+            partly quantized.
+        workers: layers solved at once, in threads.
 
     Returns:
-        the same model.
+        the same model, with `segquant_record`: {"method", "segments", "passes": readings of all the data}.
 
     Raises:
         QuantizationError: naming the layer, and what to do.
@@ -83,33 +95,76 @@ def quantize_(
     layers = targets(model, method)
     if method.scheme.weight is None and not layers:
         return model
+    methods, segments, batches = _plan(model, method, layers, batches, segments)
+    groups = _observed(model, methods, batches, stats, method.seed, memory_limit, progress)
+    kept: list[str] = []
+    solved: dict[int, nn.Module] = {}
+    for group in groups:
+        named = {name: layers.pop(name) for name in list(layers) if name in group.stats or group.last}
+        if any(entry.needs_data for entry in methods.values()):
+            named = _called(named, group.stats, method)
+        kept += named
+        whole = len(kept) + len(layers)
+        solving = solve_in_turn(named, methods, group.stats, segments, workers)
+        for done, (old, new) in enumerate(solving, start=whole - len(layers) - len(named) + 1):
+            solved[id(old)] = new
+            if streaming and group.last:
+                swap_(model, solved)
+                solved.clear()
+            if progress is not None:
+                progress("quantize", done, whole)
+    swap_(model, solved)
+    cuts = {name: dataclasses.asdict(segments[name]) for name in kept if name in segments}
+    setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts, "passes": group.passes})
+    return model
+
+
+def _plan(
+    model: nn.Module,
+    method: Method,
+    layers: Mapping[str, nn.Linear],
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None,
+) -> tuple[dict[str, Method], dict[str, Segments], Iterable[Any]]:
+    """Method and cuts of every layer, checked before any data is read, and the batches, whole again."""
     if not layers:
         raise QuantizationError(
             f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
             f"out all {len(linears(model))} of the model"
         )
-    total = len(batches) if isinstance(batches, Sized) else 0
-    iterator = iter(batches)
     methods = layer_methods(layers, method)
     if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
-        segments, iterator = _segments(model, iterator)
+        segments, batches = _segments(model, batches)
     segments = control_cuts(segments or {}, methods)
     for name, layer in layers.items():
         plan_layout(layer, methods[name], segments.get(name), name)
-    if any(entry.needs_data for entry in methods.values()):
-        if stats is None:
-            gram = [name for name, entry in methods.items() if entry.needs_gram]
-            salience = any(entry.needs_salience for entry in methods.values())
-            stats = observe(
-                model, iterator, gram=gram, salience=salience, seed=method.seed,
-                only=layers, progress=progress, total=total,
-            )  # fmt: skip
-        layers = _called(layers, stats, method)
-    solved = _solve(layers, methods, dict(stats or {}), segments, progress)
-    swap_(model, solved)
-    cuts = {name: dataclasses.asdict(segments[name]) for name in layers if name in segments}
-    setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts})
-    return model
+    return methods, segments, batches
+
+
+def _observed(
+    model: nn.Module,
+    methods: Mapping[str, Method],
+    batches: Iterable[Any],
+    stats: Mapping[str, InputStats] | None,
+    seed: int,
+    memory_limit: int | None,
+    progress: Progress | None,
+) -> Iterator[Observed]:
+    """Statistics that the methods need, in groups of layers; one group without any if they need none."""
+    if stats is not None or not any(entry.needs_data for entry in methods.values()):
+        yield Observed(dict(stats or {}), 0, True)
+        return
+    device = next(model.parameters()).device
+    yield from observe_in_groups(
+        model,
+        batches,
+        gram=[name for name, entry in methods.items() if entry.needs_gram],
+        salience=any(entry.needs_salience for entry in methods.values()),
+        seed=seed,
+        only=methods,
+        progress=progress,
+        memory_limit=gram_limit(device) if memory_limit is None else memory_limit,
+    )
 
 
 def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
@@ -127,12 +182,14 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
     return found
 
 
-def _segments(model: nn.Module, batches: Iterator[Any]) -> tuple[dict[str, Segments], Iterator[Any]]:
+def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:
     """Segments from the first batch, and all batches again."""
-    first = list(itertools.islice(batches, 1))
+    iterator = iter(batches)
+    first = list(itertools.islice(iterator, 1))
     if not first:
         raise QuantizationError("there are no calibration batches; give at least one, or segments")
-    return find_segments(model, *_arguments(first[0])), itertools.chain(first, batches)
+    again = itertools.chain(first, iterator) if iterator is batches else batches
+    return find_segments(model, *_arguments(first[0])), again
 
 
 def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Linear]:
@@ -146,31 +203,6 @@ def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], metho
     if uncalled:
         log.warning("left in floating point, since calibration never called them: %s", ", ".join(uncalled))
     return {name: layer for name, layer in layers.items() if name not in uncalled}
-
-
-def _solve(
-    layers: dict[str, nn.Linear],
-    methods: Mapping[str, Method],
-    stats: dict[str, InputStats],
-    segments: Mapping[str, Segments],
-    progress: Progress | None,
-) -> dict[int, nn.Module]:
-    """Quantized layers by the id of the float ones; `stats` is used up, so that memory is given back early."""
-    solved: dict[int, nn.Module] = {}
-    for index, (name, layer) in enumerate(layers.items()):
-        module = QuantLinear.from_float(layer, methods[name], stats.pop(name, None), segments.get(name), name=name)
-        solved[id(layer)] = module.train(layer.training)
-        if progress is not None:
-            progress("quantize", index + 1, len(layers))
-    return solved
-
-
-def swap_(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Replace submodules by identity (id of the old module), wherever they hang, aliases included."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and id(child) in replacements:
-                parent._modules[name] = replacements[id(child)]
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:

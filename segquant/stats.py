@@ -204,7 +204,7 @@ class InputStats:
 
     def _update_fold(self, rows: Tensor, index: int) -> None:
         values = rows.float()
-        low, high = torch.aminmax(values, dim=0)
+        high, low = values.amax(0), values.amin(0)  # much faster than aminmax along rows
         square = values.square().sum(0, dtype=torch.float64)
         absolute = values.abs().sum(0, dtype=torch.float64)
         keys = torch.rand(rows.shape[0], generator=self._generator)
@@ -220,8 +220,21 @@ class InputStats:
         old.absolute += absolute
         old.rows += rows.shape[0]
         old.calls += 1
-        rows, keys = self._keep(rows, keys)
-        old.sample, old.keys = self._keep(torch.cat((old.sample, rows)), torch.cat((old.keys, keys)))
+        self._sample(old, rows, keys)
+
+    def _sample(self, fold: FoldStats, rows: Tensor, keys: Tensor) -> None:
+        """Let the rows with the largest keys stay; ever fewer newcomers are among them, so few rows are moved."""
+        kept = len(fold.keys)
+        if kept < self.reservoir // FOLDS:
+            rows, keys = self._keep(rows, keys)
+            fold.sample, fold.keys = self._keep(torch.cat((fold.sample, rows)), torch.cat((fold.keys, keys)))
+            return
+        chosen = torch.topk(torch.cat((fold.keys, keys)), kept).indices
+        stays = torch.zeros(kept, dtype=torch.bool)
+        stays[chosen[chosen < kept]] = True
+        slots, fresh = (~stays).nonzero()[:, 0], chosen[chosen >= kept] - kept
+        fold.keys[slots] = keys[fresh]
+        fold.sample[slots.to(rows.device)] = rows[fresh.to(rows.device)]
 
     def _keep(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The rows with the largest keys: a uniform sample without replacement, whatever the batching."""
