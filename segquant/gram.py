@@ -121,8 +121,9 @@ class Grams:
         self._at[name] = following
 
     def sums(self, name: str) -> tuple[Tensor | None, Tensor | None]:
-        """XᵀX over all rows and (if split) over fold 0's; None where no row arrived. Ends the accumulation."""
-        state = self._at.get(name, self._root)
+        """XᵀX over all rows and (if split) over fold 0's; None where no row arrived. Hands them over."""
+        self._moves = {}
+        state = self._at.pop(name, self._root)
         return state.whole.value(), state.first.value()
 
     def matrix_bytes(self, width: int) -> int:

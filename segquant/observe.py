@@ -130,8 +130,9 @@ def observe_in_groups(
             _run(model, batches, watch, seed, progress, total)
         watch.check_again()
         left = dict.fromkeys(name for name in left if name in watch.deferred)
-        done = {name: watch.finish(name) for name in named if name not in left}
-        yield Observed(done, passes, not left)
+        found = Observed({name: watch.finish(name) for name in named if name not in left}, passes, not left)
+        layers, named = {name: layers[name] for name in left}, {}  # no hold on what the caller may want to free
+        yield found
         if not left:
             return
 

@@ -15,6 +15,7 @@ from segquant.layout import Layout, group_pieces, slices
 from segquant.optimizers.balance import balance
 from segquant.optimizers.rotate import hadamard_blocks, random_signs
 from segquant.optimizers.smooth import (
+    DEFAULT_ALPHA,
     MARGINS,
     Choice,
     Errors,
@@ -22,7 +23,9 @@ from segquant.optimizers.smooth import (
     Rule,
     alpha_errors,
     awq_rule,
-    best_choice,
+    best_alpha,
+    best_margin,
+    middle,
     smoothquant_rule,
 )
 from segquant.optimizers.svd import random_low_rank, rank_share
@@ -71,21 +74,35 @@ def _choices(
     splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
     few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
     margins = MARGINS if static and few and method.ranges == "amax" and not method.rotate else (1.0,)
-    errors = {}
-    for branch, index in blocks:
-        rows, columns = layout.branch_slices[branch], slices(layout.columns)[index]
-        errors[branch, index] = alpha_errors(
-            weight[rows, columns],
-            [_cut(split, columns) for split in splits],
-            BlockSimulation(layout, method, branch, index, weight.device),
-            rule=_rule(method),
-            margins=margins,
-        )
+    searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
+    errors = {block: search.errors(middle(margins)) for block, search in searches.items()}
     if method.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))
-    found = {block: best_choice(entry, splits, margins) for block, entry in errors.items()}
+    found = {block: search.choose(errors[block], margins) for block, search in searches.items()}
     log.debug("%s: %s", stats.name, {block: (choice.alpha, choice.margin) for block, choice in found.items()})
     return found
+
+
+class _Search:
+    """The search for one block (output branch × input segment)."""
+
+    def __init__(
+        self, weight: Tensor, layout: Layout, method: Method, block: tuple[int, int], splits: Sequence[HeldOut]
+    ) -> None:
+        rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
+        self.weight, self.rule = weight[rows, columns], _rule(method)
+        self.splits = [_cut(split, columns) for split in splits]
+        self.simulate = BlockSimulation(layout, method, *block, weight.device)
+
+    def errors(self, margin: float) -> Errors:
+        return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margin=margin)
+
+    def choose(self, errors: Errors, margins: Sequence[float]) -> Choice:
+        if not self.splits:
+            return Choice(DEFAULT_ALPHA)
+        alpha = best_alpha(errors)
+        margin = best_margin(self.weight, self.splits, self.simulate, alpha, margins, rule=self.rule)
+        return Choice(alpha, margin, errors)
 
 
 def _total(errors: Sequence[Errors]) -> Errors:
@@ -129,7 +146,9 @@ class BlockSimulation:
 
     def __init__(self, layout: Layout, method: Method, branch: int, index: int, device: torch.device) -> None:
         rows, width = layout.branches[branch], layout.columns[index]
-        self.method, self.weight_spec, self.input_spec = method, layout.weight_spec, layout.scheme.input
+        # the shrunk ranges of "mse" cost many times a rounding, and hardly move the best α
+        self.method = replace(method, ranges="amax") if method.ranges == "mse" else method
+        self.weight_spec, self.input_spec = layout.weight_spec, layout.scheme.input
         if method.optimizer == "awq":
             self.input_spec = None  # AWQ judges by the weight's rounding alone
         self.dual = layout.dual[index]

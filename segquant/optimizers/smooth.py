@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,17 +29,17 @@ Simulate = Callable[[Tensor], Layer]
 """The quantized layer for a (smoothed) weight [out, in]; weight rounding happens once, inputs come later."""
 Rule = Callable[[HeldOut, Tensor, float], Tensor]
 """Smoothing vector [in] from a split's ranges, the weight's largest magnitudes per input channel [in], and α."""
-Errors = dict[tuple[float | None, float], float]
-"""Squared output error by (α or None, margin)."""
+Errors = dict[float | None, float]
+"""Squared output error by α (None: no smoothing)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found: α (None: no smoothing), headroom of static scales, all candidates' errors."""
+    """What the search found: α (None: no smoothing), headroom of static scales, squared errors by α."""
 
     alpha: float | None
     margin: float = 1.0
-    errors: Mapping[tuple[float | None, float], float] = field(default_factory=dict)
+    errors: Mapping[float | None, float] = field(default_factory=dict)
 
 
 def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
@@ -99,9 +98,9 @@ def alpha_errors(
     *,
     rule: Rule = smoothquant_rule,
     alphas: Sequence[float | None] = (None, *ALPHAS),
-    margins: Sequence[float] = (1.0,),
+    margin: float = 1.0,
 ) -> Errors:
-    """Squared output error of the really quantized layer on held-out rows, pooled over splits.
+    """Squared output error of the really quantized layer on held-out rows, pooled over splits, by α.
 
     Args:
         weight: float32 [out, in].
@@ -109,32 +108,65 @@ def alpha_errors(
         simulate: the layer as it would run.
         rule: from α to a smoothing vector.
         alphas: candidates; None is no smoothing at all.
-        margins: factors on the ranges, tried with every α.
+        margin: factor on the ranges of static inputs.
     """
-    errors: Errors = dict.fromkeys(itertools.product(alphas, margins), 0.0)
-    weight_amax = weight.abs().amax(0)
+    errors: Errors = dict.fromkeys(alphas, 0.0)
     for split in splits:
         target = split.rows @ weight.T
         for alpha in alphas:
-            scale = None if alpha is None else rule(split, weight_amax, alpha)
-            layer = simulate(weight if scale is None else weight * scale)
-            smoothed = split if scale is None else smooth_split(split, scale)
-            for margin in margins:
-                wider = replace(smoothed, positive=smoothed.positive * margin, negative=smoothed.negative * margin)
-                errors[alpha, margin] += float((layer(wider) - target).square().sum(dtype=torch.float64))
+            errors[alpha] += _margin_errors(weight, split, target, simulate, rule, alpha, (margin,))[margin]
     return errors
 
 
-def best_choice(errors: Errors, splits: Sequence[HeldOut], margins: Sequence[float] = (1.0,)) -> Choice:
-    """The α with the least error, no smoothing (None) winning ties, and the headroom that goes with it."""
-    if not splits:
-        return Choice(DEFAULT_ALPHA)
-    alpha, margin = min(errors, key=lambda candidate: errors[candidate])
-    # Too little headroom clips fresh rows and costs far more than too much: take the widest that is as
-    # good as the best within what so few rows can tell.
+def best_margin(
+    weight: Tensor,
+    splits: Sequence[HeldOut],
+    simulate: Simulate,
+    alpha: float | None,
+    margins: Sequence[float],
+    *,
+    rule: Rule = smoothquant_rule,
+) -> float:
+    """The headroom of static scales over the range that calibration saw.
+
+    Too little of it clips fresh rows and costs far more than too much, so it is the widest margin that is as good
+    as the best within what so few rows can tell (TOLERANCE).
+    """
+    if not splits or len(margins) == 1:
+        return margins[0]
+    errors = dict.fromkeys(margins, 0.0)
+    for split in splits:
+        found = _margin_errors(weight, split, split.rows @ weight.T, simulate, rule, alpha, margins)
+        errors = {margin: errors[margin] + found[margin] for margin in margins}
     tolerance = 1 + (TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)) ** 2
-    good = [wide for wide in margins if errors[alpha, wide] <= tolerance * errors[alpha, margin]]
-    return Choice(alpha, max(good), errors)
+    return max(margin for margin in margins if errors[margin] <= tolerance * min(errors.values()))
+
+
+def _margin_errors(
+    weight: Tensor,
+    split: HeldOut,
+    target: Tensor,
+    simulate: Simulate,
+    rule: Rule,
+    alpha: float | None,
+    margins: Sequence[float],
+) -> dict[float, float]:
+    """Squared output error on one split at one α, by margin; the weight is rounded once."""
+    scale = None if alpha is None else rule(split, weight.abs().amax(0), alpha)
+    layer = simulate(weight if scale is None else weight * scale)
+    smoothed = split if scale is None else smooth_split(split, scale)
+    errors = {}
+    for margin in margins:
+        wider = smoothed
+        if margin != 1:
+            wider = replace(smoothed, positive=smoothed.positive * margin, negative=smoothed.negative * margin)
+        errors[margin] = float((layer(wider) - target).square_().sum(dtype=torch.float64))
+    return errors
+
+
+def best_alpha(errors: Errors) -> float | None:
+    """The α with the least error, no smoothing (None) winning ties."""
+    return min(errors, key=lambda alpha: errors[alpha])
 
 
 def search_alpha(
@@ -146,6 +178,14 @@ def search_alpha(
     alphas: Sequence[float | None] = (None, *ALPHAS),
     margins: Sequence[float] = (1.0,),
 ) -> Choice:
-    """`best_choice` of `alpha_errors`; without splits α is DEFAULT_ALPHA."""
-    errors = alpha_errors(weight, splits, simulate, rule=rule, alphas=alphas, margins=margins)
-    return best_choice(errors, splits, margins)
+    """α with a middling headroom, then the headroom for that α; without splits α is DEFAULT_ALPHA."""
+    if not splits:
+        return Choice(DEFAULT_ALPHA)
+    errors = alpha_errors(weight, splits, simulate, rule=rule, alphas=alphas, margin=middle(margins))
+    alpha = best_alpha(errors)
+    return Choice(alpha, best_margin(weight, splits, simulate, alpha, margins, rule=rule), errors)
+
+
+def middle(margins: Sequence[float]) -> float:
+    """The headroom at which α is chosen: neither clipping nor wasting much."""
+    return margins[(len(margins) - 1) // 2]

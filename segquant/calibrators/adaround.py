@@ -1,0 +1,218 @@
+"""AdaRound: learn for every weight whether it is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
+
+A weight on the grid's cell [lower, lower + gap] is lower + gap · h(V) with the rectified sigmoid
+h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V starts where h reproduces the float weight, and follows the
+reconstruction error plus λ · mean(1 − |2h − 1|^β) (eq. 24), whose β falls so that h is free at first and ends at 0
+or 1. `reconstruct` uses the same pieces for whole blocks (BRECQ, Li et al. 2021, arXiv 2102.05426).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segquant import functional as F
+
+ZETA, GAMMA = 1.1, -0.1
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Settings of the rounding's optimisation.
+
+    Args:
+        rows: calibration items (rows of the model's batches) kept for the second pass, drawn uniformly.
+        steps: Adam steps per block.
+        batch: items per step; whole calls of the block are drawn until there are as many.
+        lr: Adam's learning rate for V. Few steps want a large one: V has to travel about ±2.4 to saturate.
+        strength: λ, relative to a reconstruction error that is 1 for rounding to nearest.
+        warmup: share of the steps without the regulariser.
+        beta_start, beta_end: annealing of β over the remaining steps (cosine, as in AdaRound).
+        held_out: share of the kept calls that judge the result instead of fitting it: a block for which they
+            show no gain keeps its rounding to nearest.
+        quantized_inputs: blocks are fitted on the inputs that the quantized blocks before them produce (as
+            BRECQ and Q-Diffusion do), against the float model's outputs; else on the float model's inputs.
+        memory_limit: bytes of block inputs and outputs held at a time; blocks that do not fit together are
+            captured by further runs over the kept items.
+    """
+
+    rows: int = 256
+    steps: int = 200
+    batch: int = 16
+    lr: float = 0.03
+    strength: float = 1.0
+    warmup: float = 0.2
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    held_out: float = 0.25
+    quantized_inputs: bool = False
+    memory_limit: int = 2**31
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "steps", "batch", "memory_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"reconstruction {name}={getattr(self, name)} must be at least 1")
+        for name in ("lr", "beta_end"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"reconstruction {name}={getattr(self, name)} must be positive")
+        if self.beta_start < self.beta_end or self.strength < 0:
+            raise ValueError(
+                f"reconstruction beta_start={self.beta_start}, beta_end={self.beta_end}, strength={self.strength}: "
+                "beta falls from start to end, and strength is at least 0"
+            )
+        if not (0 <= self.warmup < 1 and 0 <= self.held_out < 1):
+            raise ValueError(
+                f"reconstruction warmup={self.warmup}, held_out={self.held_out}: both are shares in [0, 1)"
+            )
+
+    def beta(self, step: int) -> float | None:
+        """β of one step (counted from 0); None while the regulariser is off."""
+        begin = self.warmup * self.steps
+        if step < begin:
+            return None
+        done = torch.tensor((step - begin) / max(self.steps - 1 - begin, 1.0) * torch.pi)
+        return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + float(torch.cos(done)))
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V), eq. 23: any shape, values in [0, 1]."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp_(0, 1)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """V with h(V) = h, for h in [0, 1]; finite at both ends."""
+    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
+
+
+def regulariser(h: Tensor, beta: float) -> Tensor:
+    """1 − |2h − 1|^β, entry by entry (eq. 24)."""
+    return 1 - (2 * h - 1).abs().pow(beta)
+
+
+def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """Lower neighbour on the format's grid, and the distance to the next one up.
+
+    Values beyond the grid belong to its outermost cell, so that both neighbours are always codes.
+
+    Args:
+        values: weights over scales, float, any shape.
+        dtype: number format.
+    """
+    if dtype == "fp8":
+        bytes_ = torch.arange(256, device=values.device).to(torch.uint8).view(torch.float8_e4m3fn).to(values.dtype)
+        grid = torch.unique(bytes_[bytes_.isfinite()])
+        index = torch.searchsorted(grid, values.contiguous(), right=True).sub_(1).clamp_(0, len(grid) - 2)
+        return grid[index], grid[index + 1] - grid[index]
+    low, high = F.INT_RANGES[dtype]
+    lower = values.floor().clamp_(low, high - 1)
+    return lower, torch.ones_like(lower)
+
+
+class Rounding:
+    """The rounding of one weight while it is learnt.
+
+    Args:
+        weight: unrounded, float [out, in]; float64 is computed in float64, else in float32.
+        scale: broadcastable to the weight.
+        dtype: number format.
+
+    Attributes:
+        v: the learnt V [out, in]; `v.grad` is set by `descend`.
+        lower, gap: the cell of every weight, in units of the weight.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, dtype: str) -> None:
+        ratio = (weight if weight.dtype == torch.float64 else weight.float()) / scale
+        lower, gap = grid_cell(ratio, dtype)
+        self.v = inverse_rectified_sigmoid(((ratio - lower) / gap).clamp_(0, 1))
+        self.lower, self.gap = lower.mul_(scale), gap.mul_(scale)
+        self._h = torch.empty(0)
+
+    def soft(self) -> Tensor:
+        """lower + gap · h(V): a fresh leaf that gradients flow to."""
+        self._h = rectified_sigmoid(self.v)
+        return torch.addcmul(self.lower, self.gap, self._h).requires_grad_()
+
+    def descend(self, gradient: Tensor, strength: float, beta: float | None) -> None:
+        """Set V's gradient: the loss's with respect to the last `soft`, plus the regulariser's, through h.
+
+        Args:
+            gradient: of the loss with respect to the weight; not modified.
+            strength: factor of Σ(1 − |2h − 1|^β).
+            beta: None leaves the regulariser out.
+        """
+        found, h = gradient * self.gap, self._h
+        if beta is not None and strength:
+            centred = 2 * h - 1
+            found.addcmul_(centred.sign(), centred.abs_().pow_(beta - 1), value=-2 * strength * beta)
+        inside = (h > 0) & (h < 1)
+        # σ(1 − σ)(ζ − γ) with σ taken back from h; outside the clip the slope is zero
+        sigma = (h - GAMMA).div_(ZETA - GAMMA)
+        self.v.grad = found.mul_(sigma.addcmul_(sigma, sigma, value=-1).mul_(ZETA - GAMMA)).mul_(inside)
+
+    def hard(self) -> Tensor:
+        """The weight on its grid: up where h ≥ 1/2."""
+        return torch.where(self.v >= 0, self.lower + self.gap, self.lower)
+
+
+def learn_(
+    roundings: Sequence[Rounding], loss: Callable[[list[Tensor]], Tensor], settings: Reconstruction
+) -> None:
+    """Adam on V of all roundings together.
+
+    Args:
+        loss: of the soft weights, called once per step, about 1 for rounding to nearest.
+    """
+    optimiser = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr, fused=True)
+    strength = settings.strength / sum(rounding.v.numel() for rounding in roundings)
+    for step in range(settings.steps):
+        beta = settings.beta(step)
+        with torch.enable_grad():
+            weights = [rounding.soft() for rounding in roundings]
+            gradients = torch.autograd.grad(loss(weights), weights, materialize_grads=True)
+        for rounding, gradient in zip(roundings, gradients, strict=True):
+            rounding.descend(gradient, strength, beta)
+        optimiser.step()
+
+
+def adaround(
+    rows: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    dtype: str,
+    settings: Reconstruction | None = None,
+    *,
+    seed: int = 0,
+) -> Tensor:
+    """One weight on the grid given by `scale`, rounded so that ||X Ŵᵀ − Y|| is small.
+
+    Args:
+        rows: X [n, in], quantized if the layer's input will be.
+        target: Y [n, out], the float layer's output without its bias.
+        weight: float [out, in].
+        scale: broadcastable to the weight, fixed.
+        dtype: number format.
+        settings: `batch` is in rows of X; `held_out`, `rows` and the memory limit do not apply.
+        seed: of the order of the rows.
+
+    Returns:
+        dequantized weight [out, in]; `quantize(result, scale)` gives its codes, none further than one step from
+        the code below the float weight.
+    """
+    settings = settings or Reconstruction()
+    rounding = Rounding(weight, scale, dtype)
+    rows, target = rows.to(rounding.v.dtype), target.to(rounding.v.dtype)
+    nearest = F.fake_quantize(weight, scale, dtype).to(rounding.v.dtype)
+    unit = (rows @ nearest.T - target).square().mean().clamp_min(torch.finfo(rows.dtype).tiny)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(weights: list[Tensor]) -> Tensor:
+        drawn = torch.randint(len(rows), (min(settings.batch, len(rows)),), generator=generator).to(rows.device)
+        return (rows[drawn] @ weights[0].T - target[drawn]).square().mean() / unit
+
+    learn_([rounding], loss, settings)
+    return rounding.hard()
