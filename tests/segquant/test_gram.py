@@ -100,8 +100,9 @@ def test_inference_tensors_and_many_rows() -> None:
         grams.begin_call()
         grams.update("a", x, 0)
         grams.update("b", x, 0)
-    assert grams.sums("a")[0] is grams.sums("b")[0]
-    torch.testing.assert_close(grams.sums("a")[0], 5 * reference([x]), rtol=1e-5, atol=1e-2)
+    found = grams.sums("a")[0]
+    assert found is grams.sums("b")[0]
+    torch.testing.assert_close(found, 5 * reference([x]), rtol=1e-5, atol=1e-2)
 
 
 @pytest.mark.parametrize("split", [False, True])
