@@ -78,6 +78,11 @@ class RunConfig:
         return str(self.quantizer["_target_"]).rpartition(".")[0]
 
     @property
+    def is_peer(self) -> bool:
+        """Whether another tool quantizes."""
+        return self.quantizer_package == "pipelines.peers"
+
+    @property
     def preset_name(self) -> str:
         """The function that the quantizer's `_target_` names."""
         return str(self.quantizer["_target_"]).rpartition(".")[2]

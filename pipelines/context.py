@@ -18,6 +18,7 @@ from pipelines.models import denoiser_name, fingerprint, load_pipeline, resolve_
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.peers import Peer
     from segquant import Method
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Context:
         return resolve_device(self.config.model.device)
 
     @cached_property
-    def method(self) -> Method:
+    def method(self) -> Method | Peer:
         """The quantization method; a precision that it cannot do is refused here, before any work."""
         return build_method(self.config)
 

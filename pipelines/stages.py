@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from pipelines import measure, samplers
 from pipelines.cache import Stage, write_json
 from pipelines.context import Context
 from pipelines.datasets import write_real
-from pipelines.method import check_metrics, progress_bar
+from pipelines.method import check_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +23,8 @@ STREAMS = {"calibration": 1, "held_out": 2}
 
 class Benchmark(Context):
     """One run: stages are computed when first asked for, and only then is the pipeline loaded, once."""
+
+    _peer_denoiser: torch.nn.Module | None = None
 
     def reference(self) -> Stage:
         """images/: the unquantized model's pictures; real/: the real ones; denoiser.json: its size."""
@@ -108,47 +109,55 @@ class Benchmark(Context):
         write_json(folder / "statistics.json", record)
 
     def quantize(self) -> Stage:
-        """denoiser/: the quantized denoiser; errors.json: its errors on held-out inputs and its size."""
+        """denoiser/: the quantized denoiser (peer.json: what another tool made); errors.json: errors and size."""
         depends = {
             "calibrate": self.calibrate().key,
             "method": self.method.to_dict(),
             "batch_size": self.config.calibration.batch_size,
-            "code": measure.source_digest("segquant"),
+            "code": self._quantizer_code(),
         }
         return self._stage("quantize", depends, self._quantize)
 
+    def _quantizer_code(self) -> list[str]:
+        """Digests of the code that quantizes and measures."""
+        own = [measure.source_digest("segquant"), measure.modules_digest("quantized", "samples")]
+        return [*own, measure.source_digest("pipelines.peers")] if self.config.is_peer else own
+
     def _quantize(self, folder: Path) -> None:
-        import segquant
+        from pipelines.quantized import denoiser_errors, save_denoiser
+        from pipelines.samples import load_samples
+
+        quantized = self._make_quantized()
+        save_denoiser(quantized, self.method, folder)
+        held_out = load_samples(self.calibrate().path / "held_out")
+        size = self.config.calibration.batch_size
+        errors = denoiser_errors(self.denoiser, quantized, self.method, held_out, size, self.device)
+        write_json(folder / "errors.json", errors)
+        if self.config.is_peer:
+            self._peer_denoiser = quantized
+
+    def _make_quantized(self) -> torch.nn.Module:
+        from pipelines.quantized import quantize_copy
         from pipelines.samples import Batches, load_samples
 
-        samples = {name: load_samples(self.calibrate().path / name) for name in STREAMS}
-        size = self.config.calibration.batch_size
-        quantized = copy.deepcopy(self.denoiser)
-        with progress_bar(self.config.name) as progress:
-            segquant.quantize_(
-                quantized, self.method, Batches(samples["calibration"], size, self.device), progress=progress
-            )
-        segquant.save_quantized(quantized, folder / "denoiser")
-        held_out = samples["held_out"]
-        layers = segquant.layer_errors(self.denoiser, quantized, Batches(held_out, size, self.device))
-        whole = segquant.output_error(self.denoiser, quantized, Batches(held_out, size, self.device))
-        calls = [
-            segquant.output_error(self.denoiser, quantized, Batches([sample], 1, self.device)) for sample in held_out
-        ]
-        errors = {
-            "layer_errors": layers,
-            "output_error": whole,
-            "per_row_output_errors": calls,
-            "per_row_steps": [sample.step for sample in held_out],
-            "weight_bytes": segquant.model_weight_bytes(quantized),
-        }
-        write_json(folder / "errors.json", errors)
+        samples = load_samples(self.calibrate().path / "calibration")
+        batches = Batches(samples, self.config.calibration.batch_size, self.device)
+        return quantize_copy(self.denoiser, self.method, batches, self.config.name)
 
     def quantized_denoiser(self) -> torch.nn.Module:
-        """The quantized denoiser, read from its stage, where the pipeline is."""
-        import segquant
+        """The quantized denoiser, read from its stage, where the pipeline is.
 
-        return segquant.load_quantized(self.quantize().path / "denoiser").to(self.device).eval()
+        What another tool made is kept in memory, and made again from the same calibration by another process.
+        """
+        import segquant
+        from pipelines.quantized import check_same
+
+        folder = self.quantize().path
+        if not self.config.is_peer:
+            return segquant.load_quantized(folder / "denoiser").to(self.device).eval()
+        if self._peer_denoiser is None:
+            self._peer_denoiser = check_same(self._make_quantized(), folder)
+        return self._peer_denoiser
 
     def correct(self) -> Stage:
         """correction.safetensors and .json: what the quantized denoiser's predictions are corrected by."""

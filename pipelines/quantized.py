@@ -1,0 +1,70 @@
+"""The quantized denoiser, made by segquant or by another tool: made, measured, stored, had again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import segquant
+from pipelines.cache import write_json
+from pipelines.errors import PipelineError
+from pipelines.method import progress_bar
+from pipelines.peers import Peer, tensors_digest
+from pipelines.samples import Batches, Sample
+from segquant import Method
+
+PEER_RECORD = "peer.json"
+
+
+def quantize_copy(denoiser: nn.Module, method: Method | Peer, batches: Batches, label: str) -> nn.Module:
+    """A quantized copy of the denoiser."""
+    quantized = copy.deepcopy(denoiser)
+    if isinstance(method, Peer):
+        return method.quantize_(quantized, batches)
+    with progress_bar(label) as progress:
+        return segquant.quantize_(quantized, method, batches, progress=progress)
+
+
+def denoiser_errors(
+    denoiser: nn.Module, quantized: nn.Module, method: Method | Peer, held_out: Sequence[Sample], size: int, device: str
+) -> dict[str, Any]:
+    """What errors.json holds: errors per layer, of the output, per held-out row; and bytes."""
+    names = method.layers(denoiser) if isinstance(method, Peer) else None
+    batches = Batches(held_out, size, device)
+    calls = [segquant.output_error(denoiser, quantized, Batches([sample], 1, device)) for sample in held_out]
+    stored = segquant.model_weight_bytes(quantized) if names is None else method.weight_bytes(quantized, names)
+    return {
+        "layer_errors": segquant.layer_errors(denoiser, quantized, batches, names),
+        "output_error": segquant.output_error(denoiser, quantized, batches),
+        "per_row_output_errors": calls,
+        "per_row_steps": [sample.step for sample in held_out],
+        "weight_bytes": stored,
+    }
+
+
+def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> None:
+    """denoiser/ as segquant stores it; for other tools, whose formats are theirs, peer.json: what was made."""
+    if isinstance(method, Peer):
+        write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
+    else:
+        segquant.save_quantized(quantized, folder / "denoiser")
+
+
+def check_same(quantized: nn.Module, folder: Path) -> nn.Module:
+    """The denoiser that another tool made again from the same calibration, if it is the one that was measured.
+
+    Raises:
+        PipelineError: it differs.
+    """
+    record = json.loads((folder / PEER_RECORD).read_text(encoding="utf-8"))
+    if tensors_digest(quantized) != record["digest"]:
+        raise PipelineError(
+            f"{record['peer']} made another model from the same calibration than the one measured in {folder}; "
+            "remove that folder and run again"
+        )
+    return quantized
