@@ -1,22 +1,17 @@
-"""What a results table shows: runs in reading order, columns, and the numbers of each cell."""
+"""What a results table shows: columns, and the numbers of each cell."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from eval.order import group_key
 from eval.results import Interval, RunResult
 from eval.statistics import bootstrap_counts, mean_replicates, percentile_interval
 
-PRECISION_ORDER = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
-METHOD_ORDER = (
-    "none", "rtn", "smoothquant", "gptq", "svdquant", "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
-)  # fmt: skip
-OURS = "segquant"
 REPLICATES = 1000
 BYTES_PER_MB = 1e6
 
@@ -44,55 +39,6 @@ class Column:
     def arrow(self) -> str:
         """↑ or ↓, whichever is better; empty where neither is."""
         return {"higher": "↑", "lower": "↓", None: ""}[self.direction]
-
-
-def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
-    """By model, dataset and seed; the unquantized model first, then by precision, then by method.
-
-    The unquantized model is kept once: a sweep over precisions runs it at each, where it is the same.
-    """
-    unique: dict[object, RunResult] = {}
-    for run in runs:
-        key = (run.model, run.dataset, run.seed, run.prompts) if run.is_float else run.path
-        unique.setdefault(key, run)
-    return sorted(
-        unique.values(),
-        key=lambda r: (
-            r.model,
-            r.dataset,
-            r.seed,
-            not r.is_float,
-            _rank(r.precision, PRECISION_ORDER),
-            method_rank(r.quantizer),
-            r.name,
-        ),
-    )
-
-
-def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:
-    return (order.index(name) if name in order else len(order), name)
-
-
-def method_rank(quantizer: str) -> tuple[bool, int, str]:
-    """Sorts baselines in the order of their papers, unknown tools after them, SegQuant last."""
-    return (quantizer.startswith(OURS), *_rank(quantizer, METHOD_ORDER))
-
-
-def labels(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run: its method, or its own name where two runs of a group share a method."""
-    shared = Counter((group_key(r), r.quantizer) for r in runs)
-    found = {}
-    for run in runs:
-        if run.is_float:
-            found[id(run)] = "unquantized"
-        else:
-            found[id(run)] = run.quantizer if shared[group_key(run), run.quantizer] == 1 else run.name
-    return found
-
-
-def group_key(run: RunResult) -> tuple[str, str, int, str]:
-    """Runs that may be compared: same model, prompts, latents and bits."""
-    return (run.model, run.dataset, run.seed, "" if run.is_float else run.precision)
 
 
 def columns(runs: Sequence[RunResult]) -> list[Column]:

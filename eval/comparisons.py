@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from eval.columns import OURS, REPLICATES, group_key, labels, sort_runs
+from eval.columns import REPLICATES
 from eval.errors import EvalError
+from eval.order import group_key, is_ours, labels, method_name, sort_runs
 from eval.results import RunResult
 from eval.statistics import Difference, paired_mean_difference, paired_replicate_difference
 
@@ -62,7 +63,8 @@ def _digits(magnitude: float) -> int:
 
 
 def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
-    """SegQuant against every other quantized run of the same group.
+    """SegQuant and auto against every quantized run before them of the same group; every method's variants (an
+    ablation's runs) against its first.
 
     Returns:
         the comparisons, in table order, and one sentence for every pair of series that cannot be compared.
@@ -72,15 +74,20 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names = labels(ordered)
     for i, ours in enumerate(ordered):
-        if not ours.quantizer.startswith(OURS):
-            continue
-        for theirs in ordered[:i]:
-            if group_key(theirs) == group_key(ours):
-                pair = Pair(ours, theirs, names[id(ours)], names[id(theirs)])
-                made, left = pair.compare()
-                found += made
-                refused += left
+        for theirs in _opponents(ours, ordered[:i]):
+            made, left = Pair(ours, theirs, names[id(ours)], names[id(theirs)]).compare()
+            found += made
+            refused += left
     return found, refused
+
+
+def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
+    """Which of the runs that stand before it in the table a run is compared with."""
+    group = [run for run in before if group_key(run) == group_key(ours)]
+    variants = [run for run in group if method_name(run) == method_name(ours)]
+    if variants:
+        return variants[:1]
+    return group if is_ours(ours.quantizer) else []
 
 
 def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from eval.columns import labels, sort_runs
 from eval.errors import EvalError
+from eval.order import labels, sort_runs
 from eval.results import RunResult
 
 TILE = 128

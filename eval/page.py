@@ -37,8 +37,10 @@ def render_page(
     refused: Sequence[str],
     pictures: Mapping[str, bytes],
     legend: str,
+    sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The whole page as text, of HTML tables and PNGs by file name; nothing is loaded from outside."""
+    """The whole page as text, of HTML tables, PNGs by file name and folded (title, HTML) sections; nothing is loaded
+    from outside."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
@@ -52,6 +54,9 @@ def render_page(
         f"<p class='pale'>{_bold(html.escape(legend))}</p>",
     ]
     parts += [_picture(name, content) for name, content in pictures.items()]
+    parts += [
+        f"<details><summary><b>{html.escape(title)}</b></summary>\n{content}\n</details>" for title, content in sections
+    ]
     parts += [_comparisons(comparisons, refused), _methods(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
 
@@ -92,7 +97,12 @@ def _verdict(verdict: str) -> str:
 
 
 def _picture(name: str, content: bytes) -> str:
-    titles = {"metrics.png": "Main numbers with intervals", "grid.png": "Pictures"}
+    titles = {
+        "metrics.png": "Main numbers with intervals",
+        "grid.png": "Pictures",
+        "timesteps.png": "Error over the sampling steps",
+        "calibration.png": "Error over the number of calibration prompts",
+    }
     title = titles.get(name, name.removesuffix(".png").replace("_", " "))
     data = base64.b64encode(content).decode("ascii")
     image = f"<img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"

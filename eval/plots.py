@@ -6,7 +6,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from eval.columns import Cell, Column, columns, labels
+from eval.columns import Cell, Column, columns
+from eval.order import is_ours, labels
 from eval.results import RunResult
 
 SHOWN = ("fid_ref", "psnr", "layer_error", "output_error")
@@ -50,7 +51,7 @@ def _draw(panel: object, column: Column, runs: Sequence[RunResult]) -> None:
         if cell is None or math.isinf(cell.value):
             continue
         panel.errorbar(
-            cell.value, y, xerr=_whiskers(cell), fmt="o", color=COLOURS[run.quantizer.startswith("segquant")],
+            cell.value, y, xerr=_whiskers(cell), fmt="o", color=COLOURS[is_ours(run.quantizer)],
             markersize=6, capsize=3, elinewidth=1.6,
         )  # fmt: skip
     for y in range(1, len(runs)):

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.columns import OURS
 from eval.comparisons import Comparison, against_unquantized, compare_runs
 from eval.errors import EvalError
 from eval.figures import grid_groups, picture_grid
 from eval.files import save_bytes, save_text
+from eval.order import is_ours
 from eval.page import render_page
+from eval.paper import extras
 from eval.plots import metric_plot
 from eval.results import RunResult, load_results, provenance
 from eval.tables import Table, to_csv, to_html, to_latex, to_markdown
@@ -52,7 +53,7 @@ def write_report(
 
     Returns:
         the files written: table.md, table.csv, table.tex, comparisons.md, metrics.png, grid.png (one more per
-        further model, dataset or seed) and report.html.
+        further model, dataset or seed) and report.html; and what `eval.paper.extras` finds.
 
     Raises:
         EvalError: no results, a broken results.json, or pictures that are missing.
@@ -67,16 +68,17 @@ def write_report(
         log.warning("%s", sentence)
     pictures = _pictures(runs, grid, rows)
     plot = metric_plot(table.runs)
-    if plot is not None:
-        pictures = {"metrics.png": plot, **pictures}
+    more = extras(table.runs)
+    pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **pictures}
     texts = {
         "table.md": "\n".join([*map(to_markdown, parts), LEGEND, "", sources_markdown(table.runs)]),
         "table.csv": to_csv(table),
         "table.tex": "\n".join(map(to_latex, parts)),
         "comparisons.md": comparisons_markdown(comparisons, refused),
         "report.html": render_page(
-            table.runs, [to_html(part) for part in parts], comparisons, refused, pictures, LEGEND
+            table.runs, [to_html(part) for part in parts], comparisons, refused, pictures, LEGEND, more.sections
         ),
+        **more.texts,
     }
     for name, content in pictures.items():
         save_bytes(folder / name, content)
@@ -110,8 +112,11 @@ def comparisons_markdown(comparisons: Sequence[Comparison], refused: Sequence[st
             lines += ["" if last else "", f"## {pair[1]} at {pair[0]}", ""]
             last = pair
         lines.append(f"- {comparison.sentence()}")
-    if not any(c.ours.startswith(OURS) and c.theirs != "unquantized" for c in comparisons):
-        lines += ["", f"No {OURS} run stands beside another method at the same precision: nothing to compare."]
+    if not any(is_ours(c.ours) and c.theirs != "unquantized" for c in comparisons):
+        lines += [
+            "",
+            "No run of SegQuant or auto stands beside another method at the same precision: nothing to compare.",
+        ]
     lines += [f"\nNot compared: {sentence}" for sentence in refused]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 

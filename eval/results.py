@@ -102,7 +102,11 @@ def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One `results.json`; `path` is the file, and `folder(kind)` resolves its relative folders."""
+    """One `results.json`; `path` is the file, and `folder(kind)` resolves its relative folders.
+
+    `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` holds what the graph says
+    (`segments`: cuts and activations by layer) and the signs of activations (`polarity`, by layer); both may be empty.
+    """
 
     path: Path
     name: str
@@ -125,6 +129,9 @@ class RunResult:
     versions: dict[str, Any] = field(default_factory=dict)
     device: dict[str, Any] = field(default_factory=dict)
     git: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    per_row_steps: tuple[int, ...] = ()
+    statistics: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_float(self) -> bool:
@@ -181,6 +188,9 @@ def load_result(path: Path) -> RunResult:
         versions=raw.get("versions", {}),
         device=raw.get("device", {}),
         git=raw.get("git") or "",
+        config=raw.get("config") or {},
+        per_row_steps=tuple(int(v) for v in raw.get("per_row_steps") or ()),
+        statistics=raw.get("statistics") or {},
     )
 
 

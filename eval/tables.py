@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from eval.columns import Cell, Column, best_runs, columns, labels, sort_runs
+from eval.columns import Cell, Column, best_runs, columns
+from eval.order import labels, sort_runs
 from eval.results import Interval, RunResult
 
 DASH = "–"

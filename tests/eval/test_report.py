@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageFont
 
 from eval import EvalError, load_result, load_results
-from eval.columns import columns, layer_error, sort_runs
+from eval.columns import columns, layer_error
 from eval.comparisons import against_unquantized, compare_runs, read_per_image, read_replicates
 from eval.figures import _font, wrap
+from eval.order import sort_runs
 from eval.report import main, write_report
 from eval.results import EvalResult
 from eval.tables import Table, format_number, latex_escape, to_csv, to_latex, to_markdown
@@ -50,6 +51,7 @@ def test_report_files(moved: Path, tmp_path: Path) -> None:
     written = write_report([moved], tmp_path / "report")
     assert set(written) == {
         "table.md", "table.csv", "table.tex", "comparisons.md", "report.html", "metrics.png", "grid.png",
+        "layers.csv", "layers.md", "layers.tex",
     }  # fmt: skip
     assert all(path.stat().st_size > 100 for path in written.values())
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(written)

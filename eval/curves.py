@@ -1,0 +1,185 @@
+"""Errors along an axis: sampling steps (Figure 3 of arXiv 2507.14811) or the number of calibration prompts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eval.columns import REPLICATES, layer_error, output_error
+from eval.order import group_key, is_ours, labels, method_name, settings, sort_runs
+from eval.results import Interval, RunResult
+from eval.statistics import bootstrap_counts, mean_replicates, percentile_interval
+
+PROMPTS = "calibration.prompts"
+LEAST_STEPS = 3
+BASELINES = (
+    "#475569", "#0369a1", "#0f766e", "#7c3aed", "#94a3b8", "#38bdf8", "#2dd4bf", "#c4b5fd", "#65a30d", "#1e3a8a",
+)  # fmt: skip
+OWN = ("#c2410c", "#f59e0b", "#e11d48", "#7f1d1d")
+MARKERS = "osD^vP*X<>"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: its label, x, values and their 95 % intervals (None where there are none)."""
+
+    label: str
+    ours: bool
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    intervals: tuple[Interval | None, ...]
+
+
+Panels = dict[str, list[Curve]]
+
+
+def step_curves(runs: Sequence[RunResult]) -> Panels:
+    """Mean relative error of the denoiser's output at every sampling step, by precision.
+
+    Only runs that recorded the steps of their held-out calls, at three different ones or more; the interval is a
+    bootstrap over the calls of a step.
+    """
+    known = [run for run in _comparable(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
+    names = labels(known)
+    panels: Panels = {}
+    for run in known:
+        steps = np.array(run.per_row_steps)
+        errors = np.array(run.per_row_output_errors)
+        x = sorted(set(run.per_row_steps))
+        values = [errors[steps == step] for step in x]
+        curve = Curve(
+            names[id(run)],
+            is_ours(run.quantizer),
+            tuple(step + 1.0 for step in x),
+            tuple(float(value.mean()) for value in values),
+            tuple(_interval(value, run.seed) for value in values),
+        )
+        panels.setdefault(run.precision, []).append(curve)
+    return panels
+
+
+def _comparable(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Quantized runs of the first model, dataset and seed in table order: others do not share an axis with them."""
+    quantized = [run for run in sort_runs(runs) if not run.is_float]
+    return [run for run in quantized if group_key(run)[:3] == group_key(quantized[0])[:3]]
+
+
+def _interval(values: np.ndarray, seed: int) -> Interval | None:
+    if len(values) < 2:
+        return None
+    return percentile_interval(mean_replicates(values, bootstrap_counts(len(values), REPLICATES, seed)))
+
+
+def size_curves(runs: Sequence[RunResult]) -> Panels:
+    """Output and layer error over the number of calibration prompts, by error and precision.
+
+    Only methods that were run with at least two numbers of prompts.
+    """
+    known = [run for run in _comparable(runs) if settings(run).get(PROMPTS) is not None]
+    names = labels(known, (PROMPTS,))
+    lines: dict[tuple[str, str], list[RunResult]] = {}
+    for run in known:
+        lines.setdefault((run.precision, names[id(run)]), []).append(run)
+    panels: Panels = {}
+    for title, cell in (("output error", output_error), ("layer error", layer_error)):
+        for (precision, label), members in lines.items():
+            if len({settings(run)[PROMPTS] for run in members}) > 1:
+                ordered = sorted(members, key=lambda run: settings(run)[PROMPTS])
+                found = [(float(settings(run)[PROMPTS]), value) for run in ordered if (value := cell(run)) is not None]
+                x, cells = tuple(prompts for prompts, _ in found), [value for _, value in found]
+                panels.setdefault(f"{title} at {precision}", []).append(
+                    Curve(
+                        label,
+                        is_ours(method_name(members[0])),
+                        x,
+                        tuple(value.value for value in cells),
+                        tuple(value.interval for value in cells),
+                    )
+                )
+    return panels
+
+
+def curves_csv(panels: Panels, axis: str) -> str:
+    """Every point at full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["panel", "method", axis, "error", "error.low", "error.high"])
+    for title, curves in panels.items():
+        for curve in curves:
+            for x, y, interval in zip(curve.x, curve.y, curve.intervals, strict=True):
+                edges = ["", ""] if interval is None else [repr(edge) for edge in interval]
+                writer.writerow([title, curve.label, f"{x:g}", repr(y), *edges])
+    return out.getvalue()
+
+
+def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
+    """A PNG, a panel beside the other, the methods' errors on a logarithmic axis; x too if `doubling`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
+    style = _styles([curve for curves in panels.values() for curve in curves])
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    size = (4.1 * columns + 2.4, 3.4 * rows + 0.3)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    handles: dict[str, object] = {}
+    for (title, curves), panel in zip(panels.items(), axes, strict=False):
+        for curve in curves:
+            handles.setdefault(curve.label, _line(panel, curve, *style[curve.label]))
+        _frame(panel, title, axis, curves, doubling)
+    for panel in list(axes)[len(panels) :]:
+        panel.set_visible(False)
+    figure.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _styles(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by label: warm for SegQuant and auto, cold for the others."""
+    found: dict[str, tuple[str, str]] = {}
+    counts = {True: 0, False: 0}
+    for curve in curves:
+        if curve.label not in found:
+            number, colours = counts[curve.ours], OWN if curve.ours else BASELINES
+            found[curve.label] = (colours[number % len(colours)], MARKERS[number % len(MARKERS)])
+            counts[curve.ours] += 1
+    return found
+
+
+def _line(panel: object, curve: Curve, colour: str, marker: str) -> object:
+    """Draw the line and a band for its intervals; returns what the legend shows."""
+    bands = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
+    panel.fill_between(
+        curve.x, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.12, linewidth=0
+    )  # fmt: skip
+    (line,) = panel.plot(
+        curve.x, curve.y, color=colour, marker=marker, markersize=4, linewidth=2.0 if curve.ours else 1.3
+    )
+    return line
+
+
+def _frame(panel: object, title: str, axis: str, curves: Sequence[Curve], doubling: bool) -> None:
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel(axis, fontsize=9)
+    panel.set_ylabel("relative error", fontsize=9)
+    panel.set_yscale("log")
+    panel.grid(color="#e2e8f0")
+    panel.spines[["top", "right"]].set_visible(False)
+    if doubling:
+        ticks = sorted({x for curve in curves for x in curve.x})
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
