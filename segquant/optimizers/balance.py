@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segquant.optimizers.smooth import FLOOR
+from segquant.optimizers.smooth import floored, seen_range
 
 
 def average_ranks(values: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ class TemporalSalience:
 def balance(salience_x: Tensor, salience_w: Tensor) -> Tensor:
     """s with X / s and W · s both at the salience sqrt(s(X)·s(W)), that is s = sqrt(s(X) / s(W)).
 
-    Saliences below FLOOR of their mean count as that much: a dead channel must not get a scale that blows up on
-    fresh inputs.
+    Saliences far below their mean are floored and channels dead throughout count as average ones, as in
+    `optimizers.smooth`: neither may get a scale that blows up on fresh inputs.
 
     Args:
         salience_x, salience_w: at least 0, [in].
@@ -87,9 +87,4 @@ def balance(salience_x: Tensor, salience_w: Tensor) -> Tensor:
     dtype = torch.float64 if salience_x.dtype == torch.float64 else torch.float32
     if not bool((salience_x > 0).any()) or not bool((salience_w > 0).any()):
         return torch.ones_like(salience_x, dtype=dtype)
-    return (_floored(salience_x) / _floored(salience_w)).sqrt().to(dtype)
-
-
-def _floored(salience: Tensor) -> Tensor:
-    values = salience.double()
-    return values.clamp_min(FLOOR * float(values.mean()))
+    return (seen_range(salience_x) / floored(salience_w)).sqrt().to(dtype)

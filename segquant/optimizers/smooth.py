@@ -14,7 +14,7 @@ ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 DEFAULT_ALPHA = 0.5
 FLOOR = 1e-4
 """Ranges below this share of the mean range count as that much: a channel that calibration hardly saw, or a
-dead weight column, must not get a scale that blows up on fresh inputs."""
+dead weight column, must not get a scale that blows up on fresh inputs. (See `seen_range` for dead inputs.)"""
 
 MARGINS: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
 """Headroom of static scales over the range that calibration saw, tried where rows are few."""
@@ -56,7 +56,7 @@ def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
     """
     if not bool((input_amax > 0).any()) or not bool((weight_amax > 0).any()):
         return torch.ones_like(input_amax, dtype=torch.float32)
-    logs = alpha * _log_range(input_amax) - (1 - alpha) * _log_range(weight_amax)
+    logs = alpha * seen_range(input_amax).log() - (1 - alpha) * floored(weight_amax).log()
     return (logs - logs.mean()).exp().float()
 
 
@@ -64,13 +64,24 @@ def awq_smoothing(mean_abs: Tensor, alpha: float) -> Tensor:
     """s_j = mean|X_j|^α (AWQ, arXiv 2306.00978, equation 5), with geometric mean 1: float32 [in]."""
     if not bool((mean_abs > 0).any()):
         return torch.ones_like(mean_abs, dtype=torch.float32)
-    logs = alpha * _log_range(mean_abs)
+    logs = alpha * seen_range(mean_abs).log()
     return (logs - logs.mean()).exp().float()
 
 
-def _log_range(amax: Tensor) -> Tensor:
+def floored(amax: Tensor) -> Tensor:
+    """Ranges, none below FLOOR of their mean, float64."""
     values = amax.double()
-    return values.clamp_min(FLOOR * float(values.mean())).log()
+    return values.clamp_min(FLOOR * float(values.mean()))
+
+
+def seen_range(amax: Tensor) -> Tensor:
+    """`floored` ranges of an input, where a channel that was 0 throughout counts as an average one.
+
+    Nothing is known of such a channel. Taken for a tiny one it would be blown up, and, should it wake, drown all
+    others in a scale that is taken at run time.
+    """
+    values = floored(amax)
+    return torch.where(amax > 0, values, values[amax > 0].mean())
 
 
 def smooth_split(split: HeldOut, scale: Tensor) -> HeldOut:
