@@ -146,7 +146,10 @@ def test_bfloat16_model() -> None:
     batches = [{k: v.bfloat16() for k, v in batch.items()} for batch in block_batches(8, seed=1)]
     found = quantize_(copy.deepcopy(model), presets.segquant_g("w8a8_tensor"), batches, BLOCK_SEGMENTS)
     assert found(**batches[0]).dtype == torch.bfloat16 and found.up.weight_scale.dtype == torch.float32
-    assert output_error(model, found, batches[:2]) < 0.05
+    # no worse than the same weights in float32, apart from bfloat16's own rounding (2⁻⁹ a step)
+    wide, inputs = copy.deepcopy(model).float(), [{k: v.float() for k, v in batch.items()} for batch in batches]
+    single = quantize_(copy.deepcopy(wide), presets.segquant_g("w8a8_tensor"), inputs, BLOCK_SEGMENTS)
+    assert output_error(model, found, batches) < output_error(wide, single, inputs) + 0.01
 
 
 def test_progress_and_per_batch_errors() -> None:
