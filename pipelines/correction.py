@@ -90,18 +90,14 @@ def fit_ptqd(quantized: Tensor, exact: Tensor) -> StepFit:
     """PTQD (2305.10657, section 4): error = k · exact + rest, with the rest's mean and variance per channel.
 
     k is the least-squares slope over all values, each centred in its channel (the mean is the rest's). The
-    corrected prediction is (quantized - mean) / (1 + k), its error the centred rest / (1 + k).
-
-    Raises:
-        PipelineError: k = -1, the quantized prediction has nothing of the exact one.
+    corrected prediction is (quantized - mean) / (1 + k), its error the centred rest / (1 + k). A negative k
+    counts as 0, as in the published implementation: to divide by less than 1 would amplify the rest.
     """
     q, f = (channels_second(x).double() for x in (quantized, exact))
     axes = (0, *range(2, q.ndim))
     error, centred = q - f, f - f.mean(axes, keepdim=True)
     power = centred.square().sum()
-    k = (error * centred).sum() / power if power > 0 else torch.zeros(())
-    if 1 + k <= 0:
-        raise PipelineError(f"the quantized prediction opposes the exact one (k={float(k):g}); use a higher precision")
+    k = ((error * centred).sum() / power).clamp_min(0) if power > 0 else torch.zeros_like(power)
     rest = error - k * f
     scale = (1 / (1 + k)).expand(q.shape[1])
     grid = (q.shape[1], *(1,) * (q.ndim - 2))
