@@ -1,0 +1,57 @@
+"""The benchmarks' model, inputs and table, small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
+from benchmarks.random_sd3 import denoiser_inputs, random_sd3
+from segquant import find_segments
+
+
+def test_the_random_model_is_seeded_and_hard() -> None:
+    model, again, other = (random_sd3(1, 2, 16, seed=seed) for seed in (0, 0, 1))
+    states = [entry.state_dict() for entry in (model, again, other)]
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert not torch.equal(states[2]["proj_out.weight"], states[0]["proj_out.weight"])
+    chunks = random_sd3(2, 2, 16).transformer_blocks[0].norm1.linear.weight.detach().view(6, -1).norm(dim=1)
+    assert float(chunks.max() / chunks.min()) > 5
+    segments = find_segments(random_sd3(2, 2, 16), (), denoiser_inputs(model, 1, 0)[0])
+    assert segments["transformer_blocks.0.norm1.linear"].output == (32,) * 6
+
+
+def test_inputs_cover_the_schedule_and_differ_by_seed() -> None:
+    model = random_sd3(1, 2, 16)
+    inputs, again, fresh = (denoiser_inputs(model, 16, seed) for seed in (1, 1, 2))
+    steps = torch.stack([entry["timestep"] for entry in inputs])
+    assert torch.equal((steps[:, 0] / 1000 * 16).long().sort().values, torch.arange(16))
+    assert torch.equal(steps[:, 0], steps[:, 1]), "guidance: both items at one step"
+    assert torch.equal(inputs[3]["hidden_states"], again[3]["hidden_states"])
+    assert not torch.equal(inputs[3]["hidden_states"], fresh[3]["hidden_states"])
+    with torch.no_grad():
+        assert model(**inputs[0])[0].shape == inputs[0]["hidden_states"].shape
+
+
+@pytest.mark.skipif(not CLEAR.exists(), reason="peak memory is read from Linux's /proc")
+def test_costs_of_a_method_in_a_table() -> None:
+    cost = measure(Setting("segquant_g", "w8a8", calls=4, fresh=2, layers=1, heads=1, memory_limit=900_000))
+    assert cost.passes > 1 and 0 < cost.error < 0.5 and cost.peak >= 0
+    assert min(cost.graph, cost.observe, cost.solve, cost.cpu, cost.stored) > 0
+    head, rule, row = table([cost]).splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|") == 11
+    assert row.startswith("| segquant_g | w8a8 | ") and f"| {cost.error:.3f} |" in row
+
+
+def test_stopwatch_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([10.0, 11.0, 13.0, 16.0])
+    monkeypatch.setattr("benchmarks.quantize_cost.time.perf_counter", lambda: next(times))
+    watch = Stopwatch()
+    for stage in ("observe", "quantize", "observe"):
+        watch(stage, 1, 2)
+    assert dict(watch.seconds) == {"observe": 4.0, "quantize": 2.0}
+    options = arguments(["--methods", "rtn", "--precisions", "w4a8", "--workers", "2", "--memory-limit", "5"])
+    assert (options.methods, options.workers, options.memory_limit, options.calls) == (["rtn"], 2, 5, 64)
+    assert refused("rtn", "w4a16") is None and "w4a16" in (refused("smoothquant", "w4a16") or "")
