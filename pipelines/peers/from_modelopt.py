@@ -94,6 +94,16 @@ def _apply(
     mtq.quantize(model, {"quant_cfg": entries + early, "algorithm": algorithm}, forward)
     if inputs and not early:
         mtq.set_quantizer_by_cfg(model, inputs)
+    if scheme.input is not None and scheme.input.granularity == "group":
+        for name in names:
+            model.get_submodule(name).input_quantizer.register_forward_pre_hook(_forget_shape)
+
+
+def _forget_shape(quantizer: nn.Module, _: Any) -> None:
+    """ModelOpt cuts a tensor into groups for the first shape it sees and refuses all others; let it cut anew."""
+    for remembered in ("_original_shape", "_block_reshape_size"):
+        if hasattr(quantizer, remembered):
+            delattr(quantizer, remembered)
 
 
 def _bits(spec: QuantSpec) -> int | tuple[int, int]:

@@ -49,12 +49,12 @@ def peer(name: str, precision: str, **options: Any) -> Peer:
         raise
 
 
-def _batch(seed: int) -> dict[str, Any]:
+def _batch(seed: int, rows: int = 4) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    draw = [torch.randn(*shape, generator=generator) for shape in ((4, 4, 16, 16), (4, 10, 64), (4, 64))]
+    draw = [torch.randn(*shape, generator=generator) for shape in ((rows, 4, 16, 16), (rows, 10, 64), (rows, 64))]
     hidden, text, pooled = draw
     hidden[:, 0] *= 4  # an outlier channel, so that formats differ
-    timestep = 1000 * torch.rand(4, generator=generator)
+    timestep = 1000 * torch.rand(rows, generator=generator)
     return {
         "hidden_states": hidden, "encoder_hidden_states": text, "pooled_projections": pooled, "timestep": timestep,
         "return_dict": False,
@@ -65,7 +65,7 @@ def _mean(errors: dict[str, float]) -> float:
     return statistics.fmean(errors.values())
 
 
-BATCHES, HELD_OUT = [_batch(0), _batch(1), _batch(2)], [_batch(10), _batch(11)]
+BATCHES, HELD_OUT = [_batch(0), _batch(1), _batch(2)], [_batch(10), _batch(11, rows=3)]
 
 
 @pytest.fixture(scope="module")
