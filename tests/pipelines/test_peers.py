@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.metadata
+import inspect
 import json
 import statistics
 from collections.abc import Callable
@@ -155,6 +156,16 @@ def test_a_precision_that_a_tool_cannot_do(name: str) -> None:
                 getattr(peers, name)(precision)
     with pytest.raises(ValueError, match="w8a9"):
         getattr(peers, name)("w8a9")
+
+
+@pytest.mark.parametrize("name", [*CAN, "sdnq_svd"])
+def test_configuration_files_show_every_argument_at_its_default(name: str) -> None:
+    shown = validate(compose_config([f"quantizer={name}", "precision=w8a8"])).quantizer
+    function = getattr(peers, shown.pop("_target_").removeprefix("pipelines.peers."))
+    assert shown.pop("name", name) == name and shown.pop("precision") == "w8a8"
+    defaults = {key: item.default for key, item in inspect.signature(function).parameters.items() if key != "precision"}
+    changed = {"svd": True} if name == "sdnq_svd" else {}
+    assert {**shown, "skip": tuple(shown["skip"])} == {**defaults, **changed}
 
 
 @pytest.mark.parametrize("name", CAN)
