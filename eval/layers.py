@@ -19,6 +19,7 @@ from eval.tables import DASH, format_number
 
 MOST_COLUMNS = 12
 CUTS = ("no cuts", "graph", "random", "wrong")
+SIDES = {"layers": ("output", "input"), "with a cut output": ("output",), "with a cut input": ("input",)}
 UNTOLD = ("quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
 LAYERS_NOTE = (
     "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized denoiser; "
@@ -124,14 +125,27 @@ def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> She
         row([layer, cut_of(first, layer)], _cells([errors[kind][index] for kind in kinds]))
         for index, layer in enumerate(cut)
     ]
-    means = _cells([_geometric_mean([value for value in errors[kind] if value]) for kind in kinds])
-    summary = [row([f"geometric mean over {len(cut)} layers", ""], means)]
-    if kinds[0] == "no cuts":
-        ratios = [_ratio(errors[kind], errors["no cuts"], first.seed) for kind in kinds[1:]]
-        summary.append(row(["ratio to no cuts", ""], [DASH, *ratios]))
+    summary: list[tuple[Entry, ...]] = []
+    for title, sides in SIDES.items():
+        chosen = [index for index, layer in enumerate(cut) if any(plans[layer].get(side) for side in sides)]
+        if chosen and (len(sides) > 1 or len(chosen) < len(cut)):
+            part = {kind: [errors[kind][index] for index in chosen] for kind in kinds}
+            summary += _summary(f"{len(chosen)} {title}", part, first.seed)
     draws = {kind: f"{kind} ({len(family[kind])} draws)" if len(family[kind]) > 1 else kind for kind in kinds}
     title = f"Cuts under {names[id(first)]} at {_where(first)}"
     return Sheet(title, ("layer", "graph's cut", *draws.values()), tuple(rows), tuple(summary), keys=2)
+
+
+def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> list[tuple[Entry, ...]]:
+    """Geometric means over layers, and their ratios to the layers without cuts where those are there."""
+    means = _cells([_geometric_mean([value for value in values if value]) for values in errors.values()])
+    found = [row([f"geometric mean of {title}", ""], means)]
+    if "no cuts" in errors:
+        ratios = [
+            DASH if kind == "no cuts" else _ratio(values, errors["no cuts"], seed) for kind, values in errors.items()
+        ]
+        found.append(row(["ratio to no cuts", ""], ratios))
+    return found
 
 
 def _ratio(ours: Sequence[float | None], theirs: Sequence[float | None], seed: int) -> str:

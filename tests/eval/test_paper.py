@@ -91,7 +91,10 @@ def test_table6_is_by_cut_with_the_ratio_to_none() -> None:
     rows = texts(sheet)
     assert [cells[0] for cells in rows[:3]] == list(SEGMENTS)[:3]  # the layers that are cut, and no others
     assert rows[0] == ["blocks.0.norm1.linear", "out 6, silu", "0.0800", "0.0400", "0.0800", "0.0700"]
-    assert rows[3][0] == "geometric mean over 3 layers" and rows[3][2:] == ["0.0800", "0.0400", "0.0800", "0.0700"]
+    assert [cells[0] for cells in rows[3::2]] == [
+        f"geometric mean of {what}" for what in ("3 layers", "2 with a cut output", "1 with a cut input")
+    ]
+    assert rows[3][2:] == ["0.0800", "0.0400", "0.0800", "0.0700"]
     assert rows[4][2:] == ["–", "×0.500 [0.500, 0.500]", "×1.000 [1.000, 1.000]", "×0.875 [0.875, 0.875]"]
     assert [cell.bold for cell in sheet.rows[0]] == [False, False, False, True, False, False]
 
@@ -118,7 +121,7 @@ def test_ratio_is_the_paired_geometric_mean() -> None:
         runs = [*runs, type(entry)(**{**entry.__dict__, "layer_errors": dict(zip(SEGMENTS, errors, strict=False))})]
     (sheet,) = cut_sheets(runs[2:])
     ratio = math.exp(np.log(values[1] / values[0]).mean())
-    assert texts(sheet)[-1][3].startswith(f"×{ratio:.3f} [")
+    assert texts(sheet)[4][3].startswith(f"×{ratio:.3f} [")
 
 
 def test_table12_has_every_layer_and_its_best() -> None:
