@@ -80,7 +80,8 @@ class QuantLinear(nn.Module):
         """
         from segquant.solve import solve_layer
 
-        return cls.from_tensors(*solve_layer(linear, method, stats, segments, name=name))
+        layout, tensors, _ = solve_layer(linear, method, stats, segments, name=name)
+        return cls.from_tensors(layout, tensors)
 
     @property
     def in_features(self) -> int:

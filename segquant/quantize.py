@@ -13,12 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from segquant.auto import choose_plan, layer_candidates, pinned
+from segquant.budget import Layer
 from segquant.controls import random_cuts, wrong_cuts
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.memory import gram_limit
 from segquant.observe import Observed, Progress, linears, observe_in_groups
 from segquant.schedule import solve_in_turn
+from segquant.plan import LayerPlan, plan_method
 from segquant.segments import Segments
 from segquant.solve import plan_layout
 from segquant.spec import Method
@@ -96,6 +99,14 @@ def quantize_(
     if method.scheme.weight is None and not layers:
         return model
     methods, segments, batches = _plan(model, method, layers, batches, segments)
+    if any(entry.budget is not None for entry in methods.values()):
+        planned, plan, stats = _choose(model, method, batches, segments, stats, memory_limit, progress)
+        quantize_(
+            model, planned, batches, segments, stats=stats, progress=progress, memory_limit=memory_limit,
+            streaming=streaming, workers=workers,
+        )  # fmt: skip
+        getattr(model, RECORD)["plan"] = [dataclasses.asdict(entry) for entry in plan]
+        return model
     groups = _observed(model, methods, batches, stats, method.seed, memory_limit, progress)
     kept: list[str] = []
     solved: dict[int, nn.Module] = {}
@@ -141,6 +152,36 @@ def _plan(
     return methods, segments, batches
 
 
+def _choose(
+    model: nn.Module,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments],
+    stats: Mapping[str, InputStats] | None,
+    memory_limit: int | None,
+    progress: Progress | None,
+) -> tuple[Method, list[LayerPlan], Mapping[str, InputStats] | None]:
+    """The plan of `auto`, the method that carries it out, and the statistics if one reading gave them all."""
+    layers = targets(model, method)
+    methods = layer_methods(layers, method)
+    found: list[Layer] = []
+    kept: Mapping[str, InputStats] | None = None
+    for group in _observed(model, methods, batches, stats, method.seed, memory_limit, progress):
+        named = {name: layer for name, layer in layers.items() if name in group.stats}
+        if group.last:
+            named |= {name: layer for name, layer in layers.items() if name not in {entry.name for entry in found}}
+        for name, layer in _called(named, group.stats, method).items():
+            judged = layer_candidates(
+                layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
+            )
+            found.append(judged)
+            if progress is not None:
+                progress("choose", len(found), len(layers))
+        kept = group.stats if group.last and group.passes <= 1 else None
+    plan = choose_plan(found, method)
+    return plan_method(method, plan, method.name), plan, kept
+
+
 def _observed(
     model: nn.Module,
     methods: Mapping[str, Method],
@@ -159,6 +200,7 @@ def _observed(
         model,
         batches,
         gram=[name for name, entry in methods.items() if entry.needs_gram],
+        split_gram=any(entry.budget is not None for entry in methods.values()),
         salience=any(entry.needs_salience for entry in methods.values()),
         seed=seed,
         only=methods,

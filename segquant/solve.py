@@ -26,6 +26,10 @@ from segquant.stats import InputStats
 from segquant.transform import Transform
 
 
+Smoothing = tuple[Tensor, Tensor]
+"""Smoothing vectors [branches, in] and headroom of static scales [branches, columns]."""
+
+
 def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, name: str) -> Layout:
     """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
 
@@ -92,8 +96,16 @@ def solve_layer(
     segments: Segments | None = None,
     *,
     name: str = "linear",
-) -> tuple[Layout, dict[str, Tensor]]:
-    """Layout and buffers of the quantized layer, on the weight's device; see `QuantLinear.from_float`."""
+    smoothing: Smoothing | None = None,
+) -> tuple[Layout, dict[str, Tensor], Smoothing | None]:
+    """Layout and buffers of the quantized layer, on the weight's device; see `QuantLinear.from_float`.
+
+    Args:
+        smoothing: of an earlier call with the same statistics, cuts and optimizer, to spare its search.
+
+    Returns:
+        layout, buffers, and the smoothing used, None without one.
+    """
     layout = plan_layout(linear, method, segments, name)
     if method.needs_data and (stats is None or stats.rows == 0):
         raise QuantizationError(
@@ -103,10 +115,10 @@ def solve_layer(
     weight = linear.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
-    smooth, margin = None, None
-    if layout.smooth:
+    if layout.smooth and smoothing is None:
         assert stats is not None
-        smooth, margin = smooth_layer(weight, layout, method, stats)
+        smoothing = smooth_layer(weight, layout, method, stats)
+    smooth, margin = smoothing if layout.smooth and smoothing is not None else (None, None)
     signs = layer_signs(layout, method, weight.device)
     transforms = [
         Transform(None if smooth is None else smooth[branch], signs, layout.rotation_blocks)
@@ -125,7 +137,7 @@ def solve_layer(
     if method.bias_correction:
         assert stats is not None
         layout, tensors = _correct_bias(linear, weight, layout, tensors, stats)
-    return layout, tensors
+    return layout, tensors, smoothing if layout.smooth else None
 
 
 def _branches(

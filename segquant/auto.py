@@ -1,0 +1,173 @@
+"""`auto`: every layer takes the candidate with the least output error on rows that did not fit it, within a budget.
+
+This is what "adaptively combines complementary techniques" (arXiv 2507.14811) is taken to mean here. A candidate is
+solved on the statistics of all folds but one (`InputStats.without_fold`) and judged on that fold's rows against
+the float layer. Only errors and costs are kept; the choice under the budget is made over all layers together.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segquant.budget import Candidate, Layer, choose, layer_bytes, layer_operations, limits_of
+from segquant.candidates import PLAIN, Change, changed, other_precisions, precision_name, roundings, transforms
+from segquant.errors import QuantizationError
+from segquant.kernels.reference import linear as quantized_linear
+from segquant.plan import LayerPlan
+from segquant.segments import Segments
+from segquant.solve import Smoothing, solve_layer
+from segquant.spec import Method
+from segquant.stats import HeldOut, InputStats
+
+log = logging.getLogger(__name__)
+
+KEPT = 3
+"""Transforms that go from the first round into the second."""
+SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale")
+"""What a smoothing vector depends on, besides number formats and statistics."""
+HELD_ROWS, HELD_CALLS = 128, 32
+"""Held-out rows, and calls that they come from, after which no further fold is held out."""
+
+
+def pinned(method: Method, name: str) -> frozenset[str]:
+    """Fields that the user's overrides fix for this layer: `auto` leaves them alone."""
+    keys = {key for pattern, values in method.overrides if fnmatch.fnmatchcase(name, pattern) for key in values}
+    return frozenset(keys)
+
+
+def layer_candidates(
+    linear: nn.Linear,
+    base: Method,
+    stats: InputStats,
+    segments: Segments | None,
+    *,
+    name: str,
+    fixed: frozenset[str] = frozenset(),
+) -> Layer:
+    """All candidates of a layer with their errors and costs.
+
+    Args:
+        linear: float layer.
+        base: the layer's own method, with a budget.
+        stats: of its input, with the Gram matrix of fold 0 kept apart.
+        segments: where the graph cuts it.
+        name: for messages.
+        fixed: fields that stay as they are in `base`.
+
+    Raises:
+        QuantizationError: calibration filled one fold only.
+    """
+    judge = _Judge(linear, base, stats, segments, name, fixed)
+    plain = judge(PLAIN)
+    if plain is None:
+        raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
+    schemes: list[Change] = [{}]
+    assert base.budget is not None
+    if base.budget.average_bits is not None and "precision" not in fixed:
+        schemes += [{"precision": other} for other in other_precisions(base.scheme)]
+    found: list[Candidate] = []
+    for scheme in schemes:
+        found += judge.rounds(scheme)
+    return Layer(name, plain, [plain, *found], linear.weight.numel())
+
+
+class _Judge:
+    """Solves and judges candidates of one layer; smoothing vectors are searched once per transform and fold."""
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        base: Method,
+        stats: InputStats,
+        segments: Segments | None,
+        name: str,
+        fixed: frozenset[str],
+    ) -> None:
+        self.linear, self.base, self.segments, self.name, self.fixed = linear, base, segments, name, fixed
+        self.folds = _folds(stats)
+        self.fits = [stats.without_fold(split.fold) for split in self.folds]
+        weight = linear.weight.detach().float()
+        self.targets = [nn.functional.linear(split.rows, weight, _bias(linear)) for split in self.folds]
+        self.smoothings: dict[object, Smoothing] = {}
+
+    def rounds(self, scheme: Change) -> list[Candidate]:
+        """Both rounds at one precision."""
+        base = changed(self.base, scheme) if scheme else self.base
+        first = self._all([{**change, **scheme} for change in transforms(base, self.segments)])
+        best = sorted(first, key=lambda c: c.error)[:KEPT]
+        rank = base.rank_of(self.linear.in_features, self.linear.out_features)
+        return first + self._all(roundings(base, [dict(c.change) for c in best], rank))
+
+    @torch.no_grad()
+    def _all(self, changes: Sequence[Change]) -> list[Candidate]:
+        return [found for change in changes if (found := self(change)) is not None]
+
+    @torch.no_grad()
+    def __call__(self, change: Change) -> Candidate | None:
+        """The candidate; None where a fixed field contradicts it."""
+        change = {key: value for key, value in change.items() if key not in self.fixed}
+        try:
+            method = changed(self.base, change)
+        except ValueError as error:
+            log.debug("%s: %s is no candidate: %s", self.name, change, error)
+            return None
+        wrong, whole = 0.0, 0.0
+        for index, (split, fit, target) in enumerate(zip(self.folds, self.fits, self.targets, strict=True)):
+            key = (index, method.scheme, *(getattr(method, field) for field in SMOOTHING_FIELDS))
+            layout, tensors, smoothing = solve_layer(
+                self.linear, method, fit, self.segments, name=self.name, smoothing=self.smoothings.get(key)
+            )
+            if smoothing is not None:
+                self.smoothings[key] = smoothing
+            wrong += float((quantized_linear(split.rows, layout, tensors) - target).square_().sum(dtype=torch.float64))
+            whole += float(target.square().sum(dtype=torch.float64))
+        bias = tensors["bias"].numel() * tensors["bias"].element_size() if "bias" in tensors else 0
+        bits = layout.weight_spec.bits * self.linear.weight.numel()
+        error = (wrong / whole) ** 0.5 if whole else 0.0 if not wrong else float("inf")
+        return Candidate(change, error, layer_bytes(layout, bias), layer_operations(layout), bits)
+
+
+def _bias(linear: nn.Linear) -> Tensor | None:
+    return None if linear.bias is None else linear.bias.detach().float()
+
+
+def _folds(stats: InputStats) -> list[HeldOut]:
+    """Folds to judge on: fold 0 alone, whose Gram matrix was kept apart, unless the reservoir holds every row."""
+    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS)
+    if not splits:
+        raise QuantizationError(
+            f"{stats.name}: auto judges on rows kept apart, and calibration filled one fold only; give more batches"
+        )
+    whole = all(len(fold.sample) == fold.rows for fold in stats.folds if fold is not None)
+    return splits if whole else splits[:1]
+
+
+def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
+    """What every layer shall do, within `base.budget`."""
+    assert base.budget is not None
+    try:
+        chosen = choose(layers, limits_of(base.budget, layers))
+    except ValueError as error:
+        raise QuantizationError(str(error)) from error
+    return [
+        LayerPlan(
+            layer.name,
+            _readable(candidate.change, base),
+            round(candidate.error, 6),
+            candidate.bytes,
+            round(candidate.operations / layer.weights, 4),
+            round(layer.plain.error, 6),
+        )
+        for layer, candidate in zip(layers, chosen, strict=True)
+    ]
+
+
+def _readable(change: Mapping[str, object], base: Method) -> dict[str, object]:
+    """The choice without what is the base's own anyway."""
+    own = {"precision": precision_name(base.scheme)}
+    return {key: value for key, value in change.items() if value != (own.get(key) or getattr(base, key))}

@@ -1,0 +1,91 @@
+"""What `auto` may do with one layer, in two rounds: transforms first, then how to round under the best of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from segquant.formats import PRECISIONS
+from segquant.segments import Segments
+from segquant.spec import SEARCH, Method, QuantScheme
+
+Change = dict[str, Any]
+"""Fields of `Method` that a candidate changes, as in an override."""
+
+PLAIN: Change = {
+    "optimizer": "none", "rotate": False, "seglinear": False, "dualscale": False,
+    "calibrator": "amax", "ranges": "amax", "bias_correction": False,
+}  # fmt: skip
+"""Round to nearest: always a candidate, and the cheapest."""
+RANKS = (0.5, 1.0, 2.0)
+"""Ranks of the low-rank branch, in multiples of `Method.rank_of`."""
+
+
+def precision_name(scheme: QuantScheme) -> str | None:
+    """The name of a scheme in PRECISIONS, None for one of the user's own."""
+    return next((name for name, known in PRECISIONS.items() if known == scheme), None)
+
+
+def other_precisions(scheme: QuantScheme) -> list[str]:
+    """Precisions that a layer may change to where widths are mixed: the other weight width, inputs of 8 bits."""
+    assert scheme.weight is not None
+    if scheme.weight.bits == 4:
+        return ["w8a8_dynamic"] if scheme.input is not None else []
+    return ["w4a8"] if scheme.input is not None else []
+
+
+def transforms(base: Method, segments: Segments | None) -> list[Change]:
+    """First round: smoothing, rotation, cuts and scales per sign, with plain rounding."""
+    found: list[Change] = [dict(PLAIN)]
+    quantized_input = base.scheme.input is not None
+    rule = "smooth" if quantized_input else "awq"
+    smooth: list[Change] = [{"optimizer": "none"}, {"optimizer": rule, "alpha": SEARCH}]
+    has_cuts = segments is not None and (segments.output is not None or segments.input is not None)
+    cuts = [False, True] if base.seglinear and has_cuts else [False]
+    fed = segments is not None and (segments.activation or any(segments.input_activations or ()))
+    for change in smooth:
+        for cut in cuts:
+            found.append({**PLAIN, **change, "seglinear": cut, "rotate": True})
+            found.append({**PLAIN, **change, "seglinear": cut})
+            if base.dualscale and fed and quantized_input:
+                found.append({**PLAIN, **change, "seglinear": cut, "dualscale": True})
+    return _distinct(found)
+
+
+def roundings(base: Method, best: Sequence[Change], rank: int) -> list[Change]:
+    """Second round: GPTQ, ranges and bias correction, and low-rank branches for 4-bit weights, on each transform.
+
+    Args:
+        best: transforms to go on with.
+        rank: the default rank of the layer.
+    """
+    assert base.scheme.weight is not None
+    found: list[Change] = []
+    for change in best:
+        found.append({**change, "calibrator": "gptq"})
+        found.append({**change, "calibrator": "gptq", "bias_correction": True})
+        found.append({**change, "calibrator": "gptq", "ranges": "mse"})
+        found.append({**change, "bias_correction": True})
+    if base.scheme.weight.bits == 4:
+        for change in best[:2]:
+            smooth = {**change, "optimizer": "svd", "alpha": SEARCH, "calibrator": "gptq", "iterations": 1}
+            found += [{**smooth, "rank": max(1, round(rank * factor))} for factor in RANKS]
+            found.append({**smooth, "rank": rank, "ranges": "mse"})
+    return _distinct(found)
+
+
+def changed(base: Method, change: Change) -> Method:
+    """The candidate as a method of its own; ValueError where it makes no sense."""
+    fields = dict(change)
+    if "precision" in fields:
+        fields["scheme"] = PRECISIONS[fields.pop("precision")]
+    return dataclasses.replace(base, budget=None, overrides=(), skip=(), **fields)
+
+
+def _distinct(changes: Iterable[Change]) -> list[Change]:
+    found: list[Change] = []
+    for change in changes:
+        if change not in found:
+            found.append(change)
+    return found
