@@ -21,6 +21,8 @@ BASELINES = (
     "#475569", "#0369a1", "#0f766e", "#7c3aed", "#94a3b8", "#38bdf8", "#2dd4bf", "#c4b5fd", "#65a30d", "#1e3a8a",
 )  # fmt: skip
 OWN = ("#c2410c", "#f59e0b", "#e11d48", "#7f1d1d")
+DASHES = ("-", "--", ":")
+BANDS = 6
 MARKERS = "osD^vP*X<>"
 
 
@@ -118,62 +120,73 @@ def curves_csv(panels: Panels, axis: str) -> str:
 
 
 def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
-    """A PNG, a panel beside the other, the methods' errors on a logarithmic axis; x too if `doubling`."""
+    """A PNG, panels side by side, the methods' errors on a logarithmic axis; x too if `doubling`.
+
+    Intervals are bands, drawn where at most BANDS lines share a panel; the CSV has them all.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
-    style = _styles([curve for curves in panels.values() for curve in curves])
+    styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    size = (4.1 * columns + 2.4, 3.4 * rows + 0.3)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    figure = Figure(figsize=(3.9 * columns + 2.2, 3.3 * rows + 0.3), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, object] = {}
-    for (title, curves), panel in zip(panels.items(), axes, strict=False):
+    for number, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
         for curve in curves:
-            handles.setdefault(curve.label, _line(panel, curve, *style[curve.label]))
-        _frame(panel, title, axis, curves, doubling)
-    for panel in list(axes)[len(panels) :]:
+            line = _line(panel, curve, styles[curve.label], band=len(curves) <= BANDS)
+            handles.setdefault(curve.label, line)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel(axis, fontsize=9)
+        panel.set_ylabel("" if number % columns else "relative error", fontsize=9)
+        _scales(panel, curves, doubling)
+    for panel in axes[len(panels) :]:
         panel.set_visible(False)
-    figure.legend([handles[name] for name in names], names, loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _styles(curves: Sequence[Curve]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by label: warm for SegQuant and auto, cold for the others."""
-    found: dict[str, tuple[str, str]] = {}
+def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, object]]:
+    """By label: warm colours for SegQuant and auto, cold ones for the others; dashed when they come round again."""
+    found: dict[str, dict[str, object]] = {}
     counts = {True: 0, False: 0}
     for curve in curves:
-        if curve.label not in found:
-            number, colours = counts[curve.ours], OWN if curve.ours else BASELINES
-            found[curve.label] = (colours[number % len(colours)], MARKERS[number % len(MARKERS)])
-            counts[curve.ours] += 1
+        if curve.label in found:
+            continue
+        number, colours = counts[curve.ours], OWN if curve.ours else BASELINES
+        found[curve.label] = {
+            "color": colours[number % len(colours)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[number // len(colours) % len(DASHES)],
+            "linewidth": 2.0 if curve.ours else 1.3,
+            "zorder": 3 if curve.ours else 2,
+        }
+        counts[curve.ours] += 1
     return found
 
 
-def _line(panel: object, curve: Curve, colour: str, marker: str) -> object:
-    """Draw the line and a band for its intervals; returns what the legend shows."""
-    bands = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
-    panel.fill_between(
-        curve.x, [low for low, _ in bands], [high for _, high in bands], color=colour, alpha=0.12, linewidth=0
-    )  # fmt: skip
-    (line,) = panel.plot(
-        curve.x, curve.y, color=colour, marker=marker, markersize=4, linewidth=2.0 if curve.ours else 1.3
-    )
+def _line(panel: object, curve: Curve, style: dict[str, object], *, band: bool) -> object:
+    """Draw the line and, if wanted, a band for its intervals; returns what the legend shows."""
+    if band:
+        edges = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
+        low, high = zip(*edges, strict=True)
+        panel.fill_between(curve.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    (line,) = panel.plot(curve.x, curve.y, markersize=4, **style)
     return line
 
 
-def _frame(panel: object, title: str, axis: str, curves: Sequence[Curve], doubling: bool) -> None:
-    from matplotlib.ticker import MaxNLocator, NullFormatter
+def _scales(panel: object, curves: Sequence[Curve], doubling: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    panel.set_title(title, fontsize=10)
-    panel.set_xlabel(axis, fontsize=9)
-    panel.set_ylabel("relative error", fontsize=9)
     panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.tick_params(labelsize=8)
     panel.grid(color="#e2e8f0")
     panel.spines[["top", "right"]].set_visible(False)
     if doubling:
