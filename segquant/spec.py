@@ -144,18 +144,17 @@ class Method:
     def _changed(self, values: Mapping[str, Any], pattern: str) -> Method | None:
         """This method with an override's fields; None where it says skip."""
         values = dict(values)
-        if values.pop("skip", False):
-            return None
-        if "precision" in values:
-            values["scheme"] = scheme_of(values.pop("precision"))
-        known = {field.name for field in dataclasses.fields(self)} - set(_FIXED) | {"scheme"}
+        known = {field.name for field in dataclasses.fields(self)} - set(_FIXED) | {"precision", "skip"}
         for key in values:
             if key not in known:
-                names = sorted(known - {"scheme"} | {"precision", "skip"})
-                raise ValueError(f"override {pattern!r}: {key!r} cannot be changed per layer; {nearest(key, names)}")
+                raise ValueError(f"override {pattern!r}: {key!r} cannot be changed per layer; {nearest(key, known)}")
+        if values.pop("skip", False):
+            return None
         try:
+            if "precision" in values:
+                values["scheme"] = scheme_of(values.pop("precision"))
             return dataclasses.replace(self, overrides=(), **values)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"override {pattern!r}: {error}") from error
 
     def for_layer(self, name: str) -> Method | None:
