@@ -12,7 +12,7 @@ from segquant.calibrators.gptq import Factor, factorize, round_with
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale
 from segquant.layout import HALF, Layout
-from segquant.optimizers.svd import low_rank, random_low_rank, weighted_low_rank
+from segquant.optimizers.svd import truncated, weighted_low_rank
 from segquant.ranges import pick_weight_scale
 from segquant.spec import Method
 
@@ -82,8 +82,7 @@ def calibrate_branch(
         factor = factorize(hessian, method.damp, method.act_order)
     if not rank:
         return Residual(*_calibrate(weight, factor, layout, method, importance))
-    factors = low_rank(weight, rank) if method.svd == "exact" else random_low_rank(weight, rank, method.seed)
-    up, down = _half(*factors)
+    up, down = _half(*truncated(weight, rank, method.svd, method.seed))
     quantized, scale = _calibrate(weight - up.float() @ down.float(), factor, layout, method, importance)
     best = Residual(quantized, scale, up, down)
     if not method.iterations or hessian is None:
