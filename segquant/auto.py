@@ -26,7 +26,7 @@ from segquant.stats import HeldOut, InputStats
 
 log = logging.getLogger(__name__)
 
-KEPT = 3
+KEPT = 2
 """Transforms that go from the first round into the second."""
 SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale")
 """What a smoothing vector depends on, besides number formats and statistics."""

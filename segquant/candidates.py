@@ -46,7 +46,8 @@ def transforms(base: Method, segments: Segments | None) -> list[Change]:
     fed = segments is not None and (segments.activation or any(segments.input_activations or ()))
     for change in smooth:
         for cut in cuts:
-            found.append({**PLAIN, **change, "seglinear": cut, "rotate": True})
+            if not cut or (segments is not None and segments.output is not None):  # a rotated input is not cut
+                found.append({**PLAIN, **change, "seglinear": cut, "rotate": True})
             found.append({**PLAIN, **change, "seglinear": cut})
             if base.dualscale and fed and quantized_input:
                 found.append({**PLAIN, **change, "seglinear": cut, "dualscale": True})

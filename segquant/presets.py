@@ -5,6 +5,7 @@ All take `precision` (a name in PRECISIONS), their own parameters, and those of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -36,7 +37,8 @@ def _method(name: str, precision: str, common: Mapping[str, Any], **values: Any)
         if key not in Common.__annotations__:
             raise TypeError(f"{name} takes no {key!r}; {nearest(key, Common.__annotations__)}")
     merged = {"scheme": scheme_of(precision), **values, **common}
-    merged["skip"] = tuple(merged.get("skip") or ())
+    skip = merged.get("skip") or ()
+    merged["skip"] = skip if isinstance(skip, str) else tuple(skip)  # Method refuses a string by itself
     merged["overrides"] = merged.get("overrides") or ()
     return Method(name=name, **merged)
 
@@ -168,10 +170,11 @@ def segquant_g(
     **common: Unpack[Common],
 ) -> Method:
     """SegQuant-G (2507.14811): SegQuant-A with GPTQ in place of rounding."""
+    fields: dict[str, Any] = {"seglinear": True, "dualscale": True, **common}
     return _method(
         "segquant_g",
         precision,
-        {"seglinear": True, "dualscale": True, **common},
+        fields,
         optimizer=_optimizer(precision),
         alpha=alpha,
         rank=rank,
@@ -181,6 +184,29 @@ def segquant_g(
         act_order=act_order,
         damp=damp,
     )
+
+
+def segquant_r(
+    precision: str = "w8a8_tensor",
+    *,
+    alpha: float | str = SEARCH,
+    rank: int | None = None,
+    svd: str = "exact",
+    iterations: int = 1,
+    act_order: bool = True,
+    damp: float = 0.01,
+    **common: Unpack[Common],
+) -> Method:
+    """SegQuant-G with a rotation as further optimizer, and ranges of least squared error.
+
+    The paper names rotations (SpinQuant) as members of its optimizer slot without trying them. A rotated input has no
+    sign of its own left, so DualScale does nothing here; SegLinear cuts the outputs.
+    """
+    fields: dict[str, Any] = {"rotate": True, "ranges": "mse", **common}
+    method = segquant_g(
+        precision, alpha=alpha, rank=rank, svd=svd, iterations=iterations, act_order=act_order, damp=damp, **fields
+    )
+    return dataclasses.replace(method, name="segquant_r")
 
 
 def auto(

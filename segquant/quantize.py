@@ -20,8 +20,8 @@ from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.memory import gram_limit
 from segquant.observe import Observed, Progress, linears, observe_in_groups
-from segquant.schedule import solve_in_turn
 from segquant.plan import LayerPlan, plan_method
+from segquant.schedule import solve_in_turn
 from segquant.segments import Segments
 from segquant.solve import plan_layout
 from segquant.spec import Method

@@ -25,7 +25,6 @@ from segquant.spec import Method
 from segquant.stats import InputStats
 from segquant.transform import Transform
 
-
 Smoothing = tuple[Tensor, Tensor]
 """Smoothing vectors [branches, in] and headroom of static scales [branches, columns]."""
 
@@ -82,7 +81,9 @@ def _cuts(
     pieces = segments.input_activations
     if method.seglinear:
         rows = segments.output or rows
-        if segments.input and pieces and not any(size % group for size in segments.input for group in groups):
+        # a rotation spreads every channel over the whole input: nothing is left of the pieces it was made of
+        fits = segments.input and not any(size % group for size in segments.input for group in groups)
+        if fits and pieces and segments.input and not method.rotate:
             return rows, segments.input, pieces
     # an uncut input comes out of an activation if all of its pieces do
     whole = segments.activation or (pieces[0] if pieces and all(pieces) else None)

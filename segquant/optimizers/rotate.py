@@ -8,6 +8,7 @@ H_n is Sylvester's Hadamard matrix, which exists for powers of two; other widths
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def _hadamard(values: Tensor) -> Tensor:
     size, done = values.shape[-1], 1
     while done < size:
         radix = min(RADIX, size // done)
-        matrix = _sylvester(radix, values)
+        matrix = _sylvester(radix, values.dtype, values.device)
         folded = values.unflatten(-1, (size // (done * radix), radix, done))
         # the first factor is contiguous: a plain product; the others act on the middle dimension
         folded = folded.squeeze(-1) @ matrix if done == 1 else matrix @ folded
@@ -106,8 +107,9 @@ def _hadamard(values: Tensor) -> Tensor:
     return values
 
 
-def _sylvester(size: int, like: Tensor) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+@lru_cache(maxsize=64)
+def _sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    matrix = torch.ones(1, 1, dtype=dtype, device=device)
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return matrix * size**-0.5
