@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +81,17 @@ def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
     return [entry[3] for entry in sorted(kept, key=lambda entry: entry[1])]
 
 
-def call_order(model: nn.Module, batch: Any) -> dict[int, int]:
-    """Position of every module that one forward pass calls, by its id."""
+def call_order(model: nn.Module, batches: Sequence[Any], wanted: Collection[int]) -> dict[int, int]:
+    """Position of every module that is called, by its id; batches are run until all `wanted` ids were met."""
     order: dict[int, int] = {}
 
     def note(module: nn.Module, _: Any) -> None:
         order.setdefault(id(module), len(order))
 
-    _run(model, [batch], [module.register_forward_pre_hook(note) for module in model.modules()])
+    for batch in batches:
+        _run(model, [batch], [module.register_forward_pre_hook(note) for module in model.modules()])
+        if all(key in order for key in wanted):
+            break
     return order
 
 

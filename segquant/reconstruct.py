@@ -9,7 +9,7 @@ own. Scales, smoothing and low-rank branches stay as they are; codes end at one 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Block:
-    """A module and the quantized linears in it whose rounding is learnt with it: (float, quantized)."""
+    """A module, and (float, quantized) pairs of the linears in it whose rounding is learnt with it."""
 
     name: str
     module: nn.Module
@@ -42,6 +42,7 @@ def reconstruct_(
     batches: Iterable[Any],
     settings: Reconstruction | None = None,
     *,
+    learn: Collection[int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, float]:
@@ -52,6 +53,7 @@ def reconstruct_(
         solved: QuantLinear (solved with round to nearest) by the id of the float linear it will replace.
         batches: as for `observe`; read once, from the start. A bounded number of items is kept.
         settings: steps, rate, items; the defaults if None.
+        learn: keys of `solved` whose rounding is learnt; all if None. The others take part as they are.
         seed: of the choice of items and of the order in which they are used.
         progress: called with ("reconstruct", done, total) after every block.
 
@@ -64,9 +66,10 @@ def reconstruct_(
     """
     settings = settings or Reconstruction()
     kept = keep_batches(batches, settings.rows, seed)
+    chosen = {key: module for key, module in solved.items() if learn is None or key in learn}
     found: dict[str, float] = {}
     with evaluating(model):
-        blocks = _in_order(model, find_blocks(model, solved), kept[0])
+        blocks = _in_order(model, find_blocks(model, chosen), kept)
         captured: dict[str, list[Call]] = {}
         before: dict[int, nn.Module] = {}
         for index, block in enumerate(blocks):
@@ -76,7 +79,7 @@ def reconstruct_(
             calls = captured.pop(block.name)
             if settings.quantized_inputs and before:
                 calls = _with_inputs_of(model, before, block, calls, kept)
-            found[block.name] = _reconstruct_block(block, calls, settings, seed + index)
+            found[block.name] = _reconstruct_block(block, solved, calls, settings, seed + index)
             log.debug("%s: %.3f of nearest rounding's error", block.name, found[block.name])
             before |= {id(linear): quantized for linear, quantized in block.pairs}
             if progress is not None:
@@ -112,17 +115,20 @@ def _pair(linear: nn.Module, quantized: nn.Module) -> tuple[nn.Linear, QuantLine
     return linear, quantized
 
 
-def _in_order(model: nn.Module, blocks: list[Block], batch: Any) -> list[Block]:
+def _in_order(model: nn.Module, blocks: list[Block], batches: Sequence[Any]) -> list[Block]:
     """Blocks in the order in which the model calls them; one whose forward is bypassed falls into its linears."""
-    order = call_order(model, batch)
-    single: list[Block] = []
+    order = call_order(model, batches, {id(block.module) for block in blocks})
+    names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+    found: list[Block] = []
     for block in blocks:
         if id(block.module) in order:
-            single.append(block)
-            continue
-        names = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        single += [Block(names[id(linear)], linear, [(linear, quant)]) for linear, quant in block.pairs]
-    called = [block for block in single if id(block.module) in order]
+            found.append(block)
+        else:
+            found += [Block(names[id(pair[0])], pair[0], [pair]) for pair in block.pairs]
+    uncalled = [block.name for block in found if id(block.module) not in order]
+    if uncalled:
+        log.warning("rounded to nearest, since the items kept for reconstruction never call them: %s", uncalled)
+    called = [block for block in found if id(block.module) in order]
     return sorted(called, key=lambda block: order[id(block.module)])
 
 
@@ -135,15 +141,17 @@ def _with_inputs_of(
     return [Call(new.args, new.kwargs, call.output) for new, call in zip(other, calls, strict=True)]
 
 
-def _reconstruct_block(block: Block, calls: list[Call], settings: Reconstruction, seed: int) -> float:
+def _reconstruct_block(
+    block: Block, solved: Mapping[int, nn.Module], calls: list[Call], settings: Reconstruction, seed: int
+) -> float:
     """Learn and write one block's codes; returns its error relative to nearest rounding on unseen calls."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(calls), generator=generator).tolist()
     apart = min(max(1, round(settings.held_out * len(calls))), len(calls) - 1) if settings.held_out else 0
     fit, judge = [calls[i] for i in order[apart:]], [calls[i] for i in order[: apart or None]]
-    soft = [SoftLinear(linear, quantized) for linear, quantized in block.pairs]
-    pairs = zip(block.pairs, soft, strict=True)
-    with swapped(block.module, {id(linear): entry for (linear, _), entry in pairs}) as module:
+    stand_ins = _stand_ins(block.module, solved)
+    soft = [stand_ins[id(linear)] for linear, _ in block.pairs]
+    with swapped(block.module, stand_ins) as module:
         units, base = _errors(module, fit), _errors(module, judge)
         if not any(base):
             return 1.0
@@ -164,6 +172,12 @@ def _reconstruct_block(block: Block, calls: list[Call], settings: Reconstruction
     for entry, (_, quantized) in zip(soft, block.pairs, strict=True):
         quantized.load_state_dict({**quantized.state_dict(), "codes": entry.codes()})
     return ratio
+
+
+def _stand_ins(module: nn.Module, solved: Mapping[int, nn.Module]) -> dict[int, SoftLinear]:
+    """For every quantized linear in a module, learnt or not: gradients go through all of them."""
+    inside = {id(child): child for child in module.modules() if id(child) in solved}
+    return {key: SoftLinear(*_pair(child, solved[key])) for key, child in inside.items()}
 
 
 def _draws(calls: Sequence[Call], items: int, generator: torch.Generator) -> Iterator[list[Call]]:

@@ -8,6 +8,7 @@ or 1. `reconstruct` uses the same pieces for whole blocks (BRECQ, Li et al. 2021
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,9 +29,12 @@ class Reconstruction:
         steps: Adam steps per block.
         batch: items per step; whole calls of the block are drawn until there are as many.
         lr: Adam's learning rate for V. Few steps want a large one: V has to travel about ±2.4 to saturate.
-        strength: λ, relative to a reconstruction error that is 1 for rounding to nearest.
-        warmup: share of the steps without the regulariser.
-        beta_start, beta_end: annealing of β over the remaining steps (cosine, as in AdaRound).
+        strength: λ, relative to a reconstruction error that is 1 for rounding to nearest. In hundreds of steps
+            instead of AdaRound's ten thousands it must be large, or most weights are still undecided at the end.
+        warmup: share of the steps over which the rate rises from 0. The error starts at almost 0 (h gives the float
+            weight), so Adam's first full steps would only follow noise.
+        beta_start, beta_end: annealing of β over the steps (cosine, as in AdaRound; from 20 at first there, which
+            leaves weights near the middle of their cell without any slope for most of a short run).
         held_out: share of the kept calls that judge the result instead of fitting it: a block for which they
             show no gain keeps its rounding to nearest.
         quantized_inputs: blocks are fitted on the inputs that the quantized blocks before them produce (as
@@ -42,13 +46,13 @@ class Reconstruction:
     rows: int = 256
     steps: int = 200
     batch: int = 16
-    lr: float = 0.03
-    strength: float = 1.0
-    warmup: float = 0.2
-    beta_start: float = 20.0
+    lr: float = 0.06
+    strength: float = 100.0
+    warmup: float = 0.1
+    beta_start: float = 4.0
     beta_end: float = 2.0
     held_out: float = 0.25
-    quantized_inputs: bool = False
+    quantized_inputs: bool = True
     memory_limit: int = 2**31
 
     def __post_init__(self) -> None:
@@ -68,13 +72,14 @@ class Reconstruction:
                 f"reconstruction warmup={self.warmup}, held_out={self.held_out}: both are shares in [0, 1)"
             )
 
-    def beta(self, step: int) -> float | None:
-        """β of one step (counted from 0); None while the regulariser is off."""
-        begin = self.warmup * self.steps
-        if step < begin:
-            return None
-        done = torch.tensor((step - begin) / max(self.steps - 1 - begin, 1.0) * torch.pi)
-        return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + float(torch.cos(done)))
+    def beta(self, step: int) -> float:
+        """β of one step, counted from 0."""
+        done = math.pi * step / max(self.steps - 1, 1)
+        return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(done))
+
+    def rate(self, step: int) -> float:
+        """Learning rate of one step, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / max(self.warmup * self.steps, 1.0))
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -136,18 +141,17 @@ class Rounding:
         self._h = rectified_sigmoid(self.v)
         return torch.addcmul(self.lower, self.gap, self._h).requires_grad_()
 
-    def descend(self, gradient: Tensor, strength: float, beta: float | None) -> None:
+    def descend(self, gradient: Tensor, strength: float, beta: float) -> None:
         """Set V's gradient: the loss's with respect to the last `soft`, plus the regulariser's, through h.
 
         Args:
             gradient: of the loss with respect to the weight; not modified.
             strength: factor of Σ(1 − |2h − 1|^β).
-            beta: None leaves the regulariser out.
+            beta: its exponent.
         """
         found, h = gradient * self.gap, self._h
-        if beta is not None and strength:
-            centred = 2 * h - 1
-            found.addcmul_(centred.sign(), centred.abs_().pow_(beta - 1), value=-2 * strength * beta)
+        centred = 2 * h - 1
+        found.addcmul_(centred.sign(), centred.abs_().pow_(beta - 1), value=-2 * strength * beta)
         inside = (h > 0) & (h < 1)
         # σ(1 − σ)(ζ − γ) with σ taken back from h; outside the clip the slope is zero
         sigma = (h - GAMMA).div_(ZETA - GAMMA)
@@ -169,12 +173,12 @@ def learn_(
     optimiser = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr, fused=True)
     strength = settings.strength / sum(rounding.v.numel() for rounding in roundings)
     for step in range(settings.steps):
-        beta = settings.beta(step)
+        optimiser.param_groups[0]["lr"] = settings.rate(step)
         with torch.enable_grad():
             weights = [rounding.soft() for rounding in roundings]
             gradients = torch.autograd.grad(loss(weights), weights, materialize_grads=True)
         for rounding, gradient in zip(roundings, gradients, strict=True):
-            rounding.descend(gradient, strength, beta)
+            rounding.descend(gradient, strength, settings.beta(step))
         optimiser.step()
 
 
