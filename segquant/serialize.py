@@ -176,7 +176,7 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.
         raise QuantizationError(
             f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta"
         )
-    setattr(model, RECORD, {key: manifest[key] for key in ("method", "segments") if key in manifest})
+    setattr(model, RECORD, {key: manifest[key] for key in ("method", "segments", "plan") if key in manifest})
     return model.to(device).eval()
 
 
