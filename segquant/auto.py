@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """Transforms that go from the first round into the second."""
-SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale")
-"""What a smoothing vector depends on, besides number formats and statistics."""
+SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges")
+"""What a smoothing vector and the headroom found with it depend on, besides number formats and statistics."""
 HELD_ROWS, HELD_CALLS = 128, 32
 """Held-out rows, and calls that they come from, after which no further fold is held out."""
 
@@ -170,4 +170,4 @@ def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
 def _readable(change: Mapping[str, object], base: Method) -> dict[str, object]:
     """The choice without what is the base's own anyway."""
     own = {"precision": precision_name(base.scheme)}
-    return {key: value for key, value in change.items() if value != (own.get(key) or getattr(base, key))}
+    return {key: value for key, value in change.items() if value != (own[key] if key in own else getattr(base, key))}
