@@ -17,7 +17,7 @@ from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale, input_scales
 from segquant.kernels.reference import linear as quantized_linear
 from segquant.layout import Layout
-from segquant.optimizers.search import layer_signs, smooth_layer
+from segquant.optimizers.search import layer_signs, needs_margin, smooth_layer
 from segquant.ranges import needs_rows, pick_input_range
 from segquant.residual import Residual, calibrate_branch, choose_ranks
 from segquant.segments import Segments
@@ -116,10 +116,11 @@ def solve_layer(
     weight = linear.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
-    if layout.smooth and smoothing is None:
+    if smoothing is None and (layout.smooth or needs_margin(layout, method)):
         assert stats is not None
         smoothing = smooth_layer(weight, layout, method, stats)
-    smooth, margin = smoothing if layout.smooth and smoothing is not None else (None, None)
+    smooth, margin = smoothing or (None, None)
+    smooth = smooth if layout.smooth else None
     signs = layer_signs(layout, method, weight.device)
     transforms = [
         Transform(None if smooth is None else smooth[branch], signs, layout.rotation_blocks)
@@ -138,7 +139,7 @@ def solve_layer(
     if method.bias_correction:
         assert stats is not None
         layout, tensors = _correct_bias(linear, weight, layout, tensors, stats)
-    return layout, tensors, smoothing if layout.smooth else None
+    return layout, tensors, smoothing
 
 
 def _branches(

@@ -68,13 +68,17 @@ def _choices(
 ) -> dict[tuple[int, int], Choice]:
     """α and headroom of every (branch, column piece)."""
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
-    if method.optimizer == "balance" or not method.searches:
-        return dict.fromkeys(blocks, Choice(None if isinstance(method.alpha, str) else float(method.alpha)))
+    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
+    margins = MARGINS if few and needs_margin(layout, method) else (1.0,)
+    searched = method.smooths and method.searches and method.optimizer != "balance"
+    if not searched and len(margins) == 1:
+        return dict.fromkeys(blocks, Choice(_fixed_alpha(method)))
     static = layout.scheme.static_input and method.optimizer != "awq"
     splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
-    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
-    margins = MARGINS if static and few and method.ranges == "amax" and not method.rotate else (1.0,)
     searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
+    if not searched:
+        alpha = _fixed_alpha(method)
+        return {block: Choice(alpha, search.margin(alpha, margins)) for block, search in searches.items()}
     errors = {block: search.errors(middle(margins)) for block, search in searches.items()}
     if method.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))
@@ -101,8 +105,28 @@ class _Search:
         if not self.splits:
             return Choice(DEFAULT_ALPHA)
         alpha = best_alpha(errors)
-        margin = best_margin(self.weight, self.splits, self.simulate, alpha, margins, rule=self.rule)
-        return Choice(alpha, margin, errors)
+        return Choice(alpha, self.margin(alpha, margins), errors)
+
+    def margin(self, alpha: float | None, margins: Sequence[float]) -> float:
+        return best_margin(self.weight, self.splits, self.simulate, alpha, margins, rule=self.rule)
+
+
+def needs_margin(layout: Layout, method: Method) -> bool:
+    """Whether static scales get headroom by held-out rows where rows are few.
+
+    With a searched α, since it goes with the range it was found for; and where the input is cut: each piece has seen
+    a part of the values only, so a fresh one is the likelier to lie beyond its range. Methods without either keep
+    the plain maximum that their papers define.
+    """
+    if not layout.scheme.static_input or method.ranges != "amax" or method.rotate or method.optimizer == "awq":
+        return False
+    return (method.smooths and method.searches and method.optimizer != "balance") or len(layout.columns) > 1
+
+
+def _fixed_alpha(method: Method) -> float | None:
+    """The α of a method that does not search it; None where it does not smooth by α at all."""
+    smooths = method.smooths and method.optimizer != "balance"
+    return float(method.alpha) if smooths and not isinstance(method.alpha, str) else None
 
 
 def _total(errors: Sequence[Errors]) -> Errors:
