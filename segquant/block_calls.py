@@ -60,6 +60,18 @@ def items_of(value: Any) -> int:
     return next((tensor.shape[0] for tensor in tensors_in(value) if tensor.dim() > 1), 1)
 
 
+_READ_TWICE = (
+    "block reconstruction reads the calibration batches a second time and would find none; give batches that can be "
+    "gone through repeatedly (a list, not a generator)"
+)
+
+
+def require_repeatable(batches: Iterable[Any]) -> None:
+    """Raise QuantizationError, before any work is done, if `batches` can be gone through only once."""
+    if iter(batches) is batches:
+        raise QuantizationError(_READ_TWICE)
+
+
 def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
     """Whole batches drawn uniformly until they hold at least `items` items, in their order; copies, on their device.
 
@@ -74,10 +86,7 @@ def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
         while sum(entry[2] for entry in kept) - kept[0][2] >= items:
             heapq.heappop(kept)
     if not kept:
-        raise QuantizationError(
-            "block reconstruction reads the calibration batches a second time and found none; give batches "
-            "that can be gone through repeatedly (a list, not a generator)"
-        )
+        raise QuantizationError(_READ_TWICE)
     return [entry[3] for entry in sorted(kept, key=lambda entry: entry[1])]
 
 

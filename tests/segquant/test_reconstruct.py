@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segquant import PRECISIONS, QuantizationError, QuantLinear, Segments, observe, output_error, presets
 from segquant import functional as F
-from segquant.block_calls import capture, keep_batches
+from segquant.block_calls import capture, keep_batches, require_repeatable
 from segquant.calibrators.adaround import Reconstruction, grid_cell
 from segquant.kernels import reference
 from segquant.observe import linears
@@ -220,6 +220,12 @@ def test_a_used_up_iterator_is_an_error() -> None:
     list(used)
     with pytest.raises(QuantizationError, match="can be gone through repeatedly"):
         reconstruct_(model, solve(model, presets.rtn("w8a8")), used)
+
+
+def test_a_generator_is_refused_beforehand() -> None:
+    require_repeatable([1])
+    with pytest.raises(QuantizationError, match="not a generator"):
+        require_repeatable(batch for batch in batches(2, 1))
 
 
 def test_kept_batches_are_bounded_drawn_uniformly_and_in_order() -> None:
