@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from segquant.calibrators.adaround import Reconstruction
 from segquant.errors import nearest
 from segquant.formats import scheme_of
 from segquant.plan import read_plan
@@ -121,13 +122,23 @@ def ptq4dit(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     return _method("ptq4dit", precision, common, optimizer="balance")
 
 
-def q_diffusion(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def q_diffusion(
+    precision: str = "w8a8_tensor",
+    *,
+    reconstruction: Reconstruction | Mapping[str, Any] | None = None,
+    **common: Unpack[Common],
+) -> Method:
     """Q-Diffusion (2302.04304): concatenated inputs in two pieces, AdaRound by block reconstruction.
 
     Its split of UNet skip connections is the input half of SegLinear; output segments are left whole in the paper,
-    so switch `seglinear` off for models without concatenated inputs (the default).
+    so switch `seglinear` on for models with concatenated inputs alone.
+
+    Args:
+        reconstruction: a `Reconstruction` or its fields; None is the default one.
     """
-    return _method("q_diffusion", precision, common, calibrator="adaround")
+    if not isinstance(reconstruction, Reconstruction):
+        reconstruction = Reconstruction(**(reconstruction or {}))
+    return _method("q_diffusion", precision, common, calibrator="adaround", reconstruction=reconstruction)
 
 
 def svdquant(

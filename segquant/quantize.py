@@ -21,6 +21,7 @@ from segquant.graph import find_segments
 from segquant.memory import gram_limit
 from segquant.observe import Observed, Progress, linears, observe_in_groups
 from segquant.plan import LayerPlan, plan_method
+from segquant.reconstruct import reconstruct_
 from segquant.schedule import solve_in_turn
 from segquant.segments import Segments
 from segquant.solve import plan_layout
@@ -107,6 +108,13 @@ def quantize_(
         )  # fmt: skip
         getattr(model, RECORD)["plan"] = [dataclasses.asdict(entry) for entry in plan]
         return model
+    learnt = {id(layers[name]) for name, entry in methods.items() if entry.calibrator == "adaround"}
+    if learnt and iter(batches) is batches:
+        raise QuantizationError(
+            f"method {method.name!r} learns its rounding in a second reading of the calibration batches, and these can "
+            "be read once only; give a list, or an object that starts afresh with every iter()"
+        )
+    streaming = streaming and not learnt
     groups = _observed(model, methods, batches, stats, method.seed, memory_limit, progress)
     kept: list[str] = []
     solved: dict[int, nn.Module] = {}
@@ -124,9 +132,13 @@ def quantize_(
                 solved.clear()
             if progress is not None:
                 progress("quantize", done, whole)
+    if learnt:
+        reconstruct_(
+            model, solved, batches, method.reconstruction, learn=learnt, seed=method.seed, progress=progress
+        )
     swap_(model, solved)
     cuts = {name: dataclasses.asdict(segments[name]) for name in kept if name in segments}
-    setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts, "passes": group.passes})
+    setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts, "passes": group.passes + bool(learnt)})
     return model
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segquant.calibrators.adaround import Reconstruction
 from segquant.errors import nearest
 from segquant.formats import (
     PRECISIONS,
@@ -30,7 +31,7 @@ SVDS = ("exact", "randomized")
 CUTS = ("graph", "random", "wrong")
 DEFAULT_RANK = 32
 SEARCH, SEARCH_LAYER = "search", "search_layer"
-_FIXED = ("name", "scheme", "skip", "overrides", "on_uncalled", "budget", "cuts", "seed")
+_FIXED = ("name", "scheme", "skip", "overrides", "on_uncalled", "budget", "cuts", "seed", "reconstruction")
 """Fields that hold for the whole model and no override may change (precision stands for the scheme)."""
 
 
@@ -91,6 +92,7 @@ class Method:
             "precision" names another scheme, "skip" True leaves the layer in floating point.
         on_uncalled: "error" or "skip" (leave in floating point) for linears that calibration never called.
         seed: of the reservoir of rows and of everything else that draws.
+        reconstruction: settings of "adaround".
         budget: let every layer choose its own fields within this budget (`auto`); None: as the fields say.
     """
 
@@ -115,6 +117,7 @@ class Method:
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     on_uncalled: str = "error"
     seed: int = 0
+    reconstruction: Reconstruction = Reconstruction()
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
@@ -222,6 +225,9 @@ class Method:
         if values.get("budget") is not None:
             refuse_unknown(Budget, values["budget"])
             parts["budget"] = Budget(**values["budget"])
+        if "reconstruction" in values:
+            refuse_unknown(Reconstruction, values["reconstruction"])
+            parts["reconstruction"] = Reconstruction(**values["reconstruction"])
         return cls(**{**values, **parts})
 
 
