@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from segquant.auto import choose_plan, layer_candidates, pinned
+from segquant.block_calls import require_repeatable
 from segquant.budget import Layer
 from segquant.controls import random_cuts, wrong_cuts
 from segquant.errors import QuantizationError
@@ -85,8 +86,8 @@ def quantize_(
         memory_limit: bytes for Gram matrices; the data is read once per group of layers that fits. Half of the free
             memory if None.
         streaming: put every layer in place as soon as it is solved, so that float layers are freed on the way (in
-            the last group, since the float model must be whole for the others). An error then leaves a model that is
-            partly quantized.
+            the last group, since the float model must be whole for the others; not with calibrator "adaround"). An
+            error then leaves a model that is partly quantized.
         workers: layers solved at once, in threads.
 
     Returns:
@@ -99,6 +100,9 @@ def quantize_(
     layers = targets(model, method)
     if method.scheme.weight is None and not layers:
         return model
+    if any(entry.calibrator == "adaround" for entry in layer_methods(layers, method).values()):
+        require_repeatable(batches)
+    again = batches
     methods, segments, batches = _plan(model, method, layers, batches, segments)
     if any(entry.budget is not None for entry in methods.values()):
         planned, plan, stats = _choose(model, method, batches, segments, stats, memory_limit, progress)
@@ -109,12 +113,7 @@ def quantize_(
         getattr(model, RECORD)["plan"] = [dataclasses.asdict(entry) for entry in plan]
         return model
     learnt = {id(layers[name]) for name, entry in methods.items() if entry.calibrator == "adaround"}
-    if learnt and iter(batches) is batches:
-        raise QuantizationError(
-            f"method {method.name!r} learns its rounding in a second reading of the calibration batches, and these can "
-            "be read once only; give a list, or an object that starts afresh with every iter()"
-        )
-    streaming = streaming and not learnt
+    streaming = streaming and not learnt  # learning needs the float model whole
     groups = _observed(model, methods, batches, stats, method.seed, memory_limit, progress)
     kept: list[str] = []
     solved: dict[int, nn.Module] = {}
@@ -134,7 +133,7 @@ def quantize_(
                 progress("quantize", done, whole)
     if learnt:
         reconstruct_(
-            model, solved, batches, method.reconstruction, learn=learnt, seed=method.seed, progress=progress
+            model, solved, again, method.reconstruction, learn=learnt, seed=method.seed, progress=progress
         )
     swap_(model, solved)
     cuts = {name: dataclasses.asdict(segments[name]) for name in kept if name in segments}

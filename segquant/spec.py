@@ -133,6 +133,8 @@ class Method:
             raise ValueError(f"alpha must lie in [0, 1] or be 'search' or 'search_layer', not {self.alpha}")
         if (self.rank is not None and self.rank < 1) or self.iterations < 0:
             raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
+        if self.calibrator == "adaround" and self.bias_correction:
+            raise ValueError("bias_correction has nothing to add to calibrator 'adaround'; switch one of them off")
         if not self.damp > 0:
             raise ValueError(f"damp must be positive, not {self.damp}")
         if not 50 < self.percentile <= 100:

@@ -68,13 +68,13 @@ def _choices(
 ) -> dict[tuple[int, int], Choice]:
     """α and headroom of every (branch, column piece)."""
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
-    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS
+    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or method.rotate  # whose range is that of a sample
     margins = MARGINS if few and needs_margin(layout, method) else (1.0,)
     searched = method.smooths and method.searches and method.optimizer != "balance"
     if not searched and len(margins) == 1:
         return dict.fromkeys(blocks, Choice(_fixed_alpha(method)))
     static = layout.scheme.static_input and method.optimizer != "awq"
-    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
+    splits = stats.held_out(HELD_ROWS // 2 if static else HELD_ROWS, HELD_ROWS, HELD_CALLS if static else 1)
     searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
     if not searched:
         alpha = _fixed_alpha(method)
@@ -114,11 +114,16 @@ class _Search:
 def needs_margin(layout: Layout, method: Method) -> bool:
     """Whether static scales get headroom by held-out rows where rows are few.
 
-    With a searched α, since it goes with the range it was found for; and where the input is cut: each piece has seen
-    a part of the values only, so a fresh one is the likelier to lie beyond its range. Methods without either keep
-    the plain maximum that their papers define.
+    With a searched α, since it goes with the range it was found for; where the input is cut: each piece has seen
+    a part of the values only, so a fresh one is the likelier to lie beyond its range; and for rotated inputs, whose
+    range is known of the sampled rows alone. Methods without any of them keep the plain maximum that their papers
+    define.
     """
-    if not layout.scheme.static_input or method.ranges != "amax" or method.rotate or method.optimizer == "awq":
+    if not layout.scheme.static_input or method.ranges == "percentile":
+        return False
+    if method.rotate:
+        return True
+    if method.ranges != "amax" or method.optimizer == "awq":
         return False
     return (method.smooths and method.searches and method.optimizer != "balance") or len(layout.columns) > 1
 
@@ -218,8 +223,8 @@ class BlockSimulation:
             if needs_rows(self.method):
                 assert split.fit is not None
                 fit = self.transform.rows(split.fit)
-            ranges = pick_input_range(
+            above, below = pick_input_range(
                 split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance
             )
-            static = input_scales(*ranges, dual, spec)
+            static = input_scales(above * split.headroom, below * split.headroom, dual, spec)
         return quantize_input(rows, self.pieces, dual, spec, static)

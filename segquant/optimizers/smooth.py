@@ -166,13 +166,10 @@ def _margin_errors(
     scale = None if alpha is None else rule(split, weight.abs().amax(0), alpha)
     layer = simulate(weight if scale is None else weight * scale)
     smoothed = split if scale is None else smooth_split(split, scale)
-    errors = {}
-    for margin in margins:
-        wider = smoothed
-        if margin != 1:
-            wider = replace(smoothed, positive=smoothed.positive * margin, negative=smoothed.negative * margin)
-        errors[margin] = float((layer(wider) - target).square_().sum(dtype=torch.float64))
-    return errors
+    return {
+        margin: float((layer(replace(smoothed, headroom=margin)) - target).square_().sum(dtype=torch.float64))
+        for margin in margins
+    }
 
 
 def best_alpha(errors: Errors) -> float | None:

@@ -71,14 +71,14 @@ def random_low_rank(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tenso
 def weighted_low_rank(target: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """argmin over rank-r L of ||X(target − L)ᵀ||_F with gram = XᵀX: up [out, r], down [r, in], float32.
 
-    With gram = C Cᵀ it is the truncated SVD of target·C, times C⁻¹.
+    With gram = C Cᵀ (Cholesky, slightly damped) it is the truncated SVD of target·C, times C⁻¹.
     """
     matrix = gram.double()
     mean = float(matrix.diagonal().mean()) or 1.0
-    values, vectors = torch.linalg.eigh(matrix)
-    root = values.clamp_min(mean * 1e-4).sqrt()
-    up, down = low_rank((target.double() @ vectors) * root, rank)
-    return _balance(up.double(), (down.double() / root) @ vectors.T)
+    damping = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) * (1e-4 * mean)
+    root = torch.linalg.cholesky(matrix + damping)
+    up, down = low_rank(target.double() @ root, rank)
+    return _balance(up.double(), torch.linalg.solve_triangular(root, down.double(), upper=False, left=False))
 
 
 def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
