@@ -74,7 +74,7 @@ def _choices(
     if not searched and len(margins) == 1:
         return dict.fromkeys(blocks, Choice(_fixed_alpha(method)))
     static = layout.scheme.static_input and method.optimizer != "awq"
-    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
+    splits = stats.held_out(HELD_ROWS // 2 if static else HELD_ROWS, HELD_ROWS, HELD_CALLS if static else 1)
     searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
     if not searched:
         alpha = _fixed_alpha(method)
