@@ -176,6 +176,9 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
     ):
         for key in keys:
             section[key] = Path(section[key]).name if section[key] else None
+    plan = run.quantizer.get("path")
+    if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
+        raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
     if run.is_float:
         raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
     if not run.is_corrected:

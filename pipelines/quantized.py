@@ -17,6 +17,8 @@ from pipelines.method import progress_bar
 from pipelines.peers import Peer, tensors_digest
 from pipelines.samples import Batches, Sample
 from segquant import Method
+from segquant.plan import PLAN, LayerPlan, write_plan
+from segquant.quantize import RECORD
 
 PEER_RECORD = "peer.json"
 
@@ -48,11 +50,17 @@ def denoiser_errors(
 
 
 def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> None:
-    """denoiser/ as segquant stores it; for other tools, whose formats are theirs, peer.json: what was made."""
+    """denoiser/ as segquant stores it, and plan.json where layers chose for themselves.
+
+    For other tools, whose formats are theirs, peer.json: what was made.
+    """
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
-    else:
-        segquant.save_quantized(quantized, folder / "denoiser")
+        return
+    segquant.save_quantized(quantized, folder / "denoiser")
+    plan = getattr(quantized, RECORD).get("plan")
+    if plan is not None:
+        write_plan(folder / PLAN, method, [LayerPlan(**entry) for entry in plan])
 
 
 def check_same(quantized: nn.Module, folder: Path) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import statistics
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipelines import measure
 from pipelines.cache import Stage, link_tree, write_json
 from pipelines.config import config_hash
 from pipelines.stages import Benchmark
+from segquant.plan import PLAN
 
 SCHEMA = 1
 
@@ -75,7 +77,7 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
     """The content of results.json for a run whose stages are finished."""
     config = benchmark.config
     prompts = list(benchmark.dataset.evaluation)
-    reference = "images" if config.is_float else "reference"
+    artifacts = {"images": "images", "reference": "images" if config.is_float else "reference"}
     return {
         "schema": SCHEMA,
         "name": config.name,
@@ -91,12 +93,26 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
         **denoiser_errors(benchmark),
         "correction": correction_record(benchmark),
         "stages": stage_records(benchmark.stages, folder),
-        "artifacts": {"images": "images", "reference": reference, "evaluation": "evaluation"},
+        "artifacts": {**artifacts, "evaluation": "evaluation", **copy_plan(benchmark, folder)},
         "prompts": prompts,
         "versions": measure.versions(),
         "device": measure.device_record(benchmark.device),
         "git": measure.git_commit(),
     }
+
+
+def copy_plan(benchmark: Benchmark, folder: Path) -> dict[str, str]:
+    """Put the plan of `auto` into the run's folder, and say where; nothing for other methods.
+
+    It is a copy, not a link: it is there to be edited, and the cache's own must not change with it.
+    """
+    if benchmark.config.is_float:
+        return {}
+    source = benchmark.quantize().path / PLAN
+    if not source.is_file():
+        return {}
+    shutil.copyfile(source, folder / PLAN)
+    return {"plan": PLAN}
 
 
 def write_results(benchmark: Benchmark, folder: Path) -> Path:

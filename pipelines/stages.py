@@ -109,7 +109,7 @@ class Benchmark(Context):
         write_json(folder / "statistics.json", record)
 
     def quantize(self) -> Stage:
-        """denoiser/: the quantized denoiser (peer.json: what another tool made); errors.json: errors and size."""
+        """denoiser/: the quantized denoiser (peer.json: what another tool made); plan.json of `auto`; errors.json."""
         depends = {
             "calibrate": self.calibrate().key,
             "method": self.method.to_dict(),
