@@ -76,6 +76,15 @@ def expanded(scale: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tens
     return full
 
 
+def rotation(blocks: Sequence[int], signs: Tensor) -> Tensor:
+    """diag(signs) · blockdiag(H_n / √n), float64: entry (i, j) of Sylvester's H_n is −1 to the shared bits of i, j."""
+    parts = []
+    for size in blocks:
+        entries = [[(-1.0) ** (i & j).bit_count() for j in range(size)] for i in range(size)]
+        parts.append(torch.tensor(entries, dtype=torch.float64) / size**0.5)
+    return signs.double()[:, None] * torch.block_diag(*parts)
+
+
 def brute_force(module: Any, x: Tensor) -> Tensor:
     """A QuantLinear's output in float64 from its buffers, DualScale as two products, one loop per segment."""
     layout, buffers = module.layout, dict(module.named_buffers())
@@ -87,6 +96,8 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
     offset = 0
     for branch, rows in enumerate(layout.branch_slices):
         xs = x.double() / buffers["smooth"][branch].double() if layout.smooth else x.double()
+        if layout.rotate:
+            xs = xs @ rotation(layout.rotation_blocks, buffers["rotation_signs"])
         total = torch.zeros(*x.shape[:-1], rows.stop - rows.start, dtype=torch.float64)
         left = 0
         for j, width in enumerate(pieces):
