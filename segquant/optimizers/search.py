@@ -25,7 +25,7 @@ from segquant.optimizers.smooth import (
     awq_rule,
     best_alpha,
     best_margin,
-    middle,
+    few_of,
     smoothquant_rule,
 )
 from segquant.optimizers.svd import random_low_rank, rank_share
@@ -74,12 +74,12 @@ def _choices(
     if not searched and len(margins) == 1:
         return dict.fromkeys(blocks, Choice(_fixed_alpha(method)))
     static = layout.scheme.static_input and method.optimizer != "awq"
-    splits = stats.held_out(HELD_ROWS // 2 if static else HELD_ROWS, HELD_ROWS, HELD_CALLS if static else 1)
+    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
     searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
     if not searched:
         alpha = _fixed_alpha(method)
         return {block: Choice(alpha, search.margin(alpha, margins)) for block, search in searches.items()}
-    errors = {block: search.errors(middle(margins)) for block, search in searches.items()}
+    errors = {block: search.errors(few_of(margins)) for block, search in searches.items()}
     if method.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))
     found = {block: search.choose(errors[block], margins) for block, search in searches.items()}
@@ -98,8 +98,8 @@ class _Search:
         self.splits = [_cut(split, columns) for split in splits]
         self.simulate = BlockSimulation(layout, method, *block, weight.device)
 
-    def errors(self, margin: float) -> Errors:
-        return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margin=margin)
+    def errors(self, margins: Sequence[float]) -> Errors:
+        return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margins=margins)
 
     def choose(self, errors: Errors, margins: Sequence[float]) -> Choice:
         if not self.splits:

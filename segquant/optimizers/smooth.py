@@ -109,9 +109,11 @@ def alpha_errors(
     *,
     rule: Rule = smoothquant_rule,
     alphas: Sequence[float | None] = (None, *ALPHAS),
-    margin: float = 1.0,
+    margins: Sequence[float] = (1.0,),
 ) -> Errors:
     """Squared output error of the really quantized layer on held-out rows, pooled over splits, by α.
+
+    At each α it is that of the margin that suits it best.
 
     Args:
         weight: float32 [out, in].
@@ -119,14 +121,15 @@ def alpha_errors(
         simulate: the layer as it would run.
         rule: from α to a smoothing vector.
         alphas: candidates; None is no smoothing at all.
-        margin: factor on the ranges of static inputs.
+        margins: factors on the ranges of static inputs.
     """
-    errors: Errors = dict.fromkeys(alphas, 0.0)
+    errors = {alpha: dict.fromkeys(margins, 0.0) for alpha in alphas}
     for split in splits:
         target = split.rows @ weight.T
         for alpha in alphas:
-            errors[alpha] += _margin_errors(weight, split, target, simulate, rule, alpha, (margin,))[margin]
-    return errors
+            for margin, error in _margin_errors(weight, split, target, simulate, rule, alpha, margins).items():
+                errors[alpha][margin] += error
+    return {alpha: min(entry.values()) for alpha, entry in errors.items()}
 
 
 def best_margin(
@@ -186,14 +189,14 @@ def search_alpha(
     alphas: Sequence[float | None] = (None, *ALPHAS),
     margins: Sequence[float] = (1.0,),
 ) -> Choice:
-    """α with a middling headroom, then the headroom for that α; without splits α is DEFAULT_ALPHA."""
+    """α with little or some headroom, then the headroom for that α; without splits α is DEFAULT_ALPHA."""
     if not splits:
         return Choice(DEFAULT_ALPHA)
-    errors = alpha_errors(weight, splits, simulate, rule=rule, alphas=alphas, margin=middle(margins))
+    errors = alpha_errors(weight, splits, simulate, rule=rule, alphas=alphas, margins=few_of(margins))
     alpha = best_alpha(errors)
     return Choice(alpha, best_margin(weight, splits, simulate, alpha, margins, rule=rule), errors)
 
 
-def middle(margins: Sequence[float]) -> float:
-    """The headroom at which α is chosen: neither clipping nor wasting much."""
-    return margins[(len(margins) - 1) // 2]
+def few_of(margins: Sequence[float]) -> Sequence[float]:
+    """The margins at which α is chosen: every other one, which finds nearly the same α in half the time."""
+    return margins[::2]
