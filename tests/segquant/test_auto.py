@@ -32,12 +32,12 @@ from segquant.plan import LayerPlan, plan_method, read_plan, write_plan
 from segquant.spec import Budget
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, tensor
 
-TOLERANCE = {"w8a8_tensor": 1.3, "w4a8": 1.1}
+TOLERANCE = {"w8a8_tensor": 1.25, "w4a8": 1.05}
 """auto judges by few held-out rows, so a layer's choice may be second best on fresh ones. Static scales add to that:
 whether a range that has seen so few calls clips what later ones bring is beyond what the held-out rows can tell."""
-FIXED = ("rtn", "mse", "smoothquant", "gptq", "awq", "quarot", "ptq4dit", "segquant_g")
-RESERVOIR = 64
-"""Few enough rows that one fold is held out: the tests need the choice, not the most careful one."""
+FIXED = ("rtn", "mse", "smoothquant", "gptq", "awq", "quarot", "ptq4dit", "segquant_g", "segquant_r")
+RESERVOIR = 400
+"""Just too few for all rows, so that one fold is held out: the tests need the choice, not the most careful one."""
 
 
 def batches() -> list[dict[str, Tensor]]:
@@ -97,7 +97,8 @@ def outputs(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w4a8"])
 def test_never_worse_than_the_best_fixed_method_on_fresh_inputs(precision: str) -> None:
     fixed = {name: mean_error(quantized(getattr(presets, name)(precision))) for name in FIXED}
-    found = mean_error(auto(precision))
+    # SegQuant's branches and smoothing vectors take more bytes on layers this small than the default budget has
+    found = mean_error(chosen(bytes=1.5, operations=3.0)[1] if precision == "w4a8" else auto(precision))
     assert found <= TOLERANCE[precision] * min(fixed.values()), fixed
     assert found < 0.6 * fixed["rtn"]
 
