@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,8 +36,10 @@ class GridSweeperConf:
 class GridSweeper(Sweeper):
     """The jobs of every grid in order, each job once.
 
-    Keys on the command line (and in `params`) are crossed with every grid and replace its own value of that key, so
-    that `experiment=main precision=w4a8` is the part of the experiment at 4 bits.
+    Keys on the command line (and in `params`) are crossed with every grid. Where a grid has that key itself, they
+    narrow it to the values that both have, and a grid that is left with none has no jobs: `experiment=main
+    precision=w4a8` is the part of the experiment at 4 bits. Values that no grid has replace the key in all that have
+    it (`calibration.prompts=8` for a quick look).
     """
 
     __module__ = NAMESPACE
@@ -73,16 +76,47 @@ class GridSweeper(Sweeper):
     def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
         """Every job's overrides; `arguments` are those of the command line."""
         common = self._parse([*_overrides(self.params), *arguments])
-        asked = {override.get_key_element() for override in common}
+        asked = {override.get_key_element(): _choices(override) for override in common}
+        grids = [self._parse(_overrides(grid)) for grid in self.grids]
+        known: dict[str, set[str]] = {}
+        for override in itertools.chain.from_iterable(grids):
+            known.setdefault(override.get_key_element(), set()).update(_choices(override))
+        narrows = {key for key, values in asked.items() if known.get(key, set()) & set(values)}
         found: dict[tuple[str, ...], None] = {}
-        for grid in self.grids:
-            own = [override for override in self._parse(_overrides(grid)) if override.get_key_element() not in asked]
-            (product,) = BasicSweeper.split_arguments([*own, *common], None)
+        for grid in grids:
+            narrowed = _narrowed(grid, {key: asked[key] for key in narrows})
+            if narrowed is None:
+                continue
+            own = self._parse(narrowed)
+            has = {override.get_key_element() for override in grid}
+            rest = [entry for entry in common if entry.get_key_element() not in narrows & has]
+            kept = [override for override in own if override.get_key_element() not in asked.keys() - narrows]
+            (product,) = BasicSweeper.split_arguments([*kept, *rest], None)
             found.update(dict.fromkeys(tuple(job) for job in product))
         return [list(job) for job in found]
 
     def _parse(self, overrides: list[str]) -> list[Override]:
         return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(overrides)
+
+
+def _choices(override: Override) -> list[str]:
+    """The values that an override sweeps over, or its only one."""
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [override.get_value_element_as_str()]
+
+
+def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """A grid's overrides with only the values asked for, None if that leaves a key without any."""
+    found = []
+    for override in grid:
+        key, values = override.get_key_element(), _choices(override)
+        if key in asked:
+            values = [value for value in values if value in asked[key]]
+            if not values:
+                return None
+        found.append(f"{key}={','.join(values)}")
+    return found
 
 
 def _overrides(grid: Mapping[str, Any]) -> list[str]:

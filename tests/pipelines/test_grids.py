@@ -39,14 +39,22 @@ def test_grids_follow_one_another() -> None:
     ]
 
 
-def test_command_line_is_crossed_with_every_grid_and_replaces_its_keys() -> None:
-    assert _jobs("seed=0,1", "precision=fp8", grids=PAIRS) == [
-        [f"quantizer={name}", f"seed={seed}", "precision=fp8"] for name in ("none", "rtn", "mse") for seed in (0, 1)
+def test_command_line_is_crossed_with_every_grid_and_narrows_its_keys() -> None:
+    assert _jobs("seed=0,1", "precision=w4a8,fp8", grids=PAIRS) == [
+        *[["quantizer=none", f"seed={seed}", f"precision={name}"] for seed in (0, 1) for name in ("w4a8", "fp8")],
+        *[[f"quantizer={name}", "precision=w4a8", f"seed={seed}"] for name in ("rtn", "mse") for seed in (0, 1)],
+    ]
+    assert _jobs("quantizer=rtn", grids=PAIRS) == [["quantizer=rtn", f"precision={p}"] for p in ("w8a8", "w4a8")]
+
+
+def test_values_that_no_grid_has_replace_the_key() -> None:
+    assert _jobs("precision=fp8", grids=PAIRS) == [
+        [f"quantizer={name}", "precision=fp8"] for name in ("none", "rtn", "mse")
     ]
 
 
 def test_equal_jobs_run_once() -> None:
-    assert _jobs("quantizer=gptq", "precision=w8a8", grids=PAIRS) == [["quantizer=gptq", "precision=w8a8"]]
+    assert _jobs("quantizer=gptq", "precision=fp8", grids=PAIRS) == [["quantizer=gptq", "precision=fp8"]]
 
 
 def test_yaml_values_are_choices_or_plain_values() -> None:
