@@ -59,9 +59,9 @@ def auto(precision: str) -> nn.Module:
 
 
 @cache
-def candidates(average_bits: float | None = None) -> list[Layer]:
+def candidates() -> list[Layer]:
     """Of all layers at w4a8; what a budget makes of them costs nothing more."""
-    base = presets.auto("w4a8", budget={"average_bits": average_bits})
+    base = presets.auto("w4a8")
     return [
         layer_candidates(getattr(Block(), name), base, statistics()[name], BLOCK_SEGMENTS[name], name=name)
         for name in BLOCK_SEGMENTS
@@ -71,7 +71,7 @@ def candidates(average_bits: float | None = None) -> list[Layer]:
 def chosen(**budget: float) -> tuple[list[LayerPlan], nn.Module]:
     """The plan at w4a8 within a budget, and the model that it makes."""
     base = presets.auto("w4a8", budget=budget)
-    plan = choose_plan(candidates(8.0 if "average_bits" in budget else None), base)
+    plan = choose_plan(candidates(), base)
     return plan, quantized(plan_method(base, plan))
 
 
@@ -134,12 +134,16 @@ def test_a_larger_budget_is_not_worse_by_its_own_measure() -> None:
 
 
 def test_average_bits_are_spent_where_they_help() -> None:
-    plan, model = chosen(bytes=3.0, operations=3.0, average_bits=5.5)
-    weights = {name: getattr(model, name).in_features * getattr(model, name).out_features for name in BLOCK_SEGMENTS}
-    bits = {name: getattr(model, name).layout.weight_spec.bits for name in BLOCK_SEGMENTS}
+    names, skip = ("up", "down"), ("ada", "out")
+    four, mixed = (
+        quantized(presets.auto("w4a8", skip=skip, budget={"bytes": 3.0, "operations": 3.0, "average_bits": bits}))
+        for bits in (None, 6.0)
+    )
+    weights = {name: getattr(mixed, name).in_features * getattr(mixed, name).out_features for name in names}
+    bits = {name: getattr(mixed, name).layout.weight_spec.bits for name in names}
     assert set(bits.values()) == {4, 8}
-    assert sum(bits[name] * weights[name] for name in bits) <= 5.5 * sum(weights.values())
-    assert squares(plan) < squares(chosen(bytes=3.0, operations=3.0)[0])
+    assert sum(bits[name] * weights[name] for name in bits) <= 6.0 * sum(weights.values())
+    assert squares(plan_of(mixed)) < squares(plan_of(four))
 
 
 def test_auto_is_the_choice_among_the_candidates() -> None:
@@ -224,7 +228,7 @@ def test_layer_names_are_no_globs() -> None:
 
 def test_overrides_pin_fields() -> None:
     overrides = {"up": {"rotate": False, "optimizer": "none"}, "ada": {"skip": True}, "out": {"precision": "w8a8"},
-                 "down": {"calibrator": "amax", "bias_correction": False, "ranges": "amax"}}  # fmt: skip
+                 "down": {"calibrator": "amax", "ranges": "amax", "bias_correction": False, "alpha": 0.5}}  # fmt: skip
     model = quantized(presets.auto("w4a8", overrides=overrides, budget={"average_bits": 8, "bytes": 4.0}))
     assert isinstance(model.ada, nn.Linear)
     assert not model.up.layout.rotate and not model.up.layout.smooth
