@@ -26,8 +26,8 @@ from benchmarks.random_sd3 import denoiser_inputs, random_sd3
 from segquant import PRECISIONS, Method, find_segments, model_weight_bytes, output_error, presets, quantize_
 
 METHODS = (
-    "rtn", "mse", "smoothquant", "smoothquant_plus", "awq", "ptq4dit", "quarot", "gptq", "svdquant", "q_diffusion",
-    "segquant_a", "segquant_g", "auto",
+    "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "awq", "ptq4dit", "quarot", "gptq", "svdquant",
+    "q_diffusion", "segquant_a", "segquant_g", "segquant_r", "auto",
 )  # fmt: skip
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 2**20

@@ -15,9 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from segquant.budget import Candidate, Layer, choose, layer_bytes, layer_operations, limits_of
-from segquant.candidates import PLAIN, Change, changed, other_precisions, precision_name, roundings, transforms
+from segquant.candidates import (
+    PLAIN,
+    Change,
+    changed,
+    other_precisions,
+    precision_name,
+    ranks_of,
+    roundings,
+    transforms,
+)
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import linear as quantized_linear
+from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
 from segquant.plan import LayerPlan
 from segquant.segments import Segments
 from segquant.solve import Smoothing, solve_layer
@@ -29,9 +39,8 @@ log = logging.getLogger(__name__)
 KEPT = 2
 """Transforms that go from the first round into the second."""
 SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges")
-"""What a smoothing vector and the headroom found with it depend on, besides number formats and statistics."""
-HELD_ROWS, HELD_CALLS = 128, 32
-"""Held-out rows, and calls that they come from, after which no further fold is held out."""
+"""What decides a smoothing vector and the headroom found with it, besides number formats and statistics. Candidates
+that differ in the rank of the low-rank branch alone share the vector that the first one found, to spare its search."""
 
 
 def pinned(method: Method, name: str) -> frozenset[str]:
@@ -69,7 +78,7 @@ def layer_candidates(
     schemes: list[Change] = [{}]
     assert base.budget is not None
     if base.budget.average_bits is not None and "precision" not in fixed:
-        schemes += [{"precision": other} for other in other_precisions(base.scheme)]
+        schemes += [{"precision": other} for other in other_precisions(base.scheme, linear.in_features)]
     found: list[Candidate] = []
     for scheme in schemes:
         found += judge.rounds(scheme)
@@ -94,23 +103,31 @@ class _Judge:
         weight = linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(linear)) for split in self.folds]
         self.smoothings: dict[object, Smoothing] = {}
+        self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
 
     def rounds(self, scheme: Change) -> list[Candidate]:
         """Both rounds at one precision."""
         base = changed(self.base, scheme) if scheme else self.base
         first = self._all([{**change, **scheme} for change in transforms(base, self.segments)])
         best = sorted(first, key=lambda c: c.error)[:KEPT]
-        rank = base.rank_of(self.linear.in_features, self.linear.out_features)
-        return first + self._all(roundings(base, [dict(c.change) for c in best], rank))
+        ranks = ranks_of(base, self.linear.in_features, self.linear.out_features)
+        return first + self._all(roundings(base, [dict(c.change) for c in best], ranks))
 
-    @torch.no_grad()
     def _all(self, changes: Sequence[Change]) -> list[Candidate]:
-        return [found for change in changes if (found := self(change)) is not None]
+        """The candidates, each once: changes that differ in fixed fields alone are the same."""
+        found = (self(change) for change in changes)
+        return list({id(candidate): candidate for candidate in found if candidate is not None}.values())
 
-    @torch.no_grad()
     def __call__(self, change: Change) -> Candidate | None:
         """The candidate; None where a fixed field contradicts it."""
         change = {key: value for key, value in change.items() if key not in self.fixed}
+        key = frozenset(change.items())
+        if key not in self.judged:
+            self.judged[key] = self._judge(change)
+        return self.judged[key]
+
+    @torch.no_grad()
+    def _judge(self, change: Change) -> Candidate | None:
         try:
             method = changed(self.base, change)
         except ValueError as error:

@@ -94,11 +94,12 @@ def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
     """One candidate per layer: least Σ error² within the limits, greedily.
 
     Every layer starts at its best candidate. As long as a limit is exceeded, the exchange that costs the least
-    error per unit of excess it takes away is made; then, what fits without exceeding anything is taken back. Greedy
-    choice on such a multiple-choice knapsack is at most one layer's exchange away from the best.
+    error per unit of excess it takes away is made; then, what fits without exceeding anything is taken back. This is
+    the usual heuristic for a multiple-choice knapsack: the more layers, the closer to the best, but without a bound
+    where several limits bind at once.
 
     Raises:
-        ValueError: not even the cheapest candidates keep within the limits.
+        ValueError: the limits are exceeded and no single exchange brings the totals nearer to them.
     """
     chosen = [min(layer.candidates, key=lambda c: c.error) for layer in layers]
     while (excess := limits.excess(_totals(chosen))) > 0:

@@ -27,12 +27,24 @@ def precision_name(scheme: QuantScheme) -> str | None:
     return next((name for name, known in PRECISIONS.items() if known == scheme), None)
 
 
-def other_precisions(scheme: QuantScheme) -> list[str]:
-    """Precisions that a layer may change to where widths are mixed: the other weight width, inputs of 8 bits."""
+def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
+    """Precisions that a layer may change to where widths are mixed: the other weight width, inputs of 8 bits.
+
+    None where inputs stay in floating point, or where the precision's groups do not divide the layer's inputs.
+    """
     assert scheme.weight is not None
-    if scheme.weight.bits == 4:
-        return ["w8a8_dynamic"] if scheme.input is not None else []
-    return ["w4a8"] if scheme.input is not None else []
+    if scheme.input is None:
+        return []
+    other = "w8a8_dynamic" if scheme.weight.bits == 4 else "w4a8"
+    weight = PRECISIONS[other].weight
+    assert weight is not None
+    return [] if weight.group_size and in_features % weight.group_size else [other]
+
+
+def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
+    """Ranks to try for the low-rank branch of a layer of that size, none beyond its smaller side."""
+    rank, smaller = base.rank_of(in_features, out_features), min(in_features, out_features)
+    return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
 
 
 def transforms(base: Method, segments: Segments | None) -> list[Change]:
@@ -54,12 +66,12 @@ def transforms(base: Method, segments: Segments | None) -> list[Change]:
     return _distinct(found)
 
 
-def roundings(base: Method, best: Sequence[Change], rank: int) -> list[Change]:
+def roundings(base: Method, best: Sequence[Change], ranks: Sequence[int]) -> list[Change]:
     """Second round: GPTQ, ranges and bias correction, and low-rank branches for 4-bit weights, on each transform.
 
     Args:
         best: transforms to go on with.
-        rank: the default rank of the layer.
+        ranks: of `ranks_of`.
     """
     assert base.scheme.weight is not None
     found: list[Change] = []
@@ -71,8 +83,8 @@ def roundings(base: Method, best: Sequence[Change], rank: int) -> list[Change]:
     if base.scheme.weight.bits == 4:
         for change in best[:2]:
             smooth = {**change, "optimizer": "svd", "alpha": SEARCH, "calibrator": "gptq", "iterations": 1}
-            found += [{**smooth, "rank": max(1, round(rank * factor))} for factor in RANKS]
-            found.append({**smooth, "rank": rank, "ranges": "mse"})
+            found += [{**smooth, "rank": rank} for rank in ranks]
+            found.append({**smooth, "rank": ranks[len(ranks) // 2], "ranges": "mse"})
     return _distinct(found)
 
 

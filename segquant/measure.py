@@ -33,7 +33,7 @@ def layer_errors(
     """
     names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in names}
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}  # squared error, squares, calls
     handles = []
     for name in names:
         if not isinstance(originals.get(name), nn.Linear) or name not in replaced:
@@ -48,7 +48,7 @@ def layer_errors(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _relative(*found.tolist()) for name, found in sums.items() if bool(found.any())}
+    return {name: _relative(*found[:2].tolist()) for name, found in sums.items() if found[2]}
 
 
 def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
@@ -85,6 +85,7 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
         exact = output.double()
         sums[0] += (_plain(module(*args, **kwargs)).double() - exact).square().sum().cpu()
         sums[1] += exact.square().sum().cpu()
+        sums[2] += 1
 
     return hook
 

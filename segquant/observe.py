@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
 from segquant.stats import FOLDS, FoldStats, HeldOut, InputStats
+from segquant.swap import evaluating
 from segquant.watch import Watch
 
 __all__ = [
@@ -164,14 +165,10 @@ def _watching(model: nn.Module, layers: Mapping[str, nn.Linear], watch: Watch) -
         return lambda _, args, kwargs: watch.update(name, args[0] if args else kwargs["input"])
 
     handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
         for handle in handles:
             handle.remove()
 

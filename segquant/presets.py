@@ -228,6 +228,9 @@ def auto(
 ) -> Method:
     """Every layer by itself: the candidate with the least output error on rows kept apart, within a budget.
 
+    `seglinear` and `dualscale` allow what may be chosen. `rotate`, `ranges` and `bias_correction` are chosen, whatever
+    is given here; an override pins them (`overrides={"*": {"rotate": True}}`).
+
     Args:
         budget: a `Budget` or its fields; None is the default one.
     """

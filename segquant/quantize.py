@@ -103,14 +103,19 @@ def quantize_(
     if any(entry.calibrator == "adaround" for entry in layer_methods(layers, method).values()):
         require_repeatable(batches)
     again = batches
-    methods, segments, batches = _plan(model, method, layers, batches, segments)
+    methods, graph, batches = _plan(model, method, layers, batches, segments)
+    segments = control_cuts(graph, methods)
+    for name, layer in layers.items():  # before any data is read
+        plan_layout(layer, methods[name], segments.get(name), name)
     if any(entry.budget is not None for entry in methods.values()):
-        planned, plan, stats = _choose(model, method, batches, segments, stats, memory_limit, progress)
+        planned, plan, stats, passes = _choose(model, method, batches, segments, stats, memory_limit, progress)
         quantize_(
-            model, planned, batches, segments, stats=stats, progress=progress, memory_limit=memory_limit,
+            model, planned, batches, graph, stats=stats, progress=progress, memory_limit=memory_limit,
             streaming=streaming, workers=workers,
         )  # fmt: skip
-        getattr(model, RECORD)["plan"] = [dataclasses.asdict(entry) for entry in plan]
+        record = getattr(model, RECORD)
+        record["passes"] += passes
+        record["plan"] = [dataclasses.asdict(entry) for entry in plan]
         return model
     learnt = {id(layers[name]) for name, entry in methods.items() if entry.calibrator == "adaround"}
     streaming = streaming and not learnt  # learning needs the float model whole
@@ -148,7 +153,7 @@ def _plan(
     batches: Iterable[Any],
     segments: Mapping[str, Segments] | None,
 ) -> tuple[dict[str, Method], dict[str, Segments], Iterable[Any]]:
-    """Method and cuts of every layer, checked before any data is read, and the batches, whole again."""
+    """Every layer's method, the graph's cuts where they are wanted, and the batches, whole again."""
     if not layers:
         raise QuantizationError(
             f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
@@ -157,10 +162,7 @@ def _plan(
     methods = layer_methods(layers, method)
     if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
         segments, batches = _segments(model, batches)
-    segments = control_cuts(segments or {}, methods)
-    for name, layer in layers.items():
-        plan_layout(layer, methods[name], segments.get(name), name)
-    return methods, segments, batches
+    return methods, dict(segments or {}), batches
 
 
 def _choose(
@@ -171,8 +173,10 @@ def _choose(
     stats: Mapping[str, InputStats] | None,
     memory_limit: int | None,
     progress: Progress | None,
-) -> tuple[Method, list[LayerPlan], Mapping[str, InputStats] | None]:
-    """The plan of `auto`, the method that carries it out, and the statistics if one reading gave them all."""
+) -> tuple[Method, list[LayerPlan], Mapping[str, InputStats] | None, int]:
+    """`auto`: the method that carries out its plan, the plan, the statistics if one reading gave them all, and the
+    number of readings.
+    """
     layers = targets(model, method)
     methods = layer_methods(layers, method)
     found: list[Layer] = []
@@ -190,7 +194,7 @@ def _choose(
                 progress("choose", len(found), len(layers))
         kept = group.stats if group.last and group.passes <= 1 else None
     plan = choose_plan(found, method)
-    return plan_method(method, plan, method.name), plan, kept
+    return plan_method(method, plan, method.name), plan, kept, group.passes
 
 
 def _observed(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from segquant import functional as F
 from segquant.calibrators.amax import weight_scale
-from segquant.calibrators.mse import mse_input_margin, mse_weight_scale
+from segquant.calibrators.mse import mse_input_range, mse_weight_scale
 from segquant.calibrators.percentile import percentile_range
 from segquant.formats import QuantSpec
 from segquant.spec import Method
@@ -59,7 +59,7 @@ def pick_input_range(
     above, below = F.piece_max(positive, pieces), F.piece_max(negative, pieces)
     if method.ranges == "mse":
         assert rows is not None
-        return mse_input_margin(rows, above, below, pieces, dual, spec, importance)
+        return mse_input_range(rows, above, below, pieces, dual, spec, importance)
     return above, below
 
 

@@ -48,7 +48,7 @@ def choose_ranks(
     for branch, rows in enumerate(layout.branch_slices):
         cost = layout.in_features + layout.branches[branch]
         energies = torch.linalg.svdvals((weight[rows] * smooth[branch]).double()).square() / cost
-        gains += [(float(energy), branch, cost) for energy in energies]
+        gains += [(energy, branch, cost) for energy in energies.tolist()]
     left, ranks = rank * (layout.in_features + layout.out_features), [0] * len(layout.branches)
     for _, branch, cost in sorted(gains, key=lambda gain: -gain[0]):
         if cost > left:

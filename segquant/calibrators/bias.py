@@ -9,26 +9,11 @@ LEAST_ROWS = 4
 """Fewest rows whose t statistics have a finite second moment, which the shrinkage needs."""
 
 
-def bias_correction(mean_input: Tensor, weight: Tensor, weight_hat: Tensor) -> Tensor:
-    """What to add to the bias so that rounding the weight leaves the mean output alone: (W − Ŵ) E[x].
-
-    Args:
-        mean_input: E[x] over calibration, signed, [in].
-        weight: the float weight W, [out, in].
-        weight_hat: the weight that the layer stands for, Ŵ, [out, in], smoothing and rotation undone.
-
-    Returns:
-        [out], float32, or float64 where the weight is.
-    """
-    dtype = weight.dtype if weight.dtype == torch.float64 else torch.float32
-    return ((weight.double() - weight_hat.double()) @ mean_input.double()).to(dtype)
-
-
 def sample_bias_correction(target: Tensor, output: Tensor, independent: int | None = None) -> Tensor:
     """What to add to the bias by sampled rows: mean(target − output) per output channel, shrunk towards zero.
 
-    Unlike `bias_correction` it sees the rounding of the input too. Yet a mean over n rows is off by its standard
-    error, and adding a mean that is all noise makes the layer worse on fresh rows. With t_o the mean over its
+    Unlike the closed form (W − Ŵ) E[x] it sees the rounding of the input too. Yet a mean over n rows is off by its
+    standard error, and adding a mean that is all noise makes the layer worse on fresh rows. With t_o the mean over its
     standard error, every channel is therefore multiplied by one James–Stein factor (positive part; Efron and
     Morris 1973, with unknown variances)
 

@@ -56,7 +56,7 @@ def mse_weight_scale(
     return map_blocks(pick, tensors, rows, columns)
 
 
-def mse_input_margin(
+def mse_input_range(
     rows: Tensor,
     positive: Tensor,
     negative: Tensor,

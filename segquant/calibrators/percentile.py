@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segquant import functional as F
-from segquant.calibrators.blocks import map_blocks
-
 
 def quantile(values: Tensor, q: float) -> Tensor:
     """Quantile along the last dimension with linear interpolation, of any number of values.
@@ -57,24 +54,6 @@ def percentile_range(
             positive.append(_one_side(flat.abs(), q))
             negative.append(positive[-1])
     return torch.stack(positive), torch.stack(negative)
-
-
-def percentile_weight_scale(
-    weight: Tensor, dtype: str, rows: tuple[int, ...], columns: tuple[int, ...], percentile: float
-) -> Tensor:
-    """Percentile of |w| over code_max for every block; arguments and shape as `amax.weight_scale`.
-
-    A block whose percentile is zero though it is not (nearly all of it is zeros) keeps its maximum, since a range
-    of zero is no range.
-    """
-    q = _share(percentile)
-
-    def pick(values: Tensor) -> Tensor:
-        found = quantile(values, q)
-        return torch.where(found > 0, found, values.amax(-1))
-
-    magnitudes = (weight if weight.dtype == torch.float64 else weight.float()).abs()
-    return F.choose_scale(map_blocks(pick, (magnitudes,), rows, columns), dtype)
 
 
 def _share(percentile: float) -> float:

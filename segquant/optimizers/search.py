@@ -73,8 +73,8 @@ def _choices(
     searched = method.smooths and method.searches and method.optimizer != "balance"
     if not searched and len(margins) == 1:
         return dict.fromkeys(blocks, Choice(_fixed_alpha(method)))
-    static = layout.scheme.static_input and method.optimizer != "awq"
-    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1)
+    static = layout.scheme.static_input and (method.optimizer != "awq" or len(margins) > 1)
+    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=needs_rows(method))
     searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
     if not searched:
         alpha = _fixed_alpha(method)
@@ -96,7 +96,10 @@ class _Search:
         rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
         self.weight, self.rule = weight[rows, columns], _rule(method)
         self.splits = [_cut(split, columns) for split in splits]
-        self.simulate = BlockSimulation(layout, method, *block, weight.device)
+        self.runs = BlockSimulation(layout, method, *block, weight.device)
+        self.simulate = self.runs
+        if method.optimizer == "awq":  # judges α by the weight's rounding alone
+            self.simulate = BlockSimulation(layout, method, *block, weight.device, inputs=False)
 
     def errors(self, margins: Sequence[float]) -> Errors:
         return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margins=margins)
@@ -108,16 +111,16 @@ class _Search:
         return Choice(alpha, self.margin(alpha, margins), errors)
 
     def margin(self, alpha: float | None, margins: Sequence[float]) -> float:
-        return best_margin(self.weight, self.splits, self.simulate, alpha, margins, rule=self.rule)
+        return best_margin(self.weight, self.splits, self.runs, alpha, margins, rule=self.rule)
 
 
 def needs_margin(layout: Layout, method: Method) -> bool:
-    """Whether static scales get headroom by held-out rows where rows are few.
+    """Whether static scales get headroom by held-out rows.
 
-    With a searched α, since it goes with the range it was found for; where the input is cut: each piece has seen
-    a part of the values only, so a fresh one is the likelier to lie beyond its range; and for rotated inputs, whose
-    range is known of the sampled rows alone. Methods without any of them keep the plain maximum that their papers
-    define.
+    For rotated inputs always, since their range is known of the sampled rows alone. Where rows are few also with a
+    searched α of "smooth" and "svd", since it goes with the range it was found for, and where the input is cut: each
+    piece has seen a part of the values only, so a fresh one is the likelier to lie beyond its range. All others
+    keep the plain maximum that their papers define, and "percentile" and (unrotated) "mse" the range they pick.
     """
     if not layout.scheme.static_input or method.ranges == "percentile":
         return False
@@ -171,15 +174,15 @@ def layer_signs(layout: Layout, method: Method, device: torch.device) -> Tensor 
 
 
 class BlockSimulation:
-    """One block (output branch × input segment) of the quantized layer, rounded to nearest."""
+    """One block (output branch × input segment) of the quantized layer, rounded to nearest; `inputs`: those too."""
 
-    def __init__(self, layout: Layout, method: Method, branch: int, index: int, device: torch.device) -> None:
+    def __init__(
+        self, layout: Layout, method: Method, branch: int, index: int, device: torch.device, inputs: bool = True
+    ) -> None:
         rows, width = layout.branches[branch], layout.columns[index]
         # the shrunk ranges of "mse" cost many times a rounding, and hardly move the best α
         self.method = replace(method, ranges="amax") if method.ranges == "mse" else method
-        self.weight_spec, self.input_spec = layout.weight_spec, layout.scheme.input
-        if method.optimizer == "awq":
-            self.input_spec = None  # AWQ judges by the weight's rounding alone
+        self.weight_spec, self.input_spec = layout.weight_spec, layout.scheme.input if inputs else None
         self.dual = layout.dual[index]
         cut = layout.rows if len(layout.branches) == 1 else (rows,)
         self.rows = cut if self.weight_spec.granularity == "tensor" else (1,) * rows

@@ -180,23 +180,6 @@ def best_alpha(errors: Errors) -> float | None:
     return min(errors, key=lambda alpha: errors[alpha])
 
 
-def search_alpha(
-    weight: Tensor,
-    splits: Sequence[HeldOut],
-    simulate: Simulate,
-    *,
-    rule: Rule = smoothquant_rule,
-    alphas: Sequence[float | None] = (None, *ALPHAS),
-    margins: Sequence[float] = (1.0,),
-) -> Choice:
-    """α with little or some headroom, then the headroom for that α; without splits α is DEFAULT_ALPHA."""
-    if not splits:
-        return Choice(DEFAULT_ALPHA)
-    errors = alpha_errors(weight, splits, simulate, rule=rule, alphas=alphas, margins=few_of(margins))
-    alpha = best_alpha(errors)
-    return Choice(alpha, best_margin(weight, splits, simulate, alpha, margins, rule=rule), errors)
-
-
 def few_of(margins: Sequence[float]) -> Sequence[float]:
     """The margins at which α is chosen: every other one, which finds nearly the same α in half the time."""
     return margins[::2]

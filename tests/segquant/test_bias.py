@@ -1,26 +1,15 @@
-"""Bias correction: planted biases, the exact mean, and shrinkage that pays on fresh rows."""
+"""Bias correction: planted biases, and shrinkage that pays on fresh rows."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from segquant import functional as F
-from segquant.calibrators.bias import LEAST_ROWS, bias_correction, sample_bias_correction
+from segquant.calibrators.bias import LEAST_ROWS, sample_bias_correction
 
 
 def tensor(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_mean_output_is_restored_exactly() -> None:
-    x, weight = tensor(100, 16) + tensor(16, seed=1), tensor(9, 16, seed=2)
-    rounded = F.fake_quantize(weight, F.choose_scale(weight.abs().amax(1, keepdim=True), "int4"), "int4")
-    added = bias_correction(x.mean(0), weight, rounded)
-    assert added.dtype == torch.float64 and bool((added.abs() > 1e-3).any())
-    torch.testing.assert_close((x @ rounded.T + added).mean(0), (x @ weight.T).mean(0), rtol=1e-10, atol=1e-10)
-    narrow = bias_correction(x.mean(0).float(), weight.bfloat16(), rounded.bfloat16())
-    assert narrow.dtype == torch.float32
 
 
 @pytest.mark.parametrize("rows", [LEAST_ROWS, 64, 4096])

@@ -91,3 +91,16 @@ def test_bytes_are_those_of_the_stored_tensors(models: tuple[nn.Sequential, nn.S
 def test_shared_tensors_count_once() -> None:
     shared = nn.Linear(3, 3, bias=False)
     assert model_weight_bytes(nn.Sequential(shared, nn.Sequential(shared))) == 36
+
+
+def test_outputs_of_zeros_count_and_layers_never_called_do_not() -> None:
+    class Pick(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = (nn.Linear(6, 5, bias=False) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    model = Pick()
+    assert layer_errors(model, copy.deepcopy(model), [torch.zeros(3, 6)], ["used", "unused"]) == {"used": 0.0}

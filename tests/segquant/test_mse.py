@@ -8,7 +8,7 @@ from torch import Tensor
 
 from segquant import functional as F
 from segquant.calibrators.amax import weight_scale
-from segquant.calibrators.mse import SHRINK, mse_input_margin, mse_weight_scale
+from segquant.calibrators.mse import SHRINK, mse_input_range, mse_weight_scale
 from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
 from segquant.spec import QuantSpec
 
@@ -99,7 +99,7 @@ def test_input_ranges_are_the_best_of_the_grid(spec: QuantSpec, weighted: bool) 
     rows, pieces, dual = silu_rows(), (5, 7), (False, True)
     positive, negative = ranges(rows, pieces)
     importance = tensor(12, seed=1).square() if weighted else torch.ones(12, dtype=torch.float64)
-    above, below = mse_input_margin(
+    above, below = mse_input_range(
         rows, positive, negative, pieces, dual, spec, importance if weighted else None
     )
     low, high = F.INT_RANGES[spec.dtype]
@@ -132,7 +132,7 @@ def test_input_error_never_grows(dtype: str, dual: tuple[bool, ...]) -> None:
         static = input_scales(*found, dual, spec)
         return float((quantize_input(values, pieces, dual, spec, static) - values).square().sum())
 
-    found = mse_input_margin(rows, positive, negative, pieces, dual, spec)
+    found = mse_input_range(rows, positive, negative, pieces, dual, spec)
     assert error(found) <= error((positive, negative)) * (1 + 1e-6)
     assert all(bool((new <= old).all()) for new, old in zip(found, (positive, negative), strict=True))
 
@@ -141,6 +141,6 @@ def test_input_that_is_never_negative_or_always_zero() -> None:
     rows = tensor(50, 4).abs()
     rows[:, 2:] = 0
     positive, negative = ranges(rows, (2, 2))
-    above, below = mse_input_margin(rows, positive, negative, (2, 2), (True, True), INT4)
+    above, below = mse_input_range(rows, positive, negative, (2, 2), (True, True), INT4)
     assert 0 < float(above[0]) <= float(positive[0])
     assert [float(above[1]), *below.tolist()] == [0.0, 0.0, 0.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from segquant import InputStats, QuantLinear, presets
 from segquant.observe import HeldOut
 from segquant.optimizers import smooth, svd
 
@@ -42,17 +43,25 @@ def test_search_tries_both_ends_and_takes_the_least_error() -> None:
         # an output that is exact only for the last candidate, α = 1
         return lambda part: part.rows @ smoothed.T * (1 if len(seen) == 12 else 0.5)
 
-    choice = smooth.search_alpha(weight, [split(rows)], simulate)
-    assert list(choice.errors) == [None, *smooth.ALPHAS]
-    assert choice.alpha == 1.0 and smooth.ALPHAS[0] == 0.0
-    assert choice.errors[1.0] < 1e-6
+    errors = smooth.alpha_errors(weight, [split(rows)], simulate)
+    assert list(errors) == [None, *smooth.ALPHAS]
+    assert smooth.best_alpha(errors) == 1.0 and smooth.ALPHAS[0] == 0.0
+    assert errors[1.0] < 1e-6
 
 
-def test_search_without_splits_and_with_ties() -> None:
+def test_ties_go_to_no_smoothing() -> None:
     exact = lambda weight: lambda part: part.rows @ weight.T  # noqa: E731
-    assert smooth.search_alpha(tensor(3, 3), [], exact).alpha == smooth.DEFAULT_ALPHA
-    zeros = torch.zeros(5, 3)
-    assert smooth.search_alpha(tensor(3, 3), [split(zeros)], exact).alpha is None
+    assert smooth.best_alpha(smooth.alpha_errors(tensor(3, 3), [split(torch.zeros(5, 3))], exact)) is None
+
+
+def test_one_call_leaves_nothing_to_search_on() -> None:
+    linear, stats = torch.nn.Linear(6, 4), InputStats("layer", 6)
+    stats.update(tensor(20, 6, seed=1), 0)
+    searched, fixed = (
+        QuantLinear.from_float(linear, presets.smoothquant("w8a8_tensor", alpha=alpha), stats)
+        for alpha in ("search", smooth.DEFAULT_ALPHA)
+    )
+    assert torch.equal(searched.smooth, fixed.smooth) and torch.equal(searched.input_scale, fixed.input_scale)
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20)])

@@ -1,4 +1,4 @@
-"""Percentile ranges against numpy's percentiles, block by block."""
+"""Percentile ranges against numpy's percentiles, and the cut of a weight into blocks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import numpy
 import pytest
 import torch
 
-from segquant.calibrators.amax import weight_scale
 from segquant.calibrators.blocks import map_blocks
-from segquant.calibrators.percentile import percentile_range, percentile_weight_scale, quantile
+from segquant.calibrators.percentile import percentile_range, quantile
 
 CUTS = [
     ((1,) * 6, (8,)),
@@ -48,30 +47,6 @@ def test_many_rows_are_done_in_parts_with_the_same_result() -> None:
     assert torch.equal(found, weight.unflatten(1, (2, 512)).amax(-1))
 
 
-@pytest.mark.parametrize("rows, columns", CUTS)
-@pytest.mark.parametrize("percentile", [60.0, 97.5])
-def test_weight_scales_are_numpys_percentiles(
-    rows: tuple[int, ...], columns: tuple[int, ...], percentile: float
-) -> None:
-    weight = tensor(6, 8)
-    found = percentile_weight_scale(weight, "int8", rows, columns, percentile)
-    assert found.dtype == torch.float64 and found.shape == (len(rows), len(columns))
-    for i, top in enumerate(weight.split(rows)):
-        for j, block in enumerate(top.split(columns, 1)):
-            expected = numpy.percentile(block.abs().numpy(), percentile) / 127
-            assert float(found[i, j]) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("rows, columns", CUTS)
-def test_hundred_is_amax_and_scales_grow_with_the_percentile(
-    rows: tuple[int, ...], columns: tuple[int, ...]
-) -> None:
-    weight = tensor(6, 8).float()
-    scales = [percentile_weight_scale(weight, "int4", rows, columns, p) for p in (50, 90, 99, 100)]
-    assert torch.equal(scales[-1], weight_scale(weight, "int4", rows, columns))
-    assert all(bool((low <= high).all()) for low, high in zip(scales, scales[1:], strict=False))
-
-
 def test_input_ranges_are_numpys_percentiles_by_sign_where_dual() -> None:
     rows = tensor(200, 12)
     rows[:, 5:] = torch.nn.functional.silu(rows[:, 5:])
@@ -91,14 +66,10 @@ def test_an_outlier_is_cut_off() -> None:
     assert float(percentile_range(rows, (4,), (False,), 100)[0]) == 1000
 
 
-def test_a_side_without_values_and_a_block_of_zeros() -> None:
+def test_a_side_without_values_and_a_piece_of_zeros() -> None:
     positive, negative = percentile_range(torch.ones(5, 2), (1, 1), (True, False), 99.0)
     assert positive.tolist() == [1.0, 1.0] and negative.tolist() == [0.0, 1.0]
     assert [side.tolist() for side in percentile_range(torch.zeros(5, 2), (2,), (True,), 99.0)] == [[0.0], [0.0]]
-    weight = torch.zeros(2, 100)
-    weight[0, 3] = -2.54
-    scale = percentile_weight_scale(weight, "int8", (1, 1), (100,), 90.0)
-    torch.testing.assert_close(scale, torch.tensor([[0.02], [1.0]]))
 
 
 @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.5, float("nan")])

@@ -273,3 +273,13 @@ def test_rotation_needs_rows_only_where_scales_are_static() -> None:
     assert QuantLinear.from_float(linear, presets.rtn("w4a8", rotate=True)).layout.rotate
     with pytest.raises(QuantizationError, match="needs statistics of its input"):
         QuantLinear.from_float(linear, presets.rtn("w8a8", rotate=True))
+
+
+def test_headroom_of_rotated_inputs_is_judged_with_inputs_rounded_under_awq_too() -> None:
+    """AWQ's own measure leaves inputs alone, to which every headroom looks alike, so that the widest would win."""
+    linear, stats = nn.Linear(WIDTH, OUT), InputStats("layer", WIDTH)
+    for index in range(128):
+        stats.update(tensor(16, WIDTH, seed=index), index % 4)
+    module = QuantLinear.from_float(linear, presets.awq("w8a8", alpha=0.0, rotate=True, ranges="amax"), stats)
+    turned = stats.sample.double() @ rotation(module.layout.rotation_blocks, module.rotation_signs)
+    assert float(module.input_scale) * 127 == pytest.approx(float(turned.abs().amax()), rel=0.3)
