@@ -132,7 +132,7 @@ class InputStats:
             )
         return self.gram_sum
 
-    def held_out(self, limit: int = 256, rows: int = 128, calls: int = 1) -> list[HeldOut]:
+    def held_out(self, limit: int = 256, rows: int = 128, calls: int = 1, *, fit: bool = False) -> list[HeldOut]:
         """Splits to choose hyper-parameters on: one fold held out at a time, until there is enough.
 
         Layers with many rows thus use one split, layers with few (AdaLN sees one row per image) all of them.
@@ -141,6 +141,7 @@ class InputStats:
         Args:
             limit: most rows taken of one fold's sample.
             rows, calls: stop once this many rows, and rows from this many calls, are held out in all.
+            fit: give each split the other folds' sample too.
         """
         splits: list[HeldOut] = []
         if len(self._seen()) < 2:
@@ -151,7 +152,7 @@ class InputStats:
             others = [other for other in self._seen() if other is not fold]
             positive = torch.stack([other.positive for other in others]).amax(0)
             negative = torch.stack([other.negative for other in others]).amax(0)
-            sample = torch.cat([other.sample for other in others]).float()
+            sample = torch.cat([other.sample for other in others]).float() if fit else None
             absolute = torch.stack([other.absolute for other in others]).sum(0) / sum(other.rows for other in others)
             held = fold.sample[:limit].float()
             splits.append(HeldOut(positive, negative, held, fold.calls, index, sample, absolute.float()))
