@@ -54,6 +54,9 @@ def columns(runs: Sequence[RunResult]) -> list[Column]:
         Column("output_error", "output error", "relative", "lower", output_error),
         Column("weight_mb", "weights", "MB", "lower", _weight_mb, judged=False),
         Column("compression", "compression", "×", "higher", _compression, judged=False),
+        Column("encoder_error", "text encoder error", "relative", "lower", _encoder_error),
+        Column("encoders_mb", "text encoders", "MB", "lower", _encoders_mb, judged=False),
+        Column("pipeline_mb", "whole pipeline", "MB", "lower", _pipeline_mb, judged=False),
         Column("quantize_s", "quantize", "s", "lower", _quantize_seconds, judged=False),
         Column("peak_mb", "memory", "MiB", "lower", _quantize_peak, judged=False),
     ]
@@ -108,6 +111,23 @@ def _geometric_mean(errors: Sequence[float], seed: int) -> Cell | None:
 
 def _weight_mb(run: RunResult) -> Cell | None:
     return None if run.weight_bytes is None else Cell(run.weight_bytes / BYTES_PER_MB)
+
+
+def _encoder_error(run: RunResult) -> Cell | None:
+    """Largest relative error of the outputs of quantized text encoders."""
+    errors = [part["output_error"] for part in run.components.values() if "output_error" in part]
+    return Cell(max(errors)) if errors else None
+
+
+def _encoders_mb(run: RunResult) -> Cell | None:
+    """All text encoders of the pipeline, quantized or not."""
+    sizes = [part["weight_bytes"] for name, part in run.components.items() if "text_encoder" in name]
+    return Cell(sum(sizes) / BYTES_PER_MB) if sizes else None
+
+
+def _pipeline_mb(run: RunResult) -> Cell | None:
+    sizes = [part["weight_bytes"] for part in run.components.values()]
+    return Cell(sum(sizes) / BYTES_PER_MB) if sizes else None
 
 
 def _compression(run: RunResult) -> Cell | None:

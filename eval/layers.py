@@ -41,7 +41,7 @@ def layers_csv(runs: Sequence[RunResult]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["model", "dataset", "seed", "precision", "method", "layer", "cut", "error"])
     for run in ordered:
-        for layer, error in run.layer_errors.items():
+        for layer, error in run.every_layer_error.items():
             keys = [run.model, run.dataset, run.seed, run.precision, names[id(run)]]
             writer.writerow([*keys, layer, cut_of(run, layer), repr(error)])
     return out.getvalue()
@@ -66,13 +66,13 @@ def layer_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
 
 
 def _layer_sheet(runs: Sequence[RunResult], names: dict[int, str]) -> Sheet:
-    layers = dict.fromkeys(layer for run in runs for layer in run.layer_errors)
-    rows = [
-        row([layer, cut_of(runs[0], layer)], _cells([run.layer_errors.get(layer) for run in runs])) for layer in layers
-    ]
+    errors = [run.every_layer_error for run in runs]
+    layers = dict.fromkeys(layer for found in errors for layer in found)
+    rows = [row([layer, cut_of(runs[0], layer)], _cells([found.get(layer) for found in errors])) for layer in layers]
     means = _cells([_geometric_mean(list(run.layer_errors.values())) for run in runs])
     head = ("layer", "cuts", *(names[id(run)] for run in runs))
-    summary = (row(["geometric mean", ""], means),)
+    is_mixed = any(run.components for run in runs)
+    summary = (row(["geometric mean of the denoiser" if is_mixed else "geometric mean", ""], means),)
     return Sheet(f"Layer errors at {_where(runs[0])}", head, tuple(rows), summary, keys=2)
 
 

@@ -14,7 +14,7 @@ METHOD_ORDER = (
     "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
 )  # fmt: skip
 OURS = ("segquant_a", "segquant_g", "auto", "plan")
-VARIED = ("quantizer", "calibration", "correction")
+VARIED = ("quantizer", "calibration", "correction", "encoders")
 _UNTOLD = ("_target_", "name", "precision")
 
 
@@ -68,13 +68,15 @@ def group_key(run: RunResult) -> tuple[str, str, int, str]:
 
 
 def method_name(run: RunResult) -> str:
-    """The quantizer, and the correction at sampling time where one was added to it."""
+    """The quantizer, the correction at sampling time where one was added to it, and text encoders it was used on."""
     correction = settings(run).get("correction.method") or "none"
-    return run.quantizer if correction in ("none", run.quantizer) else f"{run.quantizer}+{correction}"
+    added = [] if correction in ("none", run.quantizer) else [correction]
+    parts = [] if run.is_float else [part for part in run.config.get("quantize") or [] if part != "denoiser"]
+    return "+".join([run.quantizer, *added, *parts])
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """What a run's configuration says of quantizer, calibration and correction, by dotted key."""
+    """What a run's configuration says of quantizer, calibration, correction and text encoders, by dotted key."""
     return {
         key: value
         for section in VARIED

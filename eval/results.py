@@ -106,6 +106,8 @@ class RunResult:
 
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` holds what the graph says
     (`segments`: cuts and activations by layer) and the signs of activations (`polarity`, by layer); both may be empty.
+    `components` holds, where text encoders are quantized, bytes of every component of the pipeline and the errors of
+    those encoders, whose layers are named "COMPONENT.LAYER"; `layer_errors` are the denoiser's.
     """
 
     path: Path
@@ -132,6 +134,13 @@ class RunResult:
     config: dict[str, Any] = field(default_factory=dict)
     per_row_steps: tuple[int, ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def every_layer_error(self) -> dict[str, float]:
+        """Errors of the denoiser's layers, then those of quantized text encoders."""
+        parts = [part.get("layer_errors", {}) for part in self.components.values()]
+        return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
 
     @property
     def is_float(self) -> bool:
@@ -191,6 +200,7 @@ def load_result(path: Path) -> RunResult:
         config=raw.get("config") or {},
         per_row_steps=tuple(int(v) for v in raw.get("per_row_steps") or ()),
         statistics=raw.get("statistics") or {},
+        components=raw.get("components") or {},
     )
 
 

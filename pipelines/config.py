@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,18 @@ from pipelines.sections import (
 )
 
 QUANTIZER_PACKAGES = ("segquant.presets", "pipelines.peers")
+DENOISER = "denoiser"
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 
 @dataclass
 class RunConfig:
-    """One run: model, data, calibration, quantizer, precision, judgement."""
+    """One run: model, data, calibration, quantizer, precision, judgement.
+
+    `quantize` names the components that are quantized: denoiser, and text encoders by their attributes of the
+    pipeline (text_encoder, text_encoder_2 …). `encoders` changes settings of the quantizer for one of them:
+    {text_encoder: {seglinear: false}}.
+    """
 
     name: str = MISSING
     model: ModelConfig = MISSING
@@ -41,6 +47,8 @@ class RunConfig:
     precision: PrecisionConfig = MISSING
     metric: MetricConfig = MISSING
     logger: LoggerConfig = MISSING
+    quantize: list[str] = field(default_factory=lambda: [DENOISER])
+    encoders: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     cache: str = "outputs/cache"
     report: bool = True
@@ -56,6 +64,7 @@ class RunConfig:
                 + " or ".join(QUANTIZER_PACKAGES)
             )
         self._check_parts()
+        self._check_components()
 
     def _check_parts(self) -> None:
         """Refuse a quantizer named after a part that the run does not use, and prompts that are not there."""
@@ -71,6 +80,30 @@ class RunConfig:
                 f"correction.prompts={self.correction.prompts} is more than the {self.calibration.prompts} prompts "
                 "of the calibration; lower it, or raise calibration.prompts"
             )
+
+    def _check_components(self) -> None:
+        """Refuse a list of components that no run can mean; whether the pipeline has them is seen later."""
+        named = list(dict.fromkeys(self.quantize))
+        if named != self.quantize or DENOISER not in named:
+            raise PipelineError(
+                f"quantize=[{','.join(self.quantize)}] must name the denoiser and every other component once, for "
+                "example quantize=[denoiser,text_encoder]"
+            )
+        if self.text_encoders and (self.is_peer or self.preset_name == "plan"):
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
+                "method of segquant.presets other than plan"
+            )
+        for name, settings in self.encoders.items():
+            if name not in named or name == DENOISER:
+                raise PipelineError(f"encoders.{name} is no text encoder in quantize=[{','.join(named)}]; add it there")
+            if not isinstance(settings, dict):
+                raise PipelineError(f"encoders.{name}={settings!r} is no setting; give encoders.{name}.KEY=VALUE")
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The text encoders that are quantized; none where nothing is."""
+        return () if self.is_float else tuple(name for name in self.quantize if name != DENOISER)
 
     @property
     def quantizer_package(self) -> str:
@@ -121,10 +154,13 @@ def register() -> None:
 
 
 def method_label(*, _root_: DictConfig) -> str:
-    """The quantizer's name, with "+correction" where a correction is added that is not its own."""
+    """The quantizer's name, with "+NAME" for a correction that is not its own and for quantized text encoders."""
     quantizer, correction = _root_.quantizer, _root_.correction.name
     name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
-    return name if correction in ("none", name) or name == "none" else f"{name}+{correction}"
+    if name == "none":
+        return name
+    added = [] if correction in ("none", name) else [correction]
+    return "+".join([name, *added, *(part for part in _root_.quantize if part != DENOISER)])
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
@@ -183,5 +219,8 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
         raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
     if not run.is_corrected:
         raw["correction"] = None
+    del raw["quantize"], raw["encoders"]
+    if run.text_encoders:
+        raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.text_encoders}
     text = json.dumps(raw, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import measure
 from pipelines.cache import Stage, link_tree, write_json
 from pipelines.config import config_hash
+from pipelines.encoder_stage import RECORD as ENCODERS
 from pipelines.stages import Benchmark
 from segquant.plan import PLAN
 
@@ -65,6 +66,21 @@ def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
     return {**found, "layer_error": layer_summary(found["layer_errors"]), "weight_bytes_float": size}
 
 
+def component_records(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """By component of the pipeline: bytes before and after, and the errors of quantized text encoders.
+
+    The denoiser's errors have their own place. Empty for runs that quantize no text encoder.
+    """
+    if not benchmark.config.text_encoders:
+        return {}
+    found = read_json(benchmark.encoders().path / ENCODERS)
+    records = {name: {"weight_bytes": size, "weight_bytes_float": size} for name, size in found["weight_bytes"].items()}
+    records[found["denoiser"]]["weight_bytes"] = denoiser_errors(benchmark)["weight_bytes"]
+    for name, errors in found["encoders"].items():
+        records[name] = {**errors, "layer_error": layer_summary(errors["layer_errors"])}
+    return records
+
+
 def correction_record(benchmark: Benchmark) -> dict[str, Any] | None:
     """What was corrected at sampling time and how well that fitted; None where nothing was."""
     if not benchmark.config.is_corrected:
@@ -91,6 +107,7 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
         "config_hash": config_hash(config, benchmark.fingerprint),
         "metrics": read_json(benchmark.evaluate().path / "evaluation" / "metrics.json")["metrics"],
         **denoiser_errors(benchmark),
+        "components": component_records(benchmark),
         "correction": correction_record(benchmark),
         "stages": stage_records(benchmark.stages, folder),
         "artifacts": {**artifacts, "evaluation": "evaluation", **copy_plan(benchmark, folder)},

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import measure, samplers
 from pipelines.cache import Stage, write_json
-from pipelines.context import Context
 from pipelines.datasets import write_real
+from pipelines.encoder_stage import STREAMS, EncoderStage
 from pipelines.method import check_metrics
 
 if TYPE_CHECKING:
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 GENERATE_MODULES = ("generate", "models", "datasets")
 CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples")
 CORRECT_MODULES = ("correction", "correction_sampling", "correction_fit", "sections")
-STREAMS = {"calibration": 1, "held_out": 2}
 
 
-class Benchmark(Context):
+class Benchmark(EncoderStage):
     """One run: stages are computed when first asked for, and only then is the pipeline loaded, once."""
 
     _peer_denoiser: torch.nn.Module | None = None
@@ -169,18 +168,22 @@ class Benchmark(Context):
             "calibration_seed": self.config.calibration.seed,
             "code": measure.modules_digest(*GENERATE_MODULES, *CORRECT_MODULES),
         }
+        if self.config.text_encoders:
+            depends["encoders"] = self.encoders().key
         return self._stage("correct", depends, self._correct)
 
     def _correct(self, folder: Path) -> None:
         from pipelines.correction import save_correction
         from pipelines.correction_fit import fit_correction
+        from pipelines.encoders import in_place
 
         model, config = self.config.model, self.config.correction
-        correction = fit_correction(
-            self.pipeline, self.denoiser_name, self.quantized_denoiser(), self.dataset.calibration[: config.prompts],
-            model.call.arguments(), config, seed=self.config.calibration.seed, stream=STREAMS["calibration"],
-            batch_size=model.batch_size,
-        )  # fmt: skip
+        with in_place(self.pipeline, self.quantized_encoders()):
+            correction = fit_correction(
+                self.pipeline, self.denoiser_name, self.quantized_denoiser(),
+                self.dataset.calibration[: config.prompts], model.call.arguments(), config,
+                seed=self.config.calibration.seed, stream=STREAMS["calibration"], batch_size=model.batch_size,
+            )  # fmt: skip
         save_correction(correction, folder)
 
     def generate(self) -> Stage:
@@ -195,21 +198,20 @@ class Benchmark(Context):
         }
         if self.config.is_corrected:
             depends["correct"] = self.correct().key
+        if self.config.text_encoders:
+            depends["encoders"] = self.encoders().key
         return self._stage("generate", depends, self._generate_quantized)
 
     def _generate_quantized(self, folder: Path) -> None:
         from pipelines.correction import load_correction
         from pipelines.correction_sampling import corrected
+        from pipelines.encoders import in_place
 
         correction = load_correction(self.correct().path) if self.config.is_corrected else None
         quantized = self.quantized_denoiser()
-        name, original = self.denoiser_name, self.denoiser
-        setattr(self.pipeline, name, quantized)
-        try:
-            with corrected(self.pipeline.scheduler, correction):
-                self._generate(self.pipeline, quantized, folder / "images", self.config.name)
-        finally:
-            setattr(self.pipeline, name, original)
+        parts = {self.denoiser_name: quantized, **self.quantized_encoders()}
+        with in_place(self.pipeline, parts), corrected(self.pipeline.scheduler, correction):
+            self._generate(self.pipeline, quantized, folder / "images", self.config.name)
 
     def evaluate(self) -> Stage:
         """What `eval.evaluate` writes, and metrics.json among it."""
@@ -251,6 +253,7 @@ class Benchmark(Context):
     def run(self) -> None:
         """All stages, in order; what can be refused without work is refused first."""
         self.method  # noqa: B018 - built for its checks
+        self.encoder_methods  # noqa: B018
         self.dataset  # noqa: B018
         check_metrics(self.config.metric)
         self.reference()
@@ -258,6 +261,8 @@ class Benchmark(Context):
             self.calibrate()
             self.statistics()
             self.quantize()
+        if self.config.text_encoders:
+            self.encoders()
         if self.config.is_corrected:
             self.correct()
         self.generate()

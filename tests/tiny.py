@@ -23,7 +23,7 @@ def tiny_tokenizer(max_length: int = 16):
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=max_length)
 
 
-def _text_encoder(width: int):
+def tiny_text_encoder(width: int):
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     tokenizer = tiny_tokenizer()
@@ -86,9 +86,9 @@ def tiny_sd3_pipeline(path: Path, seed: int = 0) -> Path:
             transformer=tiny_denoiser(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=vae,
-            text_encoder=_text_encoder(32),
+            text_encoder=tiny_text_encoder(32),
             tokenizer=tiny_tokenizer(),
-            text_encoder_2=_text_encoder(32),
+            text_encoder_2=tiny_text_encoder(32),
             tokenizer_2=tiny_tokenizer(),
             text_encoder_3=None,
             tokenizer_3=None,
