@@ -159,7 +159,10 @@ class Benchmark(EncoderStage):
         return self._peer_denoiser
 
     def correct(self) -> Stage:
-        """correction.safetensors and .json: what the quantized denoiser's predictions are corrected by."""
+        """correction.safetensors and .json: what the quantized denoiser's predictions are corrected by.
+
+        It is fitted with the text encoders that sampling will have: both denoisers are given the same embeddings.
+        """
         depends = {
             **self._sampling(),
             "quantize": self.quantize().key,

@@ -12,6 +12,8 @@ from torch import nn
 
 from eval import load_result
 from eval.columns import columns
+from eval.layers import layer_sheets, layers_csv
+from eval.order import labels
 from pipelines.config import config_hash, validate
 from pipelines.encoders import (
     check_encoders,
@@ -139,7 +141,7 @@ def test_components_are_put_back_after_an_error(pipeline) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("text_encoder_4", "did you mean 'text_encoder_3'|did you mean 'text_encoder"),
+        ("text_encoder_4", "StableDiffusion3Pipeline does not have; did you mean 'text_encoder"),
         ("text_encoder_3", "is empty in this StableDiffusion3Pipeline"),
         ("vae", "no text encoder; here it takes denoiser, text_encoder, text_encoder_2"),
         ("_class_name", "does not have"),
@@ -206,6 +208,7 @@ def test_a_run_with_a_text_encoder(command: Command, tiny: Tiny, cache: Path) ->
     assert outcome.code == 0, outcome.err
     raw = json.loads((outcome.folder / "results.json").read_text())
     both = load_result(outcome.folder / "results.json")
+    alone = dataclasses.replace(alone, path=Path("elsewhere/results.json"))  # both commands wrote into one folder
     assert both.name == "rtn+text_encoder_w8a8" and "encoders" in both.stages and "encoders" not in alone.stages
     for stage in ("reference", "calibrate", "statistics", "quantize"):
         assert both.stages[stage]["key"] == alone.stages[stage]["key"]
@@ -224,6 +227,10 @@ def test_a_run_with_a_text_encoder(command: Command, tiny: Tiny, cache: Path) ->
     assert all(name.startswith("text_encoder.text_") and 0 < error < 0.1 for name, error in errors.items())
     shown = {column.key: column.cell(both) for column in columns([alone, both])}
     assert shown["encoders_mb"].value == sum(parts[f"text_encoder{i}"]["weight_bytes"] for i in ("", "_2")) / 1e6
+    assert set(errors) <= {line.split(",")[5] for line in layers_csv([alone, both]).splitlines()}
+    (sheet,) = layer_sheets([alone, both])
+    assert len(sheet.rows) == len(alone.layer_errors) + len(errors)
+    assert labels([alone, both])[id(both)] == "rtn+text_encoder"
     assert not {"encoders_mb", "pipeline_mb"} & {column.key for column in columns([alone])}
 
 
