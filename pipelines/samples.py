@@ -148,6 +148,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self.groups)
 
+    @property
+    def origins(self) -> list[tuple[int, ...]]:
+        """The prompts of every batch: what `segquant.observe` keeps together when it holds rows out."""
+        return [tuple(sorted({sample.prompt for sample in group})) for group in self.groups]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for group in self.groups:
             flat: dict[str, Any] = dict(group[0].constants)

@@ -120,7 +120,7 @@ class CalibrationConfig:
     mean: float = 0.4
     std: float = 0.5
     pilot: int = 4
-    batch_size: int = 8
+    batch_size: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:

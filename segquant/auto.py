@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """Transforms that go from the first round into the second."""
-SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges")
+SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges", "rank")
 """What decides a smoothing vector and the headroom found with it, besides number formats and statistics. Candidates
 that differ in the rank of the low-rank branch alone share the vector that the first one found, to spare its search."""
 

@@ -80,6 +80,7 @@ def roundings(base: Method, best: Sequence[Change], ranks: Sequence[int]) -> lis
         found.append({**change, "calibrator": "gptq", "bias_correction": True})
         found.append({**change, "calibrator": "gptq", "ranges": "mse"})
         found.append({**change, "bias_correction": True})
+        found.append({**change, "ranges": "mse"})
     if base.scheme.weight.bits == 4:
         for change in best[:2]:
             smooth = {**change, "optimizer": "svd", "alpha": SEARCH, "calibrator": "gptq", "iterations": 1}

@@ -7,7 +7,7 @@ batch the rows themselves are dealt, in contiguous runs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +66,8 @@ def observe(
 
     Args:
         model: runs as it is (device, dtype); in eval mode meanwhile, without gradients.
-        batches: tuples or dicts of the forward's arguments (or a lone tensor).
+        batches: tuples or dicts of the forward's arguments (or a lone tensor). Where the iterable has an attribute
+            `origins` (one hashable per batch, the prompt for example), batches of one origin are held out together.
         gram: collect XᵀX for all layers, none, or those named.
         split_gram: keep fold 0's share of XᵀX apart, for `InputStats.without_fold(0)`.
         salience: average the peaks of the channels over denoiser calls (`TemporalSalience`), an item of the
@@ -188,7 +189,7 @@ def _run(
             "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
         )
     total = len(batches) if hasattr(batches, "__len__") else total
-    deal = _deal(seed) if len(head) > 1 else itertools.repeat(None)
+    deal = _deal(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
         watch.begin_call(fold)
         call(model, batch)
@@ -196,8 +197,23 @@ def _run(
             progress("observe", index + 1, total)
 
 
-def _deal(seed: int) -> Iterator[int]:
-    """Folds of consecutive batches, each run of FOLDS in random order: no fold sees a single timestep."""
-    generator = torch.Generator().manual_seed(seed)
+def _deal(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
+    """Folds of consecutive batches, each run of FOLDS in random order: no fold sees a single timestep.
+
+    Batches of one origin share a fold: a prompt's text tokens are the same at all of its timesteps, and would else
+    be in every fold, fitted and held out.
+    """
+    folds = _shuffled_folds(torch.Generator().manual_seed(seed))
+    if origins is None:
+        yield from folds
+        return
+    known: dict[Hashable, int] = {}
+    for origin in origins:
+        if origin not in known:
+            known[origin] = next(folds)
+        yield known[origin]
+
+
+def _shuffled_folds(generator: torch.Generator) -> Iterator[int]:
     while True:
         yield from torch.randperm(FOLDS, generator=generator).tolist()

@@ -97,9 +97,9 @@ class _Search:
         self.weight, self.rule = weight[rows, columns], _rule(method)
         self.splits = [_cut(split, columns) for split in splits]
         self.runs = BlockSimulation(layout, method, *block, weight.device)
-        self.simulate = self.runs
-        if method.optimizer == "awq":  # judges α by the weight's rounding alone
-            self.simulate = BlockSimulation(layout, method, *block, weight.device, inputs=False)
+        # shrunk ranges cost many times a rounding and hardly move the best α; AWQ judges it by the weight alone
+        plain = replace(method, ranges="amax") if method.ranges == "mse" else method
+        self.simulate = BlockSimulation(layout, plain, *block, weight.device, inputs=method.optimizer != "awq")
 
     def errors(self, margins: Sequence[float]) -> Errors:
         return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margins=margins)
@@ -180,8 +180,7 @@ class BlockSimulation:
         self, layout: Layout, method: Method, branch: int, index: int, device: torch.device, inputs: bool = True
     ) -> None:
         rows, width = layout.branches[branch], layout.columns[index]
-        # the shrunk ranges of "mse" cost many times a rounding, and hardly move the best α
-        self.method = replace(method, ranges="amax") if method.ranges == "mse" else method
+        self.method = method
         self.weight_spec, self.input_spec = layout.weight_spec, layout.scheme.input if inputs else None
         self.dual = layout.dual[index]
         cut = layout.rows if len(layout.branches) == 1 else (rows,)

@@ -20,6 +20,7 @@ STAGES = ("reference", "calibrate", "statistics", "quantize", "generate", "evalu
 WORK = {
     "reference": "_reference",
     "calibrate": "_calibrate",
+    "statistics": "_statistics",
     "quantize": "_quantize",
     "generate": "_generate_quantized",
     "evaluate": "_evaluate",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from segquant import QuantizationError, QuantLinear, Segments, observe, presets, quantize_
+from segquant.optimizers.smooth import MARGINS
 from segquant.spec import Method
 from tests.segquant.support import Block, block_batches, brute_force, tensor
 
@@ -29,6 +30,8 @@ METHODS = [
     presets.segquant_g("w8a8"),
     presets.segquant_g("w4a8", rank=2),
 ]
+# 8 bits cost about 1.2 % here, and with six calls static scales may have the widest headroom
+LIMIT = {8: 0.0125 * MARGINS[-1], 4: 0.2}
 every_method = pytest.mark.parametrize("method", METHODS, ids=[f"{m.name}-{i}" for i, m in enumerate(METHODS)])
 
 
@@ -70,7 +73,7 @@ def test_segments_of_one_channel(method: Method, segments: Segments) -> None:
     batches = [(tensor(8, 64, seed=s),) for s in range(6)]
     model, layer = quantized(method, batches, segments)
     fresh = tensor(16, 64, seed=99)
-    assert error(model, layer, fresh) < (0.02 if method.scheme.weight.bits == 8 else 0.2)
+    assert error(model, layer, fresh) < LIMIT[method.scheme.weight.bits]
     if not method.rotate:
         torch.testing.assert_close(layer(fresh).double(), brute_force(layer, fresh), rtol=1e-3, atol=1e-3)
 
@@ -80,7 +83,7 @@ def test_channels_that_calibration_never_saw(method: Method) -> None:
     dead = torch.ones(64)
     dead[[0, 5, 40]] = 0
     model, layer = quantized(method, [(tensor(8, 64, seed=s) * dead,) for s in range(6)])
-    assert error(model, layer, tensor(16, 64, seed=99) * dead) < (0.02 if method.scheme.weight.bits == 8 else 0.2)
+    assert error(model, layer, tensor(16, 64, seed=99) * dead) < LIMIT[method.scheme.weight.bits]
     # woken up they may at most be lost, which costs their share of the output, √(3/64)
     assert error(model, layer, tensor(16, 64, seed=99)) < 0.3
 
@@ -105,7 +108,7 @@ def test_dead_weights(method: Method) -> None:
         model.layer.weight[3:5] = 0
     found = quantize_(copy.deepcopy(model), method, [(tensor(8, 64, seed=s),) for s in range(5)], {})
     fresh = tensor(16, 64, seed=99)
-    assert error(model, found.layer, fresh) < (0.02 if method.scheme.weight.bits == 8 else 0.2)
+    assert error(model, found.layer, fresh) < LIMIT[method.scheme.weight.bits]
     with torch.no_grad():
         model.layer.weight.zero_()
     found = quantize_(copy.deepcopy(model), method, [(tensor(8, 64, seed=s),) for s in range(5)], {})

@@ -184,3 +184,15 @@ def test_progress_and_only() -> None:
     stats = observe(Block(), block_batches(3, seed=1), only=["up"], progress=lambda *args: seen.append(args))
     assert set(stats) == {"up"}
     assert seen == [("observe", 1, 3), ("observe", 2, 3), ("observe", 3, 3)]
+
+
+def test_batches_of_one_origin_share_a_fold() -> None:
+    class Prompts(list):  # type: ignore[type-arg]
+        origins = [index // 3 for index in range(24)]
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    batches = Prompts((torch.full((1, 4), float(index // 3)),) for index in range(24))
+    stats = observe(model, batches)["0"]
+    seen = [set(fold.sample[:, 0].tolist()) for fold in stats.folds if fold is not None]
+    assert len(seen) == FOLDS and all(len(values) == 2 for values in seen)
+    assert sorted(value for values in seen for value in values) == list(map(float, range(8)))
