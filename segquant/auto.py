@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from segquant.budget import Candidate, Layer, choose, layer_bytes, layer_operations, limits_of
+from segquant.calibrators.gptq import Factor
 from segquant.candidates import (
     PLAIN,
     Change,
@@ -103,6 +104,7 @@ class _Judge:
         weight = linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(linear)) for split in self.folds]
         self.smoothings: dict[object, Smoothing] = {}
+        self.factors: dict[int, tuple[object, dict[int, Factor]]] = {}
         self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
 
     def rounds(self, scheme: Change) -> list[Candidate]:
@@ -136,9 +138,12 @@ class _Judge:
         wrong, whole = 0.0, 0.0
         for index, (split, fit, target) in enumerate(zip(self.folds, self.fits, self.targets, strict=True)):
             key = (index, method.scheme, *(getattr(method, field) for field in SMOOTHING_FIELDS))
+            if self.factors.get(index, (None,))[0] != key:  # roundings of one transform follow one another
+                self.factors[index] = (key, {})
             layout, tensors, smoothing = solve_layer(
-                self.linear, method, fit, self.segments, name=self.name, smoothing=self.smoothings.get(key)
-            )
+                self.linear, method, fit, self.segments, name=self.name,
+                smoothing=self.smoothings.get(key), factors=self.factors[index][1],
+            )  # fmt: skip
             if smoothing is not None:
                 self.smoothings[key] = smoothing
             wrong += float((quantized_linear(split.rows, layout, tensors) - target).square_().sum(dtype=torch.float64))

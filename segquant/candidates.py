@@ -76,10 +76,11 @@ def roundings(base: Method, best: Sequence[Change], ranks: Sequence[int]) -> lis
     assert base.scheme.weight is not None
     found: list[Change] = []
     for change in best:
+        # what shares a smoothing and a Hessian stands together
+        found.append({**change, "bias_correction": True})
         found.append({**change, "calibrator": "gptq"})
         found.append({**change, "calibrator": "gptq", "bias_correction": True})
         found.append({**change, "calibrator": "gptq", "ranges": "mse"})
-        found.append({**change, "bias_correction": True})
         found.append({**change, "ranges": "mse"})
     if base.scheme.weight.bits == 4:
         for change in best[:2]:

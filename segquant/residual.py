@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segquant import functional as F
-from segquant.calibrators.gptq import Factor, factorize, round_with
+from segquant.calibrators.gptq import Factor, round_with
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale
 from segquant.layout import HALF, Layout
@@ -65,6 +65,7 @@ def calibrate_branch(
     rank: int,
     method: Method,
     importance: Tensor | None = None,
+    factor: Factor | None = None,
 ) -> Residual:
     """Calibrate one branch; with a low-rank branch, optionally refit it to what the quantizer left.
 
@@ -75,11 +76,8 @@ def calibrate_branch(
         rank: of its low-rank branch, 0 without.
         method: what to do.
         importance: mean square of the transformed input [in], for "mse" ranges.
+        factor: of the hessian, where the calibrator is GPTQ.
     """
-    factor = None
-    if method.calibrator == "gptq":
-        assert hessian is not None
-        factor = factorize(hessian, method.damp, method.act_order)
     if not rank:
         return Residual(*_calibrate(weight, factor, layout, method, importance))
     up, down = _half(*truncated(weight, rank, method.svd, method.seed))

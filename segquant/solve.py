@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segquant import functional as F
 from segquant.calibrators.bias import sample_bias_correction
-from segquant.calibrators.gptq import shrink_gram
+from segquant.calibrators.gptq import Factor, factorize, shrink_gram
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale, input_scales
 from segquant.kernels.reference import linear as quantized_linear
@@ -98,11 +98,13 @@ def solve_layer(
     *,
     name: str = "linear",
     smoothing: Smoothing | None = None,
+    factors: dict[int, Factor] | None = None,
 ) -> tuple[Layout, dict[str, Tensor], Smoothing | None]:
     """Layout and buffers of the quantized layer, on the weight's device; see `QuantLinear.from_float`.
 
     Args:
         smoothing: of an earlier call with the same statistics, cuts and optimizer, to spare its search.
+        factors: GPTQ's, by branch, of an earlier call with that smoothing; those it lacks are added.
 
     Returns:
         layout, buffers, and the smoothing used, None without one.
@@ -127,7 +129,7 @@ def solve_layer(
         for branch in range(len(layout.branches))
     ]
     ranks = choose_ranks(weight, smooth, layout, method, name)
-    residuals = _branches(weight, transforms, stats, layout, ranks, method)
+    residuals = _branches(weight, transforms, stats, layout, ranks, method, {} if factors is None else factors)
     layout, tensors = _assemble(layout, residuals, ranks, linear)
     if smooth is not None:
         tensors["smooth"] = smooth
@@ -149,6 +151,7 @@ def _branches(
     layout: Layout,
     ranks: tuple[int, ...],
     method: Method,
+    factors: dict[int, Factor],
 ) -> list[Residual]:
     """Every branch in its own transformed space."""
     gram = shrink_gram(stats.gram, stats.rows) if method.needs_gram and stats is not None else None
@@ -161,7 +164,11 @@ def _branches(
         cut = layout.rows if len(layout.branches) == 1 else (size,)
         local = replace(layout, rows=cut, branches=(size,), out_features=size)
         part = transform.weight(weight[rows])
-        residuals.append(calibrate_branch(part, hessian, local, ranks[branch], method, importance))
+        if method.calibrator == "gptq" and branch not in factors:
+            assert hessian is not None
+            factors[branch] = factorize(hessian, method.damp, method.act_order)
+        factor = factors[branch] if method.calibrator == "gptq" else None
+        residuals.append(calibrate_branch(part, hessian, local, ranks[branch], method, importance, factor))
     return residuals
 
 

@@ -42,8 +42,7 @@ class HeldOut:
     """One split: ranges of all other folds, and rows [n, in] of `calls` calls that they have not seen.
 
     `fold` is the fold that the rows come from: `InputStats.without_fold(fold)` has all the rest. `fit` [m, in] is a
-    sample of the other folds' rows, `mean_abs` [in] the mean magnitude there. `headroom` is a factor on the static
-    scales that are made of all this.
+    sample of the other folds' rows, `mean_abs` [in] the mean magnitude there.
     """
 
     positive: Tensor
@@ -53,7 +52,6 @@ class HeldOut:
     fold: int = -1
     fit: Tensor | None = None
     mean_abs: Tensor | None = None
-    headroom: float = 1.0
 
 
 @dataclass

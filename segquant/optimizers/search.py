@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -208,25 +208,37 @@ class BlockSimulation:
         rounded = F.fake_quantize(residual, expand_weight_scale(scale, self.rows, self.columns), dtype).T
         importance = weight.square().sum(0) if needs_rows(self.method) else None
 
-        def layer(split: HeldOut) -> Tensor:
+        def layer(split: HeldOut) -> Callable[[float], Tensor]:
             rows = self.transform.rows(split.rows)
-            out = self._input(split, rows, importance) @ rounded
-            return out if factors is None else out + (rows @ factors[1].T) @ factors[0].T
+            ranges = self._ranges(split, importance)
+            branch = None if factors is None else (rows @ factors[1].T) @ factors[0].T
+
+            def output(margin: float) -> Tensor:
+                out = self._input(rows, ranges, margin) @ rounded
+                return out if branch is None else out.add_(branch)
+
+            return output
 
         return layer
 
-    def _input(self, split: HeldOut, rows: Tensor, importance: Tensor | None) -> Tensor:
+    def _ranges(self, split: HeldOut, importance: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Ranges of a static input; None where there is none."""
         spec = self.input_spec
-        if spec is None:
+        if spec is None or spec.dynamic:
+            return None
+        fit = None
+        if needs_rows(self.method):
+            assert split.fit is not None
+            fit = self.transform.rows(split.fit)
+        dual = (self.dual,) * len(self.pieces)
+        return pick_input_range(
+            split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance
+        )
+
+    def _input(self, rows: Tensor, ranges: tuple[Tensor, Tensor] | None, margin: float) -> Tensor:
+        if self.input_spec is None:
             return rows
         dual, static = (self.dual,) * len(self.pieces), None
-        if not spec.dynamic:
-            fit = None
-            if needs_rows(self.method):
-                assert split.fit is not None
-                fit = self.transform.rows(split.fit)
-            above, below = pick_input_range(
-                split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance
-            )
-            static = input_scales(above * split.headroom, below * split.headroom, dual, spec)
-        return quantize_input(rows, self.pieces, dual, spec, static)
+        if ranges is not None:
+            static = input_scales(ranges[0] * margin, ranges[1] * margin, dual, self.input_spec)
+        return quantize_input(rows, self.pieces, dual, self.input_spec, static)

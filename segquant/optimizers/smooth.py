@@ -23,8 +23,9 @@ TOLERANCE = 24.0
 """Errors pooled over n held-out rows (two a call at most, since rows of a call resemble each other) count as
 equal if they differ by less than a share of (TOLERANCE / n)²: a half at 32 rows, a tenth at 80."""
 
-Layer = Callable[[HeldOut], Tensor]
-"""Output [n, out] of a quantized layer for a split's rows, with static scales from the split's ranges."""
+Layer = Callable[[HeldOut], Callable[[float], Tensor]]
+"""For a split, the output [n, out] of a quantized layer for its rows, with static scales from the split's ranges; by
+the headroom of these scales."""
 Simulate = Callable[[Tensor], Layer]
 """The quantized layer for a (smoothed) weight [out, in]; weight rounding happens once, inputs come later."""
 Rule = Callable[[HeldOut, Tensor, float], Tensor]
@@ -169,10 +170,8 @@ def _margin_errors(
     scale = None if alpha is None else rule(split, weight.abs().amax(0), alpha)
     layer = simulate(weight if scale is None else weight * scale)
     smoothed = split if scale is None else smooth_split(split, scale)
-    return {
-        margin: float((layer(replace(smoothed, headroom=margin)) - target).square_().sum(dtype=torch.float64))
-        for margin in margins
-    }
+    output = layer(smoothed)
+    return {margin: float((output(margin) - target).square_().sum(dtype=torch.float64)) for margin in margins}
 
 
 def best_alpha(errors: Errors) -> float | None:

@@ -41,7 +41,7 @@ def test_search_tries_both_ends_and_takes_the_least_error() -> None:
     def simulate(smoothed: torch.Tensor) -> smooth.Layer:
         seen.append(smoothed)
         # an output that is exact only for the last candidate, α = 1
-        return lambda part: part.rows @ smoothed.T * (1 if len(seen) == 12 else 0.5)
+        return lambda part: lambda _: part.rows @ smoothed.T * (1 if len(seen) == 12 else 0.5)
 
     errors = smooth.alpha_errors(weight, [split(rows)], simulate)
     assert list(errors) == [None, *smooth.ALPHAS]
@@ -50,7 +50,7 @@ def test_search_tries_both_ends_and_takes_the_least_error() -> None:
 
 
 def test_ties_go_to_no_smoothing() -> None:
-    exact = lambda weight: lambda part: part.rows @ weight.T  # noqa: E731
+    exact = lambda weight: lambda part: lambda _: part.rows @ weight.T  # noqa: E731
     assert smooth.best_alpha(smooth.alpha_errors(tensor(3, 3), [split(torch.zeros(5, 3))], exact)) is None
 
 
