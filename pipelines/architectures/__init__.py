@@ -1,0 +1,111 @@
+"""Configurations of published denoisers, shipped as JSON: built at full size on the meta device, without weights.
+
+A file NAME.json holds the class and config of one denoiser, its source and the licence of its weights; `inputs.json`
+what a pipeline passes to each class (`pipelines.architectures.inputs`). Numbers of a configuration are facts about a
+model; none of its weights is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.architectures.inputs import INPUTS, example_inputs
+from pipelines.errors import PipelineError, nearest, one_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One denoiser, without its weights.
+
+    Args:
+        name: of the file it comes from.
+        source: repository and component whose config.json says the same.
+        licence: of that repository's weights.
+        class_name: class of diffusers.
+        config: arguments of the class.
+    """
+
+    name: str
+    source: str
+    licence: str
+    class_name: str
+    config: Mapping[str, Any]
+
+
+def architecture_names() -> tuple[str, ...]:
+    """Names that `architecture` knows, sorted."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.json") if path.name != INPUTS.name))
+
+
+def architecture(name: str, **changes: Any) -> Architecture:
+    """A shipped configuration, with `changes` to its config (num_layers=2 for a shallow one).
+
+    Raises:
+        PipelineError: no such name; a change that the class does not take.
+    """
+    if name not in architecture_names():
+        raise PipelineError(f"no configuration of {name!r} is shipped; {nearest(name, architecture_names())}")
+    content = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    content["class_name"] = content.pop("class")
+    found = Architecture(name=name, **content)
+    known = set(inspect.signature(denoiser_class(found.class_name).__init__).parameters) - {"self"}
+    for key in changes:
+        if key not in known:
+            raise PipelineError(f"{found.class_name} takes no {key!r}; {nearest(key, known)}")
+    return dataclasses.replace(found, config={**found.config, **changes})
+
+
+def denoiser_class(class_name: str) -> type[nn.Module]:
+    """The class of that name in diffusers.
+
+    Raises:
+        PipelineError: the installed diffusers has none.
+    """
+    import diffusers
+
+    found = getattr(diffusers, class_name, None)
+    if not isinstance(found, type):
+        raise PipelineError(f"diffusers {diffusers.__version__} has no class {class_name!r}; install one that has it")
+    return found
+
+
+def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
+    """The module in evaluation mode, with untrained weights (on "meta" with none); config as in a config.json.
+
+    Raises:
+        PipelineError: no such class, or it refuses the config.
+    """
+    import torch
+
+    kind = denoiser_class(class_name)
+    try:
+        with torch.device(device):
+            return kind.from_config(dict(config)).eval()
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise PipelineError(f"{class_name} cannot be built from its configuration: {one_line(error)}") from error
+
+
+def meta_denoiser(name: str, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A shipped denoiser on the meta device, and keyword arguments of its forward, as its pipeline passes them.
+
+    Args:
+        name: of `architecture_names`.
+        changes: to its config; the arguments follow.
+
+    Raises:
+        PipelineError: as `architecture`.
+    """
+    found = architecture(name, **changes)
+    model = build_denoiser(found.class_name, found.config)
+    return model, example_inputs(found.class_name, model.config)

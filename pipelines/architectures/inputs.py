@@ -1,0 +1,94 @@
+"""Example arguments of a denoiser's forward, from its class and configuration.
+
+`inputs.json` says for each class what its pipeline passes: these are calls, from which the graph is captured, no rules
+for a graph. A tensor is {"shape": […], "dtype": …}; a size is a number or an expression of the configuration's keys;
+"$if" leaves an argument out where its expression is false. Everything else stands for itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError
+
+INPUTS = Path(__file__).resolve().with_name("inputs.json")
+_CONDITION = "$if"
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+def known_classes() -> tuple[str, ...]:
+    """Classes whose arguments are known."""
+    return tuple(json.loads(INPUTS.read_text(encoding="utf-8")))
+
+
+def example_inputs(class_name: str, config: Mapping[str, Any], device: str = "meta") -> dict[str, Any]:
+    """Keyword arguments of one call of the class's forward; batch of one.
+
+    Args:
+        class_name: of diffusers.
+        config: its whole configuration, defaults filled in, as `model.config` has it.
+        device: of the tensors. They are uninitialized: shapes and dtypes are what counts.
+
+    Raises:
+        PipelineError: the class is none of `known_classes`, or the configuration lacks a size.
+    """
+    arguments = json.loads(INPUTS.read_text(encoding="utf-8")).get(class_name)
+    if arguments is None:
+        raise PipelineError(
+            f"what a pipeline passes to {class_name} is not known (known are {', '.join(known_classes())}); give it as "
+            "model.inputs={ARGUMENT: SHAPE, …}, or model.target=MODULE:FUNCTION that returns (module, arguments)"
+        )
+    try:
+        return filled(arguments, config, device)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(f"the arguments of {class_name} do not follow from its configuration: {error}") from error
+
+
+def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
+    """`value` with tensors in the place of their descriptions; conditional entries decided."""
+    import torch
+
+    if isinstance(value, list):
+        return [filled(item, config, device) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "shape" in value:
+        sizes = [evaluate(size, config) if isinstance(size, str) else size for size in value["shape"]]
+        return torch.empty(sizes, dtype=getattr(torch, value.get("dtype", "float32")), device=device)
+    return {
+        key: filled(item, config, device)
+        for key, item in value.items()
+        if key != _CONDITION and _holds(item, config)
+    }
+
+
+def _holds(value: Any, config: Mapping[str, Any]) -> bool:
+    return not isinstance(value, dict) or bool(evaluate(value.get(_CONDITION, "True"), config))
+
+
+def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
+    """Value of an expression of configuration keys and constants with +, -, *, // and ==.
+
+    Raises:
+        ValueError: the configuration lacks a key, or there is something else in the expression.
+    """
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            if node.id not in config:
+                raise ValueError(f"no {node.id!r} in it, for {expression!r}")
+            return config[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], ast.Eq):
+            return value(node.left) == value(node.comparators[0])
+        raise ValueError(f"{ast.unparse(node)!r} is no sum, product or comparison, in {expression!r}")
+
+    return value(ast.parse(expression, mode="eval").body)
