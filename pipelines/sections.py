@@ -7,23 +7,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from pipelines.errors import PipelineError, nearest
+from pipelines.errors import PipelineError, at_least, one_of
 
 DTYPES = ("float32", "bfloat16", "float16")
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
 LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 SAMPLERS = ("uniform", "normal", "all", "loss")
 CORRECTIONS = ("none", "ptqd", "tac", "affine")
-
-
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise PipelineError(f"{key}={value!r} is not known; {nearest(value, known)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise PipelineError(f"{key}={value} is out of range; it must be at least {least}")
+OFFLOADS = ("none", "components", "blocks")
+EMBEDDINGS = ("live", "cached")
 
 
 @dataclass
@@ -36,14 +28,18 @@ class CallConfig:
     width: int = MISSING
     max_sequence_length: int | None = None
     negative_prompt: str | None = None
+    true_cfg_scale: float | None = None
+    controlnet_conditioning_scale: float | None = None
+    use_resolution_binning: bool | None = None
+    clean_caption: bool | None = None
 
     def __post_init__(self) -> None:
-        _at_least("model.call.num_inference_steps", self.num_inference_steps, 1)
-        _at_least("model.call.guidance_scale", self.guidance_scale, 0)
-        _at_least("model.call.height", self.height, 8)
-        _at_least("model.call.width", self.width, 8)
+        at_least("model.call.num_inference_steps", self.num_inference_steps, 1)
+        at_least("model.call.guidance_scale", self.guidance_scale, 0)
+        at_least("model.call.height", self.height, 8)
+        at_least("model.call.width", self.width, 8)
         if self.max_sequence_length is not None:
-            _at_least("model.call.max_sequence_length", self.max_sequence_length, 0)
+            at_least("model.call.max_sequence_length", self.max_sequence_length, 0)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that are set."""
@@ -51,8 +47,32 @@ class CallConfig:
 
 
 @dataclass
+class PartConfig:
+    """A component that does not lie in the pipeline's own directory (a ControlNet): its diffusers class and place."""
+
+    kind: str = MISSING
+    path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) and (self.repo is None):
+            raise PipelineError(
+                f"the {self.kind} in model.parts names no weights; give it path=DIRECTORY or repo=OWNER/NAME"
+            )
+
+
+@dataclass
 class ModelConfig:
-    """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`)."""
+    """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`).
+
+    `pipeline` names another pipeline class than the directory's own, `parts` its components that lie elsewhere,
+    `scheduler` another scheduler class, made from the shipped one's settings and `scheduler_settings`. With
+    embeddings "cached" every prompt is encoded once, before the denoiser is loaded, and the text encoders are
+    released. `offload` says what waits in main memory while it is not used: whole components, or, of the denoiser,
+    single blocks, whose weights are read from disk whenever they run.
+    """
 
     name: str = MISSING
     path: str | None = None
@@ -63,6 +83,12 @@ class ModelConfig:
     dtype: str = "float32"
     device: str = "auto"
     batch_size: int = 16
+    pipeline: str | None = None
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    scheduler: str | None = None
+    scheduler_settings: dict[str, Any] = field(default_factory=dict)
+    embeddings: str = "live"
+    offload: str = "none"
     call: CallConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -70,35 +96,8 @@ class ModelConfig:
             raise PipelineError(
                 f"model {self.name!r} names no weights; set model.path=DIRECTORY or model.repo=OWNER/NAME"
             )
-        _one_of("model.dtype", self.dtype, DTYPES)
-        _at_least("model.batch_size", self.batch_size, 1)
-
-
-@dataclass
-class DatasetConfig:
-    """Which prompts, and which real pictures.
-
-    Either `archive` (a zip of captions.jsonl and PNGs, every row with its split) or two prompt files, one
-    prompt a line, and a folder `real` of PNGs. `size` evaluation prompts are drawn with `seed`; None takes
-    all in order.
-    """
-
-    name: str = MISSING
-    archive: str | None = None
-    evaluation_prompts: str | None = None
-    calibration_prompts: str | None = None
-    real: str | None = None
-    size: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.archive is None and (self.evaluation_prompts is None or self.calibration_prompts is None):
-            raise PipelineError(
-                f"dataset {self.name!r} names no prompts; set dataset.archive=FILE.zip, or both "
-                "dataset.evaluation_prompts=FILE and dataset.calibration_prompts=FILE"
-            )
-        if self.size is not None:
-            _at_least("dataset.size", self.size, 1)
+        one_of("model.dtype", self.dtype, DTYPES)
+        at_least("model.batch_size", self.batch_size, 1)
 
 
 @dataclass
@@ -124,11 +123,11 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("calibration.sampler", self.sampler, SAMPLERS)
-        _at_least("calibration.prompts", self.prompts, 1)
-        _at_least("calibration.held_out", self.held_out, 1)
-        _at_least("calibration.batch_size", self.batch_size, 1)
-        _at_least("calibration.pilot", self.pilot, 1)
+        one_of("calibration.sampler", self.sampler, SAMPLERS)
+        at_least("calibration.prompts", self.prompts, 1)
+        at_least("calibration.held_out", self.held_out, 1)
+        at_least("calibration.batch_size", self.batch_size, 1)
+        at_least("calibration.pilot", self.pilot, 1)
         if self.std <= 0:
             raise PipelineError(f"calibration.std={self.std} is out of range; it must be positive")
         if (self.sampler == "all") != (self.steps_per_prompt is None):
@@ -137,7 +136,7 @@ class CalibrationConfig:
                 "sampler=all takes every step (steps_per_prompt=null), the other samplers need a number of steps"
             )
         if self.steps_per_prompt is not None:
-            _at_least("calibration.steps_per_prompt", self.steps_per_prompt, 1)
+            at_least("calibration.steps_per_prompt", self.steps_per_prompt, 1)
 
 
 @dataclass
@@ -160,12 +159,12 @@ class CorrectionConfig:
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
-        _one_of("correction.method", self.method, CORRECTIONS)
+        one_of("correction.method", self.method, CORRECTIONS)
         if self.prompts is not None:
-            _at_least("correction.prompts", self.prompts, 1)
-        _at_least("correction.clip", self.clip, 0)
-        _at_least("correction.grid", self.grid, 1)
-        _at_least("correction.ridge", self.ridge, 0)
+            at_least("correction.prompts", self.prompts, 1)
+        at_least("correction.clip", self.clip, 0)
+        at_least("correction.grid", self.grid, 1)
+        at_least("correction.ridge", self.ridge, 0)
 
 
 @dataclass
@@ -189,10 +188,10 @@ class BackendsConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        _one_of("metric.backends.fid", self.fid, FID_EXTRACTORS)
-        _one_of("metric.backends.lpips", self.lpips, LPIPS_TRUNKS)
-        _at_least("metric.backends.candidates", self.candidates, 2)
-        _at_least("metric.backends.batch_size", self.batch_size, 1)
+        one_of("metric.backends.fid", self.fid, FID_EXTRACTORS)
+        one_of("metric.backends.lpips", self.lpips, LPIPS_TRUNKS)
+        at_least("metric.backends.candidates", self.candidates, 2)
+        at_least("metric.backends.batch_size", self.batch_size, 1)
 
 
 @dataclass
@@ -208,7 +207,7 @@ class MetricConfig:
     def __post_init__(self) -> None:
         if not self.metrics:
             raise PipelineError("metric.metrics is empty; name at least one metric, for example psnr")
-        _at_least("metric.bootstrap", self.bootstrap, 0)
+        at_least("metric.bootstrap", self.bootstrap, 0)
 
 
 @dataclass
@@ -224,6 +223,6 @@ class LoggerConfig:
     artifact: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("logger.name", self.name, ("wandb", "none"))
-        _one_of("logger.mode", self.mode, ("auto", "offline", "online"))
-        _at_least("logger.images", self.images, 0)
+        one_of("logger.name", self.name, ("wandb", "none"))
+        one_of("logger.mode", self.mode, ("auto", "offline", "online"))
+        at_least("logger.images", self.images, 0)
