@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import PipelineError, nearest, one_line
-from pipelines.measure import tree_digest
+from pipelines.model_files import (
+    check_directory,
+    check_safetensors,
+    component_bytes,
+    components,
+    fingerprint,
+    read_index,
+    resolve_directory,
+    resolve_part,
+)
 from pipelines.sections import ModelConfig
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+__all__ = [
+    "check_directory",
+    "check_safetensors",
+    "denoiser_in_index",
+    "denoiser_name",
+    "fingerprint",
+    "load_denoiser",
+    "load_pipeline",
+    "read_index",
+    "resolve_device",
+    "resolve_directory",
+    "text_components",
+]
+
 log = logging.getLogger(__name__)
 
 DENOISERS = ("transformer", "unet")
-_WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
 
 
 def resolve_device(device: str) -> str:
@@ -39,147 +59,144 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def resolve_directory(config: ModelConfig) -> Path:
-    """The pipeline's directory on this machine, downloaded from the hub if only `repo` is given.
-
-    Raises:
-        PipelineError: no such directory, no diffusers pipeline in it, files missing or truncated, no network.
-    """
-    directory = Path(config.path) if config.path is not None else _download(config)
-    check_directory(directory, config.variant)
-    return directory
+def text_components(index: Mapping[str, Any]) -> dict[str, None]:
+    """The text encoders of a pipeline, by its parsed model_index.json, as arguments that leave them out."""
+    return {name: None for name, kind in components(index) if "text_encoder" in name and kind is not None}
 
 
-def _download(config: ModelConfig) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    repo, help_text = (
-        config.repo,
-        f"run `hf download {config.repo}` where there is a network, or set model.path=DIRECTORY",
-    )
-    try:
-        return Path(DiffusionPipeline.download(repo, revision=config.revision, variant=config.variant))
-    except GatedRepoError as error:
-        raise PipelineError(
-            f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, log in with "
-            "`hf auth login`, or set model.path=DIRECTORY of a copy"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise PipelineError(
-            f"the hub has no repository {repo!r} that you may read; correct model.repo, or {help_text}"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PipelineError(
-            f"model {config.name} needs {repo}, which is neither cached here nor reachable; {help_text}"
-        ) from error
-
-
-def read_index(directory: Path) -> dict[str, Any]:
-    """The parsed model_index.json of a pipeline directory."""
-    help_text = "set model.path to the folder that holds a diffusers pipeline's model_index.json"
-    if not directory.is_dir():
-        raise PipelineError(f"model directory {directory} does not exist; {help_text}")
-    file = directory / "model_index.json"
-    if not file.is_file():
-        raise PipelineError(f"{directory} is no diffusers pipeline, it has no model_index.json; {help_text}")
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise PipelineError(f"{file} names no pipeline class (_class_name); {help_text}")
-    return index
-
-
-def _components(index: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2:
-            yield name, entry[1]
-
-
-def check_directory(directory: Path, variant: str | None = None) -> None:
-    """Refuse a directory that from_pretrained would stumble over, with a component or part of one missing."""
-    for name, class_name in _components(read_index(directory)):
-        if class_name is None:
-            continue
-        folder = directory / name
-        if not folder.is_dir():
-            raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); fetch the model again")
-        if any(word in name for word in _WEIGHTLESS):
-            continue
-        files = list(_weight_files(folder, variant))
-        if not files:
-            raise PipelineError(f"{folder} has no safetensors file for {class_name}; fetch the model again")
-        for file in files:
-            check_safetensors(file)
-
-
-def _weight_files(folder: Path, variant: str | None) -> Iterator[Path]:
-    """The safetensors of a component; for sharded weights those that its index names."""
-    indexes = sorted(folder.glob("*.safetensors.index*.json"))
-    for index in indexes:
-        for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):
-            yield folder / name
-    if not indexes:
-        middle = f".{variant}" if variant else ""
-        yield from sorted(folder.glob(f"*{middle}.safetensors"))
-
-
-def check_safetensors(file: Path) -> None:
-    """Refuse a missing or truncated safetensors file: its header says how long it must be."""
-    if not file.is_file():
-        raise PipelineError(f"{file} is missing; fetch the model again")
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError("header longer than the file")
-            header = json.loads(stream.read(length))
-        expected = 8 + length + max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(
-            f"{file} is no whole safetensors file, its header cannot be read; fetch the model again"
-        ) from error
-    if size != expected:
-        raise PipelineError(f"{file} is truncated, it has {size} of {expected} bytes; fetch the model again")
-
-
-def fingerprint(directory: Path) -> str:
-    """A hash of a pipeline's weights and configurations, wherever it lies; the model card is not in it."""
-    return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))
-
-
-def load_pipeline(config: ModelConfig, directory: Path) -> DiffusionPipeline:
+def load_pipeline(
+    config: ModelConfig, directory: Path, given: Mapping[str, Any] | None = None, *, place: bool = True
+) -> DiffusionPipeline:
     """The pipeline of `directory` in `config.dtype` on `config.device`, quiet, in evaluation mode.
 
-    Components that the index leaves empty (SD3 without its third text encoder) are passed on as None, which
-    from_pretrained asks for.
+    Args:
+        config: with `pipeline`, `parts` and `scheduler` in place of the directory's own.
+        directory: checked, see `resolve_directory`.
+        given: components to use instead of loading them; None leaves one out. Those that the index leaves empty
+            (SD3 without its third text encoder) are passed on as None, which from_pretrained asks for.
+        place: move it to the device, as `config.offload` says.
+
+    Raises:
+        PipelineError: diffusers cannot load it, it takes other arguments than `config.call` has, or it does not fit
+            into the device's memory.
     """
     import torch
-    from diffusers import DiffusionPipeline
+
+    _quieten()
+    empty = {name: None for name, kind in components(read_index(directory)) if kind is None}
+    given = {**empty, **(given or {})}
+    device = resolve_device(config.device)
+    _check_room(config, directory, given, device)
+    parts = {name: _load_part(name, config) for name in config.parts if name not in given}
+    try:
+        pipeline = _pipeline_class(config).from_pretrained(
+            directory,
+            dtype=getattr(torch, config.dtype),
+            variant=config.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **parts,
+            **given,
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise PipelineError(f"diffusers cannot load {directory}: {one_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    check_call(pipeline, config)
+    _set_scheduler(pipeline, config)
+    return _placed(pipeline, config, device, given) if place else pipeline
+
+
+def _quieten() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for module in (diffusers_logging, transformers_logging):
         module.set_verbosity_error()
         module.disable_progress_bar()
-    empty = {name: None for name, class_name in _components(read_index(directory)) if class_name is None}
+
+
+def _diffusers_class(name: str, key: str) -> Any:
+    """A class of diffusers, or a pipeline of ours, by its name."""
+    import diffusers
+
+    from pipelines import class_prompts
+
+    found = getattr(class_prompts, name, None) or getattr(diffusers, name, None)
+    if not inspect.isclass(found) or not hasattr(found, "load_config"):
+        kinds = [item for item in dir(diffusers) if item.endswith(("Pipeline", "Model", "Scheduler"))]
+        raise PipelineError(f"{key}={name} is no class of diffusers; {nearest(name, kinds)}")
+    return found
+
+
+def _pipeline_class(config: ModelConfig) -> Any:
+    return _diffusers_class(config.pipeline or "DiffusionPipeline", "model.pipeline")
+
+
+def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
+    import torch
+
+    part = config.parts[name]
+    folder, kind = resolve_part(name, part), _diffusers_class(part.kind, f"model.parts.{name}.kind")
+    return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
+
+
+def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            directory,
-            dtype=getattr(torch, config.dtype),
-            variant=config.variant,
-            use_safetensors=True,
-            local_files_only=True,
-            **empty,
-        )
+        return kind.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise PipelineError(f"diffusers cannot load {directory}: {one_line(error)}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    check_call(pipeline, config)
-    return pipeline.to(resolve_device(config.device))
+        raise PipelineError(f"diffusers cannot load {folder}: {one_line(error)}") from error
+
+
+def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
+    """The configured scheduler, made from the settings of the shipped one."""
+    if config.scheduler is None and not config.scheduler_settings:
+        return
+    kind = type(pipeline.scheduler)
+    if config.scheduler is not None:
+        kind = _diffusers_class(config.scheduler, "model.scheduler")
+    known = inspect.signature(kind.__init__).parameters
+    for key in config.scheduler_settings:
+        if key not in known:
+            hint = nearest(key, set(known) - {"self"})
+            raise PipelineError(f"{kind.__name__} takes no {key!r} (model.scheduler_settings.{key}); {hint}")
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
+
+
+def _check_room(config: ModelConfig, directory: Path, given: Mapping[str, Any], device: str) -> None:
+    """Refuse to load what cannot fit into memory, before anything is read; say how much is needed."""
+    import torch
+
+    from segquant.memory import free_bytes
+
+    item = getattr(torch, config.dtype).itemsize
+    sizes = component_bytes(directory, config.variant, item, given)
+    host = device == "cpu" or config.offload == "components"
+    needed = sum(sizes.values())
+    free = free_bytes(torch.device("cpu" if host else device))
+    if free is None or needed <= free:
+        return
+    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
+    options = {"model.embeddings=cached": config.embeddings == "live", "model.offload=blocks": config.offload != "blocks"}
+    left = [option for option, possible in options.items() if possible] or ["a machine with more memory"]
+    raise PipelineError(
+        f"model {config.name} needs {needed / 1e9:.1f} GB in {config.dtype} ({listed}), and {free / 1e9:.1f} GB are free "
+        f"on {'cpu' if host else device}; use {' or '.join(left)}"
+    )
+
+
+def _placed(
+    pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
+) -> DiffusionPipeline:
+    """The pipeline on its device. Components that were given are where their owner wants them."""
+    import torch
+
+    if config.offload == "components" and device != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    for name, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and given.get(name) is None:
+            module.to(device)
+    return pipeline
 
 
 def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
@@ -193,18 +210,50 @@ def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
 
 def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
     """The attribute of the denoiser: `name` if given, else "transformer" or "unet", whichever is there."""
-    names = (name,) if name else DENOISERS
-    for candidate in names:
-        if isinstance(pipeline.components.get(candidate), _module_class()):
+    import torch
+
+    parts = pipeline.components.items()
+    modules = [key for key, value in parts if isinstance(value, torch.nn.Module)]
+    return _denoiser_among(type(pipeline).__name__, modules, name)
+
+
+def denoiser_in_index(index: Mapping[str, Any], name: str | None) -> str:
+    """As `denoiser_name`, of a pipeline that is not loaded, by its parsed model_index.json."""
+    weightless = ("scheduler", "tokenizer", "feature_extractor", "processor")
+    modules = [
+        part for part, kind in components(index) if kind is not None and not any(word in part for word in weightless)
+    ]
+    return _denoiser_among(str(index["_class_name"]), modules, name)
+
+
+def _denoiser_among(pipeline: str, modules: Collection[str], name: str | None) -> str:
+    for candidate in (name,) if name else DENOISERS:
+        if candidate in modules:
             return candidate
-    modules = [key for key, value in pipeline.components.items() if isinstance(value, _module_class())]
     wanted = name or " or ".join(DENOISERS)
     raise PipelineError(
-        f"{type(pipeline).__name__} has no denoiser {wanted!r}; set model.denoiser to one of " + ", ".join(modules)
+        f"{pipeline} has no denoiser {wanted!r}; set model.denoiser to one of " + (", ".join(modules) or "(none here)")
     )
 
 
-def _module_class() -> type[torch.nn.Module]:
+def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
+    """The denoiser alone, in `config.dtype` on `config.device`, in evaluation mode.
+
+    Raises:
+        PipelineError: the pipeline names no denoiser, or diffusers cannot load it or does not know its class.
+    """
     import torch
 
-    return torch.nn.Module
+    kind, folder = denoiser_class(config, directory)
+    _quieten()
+    others = dict.fromkeys(name for name, _ in components(read_index(directory)) if name != folder.name)
+    device = resolve_device(config.device)
+    _check_room(config, directory, others, device)
+    return _load_module(kind, folder, config.variant, getattr(torch, config.dtype)).to(device).eval()
+
+
+def denoiser_class(config: ModelConfig, directory: Path) -> tuple[Any, Path]:
+    """The denoiser's class and its folder in a pipeline directory."""
+    index = read_index(directory)
+    name = denoiser_in_index(index, config.denoiser)
+    return _diffusers_class(index[name][1], f"the class of {name} in {directory / 'model_index.json'}"), directory / name

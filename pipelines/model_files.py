@@ -1,0 +1,181 @@
+"""Where a model's files are, whether they are whole, and how many bytes their weights take."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError, one_line
+from pipelines.measure import tree_digest
+from pipelines.sections import ModelConfig, PartConfig
+
+_WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
+
+
+def resolve_directory(config: ModelConfig) -> Path:
+    """The pipeline's directory on this machine, downloaded from the hub if only `repo` is given.
+
+    Raises:
+        PipelineError: no such directory, no diffusers pipeline in it, files missing or truncated, no network.
+    """
+    directory = Path(config.path) if config.path is not None else _download(config, "model")
+    check_directory(directory, config.variant)
+    return directory
+
+
+def resolve_part(name: str, part: PartConfig) -> Path:
+    """The directory of a component that lies elsewhere, downloaded if only `repo` is given, and whole.
+
+    Raises:
+        PipelineError: as `resolve_directory`.
+    """
+    directory = Path(part.path) if part.path is not None else _download(part, f"model.parts.{name}")
+    if not (directory / "config.json").is_file():
+        raise PipelineError(
+            f"{directory} is no {part.kind}, it has no config.json; set model.parts.{name}.path to the folder that has"
+        )
+    _check_weights(directory, part.kind, part.variant)
+    return directory
+
+
+def _download(config: ModelConfig | PartConfig, key: str) -> Path:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    repo = config.repo
+    help_text = f"run `hf download {repo}` where there is a network, or set {key}.path=DIRECTORY"
+    try:
+        return _from_hub(config)
+    except GatedRepoError as error:
+        raise PipelineError(
+            f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, log in with "
+            f"`hf auth login`, or set {key}.path=DIRECTORY of a copy"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise PipelineError(
+            f"the hub has no repository {repo!r} that you may read; correct {key}.repo, or {help_text}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PipelineError(f"{key} needs {repo}, which is neither cached here nor reachable; {help_text}") from error
+
+
+def _from_hub(config: ModelConfig | PartConfig) -> Path:
+    if isinstance(config, PartConfig):
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns))
+    from diffusers import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(config.repo, revision=config.revision, variant=config.variant))
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """The parsed model_index.json of a pipeline directory."""
+    help_text = "set model.path to the folder that holds a diffusers pipeline's model_index.json"
+    if not directory.is_dir():
+        raise PipelineError(f"model directory {directory} does not exist; {help_text}")
+    file = directory / "model_index.json"
+    if not file.is_file():
+        raise PipelineError(f"{directory} is no diffusers pipeline, it has no model_index.json; {help_text}")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise PipelineError(f"{file} names no pipeline class (_class_name); {help_text}")
+    return index
+
+
+def components(index: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Name and class of every component that a model_index.json lists; the class of an empty one is None."""
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2:
+            yield name, entry[1]
+
+
+def check_directory(directory: Path, variant: str | None = None) -> None:
+    """Refuse a directory that from_pretrained would stumble over, with a component or part of one missing."""
+    for name, class_name in components(read_index(directory)):
+        if class_name is None:
+            continue
+        folder = directory / name
+        if not folder.is_dir():
+            raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); fetch the model again")
+        if any(word in name for word in _WEIGHTLESS):
+            continue
+        _check_weights(folder, class_name, variant)
+
+
+def _check_weights(folder: Path, class_name: str, variant: str | None) -> None:
+    files = list(weight_files(folder, variant))
+    if not files:
+        raise PipelineError(f"{folder} has no safetensors file for {class_name}; fetch the model again")
+    for file in files:
+        check_safetensors(file)
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors of a component, of the variant if it has any; for sharded weights those that its index names."""
+    for middle in (f".{variant}", "") if variant else ("",):
+        indexes = sorted(folder.glob(f"*.safetensors.index{middle}.json"))
+        if indexes:
+            maps = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indexes]
+            return [folder / name for name in sorted({file for each in maps for file in each.values()})]
+        files = [file for file in sorted(folder.glob("*.safetensors")) if file.stem.partition(".")[1:] == _split(middle)]
+        if files:
+            return files
+    return []
+
+
+def _split(middle: str) -> tuple[str, str]:
+    return (".", middle[1:]) if middle else ("", "")
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a missing or truncated safetensors file: its header says how long it must be."""
+    start, header = _header(file)
+    expected, size = start + max((entry["data_offsets"][1] for entry in header.values()), default=0), file.stat().st_size
+    if size != expected:
+        raise PipelineError(f"{file} is truncated, it has {size} of {expected} bytes; fetch the model again")
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's data begins, and dtype, shape and place of its tensors by name."""
+    if not file.is_file():
+        raise PipelineError(f"{file} is missing; fetch the model again")
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("header longer than the file")
+            header = json.loads(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for entry in tensors.values():
+            entry["shape"], entry["data_offsets"][1]  # noqa: B018 - looked up for the error that a lack of them is
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PipelineError(
+            f"{file} is no whole safetensors file, its header cannot be read; fetch the model again"
+        ) from error
+    return 8 + length, tensors
+
+
+def weight_bytes(folder: Path, variant: str | None, item: int) -> int:
+    """Bytes that the weights of a component take once loaded at `item` bytes a value."""
+    headers = (_header(file)[1] for file in weight_files(folder, variant))
+    return sum(prod(entry["shape"]) * item for header in headers for entry in header.values())
+
+
+def component_bytes(directory: Path, variant: str | None, item: int, without: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of every component of a pipeline directory that has weights, but those named in `without`."""
+    named = (name for name, kind in components(read_index(directory)) if kind is not None and name not in without)
+    found = {name: weight_bytes(directory / name, variant, item) for name in named if (directory / name).is_dir()}
+    return {name: size for name, size in found.items() if size}
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of a pipeline's weights and configurations, wherever it lies; the model card is not in it."""
+    return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))
