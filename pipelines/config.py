@@ -13,11 +13,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import grids
+from pipelines.dataset_section import DatasetConfig
 from pipelines.errors import PipelineError, nearest, one_line
 from pipelines.sections import (
     CalibrationConfig,
     CorrectionConfig,
-    DatasetConfig,
     LoggerConfig,
     MetricConfig,
     ModelConfig,
@@ -207,7 +207,7 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
         del raw["model"][key]
     raw["model"]["fingerprint"] = model_fingerprint
     for section, keys in (
-        (raw["dataset"], ("archive", "evaluation_prompts", "calibration_prompts", "real")),
+        (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
         (raw["metric"]["backends"], ("inception", "clip_path")),
     ):
         for key in keys:

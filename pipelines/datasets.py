@@ -1,45 +1,99 @@
-"""Prompts and real pictures: an archive with splits, or prompt files and a folder."""
+"""Prompts and real pictures of a run: drawn from what a data set has, calibration apart from evaluation."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-import zipfile
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.errors import PipelineError, one_line
-from pipelines.measure import file_digest, tree_digest
-from pipelines.sections import CalibrationConfig, DatasetConfig
+from pipelines import dataset_layouts as layouts
+from pipelines.dataset_files import Entry, Source, read_archive, read_prompt_files, read_prompts, read_table
+from pipelines.dataset_section import DatasetConfig
+from pipelines.errors import PipelineError
+from pipelines.pictures import Picture, missing, pictures_digest, read_pictures
+from pipelines.sections import CalibrationConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+RESERVE = 1024  # entries that are kept for calibration where a data set has no split, so that `size` changes none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Evaluation and calibration prompts, which never overlap, and where the real pictures are.
 
     Attributes:
+        name: of the data set.
         evaluation: prompts of the pictures that are judged, in picture order.
         calibration: prompts of the denoiser inputs that a quantizer sees.
         held_out: prompts of the denoiser inputs on which layer errors are measured.
-        archive: zip with the real pictures `members`, or None.
-        real: folder with the real pictures, or None.
-        digest: hash of the real pictures' content, None if there are none.
+        pictures: by the three names above, the real picture of every prompt; None where a prompt has none.
+        real: the real pictures to judge against; empty if there are none.
+        fit: how real pictures are brought to the size of generated ones, see `fit_picture`; None: not at all.
+        record: how the prompts were drawn, with a hash of them; JSON types.
     """
 
+    name: str
     evaluation: tuple[str, ...]
     calibration: tuple[str, ...]
     held_out: tuple[str, ...]
-    archive: Path | None
-    members: tuple[str, ...]
-    real: Path | None
-    digest: str | None
+    pictures: Mapping[str, tuple[Picture | None, ...]]
+    real: tuple[Picture, ...]
+    fit: str | None
+    record: Mapping[str, Any]
 
     @property
     def has_real(self) -> bool:
         """Whether there are real pictures to judge against."""
-        return self.digest is not None
+        return bool(self.real)
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Hash of the content of the real pictures to judge against; None if there are none."""
+        return pictures_digest(self.real) if self.real else None
+
+    def needed_pictures(self, split: str) -> list[Picture]:
+        """The real picture of every prompt of "evaluation", "calibration" or "held_out".
+
+        Raises:
+            PipelineError: a prompt has none, or its file is not there.
+        """
+        found = self.pictures[split]
+        present = [picture for picture in found if picture is not None]
+        absent = missing(present)
+        if len(present) < len(found):
+            prompt = getattr(self, split)[found.index(None)]
+            raise PipelineError(
+                f"{len(found) - len(present)} of {len(found)} {split} prompts of dataset {self.name} have no picture, "
+                f"for example {prompt!r}, and this model needs one for each; choose a data set that has them"
+            )
+        if absent:
+            raise PipelineError(
+                f"{len(absent)} of {len(found)} {split} pictures of dataset {self.name} are not there, for example "
+                f"{absent[0]}; get them"
+            )
+        return present
+
+    def pictures_digest(self, split: str) -> str:
+        """Hash of the content of the pictures that `needed_pictures` gives."""
+        return pictures_digest(self.needed_pictures(split))
+
+    def read(self, split: str, indices: Sequence[int], size: tuple[int, int]) -> list[Image.Image]:
+        """The real pictures of some prompts of a split, RGB, at `size` (width, height); errors as `read_pictures`."""
+        pictures = self.needed_pictures(split)
+        return read_pictures([pictures[index] for index in indices], size, self.fit)
 
 
 def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Dataset:
@@ -49,46 +103,115 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
         PipelineError: a file is missing, empty or malformed; more prompts are asked for than there are; a
             prompt is in both splits.
     """
-    if config.archive is not None:
-        archive = Path(config.archive)
-        rows = _read_captions(archive)
-        split = {name: [row for row in rows if row["split"] == name] for name in ("evaluation", "calibration")}
-        evaluation, available = ([row["caption"] for row in split[name]] for name in ("evaluation", "calibration"))
-        members = tuple(row["file"] for row in split["evaluation"])
-        real, digest = None, file_digest(archive)
+    source = _read(config)
+    drawn, left = draw(source.evaluation, config)
+    if source.calibration is None:
+        available = _alone(left, source.evaluation)
+    elif config.layout in (None, "folder"):
+        available = source.calibration
+        _check_apart(source.evaluation, available)
     else:
-        archive, members = None, ()
-        evaluation, available = (
-            _read_prompts(config.evaluation_prompts),
-            _read_prompts(config.calibration_prompts),
-        )
-        real, digest = _real_folder(config.real)
-    _check_apart(evaluation, available)
-    where = f"dataset {config.name}"
-    if config.size is not None:
-        _check_enough(evaluation, config.size, where, "evaluation prompts", "dataset.size")
-        evaluation = _shuffled(evaluation, config.seed)[: config.size]
+        available = _unseen(source.calibration, source.evaluation)
     wanted = calibration.prompts + calibration.held_out
-    what = "calibration prompts (calibration.prompts + calibration.held_out)"
-    _check_enough(available, wanted, where, what, "calibration.prompts")
-    drawn = _shuffled(available, calibration.seed)
+    if source.calibration is None:
+        available = available[: max(RESERVE, wanted)]
+    _check_available(available, wanted, config)
+    spread = _shuffled(available, calibration.seed)
     # Held-out prompts come from the other end: runs with few and with many calibration prompts share them.
-    first, last = drawn[: calibration.prompts], drawn[len(drawn) - calibration.held_out :]
-    return Dataset(tuple(evaluation), tuple(first), tuple(last), archive, members, real, digest)
+    splits = {
+        "evaluation": drawn,
+        "calibration": spread[: calibration.prompts],
+        "held_out": spread[len(spread) - calibration.held_out :],
+    }
+    real = _real_pictures(config, source, drawn)
+    prompts = {name: tuple(entry.prompt for entry in entries) for name, entries in splits.items()}
+    pictures = {name: tuple(entry.picture for entry in entries) for name, entries in splits.items()}
+    record = _record(config, splits, len(source.evaluation))
+    return Dataset(config.name, **prompts, pictures=pictures, real=real, fit=config.fit, record=record)
 
 
-def _check_enough(prompts: list[str], count: int, where: str, what: str, key: str) -> None:
-    if count > len(prompts):
-        raise PipelineError(f"{count} {what} were asked for, {where} has {len(prompts)}; lower {key}")
+def _read(config: DatasetConfig) -> Source:
+    """All that the data set has, with calibration prompts of one's own in place of its own."""
+    root = None if config.root is None else Path(config.root)
+    own = None if config.calibration_prompts is None else Path(config.calibration_prompts)
+    if config.layout is None and config.archive is None:
+        return read_prompt_files(Path(str(config.evaluation_prompts)), Path(str(own)), config.real)
+    if config.layout is None:
+        source = read_archive(Path(str(config.archive)))
+    elif config.layout == "folder":
+        source = read_table(Path(str(config.table)), root, config.pictures)
+    else:
+        source = _read_published(config, Path(str(root)))
+    return source if own is None else Source(source.evaluation, read_prompts(own), source.real)
 
 
-def _shuffled(prompts: list[str], seed: int) -> list[str]:
-    """A seeded permutation: fewer prompts are always the first ones of more."""
-    return [prompts[index] for index in np.random.default_rng(seed).permutation(len(prompts))]
+def _read_published(config: DatasetConfig, root: Path) -> Source:
+    if config.layout == "mjhq":
+        return layouts.read_mjhq(root, config.pictures)
+    if config.layout == "sdci":
+        return layouts.read_sdci(root, config.pictures)
+    caption = str(config.caption)
+    if config.layout == "dci":
+        return layouts.read_dci(root, caption, config.pictures)
+    own = None if config.calibration_prompts else config.calibration_split
+    return layouts.read_coco(root, str(config.split), own, caption, config.pictures)
 
 
-def _check_apart(evaluation: list[str], calibration: list[str]) -> None:
-    shared = sorted(set(evaluation) & set(calibration))
+def draw(entries: list[Entry], config: DatasetConfig) -> tuple[list[Entry], list[Entry]]:
+    """The entries to evaluate on, in picture order, and the others, the least likely to be drawn first.
+
+    `size` None takes all in the files' order. "permutation": the first of numpy's permutation by `seed`. "shuffle":
+    the first of Python's `random.Random(seed).shuffle`, sorted by key (SVDQuant's rule for MJHQ and sDCI, seed 0).
+    "first": the first in the files' order.
+
+    Raises:
+        PipelineError: there are fewer than `size`.
+    """
+    size = config.size
+    if size is None:
+        return entries, []
+    if size > len(entries):
+        raise PipelineError(
+            f"{size} evaluation prompts were asked for, dataset {config.name} has {len(entries)}; lower dataset.size"
+        )
+    if config.draw == "shuffle":
+        order = list(range(len(entries)))
+        random.Random(config.seed).shuffle(order)
+        chosen = sorted((entries[index] for index in order[:size]), key=lambda entry: entry.key)
+        return chosen, [entries[index] for index in reversed(order[size:])]
+    if config.draw == "first":
+        return entries[:size], _shuffled(entries[size:], config.seed)
+    shuffled = _shuffled(entries, config.seed)
+    return shuffled[:size], shuffled[: size - 1 : -1]
+
+
+def _shuffled(entries: list[Entry], seed: int) -> list[Entry]:
+    """A seeded permutation: fewer entries are always the first ones of more."""
+    return [entries[index] for index in np.random.default_rng(seed).permutation(len(entries))]
+
+
+def _alone(left: list[Entry], entries: list[Entry]) -> list[Entry]:
+    """Those left whose prompt no other entry has: they can be in no evaluation, however many that takes."""
+    times = Counter(entry.prompt for entry in entries)
+    return [entry for entry in left if times[entry.prompt] == 1]
+
+
+def _unseen(calibration: list[Entry], evaluation: list[Entry]) -> list[Entry]:
+    """Entries whose prompt is none of the evaluation's, each prompt once."""
+    seen = {entry.prompt for entry in evaluation}
+    kept = []
+    for entry in calibration:
+        if entry.prompt not in seen:
+            seen.add(entry.prompt)
+            kept.append(entry)
+    left_out = len(calibration) - len(kept)
+    if left_out:
+        log.info("%d calibration prompts repeat another or an evaluation prompt: left out", left_out)
+    return kept
+
+
+def _check_apart(evaluation: list[Entry], calibration: list[Entry]) -> None:
+    shared = sorted({entry.prompt for entry in evaluation} & {entry.prompt for entry in calibration})
     if shared:
         raise PipelineError(
             f"{len(shared)} prompts are both for calibration and for evaluation, for example {shared[0]!r}; "
@@ -96,55 +219,43 @@ def _check_apart(evaluation: list[str], calibration: list[str]) -> None:
         )
 
 
-def _read_prompts(file: str | Path | None) -> list[str]:
-    path = Path(str(file))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"prompt file {path} cannot be read: {one_line(error)}") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise PipelineError(f"prompt file {path} is empty; write one prompt a line")
-    return prompts
+def _check_available(available: list[Entry], wanted: int, config: DatasetConfig) -> None:
+    if wanted <= len(available):
+        return
+    hint = "lower calibration.prompts"
+    if config.layout is not None:
+        less = "set dataset.size" if config.size is None else "lower dataset.size"
+        hint += f", {less}, or set dataset.calibration_prompts=FILE"
+    left = "" if config.layout is None else " left that no evaluation prompt repeats"
+    raise PipelineError(
+        f"{wanted} calibration prompts (calibration.prompts + calibration.held_out) were asked for, dataset "
+        f"{config.name} has {len(available)}{left}; {hint}"
+    )
 
 
-def _read_captions(archive: Path) -> list[dict[str, str]]:
-    try:
-        with zipfile.ZipFile(archive) as file:
-            text = file.read("captions.jsonl").decode("utf-8")
-            names = set(file.namelist())
-    except (OSError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+def _real_pictures(config: DatasetConfig, source: Source, drawn: list[Entry]) -> tuple[Picture, ...]:
+    """The pictures to judge against: those that the data set names, or else those of the drawn prompts."""
+    if not config.pictures:
+        return ()
+    pictures = source.real or tuple(entry.picture for entry in drawn if entry.picture is not None)
+    absent = missing(pictures)
+    if absent:
         raise PipelineError(
-            f"data set {archive} cannot be read ({one_line(error)}); it must be a zip with captions.jsonl"
-        ) from error
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not rows:
-        raise PipelineError(f"captions.jsonl in {archive} is empty; write one JSON object a line")
-    for row in rows:
-        if not {"file", "caption", "split"} <= row.keys():
-            raise PipelineError(f"a line of captions.jsonl in {archive} lacks file, caption or split: {row}")
-        if row["file"] not in names:
-            raise PipelineError(f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again")
-    return rows
+            f"{len(absent)} of {len(pictures)} real pictures of dataset {config.name} are not there, for example "
+            f"{absent[0]}; get them, or set dataset.pictures=false to do without"
+        )
+    return pictures
 
 
-def _real_folder(folder: str | None) -> tuple[Path | None, str | None]:
-    if folder is None:
-        return None, None
-    path = Path(folder)
-    if not path.is_dir() or not any(path.glob("*.png")):
-        raise PipelineError(f"dataset.real={folder} is no folder of PNG pictures; correct it or leave it out")
-    return path, tree_digest(path, (".png",))
+def _record(config: DatasetConfig, splits: Mapping[str, list[Entry]], total: int) -> dict[str, Any]:
+    """What results say of the subset: the same on every machine for the same prompts of the same data set."""
+    hashes = {
+        f"{name}_hash": _hash([[entry.key, entry.prompt] for entry in splits[name]])
+        for name in ("evaluation", "calibration", "held_out")
+    }
+    drawn = {"draw": config.draw, "seed": config.seed} if config.size is not None else {"draw": "all", "seed": None}
+    return {"name": config.name, "n": len(splits["evaluation"]), "of": total, **drawn, **hashes}
 
 
-def write_real(dataset: Dataset, output: Path) -> None:
-    """Put the real pictures into the empty folder `output` as PNGs, unchanged."""
-    output.mkdir(parents=True)
-    if dataset.archive is not None:
-        with zipfile.ZipFile(dataset.archive) as archive:
-            for index, member in enumerate(dataset.members):
-                with archive.open(member) as source, (output / f"{index:05d}.png").open("wb") as target:
-                    shutil.copyfileobj(source, target)
-    elif dataset.real is not None:
-        for path in sorted(dataset.real.glob("*.png")):
-            shutil.copyfile(path, output / path.name)
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()[:16]

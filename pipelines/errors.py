@@ -20,6 +20,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "known are " + ", ".join(known) if known else "none are known here"
 
 
+def one_of(key: str, value: str, known: Iterable[str]) -> None:
+    """PipelineError unless a key's value is one of those known."""
+    known = tuple(known)
+    if value not in known:
+        raise PipelineError(f"{key}={value!r} is not known; {nearest(value, known)}")
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    """PipelineError for a key whose value is below its least."""
+    if value < least:
+        raise PipelineError(f"{key}={value} is out of range; it must be at least {least}")
+
+
 def one_line(error: BaseException | str) -> str:
     """A message without line breaks, so that it stays one sentence on a terminal."""
     return " ".join(str(error).split())

@@ -13,6 +13,7 @@ from pipelines.errors import PipelineError, nearest
 from pipelines.sections import MetricConfig
 
 if TYPE_CHECKING:
+    from pipelines.datasets import Dataset
     from pipelines.peers import Peer
     from segquant import Method
 
@@ -32,13 +33,26 @@ def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def check_metrics(config: MetricConfig) -> None:
-    """PipelineError for a metric that eval does not have."""
+def needs_real(config: MetricConfig) -> list[str]:
+    """The metrics that compare with real pictures."""
+    from eval.metrics import NEEDS_REAL
+
+    return [name for name in config.metrics if name in NEEDS_REAL]
+
+
+def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
+    """PipelineError for a metric that eval does not have, or that needs real pictures where `dataset` has none."""
     from eval import METRICS
 
     for name in config.metrics:
         if name not in METRICS:
             raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
+    if dataset is not None and not dataset.has_real and needs_real(config):
+        others = ",".join(name for name in config.metrics if name not in needs_real(config))
+        raise PipelineError(
+            f"{needs_real(config)[0]} compares with real pictures, and dataset {dataset.name} has none here; give "
+            f"them, or set metric.metrics=[{others}]"
+        )
 
 
 def build_method(config: RunConfig) -> Method | Peer:

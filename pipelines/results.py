@@ -101,6 +101,7 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
         "quantizer": config.quantizer_name,
         "precision": config.precision_name,
         "dataset": config.dataset.name,
+        "subset": dict(benchmark.dataset.record),
         "seed": config.seed,
         "n_images": len(prompts),
         "config": asdict(config),

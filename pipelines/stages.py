@@ -8,29 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import measure, samplers
 from pipelines.cache import Stage, write_json
-from pipelines.datasets import write_real
 from pipelines.encoder_stage import STREAMS, EncoderStage
 from pipelines.method import check_metrics
+from pipelines.picture_stage import PictureStage
 
 if TYPE_CHECKING:
     import torch
 
-GENERATE_MODULES = ("generate", "models", "datasets")
+GENERATE_MODULES = ("generate", "models")
 CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples")
 CORRECT_MODULES = ("correction", "correction_sampling", "correction_fit", "sections")
 
 
-class Benchmark(EncoderStage):
+class Benchmark(EncoderStage, PictureStage):
     """One run: stages are computed when first asked for, and only then is the pipeline loaded, once."""
 
     _peer_denoiser: torch.nn.Module | None = None
 
     def reference(self) -> Stage:
-        """images/: the unquantized model's pictures; real/: the real ones; denoiser.json: its size."""
+        """images/: the unquantized model's pictures; denoiser.json: its size."""
         depends = {
             **self._sampling(),
             "prompts": list(self.dataset.evaluation),
-            "real": self.dataset.digest,
             "code": measure.modules_digest(*GENERATE_MODULES),
         }
         return self._stage("reference", depends, self._reference)
@@ -40,8 +39,6 @@ class Benchmark(EncoderStage):
 
         self._generate(self.pipeline, self.denoiser, folder / "images", "reference")
         write_json(folder / "denoiser.json", {"weight_bytes": model_weight_bytes(self.denoiser)})
-        if self.dataset.has_real:
-            write_real(self.dataset, folder / "real")
 
     def _generate(self, pipeline: Any, denoiser: torch.nn.Module, folder: Path, label: str) -> None:
         from pipelines.generate import generate_images
@@ -222,6 +219,7 @@ class Benchmark(EncoderStage):
         depends = {
             "generate": self.generate().key,
             "reference": self.reference().key,
+            "real": self.real().key if self.judges_real else None,
             "metric": {**asdict(metric), "backends": self._backends()},
             "device": self.device.partition(":")[0],
             "code": measure.source_digest("eval"),
@@ -244,7 +242,7 @@ class Benchmark(EncoderStage):
             self.generate().path / "images",
             self.dataset.evaluation,
             reference=reference / "images",
-            real=reference / "real" if self.dataset.has_real else None,
+            real=self.real().path / "images" if self.judges_real else None,
             metrics=metric.metrics,
             backends=Backends(**asdict(metric.backends), device=self.device),
             output=folder / "evaluation",
@@ -257,9 +255,10 @@ class Benchmark(EncoderStage):
         """All stages, in order; what can be refused without work is refused first."""
         self.method  # noqa: B018 - built for its checks
         self.encoder_methods  # noqa: B018
-        self.dataset  # noqa: B018
-        check_metrics(self.config.metric)
+        check_metrics(self.config.metric, self.dataset)
         self.reference()
+        if self.judges_real:
+            self.real()
         if not self.config.is_float:
             self.calibrate()
             self.statistics()

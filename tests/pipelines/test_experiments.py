@@ -13,12 +13,13 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from pipelines.config import RunConfig, register, validate
+from pipelines.dataset_section import DatasetConfig
 from pipelines.datasets import load_dataset
 from pipelines.errors import PipelineError
 from pipelines.grids import GridSweeper
 from pipelines.main import CONF
 from pipelines.method import build_method
-from pipelines.sections import CalibrationConfig, DatasetConfig
+from pipelines.sections import CalibrationConfig
 from tests.pipelines.conftest import Tiny
 from tests.pipelines.test_peers import CAN
 

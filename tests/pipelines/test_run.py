@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from eval import load_result
 from tests.pipelines.conftest import Command, Tiny, compose_config
@@ -124,9 +123,17 @@ def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) ->
     assert hash_of("quantizer=none") == hash_of("quantizer=none", "precision=w4a8")
 
 
-def test_real_pictures_are_unpacked_for_the_reference(tiny: Tiny, finished_cache: Path) -> None:
-    (reference,) = (finished_cache / "stage").glob("reference-*[0-9a-f]")
-    real = sorted((reference / "real").glob("*.png"))
+def test_real_pictures_are_unpacked_once_and_unchanged(tiny: Tiny, tmp_path: Path) -> None:
+    import zipfile
+
+    from pipelines.config import validate
+    from pipelines.stages import Benchmark
+
+    overrides = [*tiny.overrides(tmp_path), "metric.metrics=[fid_gt]"]
+    first, second = (Benchmark(validate(compose_config([*overrides, f"seed={seed}"]))) for seed in (0, 1))
+    assert first.judges_real
+    real = sorted((first.real().path / "images").glob("*.png"))
     assert len(real) == 8
-    with Image.open(real[0]) as picture:
-        assert picture.size == (32, 32)
+    with zipfile.ZipFile(tiny.archive) as archive:
+        assert [path.read_bytes() for path in real] == [archive.read(item.member) for item in first.dataset.real]
+    assert second.real().cached and second.real().path == first.real().path
