@@ -30,17 +30,21 @@ class Architecture:
 
     Args:
         name: of the file it comes from.
-        source: repository and component whose config.json says the same.
+        repository: on the hub, whose config.json says the same.
+        component: folder of it, None where the repository is this one model.
         licence: of that repository's weights.
         class_name: class of diffusers.
         config: arguments of the class.
+        note: what else is to be known, "" if nothing.
     """
 
     name: str
-    source: str
+    repository: str
+    component: str | None
     licence: str
     class_name: str
     config: Mapping[str, Any]
+    note: str = ""
 
 
 def architecture_names() -> tuple[str, ...]:
@@ -64,6 +68,12 @@ def architecture(name: str, **changes: Any) -> Architecture:
         if key not in known:
             raise PipelineError(f"{found.class_name} takes no {key!r}; {nearest(key, known)}")
     return dataclasses.replace(found, config={**found.config, **changes})
+
+
+def shipped_for(repository: str, component: str | None) -> Architecture | None:
+    """The shipped configuration of that component of a repository, None if there is none."""
+    everything = map(architecture, architecture_names())
+    return next((each for each in everything if (each.repository, each.component) == (repository, component)), None)
 
 
 def denoiser_class(class_name: str) -> type[nn.Module]:
