@@ -7,6 +7,7 @@ again, the command goes on at its last checkpoint (in `outputs/zoo/`). `--only` 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiff
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.zoo import data, denoiser, text, vae
+from pipelines.zoo.family import Setting
 from pipelines.zoo.loop import Recipe
 
 log = logging.getLogger(__name__)
 ZOO = Path(__file__).parent
 STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble")
+FAMILIES = {"sd3": "emoji_sd3", "flux": "emoji_flux"}
 BOUNDED = ("decoder", "denoiser")
 RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
@@ -34,9 +37,10 @@ RECIPES = {
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--work", type=Path, default=Path("outputs/zoo/emoji_sd3"), help="checkpoints and logs")
-    parser.add_argument("--output", type=Path, default=ZOO / "emoji_sd3", help="the pipeline's folder")
+    parser.add_argument("--family", choices=FAMILIES, default="sd3")
+    parser.add_argument("--only", nargs="+", choices=STAGES, help="stages of sd3; all unless given")
+    parser.add_argument("--work", type=Path, help="checkpoints and logs; outputs/zoo/NAME unless given")
+    parser.add_argument("--output", type=Path, help="the pipeline's folder; pipelines/zoo/NAME unless given")
     parser.add_argument("--scorer", type=Path, default=ZOO / "emoji_clip", help="the scorer's folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -45,7 +49,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="bound on each stage's steps (to try the recipe out)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--continue-from", type=Path, help="start the denoiser at these weights (a pipeline folder)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.family != "sd3" and (args.only or args.continue_from):
+        parser.error("--only and --continue-from are for --family sd3; the other families train as a whole")
+    args.only = args.only or list(STAGES)
+    args.work = args.work or Path("outputs/zoo") / FAMILIES[args.family]
+    args.output = args.output or ZOO / FAMILIES[args.family]
+    return args
 
 
 def recipe(name: str, args: argparse.Namespace) -> Recipe:
@@ -115,6 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.family != "sd3":
+        setting = Setting(args.work, args.output, args.device, args.minutes, args.steps)
+        importlib.import_module(f"pipelines.zoo.{args.family}").train(setting)
+        return
     if "pictures" in args.only and not data.ARCHIVE.exists():
         data.build_archive()
     pictures, listed = data.load_archive()
