@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +32,29 @@ DCI = (
 Find = Callable[[str], Picture]
 
 
-def find_pictures(root: Path, sample: str, folders: tuple[str, ...], archive: str | None) -> Find | None:
+def find_pictures(root: Path, names: Collection[str], folders: tuple[str, ...], archive: str | None) -> Find | None:
     """Where the pictures of a data set lie: unpacked in one of some folders, or in the zip as published.
 
     Args:
         root: of the data set.
-        sample: relative path of one picture.
+        names: relative paths of the pictures.
         folders: below `root`, tried in order; in a zip, what names may start with.
         archive: name of the zip below `root`.
 
     Returns:
-        From relative path to picture (which need not be there); None if `sample` is in none of these places.
+        From relative path to picture, some of which may be missing; None if no place has any.
 
     Raises:
         PipelineError: the zip is damaged.
     """
     for folder in folders:
-        if (root / folder / sample).is_file():
+        if any((root / folder / name).is_file() for name in names):
             return lambda name: Picture(root / folder / name)
     if archive is None or not (root / archive).is_file():
         return None
     for folder in folders:
         start = f"{folder}/" if folder else ""
-        if start + sample in members(root / archive):
+        if any(start + name in members(root / archive) for name in names):
             return lambda name: Picture(root / archive, start + name)
     return None
 
@@ -84,9 +84,8 @@ def read_mjhq(root: Path, pictures: bool) -> Source:
     names = {key: f"{row['category']}/{key}.jpg" for key, row in rows.items()}
     find = None
     if pictures:
-        sample = next(iter(names.values()))
-        found = find_pictures(root, sample, ("", "mjhq30k_imgs"), "mjhq30k_imgs.zip")
-        find = _required(found, root, "mjhq", f"mjhq30k_imgs.zip, or {sample}", get)
+        found = find_pictures(root, names.values(), ("", "mjhq30k_imgs"), "mjhq30k_imgs.zip")
+        find = _required(found, root, "mjhq", f"mjhq30k_imgs.zip, or {next(iter(names.values()))}", get)
     return Source([Entry(key, row["prompt"].strip(), find and find(names[key])) for key, row in rows.items()])
 
 
@@ -130,7 +129,7 @@ def _coco_entries(root: Path, split: str, caption: str, pictures: bool | None) -
         raise PipelineError(f"{path} is not COCO's captions (no {one_line(error)}); get {get}") from error
     if not files:
         raise PipelineError(f"{path} has no captions; get {get}")
-    find = None if pictures is False else find_pictures(root, next(iter(files.values())), ("",), f"{split}.zip")
+    find = None if pictures is False else find_pictures(root, files.values(), ("",), f"{split}.zip")
     if pictures:
         find = _required(find, root, "coco", f"{split}.zip, or {split}/*.jpg", get)
     return [
@@ -150,7 +149,7 @@ def read_sdci(root: Path, pictures: bool) -> Source:
         raise PipelineError(f"{path} is not SVDQuant's: it must map names to prompts; get {get}")
     find = None
     if pictures:
-        found = find_pictures(root, f"{next(iter(rows))}.jpg", ("sDCI", ""), None)
+        found = find_pictures(root, [f"{key}.jpg" for key in rows], ("sDCI", ""), None)
         find = _required(found, root, "sdci", "sDCI/NAME.jpg", f"{get}, unpack `tar xf sDCI.gz` in {root}/sDCI")
     return Source([Entry(str(key), prompt.strip(), find and find(f"{key}.jpg")) for key, prompt in rows.items()])
 
@@ -181,7 +180,7 @@ def read_dci(root: Path, caption: str, pictures: bool) -> Source:
         log.info("%d of %d pictures have no caption of the kind %s", len(rows) - len(kept), len(rows), caption)
     find = None
     if pictures:
-        found = find_pictures(root, next(iter(kept.values()))[1], ("photos",), None)
+        found = find_pictures(root, [image for _, image in kept.values()], ("photos",), None)
         find = _required(found, root, "dci", "photos/*.jpg", DCI)
     return Source([Entry(key, prompt, find and find(image)) for key, (prompt, image) in kept.items()])
 

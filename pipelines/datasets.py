@@ -222,14 +222,14 @@ def _check_apart(evaluation: list[Entry], calibration: list[Entry]) -> None:
 def _check_available(available: list[Entry], wanted: int, config: DatasetConfig) -> None:
     if wanted <= len(available):
         return
-    hint = "lower calibration.prompts"
+    hints = ["lower calibration.prompts"] if available else []
     if config.layout is not None:
-        less = "set dataset.size" if config.size is None else "lower dataset.size"
-        hint += f", {less}, or set dataset.calibration_prompts=FILE"
+        hints += ["set dataset.size" if config.size is None else "lower dataset.size"]
+        hints += ["set dataset.calibration_prompts=FILE"]
     left = "" if config.layout is None else " left that no evaluation prompt repeats"
     raise PipelineError(
         f"{wanted} calibration prompts (calibration.prompts + calibration.held_out) were asked for, dataset "
-        f"{config.name} has {len(available)}{left}; {hint}"
+        f"{config.name} has {len(available)}{left}; {' or '.join(hints) or 'give some'}"
     )
 
 

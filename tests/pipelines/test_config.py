@@ -25,6 +25,7 @@ PEER_PRECISIONS = {"torchao_int8_dynamic": "w8a8_dynamic", "modelopt_fp8": "fp8"
 PEER_PRECISIONS |= dict.fromkeys(("torchao_int4", "modelopt_awq", "quanto"), "w4a16")
 NEEDED = {f"quantizer={name}": [f"precision={precision}"] for name, precision in PEER_PRECISIONS.items()}
 NEEDED |= {"model=tiny_random": ["model.path=somewhere"], "dataset=tiny": ["dataset.archive=somewhere"]}
+NEEDED |= {"dataset=folder": ["dataset.table=somewhere.csv"]}
 QUANTIZERS = [
     path.stem
     for path in sorted((CONF / "quantizer").glob("*.yaml"))
