@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,18 +38,38 @@ class Recipe:
     floor: float = 0.01
 
 
+class FlatMuon(torch.optim.Muon):
+    """Muon on kernels of convolutions too, [out, in, h, w] taken as the matrix [out, in · h · w] (contiguous)."""
+
+    def __init__(self, params: Sequence[nn.Parameter], lr: float, **settings: Any) -> None:
+        self.kernels = list(params)
+        super().__init__([p.detach().view(len(p), -1).requires_grad_() for p in params], lr, **settings)
+        self.flat = self.param_groups[0]["params"]
+
+    def step(self, closure: Any = None) -> Any:
+        """One step on the gradients of the kernels, whose memory the matrices share."""
+        for flat, kernel in zip(self.flat, self.kernels, strict=True):
+            flat.grad = None if kernel.grad is None else kernel.grad.reshape(flat.shape)
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of kernels and matrices."""
+        super().zero_grad(set_to_none)
+        for kernel in self.kernels:
+            kernel.grad = None
+
+
 def optimizers(module: nn.Module, recipe: Recipe, hidden: Callable[[str], bool]) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for the hidden matrices (`hidden(name)`) with AdamW for everything else."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    muon = [p for n, p in named if recipe.muon and p.ndim == 2 and hidden(n)]
+    muon = [p for n, p in named if recipe.muon and p.ndim in (2, 4) and hidden(n)]
     chosen = {id(p) for p in muon}
     rest = [p for _, p in named if id(p) not in chosen]
     parts: list[torch.optim.Optimizer] = []
     if rest:
         parts.append(torch.optim.AdamW(rest, recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay))
     if muon:
-        decay = recipe.weight_decay
-        parts.append(torch.optim.Muon(muon, recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        parts.append(FlatMuon(muon, recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return parts
 
 
