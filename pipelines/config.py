@@ -181,7 +181,8 @@ def validate(config: DictConfig) -> RunConfig:
         PipelineError: a key is missing, of the wrong type, or out of range.
     """
     _refuse_extra(config, RunConfig, "")
-    missing = sorted(OmegaConf.missing_keys(config))
+    # whole sections first: interpolations into a missing one cannot even be looked at
+    missing = [str(key) for key in config if OmegaConf.is_missing(config, key)] or sorted(OmegaConf.missing_keys(config))
     if missing:
         raise PipelineError(f"no value for {', '.join(missing)}; add {missing[0]}=VALUE to the command line")
     try:

@@ -71,7 +71,8 @@ class ModelConfig:
     `scheduler` another scheduler class, made from the shipped one's settings and `scheduler_settings`. With
     embeddings "cached" every prompt is encoded once, before the denoiser is loaded, and the text encoders are
     released. `offload` says what waits in main memory while it is not used: whole components, or, of the denoiser,
-    single blocks, whose weights are read from disk whenever they run.
+    single blocks, whose weights are read from disk whenever they run. `convolutions`: its nn.Conv2d are quantized
+    like its linears; true of UNets, which are largely made of them.
     """
 
     name: str = MISSING
@@ -89,6 +90,7 @@ class ModelConfig:
     scheduler_settings: dict[str, Any] = field(default_factory=dict)
     embeddings: str = "live"
     offload: str = "none"
+    convolutions: bool = False
     call: CallConfig = MISSING
 
     def __post_init__(self) -> None:

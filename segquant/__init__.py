@@ -5,7 +5,7 @@ from __future__ import annotations
 from segquant import presets
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
-from segquant.layers import QuantLinear
+from segquant.layers import QuantConv2d, QuantLinear
 from segquant.measure import layer_errors, model_weight_bytes, output_error, output_errors
 from segquant.observe import InputStats, observe
 from segquant.quantize import quantize_
@@ -17,6 +17,7 @@ __all__ = [
     "PRECISIONS",
     "InputStats",
     "Method",
+    "QuantConv2d",
     "QuantLinear",
     "QuantScheme",
     "QuantSpec",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +23,26 @@ from segquant.candidates import (
     changed,
     other_precisions,
     precision_name,
+    preset,
     ranks_of,
     roundings,
     transforms,
 )
+from segquant.convolution import as_linear, layer_method, window_of
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import linear as quantized_linear
+from segquant.layout import Layout
 from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
 from segquant.plan import LayerPlan
 from segquant.segments import Segments
-from segquant.solve import Smoothing, solve_layer
+from segquant.solve import Smoothing, correct_bias, solve_layer
 from segquant.spec import Method
 from segquant.stats import HeldOut, InputStats
 
 log = logging.getLogger(__name__)
 
+GAIN = 2.0
+"""Standard errors by which a candidate must beat the preset before its gain counts."""
 KEPT = 2
 """Transforms that go from the first round into the second."""
 SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges", "rank")
@@ -51,7 +57,7 @@ def pinned(method: Method, name: str) -> frozenset[str]:
 
 
 def layer_candidates(
-    linear: nn.Linear,
+    layer: nn.Module,
     base: Method,
     stats: InputStats,
     segments: Segments | None,
@@ -62,7 +68,7 @@ def layer_candidates(
     """All candidates of a layer with their errors and costs.
 
     Args:
-        linear: float layer.
+        layer: float linear or convolution.
         base: the layer's own method, with a budget.
         stats: of its input, with the Gram matrix of fold 0 kept apart.
         segments: where the graph cuts it.
@@ -72,7 +78,10 @@ def layer_candidates(
     Raises:
         QuantizationError: calibration filled one fold only.
     """
-    judge = _Judge(linear, base, stats, segments, name, fixed)
+    linear = as_linear(layer)
+    if window_of(layer) is not None:
+        fixed |= {"rotate"}  # see `layer_method`
+    judge = _Judge(layer, base, stats, segments, name, fixed)
     plain = judge(PLAIN)
     if plain is None:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
@@ -91,29 +100,49 @@ class _Judge:
 
     def __init__(
         self,
-        linear: nn.Linear,
+        layer: nn.Module,
         base: Method,
         stats: InputStats,
         segments: Segments | None,
         name: str,
         fixed: frozenset[str],
     ) -> None:
-        self.linear, self.base, self.segments, self.name, self.fixed = linear, base, segments, name, fixed
+        self.layer, self.linear = layer, as_linear(layer)
+        self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
         self.folds = _folds(stats)
         self.fits = [stats.without_fold(split.fold) for split in self.folds]
-        weight = linear.weight.detach().float()
-        self.targets = [nn.functional.linear(split.rows, weight, _bias(linear)) for split in self.folds]
+        weight = self.linear.weight.detach().float()
+        self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
         self.smoothings: dict[object, Smoothing] = {}
         self.factors: dict[int, tuple[object, dict[int, Factor]]] = {}
+        self.solutions: dict[int, tuple[Method, Layout, dict[str, Tensor]]] = {}
         self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
+        self.wrong: dict[int, Tensor] = {}
 
     def rounds(self, scheme: Change) -> list[Candidate]:
-        """Both rounds at one precision."""
+        """Both rounds at one precision, the preset first."""
         base = changed(self.base, scheme) if scheme else self.base
+        shape = self.linear.in_features, self.linear.out_features
+        strong = self({**preset(base, self.segments, *shape), **scheme})
         first = self._all([{**change, **scheme} for change in transforms(base, self.segments)])
         best = sorted(first, key=lambda c: c.error)[:KEPT]
-        ranks = ranks_of(base, self.linear.in_features, self.linear.out_features)
-        return first + self._all(roundings(base, [dict(c.change) for c in best], ranks))
+        found = first + self._all(roundings(base, [dict(c.change) for c in best], ranks_of(base, *shape)))
+        if strong is None:  # a fixed field contradicts it
+            return found
+        return [strong, *(self._credited(c, strong) for c in found if c is not strong)]
+
+    def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
+        """The candidate, without credit for a gain over the preset that may well be chance.
+
+        The least of many errors that were measured on few rows is mostly luck. A gain counts from GAIN standard errors
+        of the mean difference on; rows of one call resemble each other, so calls count as independent, not rows.
+        """
+        difference = self.wrong[id(strong)] - self.wrong[id(candidate)]
+        calls = min(sum(split.calls for split in self.folds), len(difference))
+        noise = float(difference.std()) / calls**0.5 if calls > 1 else float("inf")
+        if float(difference.mean()) > GAIN * noise:
+            return candidate
+        return replace(candidate, error=max(candidate.error, strong.error))
 
     def _all(self, changes: Sequence[Change]) -> list[Candidate]:
         """The candidates, each once: changes that differ in fixed fields alone are the same."""
@@ -131,27 +160,42 @@ class _Judge:
     @torch.no_grad()
     def _judge(self, change: Change) -> Candidate | None:
         try:
-            method = changed(self.base, change)
+            method = layer_method(changed(self.base, change), self.layer)
         except ValueError as error:
             log.debug("%s: %s is no candidate: %s", self.name, change, error)
             return None
-        wrong, whole = 0.0, 0.0
+        rows: list[Tensor] = []
         for index, (split, fit, target) in enumerate(zip(self.folds, self.fits, self.targets, strict=True)):
-            key = (index, method.scheme, *(getattr(method, field) for field in SMOOTHING_FIELDS))
-            if self.factors.get(index, (None,))[0] != key:  # roundings of one transform follow one another
-                self.factors[index] = (key, {})
-            layout, tensors, smoothing = solve_layer(
-                self.linear, method, fit, self.segments, name=self.name,
-                smoothing=self.smoothings.get(key), factors=self.factors[index][1],
-            )  # fmt: skip
-            if smoothing is not None:
-                self.smoothings[key] = smoothing
-            wrong += float((quantized_linear(split.rows, layout, tensors) - target).square_().sum(dtype=torch.float64))
-            whole += float(target.square().sum(dtype=torch.float64))
+            layout, tensors = self._solved(method, index)
+            if method.bias_correction:
+                layout, tensors = correct_bias(self.linear, layout, tensors, fit)
+            rows.append((quantized_linear(split.rows, layout, tensors) - target).double().square().sum(1))
+        wrong, whole = torch.cat(rows), sum(float(target.double().square().sum()) for target in self.targets)
         bias = tensors["bias"].numel() * tensors["bias"].element_size() if "bias" in tensors else 0
         bits = layout.weight_spec.bits * self.linear.weight.numel()
-        error = (wrong / whole) ** 0.5 if whole else 0.0 if not wrong else float("inf")
-        return Candidate(change, error, layer_bytes(layout, bias), layer_operations(layout), bits)
+        error = (float(wrong.sum()) / whole) ** 0.5 if whole else 0.0 if not wrong.any() else float("inf")
+        found = Candidate(change, error, layer_bytes(layout, bias), layer_operations(layout), bits)
+        self.wrong[id(found)] = wrong  # candidates stay in `judged`, so the id is theirs alone
+        return found
+
+
+    def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
+        """The layer solved without fold `index`, before bias correction; candidates that share it are neighbours."""
+        method = replace(method, bias_correction=False)
+        if self.solutions.get(index, (None,))[0] == method:
+            return self.solutions[index][1:]
+        window = window_of(self.layer)
+        key = (index, method.scheme, *(getattr(method, field) for field in SMOOTHING_FIELDS))
+        if self.factors.get(index, (None,))[0] != key:
+            self.factors[index] = (key, {})
+        layout, tensors, smoothing = solve_layer(
+            self.linear, method, self.fits[index], self.segments, name=self.name,
+            smoothing=self.smoothings.get(key), factors=self.factors[index][1], taps=window.taps if window else 1,
+        )  # fmt: skip
+        if smoothing is not None:
+            self.smoothings[key] = smoothing
+        self.solutions[index] = (method, layout, tensors)
+        return layout, tensors
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

@@ -47,47 +47,69 @@ def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ..
     return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
 
 
+def preset(base: Method, segments: Segments | None, in_features: int, out_features: int) -> Change:
+    """What `segquant_r` does to the layer: the choice that others have to beat."""
+    assert base.scheme.weight is not None
+    has_rows = segments is not None and segments.output is not None  # a rotated input is not cut
+    found: Change = {
+        **PLAIN, "optimizer": "smooth", "alpha": SEARCH, "rotate": True, "seglinear": base.seglinear and has_rows,
+        "calibrator": "gptq", "ranges": "mse",
+    }  # fmt: skip
+    if base.scheme.weight.bits == 4:
+        found |= {"optimizer": "svd", "iterations": 1, "rank": base.rank_of(in_features, out_features)}
+    return found
+
+
 def transforms(base: Method, segments: Segments | None) -> list[Change]:
-    """First round: smoothing, rotation, cuts and scales per sign, with plain rounding."""
+    """First round: smoothing, rotation and scales per sign with plain rounding, on the graph's cuts if any."""
     found: list[Change] = [dict(PLAIN)]
     quantized_input = base.scheme.input is not None
     rule = "smooth" if quantized_input else "awq"
-    smooth: list[Change] = [{"optimizer": "none"}, {"optimizer": rule, "alpha": SEARCH}]
-    has_cuts = segments is not None and (segments.output is not None or segments.input is not None)
-    cuts = [False, True] if base.seglinear and has_cuts else [False]
+    has_rows = segments is not None and segments.output is not None
+    has_cuts = has_rows or (segments is not None and segments.input is not None)
     fed = segments is not None and (segments.activation or any(segments.input_activations or ()))
-    for change in smooth:
-        for cut in cuts:
-            if not cut or (segments is not None and segments.output is not None):  # a rotated input is not cut
-                found.append({**PLAIN, **change, "seglinear": cut, "rotate": True})
-            found.append({**PLAIN, **change, "seglinear": cut})
-            if base.dualscale and fed and quantized_input:
-                found.append({**PLAIN, **change, "seglinear": cut, "dualscale": True})
+    cut = base.seglinear and has_cuts
+    for smooth in ({"optimizer": "none"}, {"optimizer": rule, "alpha": SEARCH}):
+        found.append({**PLAIN, **smooth, "seglinear": cut})
+        # a rotated input is not cut
+        found.append({**PLAIN, **smooth, "seglinear": base.seglinear and has_rows, "rotate": True})
+        if base.dualscale and fed and quantized_input:
+            found.append({**PLAIN, **smooth, "seglinear": cut, "dualscale": True})
     return _distinct(found)
 
 
 def roundings(base: Method, best: Sequence[Change], ranks: Sequence[int]) -> list[Change]:
-    """Second round: GPTQ, ranges and bias correction, and low-rank branches for 4-bit weights, on each transform.
+    """Second round, on each transform: without cuts, GPTQ, ranges, bias correction; low-rank branches on the first.
 
     Args:
-        best: transforms to go on with.
+        best: transforms to go on with, the best one first.
         ranks: of `ranks_of`.
     """
     assert base.scheme.weight is not None
     found: list[Change] = []
     for change in best:
-        # what shares a smoothing and a Hessian stands together
+        # what shares a smoothing, a Hessian and a solution stands together
         found.append({**change, "bias_correction": True})
         found.append({**change, "calibrator": "gptq"})
         found.append({**change, "calibrator": "gptq", "bias_correction": True})
-        found.append({**change, "calibrator": "gptq", "ranges": "mse"})
-        found.append({**change, "ranges": "mse"})
-    if base.scheme.weight.bits == 4:
-        for change in best[:2]:
-            smooth = {**change, "optimizer": "svd", "alpha": SEARCH, "calibrator": "gptq", "iterations": 1}
-            found += [{**smooth, "rank": rank} for rank in ranks]
-            found.append({**smooth, "rank": ranks[len(ranks) // 2], "ranges": "mse"})
+        if _may_shrink(base, change):
+            found.append({**change, "calibrator": "gptq", "ranges": "mse"})
+        if change.get("seglinear", base.seglinear):
+            found.append({**change, "calibrator": "gptq", "seglinear": False})
+    for change in best[:1]:
+        ranges = "mse" if _may_shrink(base, change) else "amax"
+        branch = {"optimizer": "svd", "alpha": SEARCH, "calibrator": "gptq", "iterations": 1, "ranges": ranges}
+        found += [{**change, **branch, "rank": rank} for rank in ranks]
     return _distinct(found)
+
+
+def _may_shrink(base: Method, change: Change) -> bool:
+    """Whether ranges of least squared error are a candidate.
+
+    Not for static scales of inputs as they come: on few rows a range that clips a little looks best, and then meets the
+    rows that it clips. Rotated inputs have no such tails, and their headroom is judged besides.
+    """
+    return not base.scheme.static_input or bool(change.get("rotate", base.rotate))
 
 
 def changed(base: Method, change: Change) -> Method:

@@ -1,4 +1,4 @@
-"""QuantLinear: buffers and forward, nothing else."""
+"""QuantLinear and QuantConv2d: buffers and forward, nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from segquant.convolution import Window, as_linear, layer_method, window_of
 from segquant.kernels import reference
 from segquant.layout import Layout
 from segquant.optimizers.rotate import unrotate
@@ -48,28 +49,34 @@ class QuantLinear(nn.Module):
         self._dequantized: Tensor | None = None
         self.register_load_state_dict_post_hook(_forget)
 
-    @classmethod
-    def from_tensors(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> QuantLinear:
+    @staticmethod
+    def empty(layout: Layout, window: Window | None = None, **kwargs: Any) -> QuantLinear:
+        """A layer without numbers: a QuantConv2d where there is a window."""
+        return QuantLinear(layout, **kwargs) if window is None else QuantConv2d(layout, window, **kwargs)
+
+    @staticmethod
+    def from_tensors(layout: Layout, tensors: Mapping[str, Tensor], window: Window | None = None) -> QuantLinear:
         """A layer around given buffers (those of `Layout.buffers()`, and "bias" where there is one)."""
         bias = tensors.get("bias")
-        module = cls(layout, bias_dtype=torch.float32 if bias is None else bias.dtype, device="meta")
+        module = QuantLinear.empty(
+            layout, window, bias_dtype=torch.float32 if bias is None else bias.dtype, device="meta"
+        )
         module.load_state_dict(dict(tensors), assign=True)
         return module
 
-    @classmethod
+    @staticmethod
     def from_float(
-        cls,
-        linear: nn.Linear,
+        linear: nn.Module,
         method: Method,
         stats: InputStats | None = None,
         segments: Segments | None = None,
         *,
         name: str = "linear",
     ) -> QuantLinear:
-        """Quantize one linear by itself.
+        """Quantize one layer by itself; a convolution becomes a QuantConv2d.
 
         Args:
-            linear: the float layer; not modified.
+            linear: the float layer, an nn.Linear or an ungrouped nn.Conv2d; not modified.
             method: what to do.
             stats: of its input, as `observe` returns them; needed unless the method looks at weights alone.
             segments: where the graph cuts it; uncut if None.
@@ -80,8 +87,12 @@ class QuantLinear(nn.Module):
         """
         from segquant.solve import solve_layer
 
-        layout, tensors, _ = solve_layer(linear, method, stats, segments, name=name)
-        return cls.from_tensors(layout, tensors)
+        window = window_of(linear)
+        layout, tensors, _ = solve_layer(
+            as_linear(linear), layer_method(method, linear), stats, segments, name=name,
+            taps=window.taps if window else 1,
+        )  # fmt: skip
+        return QuantLinear.from_tensors(layout, tensors, window)
 
     @property
     def in_features(self) -> int:
@@ -147,6 +158,43 @@ class QuantLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dequantized": None}
+
+
+class QuantConv2d(QuantLinear):
+    """A convolution as a `QuantLinear` on the patches of its input (see `segquant.convolution`).
+
+    "Per token" means per patch, the channels of a patch being `in_features`. The input's scales are those of the
+    values that the window sees, padding included.
+
+    Args:
+        layout: of the linear on patches.
+        window: how the convolution slides.
+        bias_dtype, device: of the (empty) tensors.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        window: Window,
+        *,
+        bias_dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(layout, bias_dtype=bias_dtype, device=device)
+        self.window = window
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight that this layer stands for, smoothing undone: float32 [out, in, kh, kw]."""
+        return super().weight.unflatten(1, (-1, *self.window.kernel))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype; the input is not modified."""
+        return self.window.apply(super().forward, input)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        return f"{super().extra_repr()}, kernel={self.window.kernel}, stride={self.window.stride}"
 
 
 def _forget(module: nn.Module, _: Any) -> None:

@@ -39,6 +39,7 @@ class Layout:
         half: dtype of the low-rank factors.
         rotate: whether the (smoothed) input is rotated by a randomized block-diagonal Hadamard matrix, every input
             segment by itself.
+        taps: columns per input channel, which share its smoothing: the kernel's positions of a convolution.
     """
 
     in_features: int
@@ -53,6 +54,7 @@ class Layout:
     ranks: tuple[int, ...] = ()
     half: str = "float16"
     rotate: bool = False
+    taps: int = 1
 
     def __post_init__(self) -> None:
         if self.scheme.weight is None:
@@ -70,6 +72,8 @@ class Layout:
             raise ValueError(f"dual has {len(self.dual)} entries for {len(self.columns)} input segments")
         if self.ranks and len(self.ranks) != len(self.branches):
             raise ValueError(f"ranks has {len(self.ranks)} entries for {len(self.branches)} branches")
+        if any(size % self.taps for size in self.columns):
+            raise ValueError(f"columns={self.columns} must be multiples of the {self.taps} taps of a channel")
         if self.rotate and any(self.dual):
             raise ValueError("a rotated input has no sign of its own left: dual must be False throughout")
 

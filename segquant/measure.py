@@ -13,11 +13,13 @@ from segquant.errors import QuantizationError
 from segquant.layers import QuantLinear
 from segquant.observe import call
 
+LAYERS = (nn.Linear, nn.Conv2d)
+"""What a tool may have quantized."""
 
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """||Y − Ŷ||_F / ||Y||_F of every quantized linear on the *float* model's input, over all rows.
+    """||Y − Ŷ||_F / ||Y||_F of every quantized linear or convolution on the *float* model's input, over all rows.
 
     Args:
         float_model, quant_model: before and after; any tool may have quantized it.
@@ -36,9 +38,11 @@ def layer_errors(
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}  # squared error, squares, calls
     handles = []
     for name in names:
-        if not isinstance(originals.get(name), nn.Linear) or name not in replaced:
+        if not isinstance(originals.get(name), LAYERS) or name not in replaced:
             side = "quantized" if name in originals else "float"
-            raise QuantizationError(f"the {side} model has no linear {name!r}; give the model that was quantized")
+            raise QuantizationError(
+                f"the {side} model has no linear or convolution {name!r}; give the model that was quantized"
+            )
         hook = _compare(replaced[name], sums[name])
         handles.append(originals[name].register_forward_hook(hook, with_kwargs=True))
     try:
@@ -52,9 +56,9 @@ def layer_errors(
 
 
 def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
-    """Names of the modules of `quant_model` that stand for a quantized linear, whatever tool made them.
+    """Names of the modules of `quant_model` that stand for a quantized linear or convolution, whatever tool made them.
 
-    A QuantLinear is one; so is a module of another type than the float model's linear of that name, and a linear
+    A QuantLinear is one; so is a module of another type than the float model's layer of that name, and a layer
     whose weight became a tensor subclass.
     """
     originals = dict(float_model.named_modules())
@@ -62,7 +66,7 @@ def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str
         name
         for name, module in quant_model.named_modules()
         if isinstance(module, QuantLinear)
-        or (isinstance(originals.get(name), nn.Linear) and _is_changed(originals[name], module))
+        or (isinstance(originals.get(name), LAYERS) and _is_changed(originals[name], module))
     ]
 
 

@@ -1,4 +1,4 @@
-"""One pass over the calibration inputs: running statistics of every linear's input.
+"""One pass over the calibration inputs: running statistics of the input of every linear (or convolution).
 
 Whole batches share a fold of `InputStats`, since rows of one denoiser call resemble each other; with a single
 batch the rows themselves are dealt, in contiguous runs.
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.convolution import input_rows, quantizable, width_of
 from segquant.errors import QuantizationError
 from segquant.stats import FOLDS, FoldStats, HeldOut, InputStats
 from segquant.swap import evaluating
@@ -61,8 +62,9 @@ def observe(
 ) -> dict[str, InputStats]:
     """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
 
-    A linear that is called several times, or shared under several names, merges its calls under its first
-    name; one that is never called has `rows == 0`. Linears fed by the very same tensors share one Gram matrix.
+    A convolution's are those of the patches of its input (see `segquant.convolution`). A layer that is called several
+    times, or shared under several names, merges its calls under its first name; one that is never called has
+    `rows == 0`. Linears fed by the very same tensors share one Gram matrix.
 
     Args:
         model: runs as it is (device, dtype); in eval mode meanwhile, without gradients.
@@ -74,7 +76,7 @@ def observe(
             input's first dimension at a time.
         reservoir: rows kept per layer.
         seed: of the reservoir and of the deal of batches to folds.
-        only: names of the linears to watch; all if None.
+        only: names of the linears and ungrouped nn.Conv2d to watch; all linears if None.
         progress: called after every batch.
         total: number of batches for `progress`, where `batches` has no length.
 
@@ -117,10 +119,10 @@ def observe_in_groups(
         QuantizationError: as `observe`; a single matrix exceeds the limit; the data must be read again and cannot
             be, or is other data then.
     """
-    layers = {name: layer for name, layer in linears(model).items() if only is None or name in only}
+    layers = {name: layer for name, layer in _candidates(model, only).items() if only is None or name in only}
     want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
     left = dict.fromkeys(want)
-    watch = Watch({name: layer.in_features for name, layer in layers.items()}, split_gram, reservoir, seed)
+    watch = Watch({name: width_of(layer) for name, layer in layers.items()}, split_gram, reservoir, seed)
     if salience:
         watch.add_salience(layers)
     watch.check_limit(want, memory_limit)
@@ -144,6 +146,10 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
+def _candidates(model: nn.Module, only: Collection[str] | None) -> dict[str, nn.Module]:
+    return quantizable(model, convolutions=only is not None)
+
+
 def call(model: nn.Module, batch: Any) -> Any:
     """Run the model on a dict of keyword arguments, a sequence of positional ones, or one tensor."""
     if isinstance(batch, Mapping):
@@ -159,11 +165,11 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: Mapping[str, nn.Linear], watch: Watch) -> Iterator[None]:
+def _watching(model: nn.Module, layers: Mapping[str, nn.Module], watch: Watch) -> Iterator[None]:
     """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda _, args, kwargs: watch.update(name, args[0] if args else kwargs["input"])
+        return lambda layer, args, kwargs: watch.update(name, input_rows(layer, args[0] if args else kwargs["input"]))
 
     handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:

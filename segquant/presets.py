@@ -30,6 +30,7 @@ class Common(TypedDict, total=False):
     skip: Iterable[str]
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]]
     on_uncalled: str
+    convolutions: bool
     seed: int
 
 

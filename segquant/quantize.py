@@ -17,10 +17,11 @@ from segquant.auto import choose_plan, layer_candidates, pinned
 from segquant.block_calls import require_repeatable
 from segquant.budget import Layer
 from segquant.controls import random_cuts, wrong_cuts
+from segquant.convolution import as_linear, layer_method, quantizable, window_of
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.memory import gram_limit
-from segquant.observe import Observed, Progress, linears, observe_in_groups
+from segquant.observe import Observed, Progress, observe_in_groups
 from segquant.plan import LayerPlan, plan_method
 from segquant.reconstruct import reconstruct_
 from segquant.schedule import solve_in_turn
@@ -36,24 +37,25 @@ RECORD = "segquant_record"
 """Attribute of a quantized model: {"method": Method.to_dict(), "segments": {layer: …}} as they were used."""
 
 
-def targets(model: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    """The linears that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
-    return {name: module for name, module in linears(model).items() if method.for_layer(name) is not None}
+def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
+    """The layers that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
+    layers = quantizable(model, method.convolutions)
+    return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
 
 
-def layer_methods(layers: Iterable[str], method: Method) -> dict[str, Method]:
-    """What is done to each layer, overrides applied."""
+def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
+    """What is done to each layer: overrides applied, and what a convolution cannot do left out."""
     found = {name: method.for_layer(name) for name in layers}
-    return {name: entry for name, entry in found.items() if entry is not None}
+    return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
 
 
 def _unmatched(model: nn.Module, method: Method) -> None:
-    """An override that matches no linear is a typing error: the numbers would silently be others."""
-    names = list(linears(model))
+    """An override that matches no layer is a typing error: the numbers would silently be others."""
+    names = list(quantizable(model, method.convolutions))
     for pattern, _ in method.overrides:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise QuantizationError(
-                f"override {pattern!r} matches none of the model's {len(names)} linears ({', '.join(names[:3])} …); "
+                f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
                 "correct the glob or leave it out"
             )
 
@@ -70,9 +72,9 @@ def quantize_(
     streaming: bool = False,
     workers: int = 1,
 ) -> nn.Module:
-    """Replace the model's linears by quantized ones, in place; deterministic.
+    """Replace the model's linears and (ungrouped) 2-D convolutions by quantized ones, in place; deterministic.
 
-    Nothing is replaced before everything is solved, unless `streaming`. A linear shared under several names becomes
+    Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes
     one QuantLinear under all of them. None of `memory_limit`, `streaming` and `workers` changes the result.
 
     Args:
@@ -106,7 +108,8 @@ def quantize_(
     methods, graph, batches = _plan(model, method, layers, batches, segments)
     segments = control_cuts(graph, methods)
     for name, layer in layers.items():  # before any data is read
-        plan_layout(layer, methods[name], segments.get(name), name)
+        window = window_of(layer)
+        plan_layout(as_linear(layer), methods[name], segments.get(name), name, window.taps if window else 1)
     if any(entry.budget is not None for entry in methods.values()):
         planned, plan, stats, passes = _choose(model, method, batches, segments, stats, memory_limit, progress)
         quantize_(
@@ -149,15 +152,15 @@ def quantize_(
 def _plan(
     model: nn.Module,
     method: Method,
-    layers: Mapping[str, nn.Linear],
+    layers: Mapping[str, nn.Module],
     batches: Iterable[Any],
     segments: Mapping[str, Segments] | None,
 ) -> tuple[dict[str, Method], dict[str, Segments], Iterable[Any]]:
     """Every layer's method, the graph's cuts where they are wanted, and the batches, whole again."""
     if not layers:
         raise QuantizationError(
-            f"method {method.name!r} finds no linear to quantize; skip={list(method.skip)} leaves "
-            f"out all {len(linears(model))} of the model"
+            f"method {method.name!r} finds no layer to quantize; skip={list(method.skip)} leaves "
+            f"out all {len(quantizable(model, method.convolutions))} of the model"
         )
     methods = layer_methods(layers, method)
     if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
@@ -249,7 +252,7 @@ def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segme
     return find_segments(model, *_arguments(first[0])), again
 
 
-def _called(layers: dict[str, nn.Linear], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Linear]:
+def _called(layers: dict[str, nn.Module], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Module]:
     uncalled = [name for name in layers if name not in stats or stats[name].rows == 0]
     if uncalled and method.on_uncalled == "error":
         more = f" and {len(uncalled) - 3} more" if len(uncalled) > 3 else ""

@@ -16,12 +16,12 @@ from segquant.stats import InputStats
 
 
 def solve_in_turn(
-    layers: dict[str, nn.Linear],
+    layers: dict[str, nn.Module],
     methods: Mapping[str, Method],
     stats: dict[str, InputStats],
     segments: Mapping[str, Segments],
     workers: int = 1,
-) -> Iterator[tuple[nn.Linear, QuantLinear]]:
+) -> Iterator[tuple[nn.Module, QuantLinear]]:
     """Every float layer with its quantized one, in order, as they are done.
 
     `layers` and `stats` are used up: a layer's statistics are given back as soon as it is solved, and so is the layer
@@ -36,7 +36,7 @@ def solve_in_turn(
     if workers < 1:
         raise QuantizationError(f"workers={workers}; give the number of layers to solve at once, at least 1")
 
-    def solve(name: str) -> tuple[nn.Linear, QuantLinear]:
+    def solve(name: str) -> tuple[nn.Module, QuantLinear]:
         layer = layers.pop(name)
         with torch.no_grad():  # gradient mode does not cross threads
             module = QuantLinear.from_float(layer, methods[name], stats.pop(name, None), segments.get(name), name=name)
@@ -47,8 +47,8 @@ def solve_in_turn(
 
 
 def _mapped(
-    solve: Callable[[str], tuple[nn.Linear, QuantLinear]], names: list[str], workers: int
-) -> Iterator[tuple[nn.Linear, QuantLinear]]:
+    solve: Callable[[str], tuple[nn.Module, QuantLinear]], names: list[str], workers: int
+) -> Iterator[tuple[nn.Module, QuantLinear]]:
     if workers == 1:
         for name in names:
             yield solve(name)

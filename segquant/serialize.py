@@ -4,6 +4,7 @@ all.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -19,8 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from segquant.convolution import Window, width_of
 from segquant.errors import QuantizationError
-from segquant.layers import QuantLinear
+from segquant.layers import QuantConv2d, QuantLinear
 from segquant.layout import Layout
 from segquant.quantize import RECORD, swap_
 
@@ -101,7 +103,7 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _manifest(model: nn.Module, aliases: Mapping[str, str]) -> dict[str, Any]:
     layers = {
-        name: {"layout": module.layout.to_dict(), "bias_dtype": _dtype(module.bias)}
+        name: {"layout": module.layout.to_dict(), "bias_dtype": _dtype(module.bias), **_window(module)}
         for name, module in model.named_modules()
         if isinstance(module, QuantLinear)
     }
@@ -120,6 +122,10 @@ def _manifest(model: nn.Module, aliases: Mapping[str, str]) -> dict[str, Any]:
         "aliases": dict(aliases),
         "layers": layers,
     }
+
+
+def _window(module: QuantLinear) -> dict[str, Any]:
+    return {"window": dataclasses.asdict(module.window)} if isinstance(module, QuantConv2d) else {}
 
 
 def _dtype(tensor: Tensor | None) -> str | None:
@@ -234,15 +240,25 @@ def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     for name, entry in manifest["layers"].items():
         old = modules.get(name)
         layout = Layout.from_dict(entry["layout"])
-        if not isinstance(old, (nn.Linear, QuantLinear)):
+        window = Window.from_dict(entry["window"]) if "window" in entry else None
+        kinds = (nn.Linear, QuantLinear) if window is None else (nn.Conv2d, QuantConv2d)
+        if not isinstance(old, kinds):
+            what = "linear" if window is None else "convolution"
+            raise QuantizationError(f"the model has no {what} {name!r}; pass a model of the saved architecture")
+        found = _size(old)
+        if found != (layout.in_features, layout.out_features):
             raise QuantizationError(
-                f"the model has no linear {name!r}; pass a model of the saved architecture"
-            )
-        if (old.in_features, old.out_features) != (layout.in_features, layout.out_features):
-            raise QuantizationError(
-                f"{name} of the model is {old.in_features} -> {old.out_features}, the saved one "
+                f"{name} of the model is {found[0]} -> {found[1]}, the saved one "
                 f"{layout.in_features} -> {layout.out_features}: it does not fit; pass a model of that architecture"
             )
         bias = getattr(torch, entry["bias_dtype"]) if entry["bias_dtype"] else torch.float32
-        replacements[id(old)] = QuantLinear(layout, bias_dtype=bias, device="meta")
+        replacements[id(old)] = QuantLinear.empty(layout, window, bias_dtype=bias, device="meta")
     swap_(model, replacements)
+
+
+def _size(module: nn.Module) -> tuple[int, int]:
+    """Features of a row that goes into a float or quantized layer, and of one that comes out."""
+    if isinstance(module, QuantLinear):
+        return module.in_features, module.out_features
+    assert isinstance(module.weight, Tensor)
+    return width_of(module), len(module.weight)

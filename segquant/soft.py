@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segquant import functional as F
 from segquant.calibrators.adaround import Rounding
+from segquant.convolution import as_linear, window_of
 from segquant.kernels import reference
 from segquant.layers import QuantLinear
 from segquant.layout import Layout
@@ -52,15 +53,16 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class SoftLinear(nn.Module):
-    """Stands for a QuantLinear while its rounding is learnt: the same arithmetic on weights between the codes.
+    """Stands for a QuantLinear (or QuantConv2d) while its rounding is learnt: its arithmetic, on weights between codes.
 
     Attributes:
         rounding: V of every weight.
         current: weight [out, in] that the forward uses, in the space of the codes; set from outside.
     """
 
-    def __init__(self, linear: nn.Linear, quantized: QuantLinear) -> None:
+    def __init__(self, layer: nn.Module, quantized: QuantLinear) -> None:
         super().__init__()
+        linear, self.window = as_linear(layer), window_of(layer)
         self.layout, self.bias = quantized.layout, quantized.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = linear.weight.detach()
@@ -78,7 +80,10 @@ class SoftLinear(nn.Module):
         return reference.dequantize_weight(self.layout, self._tensors)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the input's dtype; gradients flow to `current` and straight to the input."""
+        """As the layer, in the input's dtype; gradients flow to `current` and straight to the input."""
+        return self._product(input) if self.window is None else self.window.apply(self._product, input)
+
+    def _product(self, input: Tensor) -> Tensor:
         output = reference.linear(input.detach(), self.layout, self._tensors, self.current)
         if not input.requires_grad:
             return output

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segquant import functional as F
 from segquant.calibrators.bias import sample_bias_correction
 from segquant.calibrators.gptq import Factor, factorize, shrink_gram
+from segquant.convolution import column_segments
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale, input_scales
 from segquant.kernels.reference import linear as quantized_linear
@@ -29,10 +30,11 @@ Smoothing = tuple[Tensor, Tensor]
 """Smoothing vectors [branches, in] and headroom of static scales [branches, columns]."""
 
 
-def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, name: str) -> Layout:
+def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
     """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
 
-    Input segments that the group size does not divide are not cut: the groups are the finer grid anyway.
+    Input segments that the group size does not divide are not cut: the groups are the finer grid anyway. `taps` is the
+    number of columns per channel (see `Layout`); segments count channels.
 
     Raises:
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
@@ -49,6 +51,7 @@ def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, na
                 f"{name}: {side} groups of {group} do not divide its in_features {linear.in_features}; "
                 f"leave it out with skip=[{name!r}] or choose another precision"
             )
+    segments = column_segments(segments, taps)
     rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
     keeps_sign = method.dualscale and scheme.input is not None and not method.rotate
     dual = tuple(keeps_sign and bool(entry) for entry in activations)
@@ -65,6 +68,7 @@ def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, na
             branches=rows if apart else (linear.out_features,),
             smooth=method.smooths,
             rotate=method.rotate,
+            taps=taps,
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
@@ -99,17 +103,19 @@ def solve_layer(
     name: str = "linear",
     smoothing: Smoothing | None = None,
     factors: dict[int, Factor] | None = None,
+    taps: int = 1,
 ) -> tuple[Layout, dict[str, Tensor], Smoothing | None]:
     """Layout and buffers of the quantized layer, on the weight's device; see `QuantLinear.from_float`.
 
     Args:
         smoothing: of an earlier call with the same statistics, cuts and optimizer, to spare its search.
         factors: GPTQ's, by branch, of an earlier call with that smoothing; those it lacks are added.
+        taps: columns per input channel: those of a convolution's kernel, of which `linear` is the product.
 
     Returns:
         layout, buffers, and the smoothing used, None without one.
     """
-    layout = plan_layout(linear, method, segments, name)
+    layout = plan_layout(linear, method, segments, name, taps)
     if method.needs_data and (stats is None or stats.rows == 0):
         raise QuantizationError(
             f"{name}: method {method.name!r} needs statistics of its input and calibration never "
@@ -140,7 +146,7 @@ def solve_layer(
         tensors.update(_static_scales(weight, layout, stats, transforms, margin, method))
     if method.bias_correction:
         assert stats is not None
-        layout, tensors = _correct_bias(linear, weight, layout, tensors, stats)
+        layout, tensors = correct_bias(linear, layout, tensors, stats)
     return layout, tensors, smoothing
 
 
@@ -232,13 +238,12 @@ def _static_scales(
     return {"input_scale": above, **({"input_scale_negative": below} if layout.any_dual else {})}
 
 
-def _correct_bias(
-    linear: nn.Linear, weight: Tensor, layout: Layout, tensors: dict[str, Tensor], stats: InputStats
+def correct_bias(
+    linear: nn.Linear, layout: Layout, tensors: dict[str, Tensor], stats: InputStats
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """The layer with its mean error on the sampled rows moved into its bias, which it gets if it has none."""
-    sample = stats.sample
-    target = sample @ weight.T
-    bias = linear.bias
+    """The solved layer with its mean error on the sampled rows moved into its bias, which it gets if it has none."""
+    sample, bias = stats.sample, linear.bias
+    target = nn.functional.linear(sample, linear.weight.detach().float())
     if bias is not None:
         target = target + bias.detach().float()
     error = sample_bias_correction(target, quantized_linear(sample, layout, tensors), min(stats.calls, len(sample)))

@@ -31,7 +31,9 @@ SVDS = ("exact", "randomized")
 CUTS = ("graph", "random", "wrong")
 DEFAULT_RANK = 32
 SEARCH, SEARCH_LAYER = "search", "search_layer"
-_FIXED = ("name", "scheme", "skip", "overrides", "on_uncalled", "budget", "cuts", "seed", "reconstruction")
+_FIXED = (
+    "name", "scheme", "skip", "overrides", "on_uncalled", "convolutions", "budget", "cuts", "seed", "reconstruction",
+)  # fmt: skip
 """Fields that hold for the whole model and no override may change (precision stands for the scheme)."""
 
 
@@ -90,7 +92,9 @@ class Method:
         skip: globs of module names that stay in floating point.
         overrides: (glob, fields) pairs; a layer takes the fields of every glob that matches it, later ones win.
             "precision" names another scheme, "skip" True leaves the layer in floating point.
-        on_uncalled: "error" or "skip" (leave in floating point) for linears that calibration never called.
+        on_uncalled: "error" or "skip" (leave in floating point) for layers that calibration never called.
+        convolutions: quantize ungrouped nn.Conv2d too (a UNet whole); False leaves everything but linears in floating
+            point, as the paper's authors do.
         seed: of the reservoir of rows and of everything else that draws.
         reconstruction: settings of "adaround".
         budget: let every layer choose its own fields within this budget (`auto`); None: as the fields say.
@@ -116,6 +120,7 @@ class Method:
     skip: tuple[str, ...] = ()
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     on_uncalled: str = "error"
+    convolutions: bool = False
     seed: int = 0
     reconstruction: Reconstruction = Reconstruction()
     budget: Budget | None = None

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from segquant.convolution import as_linear
 from segquant.errors import QuantizationError
 from segquant.gram import Grams
 from segquant.optimizers.balance import TemporalSalience
@@ -36,10 +37,10 @@ class Watch:
         """Linears whose Gram matrix found no room in this pass."""
         return self._grams.deferred
 
-    def add_salience(self, layers: Mapping[str, nn.Linear]) -> None:
+    def add_salience(self, layers: Mapping[str, nn.Module]) -> None:
         """Average channel peaks over time too, against the salience of the layers' weights."""
         for name, layer in layers.items():
-            self._peaks[name] = TemporalSalience(layer.weight.detach().abs().amax(0).float())
+            self._peaks[name] = TemporalSalience(as_linear(layer).weight.detach().abs().amax(0).float())
 
     def check_limit(self, names: Collection[str], limit: int | None) -> None:
         """Raise QuantizationError if a single matrix is beyond the limit."""

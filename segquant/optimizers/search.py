@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant import functional as F
+from segquant.convolution import tie, tie_rule
 from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
 from segquant.layout import Layout, group_pieces, slices
 from segquant.optimizers.balance import balance
@@ -57,9 +58,11 @@ def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputSta
         margin[branch, index] = choice.margin
         block = weight[rows, columns].abs().amax(0)
         if method.optimizer == "balance":
-            smooth[branch, columns] = balance(_salience(stats)[columns], block)
+            salience = tie(_salience(stats)[columns], layout.taps)
+            smooth[branch, columns] = balance(salience, tie(block, layout.taps))
         elif choice.alpha is not None:
-            smooth[branch, columns] = _rule(method)(_cut(whole, columns), block, choice.alpha)
+            rule = tie_rule(_rule(method), layout.taps)
+            smooth[branch, columns] = rule(_cut(whole, columns), block, choice.alpha)
     return smooth, margin
 
 
@@ -94,7 +97,7 @@ class _Search:
         self, weight: Tensor, layout: Layout, method: Method, block: tuple[int, int], splits: Sequence[HeldOut]
     ) -> None:
         rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
-        self.weight, self.rule = weight[rows, columns], _rule(method)
+        self.weight, self.rule = weight[rows, columns], tie_rule(_rule(method), layout.taps)
         self.splits = [_cut(split, columns) for split in splits]
         self.runs = BlockSimulation(layout, method, *block, weight.device)
         # shrunk ranges cost many times a rounding and hardly move the best α; AWQ judges it by the weight alone

@@ -75,9 +75,9 @@ def test_layers_of_other_tools_are_found_and_compared(models: tuple[nn.Sequentia
 def test_layers_may_be_named(models: tuple[nn.Sequential, nn.Sequential]) -> None:
     model, changed = models
     assert layer_errors(model, changed, [torch.randn(3, 6)], layers=["2"]) == {"2": 0.0}
-    with pytest.raises(QuantizationError, match="float model has no linear 'nowhere'"):
+    with pytest.raises(QuantizationError, match="float model has no linear or convolution 'nowhere'"):
         layer_errors(model, changed, [torch.randn(3, 6)], layers=["nowhere"])
-    with pytest.raises(QuantizationError, match="quantized model has no linear '2'"):
+    with pytest.raises(QuantizationError, match="quantized model has no linear or convolution '2'"):
         layer_errors(model, changed[:2], [torch.randn(3, 6)], layers=["2"])
 
 

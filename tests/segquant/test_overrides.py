@@ -105,7 +105,7 @@ def test_bad_budgets(budget: dict[str, float], said: str) -> None:
 
 def test_an_override_that_matches_nothing_is_an_error_that_leaves_the_model_alone() -> None:
     model = Block()
-    with pytest.raises(QuantizationError, match=r"'blocks\.\*' matches none of the model's 4 linears \(ada, up, down"):
+    with pytest.raises(QuantizationError, match=r"'blocks\.\*' matches none of the model's 4 layers \(ada, up, down"):
         quantize_(model, presets.rtn("w8a8", overrides={"blocks.*": {"rank": 4}}), block_batches(2, seed=1))
     assert isinstance(model.up, nn.Linear)
 
