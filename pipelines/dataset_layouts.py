@@ -33,7 +33,7 @@ Find = Callable[[str], Picture]
 
 
 def find_pictures(root: Path, names: Collection[str], folders: tuple[str, ...], archive: str | None) -> Find | None:
-    """Where the pictures of a data set lie: unpacked in one of some folders, or in the zip as published.
+    """Where the pictures of a data set lie: in the zip as published, or unpacked in one of some folders.
 
     Args:
         root: of the data set.
@@ -47,15 +47,15 @@ def find_pictures(root: Path, names: Collection[str], folders: tuple[str, ...], 
     Raises:
         PipelineError: the zip is damaged.
     """
+    if archive is not None and (root / archive).is_file():
+        packed = members(root / archive)
+        for folder in folders:
+            start = f"{folder}/" if folder else ""
+            if any(start + name in packed for name in names):
+                return lambda name: Picture(root / archive, start + name)
     for folder in folders:
         if any((root / folder / name).is_file() for name in names):
             return lambda name: Picture(root / folder / name)
-    if archive is None or not (root / archive).is_file():
-        return None
-    for folder in folders:
-        start = f"{folder}/" if folder else ""
-        if any(start + name in members(root / archive) for name in names):
-            return lambda name: Picture(root / archive, start + name)
     return None
 
 

@@ -14,6 +14,7 @@ from pipelines.dataset_files import Entry
 from pipelines.dataset_section import DatasetConfig
 from pipelines.datasets import Dataset, draw, load_dataset
 from pipelines.errors import PipelineError
+from pipelines.main import CONF
 from pipelines.sections import CalibrationConfig
 from tests.pipelines.conftest import Command, Tiny
 from tests.pipelines.layouts import colour, write_files, write_mjhq
@@ -215,6 +216,13 @@ def test_keys_that_make_no_sense(changes: dict[str, object], words: str) -> None
     with pytest.raises(PipelineError) as refused:
         DatasetConfig(**{"name": "some", "layout": "mjhq", "root": "somewhere", **changes})
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "dataset").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_says_where_its_licence_is(path: Path) -> None:
+    text = path.read_text()
+    assert "# Licence: " in text
+    assert "layout: folder" in text or "root:" not in text or "# Get: " in text
 
 
 def test_a_run_on_a_published_layout(command: Command, tiny: Tiny, root: Path, tmp_path: Path) -> None:
