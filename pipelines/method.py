@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -56,25 +56,31 @@ def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
 
 
 def build_method(config: RunConfig) -> Method | Peer:
-    """Call the function that the quantizer configuration names: a preset, or another tool's quantizer.
+    """The method of a run; see `build_quantizer`."""
+    return build_quantizer(config.quantizer)
+
+
+def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
+    """Call the function that a quantizer configuration names: a preset, or another tool's quantizer.
 
     Raises:
         PipelineError: a value that it refuses, a precision that it cannot do, a tool that is not installed, or no
             such function.
     """
-    arguments = {key: value for key, value in config.quantizer.items() if key not in ("_target_", "name")}
-    package = config.quantizer_package
-    preset = getattr(importlib.import_module(package), config.preset_name, None)
+    arguments = {key: value for key, value in quantizer.items() if key not in ("_target_", "name")}
+    package, _, function = str(quantizer["_target_"]).rpartition(".")
+    name = quantizer.get("name") or function
+    preset = getattr(importlib.import_module(package), function, None)
     if preset is None:
-        raise PipelineError(f"{package}.{config.preset_name} does not exist; choose one of conf/quantizer")
+        raise PipelineError(f"{package}.{function} does not exist; choose one of conf/quantizer")
     known = quantizer_keys(preset)
     for key in arguments:
         if key not in known:
-            raise PipelineError(f"{config.quantizer_name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
+            raise PipelineError(f"{name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
     try:
         return preset(**arguments)
     except TypeError as error:
-        raise PipelineError(f"quantizer={config.quantizer_name}: {error}") from error
+        raise PipelineError(f"quantizer={name}: {error}") from error
     except ValueError as error:
         raise PipelineError(str(error)) from error
 

@@ -1,0 +1,103 @@
+"""`segquant-plan model=NAME`: what the graph says of a model, and what quantizing it would cost. Needs no weights."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipelines.main import EXIT_FAILED, EXIT_INTERRUPTED, user_message
+
+if TYPE_CHECKING:
+    from pipelines.plan_sizes import ComponentPlan
+
+SCHEMA = 1
+_EXAMPLES = """\
+models:
+  segquant-plan model=flux1_dev
+  segquant-plan model=sd3_canny 'quantize=[denoiser,controlnet]'
+  segquant-plan model.path=/data/my-pipeline          its own config.json, weights are not looked at
+  segquant-plan model.repo=OWNER/NAME
+  segquant-plan model.target=my.module:build          build() returns a module, or (module, keyword arguments)
+
+methods: quantizer=NAME and quantizer.KEY=VALUE as in segquant, precisions=[w8a8_tensor,w4a8]
+"""
+
+
+def plan(overrides: Sequence[str]) -> tuple[str, list[ComponentPlan]]:
+    """The quantizer's name, and a plan for each component of the command line's `quantize`.
+
+    Raises:
+        PipelineError, QuantizationError, HydraException: see `pipelines.main.user_message`.
+    """
+    from pipelines.plan_config import compose_plan, methods_of
+    from pipelines.plan_sizes import component_plan
+    from pipelines.plan_source import sources
+
+    config = compose_plan(overrides)
+    methods = methods_of(config)
+    name = config.quantizer.get("name") or config.quantizer["_target_"].rpartition(".")[2]
+    return name, [component_plan(source, methods, config.model.dtype) for source in sources(config)]
+
+
+def as_json(quantizer: str, plans: Sequence[ComponentPlan]) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "schema": SCHEMA,
+        "quantizer": quantizer,
+        "components": [dataclasses.asdict(component) for component in plans],
+    }
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from pipelines.plan_text import render
+
+    quantizer, plans = plan(arguments.overrides)
+    if arguments.json:
+        print(json.dumps(as_json(quantizer, plans), indent=1, allow_nan=False))
+    else:
+        print("\n\n\n".join(render(each, quantizer, layers=arguments.layers) for each in plans))
+
+
+def _quieten() -> None:
+    """Leave the terminal to the plan and to our own warnings."""
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # for those who maintain diffusers classes
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+def main() -> None:
+    """Console script: exit 0 and the plan on stdout, or 1 and one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="segquant-plan",
+        description="Print how a model's layers would be cut and quantized, from its configuration alone.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as on segquant's command line")
+    parser.add_argument("--layers", action="store_true", help="add a line for each layer")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, layers included")
+    arguments = parser.parse_intermixed_args()
+    try:
+        _quieten()
+        _show(arguments)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"segquant-plan: {message}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What a method makes of a plan: bytes and operations at each precision, and which inputs get a scale per sign."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from pipelines.plan_counts import LINEAR, CutKind, LayerEntry, count_rows, cut_kinds, layer_entries, layers_of, like
+from pipelines.plan_counts import parameters_of as parameters
+from pipelines.plan_source import Source
+from segquant import Method, QuantizationError, Segments, find_segments, presets
+from segquant.budget import layer_bytes, layer_operations
+from segquant.quantize import control_cuts, layer_methods
+from segquant.solve import plan_layout
+
+LOW_RANK_ITEM = 2
+"""Bytes of a value of the low-rank branch, which stays at 16 bits."""
+
+
+@dataclass(frozen=True)
+class DualKind:
+    """Layers of like names whose input gets a scale per sign.
+
+    Args:
+        activation: what they are fed by.
+        like: their name, with * for numbers.
+        layers: how many.
+        operations: further multiply-accumulates per call of the model; None if rows could not be counted.
+        share: the same over those of all linears.
+    """
+
+    activation: str
+    like: str
+    layers: int
+    operations: int | None
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One precision.
+
+    Args:
+        precision: a name of PRECISIONS.
+        refused: why the quantizer has no plan at this precision; the rest is empty then. None if it has one.
+        plain: bytes of the whole module with its linears rounded to nearest.
+        bytes: the same with the quantizer's cuts, scales, and low-rank branches at their largest.
+        dual: layers that get a scale per sign.
+        dual_operations: further multiply-accumulates for them, over those of all linears; None if not counted.
+        operations: all multiply-accumulates over those of the float linears; None if not counted.
+        left: layers that this precision cannot take, with the reason; they are counted in floating point.
+    """
+
+    precision: str
+    refused: str | None = None
+    plain: int | None = None
+    bytes: int | None = None
+    dual: int = 0
+    dual_operations: float | None = None
+    operations: float | None = None
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """The plan of one module; parameters and bytes are those of the whole of it, before quantization.
+
+    `operations` are multiply-accumulates of its linears in one call with the example arguments, None if not counted.
+    """
+
+    component: str
+    origin: str
+    class_name: str
+    dtype: str
+    parameters: int
+    bytes: int
+    operations: int | None
+    layers: tuple[LayerEntry, ...]
+    kinds: tuple[CutKind, ...]
+    dual: tuple[DualKind, ...]
+    estimates: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer under a method: bytes, bytes when rounded to nearest, operations per row, those of DualScale."""
+
+    bytes: int
+    plain: int
+    operations: float
+    dual: int
+
+
+def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: str) -> ComponentPlan:
+    """Read the graph of one module and count.
+
+    Args:
+        source: see `pipelines.plan_source`.
+        methods: the quantizer at each precision, or why it refuses it.
+        dtype: of the unquantized module, for bytes.
+
+    Raises:
+        QuantizationError: the graph cannot be read.
+    """
+    item = getattr(torch, dtype).itemsize
+    segments = find_segments(source.module, kwargs=source.inputs)
+    rows = count_rows(source.module, source.inputs)
+    layers = layer_entries(source.module, segments, rows)
+    total = sum(parameter.numel() for parameter in source.module.parameters())
+    linears = {name: layer for name, (layer, kind) in layers_of(source.module).items() if kind == LINEAR}
+    counted = _Counted(linears, segments, rows, total * item, item)
+    signed = [pair for pair in methods.items() if isinstance(pair[1], Method) and _keeps_signs(pair[1])]
+    return ComponentPlan(
+        component=source.component,
+        origin=source.origin,
+        class_name=type(source.module).__name__,
+        dtype=dtype,
+        parameters=total,
+        bytes=total * item,
+        operations=None if rows is None else counted.operations,
+        layers=layers,
+        kinds=cut_kinds(layers, item),
+        dual=counted.dual_kinds(*signed[0]) if signed else (),
+        estimates=tuple(counted.estimate(name, method) for name, method in methods.items()),
+    )
+
+
+def _keeps_signs(method: Method) -> bool:
+    return method.dualscale and method.scheme.input is not None and not method.rotate
+
+
+def layer_cost(
+    layer: nn.Linear, method: Method, plain: Method, segments: Segments | None, name: str, item: int
+) -> LayerCost:
+    """What one linear costs under `method` and under `plain` rounding; `item`: bytes of a bias value.
+
+    A low-rank branch counts with the rank that the method allows: where output segments share it, data decides how
+    much of it each gets, and the whole is never larger.
+
+    Raises:
+        QuantizationError: the precision does not fit the layer.
+    """
+    layout = plan_layout(layer, method, segments, name)
+    simple = plan_layout(layer, plain, None, name)
+    bias = 0 if layer.bias is None else layer.bias.numel() * item
+    rank = method.rank_of(layer.in_features, layer.out_features) if method.optimizer == "svd" else 0
+    branch = rank * (layer.in_features + layer.out_features)
+    signed = sum(size for size, dual in zip(layout.columns, layout.dual, strict=True) if dual)
+    return LayerCost(
+        bytes=layer_bytes(layout, bias) + branch * LOW_RANK_ITEM,
+        plain=layer_bytes(simple, bias),
+        operations=layer_operations(layout) + branch,
+        dual=signed * layer.out_features,
+    )
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """The linears of a module and what is needed to count: rows None where they are not known, bytes of the whole."""
+
+    linears: Mapping[str, nn.Linear]
+    segments: Mapping[str, Segments]
+    rows: Mapping[str, int] | None
+    bytes: int
+    item: int
+
+    @property
+    def operations(self) -> int:
+        return sum(self._rows(name) * layer.weight.numel() for name, layer in self.linears.items())
+
+    def _rows(self, name: str) -> int:
+        return 0 if self.rows is None else self.rows[name]
+
+    def _over_all(self, operations: float) -> float | None:
+        return None if self.rows is None else operations / self.operations
+
+    def _costs(self, precision: str, method: Method) -> tuple[dict[str, LayerCost], dict[str, str]]:
+        """Costs by layer, and the layers that stay as they are with the reason."""
+        methods = layer_methods(self.linears, method)
+        cuts, plain = control_cuts(self.segments, methods), presets.rtn(precision)
+        found, left = {}, {}
+        for name, layer in self.linears.items():
+            if name not in methods:
+                left[name] = "left out by the quantizer's settings"
+                continue
+            try:
+                found[name] = layer_cost(layer, methods[name], plain, cuts.get(name), name, self.item)
+            except QuantizationError as error:
+                left[name] = str(error)
+        return found, left
+
+    def estimate(self, precision: str, method: Method | str) -> Estimate:
+        """Bytes and operations of the whole module at one precision."""
+        if isinstance(method, str):
+            return Estimate(precision, refused=method)
+        costs, left = self._costs(precision, method)
+        float_bytes = sum(parameters(self.linears[name]) for name in costs) * self.item
+        dual = sum(self._rows(name) * cost.dual for name, cost in costs.items())
+        operations = sum(self._rows(name) * cost.operations for name, cost in costs.items())
+        operations += sum(self._rows(name) * self.linears[name].weight.numel() for name in left)
+        return Estimate(
+            precision,
+            plain=self.bytes - float_bytes + sum(cost.plain for cost in costs.values()),
+            bytes=self.bytes - float_bytes + sum(cost.bytes for cost in costs.values()),
+            dual=sum(cost.dual > 0 for cost in costs.values()),
+            dual_operations=self._over_all(dual),
+            operations=self._over_all(operations),
+            left=left,
+        )
+
+    def dual_kinds(self, precision: str, method: Method) -> tuple[DualKind, ...]:
+        """Layers that get a scale per sign under `method`, by activation and like names."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for name, cost in self._costs(precision, method)[0].items():
+            if cost.dual:
+                key = (_activation(self.segments[name]), like(name))
+                groups.setdefault(key, []).append(self._rows(name) * cost.dual)
+        known = self.rows is not None
+        return tuple(
+            DualKind(activation, name, len(extra), sum(extra) if known else None, self._over_all(sum(extra)))
+            for (activation, name), extra in groups.items()
+        )
+
+
+def _activation(segments: Segments) -> str:
+    names = [segments.activation, *(segments.input_activations or ())]
+    return ", ".join(dict.fromkeys(name for name in names if name))

@@ -1,0 +1,218 @@
+"""Where `segquant-plan` takes a model from: a shipped configuration, a pipeline's own, or a function of the user."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from pipelines.architectures import Architecture, architecture, build_denoiser, shipped_for
+from pipelines.architectures.inputs import example_inputs, filled, known_classes
+from pipelines.config import DENOISER
+from pipelines.errors import PipelineError, one_line
+from pipelines.model_files import components, read_index
+from pipelines.models import DENOISERS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Source:
+    """A module to plan.
+
+    Args:
+        component: what `quantize` calls it.
+        origin: where its configuration is from, in words.
+        module: on the meta device, or as the user's function made it.
+        inputs: keyword arguments of its forward.
+    """
+
+    component: str
+    origin: str
+    module: nn.Module
+    inputs: dict[str, Any]
+
+
+def sources(config: DictConfig) -> list[Source]:
+    """One for each component in `config.quantize`.
+
+    Raises:
+        PipelineError: a configuration that is not there, or none of a model that can be planned.
+    """
+    model = config.model
+    if model.target is not None or model.architecture is not None:
+        if list(config.quantize) != [DENOISER]:
+            raise PipelineError(
+                f"quantize=[{','.join(config.quantize)}], but this model is a single module; leave quantize out"
+            )
+        if model.target is not None:
+            return [_from_target(model)]
+        return [_from_shipped(architecture(model.architecture), model)]
+    return [_from_pipeline(model, name) for name in config.quantize]
+
+
+def _given_inputs(model: DictConfig) -> dict[str, Any] | None:
+    """The arguments that `model.inputs` describes, a bare list of numbers being a shape; None without any."""
+    if not model.inputs:
+        return None
+    given = OmegaConf.to_container(model.inputs)
+    assert isinstance(given, dict)
+    shapes = {
+        key: {"shape": value} if isinstance(value, list) and all(isinstance(size, int) for size in value) else value
+        for key, value in given.items()
+    }
+    try:
+        return filled(shapes, {}, "meta")
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise PipelineError(
+            f"model.inputs={given} describes no tensors ({one_line(error)}); give shapes, for example "
+            "model.inputs={hidden_states: [1, 16, 64, 64]}"
+        ) from error
+
+
+def _from_config(component: str, origin: str, class_name: str, values: Mapping[str, Any], model: DictConfig) -> Source:
+    module = build_denoiser(class_name, values)
+    given = _given_inputs(model)
+    name = type(module).__name__  # an old config.json may name a class that diffusers has since split
+    return Source(component, origin, module, example_inputs(name, module.config) if given is None else given)
+
+
+def _from_shipped(found: Architecture, model: DictConfig, component: str = DENOISER) -> Source:
+    origin = f"shipped configuration {found.name} ({found.repository})"
+    return _from_config(component, origin, found.class_name, found.config, model)
+
+
+def _from_pipeline(model: DictConfig, component: str) -> Source:
+    """A component of a diffusers directory or repository, or of `model.parts`."""
+    part = model.parts.get(component)
+    place = model if part is None else part
+    if place.path is not None:
+        return _from_directory(Path(place.path), None if part is not None else component, component, model)
+    names = (None,) if part is not None else _folders(model, component)
+    for name in names:
+        if (file := _cached(place, name)) is not None:
+            return _from_file(file, component, model)
+    for name in names:
+        if (found := shipped_for(place.repo, name)) is not None:
+            return _from_shipped(found, model, component)
+    return _from_file(_downloaded(place, names, component), component, model)
+
+
+def _folders(model: DictConfig, component: str) -> tuple[str | None, ...]:
+    """Folders of a pipeline in which a component may lie."""
+    if component != DENOISER:
+        return (component,)
+    return (model.denoiser,) if model.denoiser is not None else DENOISERS
+
+
+def _from_directory(directory: Path, folder: str | None, component: str, model: DictConfig) -> Source:
+    """A pipeline's component, or the directory of a single model."""
+    if (directory / "config.json").is_file() and not (directory / "model_index.json").is_file():
+        return _from_file(directory / "config.json", component, model)
+    if folder is None:
+        raise PipelineError(f"{directory} has no config.json; set model.parts.{component}.path to the folder that has")
+    index = dict(components(read_index(directory)))
+    for name in _folders(model, folder):
+        if name in index:
+            return _from_file(directory / name / "config.json", component, model)
+    wanted = " or ".join(map(str, _folders(model, folder)))
+    raise PipelineError(
+        f"the pipeline in {directory} has no {wanted}, only {', '.join(index)}; "
+        + ("set model.denoiser to one of them" if component == DENOISER else "correct quantize")
+    )
+
+
+def _from_file(file: Path, component: str, model: DictConfig) -> Source:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        class_name = values["_class_name"]
+    except FileNotFoundError as error:
+        raise PipelineError(f"{file} is missing; fetch the model again") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
+    except (KeyError, TypeError) as error:
+        raise PipelineError(
+            f"{file} names no class of diffusers (_class_name), so that it is no denoiser and no ControlNet; "
+            "set model.denoiser, or correct quantize"
+        ) from error
+    return _from_config(component, str(file), class_name, values, model)
+
+
+def _cached(place: DictConfig, folder: str | None) -> Path | None:
+    """A config.json of a repository that an earlier download left on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(place.repo, _file(folder), revision=place.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _file(folder: str | None) -> str:
+    return "config.json" if folder is None else f"{folder}/config.json"
+
+
+def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: str) -> Path:
+    """The config.json alone, from the hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    for folder in folders:
+        try:
+            return Path(hf_hub_download(place.repo, _file(folder), revision=place.revision))
+        except EntryNotFoundError:
+            continue
+        except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
+            raise PipelineError(
+                f"the configuration of {place.repo} is neither shipped, nor cached here, nor reachable "
+                f"({type(error).__name__}); set model.path=DIRECTORY of a copy, its JSON files suffice"
+            ) from error
+    wanted = " or ".join(_file(folder) for folder in folders)
+    raise PipelineError(f"{place.repo} has no {wanted} for its {component}; set model.denoiser to the right folder")
+
+
+def _from_target(model: DictConfig) -> Source:
+    """What the user's function returns: a module, or a module and the keyword arguments of its forward."""
+    from torch import nn
+
+    made = _call_target(model.target)
+    module, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module) or not isinstance(given, Mapping | None):
+        raise PipelineError(
+            f"model.target={model.target} returned {type(made).__name__}; return an nn.Module, or the pair of an "
+            "nn.Module and a dict of its forward's keyword arguments"
+        )
+    described = _given_inputs(model)
+    if described is not None:
+        given = described
+    name = type(module).__name__
+    if given is None and name not in known_classes():
+        raise PipelineError(
+            f"the arguments of {name}.forward are not known; let {model.target} return (module, arguments), or give "
+            "model.inputs={ARGUMENT: SHAPE, …}"
+        )
+    inputs = example_inputs(name, module.config) if given is None else dict(given)
+    return Source(DENOISER, f"{model.target}()", module.eval(), inputs)
+
+
+def _call_target(target: str) -> Any:
+    name, _, attribute = target.partition(":")
+    if not name or not attribute.isidentifier():
+        raise PipelineError(f"model.target={target!r} is no MODULE:FUNCTION; give for example my.module:build")
+    if os.getcwd() not in sys.path:  # a console script's path lacks the folder that it is called in
+        sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(name), attribute)
+    except ImportError as error:
+        raise PipelineError(f"model.target={target}: {name} cannot be imported ({one_line(error)})") from error
+    except AttributeError as error:
+        raise PipelineError(f"model.target={target}: {name} has no {attribute!r}") from error
+    if not callable(function):
+        raise PipelineError(f"model.target={target}: {attribute} is a {type(function).__name__}, no function")
+    return function()
