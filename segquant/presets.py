@@ -5,7 +5,6 @@ All take `precision` (a name in PRECISIONS), their own parameters, and those of 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -182,20 +181,8 @@ def segquant_g(
     **common: Unpack[Common],
 ) -> Method:
     """SegQuant-G (2507.14811): SegQuant-A with GPTQ in place of rounding."""
-    fields: dict[str, Any] = {"seglinear": True, "dualscale": True, **common}
-    return _method(
-        "segquant_g",
-        precision,
-        fields,
-        optimizer=_optimizer(precision),
-        alpha=alpha,
-        rank=rank,
-        svd=svd,
-        iterations=iterations,
-        calibrator="gptq",
-        act_order=act_order,
-        damp=damp,
-    )
+    own = {"alpha": alpha, "rank": rank, "svd": svd, "iterations": iterations, "act_order": act_order, "damp": damp}
+    return _with_gptq("segquant_g", precision, own, common)
 
 
 def segquant_r(
@@ -214,11 +201,13 @@ def segquant_r(
     The paper names rotations (SpinQuant) as members of its optimizer slot without trying them. A rotated input has no
     sign of its own left, so DualScale does nothing here; SegLinear cuts the outputs.
     """
-    fields: dict[str, Any] = {"rotate": True, "ranges": "mse", **common}
-    method = segquant_g(
-        precision, alpha=alpha, rank=rank, svd=svd, iterations=iterations, act_order=act_order, damp=damp, **fields
-    )
-    return dataclasses.replace(method, name="segquant_r")
+    own = {"alpha": alpha, "rank": rank, "svd": svd, "iterations": iterations, "act_order": act_order, "damp": damp}
+    return _with_gptq("segquant_r", precision, own, {"rotate": True, "ranges": "mse", **common})
+
+
+def _with_gptq(name: str, precision: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Method:
+    fields = {"seglinear": True, "dualscale": True, **common}
+    return _method(name, precision, fields, optimizer=_optimizer(precision), calibrator="gptq", **own)
 
 
 def auto(

@@ -121,32 +121,52 @@ def quantize_(
         record["plan"] = [dataclasses.asdict(entry) for entry in plan]
         return model
     learnt = {id(layers[name]) for name, entry in methods.items() if entry.calibrator == "adaround"}
-    streaming = streaming and not learnt  # learning needs the float model whole
-    groups = _observed(model, methods, batches, stats, method.seed, memory_limit, progress)
-    kept: list[str] = []
-    solved: dict[int, nn.Module] = {}
-    for group in groups:
-        named = {name: layers.pop(name) for name in list(layers) if name in group.stats or group.last}
-        if any(entry.needs_data for entry in methods.values()):
-            named = _called(named, group.stats, method)
-        kept += named
-        whole = len(kept) + len(layers)
-        solving = solve_in_turn(named, methods, group.stats, segments, workers)
-        for done, (old, new) in enumerate(solving, start=whole - len(layers) - len(named) + 1):
-            solved[id(old)] = new
-            if streaming and group.last:
-                swap_(model, solved)
-                solved.clear()
-            if progress is not None:
-                progress("quantize", done, whole)
-    if learnt:
+    solved = _Solved(model, method, methods, segments, streaming and not learnt, workers, progress)
+    for group in _observed(model, methods, batches, stats, method.seed, memory_limit, progress):
+        solved.add(layers, group)
+    if learnt:  # which needs the float model whole
         reconstruct_(
-            model, solved, again, method.reconstruction, learn=learnt, seed=method.seed, progress=progress
+            model, solved.modules, again, method.reconstruction, learn=learnt, seed=method.seed, progress=progress
         )
-    swap_(model, solved)
-    cuts = {name: dataclasses.asdict(segments[name]) for name in kept if name in segments}
+    swap_(model, solved.modules)
+    cuts = {name: dataclasses.asdict(segments[name]) for name in solved.names if name in segments}
     setattr(model, RECORD, {"method": method.to_dict(), "segments": cuts, "passes": group.passes + bool(learnt)})
     return model
+
+
+class _Solved:
+    """Quantized layers by the id of the float one, put in place at once if `streaming`; and the names of all."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        methods: Mapping[str, Method],
+        segments: Mapping[str, Segments],
+        streaming: bool,
+        workers: int,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.method, self.methods, self.segments = model, method, methods, segments
+        self.streaming, self.workers, self.progress = streaming, workers, progress
+        self.modules: dict[int, nn.Module] = {}
+        self.names: list[str] = []
+
+    def add(self, layers: dict[str, nn.Module], group: Observed) -> None:
+        """Solve those of `layers` whose statistics the group has (in the last group: all), and take them out of it."""
+        named = {name: layers.pop(name) for name in list(layers) if name in group.stats or group.last}
+        if any(entry.needs_data for entry in self.methods.values()):
+            named = _called(named, group.stats, self.method)
+        done, whole = len(self.names), len(self.names) + len(named) + len(layers)
+        self.names += named
+        solving = solve_in_turn(named, self.methods, group.stats, self.segments, self.workers)
+        for count, (old, new) in enumerate(solving, start=done + 1):
+            self.modules[id(old)] = new
+            if self.streaming and group.last:
+                swap_(self.model, self.modules)
+                self.modules.clear()
+            if self.progress is not None:
+                self.progress("quantize", count, whole)
 
 
 def _plan(
