@@ -29,8 +29,17 @@ methods: quantizer=NAME and quantizer.KEY=VALUE as in segquant, precisions=[w8a8
 """
 
 
-def plan(overrides: Sequence[str]) -> tuple[str, list[ComponentPlan]]:
-    """The quantizer's name, and a plan for each component of the command line's `quantize`.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The quantizer's name, whether it takes convolutions too, and a plan for each component."""
+
+    quantizer: str
+    convolutions: bool
+    components: tuple[ComponentPlan, ...]
+
+
+def plan(overrides: Sequence[str]) -> Plan:
+    """The plan of a command line.
 
     Raises:
         PipelineError, QuantizationError, HydraException: see `pipelines.main.user_message`.
@@ -42,26 +51,28 @@ def plan(overrides: Sequence[str]) -> tuple[str, list[ComponentPlan]]:
     config = compose_plan(overrides)
     methods = methods_of(config)
     name = config.quantizer.get("name") or config.quantizer["_target_"].rpartition(".")[2]
-    return name, [component_plan(source, methods, config.model.dtype) for source in sources(config)]
+    convolutions = any(method.convolutions for method in methods.values() if not isinstance(method, str))
+    plans = (component_plan(source, methods, config.model.dtype) for source in sources(config))
+    return Plan(name, convolutions, tuple(plans))
 
 
-def as_json(quantizer: str, plans: Sequence[ComponentPlan]) -> dict[str, Any]:
+def as_json(found: Plan) -> dict[str, Any]:
     """What --json prints."""
-    return {
-        "schema": SCHEMA,
-        "quantizer": quantizer,
-        "components": [dataclasses.asdict(component) for component in plans],
-    }
+    return {"schema": SCHEMA, **dataclasses.asdict(found)}
 
 
 def _show(arguments: argparse.Namespace) -> None:
     from pipelines.plan_text import render
 
-    quantizer, plans = plan(arguments.overrides)
+    found = plan(arguments.overrides)
     if arguments.json:
-        print(json.dumps(as_json(quantizer, plans), indent=1, allow_nan=False))
-    else:
-        print("\n\n\n".join(render(each, quantizer, layers=arguments.layers) for each in plans))
+        print(json.dumps(as_json(found), indent=1, allow_nan=False))
+        return
+    pages = (
+        render(each, found.quantizer, convolutions=found.convolutions, layers=arguments.layers)
+        for each in found.components
+    )
+    print("\n\n\n".join(pages))
 
 
 def _quieten() -> None:

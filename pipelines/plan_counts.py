@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +102,17 @@ def like(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
+def alike(names: Iterable[str]) -> tuple[str, ...]:
+    """Names with * for the numbers in which like names differ: a block's index, but not the 2 of every ff.net.2."""
+    groups: dict[str, list[list[str]]] = {}
+    for name in names:
+        groups.setdefault(like(name), []).append(name.split("."))
+    return tuple(
+        ".".join(same[0] if len(set(same)) == 1 else "*" for same in zip(*group, strict=True))
+        for group in groups.values()
+    )
+
+
 def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
     """Layers grouped by how they are cut: linears first; outputs, inputs, uncut; those with most parameters first.
 
@@ -119,7 +130,7 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
     found = []
     for (kind, side, sizes), members in groups.items():
         parameters = sum(layer.parameters for layer in members)
-        names = tuple(dict.fromkeys(like(layer.name) for layer in members))
+        names = alike(layer.name for layer in members)
         found.append(CutKind(kind, side, sizes, len(members), parameters, parameters * item, names))
     return tuple(sorted(found, key=lambda each: (each.kind != LINEAR, _SIDES.index(each.side), -each.parameters)))
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from pipelines.plan_counts import LINEAR, CutKind, LayerEntry, count_rows, cut_kinds, layer_entries, layers_of, like
+from pipelines.plan_counts import CutKind, LayerEntry, alike, count_rows, cut_kinds, layer_entries, layers_of, like
 from pipelines.plan_counts import parameters_of as parameters
 from pipelines.plan_source import Source
 from segquant import Method, QuantizationError, Segments, find_segments, presets
 from segquant.budget import layer_bytes, layer_operations
+from segquant.convolution import as_linear, window_of
 from segquant.quantize import control_cuts, layer_methods
 from segquant.solve import plan_layout
 
@@ -28,8 +29,8 @@ class DualKind:
         activation: what they are fed by.
         like: their name, with * for numbers.
         layers: how many.
-        operations: further multiply-accumulates per call of the model; None if rows could not be counted.
-        share: the same over those of all linears.
+        operations: multiply-accumulates added per call of the model; None if rows could not be counted.
+        share: the same over those of all layers.
     """
 
     activation: str
@@ -46,11 +47,11 @@ class Estimate:
     Args:
         precision: a name of PRECISIONS.
         refused: why the quantizer has no plan at this precision; the rest is empty then. None if it has one.
-        plain: bytes of the whole module with its linears rounded to nearest.
+        plain: bytes of the whole module with its layers rounded to nearest.
         bytes: the same with the quantizer's cuts, scales, and low-rank branches at their largest.
         dual: layers that get a scale per sign.
-        dual_operations: further multiply-accumulates for them, over those of all linears; None if not counted.
-        operations: all multiply-accumulates over those of the float linears; None if not counted.
+        dual_operations: multiply-accumulates added for them, over those of the module; None if not counted.
+        added_operations: all that are added, for low-rank branches and rotations too, likewise.
         left: layers that this precision cannot take, with the reason; they are counted in floating point.
     """
 
@@ -60,15 +61,16 @@ class Estimate:
     bytes: int | None = None
     dual: int = 0
     dual_operations: float | None = None
-    operations: float | None = None
+    added_operations: float | None = None
     left: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ComponentPlan:
-    """The plan of one module; parameters and bytes are those of the whole of it, before quantization.
+    """The plan of one module; parameters and bytes (buffers too) are those of the whole of it, before quantization.
 
-    `operations` are multiply-accumulates of its linears in one call with the example arguments, None if not counted.
+    `operations` are multiply-accumulates of linears and convolutions in one call with the example arguments, None if
+    not counted.
     """
 
     component: str
@@ -108,10 +110,11 @@ def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: s
     item = getattr(torch, dtype).itemsize
     segments = find_segments(source.module, kwargs=source.inputs)
     rows = count_rows(source.module, source.inputs)
-    layers = layer_entries(source.module, segments, rows)
+    entries = layer_entries(source.module, segments, rows)
     total = sum(parameter.numel() for parameter in source.module.parameters())
-    linears = {name: layer for name, (layer, kind) in layers_of(source.module).items() if kind == LINEAR}
-    counted = _Counted(linears, segments, rows, total * item, item)
+    layers = {name: layer for name, (layer, _) in layers_of(source.module).items()}
+    stored = total * item + sum(_buffer_bytes(buffer, item) for buffer in source.module.buffers())
+    counted = _Counted(layers, segments, rows, stored, item)
     signed = [pair for pair in methods.items() if isinstance(pair[1], Method) and _keeps_signs(pair[1])]
     return ComponentPlan(
         component=source.component,
@@ -119,13 +122,17 @@ def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: s
         class_name=type(source.module).__name__,
         dtype=dtype,
         parameters=total,
-        bytes=total * item,
+        bytes=stored,
         operations=None if rows is None else counted.operations,
-        layers=layers,
-        kinds=cut_kinds(layers, item),
+        layers=entries,
+        kinds=cut_kinds(entries, item),
         dual=counted.dual_kinds(*signed[0]) if signed else (),
         estimates=tuple(counted.estimate(name, method) for name, method in methods.items()),
     )
+
+
+def _buffer_bytes(buffer: torch.Tensor, item: int) -> int:
+    return buffer.numel() * (item if buffer.is_floating_point() else buffer.element_size())
 
 
 def _keeps_signs(method: Method) -> bool:
@@ -133,35 +140,40 @@ def _keeps_signs(method: Method) -> bool:
 
 
 def layer_cost(
-    layer: nn.Linear, method: Method, plain: Method, segments: Segments | None, name: str, item: int
+    layer: nn.Module, method: Method, plain: Method, segments: Segments | None, name: str, item: int
 ) -> LayerCost:
-    """What one linear costs under `method` and under `plain` rounding; `item`: bytes of a bias value.
+    """What one linear or ungrouped convolution costs under `method` and under `plain` rounding.
 
     A low-rank branch counts with the rank that the method allows: where output segments share it, data decides how
     much of it each gets, and the whole is never larger.
 
+    Args:
+        item: bytes of a bias value.
+
     Raises:
         QuantizationError: the precision does not fit the layer.
     """
-    layout = plan_layout(layer, method, segments, name)
-    simple = plan_layout(layer, plain, None, name)
-    bias = 0 if layer.bias is None else layer.bias.numel() * item
-    rank = method.rank_of(layer.in_features, layer.out_features) if method.optimizer == "svd" else 0
-    branch = rank * (layer.in_features + layer.out_features)
+    linear, window = as_linear(layer), window_of(layer)
+    taps = window.taps if window else 1
+    layout = plan_layout(linear, method, segments, name, taps)
+    simple = plan_layout(linear, plain, None, name, taps)
+    bias = 0 if linear.bias is None else linear.bias.numel() * item
+    rank = method.rank_of(linear.in_features, linear.out_features) if method.optimizer == "svd" else 0
+    branch = rank * (linear.in_features + linear.out_features)
     signed = sum(size for size, dual in zip(layout.columns, layout.dual, strict=True) if dual)
     return LayerCost(
         bytes=layer_bytes(layout, bias) + branch * LOW_RANK_ITEM,
         plain=layer_bytes(simple, bias),
         operations=layer_operations(layout) + branch,
-        dual=signed * layer.out_features,
+        dual=signed * linear.out_features,
     )
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """The linears of a module and what is needed to count: rows None where they are not known, bytes of the whole."""
+    """The layers of a module and what is needed to count: rows None where they are not known, bytes of the whole."""
 
-    linears: Mapping[str, nn.Linear]
+    layers: Mapping[str, nn.Module]
     segments: Mapping[str, Segments]
     rows: Mapping[str, int] | None
     bytes: int
@@ -169,7 +181,7 @@ class _Counted:
 
     @property
     def operations(self) -> int:
-        return sum(self._rows(name) * layer.weight.numel() for name, layer in self.linears.items())
+        return sum(self._rows(name) * layer.weight.numel() for name, layer in self.layers.items())
 
     def _rows(self, name: str) -> int:
         return 0 if self.rows is None else self.rows[name]
@@ -178,13 +190,16 @@ class _Counted:
         return None if self.rows is None else operations / self.operations
 
     def _costs(self, precision: str, method: Method) -> tuple[dict[str, LayerCost], dict[str, str]]:
-        """Costs by layer, and the layers that stay as they are with the reason."""
-        methods = layer_methods(self.linears, method)
+        """Costs by layer, and the layers that stay as they are with the reason; convolutions only if meant."""
+        meant = {
+            name: layer for name, layer in self.layers.items() if method.convolutions or isinstance(layer, nn.Linear)
+        }
+        methods = layer_methods({name: layer for name, layer in meant.items() if _groups(layer) == 1}, method)
         cuts, plain = control_cuts(self.segments, methods), presets.rtn(precision)
         found, left = {}, {}
-        for name, layer in self.linears.items():
+        for name, layer in meant.items():
             if name not in methods:
-                left[name] = "left out by the quantizer's settings"
+                left[name] = "left out by the quantizer" if _groups(layer) == 1 else "a grouped convolution"
                 continue
             try:
                 found[name] = layer_cost(layer, methods[name], plain, cuts.get(name), name, self.item)
@@ -197,32 +212,39 @@ class _Counted:
         if isinstance(method, str):
             return Estimate(precision, refused=method)
         costs, left = self._costs(precision, method)
-        float_bytes = sum(parameters(self.linears[name]) for name in costs) * self.item
+        kept = self.bytes - sum(parameters(self.layers[name]) for name in costs) * self.item
         dual = sum(self._rows(name) * cost.dual for name, cost in costs.items())
-        operations = sum(self._rows(name) * cost.operations for name, cost in costs.items())
-        operations += sum(self._rows(name) * self.linears[name].weight.numel() for name in left)
+        added = sum(
+            self._rows(name) * (cost.operations - self.layers[name].weight.numel()) for name, cost in costs.items()
+        )
         return Estimate(
             precision,
-            plain=self.bytes - float_bytes + sum(cost.plain for cost in costs.values()),
-            bytes=self.bytes - float_bytes + sum(cost.bytes for cost in costs.values()),
+            plain=kept + sum(cost.plain for cost in costs.values()),
+            bytes=kept + sum(cost.bytes for cost in costs.values()),
             dual=sum(cost.dual > 0 for cost in costs.values()),
             dual_operations=self._over_all(dual),
-            operations=self._over_all(operations),
+            added_operations=self._over_all(added),
             left=left,
         )
 
     def dual_kinds(self, precision: str, method: Method) -> tuple[DualKind, ...]:
-        """Layers that get a scale per sign under `method`, by activation and like names."""
-        groups: dict[tuple[str, str], list[int]] = {}
+        """Layers that get a scale per sign under `method`, by activation and like names, the dearest first."""
+        groups: dict[tuple[str, str], dict[str, int]] = {}
         for name, cost in self._costs(precision, method)[0].items():
             if cost.dual:
                 key = (_activation(self.segments[name]), like(name))
-                groups.setdefault(key, []).append(self._rows(name) * cost.dual)
-        known = self.rows is not None
-        return tuple(
-            DualKind(activation, name, len(extra), sum(extra) if known else None, self._over_all(sum(extra)))
-            for (activation, name), extra in groups.items()
-        )
+                groups.setdefault(key, {})[name] = self._rows(name) * cost.dual
+        found = [
+            DualKind(activation, alike(extra)[0], len(extra), sum(extra.values()), self._over_all(sum(extra.values())))
+            for (activation, _), extra in groups.items()
+        ]
+        if self.rows is None:
+            return tuple(replace(each, operations=None) for each in found)
+        return tuple(sorted(found, key=lambda each: -each.operations))
+
+
+def _groups(layer: nn.Module) -> int:
+    return getattr(layer, "groups", 1)
 
 
 def _activation(segments: Segments) -> str:

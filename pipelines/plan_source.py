@@ -161,14 +161,26 @@ def _file(folder: str | None) -> str:
 def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: str) -> Path:
     """The config.json alone, from the hub."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     for folder in folders:
         try:
             return Path(hf_hub_download(place.repo, _file(folder), revision=place.revision))
-        except EntryNotFoundError:
-            continue
-        except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
+        except GatedRepoError as error:
+            raise PipelineError(
+                f"{place.repo} is gated: accept its licence on https://huggingface.co/{place.repo}, log in with "
+                "`hf auth login`, or set model.path=DIRECTORY of a copy, its JSON files suffice"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise PipelineError(f"the hub has no repository {place.repo!r} that you may read; correct it") from error
+        except (LocalEntryNotFoundError, EntryNotFoundError, OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue  # reached, but this folder is not in it
             raise PipelineError(
                 f"the configuration of {place.repo} is neither shipped, nor cached here, nor reachable "
                 f"({type(error).__name__}); set model.path=DIRECTORY of a copy, its JSON files suffice"

@@ -12,12 +12,13 @@ from segquant import PRECISIONS, QuantSpec
 
 NAMES_SHOWN = 2
 SIZES_SHOWN = 4
+_WORDS = {LINEAR: "linear", CONV: "convolution"}
 _SIDES = {"output": "output cut", "input": "input cut", "none": "not cut"}
 
 
-def render(plan: ComponentPlan, quantizer: str, *, layers: bool = False) -> str:
-    """The whole page; `layers` adds a line for each layer."""
-    parts = [_head(plan), _cuts(plan), _dual(plan), _sizes(plan, quantizer)]
+def render(plan: ComponentPlan, quantizer: str, *, convolutions: bool = False, layers: bool = False) -> str:
+    """The whole page; `convolutions` says that the quantizer takes them too, `layers` adds a line for each layer."""
+    parts = [_head(plan), _cuts(plan), _dual(plan), _sizes(plan, quantizer, convolutions)]
     if layers:
         parts.append(_layers(plan.layers))
     return "\n\n".join(part for part in parts if part)
@@ -42,6 +43,11 @@ def amount(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{_three(number / size)} {unit}"
     return str(int(number))
+
+
+def counted(number: int, word: str) -> str:
+    """A number of things: 1 layer, 2 layers."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def size(number: float) -> str:
@@ -77,10 +83,8 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _head(plan: ComponentPlan) -> str:
-    counts = [f"{sum(1 for layer in plan.layers if layer.kind == kind)} {word}" for kind, word in _WORDS.items()]
-    inside = [
-        amount(sum(layer.parameters for layer in plan.layers if layer.kind == kind)) for kind in _WORDS
-    ]  # parameters
+    counts = [counted(sum(layer.kind == kind for layer in plan.layers), word) for kind, word in _WORDS.items()]
+    inside = [amount(sum(layer.parameters for layer in plan.layers if layer.kind == kind)) for kind in _WORDS]
     lines = [
         f"{plan.component}: {plan.class_name}, {plan.origin}",
         f"{amount(plan.parameters)} parameters, {size(plan.bytes)} at {plan.dtype}; "
@@ -88,14 +92,11 @@ def _head(plan: ComponentPlan) -> str:
         + f", the rest {amount(plan.parameters - sum(layer.parameters for layer in plan.layers))}",
     ]
     if plan.operations is not None:
-        lines.append(f"{amount(plan.operations)} multiply-accumulates of linears in one call, batch 1")
+        lines.append(f"{amount(plan.operations)} multiply-accumulates of these layers in one call, batch 1")
     uncalled = [layer.name for layer in plan.layers if layer.rows == 0]
     if uncalled:
-        lines.append(f"{len(uncalled)} layers are never called: {_names(uncalled)}")
+        lines.append(f"{counted(len(uncalled), 'layer')} never called: {_names(uncalled)}")
     return "\n".join(lines)
-
-
-_WORDS = {LINEAR: "linears", CONV: "convolutions"}
 
 
 def _cuts(plan: ComponentPlan) -> str:
@@ -132,8 +133,8 @@ def _dual(plan: ComponentPlan) -> str:
         cost = "?" if kind.operations is None else amount(kind.operations)
         return [kind.activation, str(kind.layers), cost, percent(kind.share), kind.like]
 
-    head = ["", "layers", "more operations", "of all", "such as"]
-    return title + "\nA scale per sign (DualScale) takes a second product for\n" + table(head, map(row, plan.dual))
+    head = ["", "layers", "adds", "of all", "layers"]
+    return title + "\nA scale per sign (DualScale) adds a second product for\n" + table(head, map(row, plan.dual))
 
 
 def _spec(spec: QuantSpec | None) -> str:
@@ -143,7 +144,7 @@ def _spec(spec: QuantSpec | None) -> str:
     return f"{spec.dtype} {kind}" + (", dynamic" if spec.dynamic else "")
 
 
-def _sizes(plan: ComponentPlan, quantizer: str) -> str:
+def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
     def row(estimate: Estimate) -> list[str]:
         scheme = PRECISIONS[estimate.precision]
         start = [estimate.precision, _spec(scheme.weight), _spec(scheme.input)]
@@ -156,14 +157,25 @@ def _sizes(plan: ComponentPlan, quantizer: str) -> str:
             percent(estimate.bytes / plan.bytes),
             str(estimate.dual),
             percent(estimate.dual_operations),
-            "?" if estimate.operations is None else percent(estimate.operations - 1),
-            f"{len(estimate.left)} layers stay float" if estimate.left else "",
+            percent(estimate.added_operations),
+            f"{counted(len(estimate.left), 'layer')} unquantized" if estimate.left else "",
         ]
 
-    head = ["precision", "weights", "inputs", "rounded", quantizer, "of float", "DualScale", "its cost", "all cost", ""]
-    title = f"Size of all {size(plan.bytes)} with linears quantized, and operations added to those of the linears"
+    head = ["precision", "weights", "inputs", "rounded", quantizer, "of float", "DualScale", "adds", "all add", ""]
+    title = (
+        f"Size of the whole, {size(plan.bytes)} unquantized, with {_quantized(plan, convolutions)}; "
+        "and operations that DualScale, and all together, add"
+    )
     lines = [title, table(head, map(row, plan.estimates), left=3)]
     return "\n".join([*lines, *_reasons(plan.estimates)])
+
+
+def _quantized(plan: ComponentPlan, convolutions: bool) -> str:
+    """Which layers the estimates quantize."""
+    if convolutions:
+        return "linears and convolutions quantized"
+    has_convolutions = any(layer.kind == CONV for layer in plan.layers)
+    return "linears quantized" + (" (quantizer.convolutions=true: convolutions too)" if has_convolutions else "")
 
 
 def _reasons(estimates: Sequence[Estimate]) -> list[str]:
