@@ -64,6 +64,7 @@ class RunConfig:
                 + " or ".join(QUANTIZER_PACKAGES)
             )
         self._check_parts()
+        self._check_offload()
         self._check_components()
 
     def _check_parts(self) -> None:
@@ -79,6 +80,22 @@ class RunConfig:
             raise PipelineError(
                 f"correction.prompts={self.correction.prompts} is more than the {self.calibration.prompts} prompts "
                 "of the calibration; lower it, or raise calibration.prompts"
+            )
+
+    def _check_offload(self) -> None:
+        """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
+        if self.model.offload == "blocks":
+            whole = f"quantizer={self.quantizer_name}" if self.is_peer else ""
+            whole = whole or ("calibration.sampler=loss" if self.calibration.sampler == "loss" else "")
+            if whole:
+                raise PipelineError(
+                    f"{whole} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
+                    "model.offload=none, or choose another"
+                )
+        if self.model.embeddings == "cached" and self.text_encoders:
+            raise PipelineError(
+                f"quantize=[{','.join(self.quantize)}] needs text encoders, and model.embeddings=cached releases them; "
+                "set model.embeddings=live"
             )
 
     def _check_components(self) -> None:
@@ -182,7 +199,8 @@ def validate(config: DictConfig) -> RunConfig:
     """
     _refuse_extra(config, RunConfig, "")
     # whole sections first: interpolations into a missing one cannot even be looked at
-    missing = [str(key) for key in config if OmegaConf.is_missing(config, key)] or sorted(OmegaConf.missing_keys(config))
+    missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
+    missing = missing or sorted(OmegaConf.missing_keys(config))
     if missing:
         raise PipelineError(f"no value for {', '.join(missing)}; add {missing[0]}=VALUE to the command line")
     try:
