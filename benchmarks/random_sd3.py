@@ -11,10 +11,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
-CHUNKS = (0.4, 2.0, 0.6, 0.4, 4.0, 0.8, 0.2, 1.2, 0.4)
-"""Sizes of the chunks of an AdaLN linear (shift, scale, gate, …); the last block's context norm has two."""
-OUTLIERS = 64
-"""One channel in so many is far larger than the others."""
+from benchmarks.outliers import pictures, spoil, words
+
 WORDS = 12
 LATENT = 16
 """Latents are 4 × 16 × 16, hence 64 image tokens."""
@@ -35,23 +33,8 @@ def random_sd3(layers: int = 6, heads: int = 6, head: int = 64, seed: int = 0) -
         model.pos_embed.proj.bias.normal_(0, 0.1, generator=generator)
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear):
-                _spoil(module, width, "norm" in name, generator)
+                spoil(module, generator, width if "norm" in name else None)
     return model.eval()
-
-
-def _spoil(linear: nn.Linear, width: int, adaptive: bool, generator: torch.Generator) -> None:
-    """Unit gain, then uneven chunks (AdaLN) or outlier columns and outlier outputs (everything else)."""
-    linear.weight.normal_(0, linear.in_features**-0.5, generator=generator)
-    linear.bias.normal_(0, 0.1, generator=generator)
-    if adaptive:
-        sizes = torch.tensor(CHUNKS[: linear.out_features // width])
-        linear.weight.mul_(sizes.repeat_interleave(width)[:, None])
-        return
-    few = max(1, linear.in_features // OUTLIERS)
-    linear.weight[:, torch.randperm(linear.in_features, generator=generator)[:few]] *= 3
-    few = max(1, linear.out_features // OUTLIERS)
-    outputs = torch.randperm(linear.out_features, generator=generator)[:few]
-    linear.bias[outputs] += 4 * torch.randn(len(outputs), generator=generator).sign()
 
 
 def denoiser_inputs(
@@ -67,14 +50,11 @@ def denoiser_inputs(
     steps = (torch.randperm(calls, generator=generator) + torch.rand(calls, generator=generator)) / calls
     inputs: list[dict[str, Tensor | bool]] = []
     for step in steps:
-        coarse = torch.randn(batch, 4, LATENT // 4, LATENT // 4, generator=generator)
-        picture = nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear") * 1.5
-        words = torch.randn(batch, WORDS, width, generator=generator)
-        words[..., : width // 48] *= 8
+        picture, text = pictures(batch, 4, LATENT, generator), words(batch, WORDS, width, generator)
         noise = torch.randn(picture.shape, generator=generator)
         inputs.append({
             "hidden_states": (1 - step) * picture + step * noise,
-            "encoder_hidden_states": words,
+            "encoder_hidden_states": text,
             "pooled_projections": torch.randn(batch, width, generator=generator),
             "timestep": (1000 * step).expand(batch),
             "return_dict": False,

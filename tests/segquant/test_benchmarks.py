@@ -7,8 +7,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from benchmarks import random_models
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
+from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
+from benchmarks.random_unet import random_unet, unet_inputs
 from segquant import find_segments
 
 
@@ -55,3 +58,31 @@ def test_stopwatch_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     options = arguments(["--methods", "rtn", "--precisions", "w4a8", "--workers", "2", "--memory-limit", "5"])
     assert (options.methods, options.workers, options.memory_limit, options.calls) == (["rtn"], 2, 5, 64)
     assert refused("rtn", "w4a16") is None and "w4a16" in (refused("smoothquant", "w4a16") or "")
+
+
+SMALL = {
+    "flux": (lambda: random_flux(1, 1, 2, 16), flux_inputs),
+    "unet": (lambda: random_unet(32), unet_inputs),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_other_families_are_seeded_and_hard(kind: str) -> None:
+    make, draw = SMALL[kind]
+    model, again = make(), make()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    inputs = draw(model, 2, 1)
+    with torch.no_grad():
+        output = model(**inputs[0])[0]
+    assert bool(output.isfinite().all()) and 0.3 < float(output.std()) < 10
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_random_models_in_a_table(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(random_models.MODELS, kind, SMALL[kind])
+    random_models.main(["--models", kind, "--quantizers", "rtn", "segquant_g", "--calls", "6", "--fresh", "2"])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[2].strip() for row in rows] == ["rtn", "segquant_g"]
+    assert 0 < float(rows[1][4]) < float(rows[0][4]) < 0.5
