@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import measure
-from pipelines.cache import Stage, run_stage
+from pipelines.cache import Stage, run_stage, stage_key
 from pipelines.config import RunConfig
 from pipelines.datasets import Dataset, load_dataset
 from pipelines.method import build_method
-from pipelines.models import denoiser_name, fingerprint, load_pipeline, resolve_device, resolve_directory
+from pipelines.model_files import fingerprint, resolve_directory, resolve_part
+from pipelines.models import denoiser_name, resolve_device
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +60,26 @@ class Context:
     @cached_property
     def pipeline(self) -> Any:
         """The unquantized pipeline."""
+        from pipelines.assemble import assemble
+
+        embeddings = self.embeddings().path if self.config.model.embeddings == "cached" else None
         log.info("loading %s", self.directory)
-        return load_pipeline(self.config.model, self.directory)
+        return assemble(self.config.model, self.directory, embeddings)
+
+    def embeddings(self) -> Stage:
+        """The embeddings of all prompts of the run, of models that have them computed beforehand."""
+        model, dataset = self.config.model, self.dataset
+        sampling = self._sampling()
+        del sampling["seed"], sampling["batch_size"]
+        prompts = [*dataset.evaluation, *dataset.calibration, *dataset.held_out]
+        code = measure.modules_digest("embeddings", "models", "assemble")
+
+        def write(folder: Path) -> None:
+            from pipelines.assemble import write_embeddings
+
+            write_embeddings(model, self.directory, prompts, folder)
+
+        return self._stage("embeddings", {**sampling, "prompts": prompts, "code": code}, write)
 
     @cached_property
     def denoiser_name(self) -> str:
@@ -74,13 +93,22 @@ class Context:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the model's files."""
-        return fingerprint(self.directory)
+        """Hash of the model's files, parts that lie elsewhere included."""
+        found = fingerprint(self.directory)
+        parts = {name: fingerprint(resolve_part(name, part)) for name, part in self.config.model.parts.items()}
+        return stage_key("model", {"pipeline": found, "parts": parts}) if parts else found
 
     def _sampling(self) -> dict[str, Any]:
         """What every picture depends on besides prompts and denoiser."""
         model, versions = self.config.model, measure.versions()
+        other = {
+            "pipeline": model.pipeline,
+            "scheduler": model.scheduler,
+            "scheduler_settings": model.scheduler_settings,
+            "embeddings": None if model.embeddings == "live" else model.embeddings,
+        }
         return {
+            **{key: value for key, value in other.items() if value},
             "model": self.fingerprint,
             "dtype": model.dtype,
             "denoiser": model.denoiser,

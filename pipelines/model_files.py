@@ -125,20 +125,22 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
         if indexes:
             maps = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indexes]
             return [folder / name for name in sorted({file for each in maps for file in each.values()})]
-        files = [file for file in sorted(folder.glob("*.safetensors")) if file.stem.partition(".")[1:] == _split(middle)]
+        files = [file for file in sorted(folder.glob("*.safetensors")) if _middle(file) == middle]
         if files:
             return files
     return []
 
 
-def _split(middle: str) -> tuple[str, str]:
-    return (".", middle[1:]) if middle else ("", "")
+def _middle(file: Path) -> str:
+    """What a file's name says of its variant: ".fp16" of model.fp16.safetensors."""
+    return "".join(file.stem.partition(".")[1:])
 
 
 def check_safetensors(file: Path) -> None:
     """Refuse a missing or truncated safetensors file: its header says how long it must be."""
     start, header = _header(file)
-    expected, size = start + max((entry["data_offsets"][1] for entry in header.values()), default=0), file.stat().st_size
+    expected = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    size = file.stat().st_size
     if size != expected:
         raise PipelineError(f"{file} is truncated, it has {size} of {expected} bytes; fetch the model again")
 
@@ -154,8 +156,8 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
                 raise ValueError("header longer than the file")
             header = json.loads(stream.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        for entry in tensors.values():
-            entry["shape"], entry["data_offsets"][1]  # noqa: B018 - looked up for the error that a lack of them is
+        if any(not {"shape", "data_offsets"} <= entry.keys() for entry in tensors.values()):
+            raise ValueError("an entry without its place")
     except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise PipelineError(
             f"{file} is no whole safetensors file, its header cannot be read; fetch the model again"

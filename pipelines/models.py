@@ -30,6 +30,7 @@ __all__ = [
     "check_safetensors",
     "denoiser_in_index",
     "denoiser_name",
+    "diffusers_class",
     "fingerprint",
     "load_denoiser",
     "load_pipeline",
@@ -115,7 +116,7 @@ def _quieten() -> None:
         module.disable_progress_bar()
 
 
-def _diffusers_class(name: str, key: str) -> Any:
+def diffusers_class(name: str, key: str) -> Any:
     """A class of diffusers, or a pipeline of ours, by its name."""
     import diffusers
 
@@ -129,14 +130,14 @@ def _diffusers_class(name: str, key: str) -> Any:
 
 
 def _pipeline_class(config: ModelConfig) -> Any:
-    return _diffusers_class(config.pipeline or "DiffusionPipeline", "model.pipeline")
+    return diffusers_class(config.pipeline or "DiffusionPipeline", "model.pipeline")
 
 
 def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
     import torch
 
     part = config.parts[name]
-    folder, kind = resolve_part(name, part), _diffusers_class(part.kind, f"model.parts.{name}.kind")
+    folder, kind = resolve_part(name, part), diffusers_class(part.kind, f"model.parts.{name}.kind")
     return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
 
 
@@ -153,7 +154,7 @@ def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
         return
     kind = type(pipeline.scheduler)
     if config.scheduler is not None:
-        kind = _diffusers_class(config.scheduler, "model.scheduler")
+        kind = diffusers_class(config.scheduler, "model.scheduler")
     known = inspect.signature(kind.__init__).parameters
     for key in config.scheduler_settings:
         if key not in known:
@@ -176,11 +177,11 @@ def _check_room(config: ModelConfig, directory: Path, given: Mapping[str, Any], 
     if free is None or needed <= free:
         return
     listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
-    options = {"model.embeddings=cached": config.embeddings == "live", "model.offload=blocks": config.offload != "blocks"}
-    left = [option for option, possible in options.items() if possible] or ["a machine with more memory"]
+    options = [] if config.embeddings == "cached" else ["model.embeddings=cached"]
+    options += ["a machine with more memory"] if config.offload == "blocks" else ["model.offload=blocks"]
     raise PipelineError(
-        f"model {config.name} needs {needed / 1e9:.1f} GB in {config.dtype} ({listed}), and {free / 1e9:.1f} GB are free "
-        f"on {'cpu' if host else device}; use {' or '.join(left)}"
+        f"model {config.name} needs {needed / 1e9:.1f} GB in {config.dtype} ({listed}), and {free / 1e9:.1f} GB are "
+        f"free on {'cpu' if host else device}; use {' and '.join(options)}"
     )
 
 
@@ -256,4 +257,5 @@ def denoiser_class(config: ModelConfig, directory: Path) -> tuple[Any, Path]:
     """The denoiser's class and its folder in a pipeline directory."""
     index = read_index(directory)
     name = denoiser_in_index(index, config.denoiser)
-    return _diffusers_class(index[name][1], f"the class of {name} in {directory / 'model_index.json'}"), directory / name
+    kind = diffusers_class(index[name][1], f"the class of {name} in {directory / 'model_index.json'}")
+    return kind, directory / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipelines import measure, samplers
 from pipelines.cache import Stage, write_json
@@ -14,6 +14,8 @@ from pipelines.picture_stage import PictureStage
 
 if TYPE_CHECKING:
     import torch
+
+    from segquant import Method
 
 GENERATE_MODULES = ("generate", "models")
 CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples")
@@ -138,6 +140,11 @@ class Benchmark(EncoderStage, PictureStage):
 
         samples = load_samples(self.calibrate().path / "calibration")
         batches = Batches(samples, self.config.calibration.batch_size, self.device)
+        if self.config.model.offload == "blocks":
+            from pipelines.offload import quantize_from_disk
+
+            model, method = self.config.model, cast("Method", self.method)  # other tools are refused with offloading
+            return quantize_from_disk(model, self.directory, method, batches, self.config.name).to(self.device)
         return quantize_copy(self.denoiser, self.method, batches, self.config.name)
 
     def quantized_denoiser(self) -> torch.nn.Module:
@@ -149,6 +156,10 @@ class Benchmark(EncoderStage, PictureStage):
         from pipelines.quantized import check_same
 
         folder = self.quantize().path
+        if self.config.model.offload == "blocks":
+            from pipelines.offload import load_lean
+
+            return load_lean(self.config.model, self.directory, folder / "denoiser").to(self.device)
         if not self.config.is_peer:
             return segquant.load_quantized(folder / "denoiser").to(self.device).eval()
         if self._peer_denoiser is None:

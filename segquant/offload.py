@@ -1,0 +1,196 @@
+"""Weights that are in memory only while their block runs: hooks that bring a block's parameters in and out.
+
+A block is an entry of an nn.ModuleList that sits in no other one's entry, whatever the architecture; its parameters
+lie on the meta device until it is called, and again afterwards. Everything else (embeddings, final layers, buffers)
+stays in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from segquant.errors import QuantizationError
+
+Weights = Callable[[Collection[str]], dict[str, Tensor]]
+"""Gives the parameters and buffers of these names, on any device, in any dtype."""
+
+
+def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]:
+    """The blocks of a model by name, in order: entries of outermost ModuleLists that hold parameters.
+
+    Args:
+        model: any module.
+        keep: names that are not to be blocks.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in found):
+            entries = ((f"{name}.{key}" if name else key, child) for key, child in module.named_children())
+            found.update((key, child) for key, child in entries if next(child.parameters(), None) is not None)
+    return {name: module for name, module in found.items() if name not in keep}
+
+
+class FileWeights:
+    """The tensors of safetensors files, read by name; nothing stays mapped between readings.
+
+    Args:
+        files: with names that no two of them share.
+
+    Raises:
+        QuantizationError: no files.
+    """
+
+    def __init__(self, files: Collection[Path]) -> None:
+        if not files:
+            raise QuantizationError("there are no safetensors files to read weights from; give at least one")
+        self._places: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                self._places.update((name, path) for name in file.keys())  # noqa: SIM118 - safe_open is no mapping
+
+    def __call__(self, names: Collection[str]) -> dict[str, Tensor]:
+        missing = [name for name in names if name not in self._places]
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise QuantizationError(
+                f"the weight files lack {missing[0]}{more}; give those of this very architecture"
+            )
+        found: dict[str, Tensor] = {}
+        for path in dict.fromkeys(self._places[name] for name in names):
+            with safe_open(path, framework="pt") as file:
+                here = (name for name in names if self._places[name] == path)
+                found.update((name, file.get_tensor(name).clone()) for name in here)
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+
+class Offloaded:
+    """A model whose blocks have their parameters in memory only while they run.
+
+    Submodules of a block may be called from outside of it; what is called brings in what it holds. The model's own
+    code is untouched. Blocks are named in `waiting` until `keep` makes them ordinary modules again.
+
+    Args:
+        model: with parameters on the meta device, all or some; buffers are real.
+        weights: where parameters are read.
+        device: where the model runs.
+        keep: blocks that stay in memory.
+
+    Raises:
+        QuantizationError: a weight is missing or of another shape; the model has no block.
+    """
+
+    def __init__(
+        self, model: nn.Module, weights: Weights, device: torch.device | str = "cpu", keep: Collection[str] = ()
+    ) -> None:
+        self.model, self.weights, self.device = model, weights, torch.device(device)
+        self.waiting = blocks(model, keep)
+        if not self.waiting:
+            kind = type(model).__name__
+            raise QuantizationError(
+                f"{kind} has no block (entry of an nn.ModuleList) that could leave memory; load it whole"
+            )
+        self._holder: dict[str, nn.Module] = {}
+        self._handles: dict[str, list[Any]] = {}
+        self._meta: dict[int, nn.Parameter] = {}
+        for name, block in self.waiting.items():
+            self._release(block)
+            self._handles[name] = list(self._hooked(name, block))
+        inside = {id(part) for block in self.waiting.values() for part in block.modules()}
+        self._bring("", model, {id(part) for part in model.modules()} - inside)
+        for part in model.modules():
+            part._buffers.update({k: v.to(self.device) for k, v in part._buffers.items() if v is not None})
+
+    def _hooked(self, name: str, block: nn.Module) -> Iterator[Any]:
+        """Hooks on a block and all in it: who comes first brings in what it holds, and takes it out on leaving."""
+
+        def enter(path: str) -> Callable[..., None]:
+            def hook(module: nn.Module, *_: Any) -> None:
+                if name not in self._holder:
+                    self._holder[name] = module
+                    self._bring(path, module)
+
+            return hook
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            if self._holder.get(name) is module:
+                del self._holder[name]
+                self._release(module)
+
+        for path, module in block.named_modules(prefix=name):
+            if next(module.parameters(), None) is not None:
+                yield module.register_forward_pre_hook(enter(path))
+                yield module.register_forward_hook(leave, always_call=True)
+
+    def bring(self, name: str) -> nn.Module:
+        """A block, in memory until `keep` or `release`; its hooks are idle meanwhile."""
+        block = self.waiting[name]
+        self._holder[name] = self.model  # no module of the block, so that no hook takes it out
+        self._bring(name, block)
+        return block
+
+    def release(self, name: str) -> None:
+        """Take out a block that `bring` brought in."""
+        self._holder.pop(name, None)
+        self._release(self.waiting[name])
+
+    def keep(self, name: str) -> None:
+        """Let a block be an ordinary module from now on, with whatever it holds."""
+        for handle in self._handles.pop(name):
+            handle.remove()
+        self._holder.pop(name, None)
+        for parameter in self.waiting.pop(name).parameters():
+            self._meta.pop(id(parameter), None)
+
+    def _bring(self, prefix: str, module: nn.Module, only: Collection[int] | None = None) -> None:
+        places = [
+            (part, key, f"{path}.{key}" if path else key)
+            for path, part in module.named_modules(prefix=prefix, remove_duplicate=False)
+            if only is None or id(part) in only
+            for key, parameter in part._parameters.items()
+            if parameter is not None and parameter.device.type == "meta"
+        ]
+        found = self.weights(list(dict.fromkeys(full for *_, full in places)))
+        made: dict[int, nn.Parameter] = {}
+        for part, key, full in places:
+            old = part._parameters[key]
+            if id(old) not in made:
+                made[id(old)] = self._made(full, old, found[full])
+                self._meta[id(made[id(old)])] = old
+            part._parameters[key] = made[id(old)]
+
+    def _made(self, name: str, old: nn.Parameter, tensor: Tensor) -> nn.Parameter:
+        if tensor.shape != old.shape:
+            raise QuantizationError(
+                f"{name} has shape {list(old.shape)} in the model and {list(tensor.shape)} in the weight files; give "
+                "those of this very architecture"
+            )
+        return nn.Parameter(tensor.to(self.device, old.dtype), requires_grad=False)
+
+    def _release(self, module: nn.Module) -> None:
+        """Put the meta parameters back; one that several modules share is one afterwards too."""
+        empty: dict[int, nn.Parameter] = {}
+        for part in module.modules():
+            for key, parameter in part._parameters.items():
+                if parameter is not None and parameter.device.type != "meta":
+                    if id(parameter) not in empty:
+                        known = self._meta.pop(id(parameter), None)
+                        empty[id(parameter)] = _empty(parameter) if known is None else known
+                    part._parameters[key] = empty[id(parameter)]
+
+
+def _empty(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def state_weights(state: Mapping[str, Tensor]) -> Weights:
+    """`Weights` of a state dict that is in memory, by name."""
+    return lambda names: {name: state[name] for name in names}
