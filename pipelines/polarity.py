@@ -35,7 +35,7 @@ def activation_pieces(segments: Segments, width: int) -> Iterator[tuple[str, sli
 def polarity(
     model: torch.nn.Module, segments: Mapping[str, Segments], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Signs of the inputs of all linears that an activation feeds, in one pass over `batches`.
+    """Signs of the inputs of all linears and convolutions that an activation feeds, in one pass over `batches`.
 
     Args:
         model: float denoiser.
@@ -67,8 +67,10 @@ def polarity(
 
 
 def _count(found: dict[str, Any]) -> Callable[..., None]:
-    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
+        if isinstance(layer, torch.nn.Conv2d):
+            x = x.movedim(-3, -1)  # its channels are on the second dimension of NCHW
         rows = x.reshape(-1, x.shape[-1])
         found["rows"] += len(rows)
         for side, signs in (("negative", rows < 0), ("positive", rows > 0)):

@@ -1,4 +1,4 @@
-"""find_segments: read off the static graph where SegLinear cuts linear layers and DualScale applies."""
+"""find_segments: read off the static graph where SegLinear cuts layers and DualScale applies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from segquant.errors import QuantizationError
 from segquant.graph_activations import activation_of
+from segquant.graph_calls import Capture, planned_layers
 from segquant.graph_capture import capture
 from segquant.graph_inputs import InputTracer, provenance
 from segquant.graph_outputs import leading_to_cuts, output_cut
@@ -22,37 +23,55 @@ logger = logging.getLogger(__name__)
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Segments]:
-    """Where the computation graph of `model` cuts each linear layer, and which are fed by an activation.
+    """Where the computation graph of `model` cuts each linear layer and convolution, and which an activation feeds.
 
     The graph comes from torch.export of a copy on fake tensors: no weight is read, nothing is computed, and
     the model keeps its weights, mode, hooks and the random state. Weights and arguments may be real, fake or
-    on the meta device, also mixed. Rules: see `segquant.graph_outputs`, `segquant.graph_inputs` and
-    `segquant.graph_activations`; the patterns are those of arXiv 2507.14811 (SegLinear,
-    DualScale).
+    on the meta device, also mixed. A forward that torch.export does not take (it branches on values, or takes
+    or returns what is no tensor) is run once on the values of the arguments while its operators are recorded,
+    see `segquant.graph_record`; a log line says so, and a warning names each value of an argument that it read.
+
+    Rules: see `segquant.graph_outputs`, `segquant.graph_inputs` and `segquant.graph_activations`; the patterns
+    are those of arXiv 2507.14811 (SegLinear, DualScale).
 
     A layer that is called several times keeps what all its calls agree on; the rest is None, with a log line.
 
     Args:
-        model: any module, of which each nn.Linear is looked at.
-        args: example positional arguments of its forward; only shapes and dtypes of tensors matter.
+        model: any module, of which each nn.Linear and each nn.Conv2d is looked at.
+        args: example positional arguments of its forward; only shapes and dtypes of tensors matter, unless the
+            forward reads their values.
         kwargs: example keyword arguments.
 
     Returns:
-        One `Segments` for each name under which an nn.Linear sits in the model (a module in two places has
-        two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`.
+        One `Segments` for each name under which an nn.Linear or nn.Conv2d sits in the model (a module in two
+        places has two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`.
+        Channels of a convolution are those of dimension 1 of NCHW.
 
     Raises:
-        QuantizationError: torch.export cannot read the model; the message names its class and the cause.
+        QuantizationError: the model has no such layer, its forward does not take these arguments, or it
+            branches on values that nobody has; the message names the class, the argument and the cause.
     """
     if not isinstance(args, (tuple, list)):
         raise QuantizationError(
             f"find_segments wants `args` as a tuple of forward arguments, got {type(args).__name__}: "
             "pass (tensor,) for a single one, or use `kwargs`."
         )
-    captured = capture(model, args, kwargs or {})
+    if not planned_layers(model):
+        raise QuantizationError(
+            f"{type(model).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(model.modules()))} "
+            "modules: there is nothing to plan; pass the module that holds the layers."
+        )
+    return plan_segments(capture(model, args, kwargs or {}))
+
+
+def plan_segments(captured: Capture) -> dict[str, Segments]:
+    """The plan of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)
     tracer = InputTracer(provenance(captured.graph, captured.inputs))
+    uncalled = [name for name, calls in captured.calls.items() if not calls]
+    if uncalled:
+        logger.info("never called: %s", ", ".join(uncalled))
     return {
         name: _merged(name, [_of_call(call, order, useful, tracer) for call in calls])
         for name, calls in captured.calls.items()

@@ -1,7 +1,8 @@
-"""Input cuts and activations: what the input of a linear layer is made of."""
+"""Input cuts and activations: what the input of a layer is made of."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +12,7 @@ from torch.fx import Graph, Node
 from segquant import graph_layout, graph_ops
 from segquant.graph_layout import Layout
 
+logger = logging.getLogger(__name__)
 _PRODUCTS = frozenset(["matmul", "bmm", "einsum", "scaled_dot_product_attention", "flex_attention"])
 _POSITIONAL_THROUGH = (
     graph_ops.IDENTITY
@@ -63,11 +65,11 @@ class InputCut:
 
 
 class InputTracer:
-    """Walks back from the input of a linear node to a concat, a stack, or an attention with merged heads.
+    """Walks back from the input of a layer's node to a concat, a stack, or an attention with merged heads.
 
     Followed: casts, dropout, reshapes, permutes, slices and concats of tokens, elementwise functions,
-    token-wise normalization, products with a gate or a mask, sums with a constant. A sum of two activations
-    ends the walk.
+    token- or group-wise normalization, pooling, resampling, padding, depthwise convolution, products with a
+    gate or a mask, sums with a constant. A sum of two activations ends the walk.
 
     - Concat, stack: a cut where the operands are contiguous ranges of channels and at least one operand is
       not positional (made of sines, cosines and constants only). An operand that is such a concat itself
@@ -82,12 +84,23 @@ class InputTracer:
         self._known: dict[tuple[Node, Layout], InputCut | None] = {}
 
     def cut(self, call: Node) -> InputCut | None:
-        """The cut of the input of the aten.linear node `call`, or None."""
+        """The cut of the input of the aten.linear or aten.conv2d node `call`, or None.
+
+        The weight of a convolution in groups, [out, in / groups, ...], has no columns for single channels: a
+        piece must be whole groups (of one channel each if depthwise), so that each row of the weight meets one
+        piece only. A cut inside a group counts as none.
+        """
         given = graph_ops.source(call)
         shape = graph_ops.shape(given)
         if given is None or shape is None:
             return None
-        return self._trace(given, graph_layout.channels_last(shape))
+        axis = graph_ops.channel_axis(call, len(shape))
+        found = self._trace(given, graph_layout.channels_on(axis, shape))
+        width = shape[axis] // graph_ops.groups(call)
+        if found is not None and graph_ops.groups(call) > 1 and any(size % width for size in found.sizes):
+            logger.info("%s: input pieces %s tear its groups of %d channels; left whole", call, found.sizes, width)
+            return None
+        return found
 
     def _trace(self, node: Node, layout: Layout | None) -> InputCut | None:
         if layout is None:
@@ -116,6 +129,8 @@ class InputTracer:
             return None
         if kind in graph_ops.IDENTITY:
             return self._trace(source, layout)
+        if (axes := graph_ops.mixed_axes(node)) is not None:
+            return _changed_at(node, self._trace(source, graph_layout.mixed(layout, axes, shape)))
         if kind in graph_ops.UNARY | graph_ops.NORM:
             return _changed_at(node, self._trace(source, layout))
         if kind in graph_ops.RESHAPE:

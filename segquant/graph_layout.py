@@ -1,8 +1,8 @@
-"""Which dimension of a tensor the channels of a linear layer are on, followed through reshapes and permutes.
+"""Which dimension of a tensor the channels of a layer are on, followed through reshapes and permutes.
 
 A layout has one entry for each dimension of the tensor: a tuple of factors, outermost first, whose sizes
 multiply to the dimension. A factor is (size, stride). The stride is the step in the channel index of the
-linear layer, or None where the factor has nothing to do with channels (batch, tokens). A [2, 5, 24] output
+layer, or None where the factor has nothing to do with channels (batch, tokens). A [2, 5, 24] output of a linear layer
 has the layout ((2, None),), ((5, None),), ((24, 1),); viewed as [2, 5, 3, 8] the last two entries are
 ((3, 8),) and ((8, 1),). Factors of size 1 carry nothing and are left out.
 """
@@ -17,9 +17,9 @@ Dimension = tuple[Factor, ...]
 Layout = tuple[Dimension, ...]
 
 
-def channels_last(shape: Sequence[int]) -> Layout:
-    """The layout of an input or output of a linear layer: channels on the last dimension."""
-    return (*(other(n) for n in shape[:-1]), _normalised([(shape[-1], 1)]))
+def channels_on(axis: int, shape: Sequence[int]) -> Layout:
+    """The layout of an input or output of a layer whose channels are on dimension `axis`."""
+    return tuple(_normalised([(n, 1)]) if i == axis else other(n) for i, n in enumerate(shape))
 
 
 def other(size: int) -> Dimension:
@@ -36,7 +36,7 @@ def has_channels(dimension: Dimension) -> bool:
 
 
 def extent(layout: Layout) -> int:
-    """How many channels of the linear layer the tensor holds."""
+    """How many channels of the layer the tensor holds."""
     return prod(size for dimension in layout for size, stride in dimension if stride is not None)
 
 
@@ -52,6 +52,13 @@ def outermost_stride(layout: Layout, axis: int) -> int | None:
 
 def replace(layout: Layout, axis: int, dimension: Dimension) -> Layout:
     return (*layout[:axis], dimension, *layout[axis + 1 :])
+
+
+def mixed(layout: Layout, axes: Sequence[int], shape: Sequence[int]) -> Layout | None:
+    """The layout of a tensor of `shape` whose positions on `axes` were mixed; None where channels were on them."""
+    if any(has_channels(layout[axis]) for axis in axes):
+        return None
+    return tuple(other(shape[i]) if i in axes else dimension for i, dimension in enumerate(layout))
 
 
 def permute(layout: Layout, order: Sequence[int]) -> Layout:

@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Node
 
@@ -27,8 +28,18 @@ UNARY = _words(
 SUM = _words("add sub subtract rsub")
 PRODUCT = _words("mul multiply div divide true_divide")
 BINARY = SUM | PRODUCT
-# Each token is centred and scaled; a channel keeps its place.
-NORM = _words("layer_norm rms_norm _fused_rms_norm")
+# Tokens, or groups of channels, are centred and scaled; a channel keeps its place.
+NORM = _words("layer_norm rms_norm _fused_rms_norm group_norm batch_norm instance_norm")
+# The layers that are planned.
+LAYER = _words("linear conv2d")
+# Positions of the last one, two or three dimensions are mixed; the indices of the others stay apart.
+_SPATIAL = _words(
+    "upsample_nearest _upsample_nearest_exact upsample_linear upsample_bilinear upsample_bicubic "
+    "upsample_trilinear avg_pool max_pool adaptive_avg_pool adaptive_max_pool"
+)
+_PAD = _words("pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
+              "replication_pad2d replication_pad3d")
+_CONV = _words("conv1d conv2d conv3d")
 # Row-major: the input's and the output's shape say it all.
 RESHAPE = _words("view _unsafe_view reshape view_as reshape_as flatten unflatten unsqueeze squeeze atleast_3d")
 PERMUTE = _words("permute transpose t swapaxes swapdims movedim moveaxis mT numpy_T adjoint")
@@ -71,11 +82,24 @@ def argument(node: Node, position: int, key: str, default: Any = None) -> Any:
 
 
 def shape(node: Any) -> tuple[int, ...] | None:
-    """The static, non-empty shape of a node's tensor; None for anything else."""
+    """The non-empty shape of a node's tensor; None for anything else.
+
+    A size that depends on values (tokens sent to an expert, say) counts as a large prime, the same wherever it
+    comes back: no number of channels divides it, and products with it are told apart.
+    """
     value = node.meta.get("val") if isinstance(node, Node) else None
-    if not isinstance(value, torch.Tensor) or not all(type(n) is int and n > 0 for n in value.shape):
+    if not isinstance(value, torch.Tensor):
         return None
-    return tuple(value.shape)
+    sizes = tuple(_size(n) for n in value.shape)
+    return sizes if all(n > 0 for n in sizes) else None
+
+
+def _size(value: int | torch.SymInt) -> int:
+    if isinstance(value, int):
+        return value
+    expression = value.node.expr
+    known = {symbol: sympy.prime(10_000 + int(symbol.name.lstrip("uszk"))) for symbol in expression.free_symbols}
+    return int(expression.xreplace(known))
 
 
 def source(node: Node) -> Node | None:
@@ -86,6 +110,36 @@ def source(node: Node) -> Node | None:
 
 def tensor_operands(node: Node) -> list[Node]:
     return [a for a in node.args if isinstance(a, Node) and shape(a) is not None]
+
+
+def channel_axis(node: Node, dims: int) -> int:
+    """The dimension that the channels of a layer's call are on, in its input as in its output."""
+    return dims - 1 if name(node) == "linear" else dims - 3
+
+
+def groups(node: Node) -> int:
+    """How many groups a convolution's channels fall into; 1 for a linear layer."""
+    return 1 if name(node) == "linear" else int(argument(node, 6, "groups", 1))
+
+
+def mixed_axes(node: Node) -> tuple[int, ...] | None:
+    """The dimensions whose positions a pooling, resampling, padding or depthwise convolution mixes.
+
+    None for other operators. The indices of every other dimension stay apart.
+    """
+    kind, given, result = name(node), shape(source(node)), shape(node)
+    if given is None or result is None or len(given) != len(result):
+        return None
+    if kind in _PAD:
+        return tuple(axis for axis in range(len(given)) if given[axis] != result[axis])
+    if kind[:-2] in _SPATIAL and kind.endswith("d"):
+        return tuple(range(len(given)))[-int(kind[-2]) :]
+    if kind in _CONV:
+        spatial = int(kind[-2])
+        channels = given[-spatial - 1]
+        if argument(node, 6, "groups", 1) == channels == result[-spatial - 1] and channels > 1:
+            return tuple(range(len(given)))[-spatial:]
+    return None
 
 
 def axis_of(value: Any, dims: int) -> int | None:
@@ -108,7 +162,7 @@ def pieces(node: Node) -> list[Window] | None:
     if name(node) == "unbind":
         axis = axis_of(argument(node, 1, "dim", 0), len(whole))
         return None if axis is None else [Window(axis, i, i + 1, keeps=False) for i in range(len(parts))]
-    shapes = [tuple(part.shape) for part in parts]
+    shapes = [tuple(_size(n) for n in part.shape) for part in parts]
     axis = next((i for i in range(len(whole)) if shapes[0][i] != whole[i]), 0)
     if sum(s[axis] for s in shapes) != whole[axis]:
         return None

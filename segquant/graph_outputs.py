@@ -1,4 +1,4 @@
-"""Output cuts: a linear layer whose channels are chunked, split, unbound or sliced apart."""
+"""Output cuts: a layer whose channels are chunked, split, unbound or sliced apart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor on the way from the linear layer: where its channels are, and which of them, [low, high)."""
+    """A tensor on the way from the layer: where its channels are, and which of them, [low, high)."""
 
     layout: Layout
     low: int
@@ -50,30 +50,34 @@ def leading_to_cuts(graph: Graph) -> frozenset[Node]:
     found: set[Node] = set()
     for node in reversed(graph.nodes):
         kind = graph_ops.name(node)
-        if kind in _ENDS or (kind in _PASSED and any(user in found for user in node.users)):
+        passed = kind in _PASSED or graph_ops.mixed_axes(node) is not None
+        if kind in _ENDS or (passed and any(user in found for user in node.users)):
             found.add(node)
     return frozenset(found)
 
 
 def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> tuple[int, ...] | None:
-    """Sizes of the channel ranges that the graph cuts the output of the linear node `call` into.
+    """Sizes of the channel ranges that the graph cuts the output of the layer's node `call` into.
 
     Followed: operators that leave every channel's values apart from the others' (casts, dropout, reshapes,
-    permutes, elementwise functions, the sum with a table or another tensor). A cut counts if its pieces are
+    permutes, elementwise functions, the sum with a table or another tensor, pooling, resampling, padding and
+    depthwise convolution). A cut counts if its pieces are
     contiguous ranges of channels, whichever dimension they are on by then, so the halves of each head that
     rotary embeddings take are none. A piece that is cut again counts as its parts. Slices count when they
     tile the channels. Channels that consumers cut in different ways are left whole, with a log line.
 
     Args:
-        call: an aten.linear node.
+        call: an aten.linear or aten.conv2d node.
         order: position of each node in the graph.
         useful: `leading_to_cuts(graph)`.
     """
     shape = graph_ops.shape(call)
     if shape is None:
         return None
+    axis = graph_ops.channel_axis(call, len(shape))
+    channels = shape[axis]
     cuts = _Cuts()
-    pending: dict[Node, set[_Value]] = {call: {_Value(graph_layout.channels_last(shape), 0, shape[-1])}}
+    pending: dict[Node, set[_Value]] = {call: {_Value(graph_layout.channels_on(axis, shape), 0, channels)}}
     while pending:
         node = min(pending, key=order.__getitem__)
         values = pending.pop(node)
@@ -83,7 +87,7 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
             for value in values:
                 for target, result in _follow(user, node, value, cuts):
                     pending.setdefault(target, set()).add(result)
-    ranges = _resolve((0, shape[-1]), cuts, call)
+    ranges = _resolve((0, channels), cuts, call)
     return tuple(high - low for low, high in ranges) if len(ranges) > 1 else None
 
 
@@ -118,6 +122,8 @@ def _passed(user: Node, node: Node, kind: str, layout: Layout) -> Layout | None:
     if kind in graph_ops.PERMUTE:
         order = graph_ops.permutation(user, len(layout))
         return graph_layout.permute(layout, order) if order else None
+    if (axes := graph_ops.mixed_axes(user)) is not None and user.args[0] is node:
+        return graph_layout.mixed(layout, axes, shape)
     if kind in graph_ops.CAT and (joined := graph_ops.joined(user)):
         axis, parts, _ = joined
         if len(layout) == len(shape) and not graph_layout.has_channels(layout[axis]) and node in parts:

@@ -1,4 +1,4 @@
-"""Where a linear layer is cut: the plan of SegLinear (arXiv 2507.14811) for one layer."""
+"""Where a linear layer or convolution is cut: the plan of SegLinear (arXiv 2507.14811) for one layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from segquant.errors import QuantizationError
 
 @dataclass(frozen=True)
 class Segments:
-    """How the graph cuts one linear layer of weight [out_features, in_features].
+    """How the graph cuts one layer: nn.Linear of weight [out_features, in_features], or nn.Conv2d.
+
+    A convolution of weight [out_channels, in_channels / groups, height, width] counts out_channels and in_channels
+    for the features; with groups, each input piece is whole groups, so that a row of the weight meets one piece.
 
     Attributes:
         output: sizes, in channels and in order, of the pieces that the output is cut into; their sum is

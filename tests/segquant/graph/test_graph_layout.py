@@ -26,7 +26,7 @@ def _indices(layout: gl.Layout) -> torch.Tensor:
 def test_random_walk_of_reshapes_and_permutes(seed: int) -> None:
     rng = random.Random(seed)
     shape = (2, rng.choice([1, 3, 4]), 24)
-    layout: gl.Layout | None = gl.channels_last(shape)
+    layout: gl.Layout | None = gl.channels_on(len(shape) - 1, shape)
     tensor = torch.arange(24).expand(shape).contiguous()
     for _ in range(6):
         if rng.random() < 0.5:
@@ -55,7 +55,7 @@ def _random_shape(numel: int, rng: random.Random) -> list[int]:
 
 
 def test_reshape_is_refused_only_where_a_factor_is_torn() -> None:
-    layout = gl.channels_last((4, 6))
+    layout = gl.channels_on(1, (4, 6))
     for shape in itertools.product(range(1, 25), repeat=2):
         if shape[0] * shape[1] == 24:
             after = gl.reshape(layout, shape)
@@ -67,16 +67,16 @@ def test_reshape_is_refused_only_where_a_factor_is_torn() -> None:
 
 
 def test_outermost_stride() -> None:
-    heads = gl.reshape(gl.channels_last((2, 24)), (2, 3, 8))
+    heads = gl.reshape(gl.channels_on(1, (2, 24)), (2, 3, 8))
     assert heads is not None
     assert gl.outermost_stride(heads, 1) == 8
     assert gl.outermost_stride(heads, 2) is None  # inside each head
     assert gl.outermost_stride(heads, 0) is None  # batch
-    assert gl.outermost_stride(gl.channels_last((2, 24)), 1) == 1
+    assert gl.outermost_stride(gl.channels_on(1, (2, 24)), 1) == 1
 
 
 def test_broadcast_and_operand() -> None:
-    layout = gl.channels_last((2, 1, 6))
+    layout = gl.channels_on(2, (2, 1, 6))
     wide = gl.broadcast(layout, (3, 2, 5, 6))
     assert wide == (gl.other(3), gl.other(2), gl.other(5), ((6, 1),))
     assert gl.operand(wide, (2, 1, 6)) == layout

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.segments import Segments
 
@@ -154,32 +153,3 @@ def test_pieces_of_a_layer_called_twice_keep_the_activations_that_agree() -> Non
     assert find_segments(Twice(), (X,)) == {"linear": expected}
 
 
-def test_no_linear_layers() -> None:
-    assert find_segments(nn.SiLU(), (X,)) == {}
-
-
-def test_export_failure_names_the_model_and_the_cause() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(16, 16)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x) if x.sum() > 0 else x
-
-    with pytest.raises(QuantizationError, match=r"graph of Branching called with \(argument 0\): \w+: ") as info:
-        find_segments(Branching(), (X,))
-    assert "\n" not in str(info.value)
-    with pytest.raises(QuantizationError, match="graph of Everything called with .no arguments.*sample"):
-        find_segments(Everything())
-    with pytest.raises(QuantizationError, match="wants `args` as a tuple"):
-        find_segments(Everything(), X)  # type: ignore[arg-type]
-
-
-def test_output_without_tensors() -> None:
-    class Hiding(nn.Linear):
-        def forward(self, x: Tensor) -> Any:
-            return iter([super().forward(x)])
-
-    with pytest.raises(QuantizationError, match="without tensors"):
-        find_segments(Hiding(16, 16), (X,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -132,10 +133,12 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
 }
 
 
-def _summary(segments: dict[str, Segments]) -> tuple[int, Counter, Counter, Counter]:
-    found = segments.values()
+def _summary(
+    model: nn.Module, segments: dict[str, Segments], kind: type[nn.Module] = nn.Linear
+) -> tuple[int, Counter, Counter, Counter]:
+    found = [entry for name, entry in segments.items() if isinstance(model.get_submodule(name), kind)]
     return (
-        len(segments),
+        len(found),
         Counter(s.output for s in found if s.output),
         Counter(s.input for s in found if s.input),
         Counter(s.activation for s in found if s.activation),
@@ -182,16 +185,38 @@ EXPECTED: dict[str, tuple[int, dict, dict, dict]] = {
 }
 
 
+# All have a convolution for patches, but FLUX, which takes tokens. The UNet, 18 convolutions: conv_in; down blocks: 2
+# resnets of 2 and the shortcut 32 -> 64 of the second, one downsampler; mid: 2 resnets of 2; up blocks: 2 resnets
+# each of 2 and a shortcut, one upsampler; conv_out.
+# Skip concats, each in conv1 (after norm and SiLU) and in the shortcut: 64 + 64, 64 + 32 (from the downsampler),
+# 64 + 32, 32 + 32 (conv_in).
+# SiLU: conv1 and conv2 of the 2 + 2 + 4 resnets, conv_out.
+CONVOLUTIONS: dict[str, tuple[int, dict, dict, dict]] = {
+    "sd3": (1, {}, {}, {}),
+    "flux": (0, {}, {}, {}),
+    "sdxl": (25, {}, {(64, 64): 2, (64, 32): 4, (32, 32): 2}, {"silu": 17}),
+    "pixart": (1, {}, {}, {}),
+    "dit": (1, {}, {}, {}),
+}
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels
+    return layer.out_features, layer.in_features
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_tiny_denoisers_as_counted_by_hand(name: str) -> None:
     model, inputs = MODELS[name]()
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     segments = find_segments(model, kwargs=inputs)
-    assert list(segments) == list(linears)
-    assert _summary(segments) == EXPECTED[name]
+    assert list(segments) == list(layers)
+    assert _summary(model, segments) == EXPECTED[name]
+    assert _summary(model, segments, nn.Conv2d) == CONVOLUTIONS[name]
     for key, found in segments.items():
-        assert sum(found.output or (linears[key].out_features,)) == linears[key].out_features
-        assert sum(found.input or (linears[key].in_features,)) == linears[key].in_features
+        rows, columns = _widths(layers[key])
+        assert (sum(found.output or (rows,)), sum(found.input or (columns,))) == (rows, columns)
     assert find_segments(model.to("meta"), kwargs=inputs) == segments
 
 
@@ -202,20 +227,25 @@ def test_flux_single_block_output() -> None:
 
 
 class _Cut(nn.Module):
-    """A linear layer computed piece by piece: Y = [X1 W11 + X2 W12 …, X1 W21 + …]."""
+    """A layer computed piece by piece: Y = [X1 W11 + X2 W12 …, X1 W21 + …]."""
 
-    def __init__(self, linear: nn.Linear, segments: Segments) -> None:
+    def __init__(self, layer: nn.Module, segments: Segments) -> None:
         super().__init__()
-        self.linear = linear
-        self.rows = segments.output or (linear.out_features,)
-        self.columns = segments.input or (linear.in_features,)
+        self.layer = layer
+        rows, columns = _widths(layer)
+        self.rows, self.columns = segments.output or (rows,), segments.input or (columns,)
+        self.axis, self.call = -1, F.linear
+        if isinstance(layer, nn.Conv2d):
+            self.axis, self.call = 1, partial(F.conv2d, stride=layer.stride, padding=layer.padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        xs = x.split(self.columns, -1)
-        blocks = [weight.split(self.columns, 1) for weight in self.linear.weight.split(self.rows, 0)]
-        parts = [sum(F.linear(*pair) for pair in zip(xs, block, strict=True)) for block in blocks]
-        result = torch.cat(parts, -1)
-        return result if self.linear.bias is None else result + self.linear.bias
+        xs = x.split(self.columns, self.axis)
+        blocks = [weight.split(self.columns, 1) for weight in self.layer.weight.split(self.rows, 0)]
+        parts = [sum(self.call(*pair) for pair in zip(xs, block, strict=True)) for block in blocks]
+        result = torch.cat(parts, self.axis)
+        if self.layer.bias is None:
+            return result
+        return result + (self.layer.bias if self.axis == -1 else self.layer.bias[:, None, None])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -262,7 +292,7 @@ def test_sd35_medium_of_full_size_on_meta() -> None:
             "pooled_projections": torch.empty(1, 2048),
             "timestep": torch.empty(1),
         }
-    assert _summary(find_segments(model, kwargs=inputs)) == (
+    assert _summary(model, find_segments(model, kwargs=inputs)) == (
         392,
         {(1536,) * 9: 13, (1536,) * 6: 34, (1536,) * 2: 2},
         {(64,) * 24: 60},
