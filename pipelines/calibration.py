@@ -9,20 +9,22 @@ import numpy as np
 import torch
 
 from pipelines.errors import PipelineError
-from pipelines.generate import StepCounter, bound_inputs, run_batches
+from pipelines.generate import PromptInputs, StepCounter, bound_inputs, run_batches
 from pipelines.samplers import draw_steps, normal_weights, rounding_loss
 from pipelines.samples import Sample, cut_sample
 from pipelines.sections import CalibrationConfig
+from pipelines.shared_inputs import shared_inputs
 
 
 class Recorder:
-    """A forward pre-hook that keeps the denoiser's inputs of the wanted (prompt, step) pairs.
+    """A forward pre-hook that keeps a module's inputs of the wanted (prompt, step) pairs.
 
-    `begin` must be told the prompt indices of a batch before the pipeline runs it.
+    `begin` must be told the prompt indices of a batch before the pipeline runs it. `shared` names inputs that have
+    no rows.
     """
 
-    def __init__(self, wanted: Sequence[frozenset[int]]) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Sequence[frozenset[int]], shared: frozenset[str] = frozenset()) -> None:
+        self.wanted, self.shared = wanted, shared
         self.samples: list[Sample] = []
         self._indices = range(0)
         self._counter = StepCounter()
@@ -40,7 +42,7 @@ class Recorder:
         self._done = step
         for item, prompt in enumerate(self._indices):
             if step in self.wanted[prompt]:
-                self.samples.append(cut_sample(inputs, item, len(self._indices), prompt, step))
+                self.samples.append(cut_sample(inputs, item, len(self._indices), prompt, step, self.shared))
 
 
 def capture(
@@ -55,12 +57,14 @@ def capture(
     batch_size: int,
     label: str,
     weights: np.ndarray | None = None,
+    inputs: PromptInputs | None = None,
+    module: torch.nn.Module | None = None,
 ) -> list[Sample]:
     """Sample the pipeline and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
 
     Args:
         pipeline: called with output_type "latent": nothing is decoded.
-        denoiser: the module of the pipeline whose inputs are kept.
+        denoiser: the module of the pipeline whose output is watched, and whose inputs are kept.
         prompts: calibration prompts.
         call: further arguments of the pipeline, `num_inference_steps` among them.
         steps_per_prompt: samples per prompt; None keeps every step.
@@ -69,6 +73,8 @@ def capture(
         batch_size: prompts at once.
         label: of the progress bar.
         weights: float64 [steps], how likely each step is to be drawn; None: all alike.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
+        module: another module whose inputs are kept, called at every step like the denoiser: a ControlNet.
 
     Returns:
         Samples in order of prompt, then step, on the CPU.
@@ -80,13 +86,15 @@ def capture(
         raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
     total = call["num_inference_steps"]
     wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
-    recorder = Recorder(wanted)
-    handle = denoiser.register_forward_pre_hook(recorder, with_kwargs=True)
+    recorded = denoiser if module is None else module
+    together = prompts[: min(batch_size, 2)]
+    recorder = Recorder(wanted, shared_inputs(pipeline, recorded, together, call, inputs))
+    handle = recorded.register_forward_pre_hook(recorder, with_kwargs=True)
     try:
         batches = run_batches(
             pipeline, denoiser, prompts, call,
             seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
-            on_batch=recorder.begin,
+            on_batch=recorder.begin, inputs=inputs,
         )  # fmt: skip
         for _ in batches:
             pass
@@ -106,6 +114,7 @@ def step_weights(
     batch_size: int,
     precision: str,
     device: str,
+    inputs: PromptInputs | None = None,
 ) -> np.ndarray | None:
     """How likely each step of the schedule is to be drawn; None where all are alike (uniform, all).
 
@@ -123,5 +132,6 @@ def step_weights(
     pilot = capture(
         pipeline, denoiser, prompts[: config.pilot], call,
         steps_per_prompt=None, seed=config.seed, stream=stream, batch_size=batch_size, label="calibrate (pilot)",
+        inputs=inputs,
     )  # fmt: skip
     return rounding_loss(denoiser, pilot, precision, total, batch_size=config.batch_size, device=device)

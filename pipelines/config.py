@@ -26,6 +26,7 @@ from pipelines.sections import (
 
 QUANTIZER_PACKAGES = ("segquant.presets", "pipelines.peers")
 DENOISER = "denoiser"
+TEXT_ENCODER = "text_encoder"
 ZOO = Path(__file__).resolve().parent / "zoo"
 
 
@@ -33,9 +34,9 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 class RunConfig:
     """One run: model, data, calibration, quantizer, precision, judgement.
 
-    `quantize` names the components that are quantized: denoiser, and text encoders by their attributes of the
-    pipeline (text_encoder, text_encoder_2 …). `encoders` changes settings of the quantizer for one of them:
-    {text_encoder: {seglinear: false}}.
+    `quantize` names the components that are quantized: denoiser, and text encoders and ControlNets by their
+    attributes of the pipeline (text_encoder, text_encoder_2 …, controlnet). `encoders` changes settings of the
+    quantizer for one of them: {text_encoder: {seglinear: false}}.
     """
 
     name: str = MISSING
@@ -106,21 +107,26 @@ class RunConfig:
                 f"quantize=[{','.join(self.quantize)}] must name the denoiser and every other component once, for "
                 "example quantize=[denoiser,text_encoder]"
             )
-        if self.text_encoders and (self.is_peer or self.preset_name == "plan"):
+        if self.other_components and (self.is_peer or self.preset_name == "plan"):
             raise PipelineError(
                 f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
                 "method of segquant.presets other than plan"
             )
         for name, settings in self.encoders.items():
             if name not in named or name == DENOISER:
-                raise PipelineError(f"encoders.{name} is no text encoder in quantize=[{','.join(named)}]; add it there")
+                raise PipelineError(f"encoders.{name} is no component in quantize=[{','.join(named)}]; add it there")
             if not isinstance(settings, dict):
                 raise PipelineError(f"encoders.{name}={settings!r} is no setting; give encoders.{name}.KEY=VALUE")
 
     @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """The text encoders that are quantized; none where nothing is."""
+    def other_components(self) -> tuple[str, ...]:
+        """The components beside the denoiser that are quantized; none where nothing is."""
         return () if self.is_float else tuple(name for name in self.quantize if name != DENOISER)
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The text encoders that are quantized."""
+        return tuple(name for name in self.other_components if TEXT_ENCODER in name)
 
     @property
     def quantizer_package(self) -> str:
@@ -224,6 +230,7 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
         del raw[key]
     for key in ("path", "repo", "revision", "variant", "device"):
         del raw["model"][key]
+    raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
     raw["model"]["fingerprint"] = model_fingerprint
     for section, keys in (
         (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
@@ -239,7 +246,7 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
     if not run.is_corrected:
         raw["correction"] = None
     del raw["quantize"], raw["encoders"]
-    if run.text_encoders:
-        raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.text_encoders}
+    if run.other_components:
+        raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.other_components}
     text = json.dumps(raw, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

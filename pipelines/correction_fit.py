@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import Tensor
 from pipelines.correction import Correction, StepFit, channel_mean, correct, fit_step
 from pipelines.correction_sampling import add_per_channel, corrected_step, latents_of, step_replaced, with_latents
 from pipelines.errors import PipelineError
-from pipelines.generate import bound_inputs, first_tensor, run_batches
+from pipelines.generate import PromptInputs, bound_inputs, first_tensor, run_batches
 from pipelines.sections import CorrectionConfig
+from pipelines.shared_inputs import shared_inputs
 
 TRAJECTORY = "of the quantized model, corrected at the steps before"
 
@@ -36,6 +37,7 @@ def fit_correction(
     seed: int,
     stream: int,
     batch_size: int,
+    inputs: PromptInputs | None = None,
 ) -> Correction:
     """Sample `prompts` with the quantized denoiser and fit its correction step by step.
 
@@ -49,6 +51,7 @@ def fit_correction(
         seed: of the latents, with `stream` and the prompt's index.
         stream: keeps calibration latents apart from those of evaluation.
         batch_size: prompts through the denoisers at once.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
 
     Raises:
         PipelineError: no prompts, or a pipeline that does not pass a weighted sum of the denoiser's outputs on.
@@ -60,20 +63,21 @@ def fit_correction(
     def sample(denoiser: torch.nn.Module, label: str) -> None:
         batches = run_batches(
             pipeline, denoiser, prompts, call, seed=seed, stream=stream, batch_size=len(prompts),
-            output_type="latent", label=label,
+            output_type="latent", label=label, inputs=inputs,
         )  # fmt: skip
         for _ in batches:
             pass
 
+    shared = shared_inputs(pipeline, exact, prompts, call, inputs)
     wants_means = config.method == "tac" and config.input_bias
     means = MeanLatents()
     if wants_means:
-        with in_parts(exact, batch_size, len(prompts)), step_replaced(pipeline.scheduler, means):
+        with in_parts(exact, batch_size, len(prompts), shared), step_replaced(pipeline.scheduler, means):
             sample(exact, "correct (unquantized)")
     fitter = Fitter(pipeline.scheduler, config, means.values if wants_means else None)
     setattr(pipeline, name, quantized)
     try:
-        paired = in_parts(quantized, batch_size, len(prompts), beside=exact, on_pair=fitter.pairs.append)
+        paired = in_parts(quantized, batch_size, len(prompts), shared, beside=exact, on_pair=fitter.pairs.append)
         with paired, step_replaced(pipeline.scheduler, fitter):
             sample(quantized, "correct")
     finally:
@@ -198,11 +202,13 @@ def in_parts(
     denoiser: torch.nn.Module,
     batch_size: int,
     prompts: int,
+    shared: Collection[str] = (),
     beside: torch.nn.Module | None = None,
     on_pair: Callable[[tuple[Tensor, Tensor]], None] | None = None,
 ) -> Iterator[None]:
     """Within the block the denoiser goes through its rows `batch_size` of `prompts` at a time.
 
+    `shared` names inputs that have no rows, see `shared_inputs`.
     With `beside`, that denoiser sees the same parts, and `on_pair` is given (output, output beside) of all rows.
     """
     forward = denoiser.forward
@@ -214,7 +220,7 @@ def in_parts(
         size = batch_size * max(1, total // prompts)
         outputs, others = [], []
         for start in range(0, total, size):
-            part = _cut(inputs, total, slice(start, start + size))
+            part = _cut(inputs, total, slice(start, start + size), shared)
             outputs.append(forward(**part))
             if beside is not None:
                 others.append(first_tensor(beside(**part)))
@@ -238,15 +244,18 @@ def _rows(value: Any) -> int:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(item)
 
 
-def _cut(value: Any, total: int, rows: slice) -> Any:
+def _cut(value: Any, total: int, rows: slice, shared: Collection[str], name: str = "") -> Any:
     if isinstance(value, Mapping):
-        return {key: _cut(item, total, rows) for key, item in value.items()}
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == total:
+        start = f"{name}/" if name else ""
+        return {key: _cut(item, total, rows, shared, f"{start}{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cut(item, total, rows, shared, f"{name}/[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == total and name not in shared:
         return value[rows]
     return value
 

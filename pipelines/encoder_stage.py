@@ -1,4 +1,4 @@
-"""The stage of quantized text encoders, of runs that ask for them: `quantize=[denoiser,text_encoder,…]`.
+"""The stage of quantized components beside the denoiser: `quantize=[denoiser,text_encoder,controlnet,…]`.
 
 It stands beside the denoiser's, which therefore is the same with and without it.
 """
@@ -11,59 +11,76 @@ from typing import TYPE_CHECKING
 
 from pipelines import measure
 from pipelines.cache import Stage, write_json
-from pipelines.context import Context
+from pipelines.calibrate_stage import STREAMS, CalibrateStage
 from pipelines.models import read_index
 
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.samples import Sample
     from segquant import Method
 
 ENCODER_MODULES = ("encoders", "generate", "models", "samples")
 RECORD = "encoders.json"
-STREAMS = {"calibration": 1, "held_out": 2}
 
 
-class EncoderStage(Context):
-    """Text encoders, quantized by the run's method at the run's precision."""
+class EncoderStage(CalibrateStage):
+    """Text encoders and ControlNets, quantized by the run's method at the run's precision."""
 
     @cached_property
     def encoder_methods(self) -> dict[str, Method]:
-        """The method of every text encoder that the run quantizes; bad names are refused here, before any work."""
-        if not self.config.text_encoders:
+        """The method of every component but the denoiser that the run quantizes; bad names are refused here."""
+        names = self.config.other_components
+        if not names:
             return {}
         from pipelines.encoders import check_encoders, encoder_method
 
-        check_encoders(read_index(self.directory), self.config.text_encoders)
-        return {name: encoder_method(self.config, name) for name in self.config.text_encoders}
+        parts = {name: [part.kind, part.kind] for name, part in self.config.model.parts.items()}
+        check_encoders({**read_index(self.directory), **parts}, names)
+        return {name: encoder_method(self.config, name) for name in names}
 
     def encoders(self) -> Stage:
-        """NAME/: each quantized text encoder; encoders.json: errors, and bytes of every component."""
+        """NAME/: each quantized component; encoders.json: errors, and bytes of every component."""
         sampling = self._sampling()
-        del sampling["seed"], sampling["batch_size"]  # text is encoded before, one prompt at a time
+        if self.config.other_components == self.config.text_encoders:
+            del sampling["seed"], sampling["batch_size"]  # text is encoded before, one prompt at a time
+        else:
+            sampling["calibrate"] = self.calibrate_depends()
         depends = {
             **sampling,
             "calibration": list(self.dataset.calibration),
             "held_out": list(self.dataset.held_out),
             "methods": {name: method.to_dict() for name, method in self.encoder_methods.items()},
             "calibration_batch_size": self.config.calibration.batch_size,
+            **self.control_depends(*STREAMS),
             "code": [measure.source_digest("segquant"), measure.modules_digest(*ENCODER_MODULES)],
         }
         return self._stage("encoders", depends, self._encoders)
 
+    def _inputs(self) -> dict[str, dict[str, list[Sample]]]:
+        """By split and component: what the pipeline calls it with."""
+        from pipelines.encoders import encoder_inputs
+
+        config = self.config
+        texts = [name for name in self.encoder_methods if name in config.text_encoders]
+        others = [name for name in self.encoder_methods if name not in texts]
+        weights = self.step_weights() if others else None
+        found: dict[str, dict[str, list[Sample]]] = {}
+        for split, stream in STREAMS.items():
+            found[split] = {name: self.captured(split, weights, name) for name in others}
+            if texts:
+                found[split] |= encoder_inputs(
+                    self.pipeline, self.denoiser, texts, getattr(self.dataset, split), config.model.call.arguments(),
+                    seed=config.calibration.seed, stream=stream, inputs=self.prompt_inputs(split),
+                )  # fmt: skip
+        return found
+
     def _encoders(self, folder: Path) -> None:
         import segquant
-        from pipelines.encoders import component_bytes, encoder_errors, encoder_inputs, quantize_encoder
+        from pipelines.encoders import component_bytes, encoder_errors, quantize_encoder
         from pipelines.samples import Batches
 
-        size, call = self.config.calibration.batch_size, self.config.model.call.arguments()
-        inputs = {
-            part: encoder_inputs(
-                self.pipeline, self.denoiser, list(self.encoder_methods), getattr(self.dataset, part), call,
-                seed=self.config.calibration.seed, stream=stream,
-            )
-            for part, stream in STREAMS.items()
-        }  # fmt: skip
+        size, inputs = self.config.calibration.batch_size, self._inputs()
         errors = {}
         for name, method in self.encoder_methods.items():
             encoder = self.pipeline.components[name]
@@ -75,7 +92,7 @@ class EncoderStage(Context):
         write_json(folder / RECORD, record)
 
     def quantized_encoders(self) -> dict[str, torch.nn.Module]:
-        """The quantized text encoders, read from their stage; none where the run quantizes none."""
+        """The quantized components but the denoiser, read from their stage; none where the run quantizes none."""
         if not self.encoder_methods:
             return {}
         from pipelines.encoders import load_encoder

@@ -1,7 +1,8 @@
-"""Quantized text encoders: what they are calibrated on, made, measured, stored, had again, and put in place.
+"""Quantized text encoders and ControlNets: calibrated on what, made, measured, stored, had again, put in place.
 
-An encoder is a component of the pipeline that runs before the denoiser. Its inputs are recorded from the pipeline
-itself, which is run up to its first denoiser call: token ids of prompts and negative prompts as it makes them.
+A text encoder runs before the denoiser. Its inputs are recorded from the pipeline itself, which is run up to its
+first denoiser call: token ids of prompts and negative prompts as it makes them. A ControlNet runs at every step, and
+its inputs are recorded as the denoiser's are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 
 import segquant
 from pipelines.errors import PipelineError, nearest, one_line
-from pipelines.generate import bound_inputs, prompt_seed
+from pipelines.generate import PromptInputs, bound_inputs, prompt_seed
 from pipelines.method import build_method, progress_bar
 from pipelines.samples import Batches, Sample, cut_sample
 from segquant import Method, QuantizationError, Segments
@@ -27,18 +28,22 @@ if TYPE_CHECKING:
     from pipelines.config import RunConfig
 
 
+ABLE = ("text_encoder", "controlnet")
+"""What names of components say that can be quantized beside the denoiser."""
+
+
 class _DenoiserReachedError(Exception):
     """The pipeline calls its denoiser: all text is encoded."""
 
 
 def check_encoders(index: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse names that are no text encoders of a pipeline, given its parsed model_index.json.
+    """Refuse names that are no text encoders or ControlNets of a pipeline, given its parsed model_index.json.
 
     Raises:
-        PipelineError: no such component, an empty one, or one that is no text encoder.
+        PipelineError: no such component, an empty one, or one of another kind.
     """
     components = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    able = [name for name, kind in components.items() if "text_encoder" in name and kind is not None]
+    able = [name for name, kind in components.items() if any(word in name for word in ABLE) and kind is not None]
     for name in names:
         pipeline = index["_class_name"]
         if name not in components:
@@ -48,15 +53,15 @@ def check_encoders(index: Mapping[str, Any], names: Sequence[str]) -> None:
             raise PipelineError(f"quantize names {name!r}, which is empty in this {pipeline}; take it out of quantize")
         if name not in able:
             raise PipelineError(
-                f"quantize names {name!r} ({components[name]}), which is no text encoder; here it takes "
-                + ", ".join(["denoiser", *able])
+                f"quantize names {name!r} ({components[name]}), which is neither text encoder nor ControlNet; here it "
+                f"takes {', '.join(['denoiser', *able])}"
             )
 
 
 def encoder_method(config: RunConfig, name: str) -> Method:
-    """The run's method for one encoder: the same precision and settings, changed by `encoders.NAME`.
+    """The run's method for one component: the same precision and settings, changed by `encoders.NAME`.
 
-    `skip` and `overrides` name layers of the denoiser, so an encoder starts without any.
+    `skip` and `overrides` name layers of the denoiser, so another component starts without any.
 
     Raises:
         PipelineError: a setting that the quantizer does not take.
@@ -66,8 +71,12 @@ def encoder_method(config: RunConfig, name: str) -> Method:
     try:
         method = build_method(dataclasses.replace(config, quantizer={**quantizer, **changes}))
     except PipelineError as error:
-        raise PipelineError(f"text encoder {name!r}: {error}") from error
+        raise PipelineError(f"{_kind(name)} {name!r}: {error}") from error
     return method
+
+
+def _kind(name: str) -> str:
+    return "ControlNet" if "controlnet" in name else "text encoder"
 
 
 class _Recorder:
@@ -108,6 +117,7 @@ def encoder_inputs(
     *,
     seed: int,
     stream: int,
+    inputs: PromptInputs | None = None,
 ) -> dict[str, list[Sample]]:
     """What the pipeline gives its text encoders for `prompts`, one prompt at a time, without any denoising.
 
@@ -119,6 +129,7 @@ def encoder_inputs(
         call: further arguments of the pipeline.
         seed: of the latents, with `stream`; nothing recorded depends on them.
         stream: see `generate.prompt_seed`.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
 
     Returns:
         by encoder, the inputs of each call of each prompt (`Sample.step` counts a prompt's calls), on the CPU.
@@ -138,7 +149,8 @@ def encoder_inputs(
         for index, prompt in enumerate(prompts):
             for recorder in recorders.values():
                 recorder.begin(index)
-            _encode(pipeline, prompt, call, prompt_seed(seed, index, stream))
+            own = inputs(range(index, index + 1)) if inputs is not None else {}
+            _encode(pipeline, prompt, {**call, **own}, prompt_seed(seed, index, stream))
     finally:
         for handle in handles:
             handle.remove()
@@ -159,10 +171,10 @@ def _encode(pipeline: Any, prompt: str, call: Mapping[str, Any], seed: int) -> N
 
 
 def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Batches) -> nn.Module:
-    """A quantized copy of a text encoder.
+    """A quantized copy of a text encoder or ControlNet.
 
     Raises:
-        PipelineError: the graph cannot be read, or the method cannot do it; the sentence names the encoder.
+        PipelineError: the graph cannot be read, or the method cannot do it; the sentence names the component.
     """
     segments = _segments(name, encoder, method, batches)
     try:
@@ -170,7 +182,7 @@ def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Bat
             return segquant.quantize_(copy.deepcopy(encoder), method, batches, segments, progress=progress)
     except QuantizationError as error:
         raise PipelineError(
-            f"text encoder {name!r}: {one_line(error)} (settings of this encoder alone: +encoders.{name}.KEY=VALUE)"
+            f"{_kind(name)} {name!r}: {one_line(error)} (settings of it alone: +encoders.{name}.KEY=VALUE)"
         ) from error
 
 
@@ -183,7 +195,7 @@ def _segments(name: str, encoder: nn.Module, method: Method, batches: Batches) -
     except QuantizationError as error:
         off = f"+encoders.{name}.seglinear=false +encoders.{name}.dualscale=false"
         raise PipelineError(
-            f"the graph of text encoder {name!r} cannot be read ({one_line(error)}); quantize it without: {off}"
+            f"the graph of {_kind(name)} {name!r} cannot be read ({one_line(error)}); quantize it without: {off}"
         ) from error
 
 

@@ -19,6 +19,9 @@ from pipelines.errors import PipelineError
 
 log = logging.getLogger(__name__)
 
+PromptInputs = Callable[[range], Mapping[str, Any]]
+"""From prompt indices to further arguments of the pipeline's call, one item per prompt."""
+
 
 def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
     """The latent seed of prompt `index`: a hash of (seed, stream, index), so that neighbours share nothing.
@@ -103,12 +106,16 @@ def run_batches(
     output_type: str,
     label: str,
     on_batch: Callable[[range], None] | None = None,
+    inputs: PromptInputs | None = None,
 ) -> Iterator[tuple[range, Any]]:
     """Call the pipeline on `batch_size` prompts at a time and yield (prompt indices, images).
 
-    `on_batch` is told the prompt indices before each call. Latents are drawn on the CPU, one generator per
-    prompt, so they depend neither on the batch nor on the device. The progress bar shows on terminals only.
+    `on_batch` is told the prompt indices before each call; `inputs` gives further arguments of their call. Latents
+    are drawn on the CPU, one generator per prompt, so they depend neither on the batch nor on the device. What a
+    pipeline draws besides (the latents of a control picture) comes from a global generator, seeded for each batch.
+    The progress bar shows on terminals only.
     """
+    devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
     with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
         for start in range(0, len(prompts), batch_size):
             indices = range(start, min(start + batch_size, len(prompts)))
@@ -116,8 +123,10 @@ def run_batches(
             generators = [torch.Generator("cpu").manual_seed(prompt_seed(seed, i, stream)) for i in indices]
             if on_batch is not None:
                 on_batch(indices)
-            with finite_output(denoiser, call["num_inference_steps"], batch):
-                result = pipeline(prompt=batch, generator=generators, output_type=output_type, **call)
+            own = inputs(indices) if inputs is not None else {}
+            with finite_output(denoiser, call["num_inference_steps"], batch), torch.random.fork_rng(devices):
+                torch.manual_seed(prompt_seed(seed, start, stream))
+                result = pipeline(prompt=batch, generator=generators, output_type=output_type, **own, **call)
             yield indices, result.images
             bar.update(len(indices))
 
@@ -132,6 +141,7 @@ def generate_images(
     seed: int,
     batch_size: int,
     label: str = "generate",
+    inputs: PromptInputs | None = None,
 ) -> None:
     """Write 00000.png … in prompt order and manifest.json into the new folder `output`.
 
@@ -144,6 +154,7 @@ def generate_images(
         seed: of the latents, together with the index of the prompt.
         batch_size: prompts at once; part of what a picture's last bits depend on.
         label: of the progress bar.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
 
     Raises:
         PipelineError: there are no prompts, or NaN in the denoiser's output or in a decoded picture.
@@ -153,7 +164,7 @@ def generate_images(
     output.mkdir(parents=True)
     batches = run_batches(
         pipeline, denoiser, prompts, call,
-        seed=seed, stream=0, batch_size=batch_size, output_type="np", label=label,
+        seed=seed, stream=0, batch_size=batch_size, output_type="np", label=label, inputs=inputs,
     )  # fmt: skip
     for indices, pictures in batches:
         for index, picture in zip(indices, pictures, strict=True):

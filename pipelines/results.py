@@ -67,11 +67,11 @@ def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def component_records(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-    """By component of the pipeline: bytes before and after, and the errors of quantized text encoders.
+    """By component of the pipeline: bytes before and after, and the errors of quantized ones but the denoiser.
 
-    The denoiser's errors have their own place. Empty for runs that quantize no text encoder.
+    The denoiser's errors have their own place. Empty for runs that quantize the denoiser alone.
     """
-    if not benchmark.config.text_encoders:
+    if not benchmark.config.other_components:
         return {}
     found = read_json(benchmark.encoders().path / ENCODERS)
     records = {name: {"weight_bytes": size, "weight_bytes_float": size} for name, size in found["weight_bytes"].items()}

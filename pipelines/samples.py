@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class Sample:
     Attributes:
         prompt: index of the prompt.
         step: 0-based step of the schedule.
-        rows: inputs with one row per batch item, cut to this prompt's rows, by flattened name "a/b".
+        rows: inputs with one row per batch item, cut to this prompt's rows, by flattened name "a/b", in lists "a/[0]".
         shared: tensors without a batch axis.
         constants: everything else, JSON types only.
     """
@@ -40,6 +40,9 @@ def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flatten(item, f"{name}/{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{name}/[{index}]")
     elif isinstance(value, (torch.Tensor, *_PLAIN)):
         yield name, value
     else:
@@ -54,34 +57,54 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             target = target.setdefault(parent, {})
         target[leaf] = value
-    return nested
+    return {name: _relist(value) for name, value in nested.items()}
 
 
-def cut_sample(inputs: Mapping[str, Any], item: int, batch: int, prompt: int, step: int) -> Sample:
+def _relist(value: Any) -> Any:
+    """Lists where `_flatten` found lists or tuples."""
+    if not isinstance(value, dict):
+        return value
+    items = {key: _relist(item) for key, item in value.items()}
+    return list(items.values()) if all(key.startswith("[") for key in items) else items
+
+
+def flat_tensors(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors among a module's inputs, by flattened name, detached and on the CPU.
+
+    Raises:
+        PipelineError: an input is of a type that cannot be stored.
+    """
+    flat = _flatten(inputs, "")
+    return {name: value.detach().cpu() for name, value in flat if isinstance(value, torch.Tensor)}
+
+
+def cut_sample(
+    inputs: Mapping[str, Any], item: int, batch: int, prompt: int, step: int, shared: Collection[str] = ()
+) -> Sample:
     """The rows of item `item` out of a denoiser call on `batch` prompts.
 
     Guidance stacks the prompts twice along the rows, so an item's rows lie `batch` apart. The first tensor
     with more than one axis (the latents) says how many rows there are. A 0-dimensional `timestep` is spread
-    over the rows, which is what denoisers do with it.
+    over the rows, which is what denoisers do with it. Inputs named in `shared` have no rows, although their first
+    axis may be as long by chance (FLUX's 16 positions and 16 prompts).
 
     Raises:
         PipelineError: the rows are no multiple of `batch`, or an input is of a type that cannot be stored.
     """
-    flat = dict(_flatten(inputs, ""))
-    tensors = {name: value.detach().cpu() for name, value in flat.items() if isinstance(value, torch.Tensor)}
+    tensors = flat_tensors(inputs)
     total = next(value.shape[0] for value in tensors.values() if value.ndim > 1)
     if total % batch:
         raise PipelineError(f"the denoiser was called on {total} rows for {batch} prompts; set model.batch_size=1")
     if "timestep" in tensors and tensors["timestep"].ndim == 0:
         tensors["timestep"] = tensors["timestep"].expand(total)
-    rows, shared = {}, {}
+    rows, whole = {}, {}
     for name, value in tensors.items():
-        if value.ndim and value.shape[0] == total:
+        if value.ndim and value.shape[0] == total and name not in shared:
             rows[name] = value[item::batch].clone()
         else:
-            shared[name] = value.clone()
-    constants = {name: value for name, value in flat.items() if not isinstance(value, torch.Tensor)}
-    return Sample(prompt, step, rows, shared, constants)
+            whole[name] = value.clone()
+    constants = {name: value for name, value in _flatten(inputs, "") if not isinstance(value, torch.Tensor)}
+    return Sample(prompt, step, rows, whole, constants)
 
 
 def save_samples(samples: Sequence[Sample], folder: Path) -> None:

@@ -72,7 +72,8 @@ class ModelConfig:
     embeddings "cached" every prompt is encoded once, before the denoiser is loaded, and the text encoders are
     released. `offload` says what waits in main memory while it is not used: whole components, or, of the denoiser,
     single blocks, whose weights are read from disk whenever they run. `convolutions`: its nn.Conv2d are quantized
-    like its linears; true of UNets, which are largely made of them.
+    like its linears; true of UNets, which are largely made of them. `control` says what the control pictures of a
+    ControlNet are made of the real ones: canny.
     """
 
     name: str = MISSING
@@ -91,6 +92,7 @@ class ModelConfig:
     embeddings: str = "live"
     offload: str = "none"
     convolutions: bool = False
+    control: str | None = None
     call: CallConfig = MISSING
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class ModelConfig:
                 f"model {self.name!r} names no weights; set model.path=DIRECTORY or model.repo=OWNER/NAME"
             )
         one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.embeddings", self.embeddings, EMBEDDINGS)
+        one_of("model.offload", self.offload, OFFLOADS)
         at_least("model.batch_size", self.batch_size, 1)
 
 

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipelines import measure, samplers
+from pipelines import measure
 from pipelines.cache import Stage, write_json
-from pipelines.encoder_stage import STREAMS, EncoderStage
+from pipelines.calibrate_stage import STREAMS
+from pipelines.encoder_stage import EncoderStage
 from pipelines.method import check_metrics
 from pipelines.picture_stage import PictureStage
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from segquant import Method
 
 GENERATE_MODULES = ("generate", "models")
-CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples")
-CORRECT_MODULES = ("correction", "correction_sampling", "correction_fit", "sections")
+CORRECT_MODULES = ("correction", "correction_sampling", "correction_fit", "sections", "samples", "shared_inputs")
 
 
 class Benchmark(EncoderStage, PictureStage):
@@ -32,6 +32,7 @@ class Benchmark(EncoderStage, PictureStage):
         depends = {
             **self._sampling(),
             "prompts": list(self.dataset.evaluation),
+            **self.control_depends("evaluation"),
             "code": measure.modules_digest(*GENERATE_MODULES),
         }
         return self._stage("reference", depends, self._reference)
@@ -48,63 +49,8 @@ class Benchmark(EncoderStage, PictureStage):
         model = self.config.model
         generate_images(
             pipeline, denoiser, self.dataset.evaluation, folder, model.call.arguments(),
-            seed=self.config.seed, batch_size=model.batch_size, label=label,
+            seed=self.config.seed, batch_size=model.batch_size, label=label, inputs=self.prompt_inputs("evaluation"),
         )  # fmt: skip
-
-    def calibrate(self) -> Stage:
-        """calibration/ and held_out/: denoiser inputs; steps.json: how likely each step was to be drawn."""
-        calibration = self.config.calibration
-        depends = {
-            **self._sampling(),
-            "calibration": list(self.dataset.calibration),
-            "held_out": list(self.dataset.held_out),
-            "steps_per_prompt": calibration.steps_per_prompt,
-            "seed": calibration.seed,
-            "sampler": samplers.depends(calibration, self.config.precision.name),
-            "code": measure.modules_digest(*CALIBRATE_MODULES),
-        }
-        return self._stage("calibrate", depends, self._calibrate)
-
-    def _calibrate(self, folder: Path) -> None:
-        from pipelines.calibration import capture, step_weights
-        from pipelines.samples import save_samples
-
-        model, calibration = self.config.model, self.config.calibration
-        call, weights = model.call.arguments(), {}
-        weights["calibration"] = step_weights(
-            calibration, self.pipeline, self.denoiser, self.dataset.calibration, call,
-            stream=STREAMS["calibration"], batch_size=model.batch_size, precision=self.config.precision.name,
-            device=self.device,
-        )  # fmt: skip
-        for name, prompts in (("calibration", self.dataset.calibration), ("held_out", self.dataset.held_out)):
-            samples = capture(
-                self.pipeline, self.denoiser, prompts, call,
-                steps_per_prompt=calibration.steps_per_prompt, seed=calibration.seed, stream=STREAMS[name],
-                batch_size=model.batch_size, label=f"calibrate ({name})", weights=weights.get(name),
-            )  # fmt: skip
-            save_samples(samples, folder / name)
-        steps = samplers.describe(calibration, weights["calibration"], model.call.num_inference_steps)
-        write_json(folder / "steps.json", steps)
-
-    def statistics(self) -> Stage:
-        """statistics.json: where the graph cuts the denoiser's linears, and the signs of what activations give them."""
-        depends = {
-            "calibrate": self.calibrate().key,
-            "batch_size": self.config.calibration.batch_size,
-            "code": [measure.modules_digest("polarity", "samples"), measure.source_digest("segquant")],
-        }
-        return self._stage("statistics", depends, self._statistics)
-
-    def _statistics(self, folder: Path) -> None:
-        from pipelines.polarity import graph_record, polarity
-        from pipelines.samples import Batches, load_samples
-        from segquant import find_segments
-
-        samples = load_samples(self.calibrate().path / "calibration")
-        batches = Batches(samples, self.config.calibration.batch_size, self.device)
-        segments = find_segments(self.denoiser, (), next(iter(batches)))
-        record = {"segments": graph_record(segments), "polarity": polarity(self.denoiser, segments, batches)}
-        write_json(folder / "statistics.json", record)
 
     def quantize(self) -> Stage:
         """denoiser/: the quantized denoiser (peer.json: what another tool made); plan.json of `auto`; errors.json."""
@@ -177,9 +123,10 @@ class Benchmark(EncoderStage, PictureStage):
             "correction": asdict(self.config.correction),
             "calibration": list(self.dataset.calibration),
             "calibration_seed": self.config.calibration.seed,
+            **self.control_depends("calibration"),
             "code": measure.modules_digest(*GENERATE_MODULES, *CORRECT_MODULES),
         }
-        if self.config.text_encoders:
+        if self.config.other_components:
             depends["encoders"] = self.encoders().key
         return self._stage("correct", depends, self._correct)
 
@@ -194,6 +141,7 @@ class Benchmark(EncoderStage, PictureStage):
                 self.pipeline, self.denoiser_name, self.quantized_denoiser(),
                 self.dataset.calibration[: config.prompts], model.call.arguments(), config,
                 seed=self.config.calibration.seed, stream=STREAMS["calibration"], batch_size=model.batch_size,
+                inputs=self.prompt_inputs("calibration"),
             )  # fmt: skip
         save_correction(correction, folder)
 
@@ -205,11 +153,12 @@ class Benchmark(EncoderStage, PictureStage):
             **self._sampling(),
             "quantize": self.quantize().key,
             "prompts": list(self.dataset.evaluation),
+            **self.control_depends("evaluation"),
             "code": measure.modules_digest(*GENERATE_MODULES),
         }
         if self.config.is_corrected:
             depends["correct"] = self.correct().key
-        if self.config.text_encoders:
+        if self.config.other_components:
             depends["encoders"] = self.encoders().key
         return self._stage("generate", depends, self._generate_quantized)
 
@@ -274,7 +223,7 @@ class Benchmark(EncoderStage, PictureStage):
             self.calibrate()
             self.statistics()
             self.quantize()
-        if self.config.text_encoders:
+        if self.config.other_components:
             self.encoders()
         if self.config.is_corrected:
             self.correct()

@@ -143,7 +143,7 @@ def test_components_are_put_back_after_an_error(pipeline) -> None:
     [
         ("text_encoder_4", "StableDiffusion3Pipeline does not have; did you mean 'text_encoder"),
         ("text_encoder_3", "is empty in this StableDiffusion3Pipeline"),
-        ("vae", "no text encoder; here it takes denoiser, text_encoder, text_encoder_2"),
+        ("vae", "neither text encoder nor ControlNet; here it takes denoiser, text_encoder, text_encoder_2"),
         ("_class_name", "does not have"),
     ],
 )
@@ -161,7 +161,7 @@ def test_names_that_are_no_text_encoders(tiny: Tiny, name: str, words: str) -> N
         (["quantize=[denoiser,text_encoder,text_encoder]"], "every other component once"),
         ([BOTH, "quantizer=torchao_int8_dynamic", "precision=w8a8_dynamic"], "quantizes the denoiser alone"),
         ([BOTH, "quantizer=plan"], "quantizes the denoiser alone"),
-        (["+encoders.text_encoder.seglinear=false"], "encoders.text_encoder is no text encoder in"),
+        (["+encoders.text_encoder.seglinear=false"], "encoders.text_encoder is no component in"),
         ([BOTH, "+encoders.text_encoder=3"], "encoders.text_encoder=3 is no setting"),
     ],
 )

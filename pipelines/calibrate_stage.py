@@ -1,0 +1,99 @@
+"""The stages that look at the unquantized denoiser: its inputs, its graph, the signs of what activations give it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import measure, samplers
+from pipelines.cache import Stage, write_json
+from pipelines.control_stage import Controlled
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.samples import Sample
+
+CALIBRATE_MODULES = ("generate", "models", "calibration", "samplers", "samples", "shared_inputs")
+STREAMS = {"calibration": 1, "held_out": 2}
+
+
+class CalibrateStage(Controlled):
+    """Denoiser inputs, and what they show."""
+
+    def calibrate(self) -> Stage:
+        """calibration/ and held_out/: denoiser inputs; steps.json: how likely each step was to be drawn."""
+        depends = {
+            **self._sampling(),
+            "calibration": list(self.dataset.calibration),
+            "held_out": list(self.dataset.held_out),
+            **self.control_depends(*STREAMS),
+            **self.calibrate_depends(),
+        }
+        return self._stage("calibrate", depends, self._calibrate)
+
+    def calibrate_depends(self) -> dict[str, Any]:
+        """What inputs that are captured while sampling depend on, besides prompts, pipeline and call."""
+        calibration = self.config.calibration
+        return {
+            "steps_per_prompt": calibration.steps_per_prompt,
+            "seed": calibration.seed,
+            "sampler": samplers.depends(calibration, self.config.precision.name),
+            "code": measure.modules_digest(*CALIBRATE_MODULES),
+        }
+
+    def _calibrate(self, folder: Path) -> None:
+        from pipelines.samples import save_samples
+
+        weights = self.step_weights()
+        for split in STREAMS:
+            save_samples(self.captured(split, weights), folder / split)
+        steps = samplers.describe(self.config.calibration, weights, self.config.model.call.num_inference_steps)
+        write_json(folder / "steps.json", steps)
+
+    def step_weights(self) -> np.ndarray | None:
+        """How likely each step is to be drawn for calibration, see `calibration.step_weights`."""
+        from pipelines.calibration import step_weights
+
+        model = self.config.model
+        return step_weights(
+            self.config.calibration, self.pipeline, self.denoiser, self.dataset.calibration, model.call.arguments(),
+            stream=STREAMS["calibration"], batch_size=model.batch_size, precision=self.config.precision.name,
+            device=self.device, inputs=self.prompt_inputs("calibration"),
+        )  # fmt: skip
+
+    def captured(self, split: str, weights: np.ndarray | None, component: str | None = None) -> list[Sample]:
+        """Inputs of the denoiser, or of another component that runs at every step, for the prompts of a split.
+
+        Held-out prompts always have uniform steps, so that samplers can be compared.
+        """
+        from pipelines.calibration import capture
+
+        model, calibration = self.config.model, self.config.calibration
+        return capture(
+            self.pipeline, self.denoiser, getattr(self.dataset, split), model.call.arguments(),
+            steps_per_prompt=calibration.steps_per_prompt, seed=calibration.seed, stream=STREAMS[split],
+            batch_size=model.batch_size, label=f"calibrate ({component or 'denoiser'}, {split})",
+            weights=weights if split == "calibration" else None, inputs=self.prompt_inputs(split),
+            module=None if component is None else self.pipeline.components[component],
+        )  # fmt: skip
+
+    def statistics(self) -> Stage:
+        """statistics.json: where the graph cuts the denoiser's linears, and the signs of what activations give them."""
+        depends = {
+            "calibrate": self.calibrate().key,
+            "batch_size": self.config.calibration.batch_size,
+            "code": [measure.modules_digest("polarity", "samples"), measure.source_digest("segquant")],
+        }
+        return self._stage("statistics", depends, self._statistics)
+
+    def _statistics(self, folder: Path) -> None:
+        from pipelines.polarity import graph_record, polarity
+        from pipelines.samples import Batches, load_samples
+        from segquant import find_segments
+
+        samples = load_samples(self.calibrate().path / "calibration")
+        batches = Batches(samples, self.config.calibration.batch_size, self.device)
+        segments = find_segments(self.denoiser, (), next(iter(batches)))
+        record = {"segments": graph_record(segments), "polarity": polarity(self.denoiser, segments, batches)}
+        write_json(folder / "statistics.json", record)
