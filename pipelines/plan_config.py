@@ -35,7 +35,7 @@ class PlanModel(ModelConfig):
     dtype: str = "bfloat16"
     architecture: str | None = None
     target: str | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
+    inputs: Any = None
 
     def __post_init__(self) -> None:
         """A plan needs no weights; `compose_plan` checks what it needs."""
@@ -89,13 +89,11 @@ def _check(config: DictConfig) -> None:
     from segquant import PRECISIONS
 
     model = config.model
-    if OmegaConf.is_missing(model, "path"):
-        raise PipelineError("no value for model.path; add model.path=DIRECTORY to the command line")
     keys = ("path", "repo", "architecture", "target")
     named = [f"model.{key}={model[key]}" for key in keys if model[key] is not None]
     if not named:
         raise PipelineError(
-            f"no model is named; give model=NAME ({', '.join(model_names())}), model.path=DIRECTORY, "
+            f"there is no model to plan; give model=NAME ({', '.join(model_names())}), model.path=DIRECTORY, "
             "model.repo=OWNER/NAME or model.target=MODULE:FUNCTION"
         )
     if len(named) > 1 and set(named) != {f"model.path={model.path}", f"model.repo={model.repo}"}:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from pipelines.errors import one_line
 from segquant import Segments
@@ -153,11 +154,12 @@ def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] |
         layer.register_forward_hook(counting(name, -1 if kind == LINEAR else -3))
         for name, (layer, kind) in layers.items()
     ]
-    real = any(parameter.device.type != "meta" for parameter in module.parameters())
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if real else nullcontext()
+    devices = (parameter.device for parameter in module.parameters())
+    device = next((device for device in devices if device.type != "meta"), torch.device("meta"))
+    mode = nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with torch.no_grad(), mode:
-            module(**inputs)
+            module(**tree_map_only(torch.Tensor, lambda tensor: torch.empty_like(tensor, device=device), dict(inputs)))
     except Exception as error:  # whatever a forward raises that asks tensors for their numbers
         log.warning(
             "operations are not counted: %s does not run on tensors without numbers (%s: %s)",

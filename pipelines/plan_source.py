@@ -61,10 +61,11 @@ def sources(config: DictConfig) -> list[Source]:
 
 def _given_inputs(model: DictConfig) -> dict[str, Any] | None:
     """The arguments that `model.inputs` describes, a bare list of numbers being a shape; None without any."""
-    if not model.inputs:
+    if model.inputs is None:
         return None
-    given = OmegaConf.to_container(model.inputs)
-    assert isinstance(given, dict)
+    given = OmegaConf.to_container(model.inputs) if isinstance(model.inputs, DictConfig) else model.inputs
+    if not isinstance(given, dict):
+        raise PipelineError(f"model.inputs={given} names no arguments; give {{ARGUMENT: SHAPE, …}}")
     shapes = {
         key: {"shape": value} if isinstance(value, list) and all(isinstance(size, int) for size in value) else value
         for key, value in given.items()

@@ -11,6 +11,7 @@ from pipelines.plan_sizes import ComponentPlan, DualKind, Estimate
 from segquant import PRECISIONS, QuantSpec
 
 NAMES_SHOWN = 2
+NAMES_WIDTH = 80
 SIZES_SHOWN = 4
 _WORDS = {LINEAR: "linear", CONV: "convolution"}
 _SIDES = {"output": "output cut", "input": "input cut", "none": "not cut"}
@@ -78,8 +79,9 @@ def pieces(sizes: Sequence[int]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    """The first names, at least one, and how many more there are."""
+    shown = names[:1] if len(", ".join(names[:NAMES_SHOWN])) > NAMES_WIDTH else names[:NAMES_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _head(plan: ComponentPlan) -> str:
