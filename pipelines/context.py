@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOADING_MODULES = ("models", "model_files", "class_prompts", "assemble", "embeddings", "offload")
+
 
 @dataclass
 class Context:
@@ -72,14 +74,13 @@ class Context:
         sampling = self._sampling()
         del sampling["seed"], sampling["batch_size"]
         prompts = [*dataset.evaluation, *dataset.calibration, *dataset.held_out]
-        code = measure.modules_digest("embeddings", "models", "assemble")
 
         def write(folder: Path) -> None:
             from pipelines.assemble import write_embeddings
 
             write_embeddings(model, self.directory, prompts, folder)
 
-        return self._stage("embeddings", {**sampling, "prompts": prompts, "code": code}, write)
+        return self._stage("embeddings", {**sampling, "prompts": prompts}, write)
 
     @cached_property
     def denoiser_name(self) -> str:
@@ -109,6 +110,7 @@ class Context:
         }
         return {
             **{key: value for key, value in other.items() if value},
+            "loading": measure.modules_digest(*LOADING_MODULES),
             "model": self.fingerprint,
             "dtype": model.dtype,
             "denoiser": model.denoiser,

@@ -60,13 +60,14 @@ def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
         PipelineError: a weight is missing or of another shape, or the denoiser has no blocks.
     """
     kind, folder = denoiser_class(config, directory)
-    dtype = getattr(torch, config.dtype)
+    dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
     model = empty_module(kind, folder, dtype)
     try:
         weights = FileWeights(weight_files(folder, config.variant))
+        weights.check(name for name, _ in model.named_parameters())
         _fill_buffers(model, weights, dtype)
         _keep_precise(model)
-        return Offloaded(model, weights, resolve_device(config.device))
+        return Offloaded(model, weights, device)
     except QuantizationError as error:
         raise PipelineError(f"{folder} cannot be offloaded: {one_line(error)}; set model.offload=none") from error
 

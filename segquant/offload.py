@@ -7,16 +7,22 @@ stays in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
 
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+"""Names of dtypes in safetensors files, and torch's."""
 Weights = Callable[[Collection[str]], dict[str, Tensor]]
 """Gives the parameters and buffers of these names, on any device, in any dtype."""
 
@@ -37,39 +43,68 @@ def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]
 
 
 class FileWeights:
-    """The tensors of safetensors files, read by name; nothing stays mapped between readings.
+    """The tensors of safetensors files, read by name into main memory; files are never mapped, nor read as a whole.
 
     Args:
         files: with names that no two of them share.
 
     Raises:
-        QuantizationError: no files.
+        QuantizationError: no files, or one that is no safetensors file.
     """
 
     def __init__(self, files: Collection[Path]) -> None:
         if not files:
             raise QuantizationError("there are no safetensors files to read weights from; give at least one")
-        self._places: dict[str, Path] = {}
+        self._places: dict[str, tuple[Path, int, torch.dtype, tuple[int, ...]]] = {}
         for path in files:
-            with safe_open(path, framework="pt") as file:
-                self._places.update((name, path) for name in file.keys())  # noqa: SIM118 - safe_open is no mapping
+            self._places.update((entry[0], (path, *entry[1:])) for entry in _entries(path))
 
-    def __call__(self, names: Collection[str]) -> dict[str, Tensor]:
+    def check(self, names: Iterable[str]) -> None:
+        """Raise QuantizationError if a tensor is in none of the files."""
         missing = [name for name in names if name not in self._places]
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            raise QuantizationError(
-                f"the weight files lack {missing[0]}{more}; give those of this very architecture"
-            )
+            raise QuantizationError(f"the weight files lack {missing[0]}{more}; give those of this very architecture")
+
+    def __call__(self, names: Collection[str]) -> dict[str, Tensor]:
+        self.check(names)
         found: dict[str, Tensor] = {}
-        for path in dict.fromkeys(self._places[name] for name in names):
-            with safe_open(path, framework="pt") as file:
-                here = (name for name in names if self._places[name] == path)
-                found.update((name, file.get_tensor(name).clone()) for name in here)
+        for path in dict.fromkeys(self._places[name][0] for name in names):
+            with path.open("rb", buffering=0) as file:
+                for name in names:
+                    place, start, dtype, shape = self._places[name]
+                    if place == path:
+                        found[name] = _read(file, start, dtype, shape)
         return found
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
+
+
+def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...]]]:
+    """Name, place in the file, dtype and shape of every tensor, from the file's header."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < path.stat().st_size else None
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start = 8 + length + entry["data_offsets"][0]
+                yield name, start, getattr(torch, DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise QuantizationError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+
+
+def _read(file: FileIO, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype)
+    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    file.seek(start)
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise QuantizationError(f"{file.name} ends too early; fetch it again")
+        left = left[count:]
+    return tensor
 
 
 class Offloaded:

@@ -66,7 +66,8 @@ def quantize_offloaded_(
     layers = targets(model, method)
     if not layers and method.scheme.weight is None:
         return model
-    methods = layer_methods(layers, method)
+    methods, names = layer_methods(layers, method), list(layers)
+    del layers  # or float layers stayed in memory after they are replaced
     batches = list(batches)
     _check(method, methods, batches)
     if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
@@ -78,7 +79,7 @@ def quantize_offloaded_(
     run = _Run(offloaded, method, methods, dict(segments or {}), progress, memory_limit, torch.device(park))
     run.through(batches, origins)
     run.rest()
-    found = {name: run.cuts[name] for name in layers if name in run.cuts}
+    found = {name: run.cuts[name] for name in names if name in run.cuts}
     setattr(model, RECORD, {"method": method.to_dict(), "segments": found, "passes": run.passes})
     return model
 
@@ -155,10 +156,12 @@ class _Run:
         inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
         handles = []
         layers = quantizable(self.offloaded.model, self.method.convolutions)
-        self._outside = [name for name, layer in layers.items() if id(layer) not in inside]
+        layers = {name: layer for name, layer in layers.items() if id(layer) not in inside}  # no hold on the others
+        self._outside = list(layers)
         if any(entry.needs_data for entry in self.methods.values()):
-            for name in (name for name in self._outside if name in self.methods):
-                layer = layers[name]
+            for name, layer in layers.items():
+                if name not in self.methods:
+                    continue
                 watch = self._watches[name] = Watch({name: width_of(layer)}, False, 512, self.method.seed)
                 if self.methods[name].needs_salience:
                     watch.add_salience({name: layer})

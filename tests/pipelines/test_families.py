@@ -20,6 +20,7 @@ from tests.pipelines.conftest import compose_config
 from tests.tiny_families import BUILDERS, CONTROLNETS, tiny_family
 
 DATASET = ["dataset=tiny", "dataset.archive=somewhere"]
+SHARED_NOISE = ("sd3_canny", "dit_xl_2")  # control latents, and the noise of DDPM, come from the global generator
 PROMPTS = ["red circle", "a blue ring"]
 
 
@@ -31,7 +32,6 @@ def pictures(pipeline: Any, config: ModelConfig, prompts: list[str], batch_size:
     call = config.call.arguments()
     if "controlnet" in pipeline.components:
         call["control_image"] = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32).expand(batch_size, -1, -1, -1)
-    torch.manual_seed(0)  # the SD3 ControlNet pipeline draws its control latents from the global generator
     batches = run_batches(
         pipeline, pipeline.components[denoiser_name(pipeline, config.denoiser)], prompts, call,
         seed=0, stream=0, batch_size=batch_size, output_type="np", label="test",
@@ -57,7 +57,7 @@ def test_a_family_samples_with_embeddings_computed_beforehand(name: str, tmp_pat
     assert ("controlnet" in pipeline.components) == (name in CONTROLNETS)
     if config.scheduler:
         assert type(pipeline.scheduler).__name__ == config.scheduler
-    whole = pictures(assemble(config, directory, None), config, prompts, 2 if name == "sd3_canny" else 1)
+    whole = pictures(assemble(config, directory, None), config, prompts, 2 if name in SHARED_NOISE else 1)
     np.testing.assert_allclose(found, whole, atol=2e-4)
 
 
@@ -118,6 +118,29 @@ def test_parts_that_are_not_there(override: str, words: str | None, tmp_path: Pa
         assert "controlnet_conditioning_scale" not in config.call.arguments()
         return
     with pytest.raises(PipelineError, match=words):
+        assemble(config, resolve_directory(config), None)
+
+
+MISSING = {"GatedRepoError": "is gated", "RepositoryNotFoundError": "has no repository"}
+
+
+@pytest.mark.parametrize(("kind", "words"), MISSING.items())
+def test_repositories_that_cannot_be_had(
+    kind: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise getattr(errors, kind).__new__(getattr(errors, kind))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", refuse)
+    with pytest.raises(PipelineError, match=f"{words}.*model.path=DIRECTORY"):
+        resolve_directory(model_config(["model=flux1_dev"]))
+    config = model_config(tiny_family("flux_canny", tmp_path)[:-1])
+    with pytest.raises(PipelineError, match=f"{words}.*model.parts.controlnet.path=DIRECTORY"):
         assemble(config, resolve_directory(config), None)
 
 

@@ -225,6 +225,24 @@ def test_what_cannot_be_streamed_is_said(kind: type[nn.Module], method: Any, wor
         quantize_offloaded_(offloaded, method, batches)
 
 
+def test_every_dtype_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8]
+    kinds += [torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
+    values = torch.randn(5, 3) * 9
+    tensors = {str(kind): values.to(kind) for kind in kinds} | {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4)}
+    path = tmp_path / "all.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    found, expected = FileWeights([path])(list(tensors)), load_file(path)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert torch.equal(found[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)), name
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(QuantizationError, match="ends too early"):
+        FileWeights([path])(list(tensors))
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     model = UNet()
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -235,6 +253,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
             empty = UNet()
         with pytest.raises(QuantizationError, match=words):
             Offloaded(empty, FileWeights([path]))
+    for content in (b"", b"12345678", (2).to_bytes(8, "little") + b"[] "):
+        path.write_bytes(content)
+        with pytest.raises(QuantizationError, match="no readable safetensors file"):
+            FileWeights([path])
     with pytest.raises(QuantizationError, match="Linear has no block"):
         Offloaded(nn.Linear(2, 2), state_weights({}))
     with pytest.raises(QuantizationError, match="no safetensors files"):
