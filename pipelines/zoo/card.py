@@ -1,4 +1,4 @@
-"""`python -m pipelines.zoo.card`: measure the embedded pipeline and write its model card and sample sheet."""
+"""`python -m pipelines.zoo.card`: measure an embedded pipeline and write its model card and sample sheet."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from string import Template
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers import StableDiffusion3Pipeline
+from hydra import compose, initialize_config_dir
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
-from eval import Backends, retrieval_accuracy
+from eval import Backends, EvalResult, retrieval_accuracy
+from pipelines.canny import control_picture
+from pipelines.config import RunConfig, register, validate
 from pipelines.generate import generate_images
+from pipelines.main import CONF
+from pipelines.model_files import resolve_directory
+from pipelines.models import denoiser_name, load_pipeline
 from pipelines.zoo import data, text, vae
+from pipelines.zoo.family import FAMILIES
 
 ZOO = Path(__file__).parent
 CALL = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": 64, "width": 64, "max_sequence_length": 0}
 SHEET = (8, 12)
+PARTS = ("vae", "text", "scorer", "denoiser", "decoder", "t5", "velocity", "guidance", "unet", "controlnet")
 
 
 def evaluation_prompts(count: int, seed: int = 0) -> list[str]:
@@ -56,7 +67,7 @@ def wrap(words: str, width: int) -> list[str]:
 def losses(work: Path) -> str:
     """One line a stage: the last recorded loss, steps and minutes."""
     rows = []
-    for name in ("vae", "text", "scorer", "denoiser", "decoder"):
+    for name in PARTS:
         record = work / f"{name}.jsonl"
         if record.exists():
             last = json.loads(record.read_text().splitlines()[-1])
@@ -64,46 +75,94 @@ def losses(work: Path) -> str:
     return "\n".join(rows)
 
 
-def main(argv: list[str] | None = None) -> None:
+def load_run(family: str) -> RunConfig:
+    """The configuration of the family's pipeline on the pictures of the zoo, as `segquant model=emoji_…` has it."""
+    register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return validate(compose("config", overrides=[f"model={FAMILIES[family]}", "dataset=emoji"]))
+
+
+def edges_of(prompts: list[str], size: int = data.SIZE) -> Callable[[range], dict[str, Any]]:
+    """Control pictures of the prompts: the edges of the pictures with these captions."""
+    arrays, listed = data.load_archive()
+    by_caption = {picture.caption: array for picture, array in zip(listed, arrays, strict=True)}
+
+    def inputs(indices: range) -> dict[str, Any]:
+        pictures = [Image.fromarray(by_caption[prompts[index]]).resize((size, size)) for index in indices]
+        return {"control_image": [control_picture(picture) for picture in pictures]}
+
+    return inputs
+
+
+def edge_agreement(folder: Path, prompts: list[str]) -> float:
+    """F1 score of the edges of generated pictures against their control pictures, one pixel off forgiven."""
+    scores = []
+    for index, control in enumerate(edges_of(prompts)(range(len(prompts)))["control_image"]):
+        wanted = np.asarray(control)[..., 0] > 0
+        found = np.asarray(control_picture(Image.open(folder / f"{index:05d}.png")))[..., 0] > 0
+        near_wanted, near_found = (ndimage.binary_dilation(edges, np.ones((3, 3))) for edges in (wanted, found))
+        hits = [(found & near_wanted).sum() / max(1, found.sum()), (wanted & near_found).sum() / max(1, wanted.sum())]
+        scores.append(0.0 if not any(hits) else 2 * hits[0] * hits[1] / (hits[0] + hits[1]))
+    return float(np.mean(scores))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pipeline", type=Path, default=ZOO / "emoji_sd3")
-    parser.add_argument("--work", type=Path, default=Path("outputs/zoo/emoji_sd3"), help="training logs")
+    parser.add_argument("--family", choices=FAMILIES, default="sd3")
+    parser.add_argument("--work", type=Path, help="training logs; outputs/zoo/NAME unless given")
     parser.add_argument("--count", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=CALL["num_inference_steps"])
-    parser.add_argument("--guidance", type=float, default=CALL["guidance_scale"])
+    parser.add_argument("--steps", type=int, help="sampling steps; those of conf/model unless given")
+    parser.add_argument("--guidance", type=float, help="likewise")
     parser.add_argument("--measure-only", action="store_true", help="print, and write nothing into the pipeline")
     args = parser.parse_args(argv)
-    pipe = StableDiffusion3Pipeline.from_pretrained(
-        args.pipeline, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
-    )
-    pipe.set_progress_bar_config(disable=True)
-    prompts = evaluation_prompts(args.count)
-    call = CALL | {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    args.work = args.work or Path("outputs/zoo") / FAMILIES[args.family]
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    config = load_run(args.family).model
+    pipe = load_pipeline(config, resolve_directory(config))
+    asked = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    call = config.call.arguments() | {key: value for key, value in asked.items() if value is not None}
+    prompts, target = evaluation_prompts(args.count), ZOO / FAMILIES[args.family]
+    inputs = edges_of(prompts) if config.control else None
     backends = Backends(clip="emoji_clip", clip_path=ZOO / "emoji_clip")
+    denoiser = pipe.components[denoiser_name(pipe, config.denoiser)]
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
-        generate_images(pipe, pipe.transformer, prompts, images, call, seed=0, batch_size=32)
+        generate_images(pipe, denoiser, prompts, images, call, seed=0, batch_size=32, inputs=inputs)
         found = retrieval_accuracy(images, prompts, backends=backends)
-        sheet(images, prompts, args.pipeline / "samples.png" if not args.measure_only else args.work / "samples.png")
+        agreement = edge_agreement(images, prompts) if inputs else None
+        sheet(images, prompts, (args.work if args.measure_only else target) / "samples.png")
     low, high = found.interval
-    sys.stdout.write(f"{found.name} {found.value:.3f} [{low:.3f}, {high:.3f}] n={found.n}\n")
-    if args.measure_only:
-        return
+    sys.stdout.write(f"{found.name} {found.value:.3f} [{low:.3f}, {high:.3f}] n={found.n}")
+    sys.stdout.write("\n" if agreement is None else f", edges F1 {agreement:.3f}\n")
+    if not args.measure_only:
+        write_card(args, pipe, denoiser, call, found, agreement)
+
+
+def write_card(
+    args: argparse.Namespace, pipe: Any, denoiser: Any, call: dict[str, Any], found: EvalResult, agreement: float | None
+) -> None:
+    """Fill the family's template."""
     pictures, listed = data.load_archive()
-    real = vae.to_tensor(pictures)
+    low, high = found.interval
+    trained = pipe.controlnet if agreement is not None else denoiser
     values = {
         "accuracy": f"{100 * found.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
         "count": str(found.n),
-        "psnr": f"{vae.psnr(pipe.vae, real):.1f}",
+        "psnr": f"{vae.psnr(pipe.vae, vae.to_tensor(pictures)):.1f}",
         "pictures": str(len(listed)),
-        "parameters": f"{sum(p.numel() for p in pipe.transformer.parameters()) / 1e6:.1f}",
+        "parameters": f"{sum(p.numel() for p in trained.parameters()) / 1e6:.1f}",
         "losses": losses(args.work),
         "context": str(text.CONTEXT),
-        "steps": str(args.steps),
-        "guidance": str(args.guidance),
+        "steps": str(call["num_inference_steps"]),
+        "guidance": str(call["guidance_scale"]),
+        "edges": "" if agreement is None else f"{agreement:.2f}",
     }
-    template = Template((ZOO / "card.md").read_text())
-    (args.pipeline / "README.md").write_text(template.substitute(values))
+    template = Template((ZOO / f"card_{args.family}.md").read_text() + (ZOO / "card_data.md").read_text())
+    (ZOO / FAMILIES[args.family] / "README.md").write_text(template.substitute(values))
 
 
 if __name__ == "__main__":

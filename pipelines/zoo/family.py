@@ -20,6 +20,8 @@ from pipelines.zoo.loop import Recipe
 log = logging.getLogger(__name__)
 SIBLING = Path(__file__).parent / "emoji_sd3"
 SHARD = "14MB"
+FAMILIES = {"sd3": "emoji_sd3", "flux": "emoji_flux", "sdxl": "emoji_sdxl", "canny": "emoji_sd3_canny"}
+"""Folder of each family's pipeline."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiff
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.zoo import data, denoiser, text, vae
-from pipelines.zoo.family import Setting
+from pipelines.zoo.family import FAMILIES, Setting
 from pipelines.zoo.loop import Recipe
 
 log = logging.getLogger(__name__)
 ZOO = Path(__file__).parent
 STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble")
-FAMILIES = {"sd3": "emoji_sd3", "flux": "emoji_flux", "sdxl": "emoji_sdxl", "canny": "emoji_sd3_canny"}
 BOUNDED = ("decoder", "denoiser")
 RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
