@@ -48,12 +48,20 @@ class Limits:
 
 @dataclass
 class Layer:
-    """A layer with its candidates; `plain` is rounding to nearest at the precision asked for."""
+    """A layer with its candidates; `plain` is rounding to nearest at the precision asked for.
+
+    `gain` is the share of the layer's relative error that arrives at the model's output (`sensitivity.output_gains`).
+    """
 
     name: str
     plain: Candidate
     candidates: list[Candidate] = field(default_factory=list)
     weights: int = 0
+    gain: float = 1.0
+
+    def loss(self, candidate: Candidate) -> float:
+        """The candidate's part of the model's squared output error."""
+        return (self.gain * candidate.error) ** 2
 
 
 def layer_bytes(layout: Layout, bias_bytes: int) -> int:
@@ -91,7 +99,7 @@ def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
 
 
 def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
-    """One candidate per layer: least Σ error² within the limits, greedily.
+    """One candidate per layer: least Σ (gain · error)² within the limits, greedily.
 
     Every layer starts at its best candidate. As long as a limit is exceeded, the exchange that costs the least
     error per unit of excess it takes away is made; then, what fits without exceeding anything is taken back. This is
@@ -138,7 +146,7 @@ def _cheapest_exchange(
             relief = excess - limits.excess(_swap(totals, chosen[index], candidate))
             if relief <= 0:
                 continue
-            price = (candidate.error**2 - chosen[index].error ** 2) / relief
+            price = (layer.loss(candidate) - layer.loss(chosen[index])) / relief
             if price < least:
                 best, least = (index, candidate), price
     return best
@@ -150,7 +158,7 @@ def _refill(layers: Sequence[Layer], chosen: list[Candidate], limits: Limits) ->
         totals, best, gain = _totals(chosen), None, 0.0
         for index, layer in enumerate(layers):
             for candidate in layer.candidates:
-                found = chosen[index].error ** 2 - candidate.error**2
+                found = layer.loss(chosen[index]) - layer.loss(candidate)
                 if found > gain and limits.excess(_swap(totals, chosen[index], candidate)) <= 0:
                     best, gain = (index, candidate), found
         if best is None:

@@ -18,7 +18,7 @@ PLAIN: Change = {
     "calibrator": "amax", "ranges": "amax", "bias_correction": False,
 }  # fmt: skip
 """Round to nearest: always a candidate, and the cheapest."""
-RANKS = (0.5, 1.0, 2.0)
+RANKS = (0.5, 1.0, 2.0, 4.0)
 """Ranks of the low-rank branch, in multiples of `Method.rank_of`."""
 
 
@@ -78,14 +78,15 @@ def transforms(base: Method, segments: Segments | None) -> list[Change]:
     return _distinct(found)
 
 
-def roundings(base: Method, best: Sequence[Change], ranks: Sequence[int]) -> list[Change]:
-    """Second round, on each transform: without cuts, GPTQ, ranges, bias correction; low-rank branches on the first.
+def branches(strong: Change, ranks: Sequence[int]) -> list[Change]:
+    """The preset with low-rank branches of all `ranks`, and without one."""
+    plain = {key: value for key, value in strong.items() if key not in ("rank", "iterations")}
+    low = [{**plain, "optimizer": "svd", "iterations": 1, "rank": rank} for rank in ranks]
+    return _distinct([{**plain, "optimizer": "smooth"}, *low])
 
-    Args:
-        best: transforms to go on with, the best one first.
-        ranks: of `ranks_of`.
-    """
-    assert base.scheme.weight is not None
+
+def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
+    """Second round, on each transform to go on with: without cuts, GPTQ, ranges, bias correction."""
     found: list[Change] = []
     for change in best:
         # what shares a smoothing, a Hessian and a solution stands together
@@ -96,10 +97,6 @@ def roundings(base: Method, best: Sequence[Change], ranks: Sequence[int]) -> lis
             found.append({**change, "calibrator": "gptq", "ranges": "mse"})
         if change.get("seglinear", base.seglinear):
             found.append({**change, "calibrator": "gptq", "seglinear": False})
-    for change in best[:1]:
-        ranges = "mse" if _may_shrink(base, change) else "amax"
-        branch = {"optimizer": "svd", "alpha": SEARCH, "calibrator": "gptq", "iterations": 1, "ranges": ranges}
-        found += [{**change, **branch, "rank": rank} for rank in ranks]
     return _distinct(found)
 
 

@@ -28,6 +28,7 @@ class LayerPlan:
         bytes: stored for the layer.
         operations: multiply-accumulates per input row, in multiples of the layer's own.
         plain: error of plain rounding at the base precision, to compare with.
+        gain: share of the layer's error that arrives at the model's output, by which layers compete for the budget.
     """
 
     layer: str
@@ -36,6 +37,7 @@ class LayerPlan:
     bytes: int | None = None
     operations: float | None = None
     plain: float | None = None
+    gain: float | None = None
 
 
 def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:

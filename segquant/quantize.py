@@ -26,6 +26,7 @@ from segquant.plan import LayerPlan, plan_method
 from segquant.reconstruct import reconstruct_
 from segquant.schedule import solve_in_turn
 from segquant.segments import Segments
+from segquant.sensitivity import output_gains
 from segquant.solve import plan_layout
 from segquant.spec import Method
 from segquant.stats import InputStats
@@ -33,6 +34,8 @@ from segquant.swap import swap_
 
 log = logging.getLogger(__name__)
 
+SENSITIVITY_BATCHES = 2
+"""Calibration batches on which `auto` weighs layers against each other; every layer costs a forward pass of each."""
 RECORD = "segquant_record"
 """Attribute of a quantized model: {"method": Method.to_dict(), "segments": {layer: …}} as they were used."""
 
@@ -83,7 +86,8 @@ def quantize_(
         batches: arguments of the model's forward, as `observe` takes them; read only as far as the method needs it
             (one batch for the segments, all for statistics), and once unless Gram matrices exceed `memory_limit`.
         segments: from `find_segments`, found on the first batch if None and the method wants them.
-        stats: from an earlier `observe` of the same model; then `batches` serves the segments alone.
+        stats: from an earlier `observe` of the same model; then `batches` serves the segments alone (and `auto`, which
+            sends a few of them through the model to weigh its layers).
         progress: called with (stage, done, total) after every batch and layer.
         memory_limit: bytes for Gram matrices; the data is read once per group of layers that fits. Half of the free
             memory if None.
@@ -202,6 +206,7 @@ def _choose(
     """
     layers = targets(model, method)
     methods = layer_methods(layers, method)
+    head, batches = _head(batches, SENSITIVITY_BATCHES)
     found: list[Layer] = []
     kept: Mapping[str, InputStats] | None = None
     for group in _observed(model, methods, batches, stats, method.seed, memory_limit, progress):
@@ -216,6 +221,11 @@ def _choose(
             if progress is not None:
                 progress("choose", len(found), len(layers))
         kept = group.stats if group.last and group.passes <= 1 else None
+    if head:
+        gains = output_gains(model, head, {layer.name: layers[layer.name] for layer in found}, progress=progress)
+        found = [dataclasses.replace(layer, gain=gains[layer.name]) for layer in found]
+    else:
+        log.warning("no batches beside the statistics: errors of all layers count the same")
     plan = choose_plan(found, method)
     return plan_method(method, plan, method.name), plan, kept, group.passes
 
@@ -264,12 +274,17 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
 
 def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:
     """Segments from the first batch, and all batches again."""
-    iterator = iter(batches)
-    first = list(itertools.islice(iterator, 1))
+    first, batches = _head(batches, 1)
     if not first:
         raise QuantizationError("there are no calibration batches; give at least one, or segments")
-    again = itertools.chain(first, iterator) if iterator is batches else batches
-    return find_segments(model, *_arguments(first[0])), again
+    return find_segments(model, *_arguments(first[0])), batches
+
+
+def _head(batches: Iterable[Any], count: int) -> tuple[list[Any], Iterable[Any]]:
+    """The first batches, and all of them again."""
+    iterator = iter(batches)
+    first = list(itertools.islice(iterator, count))
+    return first, itertools.chain(first, iterator) if iterator is batches else batches
 
 
 def _called(layers: dict[str, nn.Module], stats: Mapping[str, InputStats], method: Method) -> dict[str, nn.Module]:

@@ -154,7 +154,7 @@ def test_auto_is_the_choice_among_the_candidates() -> None:
 def test_same_twice_and_from_batches() -> None:
     method = presets.auto("w8a8", overrides={"[ado]*": {"skip": True}})
     first, again = (
-        quantize_(Block(), method, [], BLOCK_SEGMENTS, stats=statistics(reservoir)) for reservoir in (512, 512)
+        quantize_(Block(), method, batches(), BLOCK_SEGMENTS, stats=statistics(reservoir)) for reservoir in (512, 512)
     )
     read = quantize_(Block(), method, iter(batches()), BLOCK_SEGMENTS)
     for other in (again, read):

@@ -44,7 +44,7 @@ def test_only_precisions_that_fit_the_width_are_mixed_in(in_features: int, found
 
 def test_a_layer_with_one_output_takes_no_rank_beyond_it() -> None:
     base = Method("mine", PRECISIONS["w4a8_channel"], budget=Budget(3, 3))
-    assert ranks_of(base, 32, 1) == (1, 1, 1) and ranks_of(replace(base, rank=8), 640, 320) == (4, 8, 16)
+    assert ranks_of(base, 32, 1) == (1, 1, 1, 1) and ranks_of(replace(base, rank=8), 640, 320) == (4, 8, 16, 32)
     layer = layer_candidates(nn.Linear(32, 1), base, statistics(32), None, name="0")
     assert {candidate.change["rank"] for candidate in layer.candidates if "rank" in candidate.change} == {1}
 
