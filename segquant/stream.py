@@ -28,7 +28,7 @@ from segquant.quantize import RECORD, _unmatched, layer_methods, quantize_, targ
 from segquant.segments import Segments
 from segquant.shell import Indices, Shell, stray_blocks
 from segquant.spec import Method
-from segquant.swap import evaluating, swap_
+from segquant.swap import swap_
 from segquant.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -56,12 +56,14 @@ def quantize_offloaded_(
         park: where blocks are put when they are done.
 
     Returns:
-        the quantized model, with `segquant_record` as `quantize_` leaves it; what is in no block is where it was.
+        the quantized model in evaluation mode, with `segquant_record` as `quantize_` leaves it; what is in no block is
+        where it was.
 
     Raises:
         QuantizationError: as `quantize_`; the method needs the whole model; batches take different ways.
     """
     model, origins = offloaded.model, getattr(batches, "origins", None)
+    model.eval()
     _unmatched(model, method)
     layers = targets(model, method)
     if not layers and method.scheme.weight is None:
@@ -129,7 +131,7 @@ class _Run:
         folds = list(itertools.islice(deal, len(batches)))
         walkers = [Walker(lambda batch=batch: call(model, batch), index) for index, batch in enumerate(batches)]
         batches.clear()
-        with evaluating(model), torch.no_grad(), self._watching(), gated(dict(self.offloaded.waiting)) as open_gate:
+        with torch.no_grad(), self._watching(), gated(dict(self.offloaded.waiting)) as open_gate:
             try:
                 outputs: list[Any] = [None] * len(walkers)
                 while True:
