@@ -60,7 +60,7 @@ def test_second_run_does_no_model_work(
     first = command(*tiny.overrides(cache), "quantizer=rtn")
     assert first.code == 0, first.err
     before = _results(first.folder)
-    monkeypatch.setattr("pipelines.context.load_pipeline", lambda *_: pytest.fail("the pipeline was loaded"))
+    monkeypatch.setattr("pipelines.assemble.assemble", lambda *_: pytest.fail("the pipeline was loaded"))
     monkeypatch.setattr("pipelines.cache._compute", lambda *_: pytest.fail("a stage was computed"))
     second = command(*tiny.overrides(cache), "quantizer=rtn")
     assert second.code == 0, second.err
