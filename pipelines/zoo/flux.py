@@ -128,7 +128,7 @@ def assemble(transformer: FluxTransformer2DModel, encoder: T5EncoderModel, token
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=load_vae(),
-        text_encoder=CLIPTextModel.from_pretrained(SIBLING / "text_encoder"),
+        text_encoder=CLIPTextModel.from_pretrained(SIBLING / "text_encoder", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(SIBLING / "tokenizer"),
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,

@@ -93,8 +93,8 @@ def assemble(unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
     """The whole pipeline; everything but UNet and scheduler is the sibling's."""
     return StableDiffusionXLPipeline(
         vae=load_vae(),
-        text_encoder=CLIPTextModel.from_pretrained(SIBLING / "text_encoder"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(SIBLING / "text_encoder_2"),
+        text_encoder=CLIPTextModel.from_pretrained(SIBLING / "text_encoder", dtype=torch.float32),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(SIBLING / "text_encoder_2", dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(SIBLING / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(SIBLING / "tokenizer_2"),
         unet=unet,
