@@ -14,7 +14,7 @@ from pipelines.plan_source import Source
 from segquant import Method, QuantizationError, Segments, find_segments, presets
 from segquant.budget import layer_bytes, layer_operations
 from segquant.convolution import as_linear, window_of
-from segquant.quantize import control_cuts, layer_methods
+from segquant.scope import control_cuts, layer_methods
 from segquant.solve import plan_layout
 
 LOW_RANK_ITEM = 2

@@ -195,7 +195,7 @@ def _run(
             "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
         )
     total = len(batches) if hasattr(batches, "__len__") else total
-    deal = _deal(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
+    deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
         watch.begin_call(fold)
         call(model, batch)
@@ -203,7 +203,7 @@ def _run(
             progress("observe", index + 1, total)
 
 
-def _deal(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
+def deal_folds(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
     """Folds of consecutive batches, each run of FOLDS in random order: no fold sees a single timestep.
 
     Batches of one origin share a fold: a prompt's text tokens are the same at all of its timesteps, and would else

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import itertools
 import logging
-import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segquant.auto import choose_plan, layer_candidates, pinned
 from segquant.block_calls import require_repeatable
 from segquant.budget import Layer
-from segquant.controls import random_cuts, wrong_cuts
-from segquant.convolution import as_linear, layer_method, quantizable, window_of
+from segquant.convolution import as_linear, quantizable, window_of
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.memory import gram_limit
@@ -25,6 +22,7 @@ from segquant.observe import Observed, Progress, observe_in_groups
 from segquant.plan import LayerPlan, plan_method
 from segquant.reconstruct import reconstruct_
 from segquant.schedule import solve_in_turn
+from segquant.scope import control_cuts, layer_methods, refuse_unmatched, targets
 from segquant.segments import Segments
 from segquant.sensitivity import output_gains
 from segquant.solve import plan_layout
@@ -38,29 +36,6 @@ SENSITIVITY_BATCHES = 2
 """Calibration batches on which `auto` weighs layers against each other; every layer costs a forward pass of each."""
 RECORD = "segquant_record"
 """Attribute of a quantized model: {"method": Method.to_dict(), "segments": {layer: …}} as they were used."""
-
-
-def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
-    """The layers that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
-    layers = quantizable(model, method.convolutions)
-    return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
-
-
-def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
-    """What is done to each layer: overrides applied, and what a convolution cannot do left out."""
-    found = {name: method.for_layer(name) for name in layers}
-    return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
-
-
-def _unmatched(model: nn.Module, method: Method) -> None:
-    """An override that matches no layer is a typing error: the numbers would silently be others."""
-    names = list(quantizable(model, method.convolutions))
-    for pattern, _ in method.overrides:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise QuantizationError(
-                f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
-                "correct the glob or leave it out"
-            )
 
 
 def quantize_(
@@ -102,7 +77,7 @@ def quantize_(
     Raises:
         QuantizationError: naming the layer, and what to do.
     """
-    _unmatched(model, method)
+    refuse_unmatched(model, method)
     layers = targets(model, method)
     if method.scheme.weight is None and not layers:
         return model
@@ -243,7 +218,7 @@ def _observed(
     if stats is not None or not any(entry.needs_data for entry in methods.values()):
         yield Observed(dict(stats or {}), 0, True)
         return
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     yield from observe_in_groups(
         model,
         batches,
@@ -255,21 +230,6 @@ def _observed(
         progress=progress,
         memory_limit=gram_limit(device) if memory_limit is None else memory_limit,
     )
-
-
-def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
-    """The graph's cuts, or the controls of Table 6 where the method asks for them."""
-    found = dict(segments)
-    for name, method in methods.items():
-        if name not in found or method.cuts == "graph":
-            continue
-        specs = (method.scheme.weight, method.scheme.input)
-        multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
-        if method.cuts == "random":
-            found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
-        else:
-            found[name] = wrong_cuts(found[name], multiple=multiple)
-    return found
 
 
 def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:

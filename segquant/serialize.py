@@ -24,7 +24,8 @@ from segquant.convolution import Window, width_of
 from segquant.errors import QuantizationError
 from segquant.layers import QuantConv2d, QuantLinear
 from segquant.layout import Layout
-from segquant.quantize import RECORD, swap_
+from segquant.quantize import RECORD
+from segquant.swap import swap_
 
 log = logging.getLogger(__name__)
 

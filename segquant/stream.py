@@ -22,9 +22,10 @@ from segquant.convolution import input_rows, quantizable, width_of
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.lockstep import Walker, common_gate, gated
-from segquant.observe import Progress, _deal, call
+from segquant.observe import Progress, call, deal_folds
 from segquant.offload import Offloaded
-from segquant.quantize import RECORD, _unmatched, layer_methods, quantize_, targets
+from segquant.quantize import RECORD, quantize_
+from segquant.scope import layer_methods, refuse_unmatched, targets
 from segquant.segments import Segments
 from segquant.shell import Indices, Shell, stray_blocks
 from segquant.spec import Method
@@ -64,7 +65,7 @@ def quantize_offloaded_(
     """
     model, origins = offloaded.model, getattr(batches, "origins", None)
     model.eval()
-    _unmatched(model, method)
+    refuse_unmatched(model, method)
     layers = targets(model, method)
     if not layers and method.scheme.weight is None:
         return model
@@ -127,7 +128,7 @@ class _Run:
     def through(self, batches: list[Any], origins: Sequence[Any] | None) -> None:
         """Take all batches through the model; every block is quantized when they have passed it."""
         model = self.offloaded.model
-        deal = _deal(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
+        deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
         folds = list(itertools.islice(deal, len(batches)))
         walkers = [Walker(lambda batch=batch: call(model, batch), index) for index, batch in enumerate(batches)]
         batches.clear()

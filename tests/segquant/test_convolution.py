@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import segquant
 from segquant import QuantConv2d, QuantizationError, Segments, functional, presets
 from segquant.convolution import Window, as_linear, layer_method, quantizable
-from segquant.quantize import targets
+from segquant.scope import targets
 
 SHAPES = [
     nn.Conv2d(6, 5, 1),

@@ -1,0 +1,54 @@
+"""Which layers of a model a method is about, what it does to each, and where they are cut."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import zlib
+from collections.abc import Mapping
+
+from torch import nn
+
+from segquant.controls import random_cuts, wrong_cuts
+from segquant.convolution import layer_method, quantizable
+from segquant.errors import QuantizationError
+from segquant.segments import Segments
+from segquant.spec import Method
+
+
+def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
+    """The layers that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
+    layers = quantizable(model, method.convolutions)
+    return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
+
+
+def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
+    """What is done to each layer: overrides applied, and what a convolution cannot do left out."""
+    found = {name: method.for_layer(name) for name in layers}
+    return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
+
+
+def refuse_unmatched(model: nn.Module, method: Method) -> None:
+    """An override that matches no layer is a typing error: the numbers would silently be others."""
+    names = list(quantizable(model, method.convolutions))
+    for pattern, _ in method.overrides:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise QuantizationError(
+                f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
+                "correct the glob or leave it out"
+            )
+
+
+def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
+    """The graph's cuts, or the controls of Table 6 where the method asks for them."""
+    found = dict(segments)
+    for name, method in methods.items():
+        if name not in found or method.cuts == "graph":
+            continue
+        specs = (method.scheme.weight, method.scheme.input)
+        multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
+        if method.cuts == "random":
+            found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
+        else:
+            found[name] = wrong_cuts(found[name], multiple=multiple)
+    return found
