@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 GAIN = 4.0
 """Standard errors by which a candidate must beat the preset before its gain counts: Student's t for 7 degrees of
 freedom (8 calls held out), 5 % shared among some 20 candidates."""
-KEPT = 2
-"""Transforms that go from the first round into the second."""
+KEPT = 1
+"""Transforms that go from the first round into the second, beside the preset's own."""
 SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges", "rank")
 """What decides a smoothing vector and the headroom found with it, besides number formats and statistics. Candidates
 that differ in the rank of the low-rank branch alone share the vector that the first one found, to spare its search."""
@@ -129,11 +129,13 @@ class _Judge:
         strong = self(default)
         first = self._all([{**change, **scheme} for change in transforms(base, self.segments)])
         best = sorted(first, key=lambda c: c.error)[:KEPT]
-        second = roundings(base, [dict(c.change) for c in best]) + branches(default, ranks_of(base, *shape))
-        found = first + self._all(second)
+        found = first + self._all(roundings(base, [dict(c.change) for c in best]))
+        low_rank = self._all(branches(default, ranks_of(base, *shape)))
         if strong is None:  # a fixed field contradicts it
-            return found
-        return [strong, *(self._credited(c, strong) for c in found if c is not strong)]
+            return found + low_rank
+        # a rank more or less refines the preset: its gain is small, but no accident of many different tries
+        other = [self._credited(c, strong) for c in found if c not in (strong, *low_rank)]
+        return [strong, *(c for c in low_rank if c is not strong), *other]
 
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
         """The candidate, without credit for a gain over the preset that may well be chance.

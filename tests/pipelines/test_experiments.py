@@ -102,7 +102,9 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
     everywhere = {"segquant_a", "segquant_g", "segquant_r", "auto", "rtn", "gptq", "quarot"}
     assert pairs >= set(product(everywhere, six))
     assert {name for name, _ in pairs} >= CAN.keys() - {"modelopt_fp8"}
-    assert len(_jobs("main")) == len(pairs)
+    mixed = _values("main", "quantizer", "precision", "quantizer.budget.average_bits")
+    assert len(_jobs("main")) == len(mixed), "no job twice"
+    assert {(name, bits) for name, _, bits in mixed if bits} == {("auto", "4.5")}
     assert validate(_composed("main")).dataset.size == 256
 
 
