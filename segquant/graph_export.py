@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +21,7 @@ from segquant.errors import QuantizationError
 from segquant.graph_calls import Capture, find_calls
 from segquant.graph_copy import example_copy, fake, fake_copy, tensors_in
 
+logger = logging.getLogger(__name__)
 # Operators that only run a subgraph under another grad or autocast mode, or with recomputation.
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap")
 
@@ -52,7 +56,13 @@ def exported(
     with torch.no_grad():
         root = _Root(fake_copy(model, fake_mode, device)).eval()
         given = example_copy(args, kwargs, lambda tensor: fake(tensor, fake_mode, device))
-        program = torch.export.export(root, *given, strict=False)
+        written = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(written):
+                program = torch.export.export(root, *given, strict=False)
+        finally:
+            if written.getvalue():  # torch prints the half of the graph that it has; not every user wants it
+                logger.debug("%s", written.getvalue())
     return _flatten(program, root)
 
 

@@ -94,6 +94,12 @@ def shape(node: Any) -> tuple[int, ...] | None:
     return sizes if all(n > 0 for n in sizes) else None
 
 
+def _number(value: Any) -> int | None:
+    """A size or position given as a number or as the node that computes it."""
+    value = value.meta.get("val") if isinstance(value, Node) else value
+    return _size(value) if isinstance(value, (int, torch.SymInt)) else None
+
+
 def _size(value: int | torch.SymInt) -> int:
     if isinstance(value, int):
         return value
@@ -186,17 +192,18 @@ def window(node: Node) -> Window | None:
         return None
     size = whole[axis]
     if kind == "select":
-        index = argument(node, 2, "index")
-        return Window(axis, index % size, index % size + 1, keeps=False) if isinstance(index, int) else None
+        index = _number(argument(node, 2, "index"))
+        return None if index is None else Window(axis, index % size, index % size + 1, keeps=False)
     if kind == "narrow":
-        start, length = argument(node, 2, "start"), argument(node, 3, "length")
-        if not isinstance(start, int) or not isinstance(length, int):
+        start, length = _number(argument(node, 2, "start")), _number(argument(node, 3, "length"))
+        if start is None or length is None:
             return None
         return Window(axis, start % size, start % size + length)
     given = argument(node, 2, "start"), argument(node, 3, "end"), argument(node, 4, "step", 1)
-    if not all(n is None or isinstance(n, int) for n in given):
+    numbers = [_number(n) for n in given]
+    if any(number is None and n is not None for number, n in zip(numbers, given, strict=True)):
         return None
-    return Window(axis, *slice(*given).indices(size))
+    return Window(axis, *slice(*numbers).indices(size))
 
 
 def window_source(node: Node) -> Node | None:

@@ -21,6 +21,14 @@ from segquant.graph_copy import unreal
 _TORCH = str(Path(torch.__file__).parent)
 _READS = frozenset([torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.__array__])
 _LONGEST = 40
+_INDEXING = frozenset(
+    [
+        torch.ops.aten.index.Tensor,
+        torch.ops.aten.index_put.default,
+        torch.ops.aten.index_put_.default,
+        torch.ops.aten._unsafe_index.Tensor,
+    ]
+)
 
 
 class ValuesNeeded(Exception):
@@ -67,6 +75,8 @@ class _Notes:
 class Origins(TorchDispatchMode):
     """Follows every tensor back to the arguments that `name` gave it, storage by storage, while operators run."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         # A weak reference keeps the address from being used again, and the key true; it keeps no memory alive.
@@ -102,6 +112,8 @@ class Origins(TorchDispatchMode):
         )
         if func is torch.ops.aten._local_scalar_dense.default:
             self.read(given[0], lambda: func(*args))
+        if func in _INDEXING and any(map(unreal, given)):
+            args = (args[0], self._positions(args[1]), *args[2:])
         try:
             result = func(*args, **kwargs)
         except Exception as error:
@@ -109,9 +121,21 @@ class Origins(TorchDispatchMode):
             self.notes.failure = Failure(error, str(func), shapes, origin.names)
             raise
         self._note((leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)), origin)
-        if func._schema.is_mutable:
-            self._note((tensor for tensor in _mutated(func, args, kwargs)), origin)
+        schema = getattr(func, "_schema", None)  # operators that take functions, like flex_attention, have none
+        if schema is not None and schema.is_mutable:
+            self._note(_mutated(schema, args, kwargs), origin)
         return result
+
+    def _positions(self, indices: Any) -> list[Any]:
+        """Masks with values as the positions that they select: a fake tensor cannot count what a mask leaves."""
+        found: list[Any] = []
+        for index in indices:
+            if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and not unreal(index):
+                self.read(index, index.tolist)
+                found += index.nonzero(as_tuple=True)
+            else:
+                found.append(index)
+        return found
 
     def _origin(self, tensor: Tensor) -> _Origin:
         key = _storage(tensor)
@@ -143,8 +167,8 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _mutated(func: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
-    for position, argument in enumerate(func._schema.arguments):
+def _mutated(schema: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
+    for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

@@ -71,7 +71,8 @@ def _run(
         forward, pre_dispatch=True, _allow_non_fake_inputs=True, _error_on_data_dependent_ops=False
     )
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), origins, Reads(origins):
+    eager = torch.compiler.set_stance("force_eager")  # FlexAttention compiles itself when it is called
+    with torch.random.fork_rng(devices), torch.no_grad(), eager, origins, Reads(origins):
         module = trace(*inputs)
     for read in origins.notes.reads.values():
         logger.warning("%s: the graph holds only where %s", type(model).__name__, read)

@@ -124,13 +124,8 @@ def _dit() -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {
-    "sd3": _sd3,
-    "flux": _flux,
-    "sdxl": _sdxl,
-    "pixart": _pixart,
-    "dit": _dit,
-}
+Built = Callable[[], tuple[nn.Module, dict[str, Any]]]
+MODELS: dict[str, Built] = {"sd3": _sd3, "flux": _flux, "sdxl": _sdxl, "pixart": _pixart, "dit": _dit}
 
 
 def _summary(

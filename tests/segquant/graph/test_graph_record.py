@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments, plan_segments
@@ -109,6 +110,71 @@ def test_experts_need_the_weights_values(device: str, caplog: pytest.LogCaptureF
     assert ("drawn at random" in caplog.text) is (device == "meta")
 
 
+def test_a_mask_with_values_selects_rows_of_what_has_none(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows of a layer's output picked and written by a mask given as an argument: no weight has to be drawn for it."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.out = nn.Linear(16, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+            y = self.linear(x)
+            y[~mask] = 0.0
+            return self.out(F.gelu(y[mask])).chunk(2, -1)
+
+    mask = torch.tensor([[True, False, True, True, False]] * 2)
+    with caplog.at_level(logging.INFO, logger="segquant"):
+        captured = recorded(Masked().to("meta"), (X, mask), {}, CPU)
+    assert captured.calls["out"][0].meta["val"].shape == (6, 8)
+    assert plan_segments(captured)["out"] == Segments(output=(4, 4), activation="gelu")
+    assert "drawn at random" not in caplog.text
+    assert "`return self.out(F.gelu(y[mask])).chunk(2, -1)`" in caplog.text
+
+
+def test_sizes_that_depend_on_values_keep_the_cuts() -> None:
+    """Heads of an attention over as many words as a mask counts, exported: the length is no number, the cut is."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+            text = text[:, : mask.sum().item()]
+            both = torch.cat([x, text], 1)
+            q, k, v = self.qkv(both).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4).unbind()
+            merged = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.out(F.silu(merged[:, : x.shape[1]])), self.out(F.silu(merged[:, x.shape[1] :]))
+
+    given = (X, torch.randn(2, 7, 16), torch.tensor([True] * 5 + [False] * 2))
+    expected = {
+        "qkv": Segments(output=(16, 16, 16)),
+        "out": Segments(input=(4,) * 4, input_activations=(None,) * 4, activation="silu"),
+    }
+    assert plan_segments(exported(Words(), given, {}, CPU)) == expected
+    assert plan_segments(recorded(Words(), given, {}, CPU)) == expected
+
+
+class _Cache:
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+
+@pytest.mark.parametrize("capture", [exported, recorded])
+def test_an_argument_that_forward_writes_to_is_not_touched(capture: Any) -> None:
+    class Caching(nn.Linear):
+        def forward(self, x: Tensor, cache: Any) -> Tensor:
+            (cache.seen if isinstance(cache, _Cache) else cache).append(x)
+            return super().forward(x.mul_(2.0))
+
+    x, cache = X.clone(), _Cache() if capture is recorded else []
+    captured = capture(Caching(16, 4), (x, cache), {}, CPU)
+    assert len(captured.calls[""]) == 1
+    assert torch.equal(x, X)
+    assert not (cache.seen if isinstance(cache, _Cache) else cache)
+
+
 def test_weights_that_would_not_fit_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segquant.graph_record.free_bytes", lambda device: 1000)
     with pytest.raises(QuantizationError, match="drawing them at random takes 0.0 GB and 0.0 GB are free"):
@@ -192,6 +258,23 @@ def test_both_captures_give_the_same_plan() -> None:
     assert record["qkv"].output == (16, 16, 16)
     assert record["out"].input == (4, 4, 4, 4)
     assert record["depth"].activation == "silu"
+
+
+@pytest.mark.parametrize("capture", [exported, recorded])
+def test_heads_behind_flex_attention(capture: Any) -> None:
+    """An operator that takes a function, and compiles itself when it is called."""
+
+    class Flex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind()
+            return self.out(flex_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    expected = {"qkv": Segments(output=(16, 16, 16)), "out": Segments(input=(8, 8))}
+    assert plan_segments(capture(Flex(), (torch.randn(2, 128, 16),), {}, CPU)) == expected
 
 
 def test_recording_changes_nothing() -> None:
