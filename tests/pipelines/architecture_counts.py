@@ -14,7 +14,10 @@ from typing import Any
 
 @dataclass
 class Counts:
-    """Linears, their weights, convolutions, and how often each cut and each feeding activation occurs."""
+    """Linears, their weights, convolutions, and how often each cut and each feeding activation of a linear occurs.
+
+    `pieces`: activations that feed a piece of an input. `kernels`: input cuts of convolutions.
+    """
 
     linears: int
     weights: int
@@ -23,6 +26,7 @@ class Counts:
     inputs: Counter = field(default_factory=Counter)
     activations: Counter = field(default_factory=Counter)
     pieces: Counter = field(default_factory=Counter)
+    kernels: Counter = field(default_factory=Counter)
 
 
 def sd3(layers: int, heads: int, dual: int, **_: Any) -> Counts:
@@ -102,7 +106,8 @@ def sdxl(depths: tuple[int, int]) -> Counts:
     attentions of 4 (the second's k and v on text of 2048), GEGLU D -> 2 · 4 D (a cut in halves), 4 D -> D.
     Resnets: 6 down, 2 middle, 9 up, each with a time projection fed by SiLU, two 3×3 convolutions; a 1×1 shortcut
     where the width changes (2 down) and on every skip concat (9 up). Convolutions: in, out, 2 down, 2 up beside.
-    Embeddings 4: the added one takes the concat of text (1280) and 6 · 256 sines of sizes.
+    Embeddings 4: the added one takes the concat of text (1280) and 6 · 256 sines of sizes. A skip concat feeds the
+    first convolution of its resnet and the shortcut.
     """
     small, large = 5 * depths[0], 6 * depths[1]
     transformers = sum(
@@ -117,6 +122,7 @@ def sdxl(depths: tuple[int, int]) -> Counts:
         Counter({(2560,) * 2: small, (5120,) * 2: large}),
         Counter({(64,) * 10: 2 * small, (64,) * 20: 2 * large, (1280, 1536): 1}),
         Counter(silu=2 + 17, geglu=small + large),
+        kernels=Counter({(1280, 1280): 4, (1280, 640): 4, (640, 640): 2, (640, 320): 4, (320, 320): 4}),
     )
 
 
