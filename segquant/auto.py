@@ -29,7 +29,7 @@ from segquant.candidates import (
     roundings,
     transforms,
 )
-from segquant.convolution import as_linear, layer_method, window_of
+from segquant.convolution import as_linear, layer_method, taps_of, window_of
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import linear as quantized_linear
 from segquant.layout import Layout
@@ -190,13 +190,12 @@ class _Judge:
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]
-        window = window_of(self.layer)
         key = (index, method.scheme, *(getattr(method, field) for field in SMOOTHING_FIELDS))
         if self.factors.get(index, (None,))[0] != key:
             self.factors[index] = (key, {})
         layout, tensors, smoothing = solve_layer(
             self.linear, method, self.fits[index], self.segments, name=self.name,
-            smoothing=self.smoothings.get(key), factors=self.factors[index][1], taps=window.taps if window else 1,
+            smoothing=self.smoothings.get(key), factors=self.factors[index][1], taps=taps_of(self.layer),
         )  # fmt: skip
         if smoothing is not None:
             self.smoothings[key] = smoothing

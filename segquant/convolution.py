@@ -112,6 +112,12 @@ def window_of(module: nn.Module) -> Window | None:
     return Window.of(module) if isinstance(module, nn.Conv2d) else None
 
 
+def taps_of(module: nn.Module) -> int:
+    """Columns of a layer's rows per input channel: 1 of a linear."""
+    window = window_of(module)
+    return 1 if window is None else window.taps
+
+
 def width_of(module: nn.Module) -> int:
     """Features of a row of the layer's input."""
     assert isinstance(module.weight, Tensor)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from segquant.convolution import Window, as_linear, layer_method, window_of
+from segquant.convolution import Window, as_linear, layer_method, taps_of, window_of
 from segquant.kernels import reference
 from segquant.layout import Layout
 from segquant.optimizers.rotate import unrotate
@@ -87,12 +87,10 @@ class QuantLinear(nn.Module):
         """
         from segquant.solve import solve_layer
 
-        window = window_of(linear)
         layout, tensors, _ = solve_layer(
-            as_linear(linear), layer_method(method, linear), stats, segments, name=name,
-            taps=window.taps if window else 1,
-        )  # fmt: skip
-        return QuantLinear.from_tensors(layout, tensors, window)
+            as_linear(linear), layer_method(method, linear), stats, segments, name=name, taps=taps_of(linear)
+        )
+        return QuantLinear.from_tensors(layout, tensors, window_of(linear))
 
     @property
     def in_features(self) -> int:

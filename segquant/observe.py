@@ -119,7 +119,8 @@ def observe_in_groups(
         QuantizationError: as `observe`; a single matrix exceeds the limit; the data must be read again and cannot
             be, or is other data then.
     """
-    layers = {name: layer for name, layer in _candidates(model, only).items() if only is None or name in only}
+    able = quantizable(model, convolutions=only is not None)
+    layers = {name: layer for name, layer in able.items() if only is None or name in only}
     want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
     left = dict.fromkeys(want)
     watch = Watch({name: width_of(layer) for name, layer in layers.items()}, split_gram, reservoir, seed)
@@ -144,10 +145,6 @@ def observe_in_groups(
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Every nn.Linear by its first module name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-
-def _candidates(model: nn.Module, only: Collection[str] | None) -> dict[str, nn.Module]:
-    return quantizable(model, convolutions=only is not None)
 
 
 def call(model: nn.Module, batch: Any) -> Any:

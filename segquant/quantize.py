@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segquant.auto import choose_plan, layer_candidates, pinned
 from segquant.block_calls import require_repeatable
 from segquant.budget import Layer
-from segquant.convolution import as_linear, quantizable, window_of
+from segquant.convolution import as_linear, quantizable, taps_of
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.memory import gram_limit
@@ -87,8 +87,7 @@ def quantize_(
     methods, graph, batches = _plan(model, method, layers, batches, segments)
     segments = control_cuts(graph, methods)
     for name, layer in layers.items():  # before any data is read
-        window = window_of(layer)
-        plan_layout(as_linear(layer), methods[name], segments.get(name), name, window.taps if window else 1)
+        plan_layout(as_linear(layer), methods[name], segments.get(name), name, taps_of(layer))
     if any(entry.budget is not None for entry in methods.values()):
         planned, plan, stats, passes = _choose(model, method, batches, segments, stats, memory_limit, progress)
         quantize_(
