@@ -13,7 +13,7 @@ METHOD_ORDER = (
     "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "awq", "svdquant", "quarot",
     "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
 )  # fmt: skip
-OURS = ("segquant_a", "segquant_g", "auto", "plan")
+OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
 VARIED = ("quantizer", "calibration", "correction", "encoders")
 _UNTOLD = ("_target_", "name", "precision")
 
