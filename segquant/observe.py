@@ -119,8 +119,8 @@ def observe_in_groups(
         QuantizationError: as `observe`; a single matrix exceeds the limit; the data must be read again and cannot
             be, or is other data then.
     """
-    able = quantizable(model, convolutions=only is not None)
-    layers = {name: layer for name, layer in able.items() if only is None or name in only}
+    layers = quantizable(model, convolutions=only is not None)
+    layers = {name: layer for name, layer in layers.items() if only is None or name in only}
     want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
     left = dict.fromkeys(want)
     watch = Watch({name: width_of(layer) for name, layer in layers.items()}, split_gram, reservoir, seed)
