@@ -33,10 +33,10 @@ from segquant.convolution import as_linear, layer_method, taps_of, window_of
 from segquant.errors import QuantizationError
 from segquant.kernels.reference import linear as quantized_linear
 from segquant.layout import Layout
-from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
+from segquant.optimizers.search import HELD_CALLS, HELD_ROWS, Alphas, Smoothing
 from segquant.plan import LayerPlan
 from segquant.segments import Segments
-from segquant.solve import Smoothing, correct_bias, solve_layer
+from segquant.solve import correct_bias, solve_layer
 from segquant.spec import Method
 from segquant.stats import HeldOut, InputStats
 
@@ -47,9 +47,11 @@ GAIN = 4.0
 freedom (8 calls held out), 5 % shared among some 20 candidates."""
 KEPT = 1
 """Transforms that go from the first round into the second, beside the preset's own."""
-SMOOTHING_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale", "ranges", "rank")
-"""What decides a smoothing vector and the headroom found with it, besides number formats and statistics. Candidates
-that differ in the rank of the low-rank branch alone share the vector that the first one found, to spare its search."""
+ALPHA_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale")
+"""What decides the α of a segment, besides number formats and statistics. Candidates that differ in the rank of
+the low-rank branch, in ranges or in the calibrator share the α that the first of them found, to spare its search."""
+SMOOTHING_FIELDS = (*ALPHA_FIELDS, "ranges")
+"""What decides the smoothing vector and the headroom of static scales that goes with it."""
 
 
 def pinned(method: Method, name: str) -> frozenset[str]:
@@ -116,6 +118,7 @@ class _Judge:
         weight = self.linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
         self.smoothings: dict[object, Smoothing] = {}
+        self.alphas: dict[object, Alphas] = {}
         self.factors: dict[int, tuple[object, dict[int, Factor]]] = {}
         self.solutions: dict[int, tuple[Method, Layout, dict[str, Tensor]]] = {}
         self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
@@ -184,21 +187,24 @@ class _Judge:
         self.wrong[id(found)] = wrong  # candidates stay in `judged`, so the id is theirs alone
         return found
 
-
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
         """The layer solved without fold `index`, before bias correction; candidates that share it are neighbours."""
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]
-        key = (index, method.scheme, *(getattr(method, field) for field in SMOOTHING_FIELDS))
+        key, alpha_key = (
+            (index, method.scheme, *(getattr(method, field) for field in fields))
+            for fields in (SMOOTHING_FIELDS, ALPHA_FIELDS)
+        )
         if self.factors.get(index, (None,))[0] != key:
             self.factors[index] = (key, {})
         layout, tensors, smoothing = solve_layer(
             self.linear, method, self.fits[index], self.segments, name=self.name,
-            smoothing=self.smoothings.get(key), factors=self.factors[index][1], taps=taps_of(self.layer),
+            smoothing=self.smoothings.get(key), alphas=self.alphas.get(alpha_key),
+            factors=self.factors[index][1], taps=taps_of(self.layer),
         )  # fmt: skip
         if smoothing is not None:
-            self.smoothings[key] = smoothing
+            self.smoothings[key], self.alphas[alpha_key] = smoothing, smoothing.alphas
         self.solutions[index] = (method, layout, tensors)
         return layout, tensors
 

@@ -18,16 +18,13 @@ from segquant.errors import QuantizationError
 from segquant.kernels.reference import expand_weight_scale, input_scales
 from segquant.kernels.reference import linear as quantized_linear
 from segquant.layout import Layout
-from segquant.optimizers.search import layer_signs, needs_margin, smooth_layer
+from segquant.optimizers.search import Alphas, Smoothing, layer_signs, needs_margin, smooth_layer
 from segquant.ranges import needs_rows, pick_input_range
 from segquant.residual import Residual, calibrate_branch, choose_ranks
 from segquant.segments import Segments
 from segquant.spec import Method
 from segquant.stats import InputStats
 from segquant.transform import Transform
-
-Smoothing = tuple[Tensor, Tensor]
-"""Smoothing vectors [branches, in] and headroom of static scales [branches, columns]."""
 
 
 def plan_layout(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
@@ -102,6 +99,7 @@ def solve_layer(
     *,
     name: str = "linear",
     smoothing: Smoothing | None = None,
+    alphas: Alphas | None = None,
     factors: dict[int, Factor] | None = None,
     taps: int = 1,
 ) -> tuple[Layout, dict[str, Tensor], Smoothing | None]:
@@ -109,6 +107,7 @@ def solve_layer(
 
     Args:
         smoothing: of an earlier call with the same statistics, cuts and optimizer, to spare its search.
+        alphas: of an earlier call with the same cuts, to spare the search for α alone.
         factors: GPTQ's, by branch, of an earlier call with that smoothing; those it lacks are added.
         taps: columns per input channel: those of a convolution's kernel, of which `linear` is the product.
 
@@ -126,9 +125,8 @@ def solve_layer(
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
     if smoothing is None and (layout.smooth or needs_margin(layout, method)):
         assert stats is not None
-        smoothing = smooth_layer(weight, layout, method, stats)
-    smooth, margin = smoothing or (None, None)
-    smooth = smooth if layout.smooth else None
+        smoothing = smooth_layer(weight, layout, method, stats, alphas)
+    smooth = smoothing.vectors if smoothing is not None and layout.smooth else None
     signs = layer_signs(layout, method, weight.device)
     transforms = [
         Transform(None if smooth is None else smooth[branch], signs, layout.rotation_blocks)
@@ -143,7 +141,7 @@ def solve_layer(
         tensors["rotation_signs"] = signs
     if layout.scheme.static_input:
         assert stats is not None
-        tensors.update(_static_scales(weight, layout, stats, transforms, margin, method))
+        tensors.update(_static_scales(weight, layout, stats, transforms, smoothing, method))
     if method.bias_correction:
         assert stats is not None
         layout, tensors = correct_bias(linear, layout, tensors, stats)
@@ -213,7 +211,7 @@ def _static_scales(
     layout: Layout,
     stats: InputStats,
     transforms: list[Transform],
-    margin: Tensor | None,
+    smoothing: Smoothing | None,
     method: Method,
 ) -> dict[str, Tensor]:
     """Activation scales of all branches from all calibration rows (held-out ones included)."""
@@ -232,8 +230,8 @@ def _static_scales(
             )
         )
     positive, negative = (torch.stack(side) for side in zip(*ranges, strict=True))
-    if margin is not None:
-        positive, negative = positive * margin, negative * margin
+    if smoothing is not None:
+        positive, negative = positive * smoothing.margin, negative * smoothing.margin
     above, below = input_scales(positive, negative, layout.input_dual, spec)
     return {"input_scale": above, **({"input_scale_negative": below} if layout.any_dual else {})}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,43 +45,64 @@ HELD_ROWS = 128
 """Rows to hold out in all, over several splits if need be."""
 
 
-def smooth_layer(weight: Tensor, layout: Layout, method: Method, stats: InputStats) -> tuple[Tensor, Tensor]:
-    """Smoothing vectors [branches, in] and margins of static scales [branches, columns].
+Block = tuple[int, int]
+"""Output branch and input segment."""
+Alphas = Mapping[Block, float | None]
+"""α of every block; None: it is not smoothed."""
 
-    Every output and input segment has its own α, unless the method says "search_layer".
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Smoothing vectors [branches, in], headroom of static scales [branches, columns], and the α they come from."""
+
+    vectors: Tensor
+    margin: Tensor
+    alphas: Alphas
+
+
+def smooth_layer(
+    weight: Tensor, layout: Layout, method: Method, stats: InputStats, alphas: Alphas | None = None
+) -> Smoothing:
+    """Every output and input segment smoothed with its own α, unless the method says "search_layer".
+
+    Args:
+        weight: float32 [out, in].
+        stats: of the input.
+        alphas: to take instead of searching.
     """
-    smooth = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
+    vectors = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
     margin = torch.ones(len(layout.branches), len(layout.columns), device=weight.device)
     whole = _everything(stats)
-    for (branch, index), choice in _choices(weight, layout, method, stats).items():
+    choices = _choices(weight, layout, method, stats, alphas)
+    for (branch, index), choice in choices.items():
         rows, columns = layout.branch_slices[branch], slices(layout.columns)[index]
         margin[branch, index] = choice.margin
         block = weight[rows, columns].abs().amax(0)
         if method.optimizer == "balance":
             salience = tie(_salience(stats)[columns], layout.taps)
-            smooth[branch, columns] = balance(salience, tie(block, layout.taps))
+            vectors[branch, columns] = balance(salience, tie(block, layout.taps))
         elif choice.alpha is not None:
             rule = tie_rule(_rule(method), layout.taps)
-            smooth[branch, columns] = rule(_cut(whole, columns), block, choice.alpha)
-    return smooth, margin
+            vectors[branch, columns] = rule(_cut(whole, columns), block, choice.alpha)
+    return Smoothing(vectors, margin, {block: choice.alpha for block, choice in choices.items()})
 
 
 def _choices(
-    weight: Tensor, layout: Layout, method: Method, stats: InputStats
-) -> dict[tuple[int, int], Choice]:
-    """α and headroom of every (branch, column piece)."""
+    weight: Tensor, layout: Layout, method: Method, stats: InputStats, alphas: Alphas | None
+) -> dict[Block, Choice]:
+    """α and headroom of every block; the α of `alphas` if given."""
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
     few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or method.rotate  # whose range is that of a sample
     margins = MARGINS if few and needs_margin(layout, method) else (1.0,)
-    searched = method.smooths and method.searches and method.optimizer != "balance"
-    if not searched and len(margins) == 1:
-        return dict.fromkeys(blocks, Choice(_fixed_alpha(method)))
+    if alphas is None and not (method.smooths and method.searches and method.optimizer != "balance"):
+        alphas = dict.fromkeys(blocks, _fixed_alpha(method))
+    if alphas is not None and len(margins) == 1:
+        return {block: Choice(alphas[block]) for block in blocks}
     static = layout.scheme.static_input and (method.optimizer != "awq" or len(margins) > 1)
     splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=needs_rows(method))
     searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
-    if not searched:
-        alpha = _fixed_alpha(method)
-        return {block: Choice(alpha, search.margin(alpha, margins)) for block, search in searches.items()}
+    if alphas is not None:
+        return {block: Choice(alphas[block], searches[block].margin(alphas[block], margins)) for block in blocks}
     errors = {block: search.errors(few_of(margins)) for block, search in searches.items()}
     if method.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
+import torch
 from torch import nn
 
 from segquant import PRECISIONS, InputStats, Method, Segments, presets, quantize_
 from segquant.auto import layer_candidates
-from segquant.candidates import other_precisions, ranks_of
+from segquant.candidates import changed, other_precisions, preset, ranks_of
 from segquant.controls import wrong_cuts
+from segquant.optimizers import search
 from segquant.spec import Budget
-from tests.segquant.support import tensor
+from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, tensor
 
 ADA = Segments(output=(8, 4))
 
@@ -55,3 +58,31 @@ def test_candidates_that_differ_in_pinned_fields_alone_are_one() -> None:
     layer = layer_candidates(nn.Linear(32, 8), base, statistics(32), None, name="0", fixed=pins)
     changes = [candidate.change for candidate in layer.candidates[1:]]  # plain comes first, and once more
     assert all(change not in changes[:index] for index, change in enumerate(changes))
+
+
+@pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8_channel", "w4a4"])
+def test_the_candidate_to_beat_is_segquant_r(precision: str) -> None:
+    names, batches, width = ["ada", "up", "down", "out"], block_batches(6, seed=1, width=64), 64
+    segments = {name: BLOCK_SEGMENTS[name] for name in names}
+    segments["ada"] = replace(segments["ada"], output=(width,) * 3)
+    segments["out"] = Segments(input=(width, width))
+    fixed = quantize_(Block(width), presets.segquant_r(precision), batches, segments)
+    base = presets.auto(precision)
+    for name in names:
+        linear = getattr(Block(width), name)
+        method = changed(base, preset(base, segments[name], linear.in_features, linear.out_features))
+        model = Block(width)
+        skip = tuple(other for other in names if other != name)
+        quantize_(model, replace(method, skip=skip), batches, segments)
+        found, expected = getattr(model, name).state_dict(), getattr(fixed, name).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_one_search_for_alpha_serves_all_ranks_ranges_and_calibrators() -> None:
+    layer, base = nn.Linear(32, 16), presets.auto("w4a8_channel")
+    with patch.object(search, "alpha_errors", wraps=search.alpha_errors) as searched:
+        found = layer_candidates(layer, base, statistics(32), None, name="0")
+    kept = {(c.change["optimizer"], c.change["rotate"]) for c in found.candidates if c.change["optimizer"] != "none"}
+    assert kept == {("smooth", False), ("smooth", True), ("svd", True)}
+    assert searched.call_count == 3 * 4  # each on the four folds left when one is kept apart
