@@ -25,11 +25,11 @@ def find_segments(
 ) -> dict[str, Segments]:
     """Where the computation graph of `model` cuts each linear layer and convolution, and which an activation feeds.
 
-    The graph comes from torch.export of a copy on fake tensors: no weight is read, nothing is computed, and
-    the model keeps its weights, mode, hooks and the random state. Weights and arguments may be real, fake or
-    on the meta device, also mixed. A forward that torch.export does not take (it branches on values, or takes
-    or returns what is no tensor) is run once on the values of the arguments while its operators are recorded,
-    see `segquant.graph_record`; a log line says so, and a warning names each value of an argument that it read.
+    The forward of a copy is run once on fake tensors while its operators are recorded: no weight is read, nothing is
+    computed, and the model keeps its weights, mode, hooks and the random state. Weights and arguments may be
+    real, fake or on the meta device, also mixed. Where a forward branches on values, those of the arguments
+    decide, and a warning names each that it read, see `segquant.graph_record`; where recording fails,
+    torch.export is tried.
 
     Rules: see `segquant.graph_outputs`, `segquant.graph_inputs` and `segquant.graph_activations`; the patterns
     are those of arXiv 2507.14811 (SegLinear, DualScale).

@@ -1,4 +1,4 @@
-"""From a model to one flat graph of operators: exported where torch.export takes it, else recorded."""
+"""From a model to one flat graph of operators: recorded while it runs on fake tensors, else exported."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     check_arguments(model, args, kwargs)
     device = device_of(model, (args, kwargs))
     try:
-        return exported(model, args, kwargs, device)
+        return recorded(model, args, kwargs, device)
     except Exception as error:
-        # Anything may come out of another one's forward; what is unexpected comes again below, and is raised.
+        # Anything may come out of another one's forward; it is raised below unless torch.export gets through.
         refused = error
     try:
-        found = recorded(model, args, kwargs, device)
-    except QuantizationError:
-        raise
+        found = exported(model, args, kwargs, device)
     except Exception as error:
-        raise QuantizationError(failure_message(model, args, kwargs, device, error)) from error
+        logger.debug("%s: torch.export does not take it either: %s", type(model).__name__, first_line(error))
+        if isinstance(refused, QuantizationError):
+            raise refused from None
+        raise QuantizationError(failure_message(model, args, kwargs, device, refused)) from refused
     logger.info(
-        "%s: torch.export does not take it (%s: %s); its operators were recorded instead",
+        "%s: its operators could not be recorded (%s: %s); it was exported instead",
         type(model).__name__,
         type(refused).__name__,
         first_line(refused),

@@ -1,4 +1,4 @@
-"""The graph of a model by torch.export, its subgraphs inlined."""
+"""The graph of a model by torch.export, its subgraphs inlined: for what cannot be recorded."""
 
 from __future__ import annotations
 

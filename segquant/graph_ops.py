@@ -1,4 +1,4 @@
-"""What the ATen operators in an exported graph do to the dimensions of a tensor."""
+"""What the ATen operators of a graph do to the dimensions of a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph of a model by running it once and recording the operators: for what torch.export does not take."""
+"""The graph of a model by running it once on fake tensors and recording the operators."""
 
 from __future__ import annotations
 

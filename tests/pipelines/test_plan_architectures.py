@@ -21,7 +21,6 @@ from tests.pipelines.architecture_counts import CASES, Counts
 SECONDS, BYTES = 15, 2e9
 SHARED = 2
 """Processor time of this work grows up to so much where other processes use the caches: seconds are an idle core's."""
-LATE = pytest.mark.xfail(reason="torch.export refuses it only after 15 seconds; then its operators are recorded")
 QUICK = ("sd3_medium", "sd3_controlnet", "flux_controlnet", "pixart_sigma", "sana")
 """Planned whole in every test run; the others only with -m slow, and shallow ones always."""
 
@@ -66,7 +65,7 @@ def test_a_shallow_one_is_cut_as_derived(name: str) -> None:
 
 
 def _full(name: str) -> Any:
-    marks = [pytest.mark.slow] * (name not in QUICK) + [LATE] * (name == "qwen_image")
+    marks = [pytest.mark.slow] * (name not in QUICK)
     return pytest.param(name, marks=marks)
 
 

@@ -33,7 +33,7 @@ NOT_CAPTURED = {
     "ControlNetXSAdapter": "its forward raises: it holds layers for UNetControlNetXSModel, which plans them",
     "MotionAdapter": "its forward does nothing: it holds layers for UNetMotionModel, which plans them",
 }
-# torch.export refuses these; their operators are recorded.
+# torch.export refuses these.
 RECORDED = {
     "HiDreamImageTransformer2DModel": "counts the tokens of each expert with numpy",
     "HunyuanVideo15Transformer3DModel": "branches on whether the picture's embedding is all zero",
@@ -42,7 +42,7 @@ RECORDED = {
     "QwenImage21Transformer2DModel": "loops over which tokens are a picture's",
     "WanAnimate2Transformer3DModel": "takes a cache object",
 }
-# The other way round: exported, but their operators cannot be recorded.
+# Their operators cannot be recorded; torch.export takes them.
 EXPORTED_ONLY = {"AnyFlowFARTransformer3DModel": "makes its block mask by vmap, which a recorded run does not take"}
 # Layers that a forward of these arguments does not call.
 UNCALLED = {
@@ -91,7 +91,7 @@ def check_planned(name: str, caplog: pytest.LogCaptureFixture) -> None:
     model, inputs = built(name)
     with caplog.at_level("INFO", logger="segquant"):
         captured = capture(model, (), inputs)
-    assert ("recorded instead" in caplog.text) == (name in RECORDED)
+    assert ("exported instead" in caplog.text) == (name in EXPORTED_ONLY)
 
     layers, called = planned_layers(model), _called(*built(name))
     assert layers and list(captured.calls) == list(layers)
