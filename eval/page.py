@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from eval.comparisons import Comparison
-from eval.results import RunResult, provenance
+from eval.provenance import provenance
+from eval.results import RunResult
 
 HEADLINE = ("fid_ref", "psnr", "layer error")
 

@@ -9,6 +9,7 @@ from eval.curves import curves_csv, curves_plot, size_curves, step_curves
 from eval.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets, layer_sheets, layers_csv
 from eval.polarity import NOTE as POLARITY_NOTE
 from eval.polarity import polarity_sheets
+from eval.provenance import provenance
 from eval.results import RunResult
 from eval.sheets import Sheet, sheet_html, sheet_latex, sheet_markdown
 
@@ -25,6 +26,7 @@ class Extras:
 def extras(runs: Sequence[RunResult]) -> Extras:
     """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*; each only where there is something to show."""
     found = Extras({}, {}, [])
+    sources = "".join(f"- {sentence}\n" for sentence in provenance(runs))
     if any(run.layer_errors for run in runs):
         found.texts["layers.csv"] = layers_csv(runs)
     for name, title, sheets, note in (
@@ -33,7 +35,7 @@ def extras(runs: Sequence[RunResult]) -> Extras:
         ("layers", "Errors by layer", layer_sheets(runs), LAYERS_NOTE),
     ):
         if sheets:
-            found.texts.update(_texts(name, title, sheets, note))
+            found.texts.update(_texts(name, title, sheets, note, sources))
             found.sections.append((title, f"<p class='pale'>{note}</p>" + "\n".join(map(sheet_html, sheets))))
     for name, axis, panels in (
         ("timesteps", "sampling step", step_curves(runs)),
@@ -45,8 +47,8 @@ def extras(runs: Sequence[RunResult]) -> Extras:
     return found
 
 
-def _texts(name: str, title: str, sheets: Sequence[Sheet], note: str) -> dict[str, str]:
+def _texts(name: str, title: str, sheets: Sequence[Sheet], note: str, sources: str) -> dict[str, str]:
     return {
-        f"{name}.md": "\n".join([f"# {title}\n\n{note}\n", *map(sheet_markdown, sheets)]),
+        f"{name}.md": "\n".join([f"# {title}\n\n{note}\n", *map(sheet_markdown, sheets), sources]),
         f"{name}.tex": "\n".join([r"% needs \usepackage{booktabs}", *map(sheet_latex, sheets)]),
     }

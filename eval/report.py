@@ -17,7 +17,8 @@ from eval.order import is_ours
 from eval.page import render_page
 from eval.paper import extras
 from eval.plots import metric_plot
-from eval.results import RunResult, load_results, provenance
+from eval.provenance import provenance
+from eval.results import RunResult, load_results
 from eval.tables import Table, to_csv, to_html, to_latex, to_markdown
 
 log = logging.getLogger(__name__)

@@ -230,18 +230,3 @@ def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
             log.warning("%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path)
         kept[key] = run
     return list(kept.values())
-
-
-def provenance(runs: Sequence[RunResult]) -> list[str]:
-    """Sentences that say with what, where and from which configuration the runs' numbers come."""
-    found = []
-    versions = {name: value for run in runs for name, value in run.versions.items()}
-    if versions:
-        found.append("versions: " + ", ".join(f"{name} {value}" for name, value in versions.items()))
-    devices = dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.device.items()) for run in runs if run.device)
-    found += [f"device: {device}" for device in devices]
-    commits = dict.fromkeys(run.git for run in runs if run.git)
-    if commits:
-        found.append("commit: " + ", ".join(commits))
-    found.append("configuration hashes: " + ", ".join(f"{run.name} {run.config_hash}" for run in runs))
-    return found

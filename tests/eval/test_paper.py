@@ -18,6 +18,7 @@ from eval.layers import cut_of, cut_sheets, layer_sheets, layers_csv
 from eval.order import is_ours, labels, method_name, sort_runs
 from eval.paper import extras
 from eval.polarity import kind_of, polarity_sheets
+from eval.provenance import provenance
 from eval.results import RunResult
 from eval.sheets import Sheet, row, sheet_html, sheet_latex, sheet_markdown
 
@@ -245,3 +246,12 @@ def test_extras_are_named_by_content() -> None:
         body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
         assert not name.endswith(".tex") or not re.search(r"(?<!\\)_", body)
     assert extras([]).texts == {}
+
+
+def test_every_text_says_where_its_numbers_come_from() -> None:
+    for name, text in extras(CONTROLS).texts.items():
+        if name.endswith(".md"):
+            assert text.endswith("gptq +seglinear cuts=wrong seed=0 w8a8 4\n"), name
+    hashes = provenance(CONTROLS)[-1]
+    assert hashes.startswith("configuration hashes: gptq cuts=graph seed=0 w8a8 0, gptq +seglinear cuts=graph")
+    assert provenance([run(7, "none", 0.0)])[-1] == "configuration hashes: unquantized 7"

@@ -395,4 +395,4 @@ def test_tables_say_where_the_numbers_come_from(moved: Path, tmp_path: Path) -> 
     for name in ("table.md", "report.html"):
         text = written[name].read_text()
         assert "versions: " in text and "device: " in text
-        assert all(f"{run.name} {run.config_hash}" in text for run in runs)
+        assert all(run.config_hash in text for run in runs)

@@ -1,0 +1,25 @@
+"""Where numbers come from: what a reader needs to trust them, or to make them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.order import labels
+from eval.results import RunResult
+
+
+def provenance(runs: Sequence[RunResult]) -> list[str]:
+    """Sentences that say with what, where and from which configuration the runs' numbers come."""
+    found = []
+    versions = {name: value for run in runs for name, value in run.versions.items()}
+    if versions:
+        found.append("versions: " + ", ".join(f"{name} {value}" for name, value in versions.items()))
+    devices = dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.device.items()) for run in runs if run.device)
+    found += [f"device: {device}" for device in devices]
+    commits = dict.fromkeys(run.git for run in runs if run.git)
+    if commits:
+        found.append("commit: " + ", ".join(commits))
+    names = labels(runs)
+    hashes = (f"{names[id(run)]} {'' if run.is_float else run.precision + ' '}{run.config_hash}" for run in runs)
+    found.append("configuration hashes: " + ", ".join(dict.fromkeys(hashes)))
+    return found
