@@ -128,7 +128,7 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
     from matplotlib.figure import Figure
 
     styles = _styles([curve for curves in panels.values() for curve in curves])
-    columns = min(len(panels), 3)
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.9 * columns + 2.2, 3.3 * rows + 0.3), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
