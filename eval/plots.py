@@ -1,4 +1,4 @@
-"""One figure of the main numbers with their intervals: a panel per metric, a line per method."""
+"""One figure of the main numbers with their intervals: a panel per precision and metric, a line per method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from eval.columns import Cell, Column, columns
-from eval.order import is_ours, labels
+from eval.order import group_key, is_ours, labels
 from eval.results import RunResult
 
 SHOWN = ("fid_ref", "psnr", "layer_error", "output_error")
@@ -15,15 +15,12 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG for quantized runs of one model, dataset and seed; None where there is nothing to draw.
+    """A PNG for quantized runs; None where there is nothing to draw.
 
-    Several models or seeds do not share an axis, so only the first group in table order is drawn.
+    Every precision of every model, dataset and seed is a row of panels with axes of its own: errors at 4 bits are
+    many times those at 8.
     """
     quantized = [run for run in runs if not run.is_float]
-    if not quantized:
-        return None
-    first = quantized[0]
-    quantized = [r for r in quantized if (r.model, r.dataset, r.seed) == (first.model, first.dataset, first.seed)]
     shown = [c for base in SHOWN for c in columns(quantized) if c.key.split("[")[0] == base]
     if not shown:
         return None
@@ -31,18 +28,39 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.3 * len(shown) + 1.6, 0.34 * len(quantized) + 1.5), dpi=120, layout="constrained")
+    groups: dict[object, list[RunResult]] = {}
+    for run in quantized:
+        groups.setdefault(group_key(run), []).append(run)
+    heights = [0.3 * len(members) + 0.75 for members in groups.values()]
+    figure = Figure(figsize=(3.3 * len(shown) + 1.6, sum(heights) + 0.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(wspace=0.06)
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(len(groups), len(shown), sharey="row", squeeze=False, height_ratios=heights)
     names = labels(quantized)
-    ticks = [f"{names[id(run)]}  {run.precision}" for run in quantized]
-    for panel, column in zip(panels, shown, strict=True):
-        _draw(panel, column, quantized)
-    panels[0].set_yticks(range(len(quantized)), ticks)
+    for number, (row, members) in enumerate(zip(panels, groups.values(), strict=True)):
+        for panel, column in zip(row, shown, strict=True):
+            _draw(panel, column, members)
+            if not number:
+                panel.set_title(_head(column), fontsize=10)
+        row[0].set_yticks(range(len(members)), [names[id(run)] for run in members])
+        row[0].set_ylabel(_group_name(members[0], quantized), fontsize=10, fontweight="bold")
+    figure.align_ylabels(panels[:, 0])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
+    """The precision, and above it what else tells the groups apart."""
+    told = [str(getattr(run, key)) for key in ("model", "dataset") if len({getattr(r, key) for r in runs}) > 1]
+    told += [f"seed {run.seed}"] if len({r.seed for r in runs}) > 1 else []
+    return "\n".join([*told, run.precision])
+
+
+def _head(column: Column) -> str:
+    unit = f", {column.unit}" if column.unit else ""
+    better = {"lower": "← better", "higher": "better →"}[column.direction]
+    return f"{column.title}{unit}\n{better}"
 
 
 def _draw(panel: object, column: Column, runs: Sequence[RunResult]) -> None:
@@ -54,12 +72,6 @@ def _draw(panel: object, column: Column, runs: Sequence[RunResult]) -> None:
             cell.value, y, xerr=_whiskers(cell), fmt="o", color=COLOURS[is_ours(run.quantizer)],
             markersize=6, capsize=3, elinewidth=1.6,
         )  # fmt: skip
-    for y in range(1, len(runs)):
-        if runs[y].precision != runs[y - 1].precision:
-            panel.axhline(y - 0.5, color="#cbd5e1", linewidth=1)
-    unit = f", {column.unit}" if column.unit else ""
-    better = {"lower": "← better", "higher": "better →"}[column.direction]
-    panel.set_title(f"{column.title}{unit}\n{better}", fontsize=10)
     panel.set_ylim(len(runs) - 0.5, -0.5)
     panel.locator_params(axis="x", nbins=4)
     panel.grid(axis="x", color="#e2e8f0")
