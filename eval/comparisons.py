@@ -64,7 +64,7 @@ def _digits(magnitude: float) -> int:
 
 def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
     """SegQuant and auto against every quantized run before them of the same group; every method's variants (an
-    ablation's runs) against its first.
+    ablation's runs) against its first, and those of SegQuant and auto against the first run of each other method.
 
     Returns:
         the comparisons, in table order, and one sentence for every pair of series that cannot be compared.
@@ -85,9 +85,12 @@ def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
     """Which of the runs that stand before it in the table a run is compared with."""
     group = [run for run in before if group_key(run) == group_key(ours)]
     variants = [run for run in group if method_name(run) == method_name(ours)]
-    if variants:
+    if not is_ours(ours.quantizer):
         return variants[:1]
-    return group if is_ours(ours.quantizer) else []
+    if not variants:
+        return group
+    others = {method_name(run): run for run in reversed(group) if run not in variants}
+    return [*variants[:1], *reversed(others.values())]
 
 
 def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.comparisons import compare_runs
 from eval.curves import curves_plot, size_curves, step_curves
 from eval.layers import cut_of, cut_sheets, layer_sheets, layers_csv
 from eval.order import is_ours, labels, method_name, sort_runs
@@ -255,3 +256,17 @@ def test_every_text_says_where_its_numbers_come_from() -> None:
     hashes = provenance(CONTROLS)[-1]
     assert hashes.startswith("configuration hashes: gptq cuts=graph seed=0 w8a8 0, gptq +seglinear cuts=graph")
     assert provenance([run(7, "none", 0.0)])[-1] == "configuration hashes: unquantized 7"
+
+
+def test_variants_of_ours_meet_the_first_run_of_every_other_method() -> None:
+    runs = [
+        run(0, "rtn", 0.2), run(1, "smoothquant", 0.2, alpha=0.5), run(2, "smoothquant", 0.1, alpha=0.7),
+        run(3, "auto", 0.05, bits=4), run(4, "auto", 0.04, bits=5),
+    ]  # fmt: skip
+    found, _ = compare_runs(runs)
+    pairs = list(dict.fromkeys((c.ours, c.theirs) for c in found))
+    assert pairs == [
+        ("smoothquant alpha=0.7", "smoothquant alpha=0.5"),
+        ("auto bits=4", "rtn"), ("auto bits=4", "smoothquant alpha=0.5"), ("auto bits=4", "smoothquant alpha=0.7"),
+        ("auto bits=5", "auto bits=4"), ("auto bits=5", "rtn"), ("auto bits=5", "smoothquant alpha=0.5"),
+    ]  # fmt: skip
