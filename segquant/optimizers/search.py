@@ -88,7 +88,7 @@ def smooth_layer(
 
 
 def _choices(
-    weight: Tensor, layout: Layout, method: Method, stats: InputStats, alphas: Alphas | None
+    weight: Tensor, layout: Layout, method: Method, stats: InputStats, alphas: Alphas | None = None
 ) -> dict[Block, Choice]:
     """α and headroom of every block; the α of `alphas` if given."""
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
