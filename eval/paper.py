@@ -9,7 +9,7 @@ from eval.curves import curves_csv, curves_plot, size_curves, step_curves
 from eval.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets, layer_sheets, layers_csv
 from eval.polarity import NOTE as POLARITY_NOTE
 from eval.polarity import polarity_sheets
-from eval.provenance import provenance
+from eval.provenance import provenance_markdown
 from eval.results import RunResult
 from eval.sheets import Sheet, sheet_html, sheet_latex, sheet_markdown
 
@@ -26,7 +26,7 @@ class Extras:
 def extras(runs: Sequence[RunResult]) -> Extras:
     """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*; each only where there is something to show."""
     found = Extras({}, {}, [])
-    sources = "".join(f"- {sentence}\n" for sentence in provenance(runs))
+    sources = provenance_markdown(runs)
     if any(run.layer_errors for run in runs):
         found.texts["layers.csv"] = layers_csv(runs)
     for name, title, sheets, note in (

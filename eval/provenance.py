@@ -23,3 +23,8 @@ def provenance(runs: Sequence[RunResult]) -> list[str]:
     hashes = (f"{names[id(run)]} {'' if run.is_float else run.precision + ' '}{run.config_hash}" for run in runs)
     found.append("configuration hashes: " + ", ".join(dict.fromkeys(hashes)))
     return found
+
+
+def provenance_markdown(runs: Sequence[RunResult]) -> str:
+    """`provenance` as a list."""
+    return "".join(f"- {sentence}\n" for sentence in provenance(runs))

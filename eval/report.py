@@ -17,7 +17,7 @@ from eval.order import is_ours
 from eval.page import render_page
 from eval.paper import extras
 from eval.plots import metric_plot
-from eval.provenance import provenance
+from eval.provenance import provenance_markdown
 from eval.results import RunResult, load_results
 from eval.tables import Table, to_csv, to_html, to_latex, to_markdown
 
@@ -126,7 +126,7 @@ def sources_markdown(runs: Sequence[RunResult]) -> str:
     """One line per metric, what computed it; then versions, device, commit and configuration hashes."""
     found = {metric.name: metric.backend for run in runs for metric in run.metrics}
     lines = [f"- `{name}`: {backend}\n" for name, backend in found.items()]
-    return "".join(lines) + "".join(f"- {sentence}\n" for sentence in provenance(runs))
+    return "".join(lines) + provenance_markdown(runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

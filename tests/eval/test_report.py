@@ -395,4 +395,6 @@ def test_tables_say_where_the_numbers_come_from(moved: Path, tmp_path: Path) -> 
     for name in ("table.md", "report.html"):
         text = written[name].read_text()
         assert "versions: " in text and "device: " in text
-        assert all(run.config_hash in text for run in runs)
+        assert all(f"unquantized {run.config_hash}" in text for run in runs if run.is_float)
+        told = [f"{run.quantizer} {run.precision} {run.config_hash}" for run in runs if not run.is_float]
+        assert told and all(entry in text for entry in told)

@@ -47,6 +47,8 @@ def test_a_branch_on_an_argument_is_taken_as_its_value_says(device: str, caplog:
         found = find_segments(model, (X, torch.tensor([10.0, 900.0])))
     assert found == {"linear": Segments(output=(4, 4, 4), activation="silu"), "never": Segments()}
     assert "exported instead" not in caplog.text
+    with pytest.raises(Exception):  # noqa: B017 - whatever torch.export raises
+        exported(Branching(), (X, torch.tensor([10.0, 900.0])), {}, CPU)
     warnings = _warnings(caplog)
     assert len(warnings) == 1
     assert "holds only where `x = F.silu(x) if timestep.max() > self.limit" in warnings[0]
@@ -225,6 +227,8 @@ def test_arguments_and_outputs_that_are_no_tensors(caplog: pytest.LogCaptureFixt
     expected = Segments(input=(16, 16), input_activations=("gelu", None))
     assert found == {"first": Segments(), "second": expected}
     assert "exported instead" not in caplog.text
+    with pytest.raises(Exception):  # noqa: B017 - whatever torch.export raises
+        exported(Odd(), (_Packed(X, [X]), _Mode()), {"callback": print}, CPU)
     assert not _warnings(caplog)
 
 
