@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.order import group_key
+from eval.order import DENOISER, group_key, quantized_parts
 from eval.results import Interval, RunResult
 from eval.statistics import bootstrap_counts, mean_replicates, percentile_interval
 
@@ -54,7 +54,7 @@ def columns(runs: Sequence[RunResult]) -> list[Column]:
         Column("output_error", "output error", "relative", "lower", output_error),
         Column("weight_mb", "weights", "MB", "lower", _weight_mb, judged=False),
         Column("compression", "compression", "×", "higher", _compression, judged=False),
-        Column("encoder_error", "text encoder error", "relative", "lower", _encoder_error),
+        Column("encoder_error", "other components' error", "relative", "lower", _encoder_error),
         Column("encoders_mb", "text encoders", "MB", "lower", _encoders_mb, judged=False),
         Column("pipeline_mb", "whole pipeline", "MB", "lower", _pipeline_mb, judged=False),
         Column("quantize_s", "quantize", "s", "lower", _quantize_seconds, judged=False),
@@ -79,14 +79,15 @@ def _metric_cell(name: str) -> Callable[[RunResult], Cell | None]:
 def layer_error(run: RunResult) -> Cell | None:
     """Geometric mean over layers of the relative output error, with a bootstrap interval over layers.
 
-    Layers without error (left unquantized) are not part of it.
+    The denoiser's layers, or those of the other components where it was left as it is. Layers without error (left
+    unquantized) are not part of it.
     """
-    return _geometric_mean([e for e in run.layer_errors.values() if e > 0.0], run.seed)
+    return _geometric_mean([e for e in run.judged_layer_errors.values() if e > 0.0], run.seed)
 
 
 def output_error(run: RunResult) -> Cell | None:
     """Relative error of the denoiser's output on held-out inputs; the interval is over denoiser calls."""
-    if run.is_float or run.output_error is None:
+    if DENOISER not in quantized_parts(run) or run.output_error is None:
         return None
     rows = np.array(run.per_row_output_errors)
     if len(rows) < 2:
@@ -114,7 +115,7 @@ def _weight_mb(run: RunResult) -> Cell | None:
 
 
 def _encoder_error(run: RunResult) -> Cell | None:
-    """Largest relative error of the outputs of quantized text encoders."""
+    """Largest relative error of the outputs of quantized components beside the denoiser."""
     errors = [part["output_error"] for part in run.components.values() if "output_error" in part]
     return Cell(max(errors)) if errors else None
 
@@ -137,16 +138,20 @@ def _compression(run: RunResult) -> Cell | None:
 
 
 def _quantize_seconds(run: RunResult) -> Cell | None:
-    return _stage(run, "seconds")
+    """Of all quantized components together."""
+    found = _quantizing(run, "seconds")
+    return Cell(sum(found)) if found else None
 
 
 def _quantize_peak(run: RunResult) -> Cell | None:
-    return _stage(run, "peak_memory_mb")
+    found = _quantizing(run, "peak_memory_mb")
+    return Cell(max(found)) if found else None
 
 
-def _stage(run: RunResult, key: str) -> Cell | None:
-    value = run.stages.get("quantize", {}).get(key)
-    return None if run.is_float or value is None else Cell(float(value))
+def _quantizing(run: RunResult, key: str) -> list[float]:
+    """Of the denoiser's stage and of that of the other components."""
+    stages = [] if run.is_float else [run.stages[name] for name in ("quantize", "encoders") if name in run.stages]
+    return [float(stage[key]) for stage in stages if stage.get(key) is not None]
 
 
 def best_runs(column: Column, runs: Sequence[RunResult]) -> set[int]:

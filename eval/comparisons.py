@@ -82,13 +82,20 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
-    """Which of the runs that stand before it in the table a run is compared with."""
+    """Which of the runs that stand before it in the table a run is compared with.
+
+    Those on the same components, and the first run of the same quantizer on each other choice of components.
+    """
     group = [run for run in before if group_key(run) == group_key(ours)]
+    elsewhere: dict[object, RunResult] = {}
+    for run in before:
+        if run not in group and group_key(run)[:-1] == group_key(ours)[:-1] and run.quantizer == ours.quantizer:
+            elsewhere.setdefault(group_key(run), run)
     variants = [run for run in group if method_name(run) == method_name(ours)]
     if not is_ours(ours.quantizer):
-        return variants[:1]
+        return [*variants[:1], *elsewhere.values()]
     if not variants:
-        return group
+        return [*group, *elsewhere.values()]
     others = {method_name(run): run for run in reversed(group) if run not in variants}
     return [*variants[:1], *reversed(others.values())]
 
@@ -159,10 +166,9 @@ class Pair:
 
     def _errors(self) -> list[Comparison]:
         found = []
-        layers = [k for k in self.ours.layer_errors if k in self.theirs.layer_errors]
-        ours = [self.ours.layer_errors[k] for k in layers]
-        theirs = [self.theirs.layer_errors[k] for k in layers]
-        found += self._ratio("layer error", ours, theirs, " layers")
+        ours, theirs = self.ours.judged_layer_errors, self.theirs.judged_layer_errors
+        layers = [layer for layer in ours if layer in theirs]
+        found += self._ratio("layer error", [ours[k] for k in layers], [theirs[k] for k in layers], " layers")
         rows = (self.ours.per_row_output_errors, self.theirs.per_row_output_errors)
         if len(rows[0]) == len(rows[1]):
             found += self._ratio("output error", *rows, " denoiser calls")

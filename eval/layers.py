@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.columns import REPLICATES
-from eval.order import group_key, labels, method_name, settings, sort_runs
+from eval.order import DENOISER, group_key, labels, method_name, quantized_parts, settings, sort_runs
 from eval.results import RunResult
 from eval.sheets import Entry, Sheet, row
 from eval.statistics import paired_mean_difference
@@ -22,7 +22,7 @@ CUTS = ("no cuts", "graph", "random", "wrong")
 SIDES = {"layers": ("output", "input"), "with a cut output": ("output",), "with a cut input": ("input",)}
 UNTOLD = ("quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
 LAYERS_NOTE = (
-    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized denoiser; "
+    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model; "
     "bold: least of its row. Cuts: pieces of the output and of the input that the graph names, and the activation "
     "that feeds the layer. Tables of more than 12 methods are in layers.csv only."
 )
@@ -57,11 +57,11 @@ def cut_of(run: RunResult, layer: str) -> str:
 
 def layer_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
     """Table 12: layers in rows, methods in columns, a table per precision with at most MOST_COLUMNS methods."""
-    ordered = [run for run in sort_runs(runs) if run.layer_errors]
+    ordered = [run for run in sort_runs(runs) if run.every_layer_error]
     names = labels(ordered)
     groups: dict[object, list[RunResult]] = {}
     for run in ordered:
-        groups.setdefault(group_key(run), []).append(run)
+        groups.setdefault(group_key(run)[:-1], []).append(run)  # whichever components: their layers stand in one table
     return [_layer_sheet(members, names) for members in groups.values() if len(members) <= MOST_COLUMNS]
 
 
@@ -69,10 +69,10 @@ def _layer_sheet(runs: Sequence[RunResult], names: dict[int, str]) -> Sheet:
     errors = [run.every_layer_error for run in runs]
     layers = dict.fromkeys(layer for found in errors for layer in found)
     rows = [row([layer, cut_of(runs[0], layer)], _cells([found.get(layer) for found in errors])) for layer in layers]
-    means = _cells([_geometric_mean(list(run.layer_errors.values())) for run in runs])
+    means = _cells([_geometric_mean(list(run.judged_layer_errors.values())) for run in runs])
     head = ("layer", "cuts", *(names[id(run)] for run in runs))
-    is_mixed = any(run.components for run in runs)
-    summary = (row(["geometric mean of the denoiser" if is_mixed else "geometric mean", ""], means),)
+    is_mixed = any(quantized_parts(run) != (DENOISER,) for run in runs)
+    summary = (row(["geometric mean" + ", of the denoiser's where it is quantized" * is_mixed, ""], means),)
     return Sheet(f"Layer errors at {_where(runs[0])}", head, tuple(rows), summary, keys=2)
 
 

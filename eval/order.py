@@ -13,6 +13,7 @@ METHOD_ORDER = (
     "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "awq", "svdquant", "quarot",
     "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
 )  # fmt: skip
+DENOISER = "denoiser"
 OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
 VARIED = ("quantizer", "calibration", "correction", "encoders")
 _UNTOLD = ("_target_", "name", "precision")
@@ -24,7 +25,7 @@ def is_ours(quantizer: str) -> bool:
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
-    """By model, dataset and seed; the unquantized model first, then by precision, method and job number.
+    """By model, dataset and seed; the unquantized model first, then by precision, components, method and job number.
 
     The unquantized model is kept once: a sweep over precisions runs it at each, where it is the same.
     """
@@ -40,6 +41,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             r.seed,
             not r.is_float,
             _rank(r.precision, PRECISION_ORDER),
+            quantized_parts(r),
             method_rank(r.quantizer),
             r.name,
             _natural(r.path.parent.name),
@@ -62,17 +64,29 @@ def method_rank(quantizer: str) -> tuple[tuple[int, str], tuple[int, str]]:
     return ((ours, ""), _rank(quantizer, METHOD_ORDER))
 
 
-def group_key(run: RunResult) -> tuple[str, str, int, str]:
-    """Runs that may be compared: same model, prompts, latents and bits."""
-    return (run.model, run.dataset, run.seed, "" if run.is_float else run.precision)
+def group_key(run: RunResult) -> tuple[str, str, int, str, tuple[str, ...]]:
+    """Runs that may be compared: same model, prompts, latents, bits and quantized components."""
+    return (run.model, run.dataset, run.seed, "" if run.is_float else run.precision, quantized_parts(run))
+
+
+def quantized_parts(run: RunResult) -> tuple[str, ...]:
+    """The components that were quantized, the denoiser first; none of the unquantized model."""
+    named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
+    return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
 
 
 def method_name(run: RunResult) -> str:
-    """The quantizer, the correction at sampling time where one was added to it, and text encoders it was used on."""
+    """The quantizer, the correction at sampling time where one was added to it, and components it was used on.
+
+    Those beside the denoiser as "+NAME"; "rtn@controlnet" left the denoiser as it is.
+    """
     correction = settings(run).get("correction.method") or "none"
     added = [] if correction in ("none", run.quantizer) else [correction]
-    parts = [] if run.is_float else [part for part in run.config.get("quantize") or [] if part != "denoiser"]
-    return "+".join([run.quantizer, *added, *parts])
+    parts = quantized_parts(run)
+    others = [part for part in parts if part != DENOISER]
+    if parts and DENOISER not in parts:
+        return f"{run.quantizer}@{'+'.join(others)}"
+    return "+".join([run.quantizer, *added, *others])
 
 
 def settings(run: RunResult) -> dict[str, Any]:

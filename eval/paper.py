@@ -27,7 +27,7 @@ def extras(runs: Sequence[RunResult]) -> Extras:
     """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*; each only where there is something to show."""
     found = Extras({}, {}, [])
     sources = provenance_markdown(runs)
-    if any(run.layer_errors for run in runs):
+    if any(run.every_layer_error for run in runs):
         found.texts["layers.csv"] = layers_csv(runs)
     for name, title, sheets, note in (
         ("polarity", "Signs after activations", polarity_sheets(runs), POLARITY_NOTE),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from eval.columns import Cell, Column, columns
-from eval.order import group_key, is_ours, labels
+from eval.order import group_key, is_ours, labels, quantized_parts
 from eval.results import RunResult
 
 SHOWN = ("fid_ref", "psnr", "layer_error", "output_error")
@@ -54,6 +54,7 @@ def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
     """The precision, and above it what else tells the groups apart."""
     told = [str(getattr(run, key)) for key in ("model", "dataset") if len({getattr(r, key) for r in runs}) > 1]
     told += [f"seed {run.seed}"] if len({r.seed for r in runs}) > 1 else []
+    told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
     return "\n".join([*told, run.precision])
 
 

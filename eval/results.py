@@ -106,8 +106,8 @@ class RunResult:
 
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` holds what the graph says
     (`segments`: cuts and activations by layer) and the signs of activations (`polarity`, by layer); both may be empty.
-    `components` holds, where text encoders are quantized, bytes of every component of the pipeline and the errors of
-    those encoders, whose layers are named "COMPONENT.LAYER"; `layer_errors` are the denoiser's.
+    `components` holds, where text encoders or ControlNets are quantized, bytes of every component of the pipeline and
+    the errors of those, whose layers are named "COMPONENT.LAYER"; `layer_errors` are the denoiser's.
     """
 
     path: Path
@@ -138,9 +138,14 @@ class RunResult:
 
     @property
     def every_layer_error(self) -> dict[str, float]:
-        """Errors of the denoiser's layers, then those of quantized text encoders."""
+        """Errors of the denoiser's layers, then those of other quantized components."""
         parts = [part.get("layer_errors", {}) for part in self.components.values()]
         return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
+
+    @property
+    def judged_layer_errors(self) -> dict[str, float]:
+        """The denoiser's, by which runs are judged; the other components' where the denoiser was left as it is."""
+        return self.layer_errors or self.every_layer_error
 
     @property
     def is_float(self) -> bool:

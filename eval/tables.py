@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from eval.columns import Cell, Column, best_runs, columns
-from eval.order import labels, sort_runs
+from eval.order import group_key, labels, sort_runs
 from eval.results import Interval, RunResult
 
 DASH = "–"
@@ -157,7 +157,7 @@ def to_latex(table: Table) -> str:
     ]
     last = None
     for run in table.runs:
-        group = (run.model, run.dataset, run.seed, "" if run.is_float else run.precision)
+        group = group_key(run)
         if last is not None and group != last:
             lines.append(r"\midrule")
         last = group
@@ -200,7 +200,7 @@ def to_html(table: Table) -> str:
     rows = []
     last = None
     for run in table.runs:
-        group = (run.model, run.dataset, run.seed, "" if run.is_float else run.precision)
+        group = group_key(run)
         start = " class='group'" if last is not None and group != last else ""
         last = group
         cells = [f"<td class='key'>{html.escape(get(run))}</td>" for _, get in table.keys]

@@ -34,9 +34,9 @@ ZOO = Path(__file__).resolve().parent / "zoo"
 class RunConfig:
     """One run: model, data, calibration, quantizer, precision, judgement.
 
-    `quantize` names the components that are quantized: denoiser, and text encoders and ControlNets by their
-    attributes of the pipeline (text_encoder, text_encoder_2 …, controlnet). `encoders` changes settings of the
-    quantizer for one of them: {text_encoder: {seglinear: false}}.
+    `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
+    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `encoders` changes
+    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}.
     """
 
     name: str = MISSING
@@ -102,10 +102,10 @@ class RunConfig:
     def _check_components(self) -> None:
         """Refuse a list of components that no run can mean; whether the pipeline has them is seen later."""
         named = list(dict.fromkeys(self.quantize))
-        if named != self.quantize or DENOISER not in named:
+        if named != self.quantize or not named:
             raise PipelineError(
-                f"quantize=[{','.join(self.quantize)}] must name the denoiser and every other component once, for "
-                "example quantize=[denoiser,text_encoder]"
+                f"quantize=[{','.join(self.quantize)}] must name at least one component, and each once, for example "
+                "quantize=[denoiser,text_encoder]; quantizer=none quantizes nothing"
             )
         if self.other_components and (self.is_peer or self.preset_name == "plan"):
             raise PipelineError(
@@ -117,11 +117,32 @@ class RunConfig:
                 raise PipelineError(f"encoders.{name} is no component in quantize=[{','.join(named)}]; add it there")
             if not isinstance(settings, dict):
                 raise PipelineError(f"encoders.{name}={settings!r} is no setting; give encoders.{name}.KEY=VALUE")
+        if DENOISER not in named and not self.is_float:
+            self._check_float_denoiser()
+
+    def _check_float_denoiser(self) -> None:
+        """Refuse what concerns a quantized denoiser where `quantize` leaves it out."""
+        asked = f"quantize=[{','.join(self.quantize)}] leaves the denoiser as it is"
+        if self.is_corrected:
+            raise PipelineError(
+                f"{asked}, and correction={self.correction.name} corrects its predictions; set correction=none, or "
+                "add denoiser to quantize"
+            )
+        for key in ("skip", "overrides"):
+            if self.quantizer.get(key):
+                raise PipelineError(
+                    f"{asked}, whose layers quantizer.{key} names; set +encoders.{self.quantize[0]}.{key} instead"
+                )
 
     @property
     def other_components(self) -> tuple[str, ...]:
         """The components beside the denoiser that are quantized; none where nothing is."""
         return () if self.is_float else tuple(name for name in self.quantize if name != DENOISER)
+
+    @property
+    def quantizes_denoiser(self) -> bool:
+        """Whether the denoiser is among the components that are quantized."""
+        return not self.is_float and DENOISER in self.quantize
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -155,12 +176,12 @@ class RunConfig:
 
     @property
     def is_float(self) -> bool:
-        """Whether the run leaves the denoiser as it is."""
+        """Whether the run quantizes nothing."""
         return self.quantizer_name == "none"
 
     @property
     def precision_name(self) -> str:
-        """The precision of the denoiser: the model's own dtype where nothing is quantized."""
+        """The precision of what is quantized: the model's own dtype where nothing is."""
         return self.model.dtype if self.is_float else self.precision.name
 
 
@@ -177,13 +198,19 @@ def register() -> None:
 
 
 def method_label(*, _root_: DictConfig) -> str:
-    """The quantizer's name, with "+NAME" for a correction that is not its own and for quantized text encoders."""
+    """The quantizer's name, with "+NAME" for a correction that is not its own and for components beside the denoiser.
+
+    Where the denoiser is not among them, "@" stands before the first: "rtn+controlnet" is both, "rtn@controlnet" one.
+    """
     quantizer, correction = _root_.quantizer, _root_.correction.name
     name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
     if name == "none":
         return name
     added = [] if correction in ("none", name) else [correction]
-    return "+".join([name, *added, *(part for part in _root_.quantize if part != DENOISER)])
+    parts = [part for part in _root_.quantize if part != DENOISER]
+    if DENOISER not in _root_.quantize:
+        return f"{name}@{'+'.join(parts)}"
+    return "+".join([name, *added, *parts])
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
@@ -248,5 +275,7 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
     del raw["quantize"], raw["encoders"]
     if run.other_components:
         raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.other_components}
+        if not run.quantizes_denoiser:
+            raw["denoiser"] = None
     text = json.dumps(raw, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -55,9 +55,9 @@ def stage_records(stages: dict[str, Stage], folder: Path) -> dict[str, dict[str,
 
 
 def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
-    """Errors on held-out denoiser inputs and sizes; the unquantized model has no errors."""
+    """Errors on held-out denoiser inputs and sizes; a denoiser that is left as it is has no errors."""
     size = read_json(benchmark.reference().path / "denoiser.json")["weight_bytes"]
-    if benchmark.config.is_float:
+    if not benchmark.config.quantizes_denoiser:
         found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
         found |= {"per_row_steps": [], "statistics": None}
     else:
@@ -124,7 +124,7 @@ def copy_plan(benchmark: Benchmark, folder: Path) -> dict[str, str]:
 
     It is a copy, not a link: it is there to be edited, and the cache's own must not change with it.
     """
-    if benchmark.config.is_float:
+    if not benchmark.config.quantizes_denoiser:
         return {}
     source = benchmark.quantize().path / PLAN
     if not source.is_file():

@@ -94,10 +94,12 @@ class Benchmark(EncoderStage, PictureStage):
         return quantize_copy(self.denoiser, self.method, batches, self.config.name)
 
     def quantized_denoiser(self) -> torch.nn.Module:
-        """The quantized denoiser, read from its stage, where the pipeline is.
+        """The quantized denoiser, read from its stage, where the pipeline is; the float one if it is left as it is.
 
         What another tool made is kept in memory, and made again from the same calibration by another process.
         """
+        if not self.config.quantizes_denoiser:
+            return self.denoiser
         import segquant
         from pipelines.quantized import check_same
 
@@ -151,11 +153,12 @@ class Benchmark(EncoderStage, PictureStage):
             return self.reference()
         depends = {
             **self._sampling(),
-            "quantize": self.quantize().key,
             "prompts": list(self.dataset.evaluation),
             **self.control_depends("evaluation"),
             "code": measure.modules_digest(*GENERATE_MODULES),
         }
+        if self.config.quantizes_denoiser:
+            depends["quantize"] = self.quantize().key
         if self.config.is_corrected:
             depends["correct"] = self.correct().key
         if self.config.other_components:
@@ -219,7 +222,7 @@ class Benchmark(EncoderStage, PictureStage):
         self.reference()
         if self.judges_real:
             self.real()
-        if not self.config.is_float:
+        if self.config.quantizes_denoiser:
             self.calibrate()
             self.statistics()
             self.quantize()

@@ -158,9 +158,12 @@ def test_names_that_are_no_text_encoders(tiny: Tiny, name: str, words: str) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["quantize=[]"], "must name the denoiser"),
-        (["quantize=[text_encoder]"], "must name the denoiser"),
-        (["quantize=[denoiser,text_encoder,text_encoder]"], "every other component once"),
+        (["quantize=[]"], "must name at least one component.*quantizer=none"),
+        (["quantize=[denoiser,text_encoder,text_encoder]"], "each once"),
+        (["quantize=[text_encoder]", "correction=affine"], "leaves the denoiser as it is, and correction=affine"),
+        (["quantize=[text_encoder]", "quantizer.skip=[a]"], r"quantizer.skip names; set \+encoders.text_encoder.skip"),
+        (["quantize=[text_encoder]", "+quantizer.overrides={a: {}}"], "leaves.*quantizer.overrides"),
+        (["quantize=[text_encoder]", "quantizer=sdnq", "precision=w8a8_dynamic"], "quantizes the denoiser alone"),
         ([BOTH, "quantizer=torchao_int8_dynamic", "precision=w8a8_dynamic"], "quantizes the denoiser alone"),
         ([BOTH, "quantizer=plan"], "quantizes the denoiser alone"),
         (["+encoders.text_encoder.seglinear=false"], "encoders.text_encoder is no component in"),
@@ -192,6 +195,8 @@ def test_hash_and_name_change_only_with_text_encoders() -> None:
     assert plain == hashed("quantize=[denoiser]") and plain[0] != both[0]
     assert (plain[1], both[1]) == ("segquant_g_w8a8_tensor", "segquant_g+text_encoder_w8a8_tensor")
     assert hashed("quantizer=none", BOTH) == hashed("quantizer=none")
+    other = hashed("quantize=[text_encoder]")
+    assert other[1] == "segquant_g@text_encoder_w8a8_tensor" and other[0] not in (plain[0], both[0])
     three = "quantize=[denoiser,text_encoder,text_encoder_2]"
     assert hashed(three)[0] == hashed("quantize=[denoiser,text_encoder_2,text_encoder]")[0]
     assert hashed(BOTH, "+encoders.text_encoder.seglinear=false")[0] != both[0]

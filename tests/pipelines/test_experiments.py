@@ -26,6 +26,7 @@ from tests.pipelines.test_peers import CAN
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUANTIZERS = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 PRECISIONS = {path.stem for path in (CONF / "precision").glob("*.yaml")}
+EMBEDDED = {"emoji_sd3", "emoji_flux", "emoji_sdxl", "emoji_sd3_canny"}
 HELD_BY_HAND = {"plan"}  # needs the file of an earlier run
 
 
@@ -65,7 +66,7 @@ def test_every_job_composes_and_can_be_done(experiment: str) -> None:
                 assert name in PRECISIONS
                 run.quantizer["precision"] = name
                 _can_be_done(run)
-    assert {run.model.name for run in runs} == {"emoji_sd3"}
+    assert {run.model.name for run in runs} == (EMBEDDED if experiment == "families" else {"emoji_sd3"})
     assert len({run.dataset.size for run in runs}) == 1
     _prompts_suffice(runs)
 
@@ -123,6 +124,20 @@ def test_table6_has_the_controls() -> None:
     assert found == {("false", "", ""), ("true", "graph", ""), ("true", "wrong", "")} | {
         ("true", "random", str(seed)) for seed in range(3)
     }
+
+
+def test_families_differ_in_nothing_but_the_model() -> None:
+    """Every model has the same methods and precisions, the ControlNet's for each choice of components."""
+    jobs = [dict(item.split("=", 1) for item in job) for job in _jobs("families")]
+    methods = {("none", None), *product(("rtn", "smoothquant", "segquant_g", "segquant_r"), ("w8a8_tensor", "w4a8"))}
+    found: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
+    for job in jobs:
+        key = job["model"], job.get("quantize", "[denoiser]")
+        found.setdefault(key, set()).add((job["quantizer"], job.get("precision")))
+    controlled = {("emoji_sd3_canny", parts) for parts in ("[controlnet]", "[denoiser,controlnet]")}
+    assert found.keys() == {(model, "[denoiser]") for model in EMBEDDED} | controlled
+    assert all(found[key] == (methods - {("none", None)} if key in controlled else methods) for key in found)
+    assert {key for job in jobs for key in job} == {"experiment", "model", "quantize", "quantizer", "precision"}
 
 
 def test_calibration_size_is_searched_and_fixed_at_three_sizes() -> None:

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from eval import load_result
+from eval.columns import columns
+from eval.order import method_name
 from pipelines.config import validate
 from pipelines.errors import PipelineError
-from pipelines.results import build_results
+from pipelines.results import build_results, write_results
 from pipelines.samples import Batches, load_samples
 from pipelines.stages import Benchmark
 from segquant import QuantLinear
@@ -140,6 +143,29 @@ def test_denoiser_and_controlnet_quantized_together(families: dict[str, Family],
     assert 0 < record["output_error"] < 0.2 and record["weight_bytes"] < record["weight_bytes_float"]
     assert record["layer_errors"].keys() <= {f"controlnet.{name}" for name in linears}
     pictures = [(stage.path / "images" / "00000.png").read_bytes() for stage in (alone.generate(), both.generate())]
+    assert pictures[0] != pictures[1]
+
+
+def test_controlnet_quantized_alone(families: dict[str, Family], tmp_path: Path) -> None:
+    """The denoiser stays as it is: no stage of its own, no error, its float bytes; the pictures are others."""
+    family = families["sd3_canny"]
+    method = ["quantizer=segquant_g", "quantizer.alpha=0.5", "precision=w8a8_tensor"]
+    alone, both = (family.benchmark(*method, f"quantize=[{parts}]") for parts in ("controlnet", "denoiser,controlnet"))
+    alone.run()
+    assert not {"calibrate", "statistics", "quantize"} & alone.stages.keys()
+    assert alone.encoders().key == both.encoders().key
+    assert alone.quantized_denoiser() is alone.denoiser
+    path = write_results(alone, tmp_path)
+    run = load_result(path)
+    assert (run.name, run.layer_errors, run.output_error) == ("segquant_g@controlnet_w8a8_tensor", {}, 0.0)
+    assert run.weight_bytes == run.weight_bytes_float == run.components["transformer"]["weight_bytes"]
+    assert run.components["controlnet"]["weight_bytes"] < 0.6 * run.components["controlnet"]["weight_bytes_float"]
+    assert run.judged_layer_errors and all(name.startswith("controlnet.") for name in run.judged_layer_errors)
+    shown = {column.key: column.cell(run) for column in columns([run])}
+    assert 0 < shown["layer_error"].value < 0.2 and "output_error" not in shown
+    assert shown["quantize_s"].value == pytest.approx(run.stages["encoders"]["seconds"])
+    assert method_name(run) == "segquant_g@controlnet"
+    pictures = [(stage.path / "images" / "00000.png").read_bytes() for stage in (alone.generate(), alone.reference())]
     assert pictures[0] != pictures[1]
 
 
