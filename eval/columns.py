@@ -79,10 +79,9 @@ def _metric_cell(name: str) -> Callable[[RunResult], Cell | None]:
 def layer_error(run: RunResult) -> Cell | None:
     """Geometric mean over layers of the relative output error, with a bootstrap interval over layers.
 
-    The denoiser's layers, or those of the other components where it was left as it is. Layers without error (left
-    unquantized) are not part of it.
+    The layers of all components that were quantized; those without error (left unquantized) are not part of it.
     """
-    return _geometric_mean([e for e in run.judged_layer_errors.values() if e > 0.0], run.seed)
+    return _geometric_mean([e for e in run.every_layer_error.values() if e > 0.0], run.seed)
 
 
 def output_error(run: RunResult) -> Cell | None:
@@ -111,7 +110,15 @@ def _geometric_mean(errors: Sequence[float], seed: int) -> Cell | None:
 
 
 def _weight_mb(run: RunResult) -> Cell | None:
-    return None if run.weight_bytes is None else Cell(run.weight_bytes / BYTES_PER_MB)
+    size = _quantized_bytes(run, "weight_bytes")
+    return None if size is None else Cell(size / BYTES_PER_MB)
+
+
+def _quantized_bytes(run: RunResult, key: str) -> int | None:
+    """Of the components that were quantized together; of the denoiser where none was."""
+    parts = quantized_parts(run) or (DENOISER,)
+    sizes = [getattr(run, key) if part == DENOISER else run.components.get(part, {}).get(key) for part in parts]
+    return None if None in sizes else sum(sizes)
 
 
 def _encoder_error(run: RunResult) -> Cell | None:
@@ -132,9 +139,8 @@ def _pipeline_mb(run: RunResult) -> Cell | None:
 
 
 def _compression(run: RunResult) -> Cell | None:
-    if not run.weight_bytes or not run.weight_bytes_float:
-        return None
-    return Cell(run.weight_bytes_float / run.weight_bytes)
+    before, after = (_quantized_bytes(run, key) for key in ("weight_bytes_float", "weight_bytes"))
+    return Cell(before / after) if before and after else None
 
 
 def _quantize_seconds(run: RunResult) -> Cell | None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from eval.columns import REPLICATES
 from eval.errors import EvalError
-from eval.order import group_key, is_ours, labels, method_name, sort_runs
+from eval.order import group_key, is_ours, labels, method_name, places, prompts_name, sort_runs
 from eval.results import RunResult
 from eval.statistics import Difference, paired_mean_difference, paired_replicate_difference
 
@@ -26,7 +26,8 @@ UNITS = {"psnr": " dB"}
 class Comparison:
     """One paired comparison of two runs.
 
-    `kind` is ``"difference"`` (ours − theirs) or ``"ratio"`` (ours / theirs, a geometric mean over pairs).
+    `kind` is ``"difference"`` (ours − theirs) or ``"ratio"`` (ours / theirs, a geometric mean over pairs). `where`
+    tells its model, dataset, seed or prompts from other comparisons'; it is empty where all share them.
     """
 
     ours: str
@@ -39,6 +40,17 @@ class Comparison:
     n: int
     pairs: str
     verdict: str
+    where: str = ""
+
+    @property
+    def pair(self) -> tuple[str, str, str, str]:
+        """What comparisons of the same two runs have in common."""
+        return (self.where, self.precision, self.ours, self.theirs)
+
+    @property
+    def setting(self) -> str:
+        """The precision, and whatever else is to be told."""
+        return ", ".join(part for part in (self.precision, self.where) if part)
 
     def amount(self) -> str:
         """``+1.23 dB [0.90, 1.50]`` or ``×0.72 [0.68, 0.77]``."""
@@ -52,7 +64,7 @@ class Comparison:
     def sentence(self) -> str:
         """The comparison as one line."""
         return (
-            f"{self.ours} vs {self.theirs} at {self.precision}: {self.metric} {self.amount()} {self.verdict} "
+            f"{self.ours} vs {self.theirs} at {self.setting}: {self.metric} {self.amount()} {self.verdict} "
             f"(n={self.n}{self.pairs})"
         )
 
@@ -72,13 +84,25 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
     found: list[Comparison] = []
     refused: list[str] = []
     ordered = [run for run in sort_runs(runs) if not run.is_float]
-    names = labels(ordered)
+    names, where = labels(ordered), places(ordered)
     for i, ours in enumerate(ordered):
-        for theirs in _opponents(ours, ordered[:i]):
-            made, left = Pair(ours, theirs, names[id(ours)], names[id(theirs)]).compare()
+        opponents = _opponents(ours, ordered[:i])
+        for theirs in opponents:
+            made, left = Pair(ours, theirs, names[id(ours)], names[id(theirs)], where[id(ours)]).compare()
             found += made
             refused += left
+        if not opponents and is_ours(ours.quantizer):
+            refused += [_alone(ours, names[id(ours)])] if any(_shares_all_but_prompts(ours, r) for r in ordered) else []
     return found, refused
+
+
+def _shares_all_but_prompts(ours: RunResult, run: RunResult) -> bool:
+    keys = [(r.model, r.dataset, r.seed, *group_key(r)[1:]) for r in (ours, run)]
+    return keys[0] == keys[1] and ours.prompts != run.prompts
+
+
+def _alone(run: RunResult, name: str) -> str:
+    return f"{name} at {run.precision} on {prompts_name(run)}, because the other runs have different prompts"
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
@@ -103,7 +127,7 @@ def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
 def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
     """Every metric's paired difference to the unquantized model, where the evaluation recorded one."""
     ordered = [run for run in sort_runs(runs) if not run.is_float]
-    names = labels(ordered)
+    names, where = labels(ordered), places(ordered)
     found = []
     for run in ordered:
         for m in run.metrics:
@@ -113,7 +137,7 @@ def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
             found.append(
                 Comparison(
                     names[id(run)], "unquantized", run.precision, m.name, "difference",
-                    m.delta, m.delta_interval, m.n, "", verdict,
+                    m.delta, m.delta_interval, m.n, "", verdict, where[id(run)],
                 )
             )  # fmt: skip
     return found
@@ -121,12 +145,13 @@ def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs of one group and their labels."""
+    """Two runs of one group, their labels, and where they stand."""
 
     ours: RunResult
     theirs: RunResult
     our_label: str
     their_label: str
+    where: str = ""
 
     def compare(self) -> tuple[list[Comparison], list[str]]:
         """Every metric both runs have: pictures first, then layers and denoiser outputs."""
@@ -136,7 +161,8 @@ class Pair:
             try:
                 found.append(compare(name))
             except EvalError as error:
-                refused.append(f"{self.our_label} vs {self.their_label} at {self.ours.precision}: {error}")
+                place = ", ".join(part for part in (self.ours.precision, self.where) if part)
+                refused.append(f"{self.our_label} vs {self.their_label} at {place}: {error}")
         return found + self._errors(), list(dict.fromkeys(refused))
 
     def _picture_metrics(self) -> list[tuple[str, Callable[[str], Comparison]]]:
@@ -145,12 +171,7 @@ class Pair:
         kinds = [(base, self._set) for base in SET_METRICS] + [(base, self._image) for base in IMAGE_METRICS]
         return [(name, compare) for base, compare in kinds for name in mutual if name.split("[")[0] == base]
 
-    def _check_prompts(self) -> None:
-        if self.ours.prompts != self.theirs.prompts:
-            raise EvalError("pictures are not compared, because the two runs have different prompts")
-
     def _set(self, name: str) -> Comparison:
-        self._check_prompts()
         ours, theirs = read_replicates(self.ours, name), read_replicates(self.theirs, name)
         if ours[1] != theirs[1] or ours[0].shape != theirs[0].shape:
             raise EvalError(f"the bootstraps of {name} differ in seed, n or replicates; evaluate both alike")
@@ -159,14 +180,13 @@ class Pair:
         return self._difference(name, gap, mine.direction)
 
     def _image(self, name: str) -> Comparison:
-        self._check_prompts()
         ours, theirs = read_per_image(self.ours, name), read_per_image(self.theirs, name)
         gap = paired_mean_difference(ours, theirs, replicates=REPLICATES, seed=self.ours.seed)
         return self._difference(name, gap, self.ours.metric(name).direction)
 
     def _errors(self) -> list[Comparison]:
         found = []
-        ours, theirs = self.ours.judged_layer_errors, self.theirs.judged_layer_errors
+        ours, theirs = self.ours.every_layer_error, self.theirs.every_layer_error
         layers = [layer for layer in ours if layer in theirs]
         found += self._ratio("layer error", [ours[k] for k in layers], [theirs[k] for k in layers], " layers")
         rows = (self.ours.per_row_output_errors, self.theirs.per_row_output_errors)
@@ -177,7 +197,7 @@ class Pair:
     def _difference(self, name: str, gap: Difference, direction: str) -> Comparison:
         return Comparison(
             self.our_label, self.their_label, self.ours.precision, name, "difference",
-            gap.value, gap.interval, gap.n, "", gap.verdict(direction),
+            gap.value, gap.interval, gap.n, "", gap.verdict(direction), self.where,
         )  # fmt: skip
 
     def _ratio(self, name: str, ours: Sequence[float], theirs: Sequence[float], pairs: str) -> list[Comparison]:
@@ -191,7 +211,7 @@ class Pair:
         return [
             Comparison(
                 self.our_label, self.their_label, self.ours.precision, name, "ratio",
-                math.exp(gap.value), interval, gap.n, pairs, gap.verdict("lower"),
+                math.exp(gap.value), interval, gap.n, pairs, gap.verdict("lower"), self.where,
             )
         ]  # fmt: skip
 

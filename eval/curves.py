@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.columns import REPLICATES, layer_error, output_error
-from eval.order import group_key, is_ours, labels, method_name, settings, sort_runs
+from eval.order import DENOISER, is_ours, labels, method_name, places, quantized_parts, settings, sort_runs
 from eval.results import Interval, RunResult
 from eval.statistics import bootstrap_counts, mean_replicates, percentile_interval
 
@@ -41,13 +41,13 @@ Panels = dict[str, list[Curve]]
 
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
-    """Mean relative error of the denoiser's output at every sampling step, by precision.
+    """Mean relative error of the denoiser's output at every sampling step, by precision and model.
 
     Only runs that recorded the steps of their held-out calls, at three different ones or more; the interval is a
     bootstrap over the calls of a step.
     """
-    known = [run for run in _comparable(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
-    names = labels(known)
+    known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
+    names, where = labels(known), places(known)
     panels: Panels = {}
     for run in known:
         steps = np.array(run.per_row_steps)
@@ -61,14 +61,21 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
             tuple(float(value.mean()) for value in values),
             tuple(_interval(value, run.seed) for value in values),
         )
-        panels.setdefault(run.precision, []).append(curve)
+        panels.setdefault(_panel(run.precision, where[id(run)]), []).append(curve)
     return panels
 
 
-def _comparable(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Quantized runs of the first model, dataset and seed in table order: others do not share an axis with them."""
-    quantized = [run for run in sort_runs(runs) if not run.is_float]
-    return [run for run in quantized if group_key(run)[:3] == group_key(quantized[0])[:3]]
+def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Runs whose denoiser is quantized, in table order; of those that share it the one with the fewest components."""
+    found: dict[object, RunResult] = {}
+    for run in sorted(sort_runs(runs), key=lambda run: len(quantized_parts(run))):
+        if DENOISER in quantized_parts(run):
+            found.setdefault(run.stages.get("quantize", {}).get("key") or run.path, run)
+    return sort_runs(list(found.values()))
+
+
+def _panel(title: str, where: str) -> str:
+    return ", ".join(part for part in (title, where) if part)
 
 
 def _interval(values: np.ndarray, seed: int) -> Interval | None:
@@ -82,19 +89,19 @@ def size_curves(runs: Sequence[RunResult]) -> Panels:
 
     Only methods that were run with at least two numbers of prompts.
     """
-    known = [run for run in _comparable(runs) if settings(run).get(PROMPTS) is not None]
-    names = labels(known, (PROMPTS,))
+    known = [run for run in _quantized(runs) if settings(run).get(PROMPTS) is not None]
+    names, where = labels(known, (PROMPTS,)), places(known)
     lines: dict[tuple[str, str], list[RunResult]] = {}
     for run in known:
-        lines.setdefault((run.precision, names[id(run)]), []).append(run)
+        lines.setdefault((_panel(run.precision, where[id(run)]), names[id(run)]), []).append(run)
     panels: Panels = {}
     for title, cell in (("output error", output_error), ("layer error", layer_error)):
-        for (precision, label), members in lines.items():
+        for (place, label), members in lines.items():
             if len({settings(run)[PROMPTS] for run in members}) > 1:
                 ordered = sorted(members, key=lambda run: settings(run)[PROMPTS])
                 found = [(float(settings(run)[PROMPTS]), value) for run in ordered if (value := cell(run)) is not None]
                 x, cells = tuple(prompts for prompts, _ in found), [value for _, value in found]
-                panels.setdefault(f"{title} at {precision}", []).append(
+                panels.setdefault(f"{title} at {place}", []).append(
                     Curve(
                         label,
                         is_ours(method_name(members[0])),

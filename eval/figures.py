@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eval.errors import EvalError
-from eval.order import labels, sort_runs
+from eval.order import data_key, labels, prompts_name, sort_runs
 from eval.results import RunResult
 
 TILE = 128
@@ -33,12 +34,23 @@ class GridColumn:
     folder: Path
 
 
-def grid_groups(runs: Sequence[RunResult]) -> dict[tuple[str, str, int], list[RunResult]]:
-    """Runs that share prompts and latents, hence one grid: by model, dataset and seed, in table order."""
-    groups: dict[tuple[str, str, int], list[RunResult]] = {}
+def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs that share prompts and latents, hence one grid, by its file name, in table order; the first is grid.png."""
+    groups: dict[object, list[RunResult]] = {}
     for run in sort_runs(runs):
-        groups.setdefault((run.model, run.dataset, run.seed), []).append(run)
-    return groups
+        groups.setdefault(data_key(run), []).append(run)
+    found: dict[str, list[RunResult]] = {}
+    for members in groups.values():
+        run = members[0]
+        name = "grid" if not found else f"grid_{run.model}_{run.dataset}_{run.seed}"
+        if f"{_safe(name)}.png" in found:
+            name += f"_{prompts_name(run)}"
+        found[f"{_safe(name)}.png"] = members
+    return found
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
 
 
 def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
@@ -69,14 +81,9 @@ def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
     are reduced.
 
     Raises:
-        EvalError: pictures are missing, or the runs have different prompts.
+        EvalError: pictures are missing.
     """
     prompts = runs[0].prompts
-    if any(run.prompts != prompts for run in runs):
-        raise EvalError(
-            f"runs of {runs[0].model} on {runs[0].dataset} with seed {runs[0].seed} have different prompts; "
-            "report them apart"
-        )
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
     columns = grid_columns(runs)
     tile = _tile_size(_picture(columns[0], int(shown[0])))

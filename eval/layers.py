@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.columns import REPLICATES
-from eval.order import DENOISER, group_key, labels, method_name, quantized_parts, settings, sort_runs
+from eval.order import group_key, labels, method_name, settings, sort_runs
 from eval.results import RunResult
 from eval.sheets import Entry, Sheet, row
 from eval.statistics import paired_mean_difference
@@ -61,7 +61,7 @@ def layer_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
     names = labels(ordered)
     groups: dict[object, list[RunResult]] = {}
     for run in ordered:
-        groups.setdefault(group_key(run)[:-1], []).append(run)  # whichever components: their layers stand in one table
+        groups.setdefault(group_key(run)[:-1], []).append(run)  # the layers of all components stand in one table
     return [_layer_sheet(members, names) for members in groups.values() if len(members) <= MOST_COLUMNS]
 
 
@@ -69,10 +69,9 @@ def _layer_sheet(runs: Sequence[RunResult], names: dict[int, str]) -> Sheet:
     errors = [run.every_layer_error for run in runs]
     layers = dict.fromkeys(layer for found in errors for layer in found)
     rows = [row([layer, cut_of(runs[0], layer)], _cells([found.get(layer) for found in errors])) for layer in layers]
-    means = _cells([_geometric_mean(list(run.judged_layer_errors.values())) for run in runs])
+    means = _cells([_geometric_mean(list(found.values())) for found in errors])
     head = ("layer", "cuts", *(names[id(run)] for run in runs))
-    is_mixed = any(quantized_parts(run) != (DENOISER,) for run in runs)
-    summary = (row(["geometric mean" + ", of the denoiser's where it is quantized" * is_mixed, ""], means),)
+    summary = (row(["geometric mean", ""], means),)
     return Sheet(f"Layer errors at {_where(runs[0])}", head, tuple(rows), summary, keys=2)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from eval.results import RunResult
@@ -25,13 +26,13 @@ def is_ours(quantizer: str) -> bool:
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
-    """By model, dataset and seed; the unquantized model first, then by precision, components, method and job number.
+    """By model, dataset, seed and prompts; then by precision, components, method and job number.
 
-    The unquantized model is kept once: a sweep over precisions runs it at each, where it is the same.
+    The unquantized model comes first, and once: a sweep over precisions runs it at each, where it is the same.
     """
     unique: dict[object, RunResult] = {}
     for run in runs:
-        key = (run.model, run.dataset, run.seed, run.prompts) if run.is_float else run.path
+        key = data_key(run) if run.is_float else run.path
         unique.setdefault(key, run)
     return sorted(
         unique.values(),
@@ -39,6 +40,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             r.model,
             r.dataset,
             r.seed,
+            (len(r.prompts), r.prompts),
             not r.is_float,
             _rank(r.precision, PRECISION_ORDER),
             quantized_parts(r),
@@ -64,9 +66,28 @@ def method_rank(quantizer: str) -> tuple[tuple[int, str], tuple[int, str]]:
     return ((ours, ""), _rank(quantizer, METHOD_ORDER))
 
 
-def group_key(run: RunResult) -> tuple[str, str, int, str, tuple[str, ...]]:
+def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
+    """What the pictures are of: runs in which it differs share neither a picture grid nor an axis."""
+    return (run.model, run.dataset, run.seed, run.prompts)
+
+
+def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
     """Runs that may be compared: same model, prompts, latents, bits and quantized components."""
-    return (run.model, run.dataset, run.seed, "" if run.is_float else run.precision, quantized_parts(run))
+    return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
+
+
+def places(runs: Sequence[RunResult]) -> dict[int, str]:
+    """By `id` of the run: of model, dataset, seed and prompts what differs among the runs; empty where nothing does."""
+    told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
+    told += [lambda run: f"seed {run.seed}", prompts_name]
+    differing = [name for name in told if len({name(run) for run in runs}) > 1]
+    return {id(run): ", ".join(name(run) for name in differing) for run in runs}
+
+
+def prompts_name(run: RunResult) -> str:
+    """``128 prompts (1f2e3d)``: their number, and the start of a hash of them."""
+    digest = hashlib.sha256("\n".join(run.prompts).encode()).hexdigest()
+    return f"{len(run.prompts)} prompts ({digest[:6]})"
 
 
 def quantized_parts(run: RunResult) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from eval.comparisons import Comparison
+from eval.figures import grid_groups
+from eval.order import places
 from eval.provenance import provenance
 from eval.results import RunResult
 
@@ -54,7 +56,8 @@ def render_page(
         *(f"<div class='wide'>{table}</div>" for table in tables),
         f"<p class='pale'>{_bold(html.escape(legend))}</p>",
     ]
-    parts += [_picture(name, content) for name, content in pictures.items()]
+    titles = _titles(runs)
+    parts += [_picture(titles.get(name, name), content) for name, content in pictures.items()]
     parts += [
         f"<details><summary><b>{html.escape(title)}</b></summary>\n{content}\n</details>" for title, content in sections
     ]
@@ -80,14 +83,15 @@ def _bold(text: str) -> str:
 
 def _headline(comparisons: Sequence[Comparison]) -> str:
     """Per pair of methods, the verdict on the main numbers in one line."""
-    pairs: dict[tuple[str, str, str], list[Comparison]] = {}
+    pairs: dict[tuple[str, ...], list[Comparison]] = {}
     for c in comparisons:
         if c.metric.split("[")[0] in HEADLINE:
-            pairs.setdefault((c.ours, c.theirs, c.precision), []).append(c)
+            pairs.setdefault(c.pair, []).append(c)
     lines = []
-    for (ours, theirs, precision), found in pairs.items():
+    for found in pairs.values():
         verdicts = "; ".join(f"{html.escape(c.metric)} {html.escape(c.amount())} {_verdict(c.verdict)}" for c in found)
-        pair = f"<b>{html.escape(ours)}</b> vs {html.escape(theirs)} at {html.escape(precision)}"
+        first = found[0]
+        pair = f"<b>{html.escape(first.ours)}</b> vs {html.escape(first.theirs)} at {html.escape(first.setting)}"
         lines.append(f"<li>{pair}: {verdicts}</li>")
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
@@ -97,14 +101,20 @@ def _verdict(verdict: str) -> str:
     return f"<span class='{kind}'>{html.escape(verdict)}</span>"
 
 
-def _picture(name: str, content: bytes) -> str:
-    titles = {
+def _titles(runs: Sequence[RunResult]) -> dict[str, str]:
+    """Of the pictures, by file name."""
+    found = {
         "metrics.png": "Main numbers with intervals",
-        "grid.png": "Pictures",
         "timesteps.png": "Error over the sampling steps",
         "calibration.png": "Error over the number of calibration prompts",
     }
-    title = titles.get(name, name.removesuffix(".png").replace("_", " "))
+    where = places(runs)
+    for name, members in grid_groups(runs).items():
+        found[name] = ": ".join(part for part in ("Pictures", where.get(id(members[0]), "")) if part)
+    return found
+
+
+def _picture(title: str, content: bytes) -> str:
     data = base64.b64encode(content).decode("ascii")
     image = f"<img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
     return f"<h2>{html.escape(title)}</h2>\n<div class='wide'>{image}</div>"
@@ -116,10 +126,9 @@ def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> s
     rows = []
     last = None
     for c in comparisons:
-        pair = (c.precision, c.ours, c.theirs)
-        start = " class='group'" if last not in (None, pair) else ""
-        names = (c.precision, f"{c.ours} vs {c.theirs}") if pair != last else ("", "")
-        last = pair
+        start = " class='group'" if last not in (None, c.pair) else ""
+        names = (c.setting, f"{c.ours} vs {c.theirs}") if c.pair != last else ("", "")
+        last = c.pair
         keys = "".join(f"<td class='key'>{html.escape(text)}</td>" for text in (*names, c.metric))
         rows.append(
             f"<tr{start}>{keys}<td>{html.escape(c.amount())}</td><td class='key'>{_verdict(c.verdict)}</td>"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from eval.columns import Cell, Column, columns
-from eval.order import group_key, is_ours, labels, quantized_parts
+from eval.order import group_key, is_ours, labels, places, quantized_parts
 from eval.results import RunResult
 
 SHOWN = ("fid_ref", "psnr", "layer_error", "output_error")
@@ -31,7 +31,12 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
     groups: dict[object, list[RunResult]] = {}
     for run in quantized:
         groups.setdefault(group_key(run), []).append(run)
-    heights = [0.3 * len(members) + 0.75 for members in groups.values()]
+    titles = [_group_name(members[0], quantized) for members in groups.values()]
+    # a row is as high as its methods need, and as its title does, which is set upright
+    heights = [
+        max(0.3 * len(members) + 0.75, 0.1 * max(map(len, title.split("\n"))) + 0.35)
+        for members, title in zip(groups.values(), titles, strict=True)
+    ]
     figure = Figure(figsize=(3.3 * len(shown) + 1.6, sum(heights) + 0.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(wspace=0.06)
@@ -43,7 +48,7 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
             if not number:
                 panel.set_title(_head(column), fontsize=10)
         row[0].set_yticks(range(len(members)), [names[id(run)] for run in members])
-        row[0].set_ylabel(_group_name(members[0], quantized), fontsize=10, fontweight="bold")
+        row[0].set_ylabel(titles[number], fontsize=10, fontweight="bold")
     figure.align_ylabels(panels[:, 0])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -52,8 +57,7 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
 
 def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
     """The precision, and above it what else tells the groups apart."""
-    told = [str(getattr(run, key)) for key in ("model", "dataset") if len({getattr(r, key) for r in runs}) > 1]
-    told += [f"seed {run.seed}"] if len({r.seed for r in runs}) > 1 else []
+    told = [part for part in places(runs)[id(run)].split(", ") if part]
     told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
     return "\n".join([*told, run.precision])
 

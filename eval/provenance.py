@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.order import labels
+from eval.order import labels, places
 from eval.results import RunResult
 
 
@@ -19,10 +19,17 @@ def provenance(runs: Sequence[RunResult]) -> list[str]:
     commits = dict.fromkeys(run.git for run in runs if run.git)
     if commits:
         found.append("commit: " + ", ".join(commits))
-    names = labels(runs)
-    hashes = (f"{names[id(run)]} {'' if run.is_float else run.precision + ' '}{run.config_hash}" for run in runs)
+    names, where = labels(runs), places(runs)
+    hashes = (
+        " ".join(part for part in (where[id(run)], names[id(run)], _precision(run), run.config_hash) if part)
+        for run in runs
+    )
     found.append("configuration hashes: " + ", ".join(dict.fromkeys(hashes)))
     return found
+
+
+def _precision(run: RunResult) -> str:
+    return "" if run.is_float else run.precision
 
 
 def provenance_markdown(runs: Sequence[RunResult]) -> str:

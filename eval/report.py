@@ -29,7 +29,8 @@ LEGEND = (
     "fid_ref, psnr, ssim and the perceptual distances compare with the unquantized model's pictures, fid_gt "
     "with real ones. The layer error is the geometric mean over layers of |Y − Ŷ| / |Y|, the output error "
     "the same of the denoiser's output; compression is against the unquantized run in its own precision (16 bits "
-    "instead of float32 halve it already); quantize and memory: seconds and peak memory of quantizing. "
+    "instead of float32 halve it already); quantize and memory: seconds and peak memory of quantizing. Layer error, "
+    "weights and compression are those of all quantized components together. "
     "FID depends on its extractor and on n: compare only within a table."
 )
 COMPARISONS_HEAD = """# Paired comparisons
@@ -54,7 +55,7 @@ def write_report(
 
     Returns:
         the files written: table.md, table.csv, table.tex, comparisons.md, metrics.png, grid.png (one more per
-        further model, dataset or seed) and report.html; and what `eval.paper.extras` finds.
+        further model, dataset, seed or choice of prompts) and report.html; and what `eval.paper.extras` finds.
 
     Raises:
         EvalError: no results, a broken results.json, or pictures that are missing.
@@ -92,26 +93,17 @@ def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, byt
     """The grids by file name; the first group's is grid.png."""
     if not grid:
         return {}
-    found: dict[str, bytes] = {}
-    for (model, dataset, seed), members in grid_groups(runs).items():
-        name = "grid.png" if not found else _safe_name(f"grid_{model}_{dataset}_{seed}") + ".png"
-        found[name] = picture_grid(members, rows)
-    return found
-
-
-def _safe_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return {name: picture_grid(members, rows) for name, members in grid_groups(runs).items()}
 
 
 def comparisons_markdown(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
     """Sentences by precision and pair, and what could not be compared."""
     lines = COMPARISONS_HEAD.splitlines() + [""]
-    last: tuple[str, str] | None = None
+    last: tuple[str, ...] | None = None
     for comparison in comparisons:
-        pair = (comparison.precision, f"{comparison.ours} vs {comparison.theirs}")
-        if pair != last:
-            lines += ["" if last else "", f"## {pair[1]} at {pair[0]}", ""]
-            last = pair
+        if comparison.pair != last:
+            lines += ["", f"## {comparison.ours} vs {comparison.theirs} at {comparison.setting}", ""]
+            last = comparison.pair
         lines.append(f"- {comparison.sentence()}")
     if not any(is_ours(c.ours) and c.theirs != "unquantized" for c in comparisons):
         lines += [

@@ -141,12 +141,6 @@ class RunResult:
         """Errors of the denoiser's layers, then those of other quantized components."""
         parts = [part.get("layer_errors", {}) for part in self.components.values()]
         return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
-
-    @property
-    def judged_layer_errors(self) -> dict[str, float]:
-        """The denoiser's, by which runs are judged; the other components' where the denoiser was left as it is."""
-        return self.layer_errors or self.every_layer_error
-
     @property
     def is_float(self) -> bool:
         """True for the unquantized model."""

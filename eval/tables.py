@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from eval.columns import Cell, Column, best_runs, columns
-from eval.order import group_key, labels, sort_runs
+from eval.order import group_key, labels, prompts_name, sort_runs
 from eval.results import Interval, RunResult
 
 DASH = "–"
@@ -29,7 +29,7 @@ class Table:
 
     @classmethod
     def of(cls, runs: Sequence[RunResult]) -> Table:
-        """Lay out the runs; model, dataset and seed become columns only where they differ."""
+        """Lay out the runs; model, dataset, seed and prompts become columns only where they differ."""
         ordered = sort_runs(runs)
         found = columns(ordered)
         names = labels(ordered)
@@ -37,6 +37,7 @@ class Table:
             ("model", lambda r: r.model),
             ("dataset", lambda r: r.dataset),
             ("seed", lambda r: str(r.seed)),
+            ("prompts", prompts_name),
         ]
         keys = [(title, get) for title, get in every if len({get(r) for r in ordered}) > 1]
         keys += [

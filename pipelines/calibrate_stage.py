@@ -23,14 +23,17 @@ class CalibrateStage(Controlled):
 
     def calibrate(self) -> Stage:
         """calibration/ and held_out/: denoiser inputs; steps.json: how likely each step was to be drawn."""
-        depends = {
+        return self._stage("calibrate", self.calibrate_inputs(), self._calibrate)
+
+    def calibrate_inputs(self) -> dict[str, Any]:
+        """All that inputs which are captured while sampling depend on."""
+        return {
             **self._sampling(),
             "calibration": list(self.dataset.calibration),
             "held_out": list(self.dataset.held_out),
             **self.control_depends(*STREAMS),
             **self.calibrate_depends(),
         }
-        return self._stage("calibrate", depends, self._calibrate)
 
     def calibrate_depends(self) -> dict[str, Any]:
         """What inputs that are captured while sampling depend on, besides prompts, pipeline and call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -247,9 +248,10 @@ def validate(config: DictConfig) -> RunConfig:
     return run
 
 
-def config_hash(run: RunConfig, model_fingerprint: str) -> str:
+def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
     """A short stable name of what the numbers depend on: no logger, no paths, no cache, no device.
 
+    Files count by their content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`).
     Two runs of the unquantized model at different `precision` are one and the same.
     """
     raw = asdict(run)
@@ -268,6 +270,8 @@ def config_hash(run: RunConfig, model_fingerprint: str) -> str:
     plan = run.quantizer.get("path")
     if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
         raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
+    splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
+    raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
     if run.is_float:
         raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
     if not run.is_corrected:

@@ -57,17 +57,29 @@ class EncoderStage(CalibrateStage):
         }
         return self._stage("encoders", depends, self._encoders)
 
+    def component_inputs(self, name: str) -> Stage:
+        """calibration/ and held_out/: what the pipeline calls a component with that runs at every step."""
+        depends = {**self.calibrate_inputs(), "component": name}
+        return self._stage(f"calibrate_{name}", depends, lambda folder: self._component_inputs(name, folder))
+
+    def _component_inputs(self, name: str, folder: Path) -> None:
+        from pipelines.samples import save_samples
+
+        weights = self.step_weights()
+        for split in STREAMS:
+            save_samples(self.captured(split, weights, name), folder / split)
+
     def _inputs(self) -> dict[str, dict[str, list[Sample]]]:
         """By split and component: what the pipeline calls it with."""
         from pipelines.encoders import encoder_inputs
+        from pipelines.samples import load_samples
 
         config = self.config
         texts = [name for name in self.encoder_methods if name in config.text_encoders]
-        others = [name for name in self.encoder_methods if name not in texts]
-        weights = self.step_weights() if others else None
+        others = {name: self.component_inputs(name).path for name in self.encoder_methods if name not in texts}
         found: dict[str, dict[str, list[Sample]]] = {}
         for split, stream in STREAMS.items():
-            found[split] = {name: self.captured(split, weights, name) for name in others}
+            found[split] = {name: load_samples(path / split) for name, path in others.items()}
             if texts:
                 found[split] |= encoder_inputs(
                     self.pipeline, self.denoiser, texts, getattr(self.dataset, split), config.model.call.arguments(),

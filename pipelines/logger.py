@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import netrc
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
         project=config.project,
         entity=config.entity,
         group=config.group or group,
-        name=results["name"],
+        name=f"{results['model']} {results['name']}",
         job_type=results["quantizer"],
         config={**resolved, "config_hash": results["config_hash"], "git": results["git"]},
         dir=folder,
@@ -84,9 +85,9 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
         settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
     )
     try:
-        errors = wandb.Table(
-            columns=["layer", "relative error"], data=[list(item) for item in results["layer_errors"].items()]
-        )
+        parts = [part.get("layer_errors", {}) for part in results["components"].values()]
+        rows = [list(item) for found in (results["layer_errors"], *parts) for item in found.items()]
+        errors = wandb.Table(columns=["layer", "relative error"], data=rows)
         run.log(
             {
                 **summary_values(results),
@@ -94,18 +95,23 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
                 "layer_errors": errors,
             }
         )
-        denoiser = _quantized(results, folder)
-        if config.artifact and denoiser is not None:
+        files = _quantized(results, folder)
+        if config.artifact and files:
             artifact = wandb.Artifact(
-                f"{results['model']}-{results['name']}", type="model",
+                _artifact_name(f"{results['model']}-{results['name']}"), type="model",
                 metadata={key: results[key] for key in DESCRIBED},
             )  # fmt: skip
-            for path in (*sorted(denoiser.iterdir()), *_correction(results, folder)):
-                artifact.add_file(str(path), policy="immutable")
+            for path, name in files.items():
+                artifact.add_file(str(path), name=name, policy="immutable")
             run.log_artifact(artifact)
     finally:
         run.finish()
     log.info("wandb: %s", run.settings.mode)
+
+
+def _artifact_name(text: str) -> str:
+    """W&B takes letters, digits and "_.-" only; methods have "+" and "@" in their names."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
 def _pictures(wandb: Any, results: dict[str, Any], folder: Path, count: int) -> list[Any]:
@@ -116,11 +122,15 @@ def _pictures(wandb: Any, results: dict[str, Any], folder: Path, count: int) -> 
     ]
 
 
-def _quantized(results: dict[str, Any], folder: Path) -> Path | None:
-    stage = results["stages"].get("quantize")
-    return None if stage is None else folder / stage["path"] / "denoiser"
+def _quantized(results: dict[str, Any], folder: Path) -> dict[Path, str]:
+    """Files of the quantized components and the correction, and what the artifact calls them.
 
-
-def _correction(results: dict[str, Any], folder: Path) -> list[Path]:
-    stage = results["stages"].get("correct")
-    return [] if stage is None else sorted((folder / stage["path"]).glob("correction.*"))
+    The denoiser's and the correction's stand at the top, another component's in a folder of its name.
+    """
+    found: dict[Path, str] = {}
+    for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("encoders", "*/*")):
+        if stage in results["stages"]:
+            root = folder / results["stages"][stage]["path"]
+            for path in sorted(root.glob(pattern)):
+                found[path] = path.name if stage != "encoders" else path.relative_to(root).as_posix()
+    return found

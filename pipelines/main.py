@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parents[1] / "conf"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+REPORT_FAILED = "the report could not be written: "
 
 register()
 
@@ -116,8 +117,12 @@ def main() -> None:
     """Console script: exit 0 if every run finished, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
-        finished = _succeeds(_run)
-        reported = _succeeds(_report, "the report could not be written: ")
+        try:
+            finished = _succeeds(_run)
+        except Exception:  # a fault of the program in one job: the others' results are worth a report
+            _succeeds(_report, REPORT_FAILED)
+            raise
+        reported = _succeeds(_report, REPORT_FAILED)
     except KeyboardInterrupt:
         print("segquant: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -105,7 +105,7 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
         "seed": config.seed,
         "n_images": len(prompts),
         "config": asdict(config),
-        "config_hash": config_hash(config, benchmark.fingerprint),
+        "config_hash": config_hash(config, benchmark.fingerprint, benchmark.dataset.record),
         "metrics": read_json(benchmark.evaluate().path / "evaluation" / "metrics.json")["metrics"],
         **denoiser_errors(benchmark),
         "components": component_records(benchmark),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import re
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.columns import columns
 from eval.comparisons import compare_runs
 from eval.curves import curves_plot, size_curves, step_curves
 from eval.layers import cut_of, cut_sheets, layer_sheets, layers_csv
-from eval.order import is_ours, labels, method_name, sort_runs
+from eval.order import group_key, is_ours, labels, method_name, sort_runs
 from eval.paper import extras
 from eval.polarity import kind_of, polarity_sheets
 from eval.provenance import provenance
@@ -160,6 +162,49 @@ def test_figure3_is_the_mean_of_every_step() -> None:
     assert rtn.y == pytest.approx([0.1 * (step + 1) * 1.15 for step in range(5)])
     for value, interval in zip(rtn.y, rtn.intervals, strict=True):
         assert interval is not None and interval[0] < value < interval[1]
+
+
+def test_every_model_has_its_curves() -> None:
+    runs = [run(0, "rtn", 0.1), dataclasses.replace(run(1, "rtn", 0.2), model="emoji_flux")]
+    panels = step_curves(runs)
+    assert {title: curve.y[0] for title, (curve,) in panels.items()} == pytest.approx(
+        {"w8a8, emoji_sd3": 0.115, "w8a8, emoji_flux": 0.23}
+    )
+    more = [dataclasses.replace(r, config={**r.config, "calibration": {"prompts": 4}}) for r in runs]
+    more = [dataclasses.replace(r, path=Path(f"/nowhere/{i}/results.json")) for i, r in enumerate(more)]
+    assert len(size_curves([*runs, *more])) == 4
+
+
+def _with_parts(found: RunResult, *parts: str, key: str = "k") -> RunResult:
+    components = {"controlnet": {"layer_errors": {"controlnet.a": 0.4}, "weight_bytes": 2, "weight_bytes_float": 8}}
+    return dataclasses.replace(
+        found, config={**found.config, "quantize": list(parts)}, components=components,
+        layer_errors=found.layer_errors if "denoiser" in parts else {}, stages={"quantize": {"key": key}},
+    )  # fmt: skip
+
+
+def test_runs_of_other_components_are_told_apart_and_compared() -> None:
+    both = ("denoiser", "controlnet")
+    runs = [
+        _with_parts(run(0, "rtn", 0.1), "denoiser"),
+        _with_parts(run(1, "rtn", 0.1), *both),
+        _with_parts(run(2, "segquant_g", 0.05), *both, key="g"),
+        _with_parts(run(3, "segquant_g", 0.05), "controlnet", key="c"),
+    ]
+    assert list(labels(runs).values()) == ["rtn", "rtn+controlnet", "segquant_g+controlnet", "segquant_g@controlnet"]
+    assert len({group_key(r) for r in runs}) == 3
+    cells = {column.key: column.cell(runs[1]) for column in columns(runs)}
+    assert cells["weight_mb"].value == 3e-6 and cells["compression"].value == 4
+    n = len(LAYERS)
+    assert cells["layer_error"].value == pytest.approx((0.1**n * 0.4) ** (1 / (n + 1)))
+    pairs = {(c.ours, c.theirs) for c in compare_runs(runs)[0]}
+    assert pairs == {
+        ("rtn+controlnet", "rtn"),
+        ("segquant_g+controlnet", "rtn+controlnet"),
+        ("segquant_g+controlnet", "segquant_g@controlnet"),
+    }
+    (curves,) = step_curves(runs).values()  # the same quantized denoiser is drawn once, a float one not at all
+    assert [curve.label for curve in curves] == ["rtn", "segquant_g+controlnet"]
 
 
 def test_steps_that_are_unknown_or_too_few_give_no_figure() -> None:

@@ -162,16 +162,54 @@ def test_fid_comparison_uses_joint_resamples(sweep: Path) -> None:
     assert read_replicates(ours, FID)[0] == pytest.approx(read_replicates(theirs, FID)[0])
 
 
-def test_different_prompts_are_not_compared(moved: Path) -> None:
+def test_other_prompts_stand_apart(moved: Path, tmp_path: Path) -> None:
     path = moved / "3" / "results.json"
     record = json.loads(path.read_text())
     record["prompts"][0] = "another prompt"
     path.write_text(json.dumps(record))
+    runs = load_results([moved])
+    found, refused = compare_runs(runs)
+    assert {c.precision for c in found} == {"w4a8"}
+    assert len(refused) == 1
+    assert re.match(r"segquant_g at w8a8_tensor on 8 prompts \(\w{6}\), because .* different prompts", refused[0])
+    table = Table.of(runs)
+    (alone,) = (run for run in runs if run.prompts[0] == "another prompt")
+    assert [title for title, _ in table.keys][0] == "prompts"
+    assert not any(table.is_best(column, alone) for column in table.columns)
+    written = write_report([moved], tmp_path / "report")
+    assert sorted(name for name in written if name.startswith("grid")) == ["grid.png", "grid_emoji_sd3_emoji_0.png"]
+
+
+def _second_model(moved: Path) -> None:
+    """The same sweep again, of another model whose SegQuant is no better than rounding."""
+    for job in range(7):
+        shutil.copytree(moved / str(job), moved / "flux" / str(job))
+        path = moved / "flux" / str(job) / "results.json"
+        record = json.loads(path.read_text())
+        if record["quantizer"] == "segquant_g":
+            record["layer_errors"] = {layer: 3 * error for layer, error in record["layer_errors"].items()}
+        record |= {"model": "emoji_flux", "config_hash": "flux" + record["config_hash"]}
+        record["artifacts"]["reference"] = "../../cache/reference"
+        path.write_text(json.dumps(record))
+
+
+def test_models_are_told_apart_everywhere(moved: Path, tmp_path: Path) -> None:
+    _second_model(moved)
     found, refused = compare_runs(load_results([moved]))
-    left = [c for c in found if c.precision == "w8a8_tensor"]
-    assert {c.metric for c in left} == {"layer error", "output error"}
-    assert refused[0].startswith("segquant_g vs rtn at w8a8_tensor: pictures are not compared, because")
-    assert len(refused) == 2
+    assert refused == []
+    layers = {(c.where, c.theirs): c for c in found if c.metric == "layer error" and c.precision == "w8a8_tensor"}
+    assert layers["emoji_flux", "smoothquant"].value == pytest.approx(1.5)
+    assert layers["emoji_sd3", "smoothquant"].value == pytest.approx(0.5)
+    written = write_report([moved], tmp_path / "report")
+    headings = [line for line in written["comparisons.md"].read_text().splitlines() if line.startswith("## ")]
+    assert len(headings) == len(set(headings)) == 8
+    assert "## segquant_g vs smoothquant at w8a8_tensor, emoji_flux" in headings
+    page = written["report.html"].read_text()
+    headline = re.findall(r"<li><b>segquant_g</b> vs (\w+) at ([\w, ]+): (.*?)</li>", page)
+    assert len(headline) == 8 and all(text.count("layer error") == 1 for _, _, text in headline)
+    assert "<h2>Pictures: emoji_flux</h2>" in page and "<h2>Pictures: emoji_sd3</h2>" in page
+    assert "emoji_sd3 segquant_g w4a8 segquant_g-w4a8" in written["table.md"].read_text()
+    assert {"grid.png", "grid_emoji_sd3_emoji_0.png"} <= set(written)
 
 
 def test_missing_evaluation_is_said(moved: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_an_encoder_has_a_method_of_its_own() -> None:
 def test_hash_and_name_change_only_with_text_encoders() -> None:
     def hashed(*overrides: str) -> tuple[str, str]:
         run = validate(compose_config(list(overrides)))
-        return config_hash(run, "model"), run.name
+        return config_hash(run, "model", {}), run.name
 
     plain, both = hashed(), hashed(BOTH)
     assert plain == hashed("quantize=[denoiser]") and plain[0] != both[0]

@@ -154,13 +154,15 @@ def test_controlnet_quantized_alone(families: dict[str, Family], tmp_path: Path)
     alone.run()
     assert not {"calibrate", "statistics", "quantize"} & alone.stages.keys()
     assert alone.encoders().key == both.encoders().key
+    rounded = family.benchmark("quantizer=rtn", "precision=w8a8_tensor", "quantize=[controlnet]")
+    assert rounded.component_inputs("controlnet").cached  # inputs are captured once for all methods
     assert alone.quantized_denoiser() is alone.denoiser
     path = write_results(alone, tmp_path)
     run = load_result(path)
     assert (run.name, run.layer_errors, run.output_error) == ("segquant_g@controlnet_w8a8_tensor", {}, 0.0)
     assert run.weight_bytes == run.weight_bytes_float == run.components["transformer"]["weight_bytes"]
     assert run.components["controlnet"]["weight_bytes"] < 0.6 * run.components["controlnet"]["weight_bytes_float"]
-    assert run.judged_layer_errors and all(name.startswith("controlnet.") for name in run.judged_layer_errors)
+    assert run.every_layer_error and all(name.startswith("controlnet.") for name in run.every_layer_error)
     shown = {column.key: column.cell(run) for column in columns([run])}
     assert 0 < shown["layer_error"].value < 0.2 and "output_error" not in shown
     assert shown["quantize_s"].value == pytest.approx(run.stages["encoders"]["seconds"])

@@ -80,7 +80,7 @@ def test_offline_run_holds_everything(command: Command, tiny: Tiny, cache: Path)
     results = json.loads((outcome.folder / "results.json").read_text())
     found = _read(outcome.folder)
     assert (found["run"].run_group, found["run"].project) == ("a sweep", "segquant")
-    assert (found["run"].display_name, found["run"].job_type) == ("rtn_w8a8_tensor", "rtn")
+    assert (found["run"].display_name, found["run"].job_type) == ("tiny_random rtn_w8a8_tensor", "rtn")
     assert found["config"]["quantizer"]["_target_"] == "segquant.presets.rtn"
     assert found["config"]["config_hash"] == results["config_hash"]
     history = found["history"]
@@ -95,6 +95,22 @@ def test_offline_run_holds_everything(command: Command, tiny: Tiny, cache: Path)
     assert models and "tiny_random-rtn_w8a8_tensor" in models[0].name
     names = {entry.path for entry in models[0].manifest.contents}
     assert any(name.endswith(".safetensors") for name in names)
+
+
+def test_components_and_corrections_are_logged(command: Command, tiny: Tiny, cache: Path) -> None:
+    """Their names have characters that W&B's artifacts do not take."""
+    more = ["quantizer=rtn", "correction=affine", "quantize=[denoiser,text_encoder]"]
+    outcome = command(*tiny.overrides(cache), "logger=wandb", *more)
+    assert outcome.code == 0, outcome.err
+    results = json.loads((outcome.folder / "results.json").read_text())
+    assert results["name"] == "rtn+affine+text_encoder_w8a8_tensor"
+    found = _read(outcome.folder)
+    (model,) = {a.name: a for a in found["artifacts"] if a.type == "model"}.values()
+    assert model.name.endswith("tiny_random-rtn-affine-text_encoder_w8a8_tensor")
+    names = {entry.path for entry in model.manifest.contents}
+    assert {"correction.json", "text_encoder/quantized.json"} <= names and "quantized.json" in names
+    encoder = results["components"]["text_encoder"]["layer_errors"]
+    assert found["history"]["layer_errors/nrows"] == len(results["layer_errors"]) + len(encoder)
 
 
 def test_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_hash_follows_the_plans_content_and_not_its_place(tmp_path: Path) ->
     from pipelines.config import config_hash, validate
 
     def hash_of(path: Path) -> str:
-        return config_hash(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])), "model")
+        return config_hash(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])), "model", {})
 
     paths = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
     for path, text in zip(paths, ("one", "one", "two"), strict=True):

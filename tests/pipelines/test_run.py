@@ -113,7 +113,7 @@ def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) ->
     from pipelines.config import config_hash, validate
 
     def hash_of(*extra: str) -> str:
-        return config_hash(validate(compose_config([*tiny.overrides(tmp_path / "a"), *extra])), "model")
+        return config_hash(validate(compose_config([*tiny.overrides(tmp_path / "a"), *extra])), "model", {})
 
     base = hash_of()
     assert base == hash_of("logger=wandb", "cache=/elsewhere", "name=other", "model.path=/other", "report=false")
@@ -121,6 +121,23 @@ def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) ->
     assert base != hash_of("quantizer.alpha=0.5")
     assert base != hash_of("metric.metrics=[psnr]")
     assert hash_of("quantizer=none") == hash_of("quantizer=none", "precision=w4a8")
+
+
+def test_config_hash_knows_the_prompts_of_files_of_one_name(tiny: Tiny, tmp_path: Path) -> None:
+    from pipelines.config import config_hash, validate
+    from pipelines.datasets import load_dataset
+
+    def hash_of(folder: str, words: str, *extra: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "t.csv").write_text("prompt\n" + "".join(f"{words} {i}\n" for i in range(12)))
+        data = [f"dataset.table={tmp_path}/{folder}/t.csv", "dataset.size=2", "dataset.pictures=false"]
+        tiny_run = [item for item in tiny.overrides(tmp_path) if not item.startswith("dataset")]
+        run = validate(compose_config([*tiny_run, "dataset=folder", *data, *extra]))
+        return config_hash(run, "model", load_dataset(run.dataset, run.calibration).record)
+
+    assert hash_of("a", "red") == hash_of("b", "red") != hash_of("b", "blue")
+    float_hash = hash_of("a", "red", "quantizer=none")
+    assert float_hash == hash_of("a", "red", "quantizer=none", "calibration.seed=5")
 
 
 def test_real_pictures_are_unpacked_once_and_unchanged(tiny: Tiny, tmp_path: Path) -> None:

@@ -56,6 +56,26 @@ def test_failing_job_does_not_stop_its_siblings(command: Command, tiny: Tiny, ca
     assert "rtn" in (outcome.folder / "table.md").read_text()
 
 
+def test_a_fault_in_one_job_leaves_the_others_report(
+    command: Command, tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.stages import Benchmark
+
+    run = Benchmark.run
+
+    def faulty(self: Benchmark) -> None:
+        if self.config.precision.name == "w8a8":
+            raise ZeroDivisionError("a fault of the program")
+        run(self)
+
+    monkeypatch.setattr(Benchmark, "run", faulty)
+    arguments = ["-m", *tiny.overrides(cache), "quantizer=rtn", "precision=w8a8,w4a16"]
+    with pytest.raises(ZeroDivisionError):
+        command(*arguments)
+    table = (cache.parent / "run" / "table.md").read_text()
+    assert "w4a16" in table and "| w8a8 |" not in table
+
+
 def test_unknown_option_in_a_sweep_runs_nothing(command: Command, tiny: Tiny, tmp_path: Path) -> None:
     outcome = command("-m", *tiny.overrides(tmp_path / "cache"), "quantizer=rtn,segqant_g")
     assert outcome.code == 1 and "did you mean 'segquant_g'" in outcome.sentence
