@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import PipelineError, one_line
-from pipelines.pictures import Picture
+from pipelines.pictures import DAMAGED, Picture
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 PICTURE_COLUMNS = ("file", "file_name", "image")
@@ -46,9 +46,9 @@ class Source:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file; PipelineError, naming it as `what`, if it cannot be read."""
+    """The text of a file, less the byte order mark of Windows; PipelineError, naming it as `what`, if unreadable."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{what} {path} cannot be read: {one_line(error)}") from error
 
@@ -57,7 +57,7 @@ def parse_json(text: str, what: str, path: Path, number: int | None = None) -> A
     """Parsed JSON; PipelineError names the file and, of JSON lines, the line."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         line = "" if number is None else f"line {number} of "
         raise PipelineError(f"{line}{what} {path} is no JSON: {one_line(error)}; get or write it again") from error
 
@@ -75,9 +75,9 @@ def read_archive(archive: Path) -> Source:
     """A zip of captions.jsonl (file, caption, split) and PNGs. All of the split's pictures are judged against."""
     try:
         with zipfile.ZipFile(archive) as file:
-            text = file.read("captions.jsonl").decode("utf-8")
+            text = file.read("captions.jsonl").decode("utf-8-sig")
             names = set(file.namelist())
-    except (OSError, zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise PipelineError(
             f"data set {archive} cannot be read ({one_line(error)}); it must be a zip with captions.jsonl"
         ) from error
@@ -88,21 +88,24 @@ def read_archive(archive: Path) -> Source:
     for row in rows:
         if not isinstance(row, dict) or not {"file", "caption", "split"} <= row.keys():
             raise PipelineError(f"a line of captions.jsonl in {archive} lacks file, caption or split: {row}")
+        if not (isinstance(row["file"], str) and isinstance(row["split"], str) and _says(row["caption"])):
+            raise PipelineError(f"a line of captions.jsonl in {archive} has a value that is no text: {row}; correct it")
         if row["file"] not in names:
             raise PipelineError(f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again")
     split: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     for row in rows:
         if row["split"] in split:
-            split[row["split"]].append(Entry(row["file"], row["caption"], Picture(archive, row["file"])))
+            split[row["split"]].append(Entry(row["file"], str(row["caption"]), Picture(archive, row["file"])))
     return Source(split["evaluation"], split["calibration"], tuple(entry.picture for entry in split["evaluation"]))
 
 
 def read_prompts(path: Path) -> list[Entry]:
     """A text file of one prompt a line; .yaml of {name: prompt}; .csv or .jsonl with a column of prompts."""
-    if path.suffix in (".csv", ".jsonl"):
+    kind = path.suffix.lower()
+    if kind in (".csv", ".jsonl"):
         return [Entry(key, prompt) for key, prompt, _, _ in _table_rows(path)]
     text = read_text(path, "prompt file")
-    if path.suffix in (".yaml", ".yml"):
+    if kind in (".yaml", ".yml"):
         named = load_yaml(text, "prompt file", path) or {}
         if not isinstance(named, dict) or not all(isinstance(prompt, str) for prompt in named.values()):
             raise PipelineError(f"prompt file {path} must map names to prompts; write NAME: PROMPT lines")
@@ -152,11 +155,10 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
 
 def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
     """Line name, prompt, picture and split of every row."""
-    text = read_text(path, "table").removeprefix("\ufeff")
-    if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        numbered: list[tuple[int, Any]] = [(reader.line_num, row) for row in reader]
-    elif path.suffix == ".jsonl":
+    text, kind = read_text(path, "table"), path.suffix.lower()
+    if kind == ".csv":
+        numbered: list[tuple[int, Any]] = _csv_rows(text, path)
+    elif kind == ".jsonl":
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         numbered = [(number, parse_json(line, "table", path, number)) for number, line in lines]
     else:
@@ -165,20 +167,55 @@ def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
         raise PipelineError(f"table {path} has no rows; write one prompt a row")
     rows = []
     for number, row in numbered:
-        where = f"line {number}"
+        place = f"line {number} of table {path}"
         if not isinstance(row, dict):
-            raise PipelineError(f"{where} of table {path} is no JSON object; write one object a line")
-        prompt = _column(row, PROMPT_COLUMNS)
+            raise PipelineError(f"{place} is no JSON object; write one object a line")
+        prompt = _column(row, PROMPT_COLUMNS, place)
         if prompt is None:
             raise PipelineError(
-                f"{where} of table {path} has no prompt; it must have one of {', '.join(PROMPT_COLUMNS)} (columns "
+                f"{place} has no prompt; it must have one of {', '.join(PROMPT_COLUMNS)} (columns "
                 f"there: {', '.join(map(str, row))})"
             )
-        rows.append((where, prompt, _column(row, PICTURE_COLUMNS), _column(row, ("split",))))
+        rows.append((f"line {number}", prompt, _column(row, PICTURE_COLUMNS, place), _column(row, ("split",), place)))
     return rows
 
 
-def _column(row: Mapping[Any, Any], names: tuple[str, ...]) -> str | None:
-    """The first of some columns that says something; 0 is a class label."""
-    found = next((str(row[name]).strip() for name in names if row.get(name) is not None), None)
-    return found or None
+def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
+    """Rows with the number of the line on which each ends; strict, as csv otherwise guesses at quotes left open."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows, last = [], 0
+    try:
+        columns = reader.fieldnames or ()
+        last = reader.line_num
+        for row in reader:
+            last = reader.line_num
+            if None in row:
+                raise PipelineError(
+                    f"line {last} of table {path} has more cells than the first line ({', '.join(columns)}); "
+                    'put quotes around text with commas: "a cat, sitting"'
+                )
+            rows.append((last, row))
+    except csv.Error as error:
+        raise PipelineError(
+            f"table {path} cannot be read from line {last + 1} on ({one_line(error)}); correct the quotes there, or "
+            "shorten the cell"
+        ) from error
+    return rows
+
+
+def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str | None:
+    """The first of some columns that says something, as text; PipelineError, naming the `place`, if it cannot be."""
+    for name in names:
+        value = row.get(name)
+        if value is None:
+            continue
+        if not _says(value):
+            raise PipelineError(f"{place} has a {type(value).__name__} as its {name}; write text or a number there")
+        if text := str(value).strip():
+            return text
+    return None
+
+
+def _says(value: Any) -> bool:
+    """Whether it is text or a number: 0 is a class label, a list of captions is no prompt."""
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)

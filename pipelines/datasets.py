@@ -107,10 +107,9 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
     drawn, left = draw(source.evaluation, config)
     if source.calibration is None:
         available = _alone(left, source.evaluation)
-    elif config.layout in (None, "folder"):
-        available = source.calibration
-        _check_apart(source.evaluation, available)
     else:
+        if config.layout in (None, "folder"):
+            _check_apart(source.evaluation, source.calibration)
         available = _unseen(source.calibration, source.evaluation)
     wanted = calibration.prompts + calibration.held_out
     if source.calibration is None:
@@ -227,9 +226,10 @@ def _check_available(available: list[Entry], wanted: int, config: DatasetConfig)
         hints += ["set dataset.size" if config.size is None else "lower dataset.size"]
         hints += ["set dataset.calibration_prompts=FILE"]
     left = "" if config.layout is None else " left that no evaluation prompt repeats"
+    once = ", repeats counted once" if config.layout in (None, "folder") else ""
     raise PipelineError(
         f"{wanted} calibration prompts (calibration.prompts + calibration.held_out) were asked for, dataset "
-        f"{config.name} has {len(available)}{left}; {' or '.join(hints) or 'give some'}"
+        f"{config.name} has {len(available)}{left}{once}; {' or '.join(hints) or 'give some'}"
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -13,12 +15,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from pipelines.errors import PipelineError, one_line
 from pipelines.measure import file_digest
 
 PNG_LEVEL = 1  # of zlib: half the default's time for 15 % more bytes, and 5,000 pictures are many
+# What zipfile and Pillow's readers raise for damaged bytes.
+DAMAGED = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, RuntimeError, TypeError, zipfile.BadZipFile, struct.error,
+    zlib.error,
+)  # fmt: skip
+GREY16 = ("PNG", "PPM", "JPEG2000")  # formats whose 16-bit grey always runs from black 0 to white 65,535
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,31 @@ class Picture:
 
 
 @contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What goes wrong within becomes one sentence that names what was read."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise PipelineError(f"{what} is too large to read ({one_line(error)}); make it smaller") from error
+    except DAMAGED as error:
+        why = one_line(error) or type(error).__name__
+        raise PipelineError(f"{what} cannot be read ({why}); get it again") from error
+
+
+@contextmanager
 def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]:
     """A function from picture to bytes; every zip is opened once, and closed at the end."""
     with ExitStack() as stack:
-        archives = {
-            path: stack.enter_context(zipfile.ZipFile(path))
-            for path in sorted({picture.path for picture in pictures if picture.member is not None})
-        }
+        archives = {}
+        for path in sorted({picture.path for picture in pictures if picture.member is not None}):
+            with _named(str(path)):
+                archives[path] = stack.enter_context(zipfile.ZipFile(path))
 
         def read(picture: Picture) -> bytes:
-            if picture.member is None:
-                return picture.path.read_bytes()
-            return archives[picture.path].read(picture.member)
+            with _named(f"the picture {picture}"):
+                if picture.member is None:
+                    return picture.path.read_bytes()
+                return archives[picture.path].read(picture.member)
 
         yield read
 
@@ -60,11 +82,9 @@ def missing(pictures: Sequence[Picture]) -> list[Picture]:
 
 def members(archive: Path) -> dict[str, tuple[int, int]]:
     """Length and CRC-32 of every member of a zip, by name; PipelineError if it is none."""
-    try:
+    with _named(str(archive)):
         stat = archive.stat()
         return _members(archive, stat.st_size, stat.st_mtime_ns)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise PipelineError(f"{archive} cannot be read ({one_line(error)}); get it again") from error
 
 
 @lru_cache(maxsize=8)
@@ -89,19 +109,41 @@ def pictures_digest(pictures: Sequence[Picture]) -> str:
 
 
 def _decode(blob: bytes, picture: Picture) -> Image.Image:
-    """RGB, the way up that its EXIF says, transparency on white."""
-    try:
-        with Image.open(io.BytesIO(blob)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode == "P" or "transparency" in image.info:
-                image = image.convert("RGBA")
-            if image.mode in ("RGBA", "LA"):
-                white = Image.new("RGBA", image.size, "white")
-                white.alpha_composite(image.convert("RGBA"))
-                image = white
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise PipelineError(f"the picture {picture} cannot be read ({one_line(error)}); get it again") from error
+    """RGB of 8 bits, the way up that its EXIF says, transparency on white."""
+    with _named(f"the picture {picture}"), Image.open(io.BytesIO(blob)) as opened:
+        deep = opened.mode.startswith(("I", "F"))
+        if deep and not _is_grey16(opened):
+            raise PipelineError(
+                f"the picture {picture} has grey values of a range that is not known ({opened.format}, Pillow's mode "
+                f"{opened.mode}); save it with 8 bits, or as a PNG with 16"
+            )
+        image = ImageOps.exif_transpose(opened)
+        if deep:
+            image = _from_grey16(image)
+        if image.mode == "P" or "transparency" in image.info:
+            image = image.convert("RGBA")
+        if image.mode in ("RGBA", "LA"):
+            white = Image.new("RGBA", image.size, "white")
+            white.alpha_composite(image.convert("RGBA"))
+            image = white
+        return image.convert("RGB")
+
+
+def _is_grey16(image: Image.Image) -> bool:
+    """Whether 65,535 is white. Pillow reads TIFFs of 12 bits, or with black and white swapped, into the same mode."""
+    if image.format == "TIFF":
+        bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
+        return image.mode.startswith("I;16") and bits == (16,) and black_is_zero
+    return image.format in GREY16 and image.mode in ("I;16", "I;16B", "I")
+
+
+def _from_grey16(image: Image.Image) -> Image.Image:
+    """8 bits of 16, rounded, the transparent value white; Pillow's own conversion cuts off at 255."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = (values + 128) // 257
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:

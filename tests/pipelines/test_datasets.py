@@ -16,6 +16,7 @@ from pipelines.datasets import Dataset, draw, load_dataset
 from pipelines.errors import PipelineError
 from pipelines.main import CONF
 from pipelines.sections import CalibrationConfig
+from pipelines.zoo.data import ARCHIVE
 from tests.pipelines.conftest import Command, Tiny
 from tests.pipelines.layouts import colour, write_files, write_mjhq
 
@@ -177,6 +178,34 @@ def test_calibration_prompts_of_ones_own(root: Path, tmp_path: Path) -> None:
         dataset.needed_pictures("calibration")
     listed = load(mjhq(root, calibration_prompts=str(tmp_path / "list.txt")), prompts=2, held_out=1)
     assert {*listed.calibration, *listed.held_out} == {"caption 0", "caption 1", "caption 2"}
+
+
+@pytest.mark.parametrize("kind", ["table", "files", "own"])
+def test_calibration_splits_that_repeat_a_prompt(tmp_path: Path, kind: str) -> None:
+    """Held-out prompts are never calibration prompts, however often the files give them."""
+    rows = [{"prompt": prompt, "split": "calibration"} for prompt in "bbcb"] + [{"prompt": "a", "split": "evaluation"}]
+    lines = "\n".join(map(json.dumps, rows if kind == "table" else rows[-1:])).encode()
+    write_files(tmp_path, {"table.jsonl": lines, "a.txt": b"a\n", "b.txt": b"b\nb\nc\nb\n"})
+    changes = {"layout": "folder", "table": str(tmp_path / "table.jsonl"), "pictures": False}
+    if kind == "files":
+        changes = {"evaluation_prompts": str(tmp_path / "a.txt")}
+    if kind != "table":
+        changes["calibration_prompts"] = str(tmp_path / "b.txt")
+    config = DatasetConfig(**{"name": "own", **changes})
+    for seed in range(4):
+        dataset = load(config, prompts=1, held_out=1, seed=seed)
+        assert {*dataset.calibration, *dataset.held_out} == {"b", "c"}
+    with pytest.raises(PipelineError, match="3 calibration prompts .* has 2.*, repeats counted once; lower calib"):
+        load(config, prompts=2, held_out=1)
+
+
+def test_the_embedded_set_is_drawn_as_ever() -> None:
+    """Published results rest on these prompts in this order."""
+    config = DatasetConfig(name="emoji", archive=str(ARCHIVE), size=128)
+    assert load(config, prompts=64, held_out=16).record == {
+        "name": "emoji", "n": 128, "of": 2480, "draw": "permutation", "seed": 0, "evaluation_hash": "b17b12b81508f53c",
+        "calibration_hash": "da7bb835dac05329", "held_out_hash": "dda1c1e8d8429bb5",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
