@@ -13,6 +13,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[dict[str, An
     "sd3": (random_sd3, denoiser_inputs),
     "flux": (random_flux, flux_inputs),
     "unet": (random_unet, unet_inputs),
+    "unet_outliers": (partial(random_unet, outlier=16), unet_inputs),
 }
 OURS = ("rtn", "gptq", "quarot", "segquant_g", "segquant_r")
 PEERS = ("torchao_int8_dynamic", "sdnq", "modelopt_int8")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from eval.columns import REPLICATES
 from eval.errors import EvalError
-from eval.order import group_key, is_ours, labels, method_name, places, prompts_name, sort_runs
+from eval.order import group_key, is_ours, labels, method_name, places, prompts_name, quantized_parts, sort_runs
 from eval.results import RunResult
 from eval.statistics import Difference, paired_mean_difference, paired_replicate_difference
 
@@ -108,12 +108,14 @@ def _alone(run: RunResult, name: str) -> str:
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
     """Which of the runs that stand before it in the table a run is compared with.
 
-    Those on the same components, and the first run of the same quantizer on each other choice of components.
+    Those on the same components, and the first run of the same quantizer on more or fewer components.
     """
     group = [run for run in before if group_key(run) == group_key(ours)]
     elsewhere: dict[object, RunResult] = {}
     for run in before:
-        if run not in group and group_key(run)[:-1] == group_key(ours)[:-1] and run.quantizer == ours.quantizer:
+        parts, own = set(quantized_parts(run)), set(quantized_parts(ours))
+        alike = group_key(run)[:-1] == group_key(ours)[:-1] and run.quantizer == ours.quantizer
+        if alike and (parts < own or parts > own):
             elsewhere.setdefault(group_key(run), run)
     variants = [run for run in group if method_name(run) == method_name(ours)]
     if not is_ours(ours.quantizer):

@@ -43,12 +43,17 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             (len(r.prompts), r.prompts),
             not r.is_float,
             _rank(r.precision, PRECISION_ORDER),
-            quantized_parts(r),
+            _parts_rank(quantized_parts(r)),
             method_rank(r.quantizer),
             r.name,
             _natural(r.path.parent.name),
         ),
     )
+
+
+def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
+    """The denoiser alone, with others, then others without it."""
+    return (DENOISER not in parts, len(parts), parts)
 
 
 def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:

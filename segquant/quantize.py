@@ -22,7 +22,7 @@ from segquant.observe import Observed, Progress, observe_in_groups
 from segquant.plan import LayerPlan, plan_method
 from segquant.reconstruct import reconstruct_
 from segquant.schedule import solve_in_turn
-from segquant.scope import control_cuts, layer_methods, refuse_unmatched, targets
+from segquant.scope import control_cuts, layer_methods, refuse_altered, refuse_unmatched, targets
 from segquant.segments import Segments
 from segquant.sensitivity import output_gains
 from segquant.solve import plan_layout
@@ -81,6 +81,7 @@ def quantize_(
     layers = targets(model, method)
     if method.scheme.weight is None and not layers:
         return model
+    refuse_altered(layers)
     if any(entry.calibrator == "adaround" for entry in layer_methods(layers, method).values()):
         require_repeatable(batches)
     again = batches

@@ -22,6 +22,35 @@ def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
     return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
 
 
+def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
+    """Refuse layers that compute something else than their class: a quantized layer would compute the plain product.
+
+    Raises:
+        QuantizationError: a subclass with a forward of its own, or a layer with forward hooks.
+    """
+    for name, layer in layers.items():
+        reason = _alteration(layer)
+        if reason:
+            raise QuantizationError(
+                f"layer {name!r} ({type(layer).__name__}) has {reason}, which its quantized layer would not have; put "
+                f"what that does into the weight, or leave the layer in floating point with skip=[{name!r}]"
+            )
+
+
+def _alteration(layer: nn.Module) -> str:
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    methods = ("forward", "_conv_forward") if kind is nn.Conv2d else ("forward",)
+    if any(getattr(type(layer), name) is not getattr(kind, name) or name in vars(layer) for name in methods):
+        return "a forward of its own"
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    return "" if all(map(_is_ours, hooks)) else "forward hooks"
+
+
+def _is_ours(hook: object) -> bool:
+    """Whether a hook is of this library, which takes its own off again."""
+    return (getattr(hook, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
+
+
 def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
     """What is done to each layer: overrides applied, and what a convolution cannot do left out."""
     found = {name: method.for_layer(name) for name in layers}

@@ -201,7 +201,7 @@ def test_runs_of_other_components_are_told_apart_and_compared() -> None:
     assert pairs == {
         ("rtn+controlnet", "rtn"),
         ("segquant_g+controlnet", "rtn+controlnet"),
-        ("segquant_g+controlnet", "segquant_g@controlnet"),
+        ("segquant_g@controlnet", "segquant_g+controlnet"),
     }
     (curves,) = step_curves(runs).values()  # the same quantized denoiser is drawn once, a float one not at all
     assert [curve.label for curve in curves] == ["rtn", "segquant_g+controlnet"]

@@ -208,3 +208,48 @@ def test_linears_called_twice_shared_or_never(caplog: pytest.LogCaptureFixture) 
 def test_no_data(batches: Any) -> None:
     with pytest.raises(QuantizationError, match="there are no calibration batches; give at least one"):
         quantize_(Single(), presets.rtn("w8a8"), batches)
+
+
+class _Tanh(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).tanh()
+
+
+class _Causal(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input.flip(-1), weight, bias)
+
+
+def _hooked() -> nn.Module:
+    layer = nn.Linear(64, 32)
+    layer.register_forward_hook(lambda module, args, output: 100 * output)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (_Tanh(64, 32), r"layer '0' \(_Tanh\) has a forward of its own.*skip=\['0'\]"),
+        (_Causal(64, 32, 1), r"layer '0' \(_Causal\) has a forward of its own"),
+        (_hooked(), r"layer '0' \(Linear\) has forward hooks"),
+        (nn.utils.weight_norm(nn.Linear(64, 32)), "has forward hooks"),
+    ],
+    ids=["forward", "convolution", "hook", "weight_norm"],
+)
+def test_layers_that_do_more_than_their_class_are_refused(layer: nn.Module, words: str) -> None:
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(32, 32) if isinstance(layer, nn.Linear) else nn.Conv2d(32, 8, 1))
+    inputs = [(tensor(*([2, 64] if isinstance(layer, nn.Linear) else [2, 64, 4, 4])),)]
+    for name in ("rtn", "gptq"):
+        with pytest.raises(QuantizationError, match=words):
+            quantize_(model, getattr(presets, name)("w8a8", convolutions=True), inputs)
+    found = quantize_(model, presets.rtn("w8a8", convolutions=True, skip=["0"]), inputs)
+    assert found[0] is layer and type(found[2]).__name__.startswith("Quant")
+
+
+def test_a_parametrized_weight_is_the_weight() -> None:
+    """The way that replaced weight_norm's hooks: the weight is what it computes."""
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 32))).eval()
+    x = tensor(16, 64)
+    found = quantize_(copy.deepcopy(model), presets.rtn("w8a8"), [(x,)])
+    with torch.no_grad():
+        assert 0 < (found(x) - model(x)).norm() < 0.02 * model(x).norm()
