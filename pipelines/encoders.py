@@ -21,6 +21,7 @@ import segquant
 from pipelines.errors import PipelineError, nearest, one_line
 from pipelines.generate import PromptInputs, bound_inputs, prompt_seed
 from pipelines.method import build_method, progress_bar
+from pipelines.quantized import twin
 from pipelines.samples import Batches, Sample, cut_sample
 from segquant import Method, QuantizationError, Segments
 
@@ -179,7 +180,7 @@ def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Bat
     segments = _segments(name, encoder, method, batches)
     try:
         with progress_bar(f"{method.name} ({name})") as progress:
-            return segquant.quantize_(copy.deepcopy(encoder), method, batches, segments, progress=progress)
+            return segquant.quantize_(twin(encoder), method, batches, segments, progress=progress)
     except QuantizationError as error:
         raise PipelineError(
             f"{_kind(name)} {name!r}: {one_line(error)} (settings of it alone: +encoders.{name}.KEY=VALUE)"

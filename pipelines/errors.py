@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class PipelineError(Exception):
@@ -38,13 +38,18 @@ def one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception or its cause means that no space is left; safetensors only says so in its text."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, the one that it was raised from or while handling, and so on to the first."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen):
-            return True
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return False
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception or its cause means that no space is left; safetensors only says so in its text."""
+    return any(
+        (isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT))
+        or "No space left on device" in str(each)
+        for each in causes(error)
+    )

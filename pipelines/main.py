@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config import register, validate
 from pipelines.errors import PipelineError, is_disk_full, one_line
-from pipelines.explain import explain
+from pipelines.explain import explain, memory_message
 from pipelines.sweep import report_sweep
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,9 @@ def user_message(error: BaseException) -> str | None:
         return f"the disk is full ({one_line(error)}); free some space or set cache=DIRECTORY on another disk"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain(error)
-    return one_line(error) if _is_library_error(error) else None
+    if _is_library_error(error):
+        return one_line(error)
+    return memory_message(error)
 
 
 def _is_library_error(error: BaseException) -> bool:

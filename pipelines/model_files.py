@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -13,6 +14,9 @@ from pipelines.errors import PipelineError, one_line
 from pipelines.measure import tree_digest
 from pipelines.sections import ModelConfig, PartConfig
 
+log = logging.getLogger(__name__)
+
+ZOO = Path(__file__).resolve().parent / "zoo"
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
 
 
@@ -35,31 +39,19 @@ def resolve_part(name: str, part: PartConfig) -> Path:
     """
     directory = Path(part.path) if part.path is not None else _download(part, f"model.parts.{name}")
     if not (directory / "config.json").is_file():
-        raise PipelineError(
-            f"{directory} is no {part.kind}, it has no config.json; set model.parts.{name}.path to the folder that has"
-        )
-    _check_weights(directory, part.kind, part.variant)
+        help_text = _again(directory, f"set model.parts.{name}.path to the folder that has")
+        raise PipelineError(f"{directory} is no {part.kind}, it has no config.json; {help_text}")
+    _check_weights(directory, part.kind, part.variant, f"model.parts.{name}")
     return directory
 
 
 def _download(config: ModelConfig | PartConfig, key: str) -> Path:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    repo = config.repo
-    help_text = f"run `hf download {repo}` where there is a network, or set {key}.path=DIRECTORY"
     try:
         return _from_hub(config)
-    except GatedRepoError as error:
-        raise PipelineError(
-            f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, log in with "
-            f"`hf auth login`, or set {key}.path=DIRECTORY of a copy"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise PipelineError(
-            f"the hub has no repository {repo!r} that you may read; correct {key}.repo, or {help_text}"
-        ) from error
     except (OSError, ValueError, RuntimeError) as error:
-        raise PipelineError(f"{key} needs {repo}, which is neither cached here nor reachable; {help_text}") from error
+        from pipelines.explain import not_had
+
+        raise PipelineError(not_had(config, key, error)) from error
 
 
 def _from_hub(config: ModelConfig | PartConfig) -> Path:
@@ -70,14 +62,40 @@ def _from_hub(config: ModelConfig | PartConfig) -> Path:
         return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns))
     from diffusers import DiffusionPipeline
 
-    return Path(DiffusionPipeline.download(config.repo, revision=config.revision, variant=config.variant))
+    quieten()
+    found = DiffusionPipeline.download(
+        config.repo, revision=config.revision, variant=config.variant, use_safetensors=True
+    )
+    return Path(found)
+
+
+def quieten() -> None:
+    """Leave it to errors to say what is wrong: no warnings and progress bars of diffusers and transformers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for module in (diffusers_logging, transformers_logging):
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+
+
+def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
+    """How to come by what is missing from a folder; the small pipelines of this repository are trained, not fetched."""
+    directory = directory.resolve()
+    if directory == ZOO or not directory.is_relative_to(ZOO):
+        return otherwise
+    from pipelines.zoo.family import FAMILIES
+
+    folder = directory.relative_to(ZOO).parts[0]
+    family = next((family for family, name in FAMILIES.items() if name == folder), None)
+    return otherwise if family is None else f"`python -m pipelines.zoo.train --family {family}` makes it"
 
 
 def read_index(directory: Path) -> dict[str, Any]:
     """The parsed model_index.json of a pipeline directory."""
     help_text = "set model.path to the folder that holds a diffusers pipeline's model_index.json"
     if not directory.is_dir():
-        raise PipelineError(f"model directory {directory} does not exist; {help_text}")
+        raise PipelineError(f"model directory {directory} does not exist; {_again(directory, help_text)}")
     file = directory / "model_index.json"
     if not file.is_file():
         raise PipelineError(f"{directory} is no diffusers pipeline, it has no model_index.json; {help_text}")
@@ -104,16 +122,19 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
             continue
         folder = directory / name
         if not folder.is_dir():
-            raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); fetch the model again")
+            raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); {_again(directory)}")
         if any(word in name for word in _WEIGHTLESS):
             continue
         _check_weights(folder, class_name, variant)
 
 
-def _check_weights(folder: Path, class_name: str, variant: str | None) -> None:
+def _check_weights(folder: Path, class_name: str, variant: str | None, key: str = "model") -> None:
     files = list(weight_files(folder, variant))
     if not files:
-        raise PipelineError(f"{folder} has no safetensors file for {class_name}; fetch the model again")
+        from pipelines.explain import pickles_only
+
+        told = pickles_only(sorted(file.name for file in folder.glob("*.bin")), key)
+        raise PipelineError(f"{folder} has no safetensors file for {class_name}{told or f'; {_again(folder)}'}")
     for file in files:
         check_safetensors(file)
 
@@ -176,6 +197,53 @@ def component_bytes(directory: Path, variant: str | None, item: int, without: Ma
     named = (name for name, kind in components(read_index(directory)) if kind is not None and name not in without)
     found = {name: weight_bytes(directory / name, variant, item) for name in named if (directory / name).is_dir()}
     return {name: size for name, size in found.items() if size}
+
+
+def check_room(
+    config: ModelConfig, directory: Path, without: Mapping[str, Any], device: str, denoiser: str
+) -> None:
+    """Refuse to load what cannot fit into memory, before anything is read; say how much is needed.
+
+    Args:
+        config: of the model.
+        directory: of the pipeline.
+        without: components, and parts that lie elsewhere, that are not loaded.
+        device: where the pipeline runs.
+        denoiser: name of that component.
+    """
+    import torch
+
+    from segquant.memory import free_bytes
+
+    sizes = _loaded_bytes(config, directory, without, getattr(torch, config.dtype).itemsize)
+    wanted = [(device, sizes)]
+    if config.offload == "components" and device != "cpu":
+        steps = {denoiser, *config.parts}  # they take turns at every step, so all of them stay
+        alone = [{name: size} for name, size in sizes.items() if name not in steps]
+        together = {name: size for name, size in sizes.items() if name in steps}
+        wanted = [("cpu", sizes), *((device, each) for each in (together, *alone))]
+    for place, there in wanted:
+        needed, free = sum(there.values()), free_bytes(torch.device(place))
+        if free is None:
+            continue
+        if needed > free:
+            from pipelines.explain import no_room
+
+            raise PipelineError(no_room(config, there, free, place, denoiser))
+        if config.offload == "none" and denoiser in sizes and needed + sizes[denoiser] > free:
+            log.warning(
+                "model %s leaves %.1f GB free on %s, and quantizing its %s needs %.1f GB for a copy beside it, which "
+                "model.offload=blocks does without",
+                config.name, (free - needed) / 1e9, place, denoiser, sizes[denoiser] / 1e9,
+            )  # fmt: skip
+
+
+def _loaded_bytes(config: ModelConfig, directory: Path, without: Mapping[str, Any], item: int) -> dict[str, int]:
+    sizes = component_bytes(directory, config.variant, item, {**without, **config.parts})
+    for name, part in config.parts.items():
+        if name not in without:
+            sizes[name] = weight_bytes(resolve_part(name, part), part.variant, item)
+    return sizes
 
 
 def fingerprint(directory: Path) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.errors import PipelineError, nearest, one_line
 from pipelines.model_files import (
     check_directory,
+    check_room,
     check_safetensors,
-    component_bytes,
     components,
     fingerprint,
+    quieten,
     read_index,
     resolve_directory,
     resolve_part,
@@ -43,6 +44,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DENOISERS = ("transformer", "unet")
+_LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError)
+"""What from_pretrained raises for files that it cannot load."""
 
 
 def resolve_device(device: str) -> str:
@@ -78,17 +81,20 @@ def load_pipeline(
         place: move it to the device, as `config.offload` says.
 
     Raises:
-        PipelineError: diffusers cannot load it, it takes other arguments than `config.call` has, or it does not fit
-            into the device's memory.
+        PipelineError: it has no such denoiser, diffusers cannot load it, it takes other arguments than `config.call`
+            has, or it does not fit into the device's memory.
     """
     import torch
 
-    _quieten()
-    empty = {name: None for name, kind in components(read_index(directory)) if kind is None}
+    quieten()
+    index = read_index(directory)
+    parts = {name: [part.kind, part.kind] for name, part in config.parts.items()}
+    denoiser = denoiser_in_index({**index, **parts}, config.denoiser)
+    empty = {name: None for name, kind in components(index) if kind is None}
     given = {**empty, **(given or {})}
     device = resolve_device(config.device)
-    _check_room(config, directory, given, device)
-    parts = {name: _load_part(name, config) for name in config.parts if name not in given}
+    check_room(config, directory, given, device, denoiser)
+    loaded = {name: _load_part(name, config) for name in config.parts if name not in given}
     try:
         pipeline = _pipeline_class(config).from_pretrained(
             directory,
@@ -96,24 +102,21 @@ def load_pipeline(
             variant=config.variant,
             use_safetensors=True,
             local_files_only=True,
-            **parts,
+            **loaded,
             **given,
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise PipelineError(f"diffusers cannot load {directory}: {one_line(error)}") from error
+    except _LOADING as error:
+        raise _not_loaded(directory, error) from error
     pipeline.set_progress_bar_config(disable=True)
     check_call(pipeline, config)
     _set_scheduler(pipeline, config)
     return _placed(pipeline, config, device, given) if place else pipeline
 
 
-def _quieten() -> None:
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def _not_loaded(folder: Path, error: Exception) -> PipelineError:
+    from pipelines.explain import memory_message
 
-    for module in (diffusers_logging, transformers_logging):
-        module.set_verbosity_error()
-        module.disable_progress_bar()
+    return PipelineError(memory_message(error) or f"diffusers cannot load {folder}: {one_line(error)}")
 
 
 def diffusers_class(name: str, key: str) -> Any:
@@ -144,8 +147,8 @@ def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
 def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
     try:
         return kind.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise PipelineError(f"diffusers cannot load {folder}: {one_line(error)}") from error
+    except _LOADING as error:
+        raise _not_loaded(folder, error) from error
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
@@ -163,36 +166,16 @@ def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
 
 
-def _check_room(config: ModelConfig, directory: Path, given: Mapping[str, Any], device: str) -> None:
-    """Refuse to load what cannot fit into memory, before anything is read; say how much is needed."""
-    import torch
-
-    from segquant.memory import free_bytes
-
-    item = getattr(torch, config.dtype).itemsize
-    sizes = component_bytes(directory, config.variant, item, given)
-    host = device == "cpu" or config.offload == "components"
-    needed = sum(sizes.values())
-    free = free_bytes(torch.device("cpu" if host else device))
-    if free is None or needed <= free:
-        return
-    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
-    options = [] if config.embeddings == "cached" else ["model.embeddings=cached"]
-    options += ["a machine with more memory"] if config.offload == "blocks" else ["model.offload=blocks"]
-    raise PipelineError(
-        f"model {config.name} needs {needed / 1e9:.1f} GB in {config.dtype} ({listed}), and {free / 1e9:.1f} GB are "
-        f"free on {'cpu' if host else device}; use {' and '.join(options)}"
-    )
-
-
 def _placed(
     pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
 ) -> DiffusionPipeline:
     """The pipeline on its device. Components that were given are where their owner wants them."""
     import torch
 
-    if config.offload == "components" and device != "cpu":
-        pipeline.enable_model_cpu_offload(device=device)
+    if config.offload == "components":
+        from pipelines.offload import offload_components
+
+        offload_components(pipeline, device, [name for name, part in given.items() if part is not None])
         return pipeline
     for name, module in pipeline.components.items():
         if isinstance(module, torch.nn.Module) and given.get(name) is None:
@@ -246,10 +229,10 @@ def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
     import torch
 
     kind, folder = denoiser_class(config, directory)
-    _quieten()
+    quieten()
     others = dict.fromkeys(name for name, _ in components(read_index(directory)) if name != folder.name)
     device = resolve_device(config.device)
-    _check_room(config, directory, others, device)
+    check_room(config, directory, {**others, **config.parts}, device, folder.name)
     return _load_module(kind, folder, config.variant, getattr(torch, config.dtype)).to(device).eval()
 
 

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import segquant
 from pipelines.cache import write_json
 from pipelines.errors import PipelineError
 from pipelines.method import progress_bar
+from pipelines.offload import door_of, empty_cache
 from pipelines.peers import Peer, tensors_digest
 from pipelines.samples import Batches, Sample
 from segquant import Method
+from segquant.memory import free_bytes
 from segquant.plan import PLAN, LayerPlan, write_plan
 from segquant.quantize import RECORD
 
@@ -24,12 +27,52 @@ PEER_RECORD = "peer.json"
 
 
 def quantize_copy(denoiser: nn.Module, method: Method | Peer, batches: Batches, label: str) -> nn.Module:
-    """A quantized copy of the denoiser."""
-    quantized = copy.deepcopy(denoiser)
+    """A quantized copy of the denoiser.
+
+    Raises:
+        PipelineError: there is no room for a copy.
+    """
+    quantized = twin(denoiser)
     if isinstance(method, Peer):
         return method.quantize_(quantized, batches)
     with progress_bar(label) as progress:
         return segquant.quantize_(quantized, method, batches, progress=progress)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A deep copy on the device that the module runs on; of an off-loaded component nothing else is there then.
+
+    Raises:
+        PipelineError: there is no room for it.
+    """
+    door = door_of(module)
+    if door is None:
+        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    else:
+        door.residence.empty()
+        device = door.residence.device
+    _check_room(module, device, can_wait=door is None and device.type != "cpu")
+    memo = {id(tensor): _copied(tensor, device) for tensor in (*module.parameters(), *module.buffers())}
+    copied = copy.deepcopy(module, memo)
+    if door is not None:
+        door(copied)
+    return copied
+
+
+def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    found = tensor.detach().to(device, copy=True)
+    return nn.Parameter(found, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else found
+
+
+def _check_room(module: nn.Module, device: torch.device, *, can_wait: bool) -> None:
+    empty_cache(device)
+    needed, free = segquant.model_weight_bytes(module), free_bytes(device)
+    if free is not None and needed > free:
+        advice = "model.offload=components or model.offload=blocks" if can_wait else "model.offload=blocks"
+        raise PipelineError(
+            f"quantizing needs a copy of {type(module).__name__}, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are "
+            f"free on {device}; use {advice}"
+        )
 
 
 def denoiser_errors(

@@ -24,8 +24,8 @@ FLUX = {
 }  # fmt: skip
 SDXL = {
     "sample_size": 16, "block_out_channels": [32, 64, 64], "transformer_layers_per_block": [1, 1, 2],
-    "attention_head_dim": [2, 4, 4], "cross_attention_dim": 64, "layers_per_block": 1, "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": 80,
+    "attention_head_dim": [2, 4, 4], "cross_attention_dim": 64, "layers_per_block": 1, "addition_time_embed_dim": 16,
+    "projection_class_embeddings_input_dim": 128,
 }  # fmt: skip
 PIXART = {
     "sample_size": 16, "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,

@@ -8,13 +8,21 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pipelines.assemble
+import pipelines.generate
+import pipelines.model_files
+from pipelines.errors import PipelineError
+from pipelines.explain import memory_message
+from pipelines.sections import PartConfig
 from tests.pipelines.conftest import Command, Outcome, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,6 +206,86 @@ def test_unknown_denoiser_and_device(command: Command, tiny: Tiny, tmp_path: Pat
     base = tiny.overrides(tmp_path / "cache")
     _assert_refused(command(*base, "model.denoiser=unet"), "no denoiser 'unet'", "transformer")
     _assert_refused(command(*base, "model.device=cuda:77"), "model.device='cuda:77'", "model.device=cpu")
+
+
+def test_unknown_denoiser_is_refused_before_text_is_encoded(
+    command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object) -> None:
+        raise AssertionError("text was encoded")
+
+    monkeypatch.setattr(pipelines.assemble, "encode_prompts", encode)
+    base = [*tiny.overrides(tmp_path / "cache"), "model.embeddings=cached"]
+    _assert_refused(command(*base, "model.denoiser=unet"), "no denoiser 'unet'", "model.denoiser", "transformer")
+
+
+def test_weights_that_are_pickles(command: Command, tiny: Tiny, tmp_path: Path, model: Path) -> None:
+    (file,) = (model / "transformer").glob("*.safetensors")
+    file.rename(file.with_suffix(".bin"))
+    outcome = command(*tiny.overrides(tmp_path / "cache"), f"model.path={model}")
+    _assert_refused(
+        outcome, "has no safetensors", "only diffusion_pytorch_model.bin", "never loaded", "convert them", "revision"
+    )
+
+
+def test_weights_of_a_small_pipeline_that_was_not_trained(
+    command: Command, tiny: Tiny, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.model_files, "ZOO", tmp_path)
+    base = tiny.overrides(tmp_path / "cache")
+    train = "`python -m pipelines.zoo.train --family flux` makes it"
+    _assert_refused(command(*base, f"model.path={tmp_path}/emoji_flux"), "emoji_flux does not exist", train)
+    model.rename(tmp_path / "emoji_flux")
+    shutil.rmtree(tmp_path / "emoji_flux" / "vae")
+    _assert_refused(command(*base, f"model.path={tmp_path}/emoji_flux"), "lacks its component 'vae'", train)
+    part = PartConfig(kind="SD3ControlNetModel", path=f"{tmp_path}/emoji_sd3_canny/controlnet")
+    with pytest.raises(PipelineError, match="no config.json; .* --family canny` makes it"):
+        pipelines.model_files.resolve_part("controlnet", part)
+
+
+def _cuda_out_of_memory() -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 39.50 GiB of which 1.20 GiB is "
+        "free. Of the allocated memory 37.00 GiB is allocated by PyTorch"
+    )
+
+
+def _plain_memory_error() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("allocate", "words"),
+    [
+        (_cuda_out_of_memory, "20.00 GiB were asked for and 1.20 GiB are free"),
+        (lambda: torch.empty(2**50, dtype=torch.uint8), "1125899.9 GB were asked for"),
+        (lambda: np.empty(2**50, dtype=np.uint8), "1.00 PiB were asked for"),
+        (_plain_memory_error, "more was asked for than is free"),
+    ],
+)
+def test_memory_that_runs_out(allocate: Callable[[], object], words: str) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        allocate()
+    sentence = memory_message(raised.value)
+    assert sentence is not None and "\n" not in sentence
+    for word in (words, "out of memory", "model.offload=components", "model.offload=blocks", "model.batch_size"):
+        assert word in sentence
+    assert memory_message(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_memory_that_runs_out_while_sampling(
+    command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.generate, "run_batches", lambda *_, **__: iter(_cuda_out_of_memory, None))
+    _assert_refused(command(*tiny.overrides(tmp_path / "cache")), "20.00 GiB were asked for", "model.batch_size")
+    _assert_nothing_half_written(tmp_path / "cache")
+
+
+def test_memory_that_runs_out_while_loading(
+    command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *_, **__: _cuda_out_of_memory())
+    _assert_refused(command(*tiny.overrides(tmp_path / "cache")), "20.00 GiB were asked for", "model.batch_size")
 
 
 def test_no_network(tiny: Tiny, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pipelines.assemble import assemble, write_embeddings
 from pipelines.config import validate
 from pipelines.errors import PipelineError
 from pipelines.generate import run_batches
-from pipelines.model_files import resolve_directory
-from pipelines.models import denoiser_name
+from pipelines.model_files import check_room, component_bytes, resolve_directory, weight_bytes
+from pipelines.models import denoiser_name, load_denoiser
 from pipelines.sections import ModelConfig
 from tests.pipelines.conftest import compose_config
 from tests.tiny_families import BUILDERS, CONTROLNETS, tiny_family
@@ -121,33 +121,78 @@ def test_parts_that_are_not_there(override: str, words: str | None, tmp_path: Pa
         assemble(config, resolve_directory(config), None)
 
 
-MISSING = {"GatedRepoError": "is gated", "RepositoryNotFoundError": "has no repository"}
+def test_a_repository_whose_main_branch_has_pickles_alone() -> None:
+    assert model_config(["model=dit_xl_2"]).revision == "refs/pr/1"
 
 
-@pytest.mark.parametrize(("kind", "words"), MISSING.items())
-def test_repositories_that_cannot_be_had(
-    kind: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import diffusers
-    import huggingface_hub
-    from huggingface_hub import errors
+def free_bytes(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    import segquant.memory
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise getattr(errors, kind).__new__(getattr(errors, kind))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", refuse)
-    with pytest.raises(PipelineError, match=f"{words}.*model.path=DIRECTORY"):
-        resolve_directory(model_config(["model=flux1_dev"]))
-    config = model_config(tiny_family("flux_canny", tmp_path)[:-1])
-    with pytest.raises(PipelineError, match=f"{words}.*model.parts.controlnet.path=DIRECTORY"):
-        assemble(config, resolve_directory(config), None)
+    monkeypatch.setattr(segquant.memory, "free_bytes", lambda device: free)
 
 
 def test_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_bytes(monkeypatch, 1000)
+    config = model_config([*tiny_family("flux1_dev", tmp_path), "model.embeddings=live"])
+    words = r"flux1_dev needs 0\.\d GB .*transformer.*0.0 GB are free on cpu; use .*cached and model.offload=blocks$"
+    with pytest.raises(PipelineError, match=words):
+        assemble(config, resolve_directory(config), None)
+
+
+def test_a_controlnet_takes_room_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = model_config([*tiny_family("sd3_canny", tmp_path), "model.embeddings=live"])
+    directory = resolve_directory(config)
+    pipeline, controlnet = component_bytes(directory, None, 4, {}), weight_bytes(tmp_path / "controlnet", None, 4)
+    needed = sum(pipeline.values()) + controlnet
+    free_bytes(monkeypatch, needed - 1)
+    with pytest.raises(PipelineError, match=r"\(.*controlnet \d.*free on cpu"):
+        assemble(config, directory, None)
+    free_bytes(monkeypatch, needed)
+    assert assemble(config, directory, None).controlnet is not None
+    free_bytes(monkeypatch, pipeline["transformer"])
+    assert load_denoiser(config, directory) is not None
+
+
+def test_a_copy_to_quantize_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whether a run quantizes is not known when the model is loaded."""
+    config = model_config([*tiny_family("sdxl", tmp_path), "model.embeddings=live"])
+    directory = resolve_directory(config)
+    sizes = component_bytes(directory, None, 4, {})
+    for free, warned in ((sum(sizes.values()) + sizes["unet"], False), (sum(sizes.values()), True)):
+        free_bytes(monkeypatch, free)
+        assemble(config, directory, None)
+        assert ("quantizing its unet needs" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "advice"),
+    [
+        (["model.offload=blocks"], "cuda", "use model.dtype=bfloat16 or model.device=cpu"),
+        (["model.dtype=bfloat16"], "cuda", "use model.offload=components or model.device=cpu"),
+        (["model.dtype=bfloat16"], "cpu", "use a machine with more memory"),
+    ],
+)
+def test_text_encoders_that_do_not_fit(
+    overrides: list[str], device: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_bytes(monkeypatch, 1000)
+    config = model_config([*tiny_family("sd3_canny", tmp_path), *overrides])
+    given = dict.fromkeys(("transformer", "vae", "controlnet"))
+    with pytest.raises(PipelineError, match=rf"GB are free on {device}; {advice}$"):
+        check_room(config, resolve_directory(config), given, device, "transformer")
+
+
+def test_components_that_wait_need_room_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import segquant.memory
 
-    monkeypatch.setattr(segquant.memory, "free_bytes", lambda device: 1000)
-    config = model_config([*tiny_family("flux1_dev", tmp_path), "model.embeddings=live"])
-    with pytest.raises(PipelineError, match=r"flux1_dev needs 0\.\d GB .*transformer.*0.0 GB are free on cpu"):
-        assemble(config, resolve_directory(config), None)
+    config = model_config([*tiny_family("sd3_canny", tmp_path), "model.offload=components"])
+    directory = resolve_directory(config)
+    largest = component_bytes(directory, None, 4, {})["transformer"] + weight_bytes(tmp_path / "controlnet", None, 4)
+    free = {"cuda": largest, "cpu": None}
+    monkeypatch.setattr(segquant.memory, "free_bytes", lambda place: free[place.type])
+    check_room(config, directory, {}, "cuda", "transformer")
+    free["cuda"] = largest - 1
+    with pytest.raises(PipelineError, match=r"\(\w+ 0.\d, \w+ 0.\d\), .* free on cuda; use model.offload=blocks$"):
+        check_room(config, directory, {}, "cuda", "transformer")

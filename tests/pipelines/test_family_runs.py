@@ -16,7 +16,7 @@ from eval.columns import columns
 from eval.order import method_name
 from pipelines.config import validate
 from pipelines.errors import PipelineError
-from pipelines.results import build_results, write_results
+from pipelines.results import build_results, read_json, write_results
 from pipelines.samples import Batches, load_samples
 from pipelines.stages import Benchmark
 from segquant import QuantLinear
@@ -58,6 +58,19 @@ def test_a_family_goes_through_all_stages(name: str, families: dict[str, Family]
     metrics = {metric["name"]: metric["value"] for metric in results["metrics"]}
     assert 15 < metrics["psnr"] < 80
     assert results["weight_bytes"] < 0.6 * results["weight_bytes_float"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_segquant_beats_rounding_on_random_weights(name: str, families: dict[str, Family]) -> None:
+    """At four bits, with cuts, scales per sign, GPTQ and a low-rank branch in every kind of layer."""
+    errors = {}
+    for quantizer in ("rtn", "segquant_g"):
+        method = [f"quantizer={quantizer}", "precision=w4a8", "quantizer.skip=[x_embedder]"]  # FLUX's is 16 wide here
+        benchmark = families[name].benchmark(*method)
+        errors[quantizer] = read_json(benchmark.quantize().path / "errors.json")
+    assert errors["segquant_g"]["layer_errors"].keys() == errors["rtn"]["layer_errors"].keys()
+    ratio = errors["segquant_g"]["output_error"] / errors["rtn"]["output_error"]
+    assert ratio < 0.9  # widths of 64 with four prompts leave little to learn from
 
 
 @pytest.mark.parametrize("name", FAMILIES)
