@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from pipelines.errors import one_line
 from segquant import Segments
+from segquant.graph_copy import device_of, example_copy, fake_copy, real_copy, tensors_in, unreal, with_values
 
 log = logging.getLogger(__name__)
 
 LINEAR, CONV = "linear", "conv"
 _KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, LINEAR), (nn.Conv2d, CONV))
 _SIDES = ("output", "input", "none")
+_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,34 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
 
 
 def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] | None:
-    """Rows of every layer in one call of the module (see `LayerEntry`), by a run on tensors without numbers.
+    """Rows of every layer in one call of the module (see `LayerEntry`), by a run of a copy.
 
-    None, with a warning, where the forward needs numbers.
+    Arguments keep their values, weights have none, unless the forward reads what depends on them (say, to send tokens
+    to experts): then it is run once more with theirs, as `find_segments` does.
+
+    None, with a warning, where the forward reads values that nobody has.
     """
+    device, mode = device_of(module, inputs), FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        try:
+            return _rows(fake_copy(module, mode, device, values=True), inputs, mode, device)
+        except _VALUES:
+            if any(unreal(tensor) for tensor in tensors_in(inputs)):
+                raise
+        return _rows(real_copy(module, device), inputs, mode, device)
+    except Exception as error:  # whatever a forward raises that asks tensors for their numbers
+        log.warning(
+            "operations are not counted: %s does not run on tensors without numbers (%s: %s)",
+            type(module).__name__,
+            type(error).__name__,
+            one_line(error),
+        )
+        return None
+
+
+def _rows(
+    module: nn.Module, inputs: Mapping[str, Any], mode: FakeTensorMode, device: torch.device
+) -> dict[str, int]:
     layers = layers_of(module)
     rows = dict.fromkeys(layers, 0)
 
@@ -150,25 +174,9 @@ def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] |
 
         return count
 
-    handles = [
+    for name, (layer, kind) in layers.items():
         layer.register_forward_hook(counting(name, -1 if kind == LINEAR else -3))
-        for name, (layer, kind) in layers.items()
-    ]
-    devices = (parameter.device for parameter in module.parameters())
-    device = next((device for device in devices if device.type != "meta"), torch.device("meta"))
-    mode = nullcontext() if device.type == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with torch.no_grad(), mode:
-            module(**tree_map_only(torch.Tensor, lambda tensor: torch.empty_like(tensor, device=device), dict(inputs)))
-    except Exception as error:  # whatever a forward raises that asks tensors for their numbers
-        log.warning(
-            "operations are not counted: %s does not run on tensors without numbers (%s: %s)",
-            type(module).__name__,
-            type(error).__name__,
-            one_line(error),
-        )
-        return None
-    finally:
-        for handle in handles:
-            handle.remove()
+    _, given = example_copy((), inputs, with_values(mode, device))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        module(**given)
     return rows

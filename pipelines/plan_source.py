@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,9 @@ from pipelines.architectures.inputs import example_inputs, filled, known_classes
 from pipelines.config import DENOISER
 from pipelines.errors import PipelineError, one_line
 from pipelines.model_files import components, read_index
-from pipelines.models import DENOISERS
+from pipelines.models import DENOISERS, denoiser_in_index
+from pipelines.plan_call import cached, call_of
+from pipelines.plan_target import made_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,7 +82,8 @@ def _from_config(component: str, origin: str, class_name: str, values: Mapping[s
     module = build_denoiser(class_name, values)
     given = _given_inputs(model)
     name = type(module).__name__  # an old config.json may name a class that diffusers has since split
-    return Source(component, origin, module, example_inputs(name, module.config) if given is None else given)
+    inputs = example_inputs(name, module.config, call=call_of(model)) if given is None else given
+    return Source(component, origin, module, inputs)
 
 
 def _from_shipped(found: Architecture, model: DictConfig, component: str = DENOISER) -> Source:
@@ -120,15 +120,17 @@ def _from_directory(directory: Path, folder: str | None, component: str, model: 
         return _from_file(directory / "config.json", component, model)
     if folder is None:
         raise PipelineError(f"{directory} has no config.json; set model.parts.{component}.path to the folder that has")
-    index = dict(components(read_index(directory)))
-    for name in _folders(model, folder):
-        if name in index:
-            return _from_file(directory / name / "config.json", component, model)
-    wanted = " or ".join(map(str, _folders(model, folder)))
-    raise PipelineError(
-        f"the pipeline in {directory} has no {wanted}, only {', '.join(index)}; "
-        + ("set model.denoiser to one of them" if component == DENOISER else "correct quantize")
-    )
+    index = read_index(directory)
+    name = denoiser_in_index(index, model.denoiser) if folder == DENOISER else _component(directory, index, folder)
+    return _from_file(directory / name / "config.json", component, model)
+
+
+def _component(directory: Path, index: dict[str, Any], name: str) -> str:
+    known = [part for part, kind in components(index) if kind is not None]
+    if name not in known:
+        there = ", ".join(known) or "empty components"
+        raise PipelineError(f"the pipeline in {directory} has no {name}, only {there}; correct quantize")
+    return name
 
 
 def _from_file(file: Path, component: str, model: DictConfig) -> Source:
@@ -149,10 +151,7 @@ def _from_file(file: Path, component: str, model: DictConfig) -> Source:
 
 def _cached(place: DictConfig, folder: str | None) -> Path | None:
     """A config.json of a repository that an earlier download left on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(place.repo, _file(folder), revision=place.revision)
-    return Path(found) if isinstance(found, str) else None
+    return cached(place.repo, _file(folder), place.revision)
 
 
 def _file(folder: str | None) -> str:
@@ -192,15 +191,7 @@ def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: s
 
 def _from_target(model: DictConfig) -> Source:
     """What the user's function returns: a module, or a module and the keyword arguments of its forward."""
-    from torch import nn
-
-    made = _call_target(model.target)
-    module, given = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(module, nn.Module) or not isinstance(given, Mapping | None):
-        raise PipelineError(
-            f"model.target={model.target} returned {type(made).__name__}; return an nn.Module, or the pair of an "
-            "nn.Module and a dict of its forward's keyword arguments"
-        )
+    module, given = made_by(model.target)
     described = _given_inputs(model)
     if described is not None:
         given = described
@@ -210,22 +201,5 @@ def _from_target(model: DictConfig) -> Source:
             f"the arguments of {name}.forward are not known; let {model.target} return (module, arguments), or give "
             "model.inputs={ARGUMENT: SHAPE, …}"
         )
-    inputs = example_inputs(name, module.config) if given is None else dict(given)
-    return Source(DENOISER, f"{model.target}()", module.eval(), inputs)
-
-
-def _call_target(target: str) -> Any:
-    name, _, attribute = target.partition(":")
-    if not name or not attribute.isidentifier():
-        raise PipelineError(f"model.target={target!r} is no MODULE:FUNCTION; give for example my.module:build")
-    if os.getcwd() not in sys.path:  # a console script's path lacks the folder that it is called in
-        sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(name), attribute)
-    except ImportError as error:
-        raise PipelineError(f"model.target={target}: {name} cannot be imported ({one_line(error)})") from error
-    except AttributeError as error:
-        raise PipelineError(f"model.target={target}: {name} has no {attribute!r}") from error
-    if not callable(function):
-        raise PipelineError(f"model.target={target}: {attribute} is a {type(function).__name__}, no function")
-    return function()
+    inputs = example_inputs(name, module.config) if given is None else given
+    return Source(DENOISER, f"{model.target}()", module, inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from pipelines.plan_counts import CONV, LINEAR, CutKind, LayerEntry
@@ -91,14 +91,25 @@ def _head(plan: ComponentPlan) -> str:
         f"{plan.component}: {plan.class_name}, {plan.origin}",
         f"{amount(plan.parameters)} parameters, {size(plan.bytes)} at {plan.dtype}; "
         + ", ".join(f"{count} ({held})" for count, held in zip(counts, inside, strict=True))
-        + f", the rest {amount(plan.parameters - sum(layer.parameters for layer in plan.layers))}",
+        + f", the rest {amount(plan.parameters + plan.tied - sum(layer.parameters for layer in plan.layers))}"
+        + (f"; {amount(plan.tied)} are tied and counted in every layer that holds them" if plan.tied else ""),
     ]
     if plan.operations is not None:
-        lines.append(f"{amount(plan.operations)} multiply-accumulates of these layers in one call, batch 1")
+        lines.append(f"{amount(plan.operations)} multiply-accumulates of these layers in one call")
+    lines.append(f"counted at: {_shapes(plan.inputs)}")
     uncalled = [layer.name for layer in plan.layers if layer.rows == 0]
     if uncalled:
-        lines.append(f"{counted(len(uncalled), 'layer')} never called: {_names(uncalled)}")
+        lines.append(
+            f"{counted(len(uncalled), 'layer')} never called: {_names(uncalled)} (if calibration does not either, "
+            "quantizing asks for quantizer.skip or quantizer.on_uncalled=skip)"
+        )
     return "\n".join(lines)
+
+
+def _shapes(inputs: Mapping[str, Sequence[int]]) -> str:
+    """Shapes of the arguments by name, × between sizes."""
+    shown = (f"{name} {'×'.join(map(str, shape)) or 'a number'}" for name, shape in inputs.items())
+    return ", ".join(shown) or "no tensors"
 
 
 def _cuts(plan: ComponentPlan) -> str:
@@ -160,7 +171,7 @@ def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
             str(estimate.dual),
             percent(estimate.dual_operations),
             percent(estimate.added_operations),
-            f"{counted(len(estimate.left), 'layer')} unquantized" if estimate.left else "",
+            _left(estimate),
         ]
 
     head = ["precision", "weights", "inputs", "rounded", quantizer, "of float", "DualScale", "adds", "all add", ""]
@@ -170,6 +181,14 @@ def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
     )
     lines = [title, table(head, map(row, plan.estimates), left=3)]
     return "\n".join([*lines, *_reasons(plan.estimates)])
+
+
+def _left(estimate: Estimate) -> str:
+    """How many layers stay in floating point, and how many of them must be skipped for it."""
+    if not estimate.left:
+        return ""
+    note = f"; refused until {len(estimate.unfit)} skipped" if estimate.unfit else ""
+    return f"{counted(len(estimate.left), 'layer')} unquantized{note}"
 
 
 def _quantized(plan: ComponentPlan, convolutions: bool) -> str:
@@ -184,7 +203,8 @@ def _reasons(estimates: Sequence[Estimate]) -> list[str]:
     reasons = [f"  {each.precision}: {each.refused}" for each in estimates if each.refused]
     for each in estimates:
         for name, reason in list(each.left.items())[:NAMES_SHOWN]:
-            reasons.append(f"  {each.precision}: {reason if name in reason else f'{name}: {reason}'}")
+            named = reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"
+            reasons.append(f"  {each.precision}: {named}")
         if len(each.left) > NAMES_SHOWN:
             reasons.append(f"  {each.precision}: and {len(each.left) - NAMES_SHOWN} more, see --layers or --json")
     return reasons

@@ -2,7 +2,8 @@
 
 `inputs.json` says for each class what its pipeline passes: these are calls, from which the graph is captured, no rules
 for a graph. A tensor is {"shape": […], "dtype": …}; a size is a number or an expression of the configuration's keys;
-"$if" leaves an argument out where its expression is false. Everything else stands for itself.
+"$if" leaves an argument out where its expression is false; "$sizes" names what follows from the pipeline's call (its
+keys are in `Call`), by the first of several expressions whose names are all known. Everything else stands for itself.
 """
 
 from __future__ import annotations
@@ -12,13 +13,30 @@ import json
 import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pipelines.errors import PipelineError
 
 INPUTS = Path(__file__).resolve().with_name("inputs.json")
-_CONDITION = "$if"
+_CONDITION, _SIZES = "$if", "$sizes"
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+class Call(TypedDict, total=False):
+    """What a pipeline is called with and works with, as far as it is known.
+
+    Args:
+        height, width: of the picture, in pixels.
+        max_sequence_length: of the prompt.
+        tokenizer_length: tokens that the first tokenizer pads a prompt to.
+        vae_scale: pixels per latent, in each direction.
+    """
+
+    height: int
+    width: int
+    max_sequence_length: int
+    tokenizer_length: int
+    vae_scale: int
 
 
 def known_classes() -> tuple[str, ...]:
@@ -26,13 +44,16 @@ def known_classes() -> tuple[str, ...]:
     return tuple(json.loads(INPUTS.read_text(encoding="utf-8")))
 
 
-def example_inputs(class_name: str, config: Mapping[str, Any], device: str = "meta") -> dict[str, Any]:
+def example_inputs(
+    class_name: str, config: Mapping[str, Any], device: str = "meta", call: Call | None = None
+) -> dict[str, Any]:
     """Keyword arguments of one call of the class's forward; batch of one.
 
     Args:
         class_name: of diffusers.
         config: its whole configuration, defaults filled in, as `model.config` has it.
         device: of the tensors. They are uninitialized: shapes and dtypes are what counts.
+        call: of the pipeline; what it lacks is as by default, at the class's own size.
 
     Raises:
         PipelineError: the class is none of `known_classes`, or the configuration lacks a size.
@@ -44,9 +65,21 @@ def example_inputs(class_name: str, config: Mapping[str, Any], device: str = "me
             "model.inputs={ARGUMENT: SHAPE, …}, or model.target=MODULE:FUNCTION that returns (module, arguments)"
         )
     try:
-        return filled(arguments, config, device)
+        known = {**config, **(call or {})}
+        for name, choices in arguments.pop(_SIZES, {}).items():
+            known[name] = _first(choices, known)
+        return filled(arguments, known, device)
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(f"the arguments of {class_name} do not follow from its configuration: {error}") from error
+
+
+def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
+    """The first number, or the value of the first expression whose names are known."""
+    for choice in choices[:-1]:
+        names = {node.id for node in ast.walk(ast.parse(choice)) if isinstance(node, ast.Name)}
+        if names <= known.keys():
+            return evaluate(choice, known)
+    return evaluate(choices[-1], known) if isinstance(choices[-1], str) else choices[-1]
 
 
 def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipelines.architectures import architecture, architecture_names, meta_denoiser
-from pipelines.architectures.inputs import evaluate, example_inputs
+from pipelines.architectures.inputs import Call, evaluate, example_inputs
 from pipelines.errors import PipelineError
 from pipelines.plan_counts import CONV, LINEAR, LayerEntry, count_rows, layer_entries
 from segquant import find_segments
@@ -95,6 +95,20 @@ def test_a_unet_without_added_conditions_gets_none() -> None:
         {"in_channels": 4, "sample_size": 64, "cross_attention_dim": 768, "addition_embed_type": None},
     )
     assert set(inputs) == {"sample", "timestep", "encoder_hidden_states"}
+
+
+def test_the_arguments_follow_the_pipelines_call() -> None:
+    """A prompt of SD3 is CLIP's tokens and then T5's, of which there may be none; Flux packs 2 × 2 latents."""
+    config = {"in_channels": 16, "sample_size": 128, "joint_attention_dim": 8, "pooled_projection_dim": 8}
+    default = example_inputs("SD3Transformer2DModel", config)
+    assert default["hidden_states"].shape == (1, 16, 128, 128) and default["encoder_hidden_states"].shape[1] == 77 + 256
+    call = Call(height=64, width=128, max_sequence_length=0, tokenizer_length=16, vae_scale=4)
+    inputs = example_inputs("SD3Transformer2DModel", config, call=call)
+    assert inputs["hidden_states"].shape == (1, 16, 16, 32) and inputs["encoder_hidden_states"].shape[1] == 16
+    flux = {**config, "guidance_embeds": False}
+    inputs = example_inputs("FluxTransformer2DModel", flux, call=Call(height=64, width=128, max_sequence_length=12))
+    assert inputs["hidden_states"].shape == (1, 4 * 8, 16) and inputs["img_ids"].shape == (4 * 8, 3)
+    assert inputs["encoder_hidden_states"].shape[1] == 12
 
 
 def test_rows_are_those_of_a_real_call() -> None:

@@ -225,7 +225,8 @@ def test_bad_directories(command: Command, pipeline: Path, tmp_path: Path) -> No
 
     assert "does not exist" in sentence(f"model.path={tmp_path / 'nothing'}")
     assert "has no model_index.json" in sentence(f"model.path={tmp_path}")
-    assert "has no unet, only transformer, text_encoder" in sentence(f"model.path={pipeline}", "model.denoiser=unet")
+    told = sentence(f"model.path={pipeline}", "model.denoiser=unet")
+    assert "has no denoiser 'unet'; set model.denoiser to one of transformer, text_encoder" in told
     assert "config.json is missing" in sentence(f"model.path={pipeline}", "model.denoiser=text_encoder")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert "names no class of diffusers" in sentence(f"model.path={tmp_path}")
@@ -233,6 +234,23 @@ def test_bad_directories(command: Command, pipeline: Path, tmp_path: Path) -> No
     assert "has no class 'SD3Transformer3DModel'" in sentence(f"model.path={tmp_path}")
     (tmp_path / "config.json").write_text("{")
     assert "is not readable JSON" in sentence(f"model.path={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("model", "argument", "shapes"),
+    [
+        ("emoji_sd3", "hidden_states", ([1, 16, 8, 8], [1, 16])),
+        ("emoji_flux", "hidden_states", ([1, 16, 64], [1, 12])),
+        ("emoji_sdxl", "sample", ([1, 16, 8, 8], [1, 16])),
+    ],
+)
+def test_a_model_is_counted_at_its_own_sizes(command: Command, model: str, argument: str, shapes: tuple) -> None:
+    """64 × 64 pictures, prompts of 16 tokens of CLIP or 12 of T5."""
+    found = command(f"model={model}", "precisions=[w8a8]", "--json").component
+    assert found["inputs"][argument] == shapes[0] and found["inputs"]["encoder_hidden_states"][:2] == shapes[1]
+    if model != "emoji_flux":  # which counts four latents as one
+        (larger,) = json.loads(command(f"model={model}", "model.call.height=128", "--json").out)["components"]
+        assert larger["inputs"][argument] == [1, 16, 16, 8] and larger["operations"] > found["operations"]
 
 
 def test_repositories(command: Command, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
