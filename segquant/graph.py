@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import Node
 
 from segquant.errors import QuantizationError
-from segquant.graph_activations import activation_of
+from segquant.graph_activations import Activations
 from segquant.graph_calls import Capture, planned_layers
 from segquant.graph_capture import capture
 from segquant.graph_inputs import InputTracer, provenance
@@ -44,7 +44,8 @@ def find_segments(
 
     Returns:
         One `Segments` for each name under which an nn.Linear or nn.Conv2d sits in the model (a module in two
-        places has two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`.
+        places has two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`, and
+        so has one of whose weight it takes a part or a transpose (with a warning).
         Channels of a convolution are those of dimension 1 of NCHW.
 
     Raises:
@@ -68,25 +69,26 @@ def plan_segments(captured: Capture) -> dict[str, Segments]:
     """The plan of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)
+    found = Activations(captured.graph)
     tracer = InputTracer(provenance(captured.graph, captured.inputs))
-    uncalled = [name for name, calls in captured.calls.items() if not calls]
-    if uncalled:
-        logger.info("never called: %s", ", ".join(uncalled))
     return {
-        name: _merged(name, [_of_call(call, order, useful, tracer) for call in calls])
+        name: _merged(name, [_of_call(call, order, useful, tracer, found) for call in calls])
         for name, calls in captured.calls.items()
     }
 
 
-def _of_call(call: Node, order: dict[Node, int], useful: frozenset[Node], tracer: InputTracer) -> Segments:
+def _of_call(
+    call: Node, order: dict[Node, int], useful: frozenset[Node], tracer: InputTracer, found: Activations
+) -> Segments:
     cut = tracer.cut(call)
     activations = None
     if cut is not None:
-        activations = tuple(map(activation_of, cut.nodes)) if cut.nodes else (None,) * len(cut.sizes)
+        pieces = cut.nodes or (None,) * len(cut.sizes)
+        activations = tuple(piece and found.of(piece, call) for piece in pieces)
     return Segments(
         output=output_cut(call, order, useful),
         input=cut.sizes if cut else None,
-        activation=activation_of(call.args[0]),
+        activation=found.of(call.args[0], call),
         input_activations=activations,
     )
 

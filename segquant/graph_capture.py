@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.graph_calls import Capture
 from segquant.graph_copy import device_of
 from segquant.graph_export import exported
-from segquant.graph_failure import check_arguments, failure_message, first_line
+from segquant.graph_failure import check_arguments, check_shapes, failure_message, first_line
 from segquant.graph_record import recorded
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,25 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         QuantizationError: the arguments do not fit the forward's signature, or neither way of capturing gets
             through; the message names the model's class, the argument and the cause.
     """
+    check_shapes(model)
     check_arguments(model, args, kwargs)
-    device = device_of(model, (args, kwargs))
+    with _quiet():
+        return _captured(model, args, kwargs, device_of(model, (args, kwargs)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from printing a traceback for each operator that refuses fake tensors: the message says it once."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Capture:
     try:
         return recorded(model, args, kwargs, device)
     except Exception as error:

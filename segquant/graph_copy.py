@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from segquant.errors import QuantizationError
 
 PLANNED = (nn.Linear, nn.Conv2d)
 """The layers that a plan is made for."""
@@ -25,6 +28,10 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_ACCELERATE = ("_hf_hook", "forward")
+"""Where a module has accelerate's hook, which knows other models, and a forward that moves weights about."""
+_OLD = "_old_forward"
+"""Where accelerate keeps the forward that it replaced."""
 
 
 def unreal(tensor: Tensor) -> bool:
@@ -47,6 +54,8 @@ def fake_copy(
     model: nn.Module, fake_mode: FakeTensorMode, device: torch.device, *, values: bool = False
 ) -> nn.Module:
     """A copy with the same structure, fake tensors for weights, and no hooks (they would see fake tensors).
+
+    But for the hooks that make a layer's weight, see `_weight_hooks`.
 
     Args:
         model: weights may be real, fake or on the meta device.
@@ -105,8 +114,8 @@ def example_copy(
 
 
 def with_values(fake_mode: FakeTensorMode, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """For `example_copy`: tensors keep their values; those without any become fake ones."""
-    return lambda tensor: fake(tensor, fake_mode, device) if unreal(tensor) else tensor.detach().clone()
+    """For `example_copy`: tensors keep their values, on the copy's device; those without any become fake ones."""
+    return lambda tensor: fake(tensor, fake_mode, device) if unreal(tensor) else tensor.detach().to(device, copy=True)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -133,9 +142,12 @@ def _copied(
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
+        kept = _weight_hooks(module)
         for name in _HOOKS:
             if (hooks := vars(module).get(name)) is not None:
-                memo[id(hooks)] = OrderedDict()
+                memo[id(hooks)] = OrderedDict((key, hook) for key, hook in hooks.items() if key in kept)
+        if _OLD in vars(module):
+            memo |= {id(vars(module)[name]): "left out" for name in _ACCELERATE if name in vars(module)}
         loose = [v for v in vars(module).values() if isinstance(v, Tensor) and _unusable(v, device)]
         for tensor in [*module._buffers.values(), *loose]:
             if tensor is not None and id(tensor) not in memo:
@@ -143,9 +155,16 @@ def _copied(
         for tensor in module._parameters.values():
             if tensor is not None and id(tensor) not in memo:
                 memo[id(tensor)] = nn.Parameter(weight(tensor), requires_grad=False)
-    result = copy.deepcopy(model, memo)
+    try:
+        result = copy.deepcopy(model, dict(memo))
+    except Exception as error:  # a lock, a generator, an open file, or what a __deepcopy__ raises
+        raise QuantizationError(
+            f"{type(model).__name__} cannot be copied, which its graph is read from: {_uncopied(model, memo)}{error}; "
+            "remove it while the graph is read, or pass `segments` by hand."
+        ) from error
     seen: set[int] = set()
     for module in result.modules():
+        _restore_forward(module)
         own = module._parameters.get("weight") if isinstance(module, PLANNED) else None
         if own is None:
             continue
@@ -153,6 +172,39 @@ def _copied(
             module.weight = nn.Parameter(own.detach(), requires_grad=False)
         seen.add(id(module.weight))
     return result.eval()
+
+
+def _weight_hooks(module: nn.Module) -> set[int]:
+    """Keys of the hooks that make the weight before each forward: torch's older weight and spectral norm, pruning.
+
+    Told by a weight that is a plain tensor, and by hooks that are objects: observers are functions as a rule.
+    """
+    if not isinstance(vars(module).get("weight"), Tensor):
+        return set()
+    return {key for key, hook in module._forward_pre_hooks.items() if not inspect.isroutine(hook)}
+
+
+def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str:
+    """Where the attribute is that copy refuses, as the head of a sentence; "" if none does by itself."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in ("_modules", "_parameters", "_buffers"):
+                try:
+                    copy.deepcopy(value, dict(memo))
+                except Exception:
+                    return f"its attribute {f'{name}.{key}' if name else key} is a {type(value).__name__}: "
+    return ""
+
+
+def _restore_forward(module: nn.Module) -> None:
+    """Let a copy have the forward that accelerate's stands for."""
+    old = vars(module).pop(_OLD, None)
+    if old is None:
+        return
+    for name in _ACCELERATE:
+        vars(module).pop(name, None)
+    if getattr(old, "__func__", None) is not type(module).forward:
+        vars(module)["forward"] = old
 
 
 def _unusable(tensor: Tensor, device: torch.device) -> bool:

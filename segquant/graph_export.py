@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from segquant.errors import QuantizationError
-from segquant.graph_calls import Capture, find_calls
+from segquant.graph_calls import Capture, find_calls, watch
 from segquant.graph_copy import example_copy, fake, fake_copy, tensors_in
 
 logger = logging.getLogger(__name__)
@@ -56,17 +56,17 @@ def exported(
     with torch.no_grad():
         root = _Root(fake_copy(model, fake_mode, device)).eval()
         given = example_copy(args, kwargs, lambda tensor: fake(tensor, fake_mode, device))
-        written = io.StringIO()
+        ran, written = watch(root.model), io.StringIO()
         try:
             with contextlib.redirect_stderr(written):
                 program = torch.export.export(root, *given, strict=False)
         finally:
             if written.getvalue():  # torch prints the half of the graph that it has; not every user wants it
                 logger.debug("%s", written.getvalue())
-    return _flatten(program, root)
+    return _flatten(program, root, ran)
 
 
-def _flatten(program: ExportedProgram, root: _Root) -> Capture:
+def _flatten(program: ExportedProgram, root: _Root, ran: Set[str]) -> Capture:
     graph, placeholders = _inlined(program.graph_module)
     signature = program.graph_signature
     parameters = {
@@ -74,7 +74,7 @@ def _flatten(program: ExportedProgram, root: _Root) -> Capture:
     }
     user = {spec.arg.name for spec in signature.input_specs if spec.kind is InputKind.USER_INPUT}
     inputs = frozenset(node for name, node in placeholders.items() if name in user)
-    return Capture(graph, find_calls(graph, root.model, parameters), inputs)
+    return Capture(graph, find_calls(graph, root.model, parameters, ran), inputs)
 
 
 def _inlined(module: GraphModule) -> tuple[Graph, dict[str, Node]]:

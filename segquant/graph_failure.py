@@ -9,10 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn.parameter import is_lazy
 
 from segquant.errors import QuantizationError
 from segquant.graph_copy import example_copy, fake_copy, tensors_in, unreal, with_values
 from segquant.graph_origins import Failure, Origins, ValuesNeeded
+
+
+def check_shapes(model: nn.Module) -> None:
+    """Refuse parameters and buffers without a shape.
+
+    Raises:
+        QuantizationError: names the first.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise QuantizationError(
+                f"{name} of {type(model).__name__} has no shape yet, as its module is a lazy one: call the model once "
+                "on example inputs first."
+            )
 
 
 def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -64,6 +64,11 @@ class InputCut:
     nodes: tuple[Node, ...] | None
 
 
+Place = tuple[Node, Layout]
+Step = Generator[Place, "InputCut | None", "InputCut | None"]
+"""Asks for the cuts at other places, and returns the one at its own."""
+
+
 class InputTracer:
     """Walks back from the input of a layer's node to a concat, a stack, or an attention with merged heads.
 
@@ -81,7 +86,7 @@ class InputTracer:
 
     def __init__(self, origins: Provenance) -> None:
         self._origins = origins
-        self._known: dict[tuple[Node, Layout], InputCut | None] = {}
+        self._known: dict[Place, InputCut | None] = {}
 
     def cut(self, call: Node) -> InputCut | None:
         """The cut of the input of the aten.linear or aten.conv2d node `call`, or None.
@@ -95,54 +100,68 @@ class InputTracer:
         if given is None or shape is None:
             return None
         axis = graph_ops.channel_axis(call, len(shape))
-        found = self._trace(given, graph_layout.channels_on(axis, shape))
+        found = self._trace((given, graph_layout.channels_on(axis, shape)))
         width = shape[axis] // graph_ops.groups(call)
         if found is not None and graph_ops.groups(call) > 1 and any(size % width for size in found.sizes):
             logger.info("%s: input pieces %s tear its groups of %d channels; left whole", call, found.sizes, width)
             return None
         return found
 
-    def _trace(self, node: Node, layout: Layout | None) -> InputCut | None:
-        if layout is None:
-            return None
-        key = (node, layout)
-        if key not in self._known:
-            self._known[key] = self._step(node, layout)
-        return self._known[key]
+    def _trace(self, place: Place) -> InputCut | None:
+        """Answer `_step`'s questions from a stack of its own: the way back may be thousands of operators long."""
+        if place in self._known:
+            return self._known[place]
+        waiting = [(place, self._step(*place))]
+        answer: InputCut | None = None
+        while waiting:
+            place, step = waiting[-1]
+            try:
+                asked = step.send(answer)
+            except StopIteration as done:
+                answer = self._known[place] = done.value
+                waiting.pop()
+                continue
+            answer = self._known.get(asked)
+            if asked not in self._known:
+                waiting.append((asked, self._step(*asked)))
+        return answer
 
-    def _step(self, node: Node, layout: Layout) -> InputCut | None:
+    def _step(self, node: Node, layout: Layout) -> Step:
+        """The cut at a place, from those at the places behind it."""
         kind = graph_ops.name(node)
         if kind in graph_ops.BINARY:
-            return self._binary(node, layout, kind)
+            return (yield from self._binary(node, layout, kind))
         if kind in graph_ops.CAT or kind == "stack":
-            return self._joined(node, layout)
+            return (yield from self._joined(node, layout))
         if kind in _PRODUCTS:
             return self._heads(node, layout, kind)
         if kind == "getitem" and graph_ops.name(node.args[0]) in _PRODUCTS:
             return self._heads(node.args[0], layout, graph_ops.name(node.args[0]))
         if kind in graph_ops.WINDOW or kind == "getitem":
             window, source = graph_ops.window(node), graph_ops.window_source(node)
-            return self._trace(source, _before_window(layout, window, source)) if window and source else None
+            if window and source:
+                return (yield from _at(source, _before_window(layout, window, source)))
+            return None
         source = graph_ops.source(node)
         shape = graph_ops.shape(source)
         if source is None or shape is None:
             return None
         if kind in graph_ops.IDENTITY:
-            return self._trace(source, layout)
+            return (yield source, layout)
         if (axes := graph_ops.mixed_axes(node)) is not None:
-            return _changed_at(node, self._trace(source, graph_layout.mixed(layout, axes, shape)))
+            return _changed_at(node, (yield from _at(source, graph_layout.mixed(layout, axes, shape))))
         if kind in graph_ops.UNARY | graph_ops.NORM:
-            return _changed_at(node, self._trace(source, layout))
+            return _changed_at(node, (yield source, layout))
         if kind in graph_ops.RESHAPE:
-            return self._trace(source, graph_layout.reshape(layout, shape))
+            return (yield from _at(source, graph_layout.reshape(layout, shape)))
         if kind in graph_ops.EXPAND:
-            return self._trace(source, graph_layout.operand(layout, shape))
+            return (yield from _at(source, graph_layout.operand(layout, shape)))
         if kind in graph_ops.PERMUTE and (order := graph_ops.permutation(node, len(layout))):
             inverse = sorted(range(len(order)), key=order.__getitem__)
-            return self._trace(source, graph_layout.permute(layout, inverse))
+            return (yield from _at(source, graph_layout.permute(layout, inverse)))
         return None
 
-    def _binary(self, node: Node, layout: Layout, kind: str) -> InputCut | None:
+    def _binary(self, node: Node, layout: Layout, kind: str) -> Step:
         candidates = [
             (operand, before)
             for operand in dict.fromkeys(graph_ops.tensor_operands(node))
@@ -151,10 +170,13 @@ class InputTracer:
         ]
         if kind in graph_ops.SUM and len(candidates) != 1:
             return None
-        found = {self._trace(operand, before) for operand, before in candidates} - {None}
+        found: set[InputCut | None] = set()
+        for place in candidates:
+            found.add((yield place))
+        found.discard(None)
         return _changed_at(node, found.pop()) if len(found) == 1 else None
 
-    def _joined(self, node: Node, layout: Layout) -> InputCut | None:
+    def _joined(self, node: Node, layout: Layout) -> Step:
         joined = graph_ops.joined(node)
         if joined is None:
             return None
@@ -163,7 +185,9 @@ class InputTracer:
         sizes = [(graph_ops.shape(part) or ())[axis] if kept else 1 for part in parts]
         if not graph_layout.has_channels(layout[axis]):
             befores = [graph_layout.replace(layout, axis, graph_layout.other(n)) if kept else rest for n in sizes]
-            cuts = [self._trace(part, before) for part, before in zip(parts, befores, strict=True)]
+            cuts: list[InputCut | None] = []
+            for place in zip(parts, befores, strict=True):
+                cuts.append((yield place))
             alike = len({cut.sizes if cut else None for cut in cuts}) == 1
             return _changed_at(node, cuts[0]) if alike else None
         stride = graph_layout.outermost_stride(layout, axis)
@@ -174,7 +198,7 @@ class InputTracer:
         pieces: list[tuple[int, Node]] = []
         for part, size in zip(parts, sizes, strict=True):
             dimension = ((size, stride),) if size > 1 else ()
-            inner = self._trace(part, graph_layout.replace(layout, axis, dimension) if kept else rest)
+            inner = yield part, graph_layout.replace(layout, axis, dimension) if kept else rest
             if inner is not None and inner.nodes is not None:
                 pieces += zip(inner.sizes, inner.nodes, strict=True)
             else:
@@ -192,6 +216,10 @@ class InputTracer:
         if heads < 2 or any(stride is None or stride < size for _, stride in outer):
             return None
         return InputCut((size,) * heads, None)
+
+
+def _at(node: Node, layout: Layout | None) -> Step:
+    return None if layout is None else (yield node, layout)
 
 
 def _changed_at(node: Node, cut: InputCut | None) -> InputCut | None:

@@ -136,8 +136,9 @@ def mixed_axes(node: Node) -> tuple[int, ...] | None:
     kind, given, result = name(node), shape(source(node)), shape(node)
     if given is None or result is None or len(given) != len(result):
         return None
-    if kind in _PAD:
-        return tuple(axis for axis in range(len(given)) if given[axis] != result[axis])
+    if kind in _PAD:  # pairs of before and after, from the last dimension on; (1, -1) shifts
+        amounts = argument(node, 1, "pad" if "constant" in kind or kind == "pad" else "padding")
+        return tuple(sorted({len(given) - 1 - i // 2 for i, n in enumerate(amounts) if n != 0}))
     if kind[:-2] in _SPATIAL and kind.endswith("d"):
         return tuple(range(len(given)))[-int(kind[-2]) :]
     if kind in _CONV:

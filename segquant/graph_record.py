@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from segquant.errors import QuantizationError
-from segquant.graph_calls import Capture, find_calls
+from segquant.graph_calls import Capture, find_calls, watch
 from segquant.graph_copy import example_copy, fake_copy, real_copy, tensors_in, unreal, with_values
 from segquant.graph_origins import Origins, Reads, ValuesNeeded
 from segquant.memory import free_bytes
@@ -61,7 +61,7 @@ def _run(
             origins.name(tensor, label)
     for name, parameter in model.named_parameters():
         origins.name(parameter, name)
-    inputs = list(tensors_in(given))
+    inputs, ran = list(tensors_in(given)), watch(model)
 
     def forward(*_: Tensor) -> list[Tensor]:
         model(*given[0], **given[1])
@@ -83,7 +83,7 @@ def _run(
         if node.op == "get_attr" and isinstance(getattr(module, node.target, None), nn.Parameter)
     }
     placeholders = frozenset(node for node in graph.nodes if node.op == "placeholder")
-    return Capture(graph, find_calls(graph, model, parameters), placeholders)
+    return Capture(graph, find_calls(graph, model, parameters, ran), placeholders)
 
 
 def _require_room(model: nn.Module, device: torch.device) -> bool:

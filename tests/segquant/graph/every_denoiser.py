@@ -1,10 +1,20 @@
-"""What is asserted of every denoiser class; the classes are spread over test_every_*.py."""
+"""What is asserted of every denoiser class; the classes are spread over test_every_*.py.
+
+plans.json beside this file holds what each plan counts to, see `counted`. After a change of the rules, or of a tiny
+configuration, write it anew, look at the difference, and explain it:
+
+    python -m tests.segquant.graph.every_denoiser               # all classes, a few minutes
+    python -m tests.segquant.graph.every_denoiser NAME …        # these alone
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import json
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +26,7 @@ from segquant.graph_calls import planned_layers
 from segquant.graph_capture import capture
 from segquant.graph_export import exported
 from segquant.graph_record import recorded
+from segquant.segments import Segments
 from tests.segquant.graph.tiny_denoisers import Table, exported_classes
 from tests.segquant.graph.tiny_denoisers_controlnets import CONTROLNETS, prepared
 from tests.segquant.graph.tiny_denoisers_flux import FLUX
@@ -59,7 +70,7 @@ BY_WEIGHT = {
     "HunyuanDiT2DModel": ("*.pooler.?_proj",),
     "HunyuanDiT2DMultiControlNetModel": ("*.pooler.?_proj",),
 }
-# One of each kind whose two captures are compared in every test run; the others are marked slow.
+# One of each kind whose two captures are compared also where slow tests are left out (`-m "not slow"`).
 ALWAYS_COMPARED = (
     "FluxTransformer2DModel",
     "SD3ControlNetModel",
@@ -69,6 +80,8 @@ ALWAYS_COMPARED = (
     "WanTransformer3DModel",
 )
 CPU = torch.device("cpu")
+PLANS = Path(__file__).with_name("plans.json")
+Counts = dict[str, dict[str, Any]]
 
 
 def built(name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -78,7 +91,7 @@ def built(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def compared(names: Iterable[str]) -> list[Any]:
-    """Parameters for `check_both_captures`, slow but for one of each kind."""
+    """Parameters for `check_both_captures`, marked slow but for one of each kind; a plain test run has them all."""
     return [
         name if name in ALWAYS_COMPARED else pytest.param(name, marks=pytest.mark.slow)
         for name in sorted(names)
@@ -87,7 +100,7 @@ def compared(names: Iterable[str]) -> list[Any]:
 
 
 def check_planned(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The graph calls each layer as often as a real forward does, and the plan's sizes add up."""
+    """The graph calls each layer as often as a real forward does; the plan's sizes add up; it counts to plans.json."""
     model, inputs = built(name)
     with caplog.at_level("INFO", logger="segquant"):
         captured = capture(model, (), inputs)
@@ -100,7 +113,9 @@ def check_planned(name: str, caplog: pytest.LogCaptureFixture) -> None:
     for key, calls in captured.calls.items():
         assert len(calls) == (1 if key in by_weight else called[key]), key
 
-    for key, found in plan_segments(captured).items():
+    plan = plan_segments(captured)
+    assert counted(layers, plan) == _plans()[name]
+    for key, found in plan.items():
         weight = layers[key].weight
         rows, columns = weight.shape[0], weight.shape[1] * getattr(layers[key], "groups", 1)
         assert (sum(found.output or (rows,)), sum(found.input or (columns,))) == (rows, columns), key
@@ -113,7 +128,46 @@ def check_both_captures(name: str) -> None:
         with pytest.raises(Exception):  # noqa: B017 - whatever torch.export raises
             exported(model, (), inputs, CPU)
         return
-    assert plan_segments(recorded(model, (), inputs, CPU)) == plan_segments(exported(model, (), inputs, CPU))
+    plan = plan_segments(exported(model, (), inputs, CPU))
+    assert plan_segments(recorded(model, (), inputs, CPU)) == plan
+    assert counted(planned_layers(model), plan) == _plans()[name]
+
+
+def counted(layers: Mapping[str, nn.Module], plan: Mapping[str, Segments]) -> Counts:
+    """For linears and for convolutions: how many there are, and of how many what was found.
+
+    "output" and "input" say how many layers are cut into how many pieces; "pieces" counts the activations of the
+    pieces of inputs, "activation" those of whole inputs.
+    """
+    result: Counts = {}
+    for label, kind in (("linear", nn.Linear), ("conv", nn.Conv2d)):
+        found = [plan[name] for name, layer in layers.items() if isinstance(layer, kind)]
+        pieces = [name for segments in found for name in segments.input_activations or () if name]
+        columns = {
+            "output": Counter(str(len(segments.output)) for segments in found if segments.output),
+            "input": Counter(str(len(segments.input)) for segments in found if segments.input),
+            "activation": Counter(segments.activation for segments in found if segments.activation),
+            "pieces": Counter(pieces),
+        }
+        if found:
+            filled = {key: dict(column) for key, column in columns.items() if column}
+            result[label] = {"layers": len(found)} | filled
+    return result
+
+
+def write_plans(names: Iterable[str]) -> None:
+    """Bring the entries of these classes in plans.json up to date; one line each, sorted."""
+    known = _plans() if PLANS.exists() else {}
+    for name in names:
+        model, inputs = built(name)
+        known[name] = counted(planned_layers(model), plan_segments(capture(model, (), inputs)))
+        print(name, json.dumps(known[name]), flush=True)
+    lines = [f" {json.dumps(name)}: {json.dumps(known[name], sort_keys=True)}" for name in sorted(known)]
+    PLANS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def _plans() -> dict[str, Counts]:
+    return json.loads(PLANS.read_text(encoding="utf-8"))
 
 
 def _called(model: nn.Module, inputs: dict[str, Any]) -> Counter[str]:
@@ -131,3 +185,7 @@ def _called(model: nn.Module, inputs: dict[str, Any]) -> Counter[str]:
 
 def _matching(names: Iterable[str], patterns: Iterable[str]) -> set[str]:
     return {name for name in names for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
+
+
+if __name__ == "__main__":
+    write_plans(sys.argv[1:] or sorted(TABLE))

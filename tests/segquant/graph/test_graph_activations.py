@@ -15,6 +15,27 @@ from segquant.segments import Segments
 X = torch.randn(2, 5, 16)
 
 
+def _written(y: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
+    """y, changed through a view of it."""
+    view(y).neg_()
+    return y
+
+
+def _read_after(a: Tensor) -> Tensor:
+    """A view of an activation, taken before the activation itself was changed."""
+    y = F.silu(a)
+    view = y[:, :2]
+    y.neg_()
+    return view
+
+
+def _before_it_is_written(a: Tensor) -> Tensor:
+    y = F.silu(a)
+    z = y * 2
+    y[..., :8].neg_()
+    return z
+
+
 class After(nn.Module):
     """linear, fed by a function of two other linear layers' outputs."""
 
@@ -52,6 +73,11 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., Tensor], str | None]] = {
     "residual": (16, lambda m, a, b: a + F.silu(b), None),
     "relu": (16, lambda m, a, b: F.relu(a), None),
     "in place": (16, lambda m, a, b: F.silu(a, inplace=True), "silu"),
+    "part negated in place": (16, lambda m, a, b: _written(F.silu(a), lambda y: y[..., :8]), None),
+    "negated in place as another shape": (16, lambda m, a, b: _written(F.silu(a), lambda y: y.view(-1)), None),
+    "a view, changed through the whole": (16, lambda m, a, b: _read_after(a), None),
+    "read before it is changed": (16, lambda m, a, b: _before_it_is_written(a), "silu"),
+    "another tensor changed in place": (16, lambda m, a, b: (_written(b, lambda y: y[..., :8]), F.silu(a))[1], "silu"),
     "tokens joined, alike": (16, lambda m, a, b: torch.cat([F.silu(a), F.silu(b)], 1), "silu"),
     "tokens joined, unlike": (16, lambda m, a, b: torch.cat([F.silu(a), b], 1), None),
 }

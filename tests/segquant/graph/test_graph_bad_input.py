@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,3 +129,44 @@ def test_any_other_exception_of_a_forward_is_its_cause() -> None:
     with pytest.raises(QuantizationError) as info:
         find_segments(Refusing(16, 16), (X, "left"))
     assert isinstance(info.value.__cause__, KeyError)
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from segquant import find_segments
+try:
+    find_segments(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8)), (torch.zeros(2, 17),))
+except Exception as error:
+    print(error)
+"""
+
+
+def test_nothing_but_the_sentence_is_printed() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1 and "Pass another argument 0 [2, 17]" in done.stdout
+
+
+def test_torch_logs_as_before_afterwards() -> None:
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.level
+    _message(Denoiser(), torch.randn(2, 5, 17), TEXT)
+    find_segments(Denoiser(), (X, TEXT))
+    assert log.level == before
+
+
+@pytest.mark.parametrize("attribute", ["lock", "generator", "list of locks"])
+def test_a_model_that_cannot_be_copied_names_the_attribute(attribute: str) -> None:
+    values = {"lock": threading.Lock(), "generator": iter(i for i in range(3)), "list of locks": [threading.Lock()]}
+    model = Denoiser()
+    model.block["mix"].odd = values[attribute]
+    text = _message(model, X, TEXT)
+    assert "its attribute block.mix.odd is a " in text and "cannot pickle" in text
+
+
+def test_a_lazy_layer_wants_to_be_called_first() -> None:
+    model = nn.Sequential(nn.LazyLinear(8))
+    assert "0.weight of Sequential has no shape yet" in _message(model, X)
+    model(X)
+    assert set(find_segments(model, (X,))) == {"0"}

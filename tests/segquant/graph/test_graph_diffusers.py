@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from segquant.graph import find_segments
 from segquant.segments import Segments
@@ -219,43 +217,6 @@ def test_flux_single_block_output() -> None:
     model, inputs = _flux()
     found = find_segments(model, kwargs=inputs)["single_transformer_blocks.0.proj_out"]
     assert found == Segments(input=(32, 128), input_activations=(None, "gelu"))
-
-
-class _Cut(nn.Module):
-    """A layer computed piece by piece: Y = [X1 W11 + X2 W12 …, X1 W21 + …]."""
-
-    def __init__(self, layer: nn.Module, segments: Segments) -> None:
-        super().__init__()
-        self.layer = layer
-        rows, columns = _widths(layer)
-        self.rows, self.columns = segments.output or (rows,), segments.input or (columns,)
-        self.axis, self.call = -1, F.linear
-        if isinstance(layer, nn.Conv2d):
-            self.axis, self.call = 1, partial(F.conv2d, stride=layer.stride, padding=layer.padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        xs = x.split(self.columns, self.axis)
-        blocks = [weight.split(self.columns, 1) for weight in self.layer.weight.split(self.rows, 0)]
-        parts = [sum(self.call(*pair) for pair in zip(xs, block, strict=True)) for block in blocks]
-        result = torch.cat(parts, self.axis)
-        if self.layer.bias is None:
-            return result
-        return result + (self.layer.bias if self.axis == -1 else self.layer.bias[:, None, None])
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_cut_denoiser_computes_the_same(name: str) -> None:
-    torch.manual_seed(0)
-    model, inputs = MODELS[name]()
-    model = model.eval()
-    with torch.no_grad():
-        expected = model(**inputs).sample
-        for key, segments in find_segments(model, kwargs=inputs).items():
-            parent, _, leaf = key.rpartition(".")
-            module = model.get_submodule(key)
-            setattr(model.get_submodule(parent), leaf, _Cut(module, segments))
-        actual = model(**inputs).sample
-    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.slow

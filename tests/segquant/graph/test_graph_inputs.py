@@ -178,6 +178,7 @@ INPUTS: dict[str, Case] = {
         (16, 8),
         (None, "gelu"),
     ),
+    "channels shifted by padding": (7, lambda m, a, b: F.pad(torch.cat([a, b], -1), (-1, 1)), (3, 4), None, None),
     "no cut": (16, lambda m, a, b: a + b, (16, 16), None, None),
 }
 
@@ -239,3 +240,13 @@ def test_each_piece_is_one_head(pattern: str) -> None:
         touched = (changed - seen[0]).abs().amax((0, 1)).nonzero().flatten().tolist()
         assert touched == list(range(4 * head, 4 * head + 4))
     assert cut is not None and len(seen) == 5
+
+
+def test_a_way_of_thousands_of_operators() -> None:
+    def long(m: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+        y = torch.cat([a, b], -1)
+        for _ in range(1500):
+            y = torch.tanh(y) * b.mean()
+        return y
+
+    assert find_segments(After(7, long, (3, 4)), (X,))["linear"].input == (3, 4)

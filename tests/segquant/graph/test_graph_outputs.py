@@ -79,6 +79,8 @@ OUTPUTS: dict[str, tuple[int, Callable[..., Any], tuple[int, ...] | None]] = {
     ),
     "normalized before": (16, lambda m, x, y: F.layer_norm(y, (16,)).chunk(2, -1), None),
     "mixed by a matmul before": (16, lambda m, x, y: (y @ torch.ones(16, 16)).chunk(2, -1), None),
+    "channels shifted by padding": (6, lambda m, x, y: F.pad(y, (1, -1)).chunk(2, -1), None),
+    "tokens shifted by padding": (6, lambda m, x, y: F.pad(y, (0, 0, 1, -1)).chunk(2, -1), (3, 3)),
     "no cut": (6, lambda m, x, y: y * 2, None),
 }
 
