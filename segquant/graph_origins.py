@@ -112,6 +112,9 @@ class Origins(TorchDispatchMode):
         )
         if func is torch.ops.aten._local_scalar_dense.default:
             self.read(given[0], lambda: func(*args))
+        elif func is torch.ops.aten.equal.default:  # `if torch.equal(a, b)`: the one other operator that returns a bool
+            for tensor in given:
+                self.read(tensor, lambda: func(*args))
         if func in _INDEXING and any(map(unreal, given)):
             args = (args[0], self._positions(args[1]), *args[2:])
         try:

@@ -59,6 +59,23 @@ def test_a_branch_on_an_argument_is_taken_as_its_value_says(device: str, caplog:
     assert other == {"linear": Segments(output=(4, 4, 4)), "never": Segments()}
 
 
+def test_a_branch_on_equality_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    class Equal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 12)
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return self.linear(F.silu(x) if torch.equal(x, y) else x).chunk(3, -1)
+
+    for other, activation in ((X.clone(), "silu"), (X + 1, None)):
+        caplog.clear()
+        found = find_segments(Equal(), (X, other))
+        assert found == {"linear": Segments(output=(4, 4, 4), activation=activation)}
+        (warning,) = _warnings(caplog)
+        assert "torch.equal(x, y)" in warning and warning.endswith(f"read {activation is not None}")
+
+
 def test_lengths_read_as_a_list(caplog: pytest.LogCaptureFixture) -> None:
     class Ragged(nn.Module):
         def __init__(self) -> None:
