@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from segquant import Method, QuantizationError, Segments, presets
 from segquant.budget import layer_bytes, layer_operations
-from segquant.convolution import as_linear, layer_method, quantizable, taps_of
+from segquant.convolution import as_linear, layer_method, taps_of
 from segquant.layout import Layout
 from segquant.residual import choose_ranks
-from segquant.scope import control_cuts, layer_methods, refuse_unmatched, targets
+from segquant.scope import control_cuts, layer_methods, refuse_nothing, refuse_unmatched, targets
 from segquant.solve import plan_layout
 
 LOW_RANK_ITEM = 2
@@ -91,11 +91,7 @@ def costs_of(
 def _refuse(module: nn.Module, method: Method) -> None:
     """What `quantize_` refuses before it looks at a layer."""
     refuse_unmatched(module, method)
-    if not targets(module, method):
-        raise QuantizationError(
-            f"method {method.name!r} finds no layer to quantize; skip={list(method.skip)} leaves "
-            f"out all {len(quantizable(module, method.convolutions))} of the model"
-        )
+    refuse_nothing(module, targets(module, method), method)
 
 
 def _groups(layer: nn.Module) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segquant.auto import choose_plan, layer_candidates, pinned
 from segquant.block_calls import require_repeatable
 from segquant.budget import Layer
-from segquant.convolution import as_linear, quantizable, taps_of
+from segquant.convolution import as_linear, taps_of
 from segquant.errors import QuantizationError
 from segquant.graph import find_segments
 from segquant.memory import gram_limit
@@ -22,7 +22,7 @@ from segquant.observe import Observed, Progress, observe_in_groups
 from segquant.plan import LayerPlan, plan_method
 from segquant.reconstruct import reconstruct_
 from segquant.schedule import solve_in_turn
-from segquant.scope import control_cuts, layer_methods, refuse_altered, refuse_unmatched, targets
+from segquant.scope import control_cuts, layer_methods, refuse_altered, refuse_nothing, refuse_unmatched, targets
 from segquant.segments import Segments
 from segquant.sensitivity import output_gains
 from segquant.solve import plan_layout
@@ -156,11 +156,7 @@ def _plan(
     segments: Mapping[str, Segments] | None,
 ) -> tuple[dict[str, Method], dict[str, Segments], Iterable[Any]]:
     """Every layer's method, the graph's cuts where they are wanted, and the batches, whole again."""
-    if not layers:
-        raise QuantizationError(
-            f"method {method.name!r} finds no layer to quantize; skip={list(method.skip)} leaves "
-            f"out all {len(quantizable(model, method.convolutions))} of the model"
-        )
+    refuse_nothing(model, layers, method)
     methods = layer_methods(layers, method)
     if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
         segments, batches = _segments(model, batches)

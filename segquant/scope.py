@@ -22,6 +22,15 @@ def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
     return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
 
 
+def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Method) -> None:
+    """Refuse a method whose `layers` of the model (see `targets`) are none."""
+    if not layers:
+        raise QuantizationError(
+            f"method {method.name!r} finds no layer to quantize; skip={list(method.skip)} leaves "
+            f"out all {len(quantizable(model, method.convolutions))} of the model"
+        )
+
+
 def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
     """Refuse layers that compute something else than their class: a quantized layer would compute the plain product.
 

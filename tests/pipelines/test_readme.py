@@ -36,7 +36,9 @@ def test_there_are_commands() -> None:
 def test_commands_compose(line: str) -> None:
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        for job in _jobs(line):
+        jobs = _jobs(line)
+        assert jobs
+        for job in jobs:
             build_method(validate(compose("config", overrides=job, return_hydra_config=False)))
 
 
