@@ -29,7 +29,7 @@ lint: setup
 
 train: setup
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[train]'
-	$(BIN)/python -m pipelines.zoo.train
+	$(BIN)/python -m segquant_bench.pipelines.zoo.train
 
 clean:
 	rm -rf outputs/cache outputs/runs outputs/sweeps

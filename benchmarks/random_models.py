@@ -23,8 +23,8 @@ from tqdm import tqdm
 from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
 from benchmarks.random_unet import random_unet, unet_inputs
-from pipelines import peers
 from segquant import PRECISIONS, Segments, find_segments, output_error, presets, quantize_
+from segquant_bench.pipelines import peers
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[dict[str, Any]]]]] = {
     "sd3": (random_sd3, denoiser_inputs),

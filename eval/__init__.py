@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from eval.backends import Backends
-from eval.errors import EvalError
-from eval.results import EvalResult, RunResult, load_result, load_results
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.results import EvalResult, RunResult, load_result, load_results
 
 if TYPE_CHECKING:
-    from eval.metrics import METRICS, evaluate, retrieval_accuracy
+    from segquant_bench.eval.metrics.metrics import METRICS, evaluate, retrieval_accuracy
 
 __all__ = [
     "METRICS",
@@ -32,7 +32,7 @@ _LAZY = ("METRICS", "evaluate", "retrieval_accuracy")
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        from eval import metrics
+        from segquant_bench.eval.metrics import metrics
 
         return getattr(metrics, name)
     raise AttributeError(f"module 'eval' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eval.errors import EvalError
+from segquant_bench.eval.errors import EvalError
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ class RunResult:
         """Errors of the denoiser's layers, then those of other quantized components."""
         parts = [part.get("layer_errors", {}) for part in self.components.values()]
         return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
+
     @property
     def is_float(self) -> bool:
         """True for the unquantized model."""

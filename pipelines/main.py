@@ -15,14 +15,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.config import register, validate
-from pipelines.errors import PipelineError, is_disk_full, one_line
-from pipelines.explain import explain, memory_message
-from pipelines.sweep import report_sweep
+from segquant_bench.pipelines.config.explain import explain, memory_message
+from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
+from segquant_bench.pipelines.results.sweep import report_sweep
+from segquant_bench.pipelines.runtime.paths import CONF
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 REPORT_FAILED = "the report could not be written: "
@@ -32,15 +32,15 @@ register()
 
 def job(config: DictConfig) -> None:
     """One run: all stages, results.json, logger. Raises PipelineError for what the user can mend."""
-    from pipelines.results import read_json, write_results
-    from pipelines.stages import Benchmark
+    from segquant_bench.pipelines.results.write import read_json, write_results
+    from segquant_bench.pipelines.stages.benchmark import Benchmark
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
         run = validate(config)
         if run.logger.name == "wandb":
-            from pipelines.logger import check_installed
+            from segquant_bench.pipelines.results.wandb_log import check_installed
 
             check_installed()
         benchmark = Benchmark(run)
@@ -48,7 +48,7 @@ def job(config: DictConfig) -> None:
         results = write_results(benchmark, folder)
         log.info("results: %s", results)
         if run.logger.name == "wandb":
-            from pipelines.logger import log_run
+            from segquant_bench.pipelines.results.wandb_log import log_run
 
             log_run(
                 run.logger,
@@ -86,7 +86,7 @@ def user_message(error: BaseException) -> str | None:
 
 def _is_library_error(error: BaseException) -> bool:
     """Whether segquant or eval raised it about its input; neither is imported for the question."""
-    for name, kind in (("segquant.errors", "QuantizationError"), ("eval.errors", "EvalError")):
+    for name, kind in (("segquant.errors", "QuantizationError"), ("segquant_bench.eval.errors", "EvalError")):
         module = sys.modules.get(name)
         if module is not None and isinstance(error, getattr(module, kind)):
             return True
@@ -132,8 +132,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.main import (
-        main as imported_main,  # launchers' workers find `job` by the module's real name
-    )
+    from segquant_bench.pipelines.main import main as imported_main
 
     imported_main()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from segquant import presets
 from segquant.errors import QuantizationError
-from segquant.graph import find_segments
-from segquant.layers import QuantConv2d, QuantLinear
-from segquant.measure import layer_errors, model_weight_bytes, output_error, output_errors
-from segquant.observe import InputStats, observe
+from segquant.graph.find import find_segments
+from segquant.graph.segments import Segments
+from segquant.layers.linear import QuantConv2d, QuantLinear
+from segquant.measure import layer_errors, output_error, output_errors
+from segquant.method.spec import Method
+from segquant.modules.tensors import model_weight_bytes
+from segquant.numerics.formats import PRECISIONS, QuantScheme, QuantSpec
+from segquant.observers.observe import observe
+from segquant.observers.stats import InputStats
 from segquant.quantize import quantize_
-from segquant.segments import Segments
 from segquant.serialize import load_quantized, save_quantized
-from segquant.spec import PRECISIONS, Method, QuantScheme, QuantSpec
 
 __all__ = [
     "PRECISIONS",

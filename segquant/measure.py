@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
-from segquant.layers import QuantLinear
-from segquant.observe import call
+from segquant.layers.linear import QuantLinear
+from segquant.modules.calls import call
+from segquant.modules.tensors import is_wrapper, plain, tensors_of
 
 LAYERS = (nn.Linear, nn.Conv2d)
 """What a tool may have quantized."""
+
 
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
@@ -71,23 +72,13 @@ def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str
 
 
 def _is_changed(linear: nn.Module, module: nn.Module) -> bool:
-    return type(module) is not type(linear) or _is_wrapper(module.weight)
-
-
-def _is_wrapper(tensor: Tensor) -> bool:
-    """Whether a tensor is a subclass that holds other tensors (codes, scales) instead of its own values."""
-    return hasattr(type(tensor), "__tensor_flatten__")
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Values of a tensor, dequantized where a tool hands quantized tensors from layer to layer."""
-    return tensor.dequantize() if _is_wrapper(tensor) else tensor
+    return type(module) is not type(linear) or is_wrapper(module.weight)
 
 
 def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         exact = output.double()
-        sums[0] += (_plain(module(*args, **kwargs)).double() - exact).square().sum().cpu()
+        sums[0] += (plain(module(*args, **kwargs)).double() - exact).square().sum().cpu()
         sums[1] += exact.square().sum().cpu()
         sums[2] += 1
 
@@ -123,39 +114,3 @@ def _relative(difference: float, total: float) -> float:
     if total == 0:
         return 0.0 if difference == 0 else float("inf")
     return float((difference / total) ** 0.5)
-
-
-def tensors_of(output: Any) -> list[Tensor]:
-    """The float tensors in a model's output (tensor, tuple, dict, or a diffusers output), in order."""
-    if isinstance(output, Tensor):
-        return [_plain(output)] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        output = tuple(output.values())
-    if isinstance(output, (tuple, list)):
-        return [tensor for entry in output for tensor in tensors_of(entry)]
-    return []
-
-
-def model_weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared ones once; quantized layers count what they store.
-
-    Tensor subclasses (as torchao and optimum-quanto use them for weights) count the tensors inside.
-    """
-    return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(model))
-
-
-def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Every plain tensor behind a model's parameters and buffers, once each, tensor subclasses unpacked."""
-    found: dict[int, Tensor] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        found.update((id(inner), inner) for inner in _unpacked(tensor))
-    yield from found.values()
-
-
-def _unpacked(tensor: Tensor) -> Iterator[Tensor]:
-    if not _is_wrapper(tensor):
-        yield tensor
-        return
-    names, _ = tensor.__tensor_flatten__()
-    for name in names:
-        yield from _unpacked(getattr(tensor, name))

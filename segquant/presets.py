@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from segquant.calibrators.adaround import Reconstruction
 from segquant.errors import nearest
-from segquant.formats import scheme_of
-from segquant.plan import read_plan
-from segquant.spec import SEARCH, Budget, Method, QuantScheme
+from segquant.method.plan_file import read_plan
+from segquant.method.reconstruction import Reconstruction
+from segquant.method.spec import SEARCH, Budget, Method
+from segquant.numerics.formats import QuantScheme, scheme_of
 
 
 class Common(TypedDict, total=False):
@@ -81,9 +81,7 @@ def mse(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     return _method("mse", precision, {"ranges": "mse", **common})
 
 
-def smoothquant(
-    precision: str = "w8a8_tensor", *, alpha: float | str = 0.5, **common: Unpack[Common]
-) -> Method:
+def smoothquant(precision: str = "w8a8_tensor", *, alpha: float | str = 0.5, **common: Unpack[Common]) -> Method:
     """SmoothQuant (2211.10438) at a fixed α.
 
     Raises:

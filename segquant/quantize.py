@@ -11,24 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segquant.auto import choose_plan, layer_candidates, pinned
-from segquant.block_calls import require_repeatable
-from segquant.budget import Layer
-from segquant.convolution import as_linear, taps_of
+from segquant.auto.budget import Layer
+from segquant.auto.judge import choose_plan, layer_candidates, pinned
+from segquant.auto.sensitivity import output_gains
 from segquant.errors import QuantizationError
-from segquant.graph import find_segments
-from segquant.memory import gram_limit
-from segquant.observe import Observed, Progress, observe_in_groups
-from segquant.plan import LayerPlan, plan_method
-from segquant.reconstruct import reconstruct_
-from segquant.schedule import solve_in_turn
-from segquant.scope import control_cuts, layer_methods, refuse_altered, refuse_nothing, refuse_unmatched, targets
-from segquant.segments import Segments
-from segquant.sensitivity import output_gains
-from segquant.solve import plan_layout
-from segquant.spec import Method
-from segquant.stats import InputStats
-from segquant.swap import swap_
+from segquant.graph.find import find_segments
+from segquant.graph.segments import Segments
+from segquant.layers.parallel import solve_in_turn
+from segquant.method.plan_file import LayerPlan, plan_method
+from segquant.method.spec import Method
+from segquant.method.targets import (
+    control_cuts,
+    layer_methods,
+    refuse_altered,
+    refuse_nothing,
+    refuse_unmatched,
+    targets,
+)
+from segquant.modules.calls import Progress
+from segquant.modules.layers import as_linear, taps_of
+from segquant.modules.memory import gram_limit
+from segquant.modules.swap import swap_
+from segquant.observers.observe import Observed, observe_in_groups
+from segquant.observers.stats import InputStats
+from segquant.reconstruct.blocks import reconstruct_
+from segquant.reconstruct.calls import require_repeatable
+from segquant.solve.lay_out import lay_out_layer
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +96,7 @@ def quantize_(
     methods, graph, batches = _plan(model, method, layers, batches, segments)
     segments = control_cuts(graph, methods)
     for name, layer in layers.items():  # before any data is read
-        plan_layout(as_linear(layer), methods[name], segments.get(name), name, taps_of(layer))
+        lay_out_layer(as_linear(layer), methods[name], segments.get(name), name, taps_of(layer))
     if any(entry.budget is not None for entry in methods.values()):
         planned, plan, stats, passes = _choose(model, method, batches, segments, stats, memory_limit, progress)
         quantize_(

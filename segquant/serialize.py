@@ -20,12 +20,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from segquant.convolution import Window, width_of
 from segquant.errors import QuantizationError
-from segquant.layers import QuantConv2d, QuantLinear
-from segquant.layout import Layout
+from segquant.layers.linear import QuantConv2d, QuantLinear
+from segquant.modules.layers import width_of
+from segquant.modules.swap import swap_
+from segquant.modules.window import Window
+from segquant.numerics.layout import Layout
 from segquant.quantize import RECORD
-from segquant.swap import swap_
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,7 @@ PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
 
 
-def save_quantized(
-    model: nn.Module, directory: str | Path, *, extra: Mapping[str, Any] | None = None
-) -> Path:
+def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
     """Write a quantized model: `quantized.safetensors` and `quantized.json`.
 
     The folder appears by one rename when all of it is on disk; an older one of the same name is replaced.
@@ -55,11 +54,7 @@ def save_quantized(
         QuantizationError: the model has no quantized linear, or the directory is taken by something else.
     """
     target = Path(directory)
-    if (
-        target.exists()
-        and not (target / MANIFEST).is_file()
-        and (not target.is_dir() or any(target.iterdir()))
-    ):
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     tensors, aliases = _distinct(model)
     manifest = _manifest(model, aliases)
@@ -109,9 +104,7 @@ def _manifest(model: nn.Module, aliases: Mapping[str, str]) -> dict[str, Any]:
         if isinstance(module, QuantLinear)
     }
     if not layers:
-        raise QuantizationError(
-            "the model has no quantized linear; run quantize_ first, or save it with its own tools"
-        )
+        raise QuantizationError("the model has no quantized linear; run quantize_ first, or save it with its own tools")
     kind = type(model)
     config = getattr(model, "config", None)
     rebuildable = hasattr(kind, "from_config") and isinstance(config, Mapping)
@@ -170,19 +163,13 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.
     try:
         model.load_state_dict(tensors, assign=True, strict=True)
     except RuntimeError as error:
-        raise QuantizationError(
-            f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        raise QuantizationError(f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}") from error
     # buffers that no state dict holds (position tables …) were built, not loaded, so they must not be on meta
     left = [
-        name
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if tensor.device.type == "meta"
+        name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.device.type == "meta"
     ]
     if left:
-        raise QuantizationError(
-            f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta"
-        )
+        raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
     setattr(model, RECORD, {key: manifest[key] for key in ("method", "segments", "plan") if key in manifest})
     return model.to(device).eval()
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.architectures import architecture, build_denoiser
+from segquant_bench.pipelines.architectures import architecture, build_denoiser
 from tests.tiny import tiny_text_encoder, tiny_tokenizer
 
 SD3 = {

@@ -1,7 +1,7 @@
 """Configurations of published denoisers, shipped as JSON: built at full size on the meta device, without weights.
 
 A file NAME.json holds the class and config of one denoiser, its source and the licence of its weights; `inputs.json`
-what a pipeline passes to each class (`pipelines.architectures.inputs`). Numbers of a configuration are facts about a
+what a pipeline passes to each class (`inputs`). Numbers of a configuration are facts about a
 model; none of its weights is here.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.architectures.inputs import INPUTS, example_inputs
-from pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.architectures.inputs import INPUTS, example_inputs
+from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
 
 if TYPE_CHECKING:
     from torch import nn

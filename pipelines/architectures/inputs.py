@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pipelines.errors import PipelineError
+from segquant_bench.pipelines.errors import PipelineError
 
 INPUTS = Path(__file__).resolve().with_name("inputs.json")
 _CONDITION, _SIZES = "$if", "$sizes"
@@ -94,9 +94,7 @@ def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
         sizes = [evaluate(size, config) if isinstance(size, str) else size for size in value["shape"]]
         return torch.empty(sizes, dtype=getattr(torch, value.get("dtype", "float32")), device=device)
     return {
-        key: filled(item, config, device)
-        for key, item in value.items()
-        if key != _CONDITION and _holds(item, config)
+        key: filled(item, config, device) for key, item in value.items() if key != _CONDITION and _holds(item, config)
     }
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pipelines.peers.from_modelopt import (
+from segquant_bench.pipelines.peers.from_modelopt import (
     modelopt_awq,
     modelopt_fp8,
     modelopt_int8,
     modelopt_smoothquant,
     modelopt_svdquant,
 )
-from pipelines.peers.from_quanto import quanto
-from pipelines.peers.from_sdnq import sdnq
-from pipelines.peers.from_torchao import torchao_int4, torchao_int8_dynamic, torchao_int8_static
-from pipelines.peers.peer import Peer, tensors_digest
+from segquant_bench.pipelines.peers.from_quanto import quanto
+from segquant_bench.pipelines.peers.from_sdnq import sdnq
+from segquant_bench.pipelines.peers.from_torchao import torchao_int4, torchao_int8_dynamic, torchao_int8_static
+from segquant_bench.pipelines.peers.peer import Peer, tensors_digest
 
 __all__ = [
     "Peer",

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
 from segquant import QuantScheme, QuantSpec
+from segquant_bench.pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
 
 PACKAGE = "nvidia-modelopt"
 INT8 = ("w8a8_tensor", "w8a8", "w8a8_dynamic")
@@ -55,9 +55,7 @@ def modelopt_awq(
     return _peer("modelopt_awq", precision, INT4, algorithm, skip, seed)
 
 
-def modelopt_svdquant(
-    precision: str, *, rank: int | None = None, skip: Sequence[str] = (), seed: int = 0
-) -> Peer:
+def modelopt_svdquant(precision: str, *, rank: int | None = None, skip: Sequence[str] = (), seed: int = 0) -> Peer:
     """ModelOpt's SVDQuant (2411.05007): AWQ, then a low-rank branch, the rest rounded.
 
     `rank` is one for all layers: None is the median of what `segquant.presets.svdquant` would give them, where

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from pipelines.peers.peer import Forward, Peer, check_installed, check_precision
 from segquant import QuantScheme
+from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision
 
 PACKAGE = "optimum-quanto"
 TYPES = {"int8": "qint8", "int4": "qint4", "fp8": "qfloat8_e4m3fn"}

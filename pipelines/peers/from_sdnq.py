@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
 from segquant import QuantScheme
+from segquant_bench.pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
 
 PACKAGE = "sdnq"
 PRECISIONS = ("w8a8_dynamic", "w4a8_channel", "w4a8", "w4a16")

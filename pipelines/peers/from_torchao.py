@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.errors import PipelineError
-from pipelines.peers.peer import Forward, Peer, check_installed, check_precision
 from segquant import QuantScheme, QuantSpec, model_weight_bytes
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision
 
 PACKAGE = "torchao"
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelines.errors import PipelineError
 from segquant import PRECISIONS, Method, QuantScheme, model_weight_bytes
-from segquant.formats import scheme_of
-from segquant.measure import stored_tensors
-from segquant.observe import call
+from segquant.modules.calls import call
+from segquant.modules.tensors import stored_tensors
+from segquant.numerics.formats import scheme_of
+from segquant_bench.pipelines.errors import PipelineError
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from diffusers import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 
-from pipelines.canny import control_picture
-from pipelines.zoo import vae
-from pipelines.zoo.family import SHARD, SIBLING, Setting, embedded, load_vae, pictures, scaled_latents
-from pipelines.zoo.flow import Cached, draw, plain_attention, rectified_flow
-from pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.data.canny import control_picture
+from segquant_bench.pipelines.zoo import vae
+from segquant_bench.pipelines.zoo.family import SHARD, SIBLING, Setting, embedded, load_vae, pictures, scaled_latents
+from segquant_bench.pipelines.zoo.flow import Cached, draw, plain_attention, rectified_flow
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 LAYERS = 3
 RECIPE = Recipe(steps=900, batch=192, lr=1e-3, average=0.995, muon=True)

@@ -1,4 +1,4 @@
-"""`python -m pipelines.zoo.card`: measure an embedded pipeline and write its model card and sample sheet."""
+"""Run as a module: measure an embedded pipeline and write its model card and sample sheet."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from hydra import compose, initialize_config_dir
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from eval import Backends, EvalResult, retrieval_accuracy
-from pipelines.canny import control_picture
-from pipelines.config import RunConfig, register, validate
-from pipelines.generate import generate_images
-from pipelines.main import CONF
-from pipelines.model_files import resolve_directory
-from pipelines.models import denoiser_name, load_pipeline
-from pipelines.zoo import data, text, vae
-from pipelines.zoo.family import FAMILIES
+from segquant_bench.eval import Backends, EvalResult, retrieval_accuracy
+from segquant_bench.pipelines.config.schema import RunConfig, register, validate
+from segquant_bench.pipelines.data.canny import control_picture
+from segquant_bench.pipelines.loading.files import resolve_directory
+from segquant_bench.pipelines.loading.models import denoiser_name, load_pipeline
+from segquant_bench.pipelines.main import CONF
+from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
+from segquant_bench.pipelines.sampling.generate import generate_images
+from segquant_bench.pipelines.zoo import data, text, vae
 
-ZOO = Path(__file__).parent
 CALL = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": 64, "width": 64, "max_sequence_length": 0}
 SHEET = (8, 12)
 PARTS = ("vae", "text", "scorer", "denoiser", "decoder", "t5", "velocity", "guidance", "unet", "controlnet")

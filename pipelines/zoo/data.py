@@ -22,8 +22,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from segquant_bench.pipelines.runtime.paths import ZOO
+
 PACKAGES = {"noto": "@iconify-json/noto@1.2.9", "fluent": "@iconify-json/fluent-emoji-flat@1.2.6"}
-ARCHIVE = Path(__file__).parent / "emoji.zip"
+ARCHIVE = ZOO / "emoji.zip"
 SIZE = 64
 SKIN_TONE = re.compile(r"-(?:medium-light|medium-dark|light|medium|dark)(?:-skin-tone)?(?=-|$)")
 CALIBRATION_SHARE = 0.25

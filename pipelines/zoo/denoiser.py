@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 
-from pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 CAPTION_DROPOUT = 0.1
 

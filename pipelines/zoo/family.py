@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 
-from pipelines.zoo import data, vae
-from pipelines.zoo.loop import Recipe
+from segquant_bench.pipelines.runtime.paths import ZOO
+from segquant_bench.pipelines.zoo import data, vae
+from segquant_bench.pipelines.zoo.loop import Recipe
 
 log = logging.getLogger(__name__)
-SIBLING = Path(__file__).parent / "emoji_sd3"
+SIBLING = ZOO / "emoji_sd3"
 SHARD = "14MB"
-FAMILIES = {"sd3": "emoji_sd3", "flux": "emoji_flux", "sdxl": "emoji_sdxl", "canny": "emoji_sd3_canny"}
-"""Folder of each family's pipeline."""
 
 
 @dataclass(frozen=True)

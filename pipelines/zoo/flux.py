@@ -11,10 +11,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransfo
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from pipelines.zoo import t5
-from pipelines.zoo.family import SIBLING, Setting, embedded, load_vae, pictures, scaled_latents, write
-from pipelines.zoo.flow import Cached, draw, plain_attention, rectified_flow
-from pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.zoo import t5
+from segquant_bench.pipelines.zoo.family import SIBLING, Setting, embedded, load_vae, pictures, scaled_latents, write
+from segquant_bench.pipelines.zoo.flow import Cached, draw, plain_attention, rectified_flow
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 GUIDANCE = (1.0, 6.0)
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipelines.zoo.family import SIBLING, Setting, embedded, load_vae, pictures, scaled_latents, write
-from pipelines.zoo.flow import Cached, draw, plain_attention
-from pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.zoo.family import SIBLING, Setting, embedded, load_vae, pictures, scaled_latents, write
+from segquant_bench.pipelines.zoo.flow import Cached, draw, plain_attention
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 SIDE = 64
 TIME_WIDTH = 32

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from pipelines.zoo.loop import Recipe, fit
-from pipelines.zoo.text import contrastive
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.zoo.text import contrastive
 
 CONTEXT = 12
 WIDTH = 128

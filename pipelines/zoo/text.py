@@ -21,7 +21,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 CONTEXT = 16
 WIDTH = 128

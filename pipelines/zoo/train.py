@@ -1,4 +1,4 @@
-"""`python -m pipelines.zoo.train`: rebuild the embedded pipeline and the CLIP scorer from the two emoji packages.
+"""Run as a module: rebuild the embedded pipeline and the CLIP scorer from the two emoji packages.
 
 Stages: pictures → autoencoder → text encoders → scorer → denoiser → assembly. Every stage is resumable: started
 again, the command goes on at its last checkpoint (in `outputs/zoo/`). `--only` runs some of them.
@@ -17,12 +17,12 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from pipelines.zoo import data, denoiser, text, vae
-from pipelines.zoo.family import FAMILIES, Setting
-from pipelines.zoo.loop import Recipe
+from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
+from segquant_bench.pipelines.zoo import data, denoiser, text, vae
+from segquant_bench.pipelines.zoo.family import Setting
+from segquant_bench.pipelines.zoo.loop import Recipe
 
 log = logging.getLogger(__name__)
-ZOO = Path(__file__).parent
 STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble")
 BOUNDED = ("decoder", "denoiser")
 RECIPES = {
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.family != "sd3":
         setting = Setting(args.work, args.output, args.device, args.minutes, args.steps)
-        importlib.import_module(f"pipelines.zoo.{args.family}").train(setting)
+        importlib.import_module(f"segquant_bench.pipelines.zoo.{args.family}").train(setting)
         return
     if "pictures" in args.only and not data.ARCHIVE.exists():
         data.build_archive()

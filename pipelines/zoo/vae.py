@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from pipelines.zoo.loop import Recipe, fit
+from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 
 def build() -> AutoencoderKL:

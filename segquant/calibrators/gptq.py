@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segquant import functional as F
 from segquant.errors import QuantizationError
+from segquant.numerics import functional as F
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,7 @@ def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal <= 0] = mean
     for attempt in range(RETRIES):
-        damped = matrix + torch.eye(size, dtype=matrix.dtype, device=matrix.device) * (
-            damp * 10**attempt * mean
-        )
+        damped = matrix + torch.eye(size, dtype=matrix.dtype, device=matrix.device) * (damp * 10**attempt * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from segquant import functional as F
-from segquant.formats import QuantSpec
-from segquant.layout import Layout
-from segquant.optimizers.rotate import rotate
+from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
+from segquant.numerics.hadamard import rotate
+from segquant.numerics.layout import Layout
 
 
-def input_scales(
-    positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec
-) -> tuple[Tensor, Tensor]:
+def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Scales for values x ≥ 0 and for values below, per input piece.
 
     Args:

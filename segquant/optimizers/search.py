@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from segquant import functional as F
-from segquant.convolution import tie, tie_rule
 from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
-from segquant.layout import Layout, group_pieces, slices
+from segquant.method.spec import SEARCH_LAYER, Method
+from segquant.numerics import functional as F
+from segquant.numerics.hadamard import hadamard_blocks, random_signs
+from segquant.numerics.layout import Layout, group_pieces, slices
+from segquant.numerics.transform import Transform
+from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.balance import balance
-from segquant.optimizers.rotate import hadamard_blocks, random_signs
 from segquant.optimizers.smooth import (
     DEFAULT_ALPHA,
     MARGINS,
@@ -30,10 +32,8 @@ from segquant.optimizers.smooth import (
     smoothquant_rule,
 )
 from segquant.optimizers.svd import random_low_rank, rank_share
-from segquant.ranges import needs_rows, pick_input_range, pick_weight_scale
-from segquant.spec import SEARCH_LAYER, Method
-from segquant.stats import HeldOut, InputStats
-from segquant.transform import Transform
+from segquant.optimizers.ties import tie, tie_rule
+from segquant.ranges.pick import needs_rows, pick_input_range, pick_weight_scale
 
 log = logging.getLogger(__name__)
 
@@ -255,9 +255,7 @@ class BlockSimulation:
             assert split.fit is not None
             fit = self.transform.rows(split.fit)
         dual = (self.dual,) * len(self.pieces)
-        return pick_input_range(
-            split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance
-        )
+        return pick_input_range(split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance)
 
     def _input(self, rows: Tensor, ranges: tuple[Tensor, Tensor] | None, margin: float) -> Tensor:
         if self.input_spec is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from segquant.stats import HeldOut
+from segquant.observers.stats import HeldOut
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 DEFAULT_ALPHA = 0.5

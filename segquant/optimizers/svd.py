@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segquant.formats import check_choice
-from segquant.layout import Layout
-from segquant.spec import SVDS
+from segquant.method.spec import SVDS
+from segquant.numerics.formats import check_choice
+from segquant.numerics.layout import Layout
 
 OVERSAMPLING = 10
 """Least extra columns of the randomized form; half the rank where that is more."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval import Backends
+from segquant_bench.eval import Backends
 from tests.eval.support import PROMPTS, noisy, smooth_pictures, write_pictures
 
 torch.set_num_threads(1)

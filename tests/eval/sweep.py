@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import Backends, evaluate
+from segquant_bench.eval import Backends, evaluate
 from tests.eval.support import noisy, smooth_pictures, write_pictures
 
 QUALITY = {"rtn": 24.0, "smoothquant": 16.0, "segquant_g": 8.0}

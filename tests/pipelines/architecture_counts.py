@@ -235,9 +235,7 @@ _SHALLOW_SDXL = {"transformer_layers_per_block": (1, 1, 2)}
 
 CASES: dict[str, Case] = {
     "sd3_medium": _depth(sd3, 24, heads=24, dual=0),
-    "sd35_medium": Case(
-        sd3(24, 24, 13), {"num_layers": 3, "dual_attention_layers": (0, 1)}, sd3(3, 24, 2)
-    ),
+    "sd35_medium": Case(sd3(24, 24, 13), {"num_layers": 3, "dual_attention_layers": (0, 1)}, sd3(3, 24, 2)),
     "sd35_large": _depth(sd3, 38, heads=38, dual=0),
     "sd3_controlnet": _depth(sd3_controlnet, 6),
     "flux1_dev": Case(flux(19, 38), _TWO, flux(2, 3)),

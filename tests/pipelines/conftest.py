@@ -45,8 +45,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def finished_cache(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache in which reference, calibration and statistics of the tiny run are finished; copy, never write to it."""
-    from pipelines.config import register, validate
-    from pipelines.stages import Benchmark
+    from segquant_bench.pipelines.config.schema import register, validate
+    from segquant_bench.pipelines.stages.benchmark import Benchmark
 
     register()
     root = tmp_path_factory.mktemp("finished")
@@ -68,8 +68,8 @@ def compose_config(overrides: list[str]):
     """The configuration of a command line."""
     from hydra import compose, initialize_config_dir
 
-    from pipelines.config import register
-    from pipelines.main import CONF
+    from segquant_bench.pipelines.config.schema import register
+    from segquant_bench.pipelines.main import CONF
 
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
@@ -98,8 +98,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     """Call `segquant` in this process, in a folder of its own."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from pipelines.main import main
-    from pipelines.sweep import SweepFolder
+    from segquant_bench.pipelines.main import main
+    from segquant_bench.pipelines.results.sweep import SweepFolder
 
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pipelines.assemble
-import pipelines.generate
-import pipelines.model_files
-from pipelines.errors import PipelineError
-from pipelines.explain import memory_message
-from pipelines.sections import PartConfig
+import segquant_bench.pipelines.loading.assemble
+import segquant_bench.pipelines.loading.files
+import segquant_bench.pipelines.sampling.generate
+from segquant_bench.pipelines.config.explain import memory_message
+from segquant_bench.pipelines.config.sections import PartConfig
+from segquant_bench.pipelines.errors import PipelineError
 from tests.pipelines.conftest import Command, Outcome, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,7 +214,7 @@ def test_unknown_denoiser_is_refused_before_text_is_encoded(
     def encode(*_: object) -> None:
         raise AssertionError("text was encoded")
 
-    monkeypatch.setattr(pipelines.assemble, "encode_prompts", encode)
+    monkeypatch.setattr(segquant_bench.pipelines.loading.assemble, "encode_prompts", encode)
     base = [*tiny.overrides(tmp_path / "cache"), "model.embeddings=cached"]
     _assert_refused(command(*base, "model.denoiser=unet"), "no denoiser 'unet'", "model.denoiser", "transformer")
 
@@ -231,16 +231,16 @@ def test_weights_that_are_pickles(command: Command, tiny: Tiny, tmp_path: Path, 
 def test_weights_of_a_small_pipeline_that_was_not_trained(
     command: Command, tiny: Tiny, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.model_files, "ZOO", tmp_path)
+    monkeypatch.setattr(segquant_bench.pipelines.loading.files, "ZOO", tmp_path)
     base = tiny.overrides(tmp_path / "cache")
-    train = "`python -m pipelines.zoo.train --family flux` makes it"
+    train = "`python -m segquant_bench.pipelines.zoo.train --family flux` makes it"
     _assert_refused(command(*base, f"model.path={tmp_path}/emoji_flux"), "emoji_flux does not exist", train)
     model.rename(tmp_path / "emoji_flux")
     shutil.rmtree(tmp_path / "emoji_flux" / "vae")
     _assert_refused(command(*base, f"model.path={tmp_path}/emoji_flux"), "lacks its component 'vae'", train)
     part = PartConfig(kind="SD3ControlNetModel", path=f"{tmp_path}/emoji_sd3_canny/controlnet")
     with pytest.raises(PipelineError, match="no config.json; .* --family canny` makes it"):
-        pipelines.model_files.resolve_part("controlnet", part)
+        segquant_bench.pipelines.loading.files.resolve_part("controlnet", part)
 
 
 def _cuda_out_of_memory() -> None:
@@ -276,7 +276,9 @@ def test_memory_that_runs_out(allocate: Callable[[], object], words: str) -> Non
 def test_memory_that_runs_out_while_sampling(
     command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines.generate, "run_batches", lambda *_, **__: iter(_cuda_out_of_memory, None))
+    monkeypatch.setattr(
+        segquant_bench.pipelines.sampling.generate, "run_batches", lambda *_, **__: iter(_cuda_out_of_memory, None)
+    )
     _assert_refused(command(*tiny.overrides(tmp_path / "cache")), "20.00 GiB were asked for", "model.batch_size")
     _assert_nothing_half_written(tmp_path / "cache")
 
@@ -297,7 +299,7 @@ def test_no_network(tiny: Tiny, tmp_path: Path) -> None:
     }
     overrides = [item for item in tiny.overrides(tmp_path / "cache") if not item.startswith("model")]
     finished = subprocess.run(
-        [sys.executable, "-m", "pipelines.main", "model=sd35_medium", *overrides],
+        [sys.executable, "-m", "segquant_bench.pipelines.main", "model=sd35_medium", *overrides],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert "model.path=DIRECTORY" in finished.stderr

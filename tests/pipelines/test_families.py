@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.assemble import assemble, write_embeddings
-from pipelines.config import validate
-from pipelines.errors import PipelineError
-from pipelines.generate import run_batches
-from pipelines.model_files import check_room, component_bytes, resolve_directory, weight_bytes
-from pipelines.models import denoiser_name, load_denoiser
-from pipelines.sections import ModelConfig
+from segquant_bench.pipelines.config.schema import validate
+from segquant_bench.pipelines.config.sections import ModelConfig
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.loading.assemble import assemble, write_embeddings
+from segquant_bench.pipelines.loading.files import check_room, component_bytes, resolve_directory, weight_bytes
+from segquant_bench.pipelines.loading.models import denoiser_name, load_denoiser
+from segquant_bench.pipelines.sampling.generate import run_batches
 from tests.pipelines.conftest import compose_config
 from tests.tiny_families import BUILDERS, CONTROLNETS, tiny_family
 
@@ -126,9 +126,9 @@ def test_a_repository_whose_main_branch_has_pickles_alone() -> None:
 
 
 def free_bytes(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    import segquant.memory
+    import segquant.modules.memory
 
-    monkeypatch.setattr(segquant.memory, "free_bytes", lambda device: free)
+    monkeypatch.setattr(segquant.modules.memory, "free_bytes", lambda device: free)
 
 
 def test_a_model_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +185,13 @@ def test_text_encoders_that_do_not_fit(
 
 
 def test_components_that_wait_need_room_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import segquant.memory
+    import segquant.modules.memory
 
     config = model_config([*tiny_family("sd3_canny", tmp_path), "model.offload=components"])
     directory = resolve_directory(config)
     largest = component_bytes(directory, None, 4, {})["transformer"] + weight_bytes(tmp_path / "controlnet", None, 4)
     free = {"cuda": largest, "cpu": None}
-    monkeypatch.setattr(segquant.memory, "free_bytes", lambda place: free[place.type])
+    monkeypatch.setattr(segquant.modules.memory, "free_bytes", lambda place: free[place.type])
     check_room(config, directory, {}, "cuda", "transformer")
     free["cuda"] = largest - 1
     with pytest.raises(PipelineError, match=r"\(\w+ 0.\d, \w+ 0.\d\), .* free on cuda; use model.offload=blocks$"):

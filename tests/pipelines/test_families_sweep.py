@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from eval import load_results
-from eval.columns import layer_error
+from segquant_bench.eval import load_results
+from segquant_bench.eval.report.columns import layer_error
 from tests.pipelines.conftest import Command
 
 SMALL = [

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eval import load_result
-from eval.columns import columns
-from eval.order import method_name
-from pipelines.config import validate
-from pipelines.errors import PipelineError
-from pipelines.results import build_results, read_json, write_results
-from pipelines.samples import Batches, load_samples
-from pipelines.stages import Benchmark
 from segquant import QuantLinear
+from segquant_bench.eval import load_result
+from segquant_bench.eval.report.columns import columns
+from segquant_bench.eval.report.labels import method_name
+from segquant_bench.pipelines.config.schema import validate
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.results.write import build_results, read_json, write_results
+from segquant_bench.pipelines.sampling.samples import Batches, load_samples
+from segquant_bench.pipelines.stages.benchmark import Benchmark
 from tests.pipelines.conftest import Tiny, compose_config
 from tests.tiny_families import tiny_family
 
@@ -88,7 +88,7 @@ def test_captured_inputs_give_what_the_pipeline_got(name: str, families: dict[st
 
 def test_positions_are_no_rows_even_where_there_are_as_many_as_prompts(tiny: Tiny, tmp_path: Path) -> None:
     """FLUX's positions have no row per prompt; eight text tokens and eight prompts look as if they had."""
-    from pipelines.calibration import capture
+    from segquant_bench.pipelines.sampling.collect import capture
 
     benchmark = _family("flux1_dev", tiny, tmp_path).benchmark()
     prompts = [f"prompt {index}" for index in range(8)]
@@ -104,7 +104,7 @@ def test_positions_are_no_rows_even_where_there_are_as_many_as_prompts(tiny: Tin
 
 
 def test_control_pictures_are_the_edges_of_the_real_ones(families: dict[str, Family]) -> None:
-    from pipelines.canny import control_picture
+    from segquant_bench.pipelines.data.canny import control_picture
 
     benchmark = families["sd3_canny"].benchmark()
     inputs = benchmark.prompt_inputs("evaluation")
@@ -120,7 +120,7 @@ def test_control_pictures_are_the_edges_of_the_real_ones(families: dict[str, Fam
 
 
 def test_control_pictures_matter_and_pictures_repeat(families: dict[str, Family], tmp_path: Path) -> None:
-    from pipelines.generate import generate_images
+    from segquant_bench.pipelines.sampling.generate import generate_images
 
     benchmark = families["sd3_canny"].benchmark("dataset.size=4")
     inputs, prompts = benchmark.prompt_inputs("evaluation"), benchmark.dataset.evaluation

@@ -44,7 +44,7 @@ def test_interrupt_at_the_end_of_a_stage(
     command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """The worst moment: everything of the stage is written and nothing is published."""
-    from pipelines.stages import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import Benchmark
 
     work = getattr(Benchmark, WORK[stage])
 
@@ -73,7 +73,7 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
     """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
     cache = tmp_path / "cache"
     overrides = [*tiny.overrides(cache), "quantizer=none", f"hydra.run.dir={tmp_path}/run"]
-    arguments = [sys.executable, "-m", "pipelines.main", *overrides]
+    arguments = [sys.executable, "-m", "segquant_bench.pipelines.main", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     long = subprocess.Popen(
         [*arguments, "model.call.num_inference_steps=100000"],

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from pipelines.config import register, validate
-from pipelines.main import CONF
-from pipelines.method import build_method
+from segquant_bench.pipelines.config.quantizer import build_method
+from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.main import CONF
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import load_result
+from segquant_bench.eval import load_result
 from tests.pipelines.conftest import Command, Tiny, compose_config
 
 STAGES = {"reference", "calibrate", "statistics", "quantize", "generate", "evaluate"}
@@ -60,8 +60,12 @@ def test_second_run_does_no_model_work(
     first = command(*tiny.overrides(cache), "quantizer=rtn")
     assert first.code == 0, first.err
     before = _results(first.folder)
-    monkeypatch.setattr("pipelines.assemble.assemble", lambda *_: pytest.fail("the pipeline was loaded"))
-    monkeypatch.setattr("pipelines.cache._compute", lambda *_: pytest.fail("a stage was computed"))
+    monkeypatch.setattr(
+        "segquant_bench.pipelines.loading.assemble.assemble", lambda *_: pytest.fail("the pipeline was loaded")
+    )
+    monkeypatch.setattr(
+        "segquant_bench.pipelines.runtime.cache._compute", lambda *_: pytest.fail("a stage was computed")
+    )
     second = command(*tiny.overrides(cache), "quantizer=rtn")
     assert second.code == 0, second.err
     after = _results(second.folder)
@@ -110,7 +114,7 @@ def test_seglinear_is_a_toggle(command: Command, tiny: Tiny, cache: Path) -> Non
 
 
 def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) -> None:
-    from pipelines.config import config_hash, validate
+    from segquant_bench.pipelines.config.schema import config_hash, validate
 
     def hash_of(*extra: str) -> str:
         return config_hash(validate(compose_config([*tiny.overrides(tmp_path / "a"), *extra])), "model", {})
@@ -124,8 +128,8 @@ def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) ->
 
 
 def test_config_hash_knows_the_prompts_of_files_of_one_name(tiny: Tiny, tmp_path: Path) -> None:
-    from pipelines.config import config_hash, validate
-    from pipelines.datasets import load_dataset
+    from segquant_bench.pipelines.config.schema import config_hash, validate
+    from segquant_bench.pipelines.data.datasets import load_dataset
 
     def hash_of(folder: str, words: str, *extra: str) -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -143,8 +147,8 @@ def test_config_hash_knows_the_prompts_of_files_of_one_name(tiny: Tiny, tmp_path
 def test_real_pictures_are_unpacked_once_and_unchanged(tiny: Tiny, tmp_path: Path) -> None:
     import zipfile
 
-    from pipelines.config import validate
-    from pipelines.stages import Benchmark
+    from segquant_bench.pipelines.config.schema import validate
+    from segquant_bench.pipelines.stages.benchmark import Benchmark
 
     overrides = [*tiny.overrides(tmp_path), "metric.metrics=[fid_gt]"]
     first, second = (Benchmark(validate(compose_config([*overrides, f"seed={seed}"]))) for seed in (0, 1))

@@ -59,7 +59,7 @@ def test_failing_job_does_not_stop_its_siblings(command: Command, tiny: Tiny, ca
 def test_a_fault_in_one_job_leaves_the_others_report(
     command: Command, tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.stages import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import Benchmark
 
     run = Benchmark.run
 
@@ -87,7 +87,7 @@ def test_parallel_launchers_share_stages(tiny: Tiny, tmp_path: Path, launcher: s
     settings = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=20"]
     finished = subprocess.run(
         [
-            sys.executable, "-m", "pipelines.main", "-m", *tiny.overrides(tmp_path / "cache"),
+            sys.executable, "-m", "segquant_bench.pipelines.main", "-m", *tiny.overrides(tmp_path / "cache"),
             "quantizer=rtn,segquant_a", f"hydra/launcher={launcher}", *settings,
             f"hydra.sweep.dir={tmp_path}/sweep",
         ],

@@ -114,9 +114,7 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
     return out + buffers["bias"].double() if layout.bias else out
 
 
-def _quantized_parts(
-    piece: Tensor, layout: Any, buffers: dict[str, Tensor], branch: int, j: int
-) -> list[Tensor]:
+def _quantized_parts(piece: Tensor, layout: Any, buffers: dict[str, Tensor], branch: int, j: int) -> list[Tensor]:
     spec = layout.scheme.input
     if spec is None:
         return [piece]

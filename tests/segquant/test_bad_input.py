@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant import QuantizationError, QuantLinear, Segments, observe, presets, quantize_
+from segquant.method.spec import Method
 from segquant.optimizers.smooth import MARGINS
-from segquant.spec import Method
 from tests.segquant.support import Block, block_batches, brute_force, tensor
 
 METHODS = [

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant import QuantizationError, layer_errors, model_weight_bytes
-from segquant.measure import quantized_layers, stored_tensors
+from segquant.measure import quantized_layers
+from segquant.modules.tensors import stored_tensors
 
 
 class Codes(Tensor):

@@ -21,7 +21,7 @@ from segquant import (
     presets,
     quantize_,
 )
-from segquant.spec import Method
+from segquant.method.spec import Method
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, block_segments
 
 
@@ -70,15 +70,11 @@ def test_every_preset_at_every_precision(name: str, precision: str) -> None:
     extra |= {"rank": 4} if name[0] == "s" and name != "smoothquant" else {}
     model = Block(width=64)
     calibration = block_batches(5, seed=1, width=64)
-    found = quantize_(
-        copy.deepcopy(model), getattr(presets, name)(precision, **extra), calibration, block_segments(64)
-    )
+    found = quantize_(copy.deepcopy(model), getattr(presets, name)(precision, **extra), calibration, block_segments(64))
     assert all(isinstance(getattr(found, layer), QuantLinear) for layer in ("ada", "up", "down", "out"))
     error = output_error(model, found, block_batches(3, seed=2, width=64))
     assert error < (0.3 if "8a8" in precision or precision == "fp8" else 1)
-    assert model_weight_bytes(found) < (0.65 if precision.startswith("w4") else 0.4) * model_weight_bytes(
-        model
-    )
+    assert model_weight_bytes(found) < (0.65 if precision.startswith("w4") else 0.4) * model_weight_bytes(model)
 
 
 def test_graph_finds_the_segments_of_the_block() -> None:

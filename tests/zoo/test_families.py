@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.zoo import canny, data, family, flux, sdxl, t5
-from pipelines.zoo.flow import Cached, attention, draw, plain_attention, rectified_flow
-from pipelines.zoo.loop import FlatMuon, Recipe, optimizers
-from pipelines.zoo.train import arguments
+from segquant_bench.pipelines.zoo import canny, data, family, flux, sdxl, t5
+from segquant_bench.pipelines.zoo.flow import Cached, attention, draw, plain_attention, rectified_flow
+from segquant_bench.pipelines.zoo.loop import FlatMuon, Recipe, optimizers
+from segquant_bench.pipelines.zoo.train import arguments
 
 
 def cached(words: int, width: int, pooled: int, n: int = 6) -> Cached:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.zoo import data, denoiser, text, vae
-from pipelines.zoo.loop import Recipe, fit, rate
+from segquant_bench.pipelines.zoo import data, denoiser, text, vae
+from segquant_bench.pipelines.zoo.loop import Recipe, fit, rate
 
 
 def test_skin_tones_are_dropped_and_squares_are_not():

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from eval import Backends, retrieval_accuracy
-from pipelines.generate import generate_images
-from pipelines.models import load_pipeline
-from pipelines.sections import CallConfig, ModelConfig
-from pipelines.zoo import card, data, text, vae
+from segquant_bench.eval import Backends, retrieval_accuracy
+from segquant_bench.pipelines.config.sections import CallConfig, ModelConfig
+from segquant_bench.pipelines.loading.models import load_pipeline
+from segquant_bench.pipelines.sampling.generate import generate_images
+from segquant_bench.pipelines.zoo import card, data, text, vae
 
 ZOO = Path(card.__file__).parent
 PIPELINE = ZOO / "emoji_sd3"
@@ -44,17 +44,13 @@ def test_it_is_a_stable_diffusion_3_pipeline(pipeline):
     assert type(pipeline.transformer) is SD3Transformer2DModel
     assert type(pipeline.vae) is AutoencoderKL
     assert type(pipeline.text_encoder) is type(pipeline.text_encoder_2) is CLIPTextModelWithProjection
-    assert not torch.equal(
-        pipeline.text_encoder.text_projection.weight, pipeline.text_encoder_2.text_projection.weight
-    )
+    assert not torch.equal(pipeline.text_encoder.text_projection.weight, pipeline.text_encoder_2.text_projection.weight)
 
 
 def test_pictures_are_closest_to_their_own_caption(pipeline, tmp_path):
     """A small draw; the model card has the figure for 256 pictures, where at least 60 % is wanted."""
     prompts = card.evaluation_prompts(32)
-    generate_images(
-        pipeline, pipeline.transformer, prompts, tmp_path / "images", card.CALL, seed=0, batch_size=16
-    )
+    generate_images(pipeline, pipeline.transformer, prompts, tmp_path / "images", card.CALL, seed=0, batch_size=16)
     pool = card.evaluation_prompts(256)
     backends = Backends(clip="emoji_clip", clip_path=ZOO / "emoji_clip")
     assert retrieval_accuracy(tmp_path / "images", prompts, backends=backends, pool=pool).value >= 0.6

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from eval import Backends, retrieval_accuracy
-from pipelines.generate import generate_images
-from pipelines.model_files import resolve_directory
-from pipelines.models import denoiser_name, load_pipeline
-from pipelines.zoo import card, data
-from pipelines.zoo.family import FAMILIES
+from segquant_bench.eval import Backends, retrieval_accuracy
+from segquant_bench.pipelines.loading.files import resolve_directory
+from segquant_bench.pipelines.loading.models import denoiser_name, load_pipeline
+from segquant_bench.pipelines.runtime.paths import FAMILIES
+from segquant_bench.pipelines.sampling.generate import generate_images
+from segquant_bench.pipelines.zoo import card, data
 
 ZOO = Path(card.__file__).parent
 CLASSES = {"flux": "FluxPipeline", "sdxl": "StableDiffusionXLPipeline", "canny": "StableDiffusion3ControlNetPipeline"}

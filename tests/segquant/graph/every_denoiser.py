@@ -21,12 +21,12 @@ import pytest
 import torch
 from torch import nn
 
-from segquant.graph import plan_segments
-from segquant.graph_calls import planned_layers
-from segquant.graph_capture import capture
-from segquant.graph_export import exported
-from segquant.graph_record import recorded
-from segquant.segments import Segments
+from segquant.graph.capture.calls import planned_layers
+from segquant.graph.capture.capture import capture
+from segquant.graph.capture.export import exported
+from segquant.graph.capture.record import recorded
+from segquant.graph.find import plan_segments
+from segquant.graph.segments import Segments
 from tests.segquant.graph.tiny_denoisers import Table, exported_classes
 from tests.segquant.graph.tiny_denoisers_controlnets import CONTROLNETS, prepared
 from tests.segquant.graph.tiny_denoisers_flux import FLUX

@@ -1,0 +1,38 @@
+"""`segquant-report`: tables, grid, comparisons and one page, rendered from results on disk."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.render import write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of `segquant-report`; 0 on success, 2 with one sentence on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
+    )
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run or sweep folder")
+    parser.add_argument("--output", type=Path, help="folder for the report (default: the first DIR)")
+    parser.add_argument("--rows", type=int, default=8, help="prompts in the grid (default: 8)")
+    parser.add_argument("--no-grid", action="store_true", help="leave the picture grid out")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if options.rows < 1:
+            raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
+        written = write_report(options.directories, options.output, grid=not options.no_grid, rows=options.rows)
+    except (EvalError, OSError) as error:
+        sys.stderr.write(f"segquant-report: {error}\n")
+        return 2
+    sys.stdout.writelines(f"{path}\n" for path in written.values())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

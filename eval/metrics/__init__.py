@@ -1,0 +1,1 @@
+"""The judgement: folders of pictures in, metrics with intervals out."""

@@ -1,0 +1,53 @@
+"""Which networks judge: the choice, without loading anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segquant_bench.eval.errors import EvalError
+
+FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
+LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
+
+
+@dataclass(frozen=True)
+class Backends:
+    """The networks behind the metrics.
+
+    Attributes:
+        fid: ``"inception"`` (clean-fid's, needs its weights on disk), ``"effnet_lite0"`` (embedded), or
+            ``"auto"``: Inception where its weights are found, else the embedded one. The choice is logged
+            and is part of the metric's name.
+        inception: clean-fid's ``inception-2015-12-05.pt`` or the folder that holds it; searched in /tmp and
+            ``$TORCH_HOME/hub/checkpoints`` as well.
+        clip: label of the CLIP scorer, part of the metric's name. Any label will do where `clip_path` is a
+            folder; else it is an open_clip architecture such as ``"ViT-L-14"``.
+        clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file
+            for the architecture `clip`.
+        clip_pretrained: open_clip's tag of weights to take from its cache or the hub, if `clip_path` is None.
+        candidates: captions that compete in `caption_top1`, the picture's own included.
+        lpips: trunk of LPIPS; its weights must be in ``$TORCH_HOME/hub/checkpoints``.
+        device: where the networks run.
+        batch_size: pictures per forward pass.
+    """
+
+    fid: str = "auto"
+    inception: str | Path | None = None
+    clip: str = "emoji_clip"
+    clip_path: str | Path | None = None
+    clip_pretrained: str = "openai"
+    candidates: int = 100
+    lpips: str = "alex"
+    device: str = "cpu"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.fid not in FID_EXTRACTORS:
+            raise EvalError(f"FID extractor {self.fid!r} is unknown, must be one of {', '.join(FID_EXTRACTORS)}")
+        if self.lpips not in LPIPS_TRUNKS:
+            raise EvalError(f"LPIPS trunk {self.lpips!r} is unknown, must be one of {', '.join(LPIPS_TRUNKS)}")
+        if self.candidates < 2:
+            raise EvalError(f"caption_top1 needs at least 2 candidates, {self.candidates} were asked for")
+        if self.batch_size < 1:
+            raise EvalError(f"batch_size must be at least 1, {self.batch_size} was asked for")

@@ -1,0 +1,132 @@
+"""Distances between two sets of features, and their bootstrap replicates. Pure float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from segquant_bench.eval.errors import EvalError
+
+
+def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Fréchet distance between Gaussians fitted to features `x` [n, d] and `y` [m, d].
+
+    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), with unbiased
+    covariances. With A, B the centred features over √(n−1), √(m−1), tr (Σx Σy)^½ is the sum of the singular
+    values of A Bᵀ: exact, and a matter of n × m instead of a d × d matrix root.
+    """
+    x, y = _checked(x, y)
+    return _distance(x, y, np.ones(len(x)), np.ones(len(y)))
+
+
+def frechet_replicates(x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, paired: bool) -> np.ndarray:
+    """`frechet_distance` in every resample; float64 [replicates].
+
+    `paired` resamples rows of x and y together (picture i of two models); otherwise y is kept as it is
+    (one fixed set of real pictures).
+    """
+    x, y = _checked(x, y)
+    if not paired:
+        return _replicates_fixed(x, y, counts)
+    x, y = _compress(x, y)
+    return np.array([_distance(x, y, c, c) for c in counts])
+
+
+def _distance(x: np.ndarray, y: np.ndarray, x_counts: np.ndarray, y_counts: np.ndarray) -> float:
+    x_mean, a = _mean_and_root(x, x_counts)
+    y_mean, b = _mean_and_root(y, y_counts)
+    gap = x_mean - y_mean
+    return _combine(gap @ gap, np.sum(a * a), np.sum(b * b), _nuclear_norm(a, b))
+
+
+def _combine(gap: float, x_trace: float, y_trace: float, root_trace: float) -> float:
+    """The distance from its terms; what rounding leaves of equal sets, of either sign, is zero."""
+    value = float(gap + x_trace + y_trace - 2.0 * root_trace)
+    return value if value > 1e-12 * (x_trace + y_trace) else 0.0
+
+
+def _mean_and_root(x: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and a matrix A with AᵀA the covariance of x repeated `counts` times; rows drawn 0 times vanish."""
+    drawn = counts > 0
+    rows, weights = x[drawn], counts[drawn].astype(np.float64)
+    total = weights.sum()
+    mean = weights @ rows / total
+    return mean, (rows - mean) * np.sqrt(weights / (total - 1.0))[:, None]
+
+
+def _nuclear_norm(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of the singular values of A Bᵀ."""
+    if min(len(a), len(b)) > a.shape[1]:
+        a, b = np.linalg.qr(a, mode="r"), np.linalg.qr(b, mode="r")
+    return float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
+
+
+def _compress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates in the span of all rows: the same inner products in fewer dimensions."""
+    both = np.concatenate([x, y])
+    if len(both) >= both.shape[1]:
+        return x, y
+    coordinates = np.linalg.qr(both.T, mode="r").T
+    return coordinates[: len(x)], coordinates[len(x) :]
+
+
+def _replicates_fixed(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    y_mean, b = _mean_and_root(y, np.ones(len(y)))
+    x = x - y_mean
+    y_trace = float(np.sum(b * b))
+    # Every resample of x is a row mixture of x, so A Bᵀ is the same mixture of the rows of x Bᵀ.
+    cross = x @ b.T
+    if cross.shape[1] > cross.shape[0]:
+        cross = np.linalg.qr(cross.T, mode="r").T
+    out = np.empty(len(counts))
+    squares = np.einsum("nd,nd->n", x, x)
+    for i, c in enumerate(counts):
+        n = c.sum()
+        mean = c @ x / n
+        gap = float(mean @ mean)
+        x_trace = (float(c @ squares) - n * gap) / (n - 1.0)
+        _, root = _mean_and_root(cross, c)
+        out[i] = _combine(gap, x_trace, y_trace, np.linalg.svd(root, compute_uv=False).sum())
+    return out
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Unbiased squared MMD with the kernel (x·y/d + 1)³: KID (Bińkowski et al., arXiv 1801.01401, eq. 4).
+
+    Over all pictures at once, not averaged over random subsets; not multiplied by 1000. May be negative.
+    """
+    x, y = _checked(x, y)
+    return float(kernel_replicates(x, y, np.ones((1, len(x)), dtype=np.int64), paired=False)[0])
+
+
+def kernel_replicates(x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, paired: bool) -> np.ndarray:
+    """`kernel_distance` in every resample, as `frechet_replicates`; float64 [replicates]."""
+    x, y = _checked(x, y)
+    kxx, kyy, kxy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
+    out = np.empty(len(counts))
+    fixed = np.ones(len(y))
+    for i, cx in enumerate(counts):
+        cy = cx if paired else fixed
+        cross = cx @ kxy @ cy / (cx.sum() * cy.sum())
+        out[i] = _within(kxx, cx) + _within(kyy, cy) - 2.0 * cross
+    return out
+
+
+def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1.0) ** 3
+
+
+def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
+    """Mean kernel over ordered pairs of different draws."""
+    n = counts.sum()
+    return float((counts @ kernel @ counts - counts @ np.diag(kernel)) / (n * (n - 1)))
+
+
+def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise EvalError(f"features must be [n, d] and [m, d], got {x.shape} and {y.shape}")
+    if min(len(x), len(y)) < 2:
+        raise EvalError(f"FID and KID need at least 2 pictures on each side, got {len(x)} and {len(y)}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise EvalError("features hold NaN or infinite values; look for broken pictures")
+    return x, y

@@ -1,0 +1,98 @@
+"""Folders of PNGs: listing, checking, reading, hashing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from segquant_bench.eval.errors import EvalError
+
+_OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def list_pictures(folder: Path, what: str) -> list[Path]:
+    """The PNGs of a folder, sorted by name.
+
+    Raises:
+        EvalError: no such folder, no PNG in it, pictures of another format beside them, a file that only
+            calls itself PNG, or transparency (which has no defined colour).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EvalError(f"the folder of {what} pictures, {folder}, does not exist; generate them first")
+    entries = sorted(p for p in folder.iterdir() if p.is_file())
+    foreign = [p.name for p in entries if p.suffix.lower() in _OTHER_FORMATS]
+    if foreign:
+        raise EvalError(
+            f"{folder} holds {len(foreign)} pictures that are not PNG ({foreign[0]} …); write PNGs, because "
+            "the artefacts of a lossy format move the metrics more than quantization does"
+        )
+    pictures = [p for p in entries if p.suffix == ".png"]
+    if not pictures:
+        raise EvalError(f"{folder} holds no PNG; the {what} pictures are expected there")
+    for picture in pictures:
+        _check_header(picture)
+    return pictures
+
+
+def list_numbered(folder: Path, n: int, what: str) -> list[Path]:
+    """The pictures 00000.png … of `n` prompts, in prompt order; EvalError if they are not exactly those."""
+    pictures = list_pictures(folder, what)
+    if len(pictures) != n:
+        raise EvalError(f"{folder} holds {len(pictures)} PNGs for {n} prompts; generate one {what} picture per prompt")
+    missing = [f"{i:05d}.png" for i, p in enumerate(pictures) if p.stem != f"{i:05d}"]
+    if missing:
+        raise EvalError(f"{folder} lacks {missing[0]}; the pictures must be named 00000.png … in prompt order")
+    return pictures
+
+
+def _check_header(path: Path) -> None:
+    try:
+        with Image.open(path) as picture:
+            kind, mode, transparent = picture.format, picture.mode, "transparency" in picture.info
+    except (UnidentifiedImageError, OSError) as error:
+        raise EvalError(f"{path} is not a readable picture; generate it again") from error
+    if kind != "PNG":
+        raise EvalError(f"{path} is a {kind} file named .png; write real PNGs")
+    if "A" in mode or transparent:
+        raise EvalError(f"{path} has an alpha channel; flatten it on a background first")
+
+
+def check_sizes(images: Sequence[Path], reference: Sequence[Path]) -> None:
+    """EvalError unless picture i of both lists has the same width and height."""
+    for ours, theirs in zip(images, reference, strict=True):
+        with Image.open(ours) as a, Image.open(theirs) as b:
+            if a.size != b.size:
+                raise EvalError(
+                    f"{ours} is {a.size[0]}×{a.size[1]} but {theirs} is {b.size[0]}×{b.size[1]} pixels; "
+                    "generate both at the same size"
+                )
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """One picture as uint8 [height, width, 3]; EvalError if it is truncated."""
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert("RGB"))
+    except OSError as error:
+        raise EvalError(f"{path} is truncated or damaged ({error}); generate it again") from error
+
+
+def batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    """Consecutive slices of at most `size` paths."""
+    for start in range(0, len(paths), size):
+        yield paths[start : start + size]
+
+
+def content_hash(paths: Sequence[Path]) -> str:
+    """sha256 over the bytes of the files in order; names and times do not count."""
+    digest = hashlib.sha256()
+    for path in paths:
+        data = path.read_bytes()
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,214 @@
+"""Errors along an axis: sampling steps (Figure 3 of arXiv 2507.14811) or the number of calibration prompts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segquant_bench.eval.metrics.statistics import bootstrap_counts, mean_replicates, percentile_interval
+from segquant_bench.eval.report.columns import REPLICATES, layer_error, output_error
+from segquant_bench.eval.report.labels import (
+    DENOISER,
+    is_ours,
+    labels,
+    method_name,
+    places,
+    quantized_parts,
+    settings,
+    sort_runs,
+)
+from segquant_bench.eval.results import Interval, RunResult
+
+PROMPTS = "calibration.prompts"
+LEAST_STEPS = 3
+BASELINES = (
+    "#475569", "#0369a1", "#0f766e", "#7c3aed", "#94a3b8", "#38bdf8", "#2dd4bf", "#c4b5fd", "#65a30d", "#1e3a8a",
+)  # fmt: skip
+OWN = ("#c2410c", "#f59e0b", "#e11d48", "#7f1d1d")
+DASHES = ("-", "--", ":")
+BANDS = 6
+MARKERS = "osD^vP*X<>"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: its label, x, values and their 95 % intervals (None where there are none)."""
+
+    label: str
+    ours: bool
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    intervals: tuple[Interval | None, ...]
+
+
+Panels = dict[str, list[Curve]]
+
+
+def step_curves(runs: Sequence[RunResult]) -> Panels:
+    """Mean relative error of the denoiser's output at every sampling step, by precision and model.
+
+    Only runs that recorded the steps of their held-out calls, at three different ones or more; the interval is a
+    bootstrap over the calls of a step.
+    """
+    known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
+    names, where = labels(known), places(known)
+    panels: Panels = {}
+    for run in known:
+        steps = np.array(run.per_row_steps)
+        errors = np.array(run.per_row_output_errors)
+        x = sorted(set(run.per_row_steps))
+        values = [errors[steps == step] for step in x]
+        curve = Curve(
+            names[id(run)],
+            is_ours(run.quantizer),
+            tuple(step + 1.0 for step in x),
+            tuple(float(value.mean()) for value in values),
+            tuple(_interval(value, run.seed) for value in values),
+        )
+        panels.setdefault(_panel(run.precision, where[id(run)]), []).append(curve)
+    return panels
+
+
+def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
+    """Runs whose denoiser is quantized, in table order; of those that share it the one with the fewest components."""
+    found: dict[object, RunResult] = {}
+    for run in sorted(sort_runs(runs), key=lambda run: len(quantized_parts(run))):
+        if DENOISER in quantized_parts(run):
+            found.setdefault(run.stages.get("quantize", {}).get("key") or run.path, run)
+    return sort_runs(list(found.values()))
+
+
+def _panel(title: str, where: str) -> str:
+    return ", ".join(part for part in (title, where) if part)
+
+
+def _interval(values: np.ndarray, seed: int) -> Interval | None:
+    if len(values) < 2:
+        return None
+    return percentile_interval(mean_replicates(values, bootstrap_counts(len(values), REPLICATES, seed)))
+
+
+def size_curves(runs: Sequence[RunResult]) -> Panels:
+    """Output and layer error over the number of calibration prompts, by error and precision.
+
+    Only methods that were run with at least two numbers of prompts.
+    """
+    known = [run for run in _quantized(runs) if settings(run).get(PROMPTS) is not None]
+    names, where = labels(known, (PROMPTS,)), places(known)
+    lines: dict[tuple[str, str], list[RunResult]] = {}
+    for run in known:
+        lines.setdefault((_panel(run.precision, where[id(run)]), names[id(run)]), []).append(run)
+    panels: Panels = {}
+    for title, cell in (("output error", output_error), ("layer error", layer_error)):
+        for (place, label), members in lines.items():
+            if len({settings(run)[PROMPTS] for run in members}) > 1:
+                ordered = sorted(members, key=lambda run: settings(run)[PROMPTS])
+                found = [(float(settings(run)[PROMPTS]), value) for run in ordered if (value := cell(run)) is not None]
+                x, cells = tuple(prompts for prompts, _ in found), [value for _, value in found]
+                panels.setdefault(f"{title} at {place}", []).append(
+                    Curve(
+                        label,
+                        is_ours(method_name(members[0])),
+                        x,
+                        tuple(value.value for value in cells),
+                        tuple(value.interval for value in cells),
+                    )
+                )
+    return panels
+
+
+def curves_csv(panels: Panels, axis: str) -> str:
+    """Every point at full precision."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["panel", "method", axis, "error", "error.low", "error.high"])
+    for title, curves in panels.items():
+        for curve in curves:
+            for x, y, interval in zip(curve.x, curve.y, curve.intervals, strict=True):
+                edges = ["", ""] if interval is None else [repr(edge) for edge in interval]
+                writer.writerow([title, curve.label, f"{x:g}", repr(y), *edges])
+    return out.getvalue()
+
+
+def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
+    """A PNG, panels side by side, the methods' errors on a logarithmic axis; x too if `doubling`.
+
+    Intervals are bands, drawn where at most BANDS lines share a panel; the CSV has them all.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    styles = _styles([curve for curves in panels.values() for curve in curves])
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.9 * columns + 2.2, 3.3 * rows + 0.3), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    handles: dict[str, object] = {}
+    for number, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
+        for curve in curves:
+            line = _line(panel, curve, styles[curve.label], band=len(curves) <= BANDS)
+            handles.setdefault(curve.label, line)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel(axis, fontsize=9)
+        panel.set_ylabel("" if number % columns else "relative error", fontsize=9)
+        _scales(panel, curves, doubling)
+    for panel in axes[len(panels) :]:
+        panel.set_visible(False)
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, object]]:
+    """By label: warm colours for SegQuant and auto, cold ones for the others; dashed when they come round again."""
+    found: dict[str, dict[str, object]] = {}
+    counts = {True: 0, False: 0}
+    for curve in curves:
+        if curve.label in found:
+            continue
+        number, colours = counts[curve.ours], OWN if curve.ours else BASELINES
+        found[curve.label] = {
+            "color": colours[number % len(colours)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[number // len(colours) % len(DASHES)],
+            "linewidth": 2.0 if curve.ours else 1.3,
+            "zorder": 3 if curve.ours else 2,
+        }
+        counts[curve.ours] += 1
+    return found
+
+
+def _line(panel: object, curve: Curve, style: dict[str, object], *, band: bool) -> object:
+    """Draw the line and, if wanted, a band for its intervals; returns what the legend shows."""
+    if band:
+        edges = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
+        low, high = zip(*edges, strict=True)
+        panel.fill_between(curve.x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    (line,) = panel.plot(curve.x, curve.y, markersize=4, **style)
+    return line
+
+
+def _scales(panel: object, curves: Sequence[Curve], doubling: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.tick_params(labelsize=8)
+    panel.grid(color="#e2e8f0")
+    panel.spines[["top", "right"]].set_visible(False)
+    if doubling:
+        ticks = sorted({x for curve in curves for x in curve.x})
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,54 @@
+"""The paper's other tables and figures, for whatever the runs at hand allow: errors by layer, cuts, signs, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from segquant_bench.eval.paper.curves import curves_csv, curves_plot, size_curves, step_curves
+from segquant_bench.eval.paper.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets, layer_sheets, layers_csv
+from segquant_bench.eval.paper.polarity import NOTE as POLARITY_NOTE
+from segquant_bench.eval.paper.polarity import polarity_sheets
+from segquant_bench.eval.report.provenance import provenance_markdown
+from segquant_bench.eval.report.sheets import Sheet, sheet_html, sheet_latex, sheet_markdown
+from segquant_bench.eval.results import RunResult
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Further files of a report: texts and pictures by file name, and sections of the page (title, HTML)."""
+
+    texts: dict[str, str]
+    pictures: dict[str, bytes]
+    sections: list[tuple[str, str]]
+
+
+def extras(runs: Sequence[RunResult]) -> Extras:
+    """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*; each only where there is something to show."""
+    found = Extras({}, {}, [])
+    sources = provenance_markdown(runs)
+    if any(run.every_layer_error for run in runs):
+        found.texts["layers.csv"] = layers_csv(runs)
+    for name, title, sheets, note in (
+        ("polarity", "Signs after activations", polarity_sheets(runs), POLARITY_NOTE),
+        ("cuts", "Where layers are cut", cut_sheets(runs), CUTS_NOTE),
+        ("layers", "Errors by layer", layer_sheets(runs), LAYERS_NOTE),
+    ):
+        if sheets:
+            found.texts.update(_texts(name, title, sheets, note, sources))
+            found.sections.append((title, f"<p class='pale'>{note}</p>" + "\n".join(map(sheet_html, sheets))))
+    for name, axis, panels in (
+        ("timesteps", "sampling step", step_curves(runs)),
+        ("calibration", "calibration prompts", size_curves(runs)),
+    ):
+        if panels:
+            found.texts[f"{name}.csv"] = curves_csv(panels, axis)
+            found.pictures[f"{name}.png"] = curves_plot(panels, axis, doubling=name == "calibration")
+    return found
+
+
+def _texts(name: str, title: str, sheets: Sequence[Sheet], note: str, sources: str) -> dict[str, str]:
+    return {
+        f"{name}.md": "\n".join([f"# {title}\n\n{note}\n", *map(sheet_markdown, sheets), sources]),
+        f"{name}.tex": "\n".join([r"% needs \usepackage{booktabs}", *map(sheet_latex, sheets)]),
+    }

@@ -1,0 +1,158 @@
+"""Errors layer by layer: all of them (Table 12 of arXiv 2507.14811), and of those that are cut (Tables 3 and 6)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from segquant_bench.eval.metrics.statistics import paired_mean_difference
+from segquant_bench.eval.report.columns import REPLICATES
+from segquant_bench.eval.report.labels import group_key, labels, method_name, settings, sort_runs
+from segquant_bench.eval.report.sheets import Entry, Sheet, row
+from segquant_bench.eval.report.tables import DASH, format_number
+from segquant_bench.eval.results import RunResult
+
+MOST_COLUMNS = 12
+CUTS = ("no cuts", "graph", "random", "wrong")
+SIDES = {"layers": ("output", "input"), "with a cut output": ("output",), "with a cut input": ("input",)}
+UNTOLD = ("quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
+LAYERS_NOTE = (
+    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model; "
+    "bold: least of its row. Cuts: pieces of the output and of the input that the graph names, and the activation "
+    "that feeds the layer. Tables of more than 12 methods are in layers.csv only."
+)
+CUTS_NOTE = (
+    "The same errors for the layers that the graph cuts. Random: as many pieces at other places, geometric mean over "
+    "the draws; wrong: one piece more, all equally wide. Ratio: geometric mean over layers against no cuts, with its "
+    "95 % paired bootstrap interval over layers."
+)
+
+
+def layers_csv(runs: Sequence[RunResult]) -> str:
+    """Every layer error of every run at full precision, one line each."""
+    ordered = [run for run in sort_runs(runs) if not run.is_float]
+    names = labels(ordered)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "dataset", "seed", "precision", "method", "layer", "cut", "error"])
+    for run in ordered:
+        for layer, error in run.every_layer_error.items():
+            keys = [run.model, run.dataset, run.seed, run.precision, names[id(run)]]
+            writer.writerow([*keys, layer, cut_of(run, layer), repr(error)])
+    return out.getvalue()
+
+
+def cut_of(run: RunResult, layer: str) -> str:
+    """What the graph says of a layer: ``out 6, in 2, silu``; empty where it says nothing."""
+    plan: dict[str, Any] = run.statistics.get("segments", {}).get(layer, {})
+    told = [f"{name} {len(plan[side])}" for name, side in (("out", "output"), ("in", "input")) if plan.get(side)]
+    activations = dict.fromkeys(name for name in [plan.get("activation"), *(plan.get("input_activations") or ())])
+    return ", ".join([*told, *(name for name in activations if name)])
+
+
+def layer_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
+    """Table 12: layers in rows, methods in columns, a table per precision with at most MOST_COLUMNS methods."""
+    ordered = [run for run in sort_runs(runs) if run.every_layer_error]
+    names = labels(ordered)
+    groups: dict[object, list[RunResult]] = {}
+    for run in ordered:
+        groups.setdefault(group_key(run)[:-1], []).append(run)  # the layers of all components stand in one table
+    return [_layer_sheet(members, names) for members in groups.values() if len(members) <= MOST_COLUMNS]
+
+
+def _layer_sheet(runs: Sequence[RunResult], names: dict[int, str]) -> Sheet:
+    errors = [run.every_layer_error for run in runs]
+    layers = dict.fromkeys(layer for found in errors for layer in found)
+    rows = [row([layer, cut_of(runs[0], layer)], _cells([found.get(layer) for found in errors])) for layer in layers]
+    means = _cells([_geometric_mean(list(found.values())) for found in errors])
+    head = ("layer", "cuts", *(names[id(run)] for run in runs))
+    summary = (row(["geometric mean", ""], means),)
+    return Sheet(f"Layer errors at {_where(runs[0])}", head, tuple(rows), summary, keys=2)
+
+
+def _where(run: RunResult) -> str:
+    return f"{run.precision}: {run.model} on {run.dataset}, seed {run.seed}"
+
+
+def _cells(values: Sequence[float | None]) -> list[Entry]:
+    known = [value for value in values if value is not None]
+    best = min(known) if len(set(known)) > 1 else None
+    return [Entry(DASH) if value is None else Entry(format_number(value), value == best) for value in values]
+
+
+def _geometric_mean(values: Sequence[float]) -> float | None:
+    positive = [value for value in values if value > 0]
+    return math.exp(sum(map(math.log, positive)) / len(positive)) if positive else None
+
+
+def cut_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
+    """Tables 3 and 6: the cut layers' errors without cuts, with the graph's, and with random and wrong ones.
+
+    A table for every method and precision of which runs with different cuts are there.
+    """
+    families: dict[object, dict[str, list[RunResult]]] = {}
+    for run in sort_runs(runs):
+        if run.layer_errors and run.statistics.get("segments") and "quantizer.seglinear" in settings(run):
+            others = sorted((key, repr(value)) for key, value in settings(run).items() if key not in UNTOLD)
+            family = families.setdefault((group_key(run), method_name(run), tuple(others)), {})
+            family.setdefault(_kind_of_cut(run), []).append(run)
+    told = [family for family in families.values() if len(family) > 1]
+    names = labels([members[0] for family in told for members in family.values()], UNTOLD)
+    return [_cut_sheet(family, names) for family in told]
+
+
+def _kind_of_cut(run: RunResult) -> str:
+    values = settings(run)
+    return values.get("quantizer.cuts") or "graph" if values["quantizer.seglinear"] else "no cuts"
+
+
+def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> Sheet:
+    kinds = [kind for kind in CUTS if kind in family]
+    first = family[kinds[0]][0]
+    plans = first.statistics["segments"]
+    cut = [layer for layer in first.layer_errors if any(plans.get(layer, {}).get(side) for side in ("output", "input"))]
+    errors = {
+        kind: [_geometric_mean([run.layer_errors.get(layer, 0.0) for run in family[kind]]) for layer in cut]
+        for kind in kinds
+    }
+    rows = [
+        row([layer, cut_of(first, layer)], _cells([errors[kind][index] for kind in kinds]))
+        for index, layer in enumerate(cut)
+    ]
+    summary: list[tuple[Entry, ...]] = []
+    for title, sides in SIDES.items():
+        chosen = [index for index, layer in enumerate(cut) if any(plans[layer].get(side) for side in sides)]
+        if chosen and (len(sides) > 1 or len(chosen) < len(cut)):
+            part = {kind: [errors[kind][index] for index in chosen] for kind in kinds}
+            summary += _summary(f"{len(chosen)} {title}", part, first.seed)
+    draws = {kind: f"{kind} ({len(family[kind])} draws)" if len(family[kind]) > 1 else kind for kind in kinds}
+    title = f"Cuts under {names[id(first)]} at {_where(first)}"
+    return Sheet(title, ("layer", "graph's cut", *draws.values()), tuple(rows), tuple(summary), keys=2)
+
+
+def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> list[tuple[Entry, ...]]:
+    """Geometric means over layers, and their ratios to the layers without cuts where those are there."""
+    means = _cells([_geometric_mean([value for value in values if value]) for values in errors.values()])
+    found = [row([f"geometric mean of {title}", ""], means)]
+    if "no cuts" in errors:
+        ratios = [
+            DASH if kind == "no cuts" else _ratio(values, errors["no cuts"], seed) for kind, values in errors.items()
+        ]
+        found.append(row(["ratio to no cuts", ""], ratios))
+    return found
+
+
+def _ratio(ours: Sequence[float | None], theirs: Sequence[float | None], seed: int) -> str:
+    pairs = [(math.log(a), math.log(b)) for a, b in zip(ours, theirs, strict=True) if a and b]
+    if len(pairs) < 2:
+        return DASH
+    gap = paired_mean_difference(
+        np.array([a for a, _ in pairs]), np.array([b for _, b in pairs]), replicates=REPLICATES, seed=seed
+    )
+    low, high = map(math.exp, gap.interval)
+    return f"×{math.exp(gap.value):.3f} [{low:.3f}, {high:.3f}]"

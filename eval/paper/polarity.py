@@ -1,0 +1,69 @@
+"""Signs of what comes out of activations, by kind of layer: Table 1 of arXiv 2507.14811."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from segquant_bench.eval.report.sheets import Entry, Sheet, row
+from segquant_bench.eval.results import RunResult
+
+HEAD = (
+    "layers", "activation", "number", "channels", "rows", "mostly negative", "mostly positive", "negative values",
+)  # fmt: skip
+NOTE = (
+    "Inputs of the linears that the graph says an activation feeds, over the calibration inputs. A channel is mostly "
+    "negative (positive) if more than half of its values are; shares are means over the layers of a kind."
+)
+
+
+def kind_of(layer: str) -> str:
+    """The layer's name with the numbers of blocks as *: ``blocks.*.norm1.linear``."""
+    return re.sub(r"\.\d+(?=\.)", ".*", layer)
+
+
+def polarity_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
+    """One table per model and set of calibration inputs, the same for all methods that were calibrated on them."""
+    found: dict[tuple[str, str, str], Sheet] = {}
+    for run in runs:
+        records = run.statistics.get("polarity")
+        if records:
+            key = (run.model, run.dataset, run.stages.get("statistics", {}).get("key", ""))
+            found.setdefault(key, Sheet(f"Signs after activations: {_where(run)}", HEAD, _rows(records), keys=2))
+    return list(found.values())
+
+
+def _where(run: RunResult) -> str:
+    calibration = run.config.get("calibration") or {}
+    prompts = calibration.get("prompts")
+    told = "" if prompts is None else f", {prompts} calibration prompts ({calibration.get('name')} steps)"
+    return f"{run.model} on {run.dataset}{told}"
+
+
+def _rows(records: dict[str, list[dict[str, Any]]]) -> tuple[tuple[Entry, ...], ...]:
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for layer, pieces in records.items():
+        for piece in pieces:
+            kinds.setdefault((kind_of(layer), piece["activation"]), []).append(piece)
+    return tuple(
+        row(
+            kind,
+            [
+                str(len(pieces)),
+                _range([piece["channels"] for piece in pieces]),
+                _range([piece["rows"] for piece in pieces]),
+                *(_share(pieces, key) for key in ("mostly_negative", "mostly_positive", "negative")),
+            ],
+        )
+        for kind, pieces in kinds.items()
+    )
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _share(pieces: Sequence[dict[str, Any]], key: str) -> str:
+    return f"{sum(piece[key] for piece in pieces) / len(pieces):.3f}"

@@ -1,0 +1,198 @@
+"""The PNG grid: prompts in rows, methods in columns, the unquantized model first."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.report.labels import data_key, labels, prompts_name, sort_runs
+from segquant_bench.eval.results import RunResult
+
+TILE = 128
+LARGE_TILE = 224
+GAP = 8
+LABEL_WIDTH = 190
+FONT_SIZE = 15
+INK, PALE, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class GridColumn:
+    """One column: the method, the precision below it (may be empty) and the folder of pictures."""
+
+    title: str
+    subtitle: str
+    folder: Path
+
+
+def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs that share prompts and latents, hence one grid, by its file name, in table order; the first is grid.png."""
+    groups: dict[object, list[RunResult]] = {}
+    for run in sort_runs(runs):
+        groups.setdefault(data_key(run), []).append(run)
+    found: dict[str, list[RunResult]] = {}
+    for members in groups.values():
+        run = members[0]
+        name = "grid" if not found else f"grid_{run.model}_{run.dataset}_{run.seed}"
+        if f"{_safe(name)}.png" in found:
+            name += f"_{prompts_name(run)}"
+        found[f"{_safe(name)}.png"] = members
+    return found
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+
+
+def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
+    """The unquantized model (its own run, or the reference pictures of another), then every run."""
+    names = labels(runs)
+    found = []
+    if not runs[0].is_float:
+        found.append(GridColumn("unquantized", "", _folder(runs[0], "reference")))
+    for run in runs:
+        found.append(GridColumn(names[id(run)], "" if run.is_float else run.precision, _folder(run, "images")))
+    return found
+
+
+def _folder(run: RunResult, kind: str) -> Path:
+    folder = run.folder(kind)
+    if folder is None or not folder.is_dir():
+        raise EvalError(
+            f"the {kind} pictures of {run.path} are not there ({folder}); run that job again, or leave the "
+            "grid out with --no-grid"
+        )
+    return folder
+
+
+def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
+    """A PNG of `rows` prompts, evenly spread over the run's prompts, for runs of one group.
+
+    Small pictures are enlarged by whole factors without smoothing, so that every pixel is seen; large ones
+    are reduced.
+
+    Raises:
+        EvalError: pictures are missing.
+    """
+    prompts = runs[0].prompts
+    shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
+    columns = grid_columns(runs)
+    tile = _tile_size(_picture(columns[0], int(shown[0])))
+    font, small = _font(FONT_SIZE, bold=True), _font(FONT_SIZE - 2)
+    heads = [(wrap(c.title, font, tile), wrap(c.subtitle, small, tile)) for c in columns]
+    line = FONT_SIZE + 5
+    top = GAP + line * max(len(title) + len(subtitle) for title, subtitle in heads) + GAP
+    lefts = _lefts(columns, tile)
+    size = (lefts[-1] + tile + GAP, top + len(shown) * (tile + GAP))
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for left, head in zip(lefts, heads, strict=True):
+        _draw_head(draw, head, left, top, tile)
+    for y, index in enumerate(shown):
+        corner = top + y * (tile + GAP)
+        _draw_prompt(draw, prompts[index], corner, tile)
+        for left, column in zip(lefts, columns, strict=True):
+            canvas.paste(_fit(_picture(column, int(index)), tile), (left, corner))
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
+    """Left edges of the columns; a wider gap where the precision changes."""
+    found = [LABEL_WIDTH]
+    for before, column in pairwise(columns):
+        found.append(found[-1] + tile + GAP * (1 if column.subtitle == before.subtitle else 3))
+    return found
+
+
+def _draw_head(draw: ImageDraw.ImageDraw, head: tuple[list[str], list[str]], left: int, bottom: int, tile: int) -> None:
+    """Both lines centred over the column, standing on its first picture."""
+    lines = [(text, _font(FONT_SIZE, bold=True), INK) for text in head[0]]
+    lines += [(text, _font(FONT_SIZE - 2), PALE) for text in head[1]]
+    y = bottom - GAP // 2 - (FONT_SIZE + 5) * len(lines)
+    for text, font, colour in lines:
+        draw.text((left + tile / 2, y), text, font=font, fill=colour, anchor="ma")
+        y += FONT_SIZE + 5
+
+
+def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) -> None:
+    font = _font(FONT_SIZE - 1)
+    line = FONT_SIZE + 4
+    most = max(tile // line, 1)
+    lines = wrap(prompt, font, LABEL_WIDTH - 2 * GAP)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1].rstrip(" ,.") + "…"]
+    y = top + (tile - line * len(lines)) / 2
+    for text in lines:
+        draw.text((LABEL_WIDTH - GAP, y), text, font=font, fill=INK, anchor="ra")
+        y += line
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no wider than `width` pixels, broken after spaces and underscores, inside a word if need be."""
+    lines: list[str] = []
+    current = ""
+    for piece in _pieces(text):
+        if font.getlength((current + piece).rstrip()) <= width:
+            current += piece
+            continue
+        if current:
+            lines.append(current.rstrip())
+        while font.getlength(piece.rstrip()) > width and len(piece) > 1:
+            cut = max(n for n in range(1, len(piece)) if n == 1 or font.getlength(piece[:n]) <= width)
+            lines.append(piece[:cut])
+            piece = piece[cut:]
+        current = piece
+    return [*lines, current.rstrip()] if current.strip() else lines
+
+
+def _pieces(text: str) -> list[str]:
+    found = [""]
+    for character in text:
+        found[-1] += character
+        if character in " _-/,":
+            found.append("")
+    return [piece for piece in found if piece]
+
+
+@lru_cache(maxsize=8)
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib ships: no system font is needed."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _picture(column: GridColumn, index: int) -> Image.Image:
+    path = column.folder / f"{index:05d}.png"
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise EvalError(f"{path} cannot be read; run that job again or leave the grid out") from error
+
+
+def _tile_size(picture: Image.Image) -> int:
+    side = max(picture.size)
+    return LARGE_TILE if side > LARGE_TILE else side * max(TILE // side, 1)
+
+
+def _fit(picture: Image.Image, tile: int) -> Image.Image:
+    """The picture centred in a square of `tile` pixels."""
+    side = max(picture.size)
+    size = tuple(max(round(edge * tile / side), 1) for edge in picture.size)
+    kind = Image.Resampling.NEAREST if tile % side == 0 else Image.Resampling.LANCZOS
+    square = Image.new("RGB", (tile, tile), PAPER)
+    square.paste(picture.resize(size, kind), ((tile - size[0]) // 2, (tile - size[1]) // 2))
+    return square

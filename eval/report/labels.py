@@ -1,0 +1,172 @@
+"""Runs in reading order, which of them may be compared, and what each is called."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from segquant_bench.eval.results import RunResult
+
+PRECISION_ORDER = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+METHOD_ORDER = (
+    "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "awq", "svdquant", "quarot",
+    "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
+)  # fmt: skip
+DENOISER = "denoiser"
+OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
+VARIED = ("quantizer", "calibration", "correction", "encoders")
+_UNTOLD = ("_target_", "name", "precision")
+
+
+def is_ours(quantizer: str) -> bool:
+    """Whether the method is SegQuant's or the automatic choice, given its name or a label that starts with it."""
+    return any(re.match(rf"{name}\b", quantizer) for name in OURS)
+
+
+def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
+    """By model, dataset, seed and prompts; then by precision, components, method and job number.
+
+    The unquantized model comes first, and once: a sweep over precisions runs it at each, where it is the same.
+    """
+    unique: dict[object, RunResult] = {}
+    for run in runs:
+        key = data_key(run) if run.is_float else run.path
+        unique.setdefault(key, run)
+    return sorted(
+        unique.values(),
+        key=lambda r: (
+            r.model,
+            r.dataset,
+            r.seed,
+            (len(r.prompts), r.prompts),
+            not r.is_float,
+            _rank(r.precision, PRECISION_ORDER),
+            _parts_rank(quantized_parts(r)),
+            method_rank(r.quantizer),
+            r.name,
+            _natural(r.path.parent.name),
+        ),
+    )
+
+
+def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
+    """The denoiser alone, with others, then others without it."""
+    return (DENOISER not in parts, len(parts), parts)
+
+
+def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """2_b before 10_a."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def method_rank(quantizer: str) -> tuple[tuple[int, str], tuple[int, str]]:
+    """Sorts baselines in the order of their papers, unknown tools after them, SegQuant and auto last."""
+    ours = OURS.index(quantizer) + 1 if quantizer in OURS else 0
+    return ((ours, ""), _rank(quantizer, METHOD_ORDER))
+
+
+def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
+    """What the pictures are of: runs in which it differs share neither a picture grid nor an axis."""
+    return (run.model, run.dataset, run.seed, run.prompts)
+
+
+def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
+    """Runs that may be compared: same model, prompts, latents, bits and quantized components."""
+    return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
+
+
+def places(runs: Sequence[RunResult]) -> dict[int, str]:
+    """By `id` of the run: of model, dataset, seed and prompts what differs among the runs; empty where nothing does."""
+    told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
+    told += [lambda run: f"seed {run.seed}", prompts_name]
+    differing = [name for name in told if len({name(run) for run in runs}) > 1]
+    return {id(run): ", ".join(name(run) for name in differing) for run in runs}
+
+
+def prompts_name(run: RunResult) -> str:
+    """``128 prompts (1f2e3d)``: their number, and the start of a hash of them."""
+    digest = hashlib.sha256("\n".join(run.prompts).encode()).hexdigest()
+    return f"{len(run.prompts)} prompts ({digest[:6]})"
+
+
+def quantized_parts(run: RunResult) -> tuple[str, ...]:
+    """The components that were quantized, the denoiser first; none of the unquantized model."""
+    named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
+    return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
+
+
+def method_name(run: RunResult) -> str:
+    """The quantizer, the correction at sampling time where one was added to it, and components it was used on.
+
+    Those beside the denoiser as "+NAME"; "rtn@controlnet" left the denoiser as it is.
+    """
+    correction = settings(run).get("correction.method") or "none"
+    added = [] if correction in ("none", run.quantizer) else [correction]
+    parts = quantized_parts(run)
+    others = [part for part in parts if part != DENOISER]
+    if parts and DENOISER not in parts:
+        return f"{run.quantizer}@{'+'.join(others)}"
+    return "+".join([run.quantizer, *added, *others])
+
+
+def settings(run: RunResult) -> dict[str, Any]:
+    """What a run's configuration says of quantizer, calibration, correction and text encoders, by dotted key."""
+    return {
+        key: value
+        for section in VARIED
+        for key, value in _flat(run.config.get(section) or {}, section)
+        if key.rpartition(".")[2] not in _UNTOLD
+    }
+
+
+def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(values, Mapping):
+        return [(prefix, values)]
+    return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}.{key}")]
+
+
+def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
+    """By `id` of the run: its method; where runs of a group share it, with the settings in which they differ.
+
+    A switch that is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings
+    are all alike (or unknown) go by their own names.
+
+    Args:
+        runs: those that stand together.
+        untold: dotted settings that are not told, since an axis or a column tells them.
+    """
+    families: dict[object, list[RunResult]] = {}
+    for run in runs:
+        families.setdefault((group_key(run), method_name(run)), []).append(run)
+    found = {}
+    for members in families.values():
+        told = [key for key in _differing(members) if key not in untold]
+        for run in members:
+            name = "unquantized" if run.is_float else method_name(run)
+            if len(members) > 1 and not run.is_float:
+                name = " ".join([name, *_told(settings(run), told)]) if told or untold else run.name
+            found[id(run)] = name
+    return found
+
+
+def _differing(runs: Sequence[RunResult]) -> list[str]:
+    every = [settings(run) for run in runs]
+    keys = dict.fromkeys(key for values in every for key in values)
+    return [key for key in keys if len({repr(values.get(key)) for values in every}) > 1]
+
+
+def _told(values: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    found = []
+    for key in keys:
+        value, name = values.get(key), key.partition(".")[2]
+        if isinstance(value, bool):
+            found += [f"+{name}"] if value else []
+        else:
+            found.append(f"{name}={'none' if value is None else value}")
+    return found

@@ -1,0 +1,156 @@
+"""report.html: one self-contained page, pictures and styles included."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Mapping, Sequence
+
+from segquant_bench.eval.report.comparisons import Comparison
+from segquant_bench.eval.report.figures import grid_groups
+from segquant_bench.eval.report.labels import places
+from segquant_bench.eval.report.provenance import provenance
+from segquant_bench.eval.results import RunResult
+
+HEADLINE = ("fid_ref", "psnr", "layer error")
+
+STYLE = """
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1c1917; margin: 2rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+p, li { max-width: 60rem; } .pale { color: #57534e; }
+.wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; margin-bottom: 1.2rem; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .5rem; text-align: right; vertical-align: top; white-space: nowrap; }
+th { border-bottom: 2px solid #44403c; vertical-align: top; font-weight: 600; }
+td small, th small { color: #57534e; font-weight: 400; font-size: 11.5px; }
+td b { color: #9a3412; }
+.key { text-align: left; } tr.group td { border-top: 1px solid #a8a29e; }
+tbody tr:hover { background: #f5f5f4; } .results th:not(.key) { white-space: normal; }
+.better { color: #15803d; font-weight: 600; } .worse { color: #b91c1c; font-weight: 600; }
+.tie { color: #57534e; }
+code { background: #f5f5f4; padding: 0 .25rem; }
+"""
+
+
+def render_page(
+    runs: Sequence[RunResult],
+    tables: Sequence[str],
+    comparisons: Sequence[Comparison],
+    refused: Sequence[str],
+    pictures: Mapping[str, bytes],
+    legend: str,
+    sections: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The whole page as text, of HTML tables, PNGs by file name and folded (title, HTML) sections; nothing is loaded
+    from outside."""
+    parts = [
+        "<!doctype html>",
+        "<html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{html.escape(_title(runs))}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(_title(runs))}</h1>",
+        f"<p class='pale'>{html.escape(_subtitle(runs))}</p>",
+        _headline(comparisons),
+        "<h2>Results</h2>",
+        *(f"<div class='wide'>{table}</div>" for table in tables),
+        f"<p class='pale'>{_bold(html.escape(legend))}</p>",
+    ]
+    titles = _titles(runs)
+    parts += [_picture(titles.get(name, name), content) for name, content in pictures.items()]
+    parts += [
+        f"<details><summary><b>{html.escape(title)}</b></summary>\n{content}\n</details>" for title, content in sections
+    ]
+    parts += [_comparisons(comparisons, refused), _methods(runs), "</body></html>"]
+    return "\n".join(parts) + "\n"
+
+
+def _title(runs: Sequence[RunResult]) -> str:
+    return "Quantization of " + ", ".join(dict.fromkeys(run.model for run in runs))
+
+
+def _subtitle(runs: Sequence[RunResult]) -> str:
+    datasets = ", ".join(dict.fromkeys(run.dataset for run in runs))
+    counts = sorted({run.n_images for run in runs})
+    seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
+    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{len(runs)} runs, {n} pictures each, prompts of {datasets}, seed {seeds}"
+
+
+def _bold(text: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
+
+
+def _headline(comparisons: Sequence[Comparison]) -> str:
+    """Per pair of methods, the verdict on the main numbers in one line."""
+    pairs: dict[tuple[str, ...], list[Comparison]] = {}
+    for c in comparisons:
+        if c.metric.split("[")[0] in HEADLINE:
+            pairs.setdefault(c.pair, []).append(c)
+    lines = []
+    for found in pairs.values():
+        verdicts = "; ".join(f"{html.escape(c.metric)} {html.escape(c.amount())} {_verdict(c.verdict)}" for c in found)
+        first = found[0]
+        pair = f"<b>{html.escape(first.ours)}</b> vs {html.escape(first.theirs)} at {html.escape(first.setting)}"
+        lines.append(f"<li>{pair}: {verdicts}</li>")
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _verdict(verdict: str) -> str:
+    kind = {"better": "better", "worse": "worse"}.get(verdict, "tie")
+    return f"<span class='{kind}'>{html.escape(verdict)}</span>"
+
+
+def _titles(runs: Sequence[RunResult]) -> dict[str, str]:
+    """Of the pictures, by file name."""
+    found = {
+        "metrics.png": "Main numbers with intervals",
+        "timesteps.png": "Error over the sampling steps",
+        "calibration.png": "Error over the number of calibration prompts",
+    }
+    where = places(runs)
+    for name, members in grid_groups(runs).items():
+        found[name] = ": ".join(part for part in ("Pictures", where.get(id(members[0]), "")) if part)
+    return found
+
+
+def _picture(title: str, content: bytes) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    image = f"<img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
+    return f"<h2>{html.escape(title)}</h2>\n<div class='wide'>{image}</div>"
+
+
+def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
+    head = "<tr><th class='key'>precision</th><th class='key'>methods</th><th class='key'>metric</th>"
+    head += "<th>difference or ratio</th><th class='key'>verdict</th><th>n</th></tr>"
+    rows = []
+    last = None
+    for c in comparisons:
+        start = " class='group'" if last not in (None, c.pair) else ""
+        names = (c.setting, f"{c.ours} vs {c.theirs}") if c.pair != last else ("", "")
+        last = c.pair
+        keys = "".join(f"<td class='key'>{html.escape(text)}</td>" for text in (*names, c.metric))
+        rows.append(
+            f"<tr{start}>{keys}<td>{html.escape(c.amount())}</td><td class='key'>{_verdict(c.verdict)}</td>"
+            f"<td>{c.n}{html.escape(c.pairs)}</td></tr>"
+        )
+    out = ["<h2>Paired comparisons</h2>"]
+    if rows:
+        out.append(
+            "<p class='pale'>First method minus second, or for errors first divided by second, pair by pair; "
+            "95 % paired bootstrap interval. “Not distinguishable”: the interval holds zero (×1).</p>"
+        )
+        out.append(f"<div class='wide'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>")
+    else:
+        out.append("<p>There is nothing to compare.</p>")
+    out += [f"<p>Not compared: {html.escape(sentence)}</p>" for sentence in refused]
+    return "\n".join(out)
+
+
+def _methods(runs: Sequence[RunResult]) -> str:
+    backends = {m.name: m.backend for run in runs for m in run.metrics}
+    items = "".join(
+        f"<li><code>{html.escape(name)}</code> {html.escape(backend)}</li>" for name, backend in backends.items()
+    )
+    facts = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in provenance(runs))
+    return f"<h2>How it was measured</h2><ul>{items}{facts}</ul>"

@@ -1,0 +1,37 @@
+"""Where numbers come from: what a reader needs to trust them, or to make them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segquant_bench.eval.report.labels import labels, places
+from segquant_bench.eval.results import RunResult
+
+
+def provenance(runs: Sequence[RunResult]) -> list[str]:
+    """Sentences that say with what, where and from which configuration the runs' numbers come."""
+    found = []
+    versions = {name: value for run in runs for name, value in run.versions.items()}
+    if versions:
+        found.append("versions: " + ", ".join(f"{name} {value}" for name, value in versions.items()))
+    devices = dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.device.items()) for run in runs if run.device)
+    found += [f"device: {device}" for device in devices]
+    commits = dict.fromkeys(run.git for run in runs if run.git)
+    if commits:
+        found.append("commit: " + ", ".join(commits))
+    names, where = labels(runs), places(runs)
+    hashes = (
+        " ".join(part for part in (where[id(run)], names[id(run)], _precision(run), run.config_hash) if part)
+        for run in runs
+    )
+    found.append("configuration hashes: " + ", ".join(dict.fromkeys(hashes)))
+    return found
+
+
+def _precision(run: RunResult) -> str:
+    return "" if run.is_float else run.precision
+
+
+def provenance_markdown(runs: Sequence[RunResult]) -> str:
+    """`provenance` as a list."""
+    return "".join(f"- {sentence}\n" for sentence in provenance(runs))

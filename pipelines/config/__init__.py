@@ -1,0 +1,1 @@
+"""What a run's configuration may hold, checked before anything is loaded."""

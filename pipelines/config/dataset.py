@@ -1,0 +1,91 @@
+"""The section `dataset` of a run's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
+
+LAYOUTS = ("mjhq", "coco", "dci", "sdci", "folder")
+DRAWS = ("permutation", "shuffle", "first")
+FITS = ("crop", "stretch")
+CAPTIONS = {"coco": ("first", "all"), "dci": ("summary", "short", "extended")}
+
+
+@dataclass
+class DatasetConfig:
+    """Which prompts, and which real pictures. Calibration and evaluation prompts never overlap.
+
+    Without `layout`: either `archive` (a zip of captions.jsonl and PNGs, every row with its split), or two prompt
+    files and perhaps a folder `real` of PNGs. With `layout`, the files of a published data set below `root`
+    (`data.layouts` says which), or a `table` of one's own. `calibration_prompts` replaces what any
+    layout has for calibration.
+
+    `size` evaluation prompts are drawn with `seed`; None takes all in order. `draw` says how: "permutation" in
+    numpy's permuted order; "shuffle" as SVDQuant (arXiv 2411.05007) draws MJHQ and sDCI, the first of Python's
+    `random.Random(seed).shuffle`, then sorted by name; "first" in the file's order.
+
+    `pictures` false leaves the real pictures alone, where only prompts are at hand. `fit` brings them to the size
+    of the generated ones: "crop" (centre), "stretch", None leaves their size. `caption` and the splits are those of
+    COCO (first, all) and DCI (summary, short, extended).
+    """
+
+    name: str = MISSING
+    layout: str | None = None
+    root: str | None = None
+    table: str | None = None
+    split: str | None = None
+    calibration_split: str | None = None
+    caption: str | None = None
+    archive: str | None = None
+    evaluation_prompts: str | None = None
+    calibration_prompts: str | None = None
+    real: str | None = None
+    pictures: bool = True
+    fit: str | None = None
+    draw: str = "permutation"
+    size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layout is None:
+            self._check_files()
+        else:
+            one_of("dataset.layout", self.layout, LAYOUTS)
+            self._check_layout()
+        one_of("dataset.draw", self.draw, DRAWS)
+        if self.fit is not None:
+            one_of("dataset.fit", self.fit, FITS)
+        if self.size is not None:
+            at_least("dataset.size", self.size, 1)
+
+    def _check_files(self) -> None:
+        if self.archive is None and (self.evaluation_prompts is None or self.calibration_prompts is None):
+            raise PipelineError(
+                f"dataset {self.name!r} names no prompts; set dataset.archive=FILE.zip, or both "
+                "dataset.evaluation_prompts=FILE and dataset.calibration_prompts=FILE, or dataset.layout and "
+                "dataset.root=DIRECTORY"
+            )
+
+    def _check_layout(self) -> None:
+        """Refuse keys that this layout does not read: they would be ignored without a word."""
+        needed = "table" if self.layout == "folder" else "root"
+        if getattr(self, needed) is None:
+            raise PipelineError(f"dataset.layout={self.layout} needs dataset.{needed}=PATH; set it")
+        foreign = {"archive", "evaluation_prompts", "real"}
+        if self.layout != "folder":
+            foreign.add("table")
+        if self.layout != "coco":
+            foreign |= {"split", "calibration_split"}
+        given = sorted(key for key in foreign if getattr(self, key) is not None)
+        if given:
+            raise PipelineError(f"dataset.layout={self.layout} does not read dataset.{given[0]}; leave it out")
+        known = CAPTIONS.get(str(self.layout), ())
+        if self.caption is not None and not known:
+            raise PipelineError(f"dataset.layout={self.layout} has one caption a picture; leave dataset.caption out")
+        if known:
+            one_of("dataset.caption", str(self.caption), known)
+        if self.layout == "coco" and self.split is None:
+            raise PipelineError("dataset.layout=coco needs dataset.split, for example val2017; set it")

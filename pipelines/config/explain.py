@@ -1,0 +1,130 @@
+"""Errors of Hydra, of the hub and of memory in one sentence, with what was probably meant and what to do."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+
+from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
+from segquant_bench.pipelines.errors import causes, nearest, one_line
+
+_ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d[\d.]*) ?(bytes|[KMGTP]?i?B)")
+_FREE = re.compile(r"of which (\d[\d.]* ?[KMGTP]?i?B) is free")
+_NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")
+"""What RuntimeErrors of torch's allocators say; on a device some have a class of their own."""
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for an error of composing the configuration."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _unknown_option(error)
+    if isinstance(error, OverrideParseException):
+        reason = error.message.partition("\n")[0]
+        return f"{error.override!r} cannot be read as KEY=VALUE ({reason}); put quotes around special characters"
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause)
+    if isinstance(cause, ValidationError):
+        return f"{cause.full_key}: {one_line(str(cause.msg).partition(chr(10))[0])}; correct its value"
+    return one_line(cause or error)
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    if not error.options:
+        return f"there is no configuration {error.missing_cfg_file!r}; look into conf/"
+    return f"{group}={option} is no option of the group {group}; {nearest(option, error.options)}"
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    parent, key = error.parent_node, str(error.key)
+    known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+    return f"there is no key {error.full_key!r}; {nearest(key, known)}"
+
+
+def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str:
+    """Why a repository cannot be had; diffusers wraps what the hub answered in an error of its own.
+
+    Args:
+        config: of the model or part, with its repository.
+        key: where it stands in the configuration.
+        error: of the download.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repo, seen = config.repo, list(causes(error))
+    own = f"set {key}.path=DIRECTORY"
+    fetch = f"run `hf download {repo}` where there is a network, or {own}"
+    if any(isinstance(each, GatedRepoError) for each in seen):
+        return (
+            f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, log in with `hf auth login`, or "
+            f"{own} of a copy"
+        )
+    if any(isinstance(each, RepositoryNotFoundError) for each in seen):
+        return f"the hub has no repository {repo!r} that you may read; correct {key}.repo, or {fetch}"
+    if any(isinstance(each, RevisionNotFoundError) for each in seen):
+        return f"{repo} has no revision {config.revision!r}; correct {key}.revision, or {own}"
+    if "`safetensors` weights" in str(error):
+        return f"{repo} has no safetensors file for one of its components{pickles_only(['.bin files'], key)}"
+    return f"{key} needs {repo}, which is neither cached here nor reachable; {fetch}"
+
+
+def pickles_only(files: Sequence[str], key: str) -> str:
+    """How to come by safetensors where there are only these pickles; empty without any."""
+    if not files:
+        return ""
+    return (
+        f", only {', '.join(files)}, which are pickles and never loaded; convert them to safetensors, or set "
+        f"{key}.revision to one of the repository's that has safetensors (often refs/pr/1)"
+    )
+
+
+def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str, denoiser: str) -> str:
+    """One sentence for components (bytes by name) that do not fit into what is free on a device together."""
+    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
+    texts = config.embeddings != "cached" and any("text_encoder" in name for name in sizes)
+    options = ["model.embeddings=cached"] if texts else []
+    if denoiser in sizes:
+        advice = " and ".join([*options, "model.offload=blocks"])
+    else:
+        options += ["model.offload=components"] if config.offload == "none" and place != "cpu" else []
+        options += ["model.dtype=bfloat16"] if config.dtype == "float32" else []
+        options += ["model.device=cpu"] if place != "cpu" else []
+        advice = " or ".join(options or ["a machine with more memory"])
+    return (
+        f"model {config.name} needs {sum(sizes.values()) / 1e9:.1f} GB in {config.dtype} ({listed}), and "
+        f"{free / 1e9:.1f} GB are free on {place}; use {advice}"
+    )
+
+
+def memory_message(error: BaseException) -> str | None:
+    """One sentence for an error that has its cause in memory that ran out; None for any other."""
+    found = next((each for each in causes(error) if _is_memory(each)), None)
+    if found is None:
+        return None
+    asked, free = _ASKED.search(str(found)), _FREE.search(str(found))
+    told = "more was asked for than is free" if asked is None else f"{_amount(*asked.groups())} were asked for"
+    left = "" if free is None else f" and {free[1]} are free"
+    return (
+        f"out of memory: {told}{left}; use model.offload=components (what does not run waits in main memory), "
+        "model.offload=blocks (the denoiser waits on disk), or a smaller model.batch_size"
+    )
+
+
+def _is_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+
+
+def _amount(number: str, unit: str) -> str:
+    return f"{int(number) / 1e9:.1f} GB" if unit == "bytes" else f"{number} {unit}"

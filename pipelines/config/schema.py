@@ -1,0 +1,285 @@
+"""The schema of a run: what every key may hold, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from segquant_bench.pipelines.config import grids
+from segquant_bench.pipelines.config.dataset import DatasetConfig
+from segquant_bench.pipelines.config.sections import (
+    CalibrationConfig,
+    CorrectionConfig,
+    LoggerConfig,
+    MetricConfig,
+    ModelConfig,
+    PrecisionConfig,
+)
+from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.runtime.paths import ZOO
+
+QUANTIZER_PACKAGES = ("segquant.presets", "segquant_bench.pipelines.peers")
+DENOISER = "denoiser"
+TEXT_ENCODER = "text_encoder"
+
+
+@dataclass
+class RunConfig:
+    """One run: model, data, calibration, quantizer, precision, judgement.
+
+    `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
+    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `encoders` changes
+    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}.
+    """
+
+    name: str = MISSING
+    model: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    calibration: CalibrationConfig = MISSING
+    correction: CorrectionConfig = MISSING
+    quantizer: Any = MISSING
+    precision: PrecisionConfig = MISSING
+    metric: MetricConfig = MISSING
+    logger: LoggerConfig = MISSING
+    quantize: list[str] = field(default_factory=lambda: [DENOISER])
+    encoders: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    cache: str = "outputs/cache"
+    report: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.quantizer, dict) or "_target_" not in self.quantizer:
+            raise PipelineError(
+                "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn"
+            )
+        if self.quantizer_package not in QUANTIZER_PACKAGES:
+            raise PipelineError(
+                f"quantizer._target_={self.quantizer['_target_']!r} is refused; it must name a function of "
+                + " or ".join(QUANTIZER_PACKAGES)
+            )
+        self._check_parts()
+        self._check_offload()
+        self._check_components()
+
+    def _check_parts(self) -> None:
+        """Refuse a quantizer named after a part that the run does not use, and prompts that are not there."""
+        parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
+        section, wanted = parts.get(self.quantizer_name, ("", ""))
+        if section and getattr(self, section).name != wanted:
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} is {self.preset_name} with {section}={wanted}, but {section} is "
+                f"{getattr(self, section).name}; choose quantizer={self.preset_name} for that"
+            )
+        if self.correction.prompts is not None and self.correction.prompts > self.calibration.prompts:
+            raise PipelineError(
+                f"correction.prompts={self.correction.prompts} is more than the {self.calibration.prompts} prompts "
+                "of the calibration; lower it, or raise calibration.prompts"
+            )
+
+    def _check_offload(self) -> None:
+        """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
+        if self.model.offload == "blocks":
+            whole = f"quantizer={self.quantizer_name}" if self.is_peer else ""
+            whole = whole or ("calibration.sampler=loss" if self.calibration.sampler == "loss" else "")
+            if whole:
+                raise PipelineError(
+                    f"{whole} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
+                    "model.offload=none, or choose another"
+                )
+        if self.model.embeddings == "cached" and self.text_encoders:
+            raise PipelineError(
+                f"quantize=[{','.join(self.quantize)}] needs text encoders, and model.embeddings=cached releases them; "
+                "set model.embeddings=live"
+            )
+
+    def _check_components(self) -> None:
+        """Refuse a list of components that no run can mean; whether the pipeline has them is seen later."""
+        named = list(dict.fromkeys(self.quantize))
+        if named != self.quantize or not named:
+            raise PipelineError(
+                f"quantize=[{','.join(self.quantize)}] must name at least one component, and each once, for example "
+                "quantize=[denoiser,text_encoder]; quantizer=none quantizes nothing"
+            )
+        if self.other_components and (self.is_peer or self.preset_name == "plan"):
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
+                "method of segquant.presets other than plan"
+            )
+        for name, settings in self.encoders.items():
+            if name not in named or name == DENOISER:
+                raise PipelineError(f"encoders.{name} is no component in quantize=[{','.join(named)}]; add it there")
+            if not isinstance(settings, dict):
+                raise PipelineError(f"encoders.{name}={settings!r} is no setting; give encoders.{name}.KEY=VALUE")
+        if DENOISER not in named and not self.is_float:
+            self._check_float_denoiser()
+
+    def _check_float_denoiser(self) -> None:
+        """Refuse what concerns a quantized denoiser where `quantize` leaves it out."""
+        asked = f"quantize=[{','.join(self.quantize)}] leaves the denoiser as it is"
+        if self.is_corrected:
+            raise PipelineError(
+                f"{asked}, and correction={self.correction.name} corrects its predictions; set correction=none, or "
+                "add denoiser to quantize"
+            )
+        for key in ("skip", "overrides"):
+            if self.quantizer.get(key):
+                raise PipelineError(
+                    f"{asked}, whose layers quantizer.{key} names; set +encoders.{self.quantize[0]}.{key} instead"
+                )
+
+    @property
+    def other_components(self) -> tuple[str, ...]:
+        """The components beside the denoiser that are quantized; none where nothing is."""
+        return () if self.is_float else tuple(name for name in self.quantize if name != DENOISER)
+
+    @property
+    def quantizes_denoiser(self) -> bool:
+        """Whether the denoiser is among the components that are quantized."""
+        return not self.is_float and DENOISER in self.quantize
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The text encoders that are quantized."""
+        return tuple(name for name in self.other_components if TEXT_ENCODER in name)
+
+    @property
+    def quantizer_package(self) -> str:
+        """Where the quantizer's function is: segquant's presets, or other people's tools."""
+        return str(self.quantizer["_target_"]).rpartition(".")[0]
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether another tool quantizes."""
+        return self.quantizer_package == "segquant_bench.pipelines.peers"
+
+    @property
+    def preset_name(self) -> str:
+        """The function that the quantizer's `_target_` names."""
+        return str(self.quantizer["_target_"]).rpartition(".")[2]
+
+    @property
+    def quantizer_name(self) -> str:
+        """The method's name in results: the quantizer's `name`, if it has one, else its function's."""
+        return str(self.quantizer.get("name") or self.preset_name)
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether predictions are corrected at sampling time; there is nothing to correct without quantization."""
+        return self.correction.method != "none" and not self.is_float
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the run quantizes nothing."""
+        return self.quantizer_name == "none"
+
+    @property
+    def precision_name(self) -> str:
+        """The precision of what is quantized: the model's own dtype where nothing is."""
+        return self.model.dtype if self.is_float else self.precision.name
+
+
+def register() -> None:
+    """Make the schema known to Hydra as `schema`, and two resolvers to OmegaConf.
+
+    `${zoo:NAME}` is the path of a file shipped in pipelines/zoo; `${method:}` names quantizer and correction.
+    Sweeps may be lists of grids (`segquant_bench.pipelines.config.grids`).
+    """
+    grids.register()
+    ConfigStore.instance().store(name="schema", node=RunConfig)
+    OmegaConf.register_new_resolver("zoo", lambda name: str(ZOO / name), replace=True)
+    OmegaConf.register_new_resolver("method", method_label, replace=True)
+
+
+def method_label(*, _root_: DictConfig) -> str:
+    """The quantizer's name, with "+NAME" for a correction that is not its own and for components beside the denoiser.
+
+    Where the denoiser is not among them, "@" stands before the first: "rtn+controlnet" is both, "rtn@controlnet" one.
+    """
+    quantizer, correction = _root_.quantizer, _root_.correction.name
+    name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
+    if name == "none":
+        return name
+    added = [] if correction in ("none", name) else [correction]
+    parts = [part for part in _root_.quantize if part != DENOISER]
+    if DENOISER not in _root_.quantize:
+        return f"{name}@{'+'.join(parts)}"
+    return "+".join([name, *added, *parts])
+
+
+def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
+    """Refuse keys that `+key=value` added and nothing would read; its preset checks the quantizer's."""
+    known = {item.name for item in fields(schema)}
+    for key in config:
+        if key not in known:
+            raise PipelineError(f"there is no key {prefix + str(key)!r}; {nearest(str(key), known)}")
+        nested = OmegaConf.get_type(config, key)
+        if not OmegaConf.is_missing(config, key) and is_dataclass(nested):
+            _refuse_extra(config[key], nested, f"{prefix}{key}.")
+
+
+def validate(config: DictConfig) -> RunConfig:
+    """The checked run configuration.
+
+    Raises:
+        PipelineError: a key is missing, of the wrong type, or out of range.
+    """
+    _refuse_extra(config, RunConfig, "")
+    # whole sections first: interpolations into a missing one cannot even be looked at
+    missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
+    missing = missing or sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise PipelineError(f"no value for {', '.join(missing)}; add {missing[0]}=VALUE to the command line")
+    try:
+        run = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, PipelineError):
+            raise error.__cause__ from error
+        raise PipelineError(one_line(error)) from error
+    if not isinstance(run, RunConfig):
+        raise PipelineError("the configuration was not composed on the schema; put 'schema' first in its defaults list")
+    return run
+
+
+def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
+    """A short stable name of what the numbers depend on: no logger, no paths, no cache, no device.
+
+    Files count by their content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`).
+    Two runs of the unquantized model at different `precision` are one and the same.
+    """
+    raw = asdict(run)
+    for key in ("name", "logger", "cache", "report"):
+        del raw[key]
+    for key in ("path", "repo", "revision", "variant", "device"):
+        del raw["model"][key]
+    raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
+    raw["model"]["fingerprint"] = model_fingerprint
+    for section, keys in (
+        (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
+        (raw["metric"]["backends"], ("inception", "clip_path")),
+    ):
+        for key in keys:
+            section[key] = Path(section[key]).name if section[key] else None
+    plan = run.quantizer.get("path")
+    if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
+        raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
+    splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
+    raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
+    if run.is_float:
+        raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
+    if not run.is_corrected:
+        raw["correction"] = None
+    del raw["quantize"], raw["encoders"]
+    if run.other_components:
+        raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.other_components}
+        if not run.quantizes_denoiser:
+            raw["denoiser"] = None
+    text = json.dumps(raw, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,234 @@
+"""The sections of a run's configuration: what every key may hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
+LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
+SAMPLERS = ("uniform", "normal", "all", "loss")
+CORRECTIONS = ("none", "ptqd", "tac", "affine")
+OFFLOADS = ("none", "components", "blocks")
+EMBEDDINGS = ("live", "cached")
+
+
+@dataclass
+class CallConfig:
+    """What is passed to the pipeline's `__call__` besides prompt and generator; None is not passed."""
+
+    num_inference_steps: int = MISSING
+    guidance_scale: float = MISSING
+    height: int = MISSING
+    width: int = MISSING
+    max_sequence_length: int | None = None
+    negative_prompt: str | None = None
+    true_cfg_scale: float | None = None
+    controlnet_conditioning_scale: float | None = None
+    use_resolution_binning: bool | None = None
+    clean_caption: bool | None = None
+
+    def __post_init__(self) -> None:
+        at_least("model.call.num_inference_steps", self.num_inference_steps, 1)
+        at_least("model.call.guidance_scale", self.guidance_scale, 0)
+        at_least("model.call.height", self.height, 8)
+        at_least("model.call.width", self.width, 8)
+        if self.max_sequence_length is not None:
+            at_least("model.call.max_sequence_length", self.max_sequence_length, 0)
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments that are set."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass
+class PartConfig:
+    """A component that does not lie in the pipeline's own directory (a ControlNet): its diffusers class and place."""
+
+    kind: str = MISSING
+    path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) and (self.repo is None):
+            raise PipelineError(
+                f"the {self.kind} in model.parts names no weights; give it path=DIRECTORY or repo=OWNER/NAME"
+            )
+
+
+@dataclass
+class ModelConfig:
+    """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`).
+
+    `pipeline` names another pipeline class than the directory's own, `parts` its components that lie elsewhere,
+    `scheduler` another scheduler class, made from the shipped one's settings and `scheduler_settings`. With
+    embeddings "cached" every prompt is encoded once, before the denoiser is loaded, and the text encoders are
+    released. `offload` says what waits in main memory while it is not used: whole components, or, of the denoiser,
+    single blocks, whose weights are read from disk whenever they run. `convolutions`: its nn.Conv2d are quantized
+    like its linears; true of UNets, which are largely made of them. `control` says what the control pictures of a
+    ControlNet are made of the real ones: canny.
+    """
+
+    name: str = MISSING
+    path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    denoiser: str | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    batch_size: int = 16
+    pipeline: str | None = None
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    scheduler: str | None = None
+    scheduler_settings: dict[str, Any] = field(default_factory=dict)
+    embeddings: str = "live"
+    offload: str = "none"
+    convolutions: bool = False
+    control: str | None = None
+    call: CallConfig = MISSING
+
+    def __post_init__(self) -> None:
+        if (self.path is None) and (self.repo is None):
+            raise PipelineError(
+                f"model {self.name!r} names no weights; set model.path=DIRECTORY or model.repo=OWNER/NAME"
+            )
+        one_of("model.dtype", self.dtype, DTYPES)
+        one_of("model.embeddings", self.embeddings, EMBEDDINGS)
+        one_of("model.offload", self.offload, OFFLOADS)
+        at_least("model.batch_size", self.batch_size, 1)
+
+
+@dataclass
+class CalibrationConfig:
+    """Which denoiser inputs the quantizer sees.
+
+    `prompts` calibration prompts with `steps_per_prompt` timesteps each, drawn by `sampler`: uniform over the
+    schedule; normal around `mean` with `std` (fractions of the schedule, 0 is the clean picture, 1 pure noise);
+    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts. `held_out` further prompts, on
+    which layer errors are measured, always have uniform steps, so that samplers can be compared. `batch_size`
+    inputs go through the denoiser at once when it is observed.
+    """
+
+    name: str = MISSING
+    sampler: str = "uniform"
+    prompts: int = 32
+    held_out: int = 8
+    steps_per_prompt: int | None = 4
+    mean: float = 0.4
+    std: float = 0.5
+    pilot: int = 4
+    batch_size: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("calibration.sampler", self.sampler, SAMPLERS)
+        at_least("calibration.prompts", self.prompts, 1)
+        at_least("calibration.held_out", self.held_out, 1)
+        at_least("calibration.batch_size", self.batch_size, 1)
+        at_least("calibration.pilot", self.pilot, 1)
+        if self.std <= 0:
+            raise PipelineError(f"calibration.std={self.std} is out of range; it must be positive")
+        if (self.sampler == "all") != (self.steps_per_prompt is None):
+            raise PipelineError(
+                f"calibration.sampler={self.sampler} with calibration.steps_per_prompt={self.steps_per_prompt}: "
+                "sampler=all takes every step (steps_per_prompt=null), the other samplers need a number of steps"
+            )
+        if self.steps_per_prompt is not None:
+            at_least("calibration.steps_per_prompt", self.steps_per_prompt, 1)
+
+
+@dataclass
+class CorrectionConfig:
+    """What is corrected at sampling time, fitted on `prompts` calibration prompts (null: all of them).
+
+    `method` is none, ptqd, tac or affine. PTQD: `variance` takes the noise that quantization adds out of the
+    noise that the scheduler adds. TAC: factors are kept within `clip` of 1; `input_bias` also corrects the mean
+    of the latents. Affine: `grid` x `grid` spatial blocks; `ridge` pulls scale to 1 and shift to 0, as a share of
+    the prediction's mean square.
+    """
+
+    name: str = MISSING
+    method: str = MISSING
+    prompts: int | None = None
+    variance: bool = True
+    clip: float = 0.2
+    input_bias: bool = True
+    grid: int = 8
+    ridge: float = 0.01
+
+    def __post_init__(self) -> None:
+        one_of("correction.method", self.method, CORRECTIONS)
+        if self.prompts is not None:
+            at_least("correction.prompts", self.prompts, 1)
+        at_least("correction.clip", self.clip, 0)
+        at_least("correction.grid", self.grid, 1)
+        at_least("correction.ridge", self.ridge, 0)
+
+
+@dataclass
+class PrecisionConfig:
+    """Which bits, a name of `segquant.PRECISIONS`."""
+
+    name: str = MISSING
+
+
+@dataclass
+class BackendsConfig:
+    """Which networks judge; the fields are those of `eval.Backends`."""
+
+    fid: str = "auto"
+    inception: str | None = None
+    clip: str = "emoji_clip"
+    clip_path: str | None = None
+    clip_pretrained: str = "openai"
+    candidates: int = 100
+    lpips: str = "alex"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        one_of("metric.backends.fid", self.fid, FID_EXTRACTORS)
+        one_of("metric.backends.lpips", self.lpips, LPIPS_TRUNKS)
+        at_least("metric.backends.candidates", self.candidates, 2)
+        at_least("metric.backends.batch_size", self.batch_size, 1)
+
+
+@dataclass
+class MetricConfig:
+    """Which judgement; `metrics` are names of `eval.evaluate`."""
+
+    name: str = MISSING
+    metrics: list[str] = MISSING
+    bootstrap: int = 1000
+    seed: int = 0
+    backends: BackendsConfig = field(default_factory=BackendsConfig)
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise PipelineError("metric.metrics is empty; name at least one metric, for example psnr")
+        at_least("metric.bootstrap", self.bootstrap, 0)
+
+
+@dataclass
+class LoggerConfig:
+    """Where results are shown: `name` is wandb or none."""
+
+    name: str = MISSING
+    project: str = "segquant"
+    entity: str | None = None
+    group: str | None = None
+    mode: str = "auto"
+    images: int = 32
+    artifact: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("logger.name", self.name, ("wandb", "none"))
+        one_of("logger.mode", self.mode, ("auto", "offline", "online"))
+        at_least("logger.images", self.images, 0)

@@ -1,0 +1,1 @@
+"""Corrections of a quantized denoiser's prediction while sampling."""

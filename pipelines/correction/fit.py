@@ -1,0 +1,282 @@
+"""Fit a correction along the trajectory that the corrected, quantized model takes itself.
+
+All calibration prompts are sampled in lockstep. At every step the unquantized denoiser sees the same inputs as
+the quantized one; the pair of predictions is fitted, and the step goes on with the corrected one. So each step
+is fitted on what it will meet (as TAC-Diffusion does; PTQD and the affine correction take the same pairs).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segquant_bench.pipelines.config.sections import CorrectionConfig
+from segquant_bench.pipelines.correction.correction import Correction, StepFit, channel_mean, correct, fit_step
+from segquant_bench.pipelines.correction.sampling import (
+    add_per_channel,
+    corrected_step,
+    latents_of,
+    step_replaced,
+    with_latents,
+)
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, first_tensor, run_batches
+from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
+
+TRAJECTORY = "of the quantized model, corrected at the steps before"
+
+
+def fit_correction(
+    pipeline: Any,
+    name: str,
+    quantized: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    config: CorrectionConfig,
+    *,
+    seed: int,
+    stream: int,
+    batch_size: int,
+    inputs: PromptInputs | None = None,
+) -> Correction:
+    """Sample `prompts` with the quantized denoiser and fit its correction step by step.
+
+    Args:
+        pipeline: with the unquantized denoiser under `name`; it is put back.
+        name: attribute of the denoiser.
+        quantized: the quantized denoiser, on the pipeline's device.
+        prompts: calibration prompts; their latents all go through the scheduler together.
+        call: further arguments of the pipeline.
+        config: method and parameters.
+        seed: of the latents, with `stream` and the prompt's index.
+        stream: keeps calibration latents apart from those of evaluation.
+        batch_size: prompts through the denoisers at once.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
+
+    Raises:
+        PipelineError: no prompts, or a pipeline that does not pass a weighted sum of the denoiser's outputs on.
+    """
+    if not prompts:
+        raise PipelineError("there are no calibration prompts to fit a correction on; set calibration.prompts")
+    exact = pipeline.components[name]
+
+    def sample(denoiser: torch.nn.Module, label: str) -> None:
+        batches = run_batches(
+            pipeline, denoiser, prompts, call, seed=seed, stream=stream, batch_size=len(prompts),
+            output_type="latent", label=label, inputs=inputs,
+        )  # fmt: skip
+        for _ in batches:
+            pass
+
+    shared = shared_inputs(pipeline, exact, prompts, call, inputs)
+    wants_means = config.method == "tac" and config.input_bias
+    means = MeanLatents()
+    if wants_means:
+        with in_parts(exact, batch_size, len(prompts), shared), step_replaced(pipeline.scheduler, means):
+            sample(exact, "correct (unquantized)")
+    fitter = Fitter(pipeline.scheduler, config, means.values if wants_means else None)
+    setattr(pipeline, name, quantized)
+    try:
+        paired = in_parts(quantized, batch_size, len(prompts), shared, beside=exact, on_pair=fitter.pairs.append)
+        with paired, step_replaced(pipeline.scheduler, fitter):
+            sample(quantized, "correct")
+    finally:
+        setattr(pipeline, name, exact)
+    return fitter.result(len(prompts))
+
+
+class MeanLatents:
+    """Keeps the mean of every channel of the latents after each step."""
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+
+    def __call__(self, original: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+        result = original(*bound.args, **bound.kwargs)
+        self.values.append(channel_mean(latents_of(result)).cpu())
+        return result
+
+
+class Fitter:
+    """Fits at every step of a scheduler, and steps by the fit."""
+
+    def __init__(self, scheduler: Any, config: CorrectionConfig, means: Sequence[Tensor] | None) -> None:
+        self.scheduler, self.config, self.means = scheduler, config, means
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.timesteps: list[float] = []
+        self.fits: list[StepFit] = []
+        self.biases: list[Tensor] = []
+        self.errors: list[tuple[float, float]] = []
+        self.noisy = 0
+        self.weights: list[float] = []
+
+    def __call__(self, original: Callable[..., Any], bound: inspect.BoundArguments) -> Any:
+        prediction, latents = bound.arguments["model_output"], bound.arguments["sample"]
+        exact, self.weights = exact_prediction(self.pairs, prediction, len(latents))
+        self.pairs.clear()
+        width = latents.shape[1] if latents.ndim > 3 else prediction.shape[1]
+        own, exact = prediction[:, :width], exact[:, :width]
+        fit = fit_step(self.config, own, exact)
+        self.timesteps.append(float(bound.arguments["timestep"]))
+        self.fits.append(fit)
+        self.errors.append((_relative(own, exact), _relative(correct(own, fit), exact)))
+        result, is_noisy = corrected_step(self.scheduler, original, bound, fit)
+        self.noisy += is_noisy
+        if self.means is None:
+            return result
+        bias = self.means[len(self.biases)] - channel_mean(latents_of(result)).cpu()
+        self.biases.append(bias)
+        return with_latents(result, lambda values: add_per_channel(values, bias))
+
+    def result(self, prompts: int) -> Correction:
+        """The correction of all steps."""
+        variances = [fit.variance for fit in self.fits if fit.variance is not None]
+        record = {
+            "prompts": prompts,
+            "trajectory": TRAJECTORY,
+            "scheduler": type(self.scheduler).__name__,
+            "guidance_weights": [round(weight, 4) for weight in self.weights],
+            "prediction_error": [error for error, _ in self.errors],
+            "prediction_error_corrected": [error for _, error in self.errors],
+            "noise": self._noise(),
+        }
+        return Correction(
+            self.config.method,
+            tuple(self.timesteps),
+            _stack([fit.scale for fit in self.fits]),
+            _stack([fit.shift for fit in self.fits]),
+            _stack(variances) if variances else None,
+            _stack(self.biases) if self.biases else None,
+            record,
+        )
+
+    def _noise(self) -> str:
+        if self.config.method != "ptqd" or not self.config.variance:
+            return "as the scheduler adds it"
+        if not self.noisy:
+            return "the scheduler adds none, only factor and mean are corrected"
+        return f"variance of the quantization noise taken out at {self.noisy} of {len(self.fits)} steps"
+
+
+def exact_prediction(
+    pairs: Sequence[tuple[Tensor, Tensor]], prediction: Tensor, prompts: int
+) -> tuple[Tensor, list[float]]:
+    """What the scheduler would have been given, had the unquantized denoiser been asked.
+
+    The pipeline makes its prediction out of the denoiser's outputs for the branches of guidance; the weights are
+    found by least squares on the quantized outputs and must reproduce the prediction.
+
+    Args:
+        pairs: (quantized, exact) outputs of the step's denoiser calls, [branches · prompts, …].
+        prediction: what the scheduler was given.
+        prompts: rows of the latents.
+
+    Returns:
+        The exact prediction, shaped like `prediction`, and the weight of each branch.
+
+    Raises:
+        PipelineError: the prediction is no weighted sum of the outputs.
+    """
+    branches = [
+        (q[:, : prediction.shape[1]], f[:, : prediction.shape[1]])
+        for quantized, exact in pairs
+        for q, f in zip(quantized.split(prompts), exact.split(prompts), strict=True)
+    ]
+    fitting = [pair for pair in branches if pair[0].shape == prediction.shape]
+    if fitting:
+        target = prediction.double().flatten()
+        outputs = torch.stack([q.double().flatten() for q, _ in fitting])
+        weights = torch.linalg.pinv(outputs @ outputs.T, rcond=1e-13, hermitian=True) @ (outputs @ target)
+        tolerance = 1e-3 if prediction.dtype in (torch.float32, torch.float64) else 3e-2
+        if (weights @ outputs - target).norm() <= tolerance * target.norm():
+            exact = sum(weight * f.double() for weight, (_, f) in zip(weights, fitting, strict=True))
+            return exact.to(prediction.dtype), weights.tolist()
+    raise PipelineError(
+        "this pipeline does not give its scheduler a weighted sum of the denoiser's outputs (is the guidance "
+        "rescaled?), so no correction can be fitted; set correction=none"
+    )
+
+
+@contextmanager
+def in_parts(
+    denoiser: torch.nn.Module,
+    batch_size: int,
+    prompts: int,
+    shared: Collection[str] = (),
+    beside: torch.nn.Module | None = None,
+    on_pair: Callable[[tuple[Tensor, Tensor]], None] | None = None,
+) -> Iterator[None]:
+    """Within the block the denoiser goes through its rows `batch_size` of `prompts` at a time.
+
+    `shared` names inputs that have no rows, see `shared_inputs`.
+    With `beside`, that denoiser sees the same parts, and `on_pair` is given (output, output beside) of all rows.
+    """
+    forward = denoiser.forward
+
+    @functools.wraps(forward)
+    def parted(*args: Any, **kwargs: Any) -> Any:
+        inputs = bound_inputs(denoiser, args, kwargs)
+        total = _rows(inputs)
+        size = batch_size * max(1, total // prompts)
+        outputs, others = [], []
+        for start in range(0, total, size):
+            part = _cut(inputs, total, slice(start, start + size), shared)
+            outputs.append(forward(**part))
+            if beside is not None:
+                others.append(first_tensor(beside(**part)))
+        whole = torch.cat([first_tensor(output) for output in outputs])
+        if on_pair is not None:
+            on_pair((whole, torch.cat(others)))
+        return _like(outputs[0], whole)
+
+    denoiser.forward = parted
+    try:
+        yield
+    finally:
+        del denoiser.forward
+
+
+def _rows(value: Any) -> int:
+    """Rows of the first tensor with more than one axis, the latents."""
+    return next(item.shape[0] for item in _tensors(value) if item.ndim > 1)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+def _cut(value: Any, total: int, rows: slice, shared: Collection[str], name: str = "") -> Any:
+    if isinstance(value, Mapping):
+        start = f"{name}/" if name else ""
+        return {key: _cut(item, total, rows, shared, f"{start}{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cut(item, total, rows, shared, f"{name}/[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == total and name not in shared:
+        return value[rows]
+    return value
+
+
+def _like(output: Any, values: Tensor) -> Any:
+    """`values` in the form of a denoiser's output."""
+    if isinstance(output, Tensor):
+        return values
+    return (values, *output[1:]) if isinstance(output, tuple) else type(output)(sample=values)
+
+
+def _relative(values: Tensor, exact: Tensor) -> float:
+    norm = float(exact.double().norm())
+    return float((values.double() - exact.double()).norm()) / norm if norm > 0 else 0.0
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.float().cpu() for value in values])

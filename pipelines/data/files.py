@@ -1,0 +1,221 @@
+"""Prompts from files of one's own: an archive with splits, lists of prompts, a table of prompts and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.data.pictures import DAMAGED, Picture
+
+PROMPT_COLUMNS = ("prompt", "caption", "text")
+PICTURE_COLUMNS = ("file", "file_name", "image")
+SPLITS = ("evaluation", "calibration")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prompt, its name within the data set, and its real picture if it has one."""
+
+    key: str
+    prompt: str
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data set has, before anything is drawn.
+
+    Attributes:
+        evaluation: entries to evaluate on, in the files' order.
+        calibration: entries to calibrate on; None where both are drawn from `evaluation`.
+        real: pictures to judge against, whichever prompts are drawn; empty: those of the drawn prompts.
+    """
+
+    evaluation: list[Entry]
+    calibration: list[Entry] | None = None
+    real: tuple[Picture, ...] = ()
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file, less the byte order mark of Windows; PipelineError, naming it as `what`, if unreadable."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{what} {path} cannot be read: {one_line(error)}") from error
+
+
+def parse_json(text: str, what: str, path: Path, number: int | None = None) -> Any:
+    """Parsed JSON; PipelineError names the file and, of JSON lines, the line."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = "" if number is None else f"line {number} of "
+        raise PipelineError(f"{line}{what} {path} is no JSON: {one_line(error)}; get or write it again") from error
+
+
+def load_yaml(text: str, what: str, path: Path) -> Any:
+    """Parsed YAML, by libyaml where it is there: a file of several MB takes a minute without."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{what} {path} is no YAML: {one_line(error)}; get or write it again") from error
+
+
+def read_archive(archive: Path) -> Source:
+    """A zip of captions.jsonl (file, caption, split) and PNGs. All of the split's pictures are judged against."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            text = file.read("captions.jsonl").decode("utf-8-sig")
+            names = set(file.namelist())
+    except DAMAGED as error:
+        raise PipelineError(
+            f"data set {archive} cannot be read ({one_line(error)}); it must be a zip with captions.jsonl"
+        ) from error
+    what = "captions.jsonl in"
+    rows = [parse_json(line, what, archive, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not rows:
+        raise PipelineError(f"captions.jsonl in {archive} is empty; write one JSON object a line")
+    for row in rows:
+        if not isinstance(row, dict) or not {"file", "caption", "split"} <= row.keys():
+            raise PipelineError(f"a line of captions.jsonl in {archive} lacks file, caption or split: {row}")
+        if not (isinstance(row["file"], str) and isinstance(row["split"], str) and _says(row["caption"])):
+            raise PipelineError(f"a line of captions.jsonl in {archive} has a value that is no text: {row}; correct it")
+        if row["file"] not in names:
+            raise PipelineError(f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again")
+    split: dict[str, list[Entry]] = {name: [] for name in SPLITS}
+    for row in rows:
+        if row["split"] in split:
+            split[row["split"]].append(Entry(row["file"], str(row["caption"]), Picture(archive, row["file"])))
+    return Source(split["evaluation"], split["calibration"], tuple(entry.picture for entry in split["evaluation"]))
+
+
+def read_prompts(path: Path) -> list[Entry]:
+    """A text file of one prompt a line; .yaml of {name: prompt}; .csv or .jsonl with a column of prompts."""
+    kind = path.suffix.lower()
+    if kind in (".csv", ".jsonl"):
+        return [Entry(key, prompt) for key, prompt, _, _ in _table_rows(path)]
+    text = read_text(path, "prompt file")
+    if kind in (".yaml", ".yml"):
+        named = load_yaml(text, "prompt file", path) or {}
+        if not isinstance(named, dict) or not all(isinstance(prompt, str) for prompt in named.values()):
+            raise PipelineError(f"prompt file {path} must map names to prompts; write NAME: PROMPT lines")
+        entries = [Entry(str(key), prompt.strip()) for key, prompt in named.items()]
+    else:
+        lines = [line.strip() for line in text.splitlines()]
+        entries = [Entry(str(number), line) for number, line in enumerate(lines, 1) if line]
+    if not entries:
+        raise PipelineError(f"prompt file {path} is empty; write one prompt a line")
+    return entries
+
+
+def read_prompt_files(evaluation: Path, calibration: Path, real: str | None) -> Source:
+    """Two files of prompts, and perhaps a folder of real PNGs."""
+    pictures = () if real is None else tuple(Picture(path) for path in sorted(Path(real).glob("*.png")))
+    if real is not None and not pictures:
+        raise PipelineError(f"dataset.real={real} is no folder of PNG pictures; correct it or leave it out")
+    return Source(read_prompts(evaluation), read_prompts(calibration), pictures)
+
+
+def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
+    """A CSV or JSONL table with columns prompt (or caption, text), file (file_name, image) and perhaps split.
+
+    Args:
+        path: the table.
+        root: what `file` is relative to; None: the table's folder.
+        pictures: whether the table must name a picture for every prompt.
+    """
+    root = path.parent if root is None else root
+    rows = _table_rows(path)
+    unnamed = next((key for key, _, file, _ in rows if not file), None)
+    if pictures and unnamed is not None:
+        raise PipelineError(
+            f"{unnamed} of table {path} names no picture ({', '.join(PICTURE_COLUMNS)}); add it, or set "
+            "dataset.pictures=false"
+        )
+    entries = [Entry(file or key, prompt, Picture(root / file) if file else None) for key, prompt, file, _ in rows]
+    splits = [split for _, _, _, split in rows]
+    if not any(splits):
+        return Source(entries)
+    wrong = next((split for split in splits if split not in SPLITS), None)
+    if wrong is not None or None in splits:
+        raise PipelineError(f"table {path} has a split {wrong!r}; every row's must be evaluation or calibration")
+    by_split = {name: [entry for entry, split in zip(entries, splits, strict=True) if split == name] for name in SPLITS}
+    return Source(by_split["evaluation"], by_split["calibration"])
+
+
+def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
+    """Line name, prompt, picture and split of every row."""
+    text, kind = read_text(path, "table"), path.suffix.lower()
+    if kind == ".csv":
+        numbered: list[tuple[int, Any]] = _csv_rows(text, path)
+    elif kind == ".jsonl":
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        numbered = [(number, parse_json(line, "table", path, number)) for number, line in lines]
+    else:
+        raise PipelineError(f"table {path} is neither .csv nor .jsonl; name it after what it is")
+    if not numbered:
+        raise PipelineError(f"table {path} has no rows; write one prompt a row")
+    rows = []
+    for number, row in numbered:
+        place = f"line {number} of table {path}"
+        if not isinstance(row, dict):
+            raise PipelineError(f"{place} is no JSON object; write one object a line")
+        prompt = _column(row, PROMPT_COLUMNS, place)
+        if prompt is None:
+            raise PipelineError(
+                f"{place} has no prompt; it must have one of {', '.join(PROMPT_COLUMNS)} (columns "
+                f"there: {', '.join(map(str, row))})"
+            )
+        rows.append((f"line {number}", prompt, _column(row, PICTURE_COLUMNS, place), _column(row, ("split",), place)))
+    return rows
+
+
+def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
+    """Rows with the number of the line on which each ends; strict, as csv otherwise guesses at quotes left open."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows, last = [], 0
+    try:
+        columns = reader.fieldnames or ()
+        last = reader.line_num
+        for row in reader:
+            last = reader.line_num
+            if None in row:
+                raise PipelineError(
+                    f"line {last} of table {path} has more cells than the first line ({', '.join(columns)}); "
+                    'put quotes around text with commas: "a cat, sitting"'
+                )
+            rows.append((last, row))
+    except csv.Error as error:
+        raise PipelineError(
+            f"table {path} cannot be read from line {last + 1} on ({one_line(error)}); correct the quotes there, or "
+            "shorten the cell"
+        ) from error
+    return rows
+
+
+def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str | None:
+    """The first of some columns that says something, as text; PipelineError, naming the `place`, if it cannot be."""
+    for name in names:
+        value = row.get(name)
+        if value is None:
+            continue
+        if not _says(value):
+            raise PipelineError(f"{place} has a {type(value).__name__} as its {name}; write text or a number there")
+        if text := str(value).strip():
+            return text
+    return None
+
+
+def _says(value: Any) -> bool:
+    """Whether it is text or a number: 0 is a class label, a list of captions is no prompt."""
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)

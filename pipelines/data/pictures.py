@@ -1,0 +1,216 @@
+"""Real pictures: where one lies (a file, or a member of a zip), reading, fitting to a size, hashing, writing PNGs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.runtime.digests import file_digest
+
+PNG_LEVEL = 1  # of zlib: half the default's time for 15 % more bytes, and 5,000 pictures are many
+# What zipfile and Pillow's readers raise for damaged bytes.
+DAMAGED = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, RuntimeError, TypeError, zipfile.BadZipFile, struct.error,
+    zlib.error,
+)  # fmt: skip
+GREY16 = ("PNG", "PPM", "JPEG2000")  # formats whose 16-bit grey always runs from black 0 to white 65,535
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on disk: the file `path`, or the member `member` of the zip `path`."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.member} in {self.path}"
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """What goes wrong within becomes one sentence that names what was read."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise PipelineError(f"{what} is too large to read ({one_line(error)}); make it smaller") from error
+    except DAMAGED as error:
+        why = one_line(error) or type(error).__name__
+        raise PipelineError(f"{what} cannot be read ({why}); get it again") from error
+
+
+@contextmanager
+def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]:
+    """A function from picture to bytes; every zip is opened once, and closed at the end."""
+    with ExitStack() as stack:
+        archives = {}
+        for path in sorted({picture.path for picture in pictures if picture.member is not None}):
+            with _named(str(path)):
+                archives[path] = stack.enter_context(zipfile.ZipFile(path))
+
+        def read(picture: Picture) -> bytes:
+            with _named(f"the picture {picture}"):
+                if picture.member is None:
+                    return picture.path.read_bytes()
+                return archives[picture.path].read(picture.member)
+
+        yield read
+
+
+def missing(pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures that are not there, in order; nothing is decoded."""
+    return [
+        picture
+        for picture in pictures
+        if (not picture.path.is_file() if picture.member is None else picture.member not in members(picture.path))
+    ]
+
+
+def members(archive: Path) -> dict[str, tuple[int, int]]:
+    """Length and CRC-32 of every member of a zip, by name; PipelineError if it is none."""
+    with _named(str(archive)):
+        stat = archive.stat()
+        return _members(archive, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _members(archive: Path, size: int, mtime_ns: int) -> dict[str, tuple[int, int]]:
+    with zipfile.ZipFile(archive) as file:
+        return {info.filename: (info.file_size, info.CRC) for info in file.infolist()}
+
+
+def pictures_digest(pictures: Sequence[Picture]) -> str:
+    """A hash of the pictures' contents in order: sha256 of files; length and CRC-32 of members of a zip.
+
+    The zip's directory holds the latter two, so that gigabytes need not be read to notice a changed picture.
+    """
+    whole = hashlib.sha256()
+    for picture in pictures:
+        if picture.member is None:
+            whole.update(f"{file_digest(picture.path)}\n".encode())
+        else:
+            length, crc = members(picture.path)[picture.member]
+            whole.update(f"{length} {crc:08x}\n".encode())
+    return whole.hexdigest()[:16]
+
+
+def _decode(blob: bytes, picture: Picture) -> Image.Image:
+    """RGB of 8 bits, the way up that its EXIF says, transparency on white."""
+    with _named(f"the picture {picture}"), Image.open(io.BytesIO(blob)) as opened:
+        deep = opened.mode.startswith(("I", "F"))
+        if deep and not _is_grey16(opened):
+            raise PipelineError(
+                f"the picture {picture} has grey values of a range that is not known ({opened.format}, Pillow's mode "
+                f"{opened.mode}); save it with 8 bits, or as a PNG with 16"
+            )
+        image = ImageOps.exif_transpose(opened)
+        if deep:
+            image = _from_grey16(image)
+        if image.mode == "P" or "transparency" in image.info:
+            image = image.convert("RGBA")
+        if image.mode in ("RGBA", "LA"):
+            white = Image.new("RGBA", image.size, "white")
+            white.alpha_composite(image.convert("RGBA"))
+            image = white
+        return image.convert("RGB")
+
+
+def _is_grey16(image: Image.Image) -> bool:
+    """Whether 65,535 is white. Pillow reads TIFFs of 12 bits, or with black and white swapped, into the same mode."""
+    if image.format == "TIFF":
+        bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
+        return image.mode.startswith("I;16") and bits == (16,) and black_is_zero
+    return image.format in GREY16 and image.mode in ("I;16", "I;16B", "I")
+
+
+def _from_grey16(image: Image.Image) -> Image.Image:
+    """8 bits of 16, rounded, the transparent value white; Pillow's own conversion cuts off at 255."""
+    values = np.asarray(image).astype(np.uint32)
+    grey = (values + 128) // 257
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def fit_picture(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
+    """The picture at `size` (width, height), resized by Pillow's antialiased bicubic filter, as clean-fid's is.
+
+    Args:
+        image: of any size.
+        size: width and height in pixels.
+        fit: "crop" cuts the largest centred piece of the wanted proportions first; "stretch" changes proportions.
+    """
+    if image.size == size:
+        return image
+    if fit == "stretch":
+        return image.resize(size, Image.Resampling.BICUBIC)
+    return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+
+
+def read_pictures(pictures: Sequence[Picture], size: tuple[int, int], fit: str | None) -> list[Image.Image]:
+    """RGB pictures of `size` (width, height), in order.
+
+    Args:
+        pictures: where they lie.
+        size: width and height in pixels.
+        fit: as for `fit_picture`; None: they must have that size.
+
+    Raises:
+        PipelineError: a picture cannot be read, or has another size and may not be fitted.
+    """
+    with _reader(pictures) as read:
+        images = [_decode(read(picture), picture) for picture in pictures]
+    for picture, image in zip(pictures, images, strict=True):
+        if fit is None and image.size != size:
+            raise PipelineError(
+                f"the picture {picture} is {image.width}×{image.height}, {size[0]}×{size[1]} is wanted; set "
+                "dataset.fit=crop, or model.call.width and model.call.height to the pictures' size"
+            )
+    return [image if fit is None else fit_picture(image, size, fit) for image in images]
+
+
+def write_pictures(pictures: Sequence[Picture], output: Path, size: tuple[int, int], fit: str | None) -> None:
+    """Write 00000.png … into the new folder `output`, several at a time.
+
+    Args:
+        pictures: where they lie.
+        output: folder to make.
+        size: width and height in pixels.
+        fit: as for `fit_picture`; None keeps every picture's own size, and the bytes of RGB PNGs.
+
+    Raises:
+        PipelineError: a picture cannot be read.
+    """
+    output.mkdir(parents=True)
+    with _reader(pictures) as read, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def write(index: int) -> None:
+            blob, target = read(pictures[index]), output / f"{index:05d}.png"
+            if fit is None and _is_rgb_png(blob):
+                target.write_bytes(blob)
+                return
+            image = _decode(blob, pictures[index])
+            image = image if fit is None else fit_picture(image, size, fit)
+            image.save(target, format="PNG", compress_level=PNG_LEVEL)
+
+        for _ in pool.map(write, range(len(pictures))):
+            pass
+
+
+def _is_rgb_png(blob: bytes) -> bool:
+    """Whether these are a PNG's bytes with 8-bit RGB: signature, then IHDR with depth 8 and colour type 2."""
+    return blob[:8] == b"\x89PNG\r\n\x1a\n" and blob[24:26] == b"\x08\x02"

@@ -1,0 +1,1 @@
+"""Load a diffusers pipeline: files, parts, embeddings, off-loading."""

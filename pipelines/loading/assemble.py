@@ -1,0 +1,74 @@
+"""A pipeline put together as its configuration asks: embeddings from disk instead of text encoders, blocks on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segquant_bench.pipelines.config.sections import ModelConfig
+from segquant_bench.pipelines.loading.blocks import empty_module, offloaded_denoiser
+from segquant_bench.pipelines.loading.components import pin_device
+from segquant_bench.pipelines.loading.embeddings import Embeddings, encode_prompts
+from segquant_bench.pipelines.loading.files import read_index, resolve_part
+from segquant_bench.pipelines.loading.models import (
+    denoiser_in_index,
+    diffusers_class,
+    load_pipeline,
+    resolve_device,
+    text_components,
+)
+
+
+def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str], folder: Path) -> None:
+    """Encode `prompts` with the pipeline's text encoders, which are loaded and released; nothing else is loaded.
+
+    Args:
+        config: of the model.
+        directory: of the pipeline.
+        prompts: all that will be asked for.
+        folder: to make; see `embeddings.encode_prompts`.
+    """
+    given = _empty_components(config, directory)
+    pipeline = load_pipeline(config, directory, given)
+    pin_device(pipeline, resolve_device(config.device))
+    encode_prompts(pipeline, prompts, config.call.arguments(), folder)
+
+
+def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
+    """Everything of the pipeline that diffusers has a model class for, without weights."""
+    dtype, empty = getattr(torch, config.dtype), {}
+    for name, entry in read_index(directory).items():
+        folder = directory / name
+        if isinstance(entry, list) and entry[0] == "diffusers" and (folder / "config.json").is_file():
+            empty[name] = empty_module(diffusers_class(entry[1], f"the class of {name}"), folder, dtype)
+    for name, part in config.parts.items():
+        kind = diffusers_class(part.kind, f"model.parts.{name}.kind")
+        empty[name] = empty_module(kind, resolve_part(name, part), dtype)
+    return empty
+
+
+def assemble(config: ModelConfig, directory: Path, embeddings: Path | None) -> Any:
+    """The unquantized pipeline, ready to sample.
+
+    Args:
+        config: of the model.
+        directory: of the pipeline.
+        embeddings: what `write_embeddings` wrote, to be used instead of text encoders; None loads those.
+
+    Raises:
+        PipelineError: as `load_pipeline`; a denoiser that cannot be offloaded.
+    """
+    index, given = read_index(directory), {}
+    if embeddings is not None:
+        given |= text_components(index)
+    if config.offload == "blocks":
+        given[denoiser_in_index(index, config.denoiser)] = offloaded_denoiser(config, directory).model
+    pipeline = load_pipeline(config, directory, given)
+    if config.offload == "blocks":
+        pin_device(pipeline, resolve_device(config.device))
+    if embeddings is not None:
+        Embeddings(embeddings).use(pipeline)
+    return pipeline

@@ -1,0 +1,125 @@
+"""What is not where it runs: components that wait in main memory, denoisers whose blocks are read from disk as they
+run, modules without any weights at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+
+import segquant
+from segquant import Method, QuantizationError
+from segquant.offload.quantize import quantize_offloaded_
+from segquant.offload.weights import FileWeights, Offloaded
+from segquant_bench.pipelines.config.sections import ModelConfig
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loading.files import weight_files
+from segquant_bench.pipelines.loading.models import denoiser_class, resolve_device
+from segquant_bench.pipelines.runtime.progress import progress_bar
+
+
+def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A diffusers model as its config.json says, parameters on the meta device, buffers as they are initialised.
+
+    Args:
+        kind: its class; a class that diffusers has split up gives the one that it became.
+        folder: with config.json.
+        dtype: of the parameters.
+    """
+    config = kind.load_config(folder)
+    kind = _successor(kind, config)
+    with _default_dtype(dtype), init_empty_weights():
+        return kind.from_config(config).eval()
+
+
+def _successor(kind: Any, config: dict[str, Any]) -> Any:
+    from diffusers.models.model_loading_utils import _CLASS_REMAPPING_DICT, _fetch_remapped_cls_from_config
+
+    return _fetch_remapped_cls_from_config(config, kind) if kind.__name__ in _CLASS_REMAPPING_DICT else kind
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """As diffusers builds its models: what the constructor makes has the dtype that the weights will have."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
+    """The denoiser of a pipeline directory with its blocks on disk; the same numbers as if it were loaded whole.
+
+    Raises:
+        PipelineError: a weight is missing or of another shape, or the denoiser has no blocks.
+    """
+    kind, folder = denoiser_class(config, directory)
+    dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
+    model = empty_module(kind, folder, dtype)
+    try:
+        weights = FileWeights(weight_files(folder, config.variant))
+        weights.check(name for name, _ in model.named_parameters())
+        _fill_buffers(model, weights, dtype)
+        _keep_precise(model)
+        return Offloaded(model, weights, device)
+    except QuantizationError as error:
+        raise PipelineError(f"{folder} cannot be offloaded: {one_line(error)}; set model.offload=none") from error
+
+
+def _is_precise(model: nn.Module, name: str) -> bool:
+    """Whether the model's class wants a tensor in float32 whatever the rest is in, as from_pretrained does it."""
+    return bool(set(getattr(model, "_keep_in_fp32_modules", None) or ()) & set(name.split(".")))
+
+
+def _fill_buffers(model: nn.Module, weights: FileWeights, dtype: torch.dtype) -> None:
+    """Buffers that the files hold (position tables) are read; others are as the constructor made them."""
+    stored = [name for name, _ in model.named_buffers() if name in weights]
+    for name, tensor in weights(stored).items():
+        owner, _, key = name.rpartition(".")
+        wanted = torch.float32 if _is_precise(model, name) else dtype
+        model.get_submodule(owner)._buffers[key] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+
+
+def _keep_precise(model: nn.Module) -> None:
+    """Make the empty parameters that are to be float32 so."""
+    for name, parameter in list(model.named_parameters()):
+        if _is_precise(model, name):
+            owner, _, key = name.rpartition(".")
+            empty = torch.empty_like(parameter, dtype=torch.float32)
+            model.get_submodule(owner)._parameters[key] = nn.Parameter(empty, requires_grad=False)
+
+
+def quantize_from_disk(
+    config: ModelConfig, directory: Path, method: Method, batches: Iterable[Any], label: str
+) -> nn.Module:
+    """The quantized denoiser, made block by block: one block's float weights are in memory at a time.
+
+    Returns:
+        it, in main memory, in evaluation mode.
+    """
+    with progress_bar(label) as progress:
+        offloaded = offloaded_denoiser(config, directory)
+        return drop_cached_weights_(quantize_offloaded_(offloaded, method, batches, progress=progress)).to("cpu")
+
+
+def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
+    """A stored quantized denoiser, read without ever making float weights, in evaluation mode in main memory."""
+    kind, source = denoiser_class(config, directory)
+    model = empty_module(kind, source, getattr(torch, config.dtype))
+    return drop_cached_weights_(segquant.load_quantized(folder, model))
+
+
+def drop_cached_weights_(model: nn.Module) -> nn.Module:
+    """Let quantized layers make their float weights anew whenever they run: slower, and the memory of one layer."""
+    for module in model.modules():
+        if isinstance(module, segquant.QuantLinear):
+            module.keep_dequantized = False
+    return model

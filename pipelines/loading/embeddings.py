@@ -1,0 +1,198 @@
+"""Prompt embeddings computed once: what `encode_prompt` returns for every prompt, kept on disk, handed to a pipeline
+that has no text encoders.
+
+Every prompt is encoded by itself, so its embedding does not depend on what it is batched with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from segquant_bench.pipelines.errors import PipelineError
+
+INDEX = "embeddings.json"
+SHARD = 64
+"""Prompts in a file."""
+_PLACES = ("device",)
+"""Arguments of `encode_prompt` that do not change what it returns."""
+
+
+class _EncodedError(Exception):
+    """The pipeline goes on to its latents: all text is encoded."""
+
+
+def encode_prompts(pipeline: Any, prompts: Sequence[str], call: Mapping[str, Any], folder: Path) -> None:
+    """Write what the pipeline's `encode_prompt` returns for each of `prompts`, called as the pipeline calls it.
+
+    Args:
+        pipeline: with text encoders; its denoiser and ControlNet are not run and need no weights.
+        prompts: texts; repeated ones are encoded once.
+        call: further arguments of the pipeline.
+        folder: to make: safetensors files of `SHARD` prompts, and embeddings.json.
+
+    Raises:
+        PipelineError: the pipeline has no `encode_prompt`, or one that takes or returns what cannot be stored.
+    """
+    if not hasattr(pipeline, "encode_prompt"):
+        raise PipelineError(
+            f"{type(pipeline).__name__} has no encode_prompt, so there are no prompt embeddings to compute beforehand; "
+            "set model.embeddings=live"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    recorder = _Recorder(pipeline)
+    files: dict[str, str] = {}
+    for number, shard in enumerate(_shards(list(dict.fromkeys(prompts)))):
+        tensors: dict[str, torch.Tensor] = {}
+        for prompt in shard:
+            _until_latents(pipeline, recorder, prompt, call)
+            for name, tensor in recorder.take().items():
+                if name not in files:
+                    files[name], tensors[name] = f"{number:05d}.safetensors", tensor
+        if tensors:
+            save_file(tensors, folder / f"{number:05d}.safetensors")
+    record = {"entries": recorder.entries, "files": files}
+    (folder / INDEX).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def _shards(prompts: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(prompts), SHARD):
+        yield prompts[start : start + SHARD]
+
+
+def _until_latents(pipeline: Any, recorder: _Recorder, prompt: str, call: Mapping[str, Any]) -> None:
+    """Call the pipeline up to where it prepares its latents or control pictures."""
+    stops = {name: _stop for name in dir(type(pipeline)) if name.startswith("prepare_")}
+    vars(pipeline).update(stops, encode_prompt=recorder)
+    try:
+        pipeline(prompt=[prompt], output_type="latent", **call)
+    except _EncodedError:
+        return
+    finally:
+        for name in (*stops, "encode_prompt"):
+            vars(pipeline).pop(name, None)
+    raise PipelineError(
+        f"{type(pipeline).__name__} prepares no latents of its own, so its text cannot be encoded by itself; set "
+        "model.embeddings=live"
+    )
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise _EncodedError
+
+
+class _Recorder:
+    """Stands for a pipeline's `encode_prompt`, and keeps what that returns."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.encode = pipeline.encode_prompt
+        self.entries: dict[str, list[list[Any] | None]] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        (key,) = _keys(self.encode, args, kwargs)
+        result = self.encode(*args, **kwargs)
+        self.entries[key] = [self._keep(value) for value in _sequence(result)]
+        return result
+
+    def _keep(self, value: Any) -> list[Any] | None:
+        if value is None:
+            return None
+        tensor = value.detach().cpu().contiguous()
+        raw = tensor.view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
+        digest = hashlib.sha256(raw.numpy().tobytes() + str((tensor.dtype, tensor.shape)).encode()).hexdigest()[:24]
+        self._tensors[digest] = tensor.clone()
+        return [digest, tensor.ndim > 0 and tensor.shape[0] == 1]
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """The tensors since the last time, by the hash of their content."""
+        found, self._tensors = self._tensors, {}
+        return found
+
+
+def _sequence(result: Any) -> tuple[Any, ...]:
+    values = result if isinstance(result, tuple) else (result,)
+    for value in values:
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise PipelineError(
+                f"encode_prompt returns a {type(value).__name__} among its results, which cannot be stored; set "
+                "model.embeddings=live"
+            )
+    return values
+
+
+def _keys(encode: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """One key per prompt: a hash of all that its embedding depends on within a pipeline."""
+    arguments = dict(inspect.signature(encode).bind(*args, **kwargs).arguments)
+    arguments = {name: value for name, value in arguments.items() if name not in _PLACES and value is not None}
+    prompts = arguments.pop("prompt")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    per_prompt = {name: value for name, value in arguments.items() if name.startswith(("prompt", "negative_prompt"))}
+    keys = []
+    for index, prompt in enumerate(prompts):
+        own = {name: _item(value, index, len(prompts)) for name, value in per_prompt.items()}
+        try:
+            text = json.dumps([prompt, {**arguments, **own}], sort_keys=True)
+        except TypeError as error:
+            raise PipelineError(
+                f"encode_prompt is called with an argument that cannot be stored ({error}); set model.embeddings=live"
+            ) from error
+        keys.append(hashlib.sha256(text.encode()).hexdigest()[:24])
+    return keys
+
+
+def _item(value: Any, index: int, count: int) -> Any:
+    return value[index] if isinstance(value, list) and len(value) == count else value
+
+
+class Embeddings:
+    """What `encode_prompts` stored, read as it is needed.
+
+    Args:
+        folder: as given to `encode_prompts`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        self.folder, self.entries, self.files = folder, record["entries"], record["files"]
+
+    def use(self, pipeline: Any) -> None:
+        """Let the pipeline look its prompts up instead of encoding them; it needs no text encoders then."""
+        encode = type(pipeline).encode_prompt.__get__(pipeline)
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            keys = _keys(encode, args, kwargs)
+            if any(key not in self.entries for key in keys):
+                raise PipelineError(
+                    f"a prompt of {type(pipeline).__name__} has no embedding in {self.folder}: it was not among those "
+                    "that were encoded, or was with other arguments; set model.embeddings=live"
+                )
+            return self._collated([self.entries[key] for key in keys], pipeline._execution_device)
+
+        pipeline.encode_prompt = encode_prompt
+
+    def _collated(self, rows: list[list[Any]], device: torch.device) -> Any:
+        """The results for several prompts as `encode_prompt` returns them; what has no row per prompt is shared."""
+        results = []
+        for column in zip(*rows, strict=True):
+            if column[0] is None:
+                results.append(None)
+            elif column[0][1]:
+                results.append(torch.cat([self._tensor(name) for name, _ in column]).to(device))
+            elif len({name for name, _ in column}) > 1:
+                raise PipelineError("prompts whose embeddings differ in length cannot share a batch; set batch_size=1")
+            else:
+                results.append(self._tensor(column[0][0]).to(device))
+        return tuple(results) if len(results) > 1 else results[0]
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        with safe_open(self.folder / self.files[name], framework="pt") as file:
+            return file.get_tensor(name).clone()

@@ -1,0 +1,249 @@
+"""Where a model's files are, whether they are whole, and how many bytes their weights take."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.runtime.digests import tree_digest
+from segquant_bench.pipelines.runtime.paths import ZOO
+
+log = logging.getLogger(__name__)
+
+_WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
+
+
+def resolve_directory(config: ModelConfig) -> Path:
+    """The pipeline's directory on this machine, downloaded from the hub if only `repo` is given.
+
+    Raises:
+        PipelineError: no such directory, no diffusers pipeline in it, files missing or truncated, no network.
+    """
+    directory = Path(config.path) if config.path is not None else _download(config, "model")
+    check_directory(directory, config.variant)
+    return directory
+
+
+def resolve_part(name: str, part: PartConfig) -> Path:
+    """The directory of a component that lies elsewhere, downloaded if only `repo` is given, and whole.
+
+    Raises:
+        PipelineError: as `resolve_directory`.
+    """
+    directory = Path(part.path) if part.path is not None else _download(part, f"model.parts.{name}")
+    if not (directory / "config.json").is_file():
+        help_text = _again(directory, f"set model.parts.{name}.path to the folder that has")
+        raise PipelineError(f"{directory} is no {part.kind}, it has no config.json; {help_text}")
+    _check_weights(directory, part.kind, part.variant, f"model.parts.{name}")
+    return directory
+
+
+def _download(config: ModelConfig | PartConfig, key: str) -> Path:
+    try:
+        return _from_hub(config)
+    except (OSError, ValueError, RuntimeError) as error:
+        from segquant_bench.pipelines.config.explain import not_had
+
+        raise PipelineError(not_had(config, key, error)) from error
+
+
+def _from_hub(config: ModelConfig | PartConfig) -> Path:
+    if isinstance(config, PartConfig):
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns))
+    from diffusers import DiffusionPipeline
+
+    quieten()
+    found = DiffusionPipeline.download(
+        config.repo, revision=config.revision, variant=config.variant, use_safetensors=True
+    )
+    return Path(found)
+
+
+def quieten() -> None:
+    """Leave it to errors to say what is wrong: no warnings and progress bars of diffusers and transformers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for module in (diffusers_logging, transformers_logging):
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+
+
+def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
+    """How to come by what is missing from a folder; the small pipelines of this repository are trained, not fetched."""
+    directory = directory.resolve()
+    if directory == ZOO or not directory.is_relative_to(ZOO):
+        return otherwise
+    from segquant_bench.pipelines.runtime.paths import FAMILIES
+
+    folder = directory.relative_to(ZOO).parts[0]
+    family = next((family for family, name in FAMILIES.items() if name == folder), None)
+    return otherwise if family is None else f"`python -m segquant_bench.pipelines.zoo.train --family {family}` makes it"
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """The parsed model_index.json of a pipeline directory."""
+    help_text = "set model.path to the folder that holds a diffusers pipeline's model_index.json"
+    if not directory.is_dir():
+        raise PipelineError(f"model directory {directory} does not exist; {_again(directory, help_text)}")
+    file = directory / "model_index.json"
+    if not file.is_file():
+        raise PipelineError(f"{directory} is no diffusers pipeline, it has no model_index.json; {help_text}")
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise PipelineError(f"{file} names no pipeline class (_class_name); {help_text}")
+    return index
+
+
+def components(index: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Name and class of every component that a model_index.json lists; the class of an empty one is None."""
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2:
+            yield name, entry[1]
+
+
+def check_directory(directory: Path, variant: str | None = None) -> None:
+    """Refuse a directory that from_pretrained would stumble over, with a component or part of one missing."""
+    for name, class_name in components(read_index(directory)):
+        if class_name is None:
+            continue
+        folder = directory / name
+        if not folder.is_dir():
+            raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); {_again(directory)}")
+        if any(word in name for word in _WEIGHTLESS):
+            continue
+        _check_weights(folder, class_name, variant)
+
+
+def _check_weights(folder: Path, class_name: str, variant: str | None, key: str = "model") -> None:
+    files = list(weight_files(folder, variant))
+    if not files:
+        from segquant_bench.pipelines.config.explain import pickles_only
+
+        told = pickles_only(sorted(file.name for file in folder.glob("*.bin")), key)
+        raise PipelineError(f"{folder} has no safetensors file for {class_name}{told or f'; {_again(folder)}'}")
+    for file in files:
+        check_safetensors(file)
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors of a component, of the variant if it has any; for sharded weights those that its index names."""
+    for middle in (f".{variant}", "") if variant else ("",):
+        indexes = sorted(folder.glob(f"*.safetensors.index{middle}.json"))
+        if indexes:
+            maps = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indexes]
+            return [folder / name for name in sorted({file for each in maps for file in each.values()})]
+        files = [file for file in sorted(folder.glob("*.safetensors")) if _middle(file) == middle]
+        if files:
+            return files
+    return []
+
+
+def _middle(file: Path) -> str:
+    """What a file's name says of its variant: ".fp16" of model.fp16.safetensors."""
+    return "".join(file.stem.partition(".")[1:])
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a missing or truncated safetensors file: its header says how long it must be."""
+    start, header = _header(file)
+    expected = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    size = file.stat().st_size
+    if size != expected:
+        raise PipelineError(f"{file} is truncated, it has {size} of {expected} bytes; fetch the model again")
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's data begins, and dtype, shape and place of its tensors by name."""
+    if not file.is_file():
+        raise PipelineError(f"{file} is missing; fetch the model again")
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("header longer than the file")
+            header = json.loads(stream.read(length))
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        if any(not {"shape", "data_offsets"} <= entry.keys() for entry in tensors.values()):
+            raise ValueError("an entry without its place")
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PipelineError(
+            f"{file} is no whole safetensors file, its header cannot be read; fetch the model again"
+        ) from error
+    return 8 + length, tensors
+
+
+def weight_bytes(folder: Path, variant: str | None, item: int) -> int:
+    """Bytes that the weights of a component take once loaded at `item` bytes a value."""
+    headers = (_header(file)[1] for file in weight_files(folder, variant))
+    return sum(prod(entry["shape"]) * item for header in headers for entry in header.values())
+
+
+def component_bytes(directory: Path, variant: str | None, item: int, without: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of every component of a pipeline directory that has weights, but those named in `without`."""
+    named = (name for name, kind in components(read_index(directory)) if kind is not None and name not in without)
+    found = {name: weight_bytes(directory / name, variant, item) for name in named if (directory / name).is_dir()}
+    return {name: size for name, size in found.items() if size}
+
+
+def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any], device: str, denoiser: str) -> None:
+    """Refuse to load what cannot fit into memory, before anything is read; say how much is needed.
+
+    Args:
+        config: of the model.
+        directory: of the pipeline.
+        without: components, and parts that lie elsewhere, that are not loaded.
+        device: where the pipeline runs.
+        denoiser: name of that component.
+    """
+    import torch
+
+    from segquant.modules.memory import free_bytes
+
+    sizes = _loaded_bytes(config, directory, without, getattr(torch, config.dtype).itemsize)
+    wanted = [(device, sizes)]
+    if config.offload == "components" and device != "cpu":
+        steps = {denoiser, *config.parts}  # they take turns at every step, so all of them stay
+        alone = [{name: size} for name, size in sizes.items() if name not in steps]
+        together = {name: size for name, size in sizes.items() if name in steps}
+        wanted = [("cpu", sizes), *((device, each) for each in (together, *alone))]
+    for place, there in wanted:
+        needed, free = sum(there.values()), free_bytes(torch.device(place))
+        if free is None:
+            continue
+        if needed > free:
+            from segquant_bench.pipelines.config.explain import no_room
+
+            raise PipelineError(no_room(config, there, free, place, denoiser))
+        if config.offload == "none" and denoiser in sizes and needed + sizes[denoiser] > free:
+            log.warning(
+                "model %s leaves %.1f GB free on %s, and quantizing its %s needs %.1f GB for a copy beside it, which "
+                "model.offload=blocks does without",
+                config.name, (free - needed) / 1e9, place, denoiser, sizes[denoiser] / 1e9,
+            )  # fmt: skip
+
+
+def _loaded_bytes(config: ModelConfig, directory: Path, without: Mapping[str, Any], item: int) -> dict[str, int]:
+    sizes = component_bytes(directory, config.variant, item, {**without, **config.parts})
+    for name, part in config.parts.items():
+        if name not in without:
+            sizes[name] = weight_bytes(resolve_part(name, part), part.variant, item)
+    return sizes
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of a pipeline's weights and configurations, wherever it lies; the model card is not in it."""
+    return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))

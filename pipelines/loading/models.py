@@ -1,0 +1,243 @@
+"""Load a diffusers pipeline by configuration, from a local directory or the hub, and find its denoiser."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segquant_bench.pipelines.config.sections import ModelConfig
+from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.loading.components import offload_components
+from segquant_bench.pipelines.loading.files import (
+    check_directory,
+    check_room,
+    check_safetensors,
+    components,
+    fingerprint,
+    quieten,
+    read_index,
+    resolve_directory,
+    resolve_part,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+__all__ = [
+    "check_directory",
+    "check_safetensors",
+    "denoiser_in_index",
+    "denoiser_name",
+    "diffusers_class",
+    "fingerprint",
+    "load_denoiser",
+    "load_pipeline",
+    "read_index",
+    "resolve_device",
+    "resolve_directory",
+    "text_components",
+]
+
+log = logging.getLogger(__name__)
+
+DENOISERS = ("transformer", "unet")
+_LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError)
+"""What from_pretrained raises for files that it cannot load."""
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" is "cuda" where a CUDA device is usable, else "cpu"; anything else must be usable as it is."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(
+            f"model.device={device!r} cannot be used here ({one_line(error)}); set model.device=cpu"
+        ) from error
+    return device
+
+
+def text_components(index: Mapping[str, Any]) -> dict[str, None]:
+    """The text encoders of a pipeline, by its parsed model_index.json, as arguments that leave them out."""
+    return {name: None for name, kind in components(index) if "text_encoder" in name and kind is not None}
+
+
+def load_pipeline(
+    config: ModelConfig, directory: Path, given: Mapping[str, Any] | None = None, *, place: bool = True
+) -> DiffusionPipeline:
+    """The pipeline of `directory` in `config.dtype` on `config.device`, quiet, in evaluation mode.
+
+    Args:
+        config: with `pipeline`, `parts` and `scheduler` in place of the directory's own.
+        directory: checked, see `resolve_directory`.
+        given: components to use instead of loading them; None leaves one out. Those that the index leaves empty
+            (SD3 without its third text encoder) are passed on as None, which from_pretrained asks for.
+        place: move it to the device, as `config.offload` says.
+
+    Raises:
+        PipelineError: it has no such denoiser, diffusers cannot load it, it takes other arguments than `config.call`
+            has, or it does not fit into the device's memory.
+    """
+    import torch
+
+    quieten()
+    index = read_index(directory)
+    parts = {name: [part.kind, part.kind] for name, part in config.parts.items()}
+    denoiser = denoiser_in_index({**index, **parts}, config.denoiser)
+    empty = {name: None for name, kind in components(index) if kind is None}
+    given = {**empty, **(given or {})}
+    device = resolve_device(config.device)
+    check_room(config, directory, given, device, denoiser)
+    loaded = {name: _load_part(name, config) for name in config.parts if name not in given}
+    try:
+        pipeline = _pipeline_class(config).from_pretrained(
+            directory,
+            dtype=getattr(torch, config.dtype),
+            variant=config.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **loaded,
+            **given,
+        )
+    except _LOADING as error:
+        raise _not_loaded(directory, error) from error
+    pipeline.set_progress_bar_config(disable=True)
+    check_call(pipeline, config)
+    _set_scheduler(pipeline, config)
+    return _placed(pipeline, config, device, given) if place else pipeline
+
+
+def _not_loaded(folder: Path, error: Exception) -> PipelineError:
+    from segquant_bench.pipelines.config.explain import memory_message
+
+    return PipelineError(memory_message(error) or f"diffusers cannot load {folder}: {one_line(error)}")
+
+
+def diffusers_class(name: str, key: str) -> Any:
+    """A class of diffusers, or a pipeline of ours, by its name."""
+    import diffusers
+
+    from segquant_bench.pipelines.loading import class_prompts
+
+    found = getattr(class_prompts, name, None) or getattr(diffusers, name, None)
+    if not inspect.isclass(found) or not hasattr(found, "load_config"):
+        kinds = [item for item in dir(diffusers) if item.endswith(("Pipeline", "Model", "Scheduler"))]
+        raise PipelineError(f"{key}={name} is no class of diffusers; {nearest(name, kinds)}")
+    return found
+
+
+def _pipeline_class(config: ModelConfig) -> Any:
+    return diffusers_class(config.pipeline or "DiffusionPipeline", "model.pipeline")
+
+
+def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
+    import torch
+
+    part = config.parts[name]
+    folder, kind = resolve_part(name, part), diffusers_class(part.kind, f"model.parts.{name}.kind")
+    return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
+
+
+def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+    try:
+        return kind.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+    except _LOADING as error:
+        raise _not_loaded(folder, error) from error
+
+
+def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
+    """The configured scheduler, made from the settings of the shipped one."""
+    if config.scheduler is None and not config.scheduler_settings:
+        return
+    kind = type(pipeline.scheduler)
+    if config.scheduler is not None:
+        kind = diffusers_class(config.scheduler, "model.scheduler")
+    known = inspect.signature(kind.__init__).parameters
+    for key in config.scheduler_settings:
+        if key not in known:
+            hint = nearest(key, set(known) - {"self"})
+            raise PipelineError(f"{kind.__name__} takes no {key!r} (model.scheduler_settings.{key}); {hint}")
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
+
+
+def _placed(
+    pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
+) -> DiffusionPipeline:
+    """The pipeline on its device. Components that were given are where their owner wants them."""
+    import torch
+
+    if config.offload == "components":
+        offload_components(pipeline, device, [name for name, part in given.items() if part is not None])
+        return pipeline
+    for name, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and given.get(name) is None:
+            module.to(device)
+    return pipeline
+
+
+def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
+    """Refuse an argument in `model.call` that the pipeline's `__call__` does not take."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    for key in config.call.arguments():
+        if key not in known:
+            name = type(pipeline).__name__
+            raise PipelineError(f"{name} takes no {key!r} (model.call.{key}); {nearest(key, set(known) - {'self'})}")
+
+
+def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
+    """The attribute of the denoiser: `name` if given, else "transformer" or "unet", whichever is there."""
+    import torch
+
+    parts = pipeline.components.items()
+    modules = [key for key, value in parts if isinstance(value, torch.nn.Module)]
+    return _denoiser_among(type(pipeline).__name__, modules, name)
+
+
+def denoiser_in_index(index: Mapping[str, Any], name: str | None) -> str:
+    """As `denoiser_name`, of a pipeline that is not loaded, by its parsed model_index.json."""
+    weightless = ("scheduler", "tokenizer", "feature_extractor", "processor")
+    modules = [
+        part for part, kind in components(index) if kind is not None and not any(word in part for word in weightless)
+    ]
+    return _denoiser_among(str(index["_class_name"]), modules, name)
+
+
+def _denoiser_among(pipeline: str, modules: Collection[str], name: str | None) -> str:
+    for candidate in (name,) if name else DENOISERS:
+        if candidate in modules:
+            return candidate
+    wanted = name or " or ".join(DENOISERS)
+    raise PipelineError(
+        f"{pipeline} has no denoiser {wanted!r}; set model.denoiser to one of " + (", ".join(modules) or "(none here)")
+    )
+
+
+def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
+    """The denoiser alone, in `config.dtype` on `config.device`, in evaluation mode.
+
+    Raises:
+        PipelineError: the pipeline names no denoiser, or diffusers cannot load it or does not know its class.
+    """
+    import torch
+
+    kind, folder = denoiser_class(config, directory)
+    quieten()
+    others = dict.fromkeys(name for name, _ in components(read_index(directory)) if name != folder.name)
+    device = resolve_device(config.device)
+    check_room(config, directory, {**others, **config.parts}, device, folder.name)
+    return _load_module(kind, folder, config.variant, getattr(torch, config.dtype)).to(device).eval()
+
+
+def denoiser_class(config: ModelConfig, directory: Path) -> tuple[Any, Path]:
+    """The denoiser's class and its folder in a pipeline directory."""
+    index = read_index(directory)
+    name = denoiser_in_index(index, config.denoiser)
+    kind = diffusers_class(index[name][1], f"the class of {name} in {directory / 'model_index.json'}")
+    return kind, directory / name

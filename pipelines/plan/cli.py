@@ -1,0 +1,114 @@
+"""`segquant-plan model=NAME`: what the graph says of a model, and what quantizing it would cost. Needs no weights."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from segquant_bench.pipelines.main import EXIT_FAILED, EXIT_INTERRUPTED, user_message
+
+if TYPE_CHECKING:
+    from segquant_bench.pipelines.plan.sizes import ComponentPlan
+
+SCHEMA = 1
+_EXAMPLES = """\
+models:
+  segquant-plan model=flux1_dev
+  segquant-plan model=sd3_canny 'quantize=[denoiser,controlnet]'
+  segquant-plan model.path=/data/my-pipeline          its own config.json, weights are not looked at
+  segquant-plan model.repo=OWNER/NAME
+  segquant-plan model.target=my.module:build          build() returns a module, or (module, keyword arguments)
+
+methods: quantizer=NAME and quantizer.KEY=VALUE as in segquant, precisions=[w8a8_tensor,w4a8]
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The quantizer's name, whether it takes convolutions too, and a plan for each component."""
+
+    quantizer: str
+    convolutions: bool
+    components: tuple[ComponentPlan, ...]
+
+
+def plan(overrides: Sequence[str]) -> Plan:
+    """The plan of a command line.
+
+    Raises:
+        PipelineError, QuantizationError, HydraException: see `segquant_bench.pipelines.main.user_message`.
+    """
+    from segquant_bench.pipelines.plan.config import compose_plan, methods_of
+    from segquant_bench.pipelines.plan.sizes import component_plan
+    from segquant_bench.pipelines.plan.source import sources
+
+    config = compose_plan(overrides)
+    methods = methods_of(config)
+    name = config.quantizer.get("name") or config.quantizer["_target_"].rpartition(".")[2]
+    convolutions = any(method.convolutions for method in methods.values() if not isinstance(method, str))
+    plans = (component_plan(source, methods, config.model.dtype) for source in sources(config))
+    return Plan(name, convolutions, tuple(plans))
+
+
+def as_json(found: Plan) -> dict[str, Any]:
+    """What --json prints."""
+    return {"schema": SCHEMA, **dataclasses.asdict(found)}
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from segquant_bench.pipelines.plan.text import render
+
+    found = plan(arguments.overrides)
+    if arguments.json:
+        print(json.dumps(as_json(found), indent=1, allow_nan=False))
+        return
+    pages = (
+        render(each, found.quantizer, convolutions=found.convolutions, layers=arguments.layers)
+        for each in found.components
+    )
+    print("\n\n\n".join(pages))
+
+
+def _quieten() -> None:
+    """Leave the terminal to the plan and to our own warnings."""
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # for those who maintain diffusers classes
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+def main() -> None:
+    """Console script: exit 0 and the plan on stdout, or 1 and one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="segquant-plan",
+        description="Print how a model's layers would be cut and quantized, from its configuration alone.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as on segquant's command line")
+    parser.add_argument("--layers", action="store_true", help="add a line for each layer")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, layers included")
+    arguments = parser.parse_intermixed_args()
+    try:
+        _quieten()
+        _show(arguments)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"segquant-plan: {message}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

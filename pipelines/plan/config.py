@@ -1,0 +1,137 @@
+"""What `segquant-plan` takes: the model, quantizer and quantize of a run, and models that no run could load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from segquant_bench.pipelines.architectures import architecture_names
+from segquant_bench.pipelines.config.quantizer import build_quantizer
+from segquant_bench.pipelines.config.schema import DENOISER
+from segquant_bench.pipelines.config.schema import register as register_run
+from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig, PrecisionConfig
+from segquant_bench.pipelines.errors import PipelineError, nearest, one_of
+from segquant_bench.pipelines.runtime.paths import CONF
+
+_GROUP = "model="
+
+
+@dataclass
+class PlanModel(ModelConfig):
+    """The model of a run, or one without weights.
+
+    Besides the keys of a run: `architecture` names a shipped configuration; `target` MODULE:FUNCTION that returns a
+    module, or a module and the keyword arguments of its forward; `inputs` the shapes of these arguments where they
+    are not known, {hidden_states: [1, 16, 64, 64]}. `dtype` is that of the model before quantization.
+    """
+
+    name: str = "model"
+    dtype: str = "bfloat16"
+    architecture: str | None = None
+    target: str | None = None
+    inputs: Any = None
+
+    def __post_init__(self) -> None:
+        """A plan needs no weights; `compose_plan` checks what it needs."""
+
+
+@dataclass
+class PlanConfig:
+    """One plan; `precisions` are those at which sizes are estimated, all of them if empty."""
+
+    model: PlanModel = field(default_factory=PlanModel)
+    quantizer: Any = MISSING
+    quantize: list[str] = field(default_factory=lambda: [DENOISER])
+    precisions: list[str] = field(default_factory=list)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+
+
+def model_names() -> tuple[str, ...]:
+    """What `model=` takes: options of conf/model, and shipped configurations that no run can generate with."""
+    options = {path.stem for path in (CONF / "model").glob("*.yaml")}
+    return tuple(sorted(options | set(architecture_names())))
+
+
+def compose_plan(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a command line; `model=NAME` of a shipped configuration without an option reads that.
+
+    Raises:
+        PipelineError: no model, more than one, or a value that no plan can have.
+    """
+    _register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("plan", overrides=[_named(override) for override in overrides])
+    _check(config)
+    return config
+
+
+def _register() -> None:
+    register_run()
+    ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
+
+
+def _named(override: str) -> str:
+    if not override.startswith(_GROUP):
+        return override
+    name = override.removeprefix(_GROUP)
+    if name not in model_names():
+        raise PipelineError(f"model={name} is no model; {nearest(name, model_names())}")
+    return override if (CONF / "model" / f"{name}.yaml").is_file() else f"model.architecture={name}"
+
+
+def _check(config: DictConfig) -> None:
+    from segquant import PRECISIONS
+
+    model = config.model
+    keys = ("path", "repo", "architecture", "target")
+    named = [f"model.{key}={model[key]}" for key in keys if model[key] is not None]
+    if not named:
+        raise PipelineError(
+            f"there is no model to plan; give model=NAME ({', '.join(model_names())}), model.path=DIRECTORY, "
+            "model.repo=OWNER/NAME or model.target=MODULE:FUNCTION"
+        )
+    if len(named) > 1 and set(named) != {f"model.path={model.path}", f"model.repo={model.repo}"}:
+        raise PipelineError(f"more than one model is named, {' and '.join(named)}; leave all but one out")
+    one_of("model.dtype", model.dtype, DTYPES)
+    for name in config.precisions:
+        one_of("precisions", name, PRECISIONS)
+    if not config.quantize or len(set(config.quantize)) < len(config.quantize):
+        raise PipelineError(f"quantize={list(config.quantize)} must name every component once, for example [denoiser]")
+
+
+def methods_of(config: DictConfig) -> dict[str, Any]:
+    """The quantizer's `Method` at each precision, and the sentence why not where it refuses one.
+
+    Raises:
+        PipelineError: the quantizer is another tool, decides by data, refuses all precisions, or has bad values.
+    """
+    from segquant import PRECISIONS, Method
+
+    found: dict[str, Method | str] = {}
+    for name in config.precisions or PRECISIONS:
+        config.precision.name = name
+        quantizer = OmegaConf.to_container(config.quantizer, resolve=True)
+        assert isinstance(quantizer, Mapping)
+        _check_quantizer(quantizer)
+        try:
+            found[name] = build_quantizer(quantizer)
+        except PipelineError as error:
+            found[name] = str(error)
+    if all(isinstance(method, str) for method in found.values()):
+        raise PipelineError(str(next(iter(found.values()))))
+    return found
+
+
+def _check_quantizer(quantizer: Mapping[str, Any]) -> None:
+    package, _, name = str(quantizer["_target_"]).rpartition(".")
+    if package != "segquant.presets" or name in ("none", "auto"):
+        reason = "decides for every layer by data" if name == "auto" else "has no plan of ours"
+        raise PipelineError(
+            f"quantizer={name} {reason}; plan with a method of segquant.presets, for example quantizer=segquant_g"
+            + (", or with quantizer=plan and the plan.json of its run" if name == "auto" else "")
+        )

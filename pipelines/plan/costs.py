@@ -1,0 +1,153 @@
+"""What a method makes of each layer of a module: what it costs, or why it stays in floating point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from segquant import Method, QuantizationError, Segments, presets
+from segquant.auto.budget import layer_bytes, layer_operations
+from segquant.method.targets import control_cuts, layer_method, layer_methods, refuse_nothing, refuse_unmatched, targets
+from segquant.modules.layers import as_linear, taps_of
+from segquant.numerics.layout import Layout
+from segquant.solve.branch import choose_ranks
+from segquant.solve.lay_out import lay_out_layer
+
+LOW_RANK_ITEM = 2
+"""Bytes of a value of the low-rank branch, which stays at 16 bits."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer under a method: bytes, bytes when rounded to nearest, operations per row, those of DualScale."""
+
+    bytes: int
+    plain: int
+    operations: float
+    dual: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The layers of a module under a method.
+
+    Args:
+        found: cost of every layer that is quantized, by name.
+        left: of the others that are meant, why they are not.
+        unfit: those of `left` that `quantize_` refuses until they are skipped.
+    """
+
+    found: Mapping[str, LayerCost]
+    left: Mapping[str, str]
+    unfit: tuple[str, ...]
+
+
+def costs_of(
+    module: nn.Module,
+    layers: Mapping[str, nn.Module],
+    segments: Mapping[str, Segments],
+    method: Method,
+    precision: str,
+    item: int,
+) -> Costs:
+    """Costs by layer; convolutions only if the method takes them.
+
+    Args:
+        module: that holds the layers.
+        layers: its linears and convolutions.
+        segments: their cuts.
+        method: what is done to them.
+        precision: of the rounding to compare with.
+        item: bytes of a value that is not quantized.
+
+    Raises:
+        QuantizationError: what `quantize_` refuses of the method as a whole, a rank larger than a layer, and a method
+            that fits no layer.
+    """
+    _refuse(module, method)
+    meant = {name: layer for name, layer in layers.items() if method.convolutions or isinstance(layer, nn.Linear)}
+    methods = layer_methods({name: layer for name, layer in meant.items() if _groups(layer) == 1}, method)
+    cuts, plain = control_cuts(segments, methods), presets.rtn(precision)
+    found, left, unfit = {}, {}, []
+    for name, layer in meant.items():
+        if name not in methods:
+            left[name] = "left out by the quantizer" if _groups(layer) == 1 else "a grouped convolution"
+            continue
+        try:
+            layout = lay_out_layer(as_linear(layer), methods[name], cuts.get(name), name, taps_of(layer))
+        except QuantizationError as error:
+            left[name] = str(error)
+            unfit.append(name)
+            continue
+        found[name] = _cost(layer, layout, methods[name], plain, name, item)
+    if unfit and not found:
+        raise QuantizationError(left[unfit[0]])
+    return Costs(found, left, tuple(unfit))
+
+
+def _refuse(module: nn.Module, method: Method) -> None:
+    """What `quantize_` refuses before it looks at a layer."""
+    refuse_unmatched(module, method)
+    refuse_nothing(module, targets(module, method), method)
+
+
+def _groups(layer: nn.Module) -> int:
+    return getattr(layer, "groups", 1)
+
+
+def _cost(layer: nn.Module, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
+    """What one linear or ungrouped convolution costs.
+
+    A low-rank branch counts with the rank that the method allows: where output segments share it, data decides how
+    much of it each gets, and the whole is never larger.
+    """
+    bias = 0 if layer.bias is None else layer.bias.numel() * item
+    branch = _rank(layout, method, name) * (layout.in_features + layout.out_features)
+    signed = sum(size for size, dual in zip(layout.columns, layout.dual, strict=True) if dual)
+    return LayerCost(
+        bytes=layer_bytes(layout, bias) + branch * LOW_RANK_ITEM,
+        plain=_rounded(layer, plain, name, bias, item),
+        operations=layer_operations(layout) + branch,
+        dual=signed * layout.out_features,
+    )
+
+
+def _rank(layout: Layout, method: Method, name: str) -> int:
+    """Of the low-rank branch; refused as `quantize_` does. One branch needs no weight to choose it."""
+    whole = replace(layout, branches=(layout.out_features,))
+    return choose_ranks(torch.empty(0), torch.empty(0), whole, method, name)[0]
+
+
+def _rounded(layer: nn.Module, plain: Method, name: str, bias: int, item: int) -> int:
+    """Bytes when rounded to nearest; those in floating point where an override alone has a precision that fits."""
+    try:
+        simple = lay_out_layer(as_linear(layer), layer_method(plain, layer), None, name, taps_of(layer))
+    except QuantizationError:
+        return layer.weight.numel() * item + bias
+    return layer_bytes(simple, bias)
+
+
+def stored_bytes(module: nn.Module, item: int, without: Iterable[nn.Module] = ()) -> int:
+    """Bytes of parameters and buffers, shared ones once, with `item` for a floating-point value.
+
+    Args:
+        module: all of whose submodules count.
+        without: but these; what they share with others stays.
+    """
+    tensors = {id(tensor): tensor for tensor in _staying(module, {id(each) for each in without})}
+    return sum(
+        tensor.numel() * (item if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors.values()
+    )
+
+
+def _staying(module: nn.Module, seen: set[int]) -> Iterator[Tensor]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+    for child in module.children():
+        yield from _staying(child, seen)

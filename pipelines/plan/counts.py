@@ -1,0 +1,180 @@
+"""What the graph says of a model, in numbers: its layers, how they are cut, and how many rows go through them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from segquant import Segments
+from segquant.graph.capture.copies import device_of, example_copy, fake_copy, real_copy, tensors_in, unreal, with_values
+from segquant_bench.pipelines.errors import one_line
+
+log = logging.getLogger(__name__)
+
+LINEAR, CONV = "linear", "conv"
+_KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, LINEAR), (nn.Conv2d, CONV))
+_SIDES = ("output", "input", "none")
+_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """One linear or convolution.
+
+    Args:
+        name: of the module.
+        kind: "linear" or "conv".
+        shape: of its weight.
+        parameters: of weight and bias.
+        rows: input rows (of a convolution output pixels) in one call of the model; 0 if it is never called, None if
+            that could not be counted.
+        segments: what the graph says of it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    parameters: int
+    rows: int | None
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class CutKind:
+    """All layers that are cut in one way.
+
+    Args:
+        kind: "linear" or "conv".
+        side: "output" or "input", "none" for layers that are not cut.
+        sizes: of the pieces, in channels.
+        layers: how many.
+        parameters: theirs together.
+        bytes: theirs before quantization.
+        like: their names, with * for numbers.
+    """
+
+    kind: str
+    side: str
+    sizes: tuple[int, ...]
+    layers: int
+    parameters: int
+    bytes: int
+    like: tuple[str, ...]
+
+
+def layers_of(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Linears and convolutions with their kind, by first name; subclasses too."""
+    return {
+        name: (layer, kind) for name, layer in module.named_modules() for of, kind in _KINDS if isinstance(layer, of)
+    }
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Parameters of the module itself, not of its children."""
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+
+def layer_entries(
+    module: nn.Module, segments: Mapping[str, Segments], rows: Mapping[str, int] | None
+) -> tuple[LayerEntry, ...]:
+    """One entry for each linear and convolution, in the order of `named_modules`."""
+    return tuple(
+        LayerEntry(
+            name,
+            kind,
+            tuple(layer.weight.shape),
+            parameters_of(layer),
+            None if rows is None else rows[name],
+            segments.get(name, Segments()),
+        )
+        for name, (layer, kind) in layers_of(module).items()
+    )
+
+
+def like(name: str) -> str:
+    """A module's name with * for its numbers: what layers of all blocks have in common."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def alike(names: Iterable[str]) -> tuple[str, ...]:
+    """Names with * for the numbers in which like names differ: a block's index, but not the 2 of every ff.net.2."""
+    groups: dict[str, list[list[str]]] = {}
+    for name in names:
+        groups.setdefault(like(name), []).append(name.split("."))
+    return tuple(
+        ".".join(same[0] if len(set(same)) == 1 else "*" for same in zip(*group, strict=True))
+        for group in groups.values()
+    )
+
+
+def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
+    """Layers grouped by how they are cut: linears first; outputs, inputs, uncut; those with most parameters first.
+
+    A layer that is cut on both sides is in two groups.
+
+    Args:
+        layers: see `layer_entries`.
+        item: bytes of a parameter.
+    """
+    groups: dict[tuple[str, str, tuple[int, ...]], list[LayerEntry]] = {}
+    for layer in layers:
+        sides = [("output", layer.segments.output), ("input", layer.segments.input)]
+        for side, sizes in [(side, sizes) for side, sizes in sides if sizes] or [("none", ())]:
+            groups.setdefault((layer.kind, side, sizes), []).append(layer)
+    found = []
+    for (kind, side, sizes), members in groups.items():
+        parameters = sum(layer.parameters for layer in members)
+        names = alike(layer.name for layer in members)
+        found.append(CutKind(kind, side, sizes, len(members), parameters, parameters * item, names))
+    return tuple(sorted(found, key=lambda each: (each.kind != LINEAR, _SIDES.index(each.side), -each.parameters)))
+
+
+def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] | None:
+    """Rows of every layer in one call of the module (see `LayerEntry`), by a run of a copy.
+
+    Arguments keep their values, weights have none, unless the forward reads what depends on them (say, to send tokens
+    to experts): then it is run once more with theirs, as `find_segments` does.
+
+    None, with a warning, where the forward reads values that nobody has.
+    """
+    device, mode = device_of(module, inputs), FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        try:
+            return _rows(fake_copy(module, mode, device, values=True), inputs, mode, device)
+        except _VALUES:
+            if any(unreal(tensor) for tensor in tensors_in(inputs)):
+                raise
+        return _rows(real_copy(module, device), inputs, mode, device)
+    except Exception as error:  # whatever a forward raises that asks tensors for their numbers
+        log.warning(
+            "operations are not counted: %s does not run on tensors without numbers (%s: %s)",
+            type(module).__name__,
+            type(error).__name__,
+            one_line(error),
+        )
+        return None
+
+
+def _rows(module: nn.Module, inputs: Mapping[str, Any], mode: FakeTensorMode, device: torch.device) -> dict[str, int]:
+    layers = layers_of(module)
+    rows = dict.fromkeys(layers, 0)
+
+    def counting(name: str, axis: int) -> Any:
+        def count(_: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            rows[name] += output.numel() // output.shape[axis]
+
+        return count
+
+    for name, (layer, kind) in layers.items():
+        layer.register_forward_hook(counting(name, -1 if kind == LINEAR else -3))
+    _, given = example_copy((), inputs, with_values(mode, device))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        module(**given)
+    return rows

@@ -1,0 +1,1 @@
+"""What a finished run leaves: results.json, a W&B run, a sweep's report."""

@@ -1,0 +1,1 @@
+"""The stage cache, what work costs, where it ran, and digests."""

@@ -1,0 +1,173 @@
+"""Stages on disk: computed once, published whole, shared by every run that depends on the same things."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
+from segquant_bench.pipelines.runtime.cost import measured
+
+log = logging.getLogger(__name__)
+
+RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage.
+
+    Attributes:
+        name: "reference", "calibrate", "quantize", "correct", "generate" …, a method of `Benchmark`.
+        key: hash of everything the stage depends on.
+        path: its folder.
+        seconds: wall-clock time of computing it, also where that was in an earlier run.
+        peak_memory_mb: peak resident memory while it was computed.
+        peak_device_memory_mb: peak accelerator memory, None on a CPU.
+        cached: whether this run found it finished.
+    """
+
+    name: str
+    key: str
+    path: Path
+    seconds: float
+    peak_memory_mb: float
+    peak_device_memory_mb: float | None
+    cached: bool
+
+
+def stage_key(name: str, depends: Mapping[str, Any]) -> str:
+    """A hash of a stage's name and of what it depends on (JSON types), whatever the order of keys."""
+    text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
+    """The stage's folder, computed by `compute(empty folder)` unless it is there already.
+
+    The folder appears under its final name only when it is complete. Runs that want the same stage at the
+    same time wait for the one that computes it. An interrupted or failed computation removes what it wrote;
+    one that was killed leaves a folder that the next run removes.
+
+    Args:
+        name: of the stage.
+        cache: root of all stages; made if missing.
+        depends: JSON types; everything that would change the result.
+        compute: fills the folder it is given.
+
+    Raises:
+        PipelineError: the disk is full, or a file cannot be read or written.
+    """
+    key = stage_key(name, depends)
+    final = cache / "stage" / f"{name}-{key}"
+    found = _finished(final, name, key)
+    if found is not None:
+        return found
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _held(final.with_name(final.name + ".lock"), name):
+            return _finished(final, name, key) or _compute(final, name, key, depends, compute)
+    except OSError as error:
+        if is_disk_full(error):
+            raise _disk_full(name, cache) from error
+        raise PipelineError(f"stage {name} in {final.parent} failed: {one_line(error)}") from error
+
+
+def _finished(final: Path, name: str, key: str) -> Stage | None:
+    record = final / RECORD
+    if not record.is_file():
+        return None
+    raw = json.loads(record.read_text(encoding="utf-8"))
+    log.info("%s: done before (%.1f s then)", name, raw["seconds"])
+    return Stage(name, key, final, raw["seconds"], raw["peak_memory_mb"], raw["peak_device_memory_mb"], cached=True)
+
+
+@contextmanager
+def _held(path: Path, name: str) -> Iterator[None]:
+    """Hold the lock; say once if another process has to be waited for."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another run is computing it, waiting", name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
+    for leftover in final.parent.glob(f"{final.name}.partial*"):
+        log.info("%s: removing what a killed run left", name)
+        shutil.rmtree(leftover)
+    partial = final.with_name(f"{final.name}.partial{os.getpid()}")
+    log.info("%s: computing", name)
+    try:
+        partial.mkdir()
+        with measured() as cost:
+            compute(partial)
+        record = {
+            "name": name,
+            "key": key,
+            "depends": dict(depends),
+            "seconds": round(cost.seconds, 3),
+            "peak_memory_mb": round(cost.peak_memory_mb, 1),
+            "peak_device_memory_mb": cost.peak_device_memory_mb,
+        }
+        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.rename(final)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_disk_full(error):
+            raise _disk_full(name, final.parent) from error
+        raise
+    log.info("%s: %.1f s, peak memory %.0f MB", name, cost.seconds, cost.peak_memory_mb)
+    return Stage(name, key, final, record["seconds"], record["peak_memory_mb"], cost.peak_device_memory_mb, False)
+
+
+def _disk_full(name: str, where: Path) -> PipelineError:
+    return PipelineError(
+        f"the disk is full: stage {name} could not be written to {where}; free some space or set "
+        "cache=DIRECTORY on another disk"
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either whole or not there; NaN is refused."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make `target` a copy of a finished folder, by hard links where both lie on one file system.
+
+    A run's folder thereby holds its own pictures, can be moved, and takes no further space.
+    """
+    shutil.rmtree(target, ignore_errors=True)
+
+    def link_or_copy(origin: str, copy: str) -> str:
+        try:
+            os.link(origin, copy)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            shutil.copy2(origin, copy)  # another file system, or one without hard links
+        return copy
+
+    shutil.copytree(source, target, copy_function=link_or_copy)

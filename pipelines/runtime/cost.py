@@ -1,0 +1,57 @@
+"""What a piece of work cost: seconds and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Cost:
+    """Wall-clock seconds and peak resident memory in MB (2**20 bytes) of a piece of work."""
+
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    peak_device_memory_mb: float | None = None
+
+
+def _reset_peak() -> bool:
+    """Start a new high-water mark of resident memory; False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_mb(was_reset: bool) -> float:
+    if was_reset:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Fill a `Cost` with what the block took.
+
+    Where the high-water mark cannot be reset (not Linux) the peak is that of the process so far. CUDA's peak
+    is given apart if the process uses CUDA.
+    """
+    cost, was_reset, start = Cost(), _reset_peak(), time.perf_counter()
+    torch = sys.modules.get("torch")
+    on_device = torch is not None and torch.cuda.is_initialized()
+    if on_device:
+        torch.cuda.reset_peak_memory_stats()
+    yield cost
+    cost.seconds = time.perf_counter() - start
+    cost.peak_memory_mb = _peak_mb(was_reset)
+    if torch is not None and torch.cuda.is_initialized():
+        cost.peak_device_memory_mb = torch.cuda.max_memory_allocated() / 2**20

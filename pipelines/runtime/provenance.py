@@ -1,0 +1,65 @@
+"""What a run cost and where it ran: seconds, peak memory, versions, device, commit, hashes of files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+from functools import lru_cache
+
+from segquant_bench.pipelines.runtime.paths import HOME
+
+PACKAGES = (
+    "torch", "torchvision", "diffusers", "transformers", "safetensors", "torchmetrics", "clean-fid",
+    "open-clip-torch", "timm", "scipy", "numpy", "hydra-core", "wandb", "segquant",
+    "nvidia-modelopt", "torchao", "optimum-quanto", "sdnq",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on; absent packages are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_record(device: str) -> dict[str, object]:
+    """Machine, processor, threads and accelerator behind a torch device such as "cpu" or "cuda"."""
+    import torch
+
+    record: dict[str, object] = {
+        "type": device,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if device.startswith("cuda"):
+        record["accelerator"] = torch.cuda.get_device_name()
+    return record
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """The commit of this checkout, with "+" where tracked files differ; None outside a git checkout."""
+    root = HOME
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=20
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root, capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None  # git is not installed, or refuses this directory
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "")

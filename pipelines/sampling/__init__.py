@@ -1,0 +1,1 @@
+"""Run a pipeline: pictures out, or the inputs of its denoiser."""

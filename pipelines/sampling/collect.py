@@ -1,0 +1,137 @@
+"""Denoiser inputs captured while the pipeline samples: what a quantizer is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from segquant_bench.pipelines.config.sections import CalibrationConfig
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.generate import PromptInputs, StepCounter, bound_inputs, run_batches
+from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
+from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
+from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weights, rounding_loss
+
+
+class Recorder:
+    """A forward pre-hook that keeps a module's inputs of the wanted (prompt, step) pairs.
+
+    `begin` must be told the prompt indices of a batch before the pipeline runs it. `shared` names inputs that have
+    no rows.
+    """
+
+    def __init__(self, wanted: Sequence[frozenset[int]], shared: frozenset[str] = frozenset()) -> None:
+        self.wanted, self.shared = wanted, shared
+        self.samples: list[Sample] = []
+        self._indices = range(0)
+        self._counter = StepCounter()
+        self._done = -1
+
+    def begin(self, indices: range) -> None:
+        """A new batch of prompts starts at step 0."""
+        self._indices, self._counter, self._done = indices, StepCounter(), -1
+
+    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = bound_inputs(module, args, kwargs)
+        step = self._counter.step(inputs)
+        if step == self._done:
+            return  # a second call within a step (skip-layer guidance) sees the same latents
+        self._done = step
+        for item, prompt in enumerate(self._indices):
+            if step in self.wanted[prompt]:
+                self.samples.append(cut_sample(inputs, item, len(self._indices), prompt, step, self.shared))
+
+
+def capture(
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    steps_per_prompt: int | None,
+    seed: int,
+    stream: int,
+    batch_size: int,
+    label: str,
+    weights: np.ndarray | None = None,
+    inputs: PromptInputs | None = None,
+    module: torch.nn.Module | None = None,
+) -> list[Sample]:
+    """Sample the pipeline and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
+
+    Args:
+        pipeline: called with output_type "latent": nothing is decoded.
+        denoiser: the module of the pipeline whose output is watched, and whose inputs are kept.
+        prompts: calibration prompts.
+        call: further arguments of the pipeline, `num_inference_steps` among them.
+        steps_per_prompt: samples per prompt; None keeps every step.
+        seed: of latents and steps, together with `stream` and the prompt's index.
+        stream: a number that keeps calibration (1), held-out (2) and evaluation (0) latents apart.
+        batch_size: prompts at once.
+        label: of the progress bar.
+        weights: float64 [steps], how likely each step is to be drawn; None: all alike.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
+        module: another module whose inputs are kept, called at every step like the denoiser: a ControlNet.
+
+    Returns:
+        Samples in order of prompt, then step, on the CPU.
+
+    Raises:
+        PipelineError: no prompts, more steps than the schedule has, NaN in the denoiser's output.
+    """
+    if not prompts:
+        raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
+    total = call["num_inference_steps"]
+    wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
+    recorded = denoiser if module is None else module
+    together = prompts[: min(batch_size, 2)]
+    recorder = Recorder(wanted, shared_inputs(pipeline, recorded, together, call, inputs))
+    handle = recorded.register_forward_pre_hook(recorder, with_kwargs=True)
+    try:
+        batches = run_batches(
+            pipeline, denoiser, prompts, call,
+            seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
+            on_batch=recorder.begin, inputs=inputs,
+        )  # fmt: skip
+        for _ in batches:
+            pass
+    finally:
+        handle.remove()
+    return sorted(recorder.samples, key=lambda sample: (sample.prompt, sample.step))
+
+
+def step_weights(
+    config: CalibrationConfig,
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    stream: int,
+    batch_size: int,
+    precision: str,
+    device: str,
+    inputs: PromptInputs | None = None,
+) -> np.ndarray | None:
+    """How likely each step of the schedule is to be drawn; None where all are alike (uniform, all).
+
+    The sampler "loss" samples the first `config.pilot` prompts once, with inputs at every step, and weighs a
+    step by the error that rounding to nearest at `precision` makes there.
+
+    Returns:
+        float64 [steps], or None.
+    """
+    total = call["num_inference_steps"]
+    if config.sampler == "normal":
+        return normal_weights(total, config.mean, config.std)
+    if config.sampler != "loss":
+        return None
+    pilot = capture(
+        pipeline, denoiser, prompts[: config.pilot], call,
+        steps_per_prompt=None, seed=config.seed, stream=stream, batch_size=batch_size, label="calibrate (pilot)",
+        inputs=inputs,
+    )  # fmt: skip
+    return rounding_loss(denoiser, pilot, precision, total, batch_size=config.batch_size, device=device)

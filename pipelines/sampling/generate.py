@@ -1,0 +1,183 @@
+"""Prompts in, PNGs and a manifest out; one latent seed per prompt, whatever the denoiser."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from segquant_bench.pipelines.errors import PipelineError
+
+log = logging.getLogger(__name__)
+
+PromptInputs = Callable[[range], Mapping[str, Any]]
+"""From prompt indices to further arguments of the pipeline's call, one item per prompt."""
+
+
+def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
+    """The latent seed of prompt `index`: a hash of (seed, stream, index), so that neighbours share nothing.
+
+    Streams keep evaluation (0) and calibration (1) latents apart.
+    """
+    return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward call by name, positional ones and those of `**kwargs` included."""
+    signature = inspect.signature(module.forward)
+    inputs = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            inputs |= inputs.pop(name, {})
+    return inputs
+
+
+class StepCounter:
+    """Which sampling step a denoiser call belongs to: the number of different timesteps seen so far."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def step(self, inputs: Mapping[str, Any]) -> int:
+        """The 0-based step of a call with these inputs; without a timestep every call is a step."""
+        timestep = inputs.get("timestep")
+        if timestep is None:
+            self.seen.append(float(len(self.seen)))
+            return len(self.seen) - 1
+        value = float(torch.as_tensor(timestep).reshape(-1)[0])
+        if value not in self.seen:
+            self.seen.append(value)
+        return self.seen.index(value)
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The tensor of a denoiser output: itself, the first of a tuple, or `.sample`."""
+    if isinstance(output, torch.Tensor):
+        return output
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+@contextmanager
+def finite_output(denoiser: torch.nn.Module, steps: int, prompts: Sequence[str]) -> Iterator[None]:
+    """Stop at the first denoiser call whose output is not finite.
+
+    Raises:
+        PipelineError: naming step, timestep and prompt.
+    """
+    counter = StepCounter()
+
+    def check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        inputs = bound_inputs(module, args, kwargs)
+        step, result = counter.step(inputs), first_tensor(output)
+        if not torch.isfinite(result).all():
+            rows = torch.isfinite(result).reshape(len(result), -1).all(dim=1)
+            row = int((~rows).nonzero()[0, 0])
+            raise PipelineError(
+                f"the denoiser's output is NaN or infinite at step {step + 1} of {steps} (timestep "
+                f"{counter.seen[step]:g}) for prompt {prompts[row % len(prompts)]!r}; try another precision, "
+                "more calibration prompts, or model.dtype=float32"
+            )
+
+    handle = denoiser.register_forward_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def run_batches(
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    seed: int,
+    stream: int,
+    batch_size: int,
+    output_type: str,
+    label: str,
+    on_batch: Callable[[range], None] | None = None,
+    inputs: PromptInputs | None = None,
+) -> Iterator[tuple[range, Any]]:
+    """Call the pipeline on `batch_size` prompts at a time and yield (prompt indices, images).
+
+    `on_batch` is told the prompt indices before each call; `inputs` gives further arguments of their call. Latents
+    are drawn on the CPU, one generator per prompt, so they depend neither on the batch nor on the device. What a
+    pipeline draws besides (the latents of a control picture) comes from a global generator, seeded for each batch.
+    The progress bar shows on terminals only.
+    """
+    devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
+    with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
+        for start in range(0, len(prompts), batch_size):
+            indices = range(start, min(start + batch_size, len(prompts)))
+            batch = [prompts[i] for i in indices]
+            generators = [torch.Generator("cpu").manual_seed(prompt_seed(seed, i, stream)) for i in indices]
+            if on_batch is not None:
+                on_batch(indices)
+            own = inputs(indices) if inputs is not None else {}
+            with finite_output(denoiser, call["num_inference_steps"], batch), torch.random.fork_rng(devices):
+                torch.manual_seed(prompt_seed(seed, start, stream))
+                result = pipeline(prompt=batch, generator=generators, output_type=output_type, **own, **call)
+            yield indices, result.images
+            bar.update(len(indices))
+
+
+def generate_images(
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    output: Path,
+    call: Mapping[str, Any],
+    *,
+    seed: int,
+    batch_size: int,
+    label: str = "generate",
+    inputs: PromptInputs | None = None,
+) -> None:
+    """Write 00000.png … in prompt order and manifest.json into the new folder `output`.
+
+    Args:
+        pipeline: a diffusers pipeline that returns `.images` for output_type "np": float N×H×W×3 in [0, 1].
+        denoiser: the module of the pipeline whose output is watched.
+        prompts: one per picture.
+        output: folder to make.
+        call: further arguments of the pipeline, `num_inference_steps` among them.
+        seed: of the latents, together with the index of the prompt.
+        batch_size: prompts at once; part of what a picture's last bits depend on.
+        label: of the progress bar.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
+
+    Raises:
+        PipelineError: there are no prompts, or NaN in the denoiser's output or in a decoded picture.
+    """
+    if not prompts:
+        raise PipelineError("there are no prompts to generate pictures for; check dataset.size and the prompt file")
+    output.mkdir(parents=True)
+    batches = run_batches(
+        pipeline, denoiser, prompts, call,
+        seed=seed, stream=0, batch_size=batch_size, output_type="np", label=label, inputs=inputs,
+    )  # fmt: skip
+    for indices, pictures in batches:
+        for index, picture in zip(indices, pictures, strict=True):
+            _write_picture(picture, output / f"{index:05d}.png", prompts[index])
+    rows = [
+        {"file": f"{index:05d}.png", "prompt": prompt, "seed": prompt_seed(seed, index)}
+        for index, prompt in enumerate(prompts)
+    ]
+    manifest = {"call": dict(call), "seed": seed, "batch_size": batch_size, "images": rows}
+    (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_picture(picture: np.ndarray, path: Path, prompt: str) -> None:
+    if not np.isfinite(picture).all():
+        raise PipelineError(f"the decoder made NaN of prompt {prompt!r}; try model.dtype=float32")
+    Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8)).save(path, format="PNG")

@@ -1,0 +1,68 @@
+"""Which inputs of a module have a row per prompt, and which are the same for all: asked of the pipeline itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs
+from segquant_bench.pipelines.sampling.samples import flat_tensors
+
+
+class _ReachedError(Exception):
+    """The pipeline calls the module."""
+
+
+def shared_inputs(
+    pipeline: Any,
+    module: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    inputs: PromptInputs | None = None,
+) -> frozenset[str]:
+    """Names of the tensors that `module` is called with and that are as long for two prompts as for one.
+
+    The pipeline is run up to its first call of the module, with the first prompt and with the first two. A single
+    prompt's inputs are all its own.
+
+    Args:
+        pipeline: that calls the module.
+        module: denoiser or ControlNet.
+        prompts: what it is to be called with.
+        call: further arguments of the pipeline.
+        inputs: further arguments for the prompts of these indices.
+
+    Returns:
+        flattened names as in `Sample.shared`.
+
+    Raises:
+        PipelineError: the pipeline never calls the module.
+    """
+    if len(prompts) < 2:
+        return frozenset()
+    one, two = (_first_tensors(pipeline, module, prompts[:count], call, inputs) for count in (1, 2))
+    return frozenset(name for name, value in one.items() if value.ndim and value.shape == two[name].shape)
+
+
+def _first_tensors(
+    pipeline: Any, module: torch.nn.Module, prompts: Sequence[str], call: Mapping[str, Any], inputs: PromptInputs | None
+) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.update(flat_tensors(bound_inputs(module, args, kwargs)))
+        raise _ReachedError
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    own = inputs(range(len(prompts))) if inputs is not None else {}
+    try:
+        with torch.random.fork_rng([]):
+            pipeline(prompt=list(prompts), output_type="latent", **own, **call)
+    except _ReachedError:
+        return found
+    finally:
+        handle.remove()
+    raise PipelineError(f"{type(pipeline).__name__} never calls its {type(module).__name__}; check model.denoiser")

@@ -1,0 +1,157 @@
+"""Which timesteps calibration sees: the shares of the steps under each sampler, and the draw itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segquant_bench.pipelines.config.sections import CalibrationConfig
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.digests import source_digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from segquant_bench.pipelines.sampling.samples import Sample
+
+
+def depends(config: CalibrationConfig, precision: str) -> dict[str, Any]:
+    """What the drawn steps depend on besides seed, prompts and number of steps (JSON types)."""
+    own = {
+        "normal": {"mean": config.mean, "std": config.std},
+        "loss": {"pilot": config.pilot, "precision": precision, "batch_size": config.batch_size},
+    }
+    needed = {"sampler": config.sampler, **own.get(config.sampler, {})}
+    return {**needed, "segquant": source_digest("segquant")} if config.sampler == "loss" else needed
+
+
+def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
+    """Shares of the steps under PTQ4DM's clipped normal (2211.15736, "normally distributed time-step calibration").
+
+    A time t ~ N(mean, std), clipped to [0, 1], as a fraction of the schedule: 0 is the clean picture, 1 pure
+    noise. Step i (0 is the noisiest) has the times between 1 - (i+1)/total and 1 - i/total; what clipping
+    cuts off falls on the first and the last step, as in the paper.
+
+    Returns:
+        float64 [total], sum 1.
+    """
+    edges = (np.linspace(1.0, 0.0, total + 1) - mean) / std
+    below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
+    below[0], below[-1] = 1.0, 0.0
+    return below[:-1] - below[1:]
+
+
+def rounding_loss(
+    denoiser: torch.nn.Module, samples: Sequence[Sample], precision: str, total: int, *, batch_size: int, device: str
+) -> np.ndarray:
+    """How much rounding hurts at each step: the relative squared output error of the round-to-nearest model.
+
+    A copy of the denoiser is rounded to nearest at `precision`, calibrated on `samples` themselves; step i's
+    loss is the sum over its samples of |Q(x) - F(x)|² over the sum of |F(x)|².
+
+    Args:
+        denoiser: the unquantized denoiser F; left as it is.
+        samples: inputs at every step, of a few prompts.
+        precision: a name of `segquant.PRECISIONS`.
+        total: number of steps.
+        batch_size: samples through the denoiser at once.
+        device: where the denoiser is.
+
+    Returns:
+        float64 [total], not negative.
+
+    Raises:
+        PipelineError: a step has no samples, or rounding changes nothing.
+    """
+    import copy
+
+    import segquant
+    from segquant_bench.pipelines.sampling.samples import Batches
+
+    rounded = copy.deepcopy(denoiser)
+    segquant.quantize_(rounded, segquant.presets.rtn(precision=precision), Batches(samples, batch_size, device))
+    losses = np.zeros(total)
+    for step in range(total):
+        own = [sample for sample in samples if sample.step == step]
+        if not own:
+            raise PipelineError(f"no denoiser input at step {step} was captured; use calibration.sampler=uniform")
+        losses[step] = segquant.output_error(denoiser, rounded, Batches(own, batch_size, device)) ** 2
+    if not losses.any():
+        raise PipelineError(f"rounding to {precision} changes no prediction, so no step is harder than another")
+    return losses
+
+
+def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
+    """How likely each step is to be among `count` different ones, in proportion to `weights`.
+
+    No probability may exceed 1: steps that would are always taken, and the others share the rest.
+
+    Returns:
+        float64 [total], sum `count`.
+
+    Raises:
+        PipelineError: fewer than `count` steps have a positive weight.
+    """
+    if np.count_nonzero(weights) < count:
+        raise PipelineError(
+            f"calibration.steps_per_prompt={count} is more than the {np.count_nonzero(weights)} steps that "
+            "calibration.sampler can draw; lower it"
+        )
+    certain = np.zeros(len(weights), dtype=bool)
+    while True:
+        rest = np.where(certain, 0.0, weights)
+        left = count - int(certain.sum())
+        chance = np.where(certain, 1.0, left * rest / max(rest.sum(), np.finfo(float).tiny))
+        above = ~certain & (chance >= 1.0)
+        if not above.any():
+            return chance
+        certain |= above
+
+
+def draw_steps(
+    total: int, count: int | None, seed: int, stream: int, prompt: int, weights: np.ndarray | None = None
+) -> frozenset[int]:
+    """`count` different steps of 0 … total-1 for one prompt.
+
+    Without weights every step is as likely as another (as in Q-Diffusion, 2302.04304). With weights the draw
+    is systematic: steps in random order are laid end to end, each as long as its inclusion probability, and
+    every unit of length gives one; so each step is drawn exactly in proportion to its weight (up to 1).
+
+    Args:
+        total: number of steps of the schedule.
+        count: how many; None takes all.
+        seed: of the draw, together with `stream` and `prompt`.
+        stream: a number that keeps calibration and held-out draws apart.
+        prompt: index of the prompt.
+        weights: float64 [total], not negative, or None.
+
+    Raises:
+        PipelineError: more steps are asked for than there are.
+    """
+    if count is None:
+        return frozenset(range(total))
+    if count > total:
+        raise PipelineError(
+            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
+        )
+    generator = np.random.default_rng([seed, stream, prompt])
+    if weights is None:
+        return frozenset(generator.choice(total, size=count, replace=False).tolist())
+    order = generator.permutation(total)
+    ends = np.cumsum(inclusion_probabilities(weights, count)[order])
+    ends[-1] = count  # rounding errors of the sum
+    places = generator.random() + np.arange(count)
+    return frozenset(order[np.searchsorted(ends, places, side="right")].tolist())
+
+
+def describe(config: CalibrationConfig, weights: np.ndarray | None, total: int) -> dict[str, Any]:
+    """What a calibration stage records of its sampler: the inclusion probability of every step (JSON types)."""
+    count = config.steps_per_prompt
+    if count is None:
+        chances = np.ones(total)
+    else:
+        chances = inclusion_probabilities(np.ones(total) if weights is None else weights, count)
+    return {"sampler": config.sampler, "inclusion_probabilities": [round(float(chance), 6) for chance in chances]}

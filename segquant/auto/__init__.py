@@ -1,0 +1,1 @@
+"""Let every layer choose among methods within a budget."""

@@ -1,0 +1,162 @@
+"""What candidates cost, and which to take for every layer so that all of them together keep within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from segquant.method.spec import Budget
+from segquant.numerics.layout import Layout
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantize one layer.
+
+    Args:
+        change: fields of `Method`.
+        error: expected relative output error ||Y − Ŷ|| / ||Y||.
+        bytes: stored for the layer.
+        operations: multiply-accumulates per input row.
+        bits: weight bits times weights.
+    """
+
+    change: Mapping[str, Any]
+    error: float
+    bytes: int
+    operations: float
+    bits: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Totals that a choice must not exceed; None: no limit."""
+
+    bytes: float
+    operations: float
+    bits: float | None = None
+
+    def excess(self, totals: tuple[float, float, float]) -> float:
+        """Sum of the relative amounts by which totals (bytes, operations, bits) exceed the limits; 0 if none does."""
+        limits = (self.bytes, self.operations, self.bits)
+        pairs = zip(totals, limits, strict=True)
+        return sum(max(0.0, total / limit - 1) for total, limit in pairs if limit is not None)
+
+
+@dataclass
+class Layer:
+    """A layer with its candidates; `plain` is rounding to nearest at the precision asked for.
+
+    `gain` is the share of the layer's relative error that arrives at the model's output (`sensitivity.output_gains`).
+    """
+
+    name: str
+    plain: Candidate
+    candidates: list[Candidate] = field(default_factory=list)
+    weights: int = 0
+    gain: float = 1.0
+
+    def loss(self, candidate: Candidate) -> float:
+        """The candidate's part of the model's squared output error."""
+        return (self.gain * candidate.error) ** 2
+
+
+def layer_bytes(layout: Layout, bias_bytes: int) -> int:
+    """Bytes of all buffers of a layer."""
+    sizes = (torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.buffers().values())
+    return sum(sizes) + bias_bytes
+
+
+def layer_operations(layout: Layout) -> float:
+    """Multiply-accumulates per input row: the product, once more where inputs have a scale per sign, low-rank
+    branches, and log2(n) additions per channel for a rotation in blocks of n.
+    """
+    product = layout.in_features * layout.out_features
+    dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
+    ranks = layout.ranks or (0,) * len(layout.branches)
+    branches = sum(rank * (layout.in_features + size) for rank, size in zip(ranks, layout.branches, strict=True))
+    rotation = 0
+    if layout.rotate:
+        rotation = len(layout.branches) * sum(block * (block.bit_length() - 1) for block in layout.rotation_blocks)
+    return float(product + dual + branches + rotation)
+
+
+def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
+    """The budget in bytes, operations and bits, for these layers."""
+    bits = None
+    if budget.average_bits is not None:
+        bits = budget.average_bits * sum(layer.weights for layer in layers)
+    return Limits(
+        budget.bytes * sum(layer.plain.bytes for layer in layers),
+        budget.operations * sum(layer.weights for layer in layers),
+        bits,
+    )
+
+
+def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
+    """One candidate per layer: least Σ (gain · error)² within the limits, greedily.
+
+    Every layer starts at its best candidate. As long as a limit is exceeded, the exchange that costs the least
+    error per unit of excess it takes away is made; then, what fits without exceeding anything is taken back. This is
+    the usual heuristic for a multiple-choice knapsack: the more layers, the closer to the best, but without a bound
+    where several limits bind at once.
+
+    Raises:
+        ValueError: the limits are exceeded and no single exchange brings the totals nearer to them.
+    """
+    chosen = [min(layer.candidates, key=lambda c: c.error) for layer in layers]
+    while (excess := limits.excess(_totals(chosen))) > 0:
+        move = _cheapest_exchange(layers, chosen, limits, excess)
+        if move is None:
+            raise ValueError("no choice keeps within quantizer.budget; allow more bytes, operations or average bits")
+        chosen[move[0]] = move[1]
+    _refill(layers, chosen, limits)
+    return chosen
+
+
+def _totals(chosen: Sequence[Candidate]) -> tuple[float, float, float]:
+    return (
+        sum(c.bytes for c in chosen),
+        sum(c.operations for c in chosen),
+        sum(c.bits for c in chosen),
+    )
+
+
+def _swap(totals: tuple[float, float, float], old: Candidate, new: Candidate) -> tuple[float, float, float]:
+    return (
+        totals[0] - old.bytes + new.bytes,
+        totals[1] - old.operations + new.operations,
+        totals[2] - old.bits + new.bits,
+    )
+
+
+def _cheapest_exchange(
+    layers: Sequence[Layer], chosen: Sequence[Candidate], limits: Limits, excess: float
+) -> tuple[int, Candidate] | None:
+    totals, best, least = _totals(chosen), None, float("inf")
+    for index, layer in enumerate(layers):
+        for candidate in layer.candidates:
+            relief = excess - limits.excess(_swap(totals, chosen[index], candidate))
+            if relief <= 0:
+                continue
+            price = (layer.loss(candidate) - layer.loss(chosen[index])) / relief
+            if price < least:
+                best, least = (index, candidate), price
+    return best
+
+
+def _refill(layers: Sequence[Layer], chosen: list[Candidate], limits: Limits) -> None:
+    """Take better candidates wherever they still fit, largest gain first."""
+    while True:
+        totals, best, gain = _totals(chosen), None, 0.0
+        for index, layer in enumerate(layers):
+            for candidate in layer.candidates:
+                found = layer.loss(chosen[index]) - layer.loss(candidate)
+                if found > gain and limits.excess(_swap(totals, chosen[index], candidate)) <= 0:
+                    best, gain = (index, candidate), found
+        if best is None:
+            return
+        chosen[best[0]] = best[1]

@@ -1,0 +1,125 @@
+"""What `auto` may do with one layer, in two rounds: transforms first, then how to round under the best of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from segquant.graph.segments import Segments
+from segquant.method.spec import SEARCH, Method
+from segquant.numerics.formats import PRECISIONS, QuantScheme
+
+Change = dict[str, Any]
+"""Fields of `Method` that a candidate changes, as in an override."""
+
+PLAIN: Change = {
+    "optimizer": "none", "rotate": False, "seglinear": False, "dualscale": False,
+    "calibrator": "amax", "ranges": "amax", "bias_correction": False,
+}  # fmt: skip
+"""Round to nearest: always a candidate, and the cheapest."""
+RANKS = (0.5, 1.0, 2.0, 4.0)
+"""Ranks of the low-rank branch, in multiples of `Method.rank_of`."""
+
+
+def precision_name(scheme: QuantScheme) -> str | None:
+    """The name of a scheme in PRECISIONS, None for one of the user's own."""
+    return next((name for name, known in PRECISIONS.items() if known == scheme), None)
+
+
+def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
+    """Precisions that a layer may change to where widths are mixed: the other weight width, inputs of 8 bits.
+
+    None where inputs stay in floating point, or where the precision's groups do not divide the layer's inputs.
+    """
+    assert scheme.weight is not None
+    if scheme.input is None:
+        return []
+    other = "w8a8_dynamic" if scheme.weight.bits == 4 else "w4a8"
+    weight = PRECISIONS[other].weight
+    assert weight is not None
+    return [] if weight.group_size and in_features % weight.group_size else [other]
+
+
+def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
+    """Ranks to try for the low-rank branch of a layer of that size, none beyond its smaller side."""
+    rank, smaller = base.rank_of(in_features, out_features), min(in_features, out_features)
+    return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
+
+
+def preset(base: Method, segments: Segments | None, in_features: int, out_features: int) -> Change:
+    """What `segquant_r` does to the layer: the choice that others have to beat."""
+    assert base.scheme.weight is not None
+    has_rows = segments is not None and segments.output is not None  # a rotated input is not cut
+    found: Change = {
+        **PLAIN, "optimizer": "smooth", "alpha": SEARCH, "rotate": True, "seglinear": base.seglinear and has_rows,
+        "calibrator": "gptq", "ranges": "mse",
+    }  # fmt: skip
+    if base.scheme.weight.bits == 4:
+        found |= {"optimizer": "svd", "iterations": 1, "rank": base.rank_of(in_features, out_features)}
+    return found
+
+
+def transforms(base: Method, segments: Segments | None) -> list[Change]:
+    """First round: smoothing, rotation and scales per sign with plain rounding, on the graph's cuts if any."""
+    found: list[Change] = [dict(PLAIN)]
+    quantized_input = base.scheme.input is not None
+    rule = "smooth" if quantized_input else "awq"
+    has_rows = segments is not None and segments.output is not None
+    has_cuts = has_rows or (segments is not None and segments.input is not None)
+    fed = segments is not None and (segments.activation or any(segments.input_activations or ()))
+    cut = base.seglinear and has_cuts
+    for smooth in ({"optimizer": "none"}, {"optimizer": rule, "alpha": SEARCH}):
+        found.append({**PLAIN, **smooth, "seglinear": cut})
+        # a rotated input is not cut
+        found.append({**PLAIN, **smooth, "seglinear": base.seglinear and has_rows, "rotate": True})
+        if base.dualscale and fed and quantized_input:
+            found.append({**PLAIN, **smooth, "seglinear": cut, "dualscale": True})
+    return _distinct(found)
+
+
+def branches(strong: Change, ranks: Sequence[int]) -> list[Change]:
+    """The preset with low-rank branches of all `ranks`, and without one."""
+    plain = {key: value for key, value in strong.items() if key not in ("rank", "iterations")}
+    low = [{**plain, "optimizer": "svd", "iterations": 1, "rank": rank} for rank in ranks]
+    return _distinct([{**plain, "optimizer": "smooth"}, *low])
+
+
+def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
+    """Second round, on each transform to go on with: without cuts, GPTQ, ranges, bias correction."""
+    found: list[Change] = []
+    for change in best:
+        # what shares a smoothing, a Hessian and a solution stands together
+        found.append({**change, "bias_correction": True})
+        found.append({**change, "calibrator": "gptq"})
+        found.append({**change, "calibrator": "gptq", "bias_correction": True})
+        if _may_shrink(base, change):
+            found.append({**change, "calibrator": "gptq", "ranges": "mse"})
+        if change.get("seglinear", base.seglinear):
+            found.append({**change, "calibrator": "gptq", "seglinear": False})
+    return _distinct(found)
+
+
+def _may_shrink(base: Method, change: Change) -> bool:
+    """Whether ranges of least squared error are a candidate.
+
+    Not for static scales of inputs as they come: on few rows a range that clips a little looks best, and then meets the
+    rows that it clips. Rotated inputs have no such tails, and their headroom is judged besides.
+    """
+    return not base.scheme.static_input or bool(change.get("rotate", base.rotate))
+
+
+def changed(base: Method, change: Change) -> Method:
+    """The candidate as a method of its own; ValueError where it makes no sense."""
+    fields = dict(change)
+    if "precision" in fields:
+        fields["scheme"] = PRECISIONS[fields.pop("precision")]
+    return dataclasses.replace(base, budget=None, overrides=(), skip=(), **fields)
+
+
+def _distinct(changes: Iterable[Change]) -> list[Change]:
+    found: list[Change] = []
+    for change in changes:
+        if change not in found:
+            found.append(change)
+    return found

@@ -1,0 +1,132 @@
+"""A captured graph, and which of its nodes call which layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from segquant.graph.capture.copies import PLANNED
+from segquant.graph.rules import ops
+
+logger = logging.getLogger(__name__)
+# What may be done to a weight whose rows stay the layer's outputs, and its columns the inputs.
+_KEEPS_PLACES = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.RESHAPE | ops.NORM | {"_weight_norm"}
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A flat graph of a model.
+
+    Attributes:
+        graph: operators in the order of execution; `node.meta["val"]` holds the fake result.
+        calls: the nodes that call each linear layer and each 2-D convolution, by module name; every such
+            layer has an entry, empty where the forward never calls it or takes its weight apart.
+        inputs: the placeholders of the tensors that the caller passed to the model.
+    """
+
+    graph: Graph
+    calls: dict[str, list[Node]]
+    inputs: frozenset[Node]
+
+
+def planned_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every nn.Linear and nn.Conv2d under each of its names, in the order of `named_modules`."""
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, PLANNED)}
+
+
+def watch(model: nn.Module) -> set[str]:
+    """The names of the layers of `model` whose forward is called from now on; filled while it runs."""
+    ran: set[str] = set()
+    for name, layer in planned_layers(model).items():
+        layer.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
+    return ran
+
+
+def find_calls(
+    graph: Graph, model: nn.Module, parameters: Mapping[Node, Tensor], ran: Set[str] = frozenset()
+) -> dict[str, list[Node]]:
+    """The nodes of `graph` that call each layer of `model`, told by the weight they take.
+
+    A layer of whose weight some node takes a part or a transpose, or what a function makes of it, has no calls,
+    and a warning names it: rows of such a weight are not the layer's outputs, nor its columns the inputs.
+
+    Args:
+        graph: flat.
+        model: the one that was captured; no two layers of it share a weight.
+        parameters: the parameter that each node of the graph which stands for one holds.
+        ran: layers that were seen to run; without a call in the graph they are named in a warning.
+    """
+    layers = planned_layers(model)
+    owners: dict[int, list[str]] = {}  # several names where one module object sits in several places
+    for name, module in layers.items():
+        for key, parameter in module.named_parameters():
+            if "weight" in key:
+                owners.setdefault(id(parameter), []).append(name)
+    weights = {node: owners[id(tensor)] for node, tensor in parameters.items() if id(tensor) in owners}
+    calls: dict[str, list[Node]] = {name: [] for name in layers}
+    apart: set[str] = set()
+    for node in graph.nodes:
+        if ops.name(node) in ops.LAYER:
+            is_linear = ops.name(node) == "linear"
+            whole = [n for n in _layers_of(node.args[1], weights) if isinstance(layers[n], nn.Linear) == is_linear]
+            for name in whole:
+                calls[name].append(node)
+            apart |= _made_from(node.args[1], weights).difference(whole)
+    for name in apart:
+        calls[name] = []
+    _report([name for name, nodes in calls.items() if not nodes], apart, ran)
+    return calls
+
+
+def _report(uncalled: list[str], apart: Set[str], ran: Set[str]) -> None:
+    """Log why layers have no call."""
+    silent = [name for name in uncalled if name in ran and name not in apart]
+    never = [name for name in uncalled if name not in ran and name not in apart]
+    if apart:
+        logger.warning("not cut, since a part or a function of the weight is used on its own: %s", _list(apart))
+    if silent:
+        logger.warning("not cut, since they run but no linear or conv2d takes their weight: %s", _list(silent))
+    if never:
+        logger.info("never called: %s", ", ".join(never))
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _layers_of(weight: Node, weights: Mapping[Node, list[str]]) -> list[str]:
+    """All names of the layer whose weight this is: cast, scaled, normalized, with each entry in its place."""
+    shape = ops.shape(weight)
+    if shape is None:
+        return []
+    pending, seen = [weight], {weight}
+    found: list[list[str]] = []
+    while pending:
+        node = pending.pop()
+        if node in weights:
+            if ops.shape(node) == shape and weights[node] not in found:
+                found.append(weights[node])
+        elif ops.name(node) in _KEEPS_PLACES:
+            # As many entries before as after: each is where it was, as reshapes are row-major.
+            sources = [s for s in node.all_input_nodes if prod(ops.shape(s) or ()) == prod(shape)]
+            pending += [source for source in sources if source not in seen]
+            seen.update(sources)
+    return found[0] if len(found) == 1 else []
+
+
+def _made_from(weight: Node, weights: Mapping[Node, list[str]]) -> set[str]:
+    """The names of all layers whose parameters this weight is made from, in whatever way."""
+    pending, seen = [weight], {weight}
+    found: set[str] = set()
+    while pending:
+        node = pending.pop()
+        found.update(weights.get(node, ()))
+        if ops.name(node) not in ops.LAYER:
+            pending += [source for source in node.all_input_nodes if source not in seen]
+            seen.update(node.all_input_nodes)
+    return found

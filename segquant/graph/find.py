@@ -1,0 +1,109 @@
+"""find_segments: read off the static graph where SegLinear cuts layers and DualScale applies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from segquant.errors import QuantizationError
+from segquant.graph.capture.calls import Capture, planned_layers
+from segquant.graph.capture.capture import capture
+from segquant.graph.rules.activations import Activations
+from segquant.graph.rules.input_cuts import InputTracer, provenance
+from segquant.graph.rules.output_cuts import leading_to_cuts, output_cut
+from segquant.graph.segments import Segments
+
+logger = logging.getLogger(__name__)
+
+
+def find_segments(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> dict[str, Segments]:
+    """Where the computation graph of `model` cuts each linear layer and convolution, and which an activation feeds.
+
+    The forward of a copy is run once on fake tensors while its operators are recorded: no weight is read, nothing is
+    computed, and the model keeps its weights, mode, hooks and the random state. Weights and arguments may be
+    real, fake or on the meta device, also mixed. Where a forward branches on values, those of the arguments
+    decide, and a warning names each that it read, see `segquant.graph.capture.record`; where recording fails,
+    torch.export is tried.
+
+    Rules: see `rules.output_cuts`, `rules.input_cuts` and `rules.activations`; the patterns
+    are those of arXiv 2507.14811 (SegLinear, DualScale).
+
+    A layer that is called several times keeps what all its calls agree on; the rest is None, with a log line.
+
+    Args:
+        model: any module, of which each nn.Linear and each nn.Conv2d is looked at.
+        args: example positional arguments of its forward; only shapes and dtypes of tensors matter, unless the
+            forward reads their values.
+        kwargs: example keyword arguments.
+
+    Returns:
+        One `Segments` for each name under which an nn.Linear or nn.Conv2d sits in the model (a module in two
+        places has two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`, and
+        so has one of whose weight it takes a part or a transpose (with a warning).
+        Channels of a convolution are those of dimension 1 of NCHW.
+
+    Raises:
+        QuantizationError: the model has no such layer, its forward does not take these arguments, or it
+            branches on values that nobody has; the message names the class, the argument and the cause.
+    """
+    if not isinstance(args, (tuple, list)):
+        raise QuantizationError(
+            f"find_segments wants `args` as a tuple of forward arguments, got {type(args).__name__}: "
+            "pass (tensor,) for a single one, or use `kwargs`."
+        )
+    if not planned_layers(model):
+        raise QuantizationError(
+            f"{type(model).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(model.modules()))} "
+            "modules: there is nothing to plan; pass the module that holds the layers."
+        )
+    return plan_segments(capture(model, args, kwargs or {}))
+
+
+def plan_segments(captured: Capture) -> dict[str, Segments]:
+    """The plan of every layer of a captured graph."""
+    order = {node: position for position, node in enumerate(captured.graph.nodes)}
+    useful = leading_to_cuts(captured.graph)
+    found = Activations(captured.graph)
+    tracer = InputTracer(provenance(captured.graph, captured.inputs))
+    return {
+        name: _merged(name, [_of_call(call, order, useful, tracer, found) for call in calls])
+        for name, calls in captured.calls.items()
+    }
+
+
+def _of_call(
+    call: Node, order: dict[Node, int], useful: frozenset[Node], tracer: InputTracer, found: Activations
+) -> Segments:
+    cut = tracer.cut(call)
+    activations = None
+    if cut is not None:
+        pieces = cut.nodes or (None,) * len(cut.sizes)
+        activations = tuple(piece and found.of(piece, call) for piece in pieces)
+    return Segments(
+        output=output_cut(call, order, useful),
+        input=cut.sizes if cut else None,
+        activation=found.of(call.args[0], call),
+        input_activations=activations,
+    )
+
+
+def _merged(name: str, calls: list[Segments]) -> Segments:
+    """What all calls of one layer agree on."""
+    if not calls:
+        return Segments()
+    agreed: dict[str, Any] = {}
+    for field in ("output", "input", "activation"):
+        values = {getattr(segments, field) for segments in calls}
+        agreed[field] = values.pop() if len(values) == 1 else None
+        if values:
+            logger.info("%s: its %d calls disagree on %s; taken as none", name, len(calls), field)
+    if agreed["input"] is not None:
+        pieces = zip(*(segments.input_activations or () for segments in calls), strict=True)
+        agreed["input_activations"] = tuple(names[0] if len(set(names)) == 1 else None for names in pieces)
+    return Segments(**agreed)

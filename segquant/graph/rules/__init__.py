@@ -1,0 +1,1 @@
+"""Read cuts and activations off a captured graph."""

@@ -1,0 +1,178 @@
+"""Output cuts: a layer whose channels are chunked, split, unbound or sliced apart."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from torch.fx import Graph, Node
+
+from segquant.graph.rules import axes, ops
+from segquant.graph.rules.axes import Layout
+from segquant.graph.rules.ops import Window
+
+logger = logging.getLogger(__name__)
+_ENDS = ops.SPLIT | ops.WINDOW | {"glu"}
+_PASSED = ops.IDENTITY | ops.UNARY | ops.BINARY | ops.RESHAPE | ops.PERMUTE | ops.EXPAND | ops.CAT | {"getitem"}
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor on the way from the layer: where its channels are, and which of them, [low, high)."""
+
+    layout: Layout
+    low: int
+    high: int
+
+
+@dataclass
+class _Cuts:
+    """What was seen: for each range of channels, the ways it is split, and the slices taken of it."""
+
+    splits: dict[Range, set[tuple[Range, ...]]] = field(default_factory=lambda: defaultdict(set))
+    slices: dict[Range, set[Range]] = field(default_factory=lambda: defaultdict(set))
+
+
+def leading_to_cuts(graph: Graph) -> frozenset[Node]:
+    """The nodes from which a chunk, split, unbind, slice or GLU can be reached: those worth following."""
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        kind = ops.name(node)
+        passed = kind in _PASSED or ops.mixed_axes(node) is not None
+        if kind in _ENDS or (passed and any(user in found for user in node.users)):
+            found.add(node)
+    return frozenset(found)
+
+
+def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> tuple[int, ...] | None:
+    """Sizes of the channel ranges that the graph cuts the output of the layer's node `call` into.
+
+    Followed: operators that leave every channel's values apart from the others' (casts, dropout, reshapes,
+    permutes, elementwise functions, the sum with a table or another tensor, pooling, resampling, padding and
+    depthwise convolution). A cut counts if its pieces are
+    contiguous ranges of channels, whichever dimension they are on by then, so the halves of each head that
+    rotary embeddings take are none. A piece that is cut again counts as its parts. Slices count when they
+    tile the channels. Channels that consumers cut in different ways are left whole, with a log line.
+
+    Args:
+        call: an aten.linear or aten.conv2d node.
+        order: position of each node in the graph.
+        useful: `leading_to_cuts(graph)`.
+    """
+    shape = ops.shape(call)
+    if shape is None:
+        return None
+    axis = ops.channel_axis(call, len(shape))
+    channels = shape[axis]
+    cuts = _Cuts()
+    pending: dict[Node, set[_Value]] = {call: {_Value(axes.channels_on(axis, shape), 0, channels)}}
+    while pending:
+        node = min(pending, key=order.__getitem__)
+        values = pending.pop(node)
+        for user in node.users:
+            if user not in useful:
+                continue
+            for value in values:
+                for target, result in _follow(user, node, value, cuts):
+                    pending.setdefault(target, set()).add(result)
+    ranges = _resolve((0, channels), cuts, call)
+    return tuple(high - low for low, high in ranges) if len(ranges) > 1 else None
+
+
+def _follow(user: Node, node: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _Value]]:
+    """What becomes of `value`, the tensor of `node`, in its consumer `user`; cuts are noted in `cuts`."""
+    kind = ops.name(user)
+    if kind in ops.SPLIT:
+        return _follow_split(user, value, cuts)
+    if kind in ops.WINDOW:
+        window = ops.window(user)
+        part = _part(value, window) if window else None
+        if window and part and axes.outermost_stride(value.layout, window.axis) is not None:
+            cuts.slices[value.low, value.high].add((part.low, part.high))
+        return [(user, part)] if part else []
+    if kind == "glu":
+        _note_glu(user, value, cuts)
+        return []
+    layout = _passed(user, node, kind, value.layout)
+    return [(user, _Value(layout, value.low, value.high))] if layout else []
+
+
+def _passed(user: Node, node: Node, kind: str, layout: Layout) -> Layout | None:
+    shape = ops.shape(user)
+    if shape is None:
+        return None
+    if kind in ops.IDENTITY | ops.UNARY:
+        return layout
+    if kind in ops.BINARY | ops.EXPAND:
+        return axes.broadcast(layout, shape)
+    if kind in ops.RESHAPE:
+        return axes.reshape(layout, shape)
+    if kind in ops.PERMUTE:
+        order = ops.permutation(user, len(layout))
+        return axes.permute(layout, order) if order else None
+    if (mixed := ops.mixed_axes(user)) is not None and user.args[0] is node:
+        return axes.mixed(layout, mixed, shape)
+    if kind in ops.CAT and (joined := ops.joined(user)):
+        axis, parts, _ = joined
+        if len(layout) == len(shape) and not axes.has_channels(layout[axis]) and node in parts:
+            return axes.replace(layout, axis, axes.other(shape[axis]))
+    return None
+
+
+def _follow_split(user: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _Value]]:
+    windows = ops.pieces(user)
+    parts = [_part(value, window) for window in windows or ()]
+    ranges = tuple((part.low, part.high) for part in parts if part)
+    across = windows and axes.outermost_stride(value.layout, windows[0].axis) is not None
+    if across and len(ranges) == len(parts) > 1:
+        cuts.splits[value.low, value.high].add(ranges)
+    followed = []
+    for item in user.users:
+        index = item.args[1] if ops.name(item) == "getitem" else None
+        if isinstance(index, int) and parts and (part := parts[index]):
+            followed.append((item, part))
+    return followed
+
+
+def _note_glu(user: Node, value: _Value, cuts: _Cuts) -> None:
+    axis = ops.axis_of(ops.argument(user, 1, "dim", -1), len(value.layout))
+    if axis is not None and axes.outermost_stride(value.layout, axis) is not None:
+        middle = (value.low + value.high) // 2
+        cuts.splits[value.low, value.high].add(((value.low, middle), (middle, value.high)))
+
+
+def _part(value: _Value, window: Window) -> _Value | None:
+    """The part of `value` in `window`; None where it is no contiguous range of channels."""
+    layout, axis, size = value.layout, window.axis, len(range(window.start, window.stop, window.step))
+    if size < 1:
+        return None
+    low, high = value.low, value.high
+    dimension = axes.other(size)
+    if axes.has_channels(layout[axis]) and size != axes.size_of(layout[axis]):
+        stride = axes.outermost_stride(layout, axis)
+        if stride is None or window.step != 1:
+            return None
+        low, high = value.low + window.start * stride, value.low + window.stop * stride
+        dimension = ((size, stride),) if size > 1 else ()
+    elif axes.has_channels(layout[axis]):
+        dimension = layout[axis]
+    if window.keeps:
+        return _Value(axes.replace(layout, axis, dimension), low, high)
+    return _Value((*layout[:axis], *layout[axis + 1 :]), low, high)
+
+
+def _resolve(whole: Range, cuts: _Cuts, call: Node) -> list[Range]:
+    """Cut `whole` where its consumers agree on it, then each piece in the same way."""
+    ways = set(cuts.splits.get(whole, ()))
+    slices = sorted(cuts.slices.get(whole, set()) - {whole})
+    edges = [whole[0], *(high for _, high in slices)]
+    if slices and edges[-1] == whole[1] and list(pairwise(edges)) == slices:
+        ways.add(tuple(slices))
+    if len(ways) > 1:
+        logger.info("%s: channels %d to %d are cut in %d different ways; left whole", call, *whole, len(ways))
+    if len(ways) != 1:
+        return [whole]
+    return [piece for part in ways.pop() for piece in _resolve(part, cuts, call)]

@@ -1,0 +1,1 @@
+"""QuantLinear and QuantConv2d: buffers and forward."""

@@ -1,0 +1,199 @@
+"""QuantLinear and QuantConv2d: buffers and forward, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segquant.graph.segments import Segments
+from segquant.kernels import reference
+from segquant.method.spec import Method
+from segquant.method.targets import layer_method
+from segquant.modules.layers import as_linear, taps_of, window_of
+from segquant.modules.window import Window
+from segquant.numerics.hadamard import unrotate
+from segquant.numerics.layout import Layout
+from segquant.observers.stats import InputStats
+from segquant.solve.layer import solve_layer
+
+
+class QuantLinear(nn.Module):
+    """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
+
+    The state dict holds the codes (int4 two per byte), float32 scales and smoothing vectors, 16-bit low-rank
+    factors and the bias; `layout` says how they fit together. `.to(dtype)` casts the bias alone.
+
+    Args:
+        layout: shape of the layer.
+        bias_dtype, device: of the (empty) tensors.
+    """
+
+    keep_dequantized = True
+    """Keep the dequantized weight between calls: faster, at the cost of a float32 weight in memory."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        bias_dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        for name, (shape, dtype) in layout.buffers().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+        bias = torch.zeros(layout.out_features, dtype=bias_dtype, device=device) if layout.bias else None
+        self.register_buffer("bias", bias)
+        self._dequantized: Tensor | None = None
+        self.register_load_state_dict_post_hook(_forget)
+
+    @staticmethod
+    def empty(layout: Layout, window: Window | None = None, **kwargs: Any) -> QuantLinear:
+        """A layer without numbers: a QuantConv2d where there is a window."""
+        return QuantLinear(layout, **kwargs) if window is None else QuantConv2d(layout, window, **kwargs)
+
+    @staticmethod
+    def from_tensors(layout: Layout, tensors: Mapping[str, Tensor], window: Window | None = None) -> QuantLinear:
+        """A layer around given buffers (those of `Layout.buffers()`, and "bias" where there is one)."""
+        bias = tensors.get("bias")
+        module = QuantLinear.empty(
+            layout, window, bias_dtype=torch.float32 if bias is None else bias.dtype, device="meta"
+        )
+        module.load_state_dict(dict(tensors), assign=True)
+        return module
+
+    @staticmethod
+    def from_float(
+        linear: nn.Module,
+        method: Method,
+        stats: InputStats | None = None,
+        segments: Segments | None = None,
+        *,
+        name: str = "linear",
+    ) -> QuantLinear:
+        """Quantize one layer by itself; a convolution becomes a QuantConv2d.
+
+        Args:
+            linear: the float layer, an nn.Linear or an ungrouped nn.Conv2d; not modified.
+            method: what to do.
+            stats: of its input, as `observe` returns them; needed unless the method looks at weights alone.
+            segments: where the graph cuts it; uncut if None.
+            name: for error messages.
+
+        Raises:
+            QuantizationError: the group size does not divide in_features, stats are missing or not finite, ….
+        """
+        layout, tensors, _ = solve_layer(
+            as_linear(linear), layer_method(method, linear), stats, segments, name=name, taps=taps_of(linear)
+        )
+        return QuantLinear.from_tensors(layout, tensors, window_of(linear))
+
+    @property
+    def in_features(self) -> int:
+        """Size of the input's last dimension."""
+        return self.layout.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of the output's last dimension."""
+        return self.layout.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight that this layer stands for, smoothing and rotation undone: float32 [out, in]."""
+        tensors = self._tensors()
+        weight = reference.dequantize_weight(self.layout, tensors)
+        for branch, rows in enumerate(self.layout.branch_slices):
+            if self.layout.ranks and self.layout.ranks[branch]:
+                down, up = reference.low_rank_factors(self.layout, tensors, branch)
+                weight[rows] += up @ down
+        if self.layout.rotate:
+            weight = unrotate(weight, self.layout.rotation_blocks, tensors["rotation_signs"])
+        for branch, rows in enumerate(self.layout.branch_slices):
+            if self.layout.smooth:
+                weight[rows] /= self.smooth[branch]
+        return weight
+
+    def weight_bytes(self) -> int:
+        """Bytes of everything stored for this layer: codes, scales, smoothing, low-rank factors, bias."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the input's dtype; the input is not modified."""
+        if self._dequantized is None and self.keep_dequantized:
+            self._dequantized = reference.dequantize_weight(self.layout, self._tensors())
+        return reference.linear(input, self.layout, self._tensors(), self._dequantized)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        layout = self.layout
+        parts = [f"{layout.in_features}, {layout.out_features}", f"weight={layout.weight_spec.dtype}"]
+        if len(layout.rows) > 1:
+            parts.append(f"rows={layout.rows}")
+        if len(layout.columns) > 1:
+            parts.append(f"columns={layout.columns}")
+        return ", ".join(parts)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        # Everything but the bias keeps its dtype under .to(bfloat16): a rounded scale is another layer.
+        bias = self._buffers.pop("bias")
+        fixed = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        self._buffers["bias"] = bias
+        super()._apply(fn, recurse)
+        for name, buffer in fixed.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        self._dequantized = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dequantized": None}
+
+
+class QuantConv2d(QuantLinear):
+    """A convolution as a `QuantLinear` on the patches of its input (see `segquant.modules.window`).
+
+    "Per token" means per patch, the channels of a patch being `in_features`. The input's scales are those of the
+    values that the window sees, padding included.
+
+    Args:
+        layout: of the linear on patches.
+        window: how the convolution slides.
+        bias_dtype, device: of the (empty) tensors.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        window: Window,
+        *,
+        bias_dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(layout, bias_dtype=bias_dtype, device=device)
+        self.window = window
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight that this layer stands for, smoothing undone: float32 [out, in, kh, kw]."""
+        return super().weight.unflatten(1, (-1, *self.window.kernel))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype; the input is not modified."""
+        return self.window.apply(super().forward, input)
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        return f"{super().extra_repr()}, kernel={self.window.kernel}, stride={self.window.stride}"
+
+
+def _forget(module: nn.Module, _: Any) -> None:
+    if isinstance(module, QuantLinear):
+        module._dequantized = None

@@ -1,0 +1,63 @@
+"""Solve layers one after the other or several at a time; the numbers are the same either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import nn
+
+from segquant.errors import QuantizationError
+from segquant.graph.segments import Segments
+from segquant.layers.linear import QuantLinear
+from segquant.method.spec import Method
+from segquant.observers.stats import InputStats
+
+
+def solve_in_turn(
+    layers: dict[str, nn.Module],
+    methods: Mapping[str, Method],
+    stats: dict[str, InputStats],
+    segments: Mapping[str, Segments],
+    workers: int = 1,
+) -> Iterator[tuple[nn.Module, QuantLinear]]:
+    """Every float layer with its quantized one, in order, as they are done.
+
+    `layers` and `stats` are used up: a layer's statistics are given back as soon as it is solved, and so is the layer
+    itself once the caller lets go of it.
+
+    Args:
+        workers: layers solved at once, each in a thread; each thread in turn uses torch's own.
+
+    Raises:
+        QuantizationError: as `QuantLinear.from_float`; layers not yet begun are left alone.
+    """
+    if workers < 1:
+        raise QuantizationError(f"workers={workers}; give the number of layers to solve at once, at least 1")
+
+    def solve(name: str) -> tuple[nn.Module, QuantLinear]:
+        layer = layers.pop(name)
+        with torch.no_grad():  # gradient mode does not cross threads
+            module = QuantLinear.from_float(layer, methods[name], stats.pop(name, None), segments.get(name), name=name)
+        module.train(layer.training)
+        return layer, module
+
+    yield from _mapped(solve, list(layers), workers)
+
+
+def _mapped(
+    solve: Callable[[str], tuple[nn.Module, QuantLinear]], names: list[str], workers: int
+) -> Iterator[tuple[nn.Module, QuantLinear]]:
+    if workers == 1:
+        for name in names:
+            yield solve(name)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="segquant") as pool:
+        waiting = [pool.submit(solve, name) for name in names]
+        try:
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""What to do with a model and with each of its layers."""

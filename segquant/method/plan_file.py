@@ -1,0 +1,78 @@
+"""The plan that `auto` chose, as a file that can be read, edited and run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segquant.method.spec import Method
+
+SCHEMA = 1
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer does, and what that costs.
+
+    Args:
+        layer: module name.
+        choice: fields of `Method` that differ from the base ("precision" for the scheme).
+        error: expected relative output error, from rows that did not fit the candidate; None after an edit.
+        bytes: stored for the layer.
+        operations: multiply-accumulates per input row, in multiples of the layer's own.
+        plain: error of plain rounding at the base precision, to compare with.
+        gain: share of the layer's error that arrives at the model's output, by which layers compete for the budget.
+    """
+
+    layer: str
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    error: float | None = None
+    bytes: int | None = None
+    operations: float | None = None
+    plain: float | None = None
+    gain: float | None = None
+
+
+def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:
+    """The method that does what the plan says: `base` with one override per layer."""
+    pairs = [(glob.escape(entry.layer), dict(entry.choice)) for entry in layers if entry.choice]
+    return dataclasses.replace(base, name=name, budget=None, overrides=(*base.overrides, *pairs))
+
+
+def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
+    """Write plan.json, whole or not at all."""
+    content = {
+        "schema": SCHEMA,
+        "method": {**base.to_dict(), "budget": None},
+        "budget": dataclasses.asdict(base.budget) if base.budget else None,
+        "layers": [dataclasses.asdict(entry) for entry in layers],
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_plan(path: Path) -> Method:
+    """The method of a plan file.
+
+    Raises:
+        ValueError: the file is missing or is no plan; a layer's choice names an unknown field.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no plan {path}; give the plan.json of a run of quantizer=auto")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"schema {content.get('schema')} instead of {SCHEMA}")
+        base = Method.from_dict(content["method"])
+        layers = [LayerPlan(**entry) for entry in content["layers"]]
+        return plan_method(base, layers)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no plan of quantizer=auto ({error}); write it again with it") from error

@@ -1,0 +1,113 @@
+"""Which layers of a model a method is about, what it does to each, and where they are cut."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from segquant.errors import QuantizationError
+from segquant.graph.control_cuts import random_cuts, wrong_cuts
+from segquant.graph.segments import Segments
+from segquant.method.spec import Method
+from segquant.modules.layers import quantizable, width_of
+from segquant.numerics.formats import QuantScheme, QuantSpec
+
+
+def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
+    """The layers that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
+    layers = quantizable(model, method.convolutions)
+    return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
+
+
+def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Method) -> None:
+    """Refuse a method whose `layers` of the model (see `targets`) are none."""
+    if not layers:
+        raise QuantizationError(
+            f"method {method.name!r} finds no layer to quantize; skip={list(method.skip)} leaves "
+            f"out all {len(quantizable(model, method.convolutions))} of the model"
+        )
+
+
+def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
+    """Refuse layers that compute something else than their class: a quantized layer would compute the plain product.
+
+    Raises:
+        QuantizationError: a subclass with a forward of its own, or a layer with forward hooks.
+    """
+    for name, layer in layers.items():
+        reason = _alteration(layer)
+        if reason:
+            raise QuantizationError(
+                f"layer {name!r} ({type(layer).__name__}) has {reason}, which its quantized layer would not have; put "
+                f"what that does into the weight, or leave the layer in floating point with skip=[{name!r}]"
+            )
+
+
+def _alteration(layer: nn.Module) -> str:
+    kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    methods = ("forward", "_conv_forward") if kind is nn.Conv2d else ("forward",)
+    if any(getattr(type(layer), name) is not getattr(kind, name) or name in vars(layer) for name in methods):
+        return "a forward of its own"
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    return "" if all(map(_is_ours, hooks)) else "forward hooks"
+
+
+def _is_ours(hook: object) -> bool:
+    """Whether a hook is of this library, which takes its own off again."""
+    return (getattr(hook, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
+
+
+def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
+    """What is done to each layer: overrides applied, and what a convolution cannot do left out."""
+    found = {name: method.for_layer(name) for name in layers}
+    return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
+
+
+def refuse_unmatched(model: nn.Module, method: Method) -> None:
+    """An override that matches no layer is a typing error: the numbers would silently be others."""
+    names = list(quantizable(model, method.convolutions))
+    for pattern, _ in method.overrides:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise QuantizationError(
+                f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
+                "correct the glob or leave it out"
+            )
+
+
+def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
+    """The graph's cuts, or the controls of Table 6 where the method asks for them."""
+    found = dict(segments)
+    for name, method in methods.items():
+        if name not in found or method.cuts == "graph":
+            continue
+        specs = (method.scheme.weight, method.scheme.input)
+        multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
+        if method.cuts == "random":
+            found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
+        else:
+            found[name] = wrong_cuts(found[name], multiple=multiple)
+    return found
+
+
+def layer_method(method: Method, module: nn.Module) -> Method:
+    """What of a method a layer can do.
+
+    A convolution is not rotated: a Hadamard matrix over channels would have to be multiplied at every pixel. Where the
+    group size does not divide its patches (the first one has few channels), it gets the next smaller one that does.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return method
+    width, scheme = width_of(module), method.scheme
+    fitted = QuantScheme(*(_fitted(spec, width) for spec in (scheme.weight, scheme.input)))
+    return replace(method, rotate=False, scheme=fitted, overrides=())
+
+
+def _fitted(spec: QuantSpec | None, width: int) -> QuantSpec | None:
+    if spec is None or not spec.group_size or width % spec.group_size == 0:
+        return spec
+    return replace(spec, group_size=max(size for size in range(1, spec.group_size) if width % size == 0))

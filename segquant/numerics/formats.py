@@ -1,0 +1,131 @@
+"""Number formats: what a quantized tensor and a quantized layer look like, and the named precisions.
+
+Frozen, validated on construction, and they survive a JSON round trip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from segquant.errors import nearest
+
+Dtype = Literal["int8", "int4", "fp8"]
+Granularity = Literal["tensor", "channel", "token", "group"]
+
+DTYPES = ("int8", "int4", "fp8")
+GRANULARITIES = ("tensor", "channel", "token", "group")
+
+
+def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
+    """ValueError with the nearest names unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r}; {nearest(str(value), choices)}")
+
+
+def refuse_unknown(kind: type, values: Mapping[str, Any]) -> None:
+    """ValueError with the nearest name for a key that is no field of the dataclass `kind`."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{kind.__name__} has no field {key!r}; {nearest(key, names)}")
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Format of one tensor.
+
+    Args:
+        dtype: "int8", "int4" (symmetric signed) or "fp8" (e4m3fn).
+        granularity: what shares a scale: "tensor" (a segment where the layer is cut), "channel" (one weight
+            row), "token" (one activation row) or "group" (`group_size` consecutive input channels of a row).
+        group_size: input channels per group, only with granularity "group".
+        dynamic: scales are taken from the tensor itself at run time (activations only).
+    """
+
+    dtype: Dtype
+    granularity: Granularity = "tensor"
+    group_size: int | None = None
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("granularity", self.granularity, GRANULARITIES)
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise ValueError(
+                f"granularity {self.granularity!r} with group_size={self.group_size}; "
+                "give a group_size with granularity 'group' and with no other"
+            )
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size must be at least 1, not {self.group_size}")
+
+    @property
+    def bits(self) -> int:
+        """Bits of one code."""
+        return 4 if self.dtype == "int4" else 8
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """Format of a layer's weight and of its input; None leaves that side in floating point."""
+
+    weight: QuantSpec | None
+    input: QuantSpec | None
+
+    def __post_init__(self) -> None:
+        weight, inputs = self.weight, self.input
+        if weight is not None and (weight.dynamic or weight.granularity == "token"):
+            raise ValueError("a weight is quantized once: granularity 'token' and dynamic=True are for inputs")
+        if inputs is None:
+            return
+        if weight is None:
+            raise ValueError("a quantized input needs a quantized weight; give weight a QuantSpec")
+        if inputs.granularity == "channel":
+            raise ValueError("per-channel inputs cannot be taken out of the product; use tensor, token or group")
+        if inputs.granularity in ("token", "group") and not inputs.dynamic:
+            raise ValueError(
+                f"granularity {inputs.granularity!r} of an input is only known at run time; set dynamic=True"
+            )
+
+    @property
+    def static_input(self) -> bool:
+        """Whether the input's scales are fixed at calibration time."""
+        return self.input is not None and not self.input.dynamic
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantScheme:
+        """Inverse of `dataclasses.asdict`; unknown keys raise ValueError with the nearest name."""
+        refuse_unknown(cls, values)
+        specs = {}
+        for side in ("weight", "input"):
+            spec = values.get(side)
+            if spec is not None:
+                refuse_unknown(QuantSpec, spec)
+                spec = QuantSpec(**spec)
+            specs[side] = spec
+        return cls(**specs)
+
+
+_CHANNEL_INT8 = QuantSpec("int8", "channel")
+_STATIC_INT8 = QuantSpec("int8", "tensor")
+_TOKEN_INT8 = QuantSpec("int8", "token", dynamic=True)
+
+PRECISIONS: dict[str, QuantScheme] = {
+    "w8a8_tensor": QuantScheme(QuantSpec("int8", "tensor"), _STATIC_INT8),
+    "w8a8": QuantScheme(_CHANNEL_INT8, _STATIC_INT8),
+    "w8a8_dynamic": QuantScheme(_CHANNEL_INT8, _TOKEN_INT8),
+    "fp8": QuantScheme(QuantSpec("fp8", "channel"), QuantSpec("fp8", "tensor")),
+    "w4a8_channel": QuantScheme(QuantSpec("int4", "channel"), _TOKEN_INT8),
+    "w4a8": QuantScheme(QuantSpec("int4", "group", 32), _TOKEN_INT8),
+    "w4a4": QuantScheme(QuantSpec("int4", "group", 64), QuantSpec("int4", "group", 64, dynamic=True)),
+    "w4a16": QuantScheme(QuantSpec("int4", "group", 64), None),
+}
+
+
+def scheme_of(precision: str) -> QuantScheme:
+    """The scheme of a named precision; ValueError with the nearest names if there is none."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; {nearest(precision, PRECISIONS)}")
+    return PRECISIONS[precision]

@@ -1,0 +1,150 @@
+"""Number formats as pure tensor functions: nothing here writes into its arguments.
+
+A scale divides, as in torch: code = round(x / scale). All arithmetic is in float32 (float64 stays float64).
+Integer formats are symmetric and signed, codes -128 … 127 and -8 … 7; ties round to even. fp8 is e4m3fn with
+saturation at ±448.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+INT_RANGES: dict[str, tuple[int, int]] = {"int8": (-128, 127), "int4": (-8, 7)}
+FP8_MAX = 448.0
+
+
+def code_max(dtype: str) -> float:
+    """Largest positive code of `dtype`."""
+    return FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][1])
+
+
+def code_min(dtype: str) -> float:
+    """Most negative code of `dtype`."""
+    return -FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][0])
+
+
+def _compute(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def choose_scale(amax: Tensor, dtype: str) -> Tensor:
+    """Symmetric scale amax / code_max; 1 where amax is zero, so that zeros stay zeros.
+
+    Args:
+        amax: largest absolute values, any shape, float.
+        dtype: number format.
+    """
+    amax = _compute(amax)
+    return torch.where(amax > 0, _not_denormal(amax / code_max(dtype)), torch.ones_like(amax))
+
+
+def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """DualScale's pair s₊ = max(x)/q_max and s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale).
+
+    A side that was never seen takes the other side's scale, both 1 if neither was.
+
+    Args:
+        positive: largest values, clamped to at least zero, any shape.
+        negative: magnitudes of the smallest values, at least zero, same shape.
+    """
+    positive, negative = _compute(positive), _compute(negative)
+    above = _not_denormal(positive / code_max(dtype))
+    below = _not_denormal(negative / -code_min(dtype))
+    fallback = torch.ones_like(above)
+    pos = torch.where(positive > 0, above, torch.where(negative > 0, below, fallback))
+    neg = torch.where(negative > 0, below, torch.where(positive > 0, above, fallback))
+    return pos, neg
+
+
+def _not_denormal(scale: Tensor) -> Tensor:
+    return scale.clamp_min(torch.finfo(scale.dtype).tiny)
+
+
+def quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
+    """Codes of `x`: int8 tensors for "int8" and "int4", float8_e4m3fn for "fp8".
+
+    Args:
+        x: values, any float dtype.
+        scale: positive, broadcastable to `x`.
+    """
+    ratio = _compute(x) / scale
+    if dtype == "fp8":
+        return ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    low, high = INT_RANGES[dtype]
+    return ratio.round_().clamp_(low, high).to(torch.int8)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Values codes · scale, in the scale's dtype."""
+    return codes.to(scale.dtype) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
+    """dequantize(quantize(x)) without the detour through the code dtype; float32 (or float64) out.
+
+    Args:
+        x: values, any float dtype; not modified.
+        scale: positive, broadcastable to `x`.
+    """
+    ratio = _compute(x) / scale
+    if dtype == "fp8":
+        rounded = ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(ratio.dtype)
+        return rounded.mul_(scale)
+    low, high = INT_RANGES[dtype]
+    return ratio.round_().clamp_(low, high).mul_(scale)
+
+
+def dual_fake_quantize(x: Tensor, positive: Tensor, negative: Tensor, dtype: str) -> Tensor:
+    """Fake quantization with one scale per sign: round(x/s₊)·s₊ where x ≥ 0, round(x/s₋)·s₋ below."""
+    x = _compute(x)
+    return fake_quantize(x, torch.where(x >= 0, positive, negative), dtype)
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """Two codes per byte along the last dimension: even columns in the low nibble, odd ones in the high.
+
+    Args:
+        codes: int8 in -8 … 7, shape [..., n]; an odd n is padded with a zero.
+
+    Returns:
+        uint8, shape [..., ceil(n / 2)].
+    """
+    if codes.shape[-1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    nibbles = codes.view(torch.uint8) & 0x0F if codes.is_contiguous() else codes.contiguous().view(torch.uint8) & 0x0F
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+
+
+def unpack_int4(packed: Tensor, columns: int) -> Tensor:
+    """Inverse of `pack_int4`: int8 codes of shape [..., columns]."""
+    low, high = packed & 0x0F, packed >> 4
+    nibbles = torch.stack((low, high), dim=-1).flatten(-2)[..., :columns]
+    # sign extension of a nibble: 8 … 15 stand for -8 … -1
+    return (nibbles.to(torch.int8) ^ 8) - 8
+
+
+def uniform(sizes: tuple[int, ...]) -> bool:
+    """Whether all pieces have the same size."""
+    return len(set(sizes)) == 1
+
+
+def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Maximum over every piece of the last dimension: [..., sum(sizes)] -> [..., len(sizes)]."""
+    if len(sizes) == 1:
+        return x.amax(-1, keepdim=True)
+    if uniform(sizes):
+        return x.unflatten(-1, (len(sizes), sizes[0])).amax(-1)
+    return torch.stack([piece.amax(-1) for piece in x.split(sizes, -1)], dim=-1)
+
+
+def expand_pieces(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Repeat the value of each piece over its channels: [..., len(sizes)] -> [..., sum(sizes)].
+
+    One piece stays [..., 1], which broadcasts.
+    """
+    if len(sizes) == 1:
+        return values
+    if uniform(sizes):
+        return values.unsqueeze(-1).expand(*values.shape, sizes[0]).flatten(-2)
+    return values.repeat_interleave(torch.tensor(sizes, device=values.device), dim=-1, output_size=sum(sizes))

@@ -1,0 +1,1 @@
+"""One pass over the calibration inputs: running statistics of every layer's input."""

@@ -1,0 +1,117 @@
+"""What is collected while calibration data goes through the model: one object that every linear's hook reports to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from segquant.errors import QuantizationError
+from segquant.modules.layers import as_linear
+from segquant.observers.gram import Grams
+from segquant.observers.salience import TemporalSalience
+from segquant.observers.stats import InputStats
+
+
+class Collector:
+    """Statistics of some linears, over one reading of the data or more: only Gram matrices need several.
+
+    Args:
+        widths: input features by linear.
+        split_gram: sum fold 0's Gram matrices apart.
+        reservoir, seed: of the rows kept.
+    """
+
+    def __init__(self, widths: Mapping[str, int], split_gram: bool, reservoir: int, seed: int) -> None:
+        self.widths, self.split_gram = widths, split_gram
+        self._stats = {name: InputStats(name, width, reservoir, seed) for name, width in widths.items()}
+        self._peaks: dict[str, TemporalSalience] = {}
+        self._grams = Grams(widths)
+        self._wanted: set[str] = set()
+        self._passes, self._again = 0, True
+        self._fold: int | None = None
+
+    @property
+    def deferred(self) -> set[str]:
+        """Linears whose Gram matrix found no room in this pass."""
+        return self._grams.deferred
+
+    def add_salience(self, layers: Mapping[str, nn.Module]) -> None:
+        """Average channel peaks over time too, against the salience of the layers' weights."""
+        for name, layer in layers.items():
+            self._peaks[name] = TemporalSalience(as_linear(layer).weight.detach().abs().amax(0).float())
+
+    def check_limit(self, names: Collection[str], limit: int | None) -> None:
+        """Raise QuantizationError if a single matrix is beyond the limit."""
+        grams = Grams(self.widths, limit, self.split_gram)
+        for name in names:
+            size = grams.matrix_bytes(self.widths[name])
+            if limit is not None and size > limit:
+                raise QuantizationError(
+                    f"{name}: the Gram matrix of its {self.widths[name]} inputs takes {size:,} bytes, and "
+                    f"memory_limit is {limit:,}; raise it or take a method without Gram matrices for this layer"
+                )
+
+    def begin_pass(self, names: Collection[str], limit: int | None, again: bool) -> None:
+        """Start over reading the data, for the Gram matrices of `names`; `again`: it can be read once more."""
+        self._passes, self._again, self._wanted = self._passes + 1, again, set(names)
+        self._grams = Grams(self.widths, limit, self.split_gram)
+
+    def begin_call(self, fold: int | None) -> None:
+        """Before every forward pass; its rows go to `fold`, or over all folds if None."""
+        self.check_again()
+        self._fold = fold
+        self._grams.begin_call()
+
+    def check_again(self) -> None:
+        """Raise QuantizationError, as early as may be, if the data has to be read again and cannot be."""
+        if self.deferred and not self._again:
+            raise QuantizationError(
+                f"the Gram matrices of {len(self.deferred)} layers do not fit memory_limit beside the others, so the "
+                "calibration data has to be read again, but `batches` is an iterator, which can be read once; give a "
+                "list (or another iterable), or raise memory_limit"
+            )
+
+    def update(self, name: str, x: Tensor) -> None:
+        """Take in an input [..., in] of a linear."""
+        if not x.numel():
+            return
+        if self._passes == 1:
+            self._stats[name].update(x, self._fold)
+            if name in self._peaks:
+                self._peaks[name].update(_item_peaks(x))
+        if name in self._wanted:
+            self._grams.update(name, x, self._fold)
+
+    def finish(self, name: str) -> InputStats:
+        """A linear's statistics, handed over.
+
+        Raises:
+            QuantizationError: NaN or inf; another reading of the data was of other data.
+        """
+        stats = self._stats.pop(name)
+        stats.check_finite()
+        if name in self._peaks and self._peaks[name].items:
+            stats.salience = self._peaks.pop(name).value
+        if name in self._wanted:
+            stats.gram_sum, stats.gram_first = self._grams.sums(name)
+            if self._passes > 1:
+                _check_same_data(stats)
+        return stats
+
+
+def _check_same_data(stats: InputStats) -> None:
+    """The diagonal of XᵀX and the sums of squares come from different readings and must agree."""
+    squares = stats.mean_square.double() * stats.rows
+    if stats.gram_sum is None or not torch.allclose(stats.gram_sum.diagonal(), squares, rtol=1e-2):
+        raise QuantizationError(
+            f"{stats.name}: `batches` gave other inputs when it was read again; give the same ones each time (a list), "
+            "or raise memory_limit so that one reading suffices"
+        )
+
+
+def _item_peaks(x: Tensor) -> Tensor:
+    """Largest magnitudes per channel of every item of an input [items, ..., in], float32; a vector is one item."""
+    items = x.shape[0] if x.dim() > 1 else 1
+    return x.abs().reshape(items, -1, x.shape[-1]).amax(1).float()

@@ -1,0 +1,184 @@
+"""Gram matrices XᵀX of many linears at once, each distinct input multiplied and stored once, within a memory limit.
+
+Linears that get the very same tensors (queries, keys and values; the AdaLN linears of all blocks) have the same
+Gram matrix. Which ones do is not known beforehand, so it is found call by call: every linear stands at a state, the
+sequence of inputs it has had so far, and linears at the same state share one sum. The first to get its next input
+makes the next state; the others join it or, should they get something else, go on from the old sum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from segquant.observers.stats import FOLDS
+
+FLUSH = 4096
+"""Rows that are summed in float32 before they go to float64; a product of a call that has more does the same."""
+FEW_ROWS = 64
+"""Inputs of at most so many rows are recognised by value too: blocks that each take SiLU of one embedding."""
+ENTRY_BYTES = 12
+"""Of one matrix entry: the float64 sum and the float32 one that goes into it."""
+
+
+@dataclass
+class Sum:
+    """Σ xᵀx: a float64 total and a float32 sum of the last `waiting` rows."""
+
+    total: Tensor | None = None
+    pending: Tensor | None = None
+    waiting: int = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows [n, in]."""
+        values = rows.float()
+        if self.pending is None:
+            self.pending = values.T @ values
+        else:
+            self.pending.addmm_(values.T, values)
+        self.waiting += len(rows)
+        if self.waiting >= FLUSH:
+            self._flush()
+
+    def copy(self) -> Sum:
+        """An independent sum."""
+        return Sum(*(None if part is None else part.clone() for part in (self.total, self.pending)), self.waiting)
+
+    def value(self) -> Tensor | None:
+        """XᵀX, float64 [in, in], or None before the first row; nothing may be added afterwards."""
+        self._flush()
+        return self.total
+
+    def _flush(self) -> None:
+        if self.pending is not None:
+            self.total = self.pending.double() if self.total is None else self.total.add_(self.pending)
+        self.pending, self.waiting = None, 0
+
+
+@dataclass
+class _State:
+    """Sums over all rows and over those of fold 0, how many linears stand here, and the call that made it."""
+
+    number: int
+    call: int
+    whole: Sum = field(default_factory=Sum)
+    first: Sum = field(default_factory=Sum)
+    members: int = 0
+
+
+class Grams:
+    """Gram matrices of the inputs of some linears, during one reading of the data.
+
+    Args:
+        widths: input features by linear.
+        limit: bytes that the matrices may take; linears that find no room are deferred. None: no limit. While a
+            call is under way one more matrix may exist, and so it may if linears that shared cease to.
+        split: sum fold 0 apart as well.
+    """
+
+    def __init__(self, widths: Mapping[str, int], limit: int | None = None, split: bool = False) -> None:
+        self.widths, self.limit, self.split = widths, limit, split
+        self.deferred: set[str] = set()
+        self._root = _State(0, 0)
+        self._at: dict[str, _State] = {}
+        self._numbers = itertools.count(1)
+        self._call = 0
+        self._moves: dict[tuple[int, int], _State] = {}
+        self._tokens = _Tokens()
+        self._used = 0
+
+    def begin_call(self) -> None:
+        """Before every forward pass of the model: tensors of the last one are gone."""
+        self._moves, self._tokens = {}, _Tokens()
+        self._call += 1
+
+    def update(self, name: str, x: Tensor, fold: int | None) -> None:
+        """Take in an input [..., in] of a linear; `fold` None deals its rows over all folds."""
+        if name in self.deferred or not x.numel():
+            return
+        state = self._at.get(name, self._root)
+        rows = x.detach().reshape(-1, x.shape[-1])
+        step = (state.number, self._tokens.number(x))
+        following = self._moves.get(step)
+        if following is None and state.members == 1 and state.call < self._call:
+            # the last one here, and nobody can join any more: the sum itself may grow
+            state.number, state.call = next(self._numbers), self._call
+            self._add(state, rows, fold)
+            return
+        if following is None:
+            if state is self._root and not self._admit(name):
+                return
+            following = _State(next(self._numbers), self._call, state.whole.copy(), state.first.copy())
+            self._add(following, rows, fold)
+            self._moves[step] = following
+        state.members -= 1
+        following.members += 1
+        self._at[name] = following
+
+    def sums(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """XᵀX over all rows and (if split) over fold 0's; None where no row arrived. Hands them over."""
+        self._moves = {}
+        state = self._at.pop(name, self._root)
+        return state.whole.value(), state.first.value()
+
+    def matrix_bytes(self, width: int) -> int:
+        """Bytes that a linear of `width` inputs takes up while data is read."""
+        return ENTRY_BYTES * width * width * (2 if self.split else 1)
+
+    def _admit(self, name: str) -> bool:
+        size = self.matrix_bytes(self.widths[name])
+        if self.limit is not None and self._used + size > self.limit:
+            self.deferred.add(name)
+            return False
+        self._used += size
+        return True
+
+    def _add(self, state: _State, rows: Tensor, fold: int | None) -> None:
+        state.whole.add(rows)
+        if self.split and not fold:
+            state.first.add(rows.tensor_split(FOLDS)[0] if fold is None else rows)
+
+
+class _Tokens:
+    """Numbers for the distinct tensors of one forward pass."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._small: list[tuple[Tensor, int, int]] = []
+
+    def number(self, x: Tensor) -> int:
+        """The same number for the same tensor (unchanged since), or for equal ones of few rows."""
+        known = self._known.get(id(x))
+        if known is not None and known[0]() is x and known[1] == _version(x):
+            return known[2]
+        number = self._equal(x)
+        if number is None:
+            number, self._count = self._count, self._count + 1
+            if _is_small(x):
+                self._small.append((x, _version(x), number))
+        self._known[id(x)] = (weakref.ref(x), _version(x), number)
+        return number
+
+    def _equal(self, x: Tensor) -> int | None:
+        if not _is_small(x):
+            return None
+        for other, version, number in self._small:
+            alike = other.shape == x.shape and other.dtype == x.dtype and other.device == x.device
+            if alike and version == _version(other) and torch.equal(other, x):
+                return number
+        return None
+
+
+def _is_small(x: Tensor) -> bool:
+    return x.numel() <= FEW_ROWS * x.shape[-1]
+
+
+def _version(x: Tensor) -> int:
+    """Count of in-place changes; tensors made in inference mode cannot be changed outside of it and have none."""
+    return 0 if x.is_inference() else x._version

@@ -1,0 +1,193 @@
+"""One pass over the calibration inputs: running statistics of the input of every linear (or convolution).
+
+Whole batches share a fold of `InputStats`, since rows of one denoiser call resemble each other; with a single
+batch the rows themselves are dealt, in contiguous runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from segquant.errors import QuantizationError
+from segquant.modules.calls import Progress, call
+from segquant.modules.layers import input_rows, quantizable, width_of
+from segquant.modules.swap import evaluating
+from segquant.observers.collector import Collector
+from segquant.observers.stats import FOLDS, InputStats
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Complete statistics of some linears, after `passes` readings of the data; `last`: there are no more."""
+
+    stats: dict[str, InputStats]
+    passes: int
+    last: bool
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    gram: bool | Collection[str] = False,
+    split_gram: bool = False,
+    salience: bool = False,
+    reservoir: int = 512,
+    seed: int = 0,
+    only: Collection[str] | None = None,
+    progress: Progress | None = None,
+    total: int = 0,
+) -> dict[str, InputStats]:
+    """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
+
+    A convolution's are those of the patches of its input (see `modules.window`). A layer that is called several
+    times, or shared under several names, merges its calls under its first name; one that is never called has
+    `rows == 0`. Linears fed by the very same tensors share one Gram matrix.
+
+    Args:
+        model: runs as it is (device, dtype); in eval mode meanwhile, without gradients.
+        batches: tuples or dicts of the forward's arguments (or a lone tensor). Where the iterable has an attribute
+            `origins` (one hashable per batch, the prompt for example), batches of one origin are held out together.
+        gram: collect XᵀX for all layers, none, or those named.
+        split_gram: keep fold 0's share of XᵀX apart, for `InputStats.without_fold(0)`.
+        salience: average the peaks of the channels over denoiser calls (`TemporalSalience`), an item of the
+            input's first dimension at a time.
+        reservoir: rows kept per layer.
+        seed: of the reservoir and of the deal of batches to folds.
+        only: names of the linears and ungrouped nn.Conv2d to watch; all linears if None.
+        progress: called after every batch.
+        total: number of batches for `progress`, where `batches` has no length.
+
+    Raises:
+        QuantizationError: no batches, or NaN or inf in some layer's input (named).
+    """
+    (found,) = observe_in_groups(
+        model, batches, gram=gram, split_gram=split_gram, salience=salience, reservoir=reservoir, seed=seed,
+        only=only, progress=progress, total=total,
+    )  # fmt: skip
+    return found.stats
+
+
+def observe_in_groups(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    gram: bool | Collection[str] = False,
+    split_gram: bool = False,
+    salience: bool = False,
+    reservoir: int = 512,
+    seed: int = 0,
+    only: Collection[str] | None = None,
+    progress: Progress | None = None,
+    total: int = 0,
+    memory_limit: int | None = None,
+) -> Iterator[Observed]:
+    """`observe` in as many readings of the data as Gram matrices need that share `memory_limit` bytes.
+
+    The first group has every linear that needs no Gram matrix or found room for it, each further group some of
+    the others. Whoever drops a group's statistics before asking for the next one stays within the limit. The model
+    must not change between groups. The numbers do not depend on the grouping.
+
+    Args:
+        memory_limit: bytes for Gram matrices (while data is read; see `Grams`); no limit if None.
+        batches: iterable more than once, unless one reading suffices.
+        others: as for `observe`.
+
+    Raises:
+        QuantizationError: as `observe`; a single matrix exceeds the limit; the data must be read again and cannot
+            be, or is other data then.
+    """
+    layers = quantizable(model, convolutions=only is not None)
+    layers = {name: layer for name, layer in layers.items() if only is None or name in only}
+    want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
+    left = dict.fromkeys(want)
+    watch = Collector({name: width_of(layer) for name, layer in layers.items()}, split_gram, reservoir, seed)
+    if salience:
+        watch.add_salience(layers)
+    watch.check_limit(want, memory_limit)
+    again = iter(batches) is not batches
+    for passes in itertools.count(1):
+        watch.begin_pass(left, memory_limit, again)
+        named = layers if passes == 1 else {name: layers[name] for name in left}
+        with _watching(model, named, watch):
+            _run(model, batches, watch, seed, progress, total)
+        watch.check_again()
+        left = dict.fromkeys(name for name in left if name in watch.deferred)
+        found = Observed({name: watch.finish(name) for name in named if name not in left}, passes, not left)
+        layers, named = {name: layers[name] for name in left}, {}  # no hold on what the caller may want to free
+        yield found
+        if not left:
+            return
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every nn.Linear by its first module name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+@contextmanager
+def _watching(model: nn.Module, layers: Mapping[str, nn.Module], watch: Collector) -> Iterator[None]:
+    """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args, kwargs: watch.update(name, input_rows(layer, args[0] if args else kwargs["input"]))
+
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        with evaluating(model), torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(
+    model: nn.Module,
+    batches: Iterable[Any],
+    watch: Collector,
+    seed: int,
+    progress: Progress | None,
+    total: int,
+) -> None:
+    iterator = iter(batches)
+    head = list(itertools.islice(iterator, 2))
+    if not head:
+        raise QuantizationError(
+            "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
+        )
+    total = len(batches) if hasattr(batches, "__len__") else total
+    deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
+    for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
+        watch.begin_call(fold)
+        call(model, batch)
+        if progress is not None:
+            progress("observe", index + 1, total)
+
+
+def deal_folds(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
+    """Folds of consecutive batches, each run of FOLDS in random order: no fold sees a single timestep.
+
+    Batches of one origin share a fold: a prompt's text tokens are the same at all of its timesteps, and would else
+    be in every fold, fitted and held out.
+    """
+    folds = _shuffled_folds(torch.Generator().manual_seed(seed))
+    if origins is None:
+        yield from folds
+        return
+    known: dict[Hashable, int] = {}
+    for origin in origins:
+        if origin not in known:
+            known[origin] = next(folds)
+        yield known[origin]
+
+
+def _shuffled_folds(generator: torch.Generator) -> Iterator[int]:
+    while True:
+        yield from torch.randperm(FOLDS, generator=generator).tolist()

@@ -1,0 +1,1 @@
+"""Quantize models whose blocks are read from disk as they run."""

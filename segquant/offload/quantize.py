@@ -1,0 +1,238 @@
+"""Quantize a model block by block, with one block's float weights in memory at a time and one reading of the data.
+
+All calibration batches go through the model side by side (`lockstep`): each waits where it comes to a block; once all
+are there, the block is brought in, observed on all of their inputs, quantized, and hands each its float output. No
+rule says how blocks are connected: skip connections and residuals stay in the frames that wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segquant.errors import QuantizationError
+from segquant.graph.find import find_segments
+from segquant.graph.segments import Segments
+from segquant.method.spec import Method
+from segquant.method.targets import layer_methods, refuse_unmatched, targets
+from segquant.modules.calls import Progress, call
+from segquant.modules.layers import input_rows, quantizable, width_of
+from segquant.modules.swap import swap_
+from segquant.observers.collector import Collector
+from segquant.observers.observe import deal_folds
+from segquant.offload.block_shell import BatchIndices, BlockRunner, stray_blocks
+from segquant.offload.lockstep import Walker, common_gate, gated
+from segquant.offload.weights import Offloaded
+from segquant.quantize import RECORD, quantize_
+
+log = logging.getLogger(__name__)
+
+
+def quantize_offloaded_(
+    offloaded: Offloaded,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None = None,
+    *,
+    progress: Progress | None = None,
+    memory_limit: int | None = None,
+    park: torch.device | str = "cpu",
+) -> nn.Module:
+    """`quantize_` of a model whose blocks are read in one by one; the layers come out the same.
+
+    Args:
+        offloaded: the float model. Afterwards none of its blocks waits any more: all of it is in memory, quantized.
+        method: without a budget (`auto`) and without block reconstruction, which need the whole model at once.
+        batches: as for `quantize_`, gone through once; activations of all of them are in memory together.
+        segments: from `find_segments`, found on the first batch if None and the method wants them.
+        progress: called with ("quantize", layers done, layers in all).
+        memory_limit: bytes for Gram matrices, per block; what does not fit is observed by running the block again.
+        park: where blocks are put when they are done.
+
+    Returns:
+        the quantized model in evaluation mode, with `segquant_record` as `quantize_` leaves it; what is in no block is
+        where it was.
+
+    Raises:
+        QuantizationError: as `quantize_`; the method needs the whole model; batches take different ways.
+    """
+    model, origins = offloaded.model, getattr(batches, "origins", None)
+    model.eval()
+    refuse_unmatched(model, method)
+    layers = targets(model, method)
+    if not layers and method.scheme.weight is None:
+        return model
+    methods, names = layer_methods(layers, method), list(layers)
+    del layers  # or float layers stayed in memory after they are replaced
+    batches = list(batches)
+    _check(method, methods, batches)
+    if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
+        segments = find_segments(model, *_arguments(batches[0]))
+    for name in stray_blocks(model, list(offloaded.waiting), batches[0]):
+        log.info("%s stays in memory: it is not called just once, or parts of it are called from elsewhere", name)
+        offloaded.bring(name)
+        offloaded.keep(name)
+    run = _Run(offloaded, method, methods, dict(segments or {}), progress, memory_limit, torch.device(park))
+    run.through(batches, origins)
+    run.rest()
+    found = {name: run.cuts[name] for name in names if name in run.cuts}
+    setattr(model, RECORD, {"method": method.to_dict(), "segments": found, "passes": run.passes})
+    return model
+
+
+def _check(method: Method, methods: Mapping[str, Method], batches: Sequence[Any]) -> None:
+    if not batches:
+        raise QuantizationError("there are no calibration batches; give at least one")
+    for entry in methods.values():
+        if entry.budget is not None or entry.calibrator == "adaround":
+            what = "a budget over all layers" if entry.budget is not None else "block reconstruction"
+            raise QuantizationError(
+                f"method {method.name!r} has {what}, which needs the whole float model in memory; quantize without "
+                "offloading, or take another method"
+            )
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), None
+
+
+class _Run:
+    """One quantization: what is done to each block as all batches stand before it, and to the layers in no block."""
+
+    def __init__(
+        self,
+        offloaded: Offloaded,
+        method: Method,
+        methods: Mapping[str, Method],
+        segments: dict[str, Segments],
+        progress: Progress | None,
+        memory_limit: int | None,
+        park: torch.device,
+    ) -> None:
+        self.offloaded, self.method, self.methods, self.segments = offloaded, method, methods, segments
+        self.progress, self.memory_limit, self.park = progress, memory_limit, park
+        self.cuts: dict[str, Any] = {}
+        self.passes, self.done = 0, 0
+        self._watches: dict[str, Collector] = {}
+        self._outside: list[str] = []
+
+    def through(self, batches: list[Any], origins: Sequence[Any] | None) -> None:
+        """Take all batches through the model; every block is quantized when they have passed it."""
+        model = self.offloaded.model
+        deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
+        folds = list(itertools.islice(deal, len(batches)))
+        walkers = [Walker(lambda batch=batch: call(model, batch), index) for index, batch in enumerate(batches)]
+        batches.clear()
+        with torch.no_grad(), self._watching(), gated(dict(self.offloaded.waiting)) as open_gate:
+            try:
+                outputs: list[Any] = [None] * len(walkers)
+                while True:
+                    self._advance(walkers, outputs, folds)
+                    name = common_gate(walkers)
+                    if name is None:
+                        return
+                    open_gate(name)
+                    outputs = self._block(name, [walker.arguments for walker in walkers], origins)
+            finally:
+                for walker in walkers:
+                    walker.abandon()
+
+    def _advance(self, walkers: list[Walker], outputs: list[Any], folds: list[int | None]) -> None:
+        for index, walker in enumerate(walkers):
+            for watch in self._watches.values():
+                watch.begin_call(folds[index])
+            output, outputs[index], walker.arguments = outputs[index], None, ((), {})
+            walker.advance(output)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Statistics of the layers that are in no block: each has a watch of its own, as batches take turns."""
+        inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
+        handles = []
+        layers = quantizable(self.offloaded.model, self.method.convolutions)
+        layers = {name: layer for name, layer in layers.items() if id(layer) not in inside}  # no hold on the others
+        self._outside = list(layers)
+        if any(entry.needs_data for entry in self.methods.values()):
+            for name, layer in layers.items():
+                if name not in self.methods:
+                    continue
+                watch = self._watches[name] = Collector({name: width_of(layer)}, False, 512, self.method.seed)
+                if self.methods[name].needs_salience:
+                    watch.add_salience({name: layer})
+                watch.begin_pass([name] if self.methods[name].needs_gram else [], None, True)
+                handles.append(layer.register_forward_pre_hook(_updating(watch, name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _block(self, name: str, inputs: list[Any], origins: Sequence[Any] | None) -> list[Any]:
+        """Quantize a block on its inputs; its float outputs."""
+        block = self.offloaded.bring(name)
+        shell = BlockRunner(name, block, inputs)
+        names = list(targets(shell, self.method))
+        if names:
+            self._quantize(shell, names, BatchIndices(len(inputs), origins))
+            swap_(self.offloaded.model, {id(block): shell.get_submodule(name)})  # a block that is itself a layer
+        else:
+            shell.fill()
+        self.offloaded.keep(name)
+        shell.get_submodule(name).to(self.park)
+        return shell.outputs
+
+    def _quantize(
+        self, model: nn.Module, names: Sequence[str], batches: Iterable[Any], skip: Sequence[str] = (), **given: Any
+    ) -> None:
+        overrides = _matching(self.method, list(quantizable(model, self.method.convolutions)))
+        method = dataclasses.replace(self.method, overrides=overrides, skip=(*self.method.skip, *skip))
+        if isinstance(model, BlockRunner) and not any(self.methods[name].needs_data for name in names):
+            model.fill()
+        quantize_(
+            model, method, batches, self.segments, progress=self._counted(names), memory_limit=self.memory_limit,
+            streaming=True, **given,
+        )  # fmt: skip
+        record = getattr(model, RECORD)
+        self.cuts |= record["segments"]
+        self.passes = max(self.passes, record["passes"])
+        self.done += len(names)
+
+    def _counted(self, names: Sequence[str]) -> Progress | None:
+        if self.progress is None:
+            return None
+        report, before, whole = self.progress, self.done, len(self.methods)
+
+        def progress(stage: str, done: int, _: int) -> None:
+            if stage == "quantize":
+                report(stage, before + done, whole)
+
+        return progress
+
+    def rest(self) -> None:
+        """Quantize the layers that are in no block."""
+        names = [name for name in self._outside if name in self.methods]
+        if not names:
+            return
+        stats = {name: watch.finish(name) for name, watch in self._watches.items()}
+        self._watches.clear()
+        left = [name for name in targets(self.offloaded.model, self.method) if name not in names]  # never called
+        self._quantize(self.offloaded.model, names, [], stats=stats, skip=left)
+
+
+def _matching(method: Method, names: Sequence[str]) -> tuple[Any, ...]:
+    """The overrides that match one of the layers; others are of other blocks."""
+    return tuple(pair for pair in method.overrides if any(fnmatch.fnmatchcase(name, pair[0]) for name in names))
+
+
+def _updating(watch: Collector, name: str) -> Callable[..., None]:
+    return lambda layer, args, kwargs: watch.update(name, input_rows(layer, args[0] if args else kwargs["input"]))

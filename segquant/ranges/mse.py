@@ -1,0 +1,106 @@
+"""Ranges with the least squared rounding error: clip a little, round everything else finer.
+
+"Mean squared error" ranges of Nagel et al. (arXiv 2106.08295, section 3.1), by grid search. Every candidate is a share
+of the maximum and the maximum itself is among them, so the range found is never worse on the error measured.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segquant.kernels.reference import input_scales, quantize_input
+from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
+from segquant.ranges.blocks import map_blocks
+
+SHRINK: tuple[float, ...] = tuple(step / 50 for step in range(50, 19, -1))
+"""Shares of the maximum that are tried: 1.00, 0.98 … 0.40; the widest range wins ties."""
+
+
+def mse_weight_scale(
+    weight: Tensor,
+    dtype: str,
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    importance: Tensor | None = None,
+    *,
+    shrink: tuple[float, ...] = SHRINK,
+) -> Tensor:
+    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)².
+
+    Args:
+        weight, dtype, rows, columns: as in `amax.weight_scale`.
+        importance: at least 0, [in]; the mean square of the input makes the sum the expected squared error of
+            the output, for uncorrelated channels. All ones if None.
+        shrink: shares of the maximum to try, starting with 1.
+
+    Returns:
+        shape and dtype as `amax.weight_scale`.
+    """
+    values = weight if weight.dtype == torch.float64 else weight.float()
+    weights = None if importance is None else importance.to(values).expand_as(values)
+
+    def pick(block: Tensor, factors: Tensor | None = None) -> Tensor:
+        full = F.choose_scale(block.abs().amax(-1), dtype)
+        best, least = full, torch.full(full.shape, torch.inf, dtype=torch.float64, device=full.device)
+        for share in shrink:
+            scale = full * share
+            error = (F.fake_quantize(block, scale[..., None], dtype) - block).square_()
+            error = (error if factors is None else error.mul_(factors)).sum(-1, dtype=torch.float64)
+            better = error < least
+            best, least = torch.where(better, scale, best), torch.where(better, error, least)
+        return best
+
+    tensors = (values,) if weights is None else (values, weights)
+    return map_blocks(pick, tensors, rows, columns)
+
+
+def mse_input_range(
+    rows: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    pieces: tuple[int, ...],
+    dual: tuple[bool, ...],
+    spec: QuantSpec,
+    importance: Tensor | None = None,
+    *,
+    shrink: tuple[float, ...] = SHRINK,
+) -> tuple[Tensor, Tensor]:
+    """Ranges of a static input, shrunk per piece to the least Σ importance_j (x_tj − x̂_tj)² over sampled rows.
+
+    A piece with one scale has one share for both sides; one with a scale per sign has a share for each, found
+    apart, since a value's rounding depends on its own side's scale alone.
+
+    Args:
+        rows: sampled inputs [n, in], any float dtype; a sample may lack the rarest peaks that the ranges know.
+        positive, negative: ranges [pieces], as `kernels.reference.input_scales` takes them.
+        pieces, dual: channels per piece and which pieces have one scale per sign.
+        spec: the input's format.
+        importance: at least 0, [in]; the squared norm of the weight's columns makes the sum the expected squared
+            error of the output, for uncorrelated channels. All ones if None.
+        shrink: shares to try, starting with 1.
+
+    Returns:
+        (positive, negative), [pieces].
+    """
+    values = rows if rows.dtype == torch.float64 else rows.float()
+    apart = torch.tensor(dual, device=positive.device)
+    best = torch.ones(2, len(pieces), dtype=positive.dtype, device=positive.device)
+    least = torch.full(best.shape, torch.inf, dtype=torch.float64, device=positive.device)
+    for share in shrink:
+        static = input_scales(positive * share, negative * share, dual, spec)
+        error = (quantize_input(values, pieces, dual, spec, static) - values).square_()
+        if importance is not None:
+            error *= importance.to(error)
+        sides = torch.stack([_piece_sums(error * mask, pieces) for mask in (values >= 0, values < 0)])
+        sides = torch.where(apart, sides, sides.sum(0))
+        better = sides < least
+        best, least = torch.where(better, share, best), torch.where(better, sides, least)
+    return positive * best[0], negative * best[1]
+
+
+def _piece_sums(error: Tensor, pieces: tuple[int, ...]) -> Tensor:
+    """Sum over the rows and the channels of every piece, float64 [pieces]."""
+    channels = error.sum(0, dtype=torch.float64)
+    return torch.stack([piece.sum() for piece in channels.split(pieces)])

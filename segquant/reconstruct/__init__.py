@@ -1,0 +1,1 @@
+"""Learn roundings block by block (AdaRound, BRECQ)."""

@@ -1,0 +1,96 @@
+"""A QuantLinear whose rounding is being learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segquant.calibrators.adaround import Rounding
+from segquant.kernels import reference
+from segquant.layers.linear import QuantLinear
+from segquant.modules.layers import as_linear, window_of
+from segquant.numerics import functional as F
+from segquant.numerics.layout import Layout
+from segquant.numerics.transform import Transform
+
+
+def unrounded_weight(weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What the codes stand for before rounding: every branch smoothed and rotated, less its low-rank part.
+
+    Args:
+        weight: float linear's, [out, in].
+        layout, tensors: of the QuantLinear, see `Layout.buffers`.
+
+    Returns:
+        float32 [out, in], comparable with `reference.dequantize_weight`.
+    """
+    parts = []
+    signs = tensors["rotation_signs"] if layout.rotate else None
+    for branch, rows in enumerate(layout.branch_slices):
+        smooth = tensors["smooth"][branch] if layout.smooth else None
+        part = Transform(smooth, signs, layout.rotation_blocks if layout.rotate else ()).weight(weight[rows].float())
+        if layout.ranks and layout.ranks[branch]:
+            down, up = reference.low_rank_factors(layout, tensors, branch)
+            part = part - up @ down
+        parts.append(part)
+    return torch.cat(parts)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Output as it is; the input's gradient is that of the float linear, as if nothing were rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, gradient @ ctx.weight, None
+
+
+class SoftLinear(nn.Module):
+    """Stands for a QuantLinear (or QuantConv2d) while its rounding is learnt: its arithmetic, on weights between codes.
+
+    Attributes:
+        rounding: V of every weight.
+        current: weight [out, in] that the forward uses, in the space of the codes; set from outside.
+    """
+
+    def __init__(self, layer: nn.Module, quantized: QuantLinear) -> None:
+        super().__init__()
+        linear, self.window = as_linear(layer), window_of(layer)
+        self.layout, self.bias = quantized.layout, quantized.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight.detach()
+        self._tensors = dict(quantized.named_buffers())
+        layout = self.layout
+        self._scale = reference.expand_weight_scale(quantized.weight_scale, layout.weight_rows, layout.weight_columns)
+        unrounded = unrounded_weight(self.weight, layout, self._tensors)
+        self.rounding = Rounding(unrounded, self._scale, layout.weight_spec.dtype)
+        self.current = self.nearest()
+
+    def nearest(self) -> Tensor:
+        """The weight as the QuantLinear has it."""
+        return reference.dequantize_weight(self.layout, self._tensors)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer, in the input's dtype; gradients flow to `current` and straight to the input."""
+        return self._product(input) if self.window is None else self.window.apply(self._product, input)
+
+    def _product(self, input: Tensor) -> Tensor:
+        output = reference.linear(input.detach(), self.layout, self._tensors, self.current)
+        if not input.requires_grad:
+            return output
+        return _StraightThrough.apply(output, input, self.weight.to(input.dtype))
+
+    def codes(self) -> Tensor:
+        """The learnt codes, packed as the QuantLinear stores them."""
+        dtype = self.layout.weight_spec.dtype
+        codes = F.quantize(self.rounding.hard(), self._scale, dtype)
+        if dtype == "int4":
+            return F.pack_int4(codes)
+        return codes.view(torch.uint8) if dtype == "fp8" else codes

@@ -1,0 +1,1 @@
+"""Solve one layer from its weight and the statistics of its input alone."""

@@ -1,0 +1,74 @@
+"""Where a layer is cut, before any number is looked at."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segquant.errors import QuantizationError
+from segquant.graph.segments import Segments, column_segments
+from segquant.method.spec import Method
+from segquant.numerics.layout import Layout
+
+
+def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
+    """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
+
+    Input segments that the group size does not divide are not cut: the groups are the finer grid anyway. `taps` is the
+    number of columns per channel (see `Layout`); segments count channels.
+
+    Raises:
+        QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
+    """
+    scheme = method.scheme
+    groups = [
+        (side, spec.group_size)
+        for side, spec in (("weight", scheme.weight), ("input", scheme.input))
+        if spec is not None and spec.group_size
+    ]
+    for side, group in groups:
+        if linear.in_features % group:
+            raise QuantizationError(
+                f"{name}: {side} groups of {group} do not divide its in_features {linear.in_features}; "
+                f"leave it out with skip=[{name!r}] or choose another precision"
+            )
+    segments = column_segments(segments, taps)
+    rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
+    keeps_sign = method.dualscale and scheme.input is not None and not method.rotate
+    dual = tuple(keeps_sign and bool(entry) for entry in activations)
+    apart = method.smooths and len(rows) > 1
+    try:
+        return Layout(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            scheme,
+            rows,
+            columns,
+            dual,
+            branches=rows if apart else (linear.out_features,),
+            smooth=method.smooths,
+            rotate=method.rotate,
+            taps=taps,
+        )
+    except ValueError as error:
+        raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
+
+
+def _cuts(
+    linear: nn.Linear, method: Method, segments: Segments | None, groups: list[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str | None, ...]]:
+    """Output cut, input cut, and the activation that each input piece comes out of."""
+    rows: tuple[int, ...] = (linear.out_features,)
+    columns: tuple[int, ...] = (linear.in_features,)
+    if segments is None:
+        return rows, columns, (None,)
+    pieces = segments.input_activations
+    if method.seglinear:
+        rows = segments.output or rows
+        # a rotation spreads every channel over the whole input: nothing is left of the pieces it was made of
+        fits = segments.input and not any(size % group for size in segments.input for group in groups)
+        if fits and pieces and segments.input and not method.rotate:
+            return rows, segments.input, pieces
+    # an uncut input comes out of an activation if all of its pieces do
+    whole = segments.activation or (pieces[0] if pieces and all(pieces) else None)
+    return rows, columns, (whole,)

@@ -1,0 +1,165 @@
+"""Every configuration composes, validates and instantiates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from omegaconf import OmegaConf
+
+from segquant_bench.pipelines.config.quantizer import build_method
+from segquant_bench.pipelines.config.schema import RunConfig, validate
+from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.main import CONF
+from segquant_bench.pipelines.stages.judgement import check_metrics
+from tests.pipelines.conftest import compose_config
+
+if TYPE_CHECKING:
+    from segquant import Method
+    from segquant_bench.pipelines.peers import Peer
+
+GROUPS = ("model", "dataset", "calibration", "correction", "quantizer", "precision", "metric", "logger", "experiment")
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+OPTIONS.remove("quantizer=plan")  # needs a file, see below
+PEER_PRECISIONS = {"torchao_int8_dynamic": "w8a8_dynamic", "modelopt_fp8": "fp8", "sdnq": "w4a8", "sdnq_svd": "w4a8"}
+PEER_PRECISIONS |= dict.fromkeys(("torchao_int4", "modelopt_awq", "quanto"), "w4a16")
+NEEDED = {f"quantizer={name}": [f"precision={precision}"] for name, precision in PEER_PRECISIONS.items()}
+NEEDED |= {"model=tiny_random": ["model.path=somewhere"], "dataset=tiny": ["dataset.archive=somewhere"]}
+NEEDED |= {"dataset=folder": ["dataset.table=somewhere.csv"]}
+QUANTIZERS = [
+    path.stem
+    for path in sorted((CONF / "quantizer").glob("*.yaml"))
+    if "segquant.presets" in path.read_text() and path.stem != "plan"
+]
+PRECISIONS = [path.stem for path in sorted((CONF / "precision").glob("*.yaml"))]
+
+
+def build_method_if_installed(run: RunConfig) -> Method | Peer:
+    try:
+        return build_method(run)
+    except PipelineError as error:
+        if "[peers]" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_instantiates(option: str) -> None:
+    from segquant_bench.eval import Backends
+
+    run = validate(compose_config([option, *NEEDED.get(option, [])]))
+    assert isinstance(run, RunConfig)
+    added = "" if run.correction.name in ("none", run.quantizer_name) else f"+{run.correction.name}"
+    assert run.name == f"{run.quantizer_name}{added}_{run.precision.name}"
+    assert build_method_if_installed(run).name == run.preset_name
+    check_metrics(run.metric)
+    Backends(**vars(run.metric.backends))
+
+
+def test_every_quantizer_at_every_precision() -> None:
+    import segquant
+
+    assert set(PRECISIONS) == set(segquant.PRECISIONS)
+    refused = set()
+    for quantizer in QUANTIZERS:
+        run = validate(compose_config([f"quantizer={quantizer}"]))
+        for precision in PRECISIONS:
+            run.quantizer["precision"] = precision
+            try:
+                method = build_method(run)
+            except PipelineError:
+                refused.add((quantizer, precision))
+                continue
+            assert quantizer == "none" or method.scheme == segquant.PRECISIONS[precision]
+    dynamic = {name for name in PRECISIONS if not segquant.PRECISIONS[name].static_input}
+    smoothed = {(name, "w4a16") for name in ("smoothquant", "smoothquant_plus", "ptq4dit")}
+    assert refused == smoothed | {("percentile", name) for name in dynamic}
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_quantizer_files_show_every_argument_at_its_default(quantizer: str) -> None:
+    """What a preset takes is in its file with the preset's own default, so that it can be set without "+"."""
+    import inspect
+
+    from segquant import presets
+
+    run = validate(compose_config([f"quantizer={quantizer}"]))
+    preset = getattr(presets, run.quantizer["_target_"].rpartition(".")[2])
+    own = {item.name for item in inspect.signature(preset).parameters.values() if item.kind is not item.VAR_KEYWORD}
+    if quantizer != "none":
+        assert run.quantizer.keys() - {"_target_"} == own | set(presets.Common.__annotations__)
+    assert build_method(run) == preset(run.precision.name)
+
+
+def test_a_plan_is_named_by_its_path(tmp_path: Path) -> None:
+    from segquant import presets
+    from segquant.method.plan_file import LayerPlan, write_plan
+
+    path = tmp_path / "plan.json"
+    write_plan(path, presets.auto("w8a8_tensor"), [LayerPlan("a.b", {"rotate": True})])
+    with pytest.raises(PipelineError, match="needs quantizer.path"):
+        build_method(validate(compose_config(["quantizer=plan"])))
+    method = build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])))
+    changed = method.for_layer("a.b")
+    assert changed is not None and changed.rotate and method.budget is None
+    with pytest.raises(PipelineError, match="another precision"):
+        build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}", "precision=w4a8"])))
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "section", "name"),
+    [("ptqd", "correction", "ptqd"), ("tac", "correction", "tac"), ("ptq4dm", "calibration", "normal")],
+)
+def test_baselines_that_are_rounding_with_a_part_of_their_own(quantizer: str, section: str, name: str) -> None:
+    run = validate(compose_config([f"quantizer={quantizer}"]))
+    assert (run.quantizer_name, run.preset_name, getattr(run, section).name) == (quantizer, "rtn", name)
+    assert build_method(run) == build_method(validate(compose_config(["quantizer=rtn"])))
+    other = {"correction": "none", "calibration": "uniform"}[section]
+    with pytest.raises(PipelineError, match=f"is rtn with {section}={name}"):
+        validate(compose_config([f"quantizer={quantizer}", f"{section}={other}"]))
+
+
+def test_demo_is_the_promised_sweep() -> None:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("config", overrides=["experiment=demo"], return_hydra_config=True)
+    assert dict(config.hydra.sweeper.params) == {
+        "quantizer": "none,rtn,smoothquant,segquant_g",
+        "precision": "w8a8_tensor,w4a8",
+    }
+    assert config.dataset.size >= 128 and config.model.name == "emoji_sd3"
+
+
+def test_defaults_of_the_backends_are_those_of_eval() -> None:
+    from segquant_bench.eval import Backends
+    from segquant_bench.pipelines.config.sections import FID_EXTRACTORS, LPIPS_TRUNKS, BackendsConfig
+
+    theirs = vars(Backends())
+    assert all(theirs[key] == value for key, value in vars(BackendsConfig()).items())
+    for name in FID_EXTRACTORS:
+        Backends(fid=name)
+    for name in LPIPS_TRUNKS:
+        Backends(lpips=name)
+
+
+def test_missing_values_are_named() -> None:
+    with pytest.raises(PipelineError, match="no value for model"):
+        validate(compose_config(["~model"]))
+    with pytest.raises(PipelineError, match="schema"):
+        validate(OmegaConf.create({"model": 1}))
+
+
+def test_nearest_names() -> None:
+    assert nearest("seglinar", ["seglinear", "dualscale"]) == "did you mean 'seglinear'?"
+    assert nearest("zzz", ["b", "a"]) == "known are a, b"
+
+
+def test_zoo_paths_are_absolute() -> None:
+    run = validate(compose_config([]))
+    assert Path(run.model.path).is_absolute() and Path(run.model.path).parts[-3:] == (
+        "pipelines",
+        "zoo",
+        "emoji_sd3",
+    )

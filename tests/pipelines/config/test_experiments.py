@@ -1,0 +1,152 @@
+"""Experiments: every job of every sweep composes and can be done, and says what its table needs."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from segquant_bench.pipelines.config.dataset import DatasetConfig
+from segquant_bench.pipelines.config.grids import GridSweeper
+from segquant_bench.pipelines.config.quantizer import build_method
+from segquant_bench.pipelines.config.schema import RunConfig, register, validate
+from segquant_bench.pipelines.config.sections import CalibrationConfig
+from segquant_bench.pipelines.data.datasets import load_dataset
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.main import CONF
+from tests.pipelines.conftest import Tiny
+from tests.pipelines.peers.test_peers import CAN
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+QUANTIZERS = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
+PRECISIONS = {path.stem for path in (CONF / "precision").glob("*.yaml")}
+EMBEDDED = {"emoji_sd3", "emoji_flux", "emoji_sdxl", "emoji_sd3_canny"}
+HELD_BY_HAND = {"plan"}  # needs the file of an earlier run
+
+
+@cache
+def _jobs(experiment: str) -> list[list[str]]:
+    """The overrides of every job, the experiment itself included."""
+    register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"experiment={experiment}"], return_hydra_config=True)
+        settings = config.hydra.sweeper
+        sweeper = GridSweeper(settings.params, settings.get("grids"))
+        sweeper.hydra_context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+        return [[f"experiment={experiment}", *job] for job in sweeper.jobs([])]
+
+
+def _values(experiment: str, *keys: str) -> set[tuple[str, ...]]:
+    """The values that the jobs give to some keys."""
+    jobs = [dict(item.split("=", 1) for item in job) for job in _jobs(experiment)]
+    return {tuple(job.get(key, "").lower() for key in keys) for job in jobs}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_job_composes_and_can_be_done(experiment: str) -> None:
+    """Composed once for all precisions, which differ in nothing else: composing takes a tenth of a second."""
+    precisions: dict[tuple[str, ...], list[str]] = {}
+    for job in _jobs(experiment):
+        rest = tuple(item for item in job if not item.startswith("precision="))
+        precisions.setdefault(rest, []).extend(
+            item.removeprefix("precision=") for item in job if item.startswith("precision=")
+        )
+    runs = []
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        for overrides, names in precisions.items():
+            run = validate(compose("config", overrides=list(overrides)))
+            runs.append(run)
+            for name in names or [run.precision.name]:
+                assert name in PRECISIONS
+                run.quantizer["precision"] = name
+                _can_be_done(run)
+    assert {run.model.name for run in runs} == (EMBEDDED if experiment == "families" else {"emoji_sd3"})
+    assert len({run.dataset.size for run in runs}) == 1
+    _prompts_suffice(runs)
+
+
+def _can_be_done(run: RunConfig) -> None:
+    """Another tool need not be installed; what it refuses for any other reason is a fault of the experiment."""
+    try:
+        build_method(run)
+    except PipelineError as error:
+        if "[peers]" not in str(error):
+            raise
+
+
+def _prompts_suffice(runs: list[RunConfig]) -> None:
+    largest = max(runs, key=lambda run: run.calibration.prompts)
+    dataset = load_dataset(largest.dataset, largest.calibration)
+    assert len(dataset.evaluation) == largest.dataset.size
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_results_lie_under_the_experiments_name(experiment: str) -> None:
+    register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"experiment={experiment}"], return_hydra_config=True)
+    assert config.hydra.sweep.dir == f"outputs/sweeps/{experiment}"
+
+
+def test_main_and_formats_have_every_method_and_precision() -> None:
+    pairs, formats = _values("main", "quantizer", "precision"), _values("formats", "quantizer", "precision")
+    assert {quantizer for quantizer, _ in pairs | formats} == QUANTIZERS - HELD_BY_HAND
+    six = {"w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4"}
+    assert {precision for _, precision in pairs} - {""} == six
+    assert {precision for _, precision in formats} - {""} == PRECISIONS - six
+    everywhere = {"segquant_a", "segquant_g", "segquant_r", "auto", "rtn", "gptq", "quarot"}
+    assert pairs >= set(product(everywhere, six))
+    assert {name for name, _ in pairs} >= CAN.keys() - {"modelopt_fp8"}
+    mixed = _values("main", "quantizer", "precision", "quantizer.budget.average_bits")
+    assert len(_jobs("main")) == len(mixed), "no job twice"
+    assert {(name, bits) for name, _, bits in mixed if bits} == {("auto", "4.5")}
+    assert validate(_composed("main")).dataset.size == 256
+
+
+def _composed(experiment: str) -> DictConfig:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return compose("config", overrides=[f"experiment={experiment}"])
+
+
+def test_table4_has_each_alone_and_together_on_both_granularities() -> None:
+    toggles = _values("table4", "precision", "quantizer.seglinear", "quantizer.dualscale")
+    assert toggles == set(product(("w8a8_tensor", "w8a8"), ("false", "true"), ("false", "true")))
+
+
+def test_table6_has_the_controls() -> None:
+    found = _values("table6", "quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
+    assert found == {("false", "", ""), ("true", "graph", ""), ("true", "wrong", "")} | {
+        ("true", "random", str(seed)) for seed in range(3)
+    }
+
+
+def test_families_differ_in_nothing_but_the_model() -> None:
+    """Every model has the same methods and precisions, the ControlNet's for each choice of components."""
+    jobs = [dict(item.split("=", 1) for item in job) for job in _jobs("families")]
+    methods = {("none", None), *product(("rtn", "smoothquant", "segquant_g", "segquant_r"), ("w8a8_tensor", "w4a8"))}
+    found: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
+    for job in jobs:
+        key = job["model"], job.get("quantize", "[denoiser]")
+        found.setdefault(key, set()).add((job["quantizer"], job.get("precision")))
+    controlled = {("emoji_sd3_canny", parts) for parts in ("[controlnet]", "[denoiser,controlnet]")}
+    assert found.keys() == {(model, "[denoiser]") for model in EMBEDDED} | controlled
+    assert all(found[key] == (methods - {("none", None)} if key in controlled else methods) for key in found)
+    assert {key for job in jobs for key in job} == {"experiment", "model", "quantize", "quantizer", "precision"}
+
+
+def test_calibration_size_is_searched_and_fixed_at_three_sizes() -> None:
+    found = _values("calibration_size", "quantizer.alpha", "calibration.prompts")
+    assert found == set(product(("0.5", "search"), ("4", "32", "256")))
+
+
+def test_held_out_prompts_do_not_depend_on_the_number_of_calibration_prompts(tiny: Tiny) -> None:
+    data = DatasetConfig(name="tiny", archive=str(tiny.archive))
+    few, many = (load_dataset(data, CalibrationConfig(name="uniform", prompts=n, held_out=2)) for n in (2, 6))
+    assert few.held_out == many.held_out and many.calibration[:2] == few.calibration
+    assert not set(many.calibration) & set(many.held_out)

@@ -1,0 +1,126 @@
+"""AdaRound's pieces against autograd, brute force and the exact formats."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from segquant.calibrators.adaround import (
+    Rounding,
+    adaround,
+    grid_cell,
+    inverse_rectified_sigmoid,
+    rectified_sigmoid,
+    regulariser,
+)
+from segquant.method.reconstruction import Reconstruction
+from segquant.numerics import functional as F
+from segquant.ranges.amax import weight_scale
+from tests.segquant.support import tensor
+
+
+def test_rectified_sigmoid_reaches_both_ends_and_is_inverted() -> None:
+    assert rectified_sigmoid(torch.tensor([-2.5, 0.0, 2.5])).tolist() == [0.0, 0.5, 1.0]
+    h = torch.linspace(0, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(rectified_sigmoid(inverse_rectified_sigmoid(h)), h)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+def test_cells_hold_their_values_between_neighbouring_codes(dtype: str) -> None:
+    edge = F.code_max(dtype)
+    values = torch.cat((tensor(500) * edge / 3, torch.tensor([0.0, edge, -edge, 2 * edge, -2 * edge, 1.0])))
+    lower, gap = grid_cell(values, dtype)
+    for end in (lower, lower + gap):
+        assert torch.equal(F.fake_quantize(end, torch.ones(()), dtype), end)
+    inside = values.clamp(F.code_min(dtype), edge)
+    assert bool(((lower <= inside) & (inside <= lower + gap)).all())
+    # neighbours: nothing on the grid lies strictly between
+    middle = lower + gap / 2
+    near = F.fake_quantize(middle, torch.ones(()), dtype)
+    assert bool(((near == lower) | (near == lower + gap)).all())
+
+
+def test_soft_weight_starts_at_the_float_weight_and_hard_at_the_nearest() -> None:
+    weight = tensor(6, 40)
+    scale = weight.abs().amax(1, keepdim=True) / 7
+    rounding = Rounding(weight, scale, "int4")
+    torch.testing.assert_close(rounding.soft().detach(), weight)
+    torch.testing.assert_close(rounding.hard(), F.fake_quantize(weight, scale, "int4"))
+
+
+@pytest.mark.parametrize("beta", [2.0, 3.7, 20.0])
+def test_gradient_of_v_is_autograds(beta: float) -> None:
+    weight, target = tensor(5, 7, seed=1).double(), tensor(5, 7, seed=2).double()
+    rounding = Rounding(weight, torch.full((5, 1), 0.3, dtype=torch.float64), "int8")
+    rounding.v += tensor(5, 7, seed=3)
+    soft = rounding.soft()
+    (gradient,) = torch.autograd.grad((soft - target).square().sum(), soft)
+    rounding.descend(gradient, 0.1, beta)
+    v = rounding.v.detach().clone().requires_grad_()
+    h = (torch.sigmoid(v) * 1.2 - 0.1).clamp(0, 1)
+    loss = (rounding.lower + rounding.gap * h - target).square().sum() + 0.1 * regulariser(h, beta).sum()
+    (expected,) = torch.autograd.grad(loss, v)
+    torch.testing.assert_close(rounding.v.grad, expected)
+
+
+GENTLE = Reconstruction(batch=256, strength=3, beta_start=8)
+"""For a handful of weights on strongly correlated rows; the defaults are for blocks of a million weights."""
+
+
+def correlated(rows: int, width: int, seed: int) -> Tensor:
+    """Rows that vary along few directions, the same for all seeds."""
+    few = tensor(rows, width // 4, seed=seed) @ tensor(width // 4, width, seed=99)
+    return few + 0.1 * tensor(rows, width, seed=seed)
+
+
+def squared_error(x: Tensor, weight: Tensor, found: Tensor) -> float:
+    return float((x @ (weight - found).T).square().sum())
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [("int4", (64,)), ("int4", (32, 32)), ("fp8", (64,))])
+def test_beats_nearest_rounding_on_fresh_correlated_rows(dtype: str, columns: tuple[int, ...]) -> None:
+    weight, x, fresh = tensor(48, 64, seed=4), correlated(512, 64, 5), correlated(512, 64, 6)
+    scale = weight_scale(weight, dtype, (1,) * 48, columns)
+    wide = F.expand_pieces(scale, columns)
+    found = adaround(x, x @ weight.T, weight, wide, dtype, GENTLE)
+    nearest = squared_error(fresh, weight, F.fake_quantize(weight, wide, dtype))
+    assert squared_error(fresh, weight, found) < 0.5 * nearest
+    assert torch.equal(found, adaround(x, x @ weight.T, weight, wide, dtype, GENTLE))  # the same again
+    lower, gap = grid_cell(weight / wide, dtype)
+    codes = F.quantize(found, wide, dtype).float()
+    torch.testing.assert_close(found, codes * wide)
+    assert bool(((codes == lower) | (codes == lower + gap)).all())
+
+
+def test_most_of_the_way_to_the_best_of_all_roundings() -> None:
+    weight, x = tensor(32, 8, seed=7), tensor(256, 8, seed=8) + 2 * tensor(256, 1, seed=9)
+    scale = weight.abs().amax(1, keepdim=True) / 7
+    lower, gap = grid_cell(weight / scale, "int4")
+    candidates = [(lower + gap * torch.tensor(bits)) * scale for bits in itertools.product((0.0, 1.0), repeat=8)]
+    best = float(torch.stack([(x @ (weight - c).T).square().sum(0) for c in candidates]).amin(0).sum())
+    nearest = squared_error(x, weight, F.fake_quantize(weight, scale, "int4"))
+    found = squared_error(x, weight, adaround(x, x @ weight.T, weight, scale, "int4", GENTLE))
+    assert best <= found < best + 0.2 * (nearest - best)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"lr": 0.0}, "lr=0.0 must be positive"),
+        ({"beta_start": 1.0}, "beta falls from start to end"),
+        ({"held_out": 1.0}, "shares in"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Reconstruction(**values)
+
+
+def test_schedules_run_from_start_to_end() -> None:
+    settings = Reconstruction(steps=100, lr=0.1, warmup=0.2, beta_start=8, beta_end=2)
+    assert settings.beta(0) == 8 and settings.beta(99) == pytest.approx(2)
+    assert settings.rate(0) == pytest.approx(0.005) and settings.rate(19) == settings.rate(99) == 0.1

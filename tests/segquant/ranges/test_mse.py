@@ -1,0 +1,142 @@
+"""Least-squares ranges against a brute-force search in float64, and never worse than the maximum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
+from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
+from segquant.ranges.amax import weight_scale
+from segquant.ranges.mse import SHRINK, mse_input_range, mse_weight_scale
+
+CUTS = [((1,) * 6, (8,)), ((1,) * 6, (4, 4)), ((6,), (8,)), ((2, 4), (3, 5)), ((1,) * 6, (7, 1))]
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rounded(x: Tensor, scale: float, dtype: str) -> Tensor:
+    low, high = F.INT_RANGES[dtype]
+    return (x / scale).round().clamp(low, high) * scale
+
+
+def weight_error(weight: Tensor, scale: Tensor, dtype: str, cut: tuple, importance: Tensor) -> float:
+    wide = expand_weight_scale(scale, *cut)
+    return float(((F.fake_quantize(weight, wide, dtype) - weight).square() * importance).sum())
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weight_scales_are_the_best_of_the_grid(
+    rows: tuple[int, ...], columns: tuple[int, ...], dtype: str, weighted: bool
+) -> None:
+    weight = tensor(6, 8)
+    importance = tensor(8, seed=1).square() if weighted else torch.ones(8, dtype=torch.float64)
+    found = mse_weight_scale(weight, dtype, rows, columns, importance if weighted else None)
+    assert found.dtype == torch.float64 and found.shape == (len(rows), len(columns))
+    high = F.INT_RANGES[dtype][1]
+    for i, top in enumerate(weight.split(rows)):
+        for j, (block, part) in enumerate(zip(top.split(columns, 1), importance.split(columns), strict=True)):
+            scales = [float(block.abs().max()) / high * share for share in SHRINK]
+            errors = [float(((rounded(block, scale, dtype) - block).square() * part).sum()) for scale in scales]
+            assert float(found[i, j]) == pytest.approx(scales[errors.index(min(errors))], rel=1e-12)
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+def test_never_worse_than_the_maximum_and_within_the_grid(
+    rows: tuple[int, ...], columns: tuple[int, ...], dtype: str
+) -> None:
+    weight, importance = tensor(6, 8).float(), tensor(8, seed=1).square().float()
+    amax = weight_scale(weight, dtype, rows, columns)
+    found = mse_weight_scale(weight, dtype, rows, columns, importance)
+    assert found.dtype == torch.float32 and found.shape == amax.shape
+    cut = (rows, columns)
+    least, most = (weight_error(weight, scale, dtype, cut, importance) for scale in (found, amax))
+    assert least <= most * (1 + 1e-6)
+    assert bool((found <= amax).all()) and bool((found >= amax * (min(SHRINK) - 1e-6)).all())
+
+
+def test_a_gaussian_row_at_4_bits_is_clipped_and_an_important_peak_is_not() -> None:
+    """The best 4-bit range of a Gaussian is about 2.6 standard deviations, far below the maximum of many numbers."""
+    weight = tensor(4, 4096)
+    scale = mse_weight_scale(weight, "int4", (1,) * 4, (4096,))
+    assert bool(((scale * 7 > 2.2) & (scale * 7 < 3.0)).all())
+    peaks = weight.abs().argmax(1)
+    importance = torch.ones(4096, dtype=torch.float64)
+    importance[peaks] = 1e6
+    kept = mse_weight_scale(weight, "int4", (1,) * 4, (4096,), importance)
+    assert bool((kept > scale).all())
+
+
+def test_numbers_already_on_the_grid_and_zeros_keep_the_maximum() -> None:
+    weight = torch.tensor([[7.0, -3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert mse_weight_scale(weight, "int4", (1, 1), (4,)).flatten().tolist() == [1.0, 1.0]
+
+
+INT8, INT4 = QuantSpec("int8"), QuantSpec("int4")
+
+
+def ranges(rows: Tensor, pieces: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return tuple(F.piece_max((sign * rows).amax(0).clamp_min(0), pieces) for sign in (1, -1))  # type: ignore[return-value]
+
+
+def silu_rows(n: int = 300) -> Tensor:
+    rows = tensor(n, 12)
+    rows[:, 5:] = torch.nn.functional.silu(2 * rows[:, 5:])
+    rows[3, 1], rows[5, 9] = 9.0, -14.0
+    return rows
+
+
+@pytest.mark.parametrize("spec", [INT8, INT4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_input_ranges_are_the_best_of_the_grid(spec: QuantSpec, weighted: bool) -> None:
+    rows, pieces, dual = silu_rows(), (5, 7), (False, True)
+    positive, negative = ranges(rows, pieces)
+    importance = tensor(12, seed=1).square() if weighted else torch.ones(12, dtype=torch.float64)
+    above, below = mse_input_range(rows, positive, negative, pieces, dual, spec, importance if weighted else None)
+    low, high = F.INT_RANGES[spec.dtype]
+
+    def best(x: Tensor, parts: Tensor, full: float, code: float) -> float:
+        errors = [float(((rounded(x, full * share / code, spec.dtype) - x).square() * parts).sum()) for share in SHRINK]
+        return full * SHRINK[errors.index(min(errors))]
+
+    plain, split = rows.split(pieces, 1)
+    first, second = importance.split(pieces)
+    peak = float(torch.maximum(positive[0], negative[0]))
+    assert max(float(above[0]), float(below[0])) == pytest.approx(best(plain, first, peak, high), rel=1e-12)
+    assert float(above[0] / positive[0]) == pytest.approx(float(below[0] / negative[0]), rel=1e-12)
+    expected = best(split.clamp_min(0), second, float(positive[1]), high)
+    assert float(above[1]) == pytest.approx(expected, rel=1e-12)
+    expected = best(split.clamp_max(0), second, float(negative[1]), -low)
+    assert float(below[1]) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("dual", [(False, False), (True, True), (True, False)])
+def test_input_error_never_grows(dtype: str, dual: tuple[bool, ...]) -> None:
+    rows, pieces, spec = silu_rows().bfloat16(), (4, 8), QuantSpec(dtype)
+    positive, negative = (side.float() for side in ranges(rows, pieces))
+
+    def error(found: tuple[Tensor, Tensor]) -> float:
+        values = rows.float()
+        static = input_scales(*found, dual, spec)
+        return float((quantize_input(values, pieces, dual, spec, static) - values).square().sum())
+
+    found = mse_input_range(rows, positive, negative, pieces, dual, spec)
+    assert error(found) <= error((positive, negative)) * (1 + 1e-6)
+    assert all(bool((new <= old).all()) for new, old in zip(found, (positive, negative), strict=True))
+
+
+def test_input_that_is_never_negative_or_always_zero() -> None:
+    rows = tensor(50, 4).abs()
+    rows[:, 2:] = 0
+    positive, negative = ranges(rows, (2, 2))
+    above, below = mse_input_range(rows, positive, negative, (2, 2), (True, True), INT4)
+    assert 0 < float(above[0]) <= float(positive[0])
+    assert [float(above[1]), *below.tolist()] == [0.0, 0.0, 0.0]
