@@ -1,38 +1,29 @@
 """The judgement: folders of pictures go in, metrics with intervals, tables and figures come out.
 
-`evaluate` and `retrieval_accuracy` need torch and are imported when first asked for, so that reading
-results and rendering reports does not.
+Nothing here imports torch until pictures are judged, so that reading results and rendering reports does not.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.metrics.backends import Backends, Network
+from segquant_bench.eval.metrics.clip import retrieval_accuracy
+from segquant_bench.eval.metrics.evaluate import evaluate
+from segquant_bench.eval.metrics.evaluation import Evaluation
+from segquant_bench.eval.metrics.metric import Metric
+from segquant_bench.eval.metrics.registry import METRICS, register_metric
 from segquant_bench.eval.results import EvalResult, RunResult, load_result, load_results
-
-if TYPE_CHECKING:
-    from segquant_bench.eval.metrics.metrics import METRICS, evaluate, retrieval_accuracy
 
 __all__ = [
     "METRICS",
     "Backends",
     "EvalError",
     "EvalResult",
+    "Evaluation",
+    "Metric",
+    "Network",
     "RunResult",
     "evaluate",
     "load_result",
     "load_results",
+    "register_metric",
     "retrieval_accuracy",
 ]
-
-_LAZY = ("METRICS", "evaluate", "retrieval_accuracy")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from segquant_bench.eval.metrics import metrics
-
-        return getattr(metrics, name)
-    raise AttributeError(f"module 'eval' has no attribute {name!r}")

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Interval = tuple[float, float]
 DIRECTIONS = ("lower", "higher")
-AGAINST = ("reference", "real", "prompt")
+AGAINST = ("reference", "real", "prompt", None)
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class EvalResult:
         direction: ``"lower"`` or ``"higher"``, whichever is better.
         interval: 95 % bootstrap interval of ``value`` over pictures, or None where it has none.
         backend: the software and weights that computed it, with version.
-        against: ``"reference"`` (the unquantized model's pictures), ``"real"`` or ``"prompt"``.
+        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None if
+            pictures are judged by themselves.
         delta: ``value`` minus the unquantized model's own value; None where that is not defined
             (a metric that already compares with the unquantized model).
         delta_interval: 95 % paired bootstrap interval of ``delta``.
+        unit: of ``value``, ``"dB"``; empty for none.
     """
 
     name: str
@@ -42,9 +44,10 @@ class EvalResult:
     direction: str
     interval: Interval | None
     backend: str
-    against: str
+    against: str | None
     delta: float | None = None
     delta_interval: Interval | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
@@ -64,6 +67,7 @@ class EvalResult:
             "against": self.against,
             "delta": None if self.delta is None else encode_float(self.delta),
             "delta_interval": _encode_interval(self.delta_interval),
+            "unit": self.unit,
         }
 
     @classmethod
@@ -80,6 +84,7 @@ class EvalResult:
                 against=raw["against"],
                 delta=None if raw.get("delta") is None else float(raw["delta"]),
                 delta_interval=_decode_interval(raw.get("delta_interval")),
+                unit=raw.get("unit", ""),  # results before 0.2 have none
             )
         except KeyError as missing:
             raise EvalError(f"a metric entry has no {missing}; its keys are {sorted(raw)}") from missing

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from segquant_bench.eval.errors import EvalError
 
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
 LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that metrics share: `load` is called at most once per evaluation, and raises EvalError if it cannot.
+
+    `load` imports torch itself, so that a metric's name and unit can be read without it.
+    """
+
+    name: str
+    load: Callable[[Backends], Any]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,30 @@
-"""Distances between two sets of features, and their bootstrap replicates. Pure float64 numpy."""
+"""FID and KID: distances between two sets of features, and their bootstrap replicates. Pure float64 numpy."""
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.metrics.backends import Backends, Network
+from segquant_bench.eval.metrics.metric import LAST, Metric
+from segquant_bench.eval.metrics.statistics import recentred_interval
+from segquant_bench.eval.results import EvalResult
+
+if TYPE_CHECKING:
+    from segquant_bench.eval.metrics.evaluation import Evaluation
+    from segquant_bench.eval.metrics.networks.features import Extractor
+
+log = logging.getLogger(__name__)
+
+# Above this many pictures one FID replicate takes seconds, so fewer of them are drawn.
+FID_MANY_PICTURES = 1000
+FID_FEW_REPLICATES = 100
+Replicates = Callable[..., np.ndarray]
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -130,3 +150,77 @@ def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise EvalError("features hold NaN or infinite values; look for broken pictures")
     return x, y
+
+
+def _load_extractor(backends: Backends) -> Extractor:
+    from segquant_bench.eval.metrics.networks.features import fid_extractor  # torch: only where pictures are judged
+
+    return fid_extractor(backends)
+
+
+EXTRACTOR = Network("fid", _load_extractor)
+
+
+def features(evaluation: Evaluation, kind: str) -> np.ndarray:
+    """FID features of the pictures of one kind (see `Evaluation.paths`), float32 [n, d]."""
+    from segquant_bench.eval.metrics.networks.features import fid_features  # torch: only where pictures are judged
+
+    def compute() -> np.ndarray:
+        size, cache = evaluation.backends.batch_size, evaluation.cache
+        return fid_features(evaluation.network(EXTRACTOR), evaluation.paths(kind), batch_size=size, cache=cache)
+
+    return evaluation.once(f"fid/{kind}", compute)
+
+
+def set_distance(
+    name: str,
+    against: str,
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    replicates: Replicates,
+    *,
+    paired: str | None = None,
+    order: int = LAST,
+    headline: bool = False,
+) -> Metric:
+    """A metric of two sets of features: the pictures' and those of what they are compared with."""
+
+    def compute(evaluation: Evaluation) -> EvalResult:
+        extractor = evaluation.network(EXTRACTOR)
+        ours, target = features(evaluation, "images"), features(evaluation, against)
+        evaluation.tensors["features"] = ours
+        evaluation.metadata["extractor"] = extractor.name
+        counts = _few(metric.full_name(extractor.name), ours, evaluation.counts)
+        value = distance(ours, target)
+        drawn = replicates(ours, target, counts, paired=metric.needs_reference)
+        result = metric.result(
+            value, len(ours), recentred_interval(value, drawn), backend=extractor.backend, network=extractor.name
+        )
+        evaluation.replicates[result.name] = drawn
+        if metric.needs_reference or evaluation.reference is None:
+            return result
+        theirs = features(evaluation, "reference")
+        delta = value - distance(theirs, target)
+        gaps = drawn - replicates(theirs, target, counts, paired=False)
+        return replace(result, delta=delta, delta_interval=recentred_interval(delta, gaps))
+
+    metric = Metric(
+        name, "lower", compute, against=against, networks=(EXTRACTOR,), paired=paired, order=order, headline=headline
+    )
+    return metric
+
+
+def _few(name: str, ours: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    if len(ours) > FID_MANY_PICTURES and len(counts) > FID_FEW_REPLICATES:
+        log.info("%s: %d bootstrap replicates for %d pictures", name, FID_FEW_REPLICATES, len(ours))
+        return counts[:FID_FEW_REPLICATES]
+    return counts
+
+
+METRICS = (
+    set_distance("fid_gt", "real", frechet_distance, frechet_replicates, paired="resamples", order=1),
+    set_distance(
+        "fid_ref", "reference", frechet_distance, frechet_replicates, paired="resamples", order=0, headline=True
+    ),
+    set_distance("kid_gt", "real", kernel_distance, kernel_replicates),
+    set_distance("kid_ref", "reference", kernel_distance, kernel_replicates),
+)

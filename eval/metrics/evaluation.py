@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Backends
-from segquant_bench.eval.metrics.clip import Scorer, clip_scores, load_scorer, top1
-from segquant_bench.eval.metrics.features import EffNetLite0, Extractor, fid_extractor, fid_features
+from segquant_bench.eval.metrics.backends import Backends, Network
 from segquant_bench.eval.metrics.images import check_sizes, content_hash, list_numbered, list_pictures
 from segquant_bench.eval.metrics.statistics import bootstrap_counts
+
+T = TypeVar("T")
 
 
 @dataclass
 class Evaluation:
-    """Pictures, prompts and networks of one `evaluate`; loads and computes everything at most once."""
+    """Pictures, prompts and networks of one `evaluate`; loads and computes everything at most once.
+
+    Attributes:
+        images: the pictures that are judged, in prompt order.
+        prompts: one caption per picture.
+        reference: the unquantized model's pictures, in the same order; None if not given.
+        real: real pictures, any number; None if not given.
+        backends: which networks judge, where they run and how many pictures at a time.
+        seed: of the bootstrap and of whatever else a metric draws.
+        counts: the bootstrap's resamples, int64 [replicates, n].
+        cache: folder that remembers features across evaluations; None for none.
+        per_image: by result name, one value per picture; per_image.json.
+        per_image_unquantized: the same of the unquantized model's pictures.
+        replicates: by result name, float64 [replicates]; features.safetensors.
+        tensors, metadata: what else features.safetensors holds.
+    """
 
     images: list[Path]
     prompts: list[str]
@@ -33,7 +48,9 @@ class Evaluation:
     per_image: dict[str, list[float | str]] = field(default_factory=dict)
     per_image_unquantized: dict[str, list[float | str]] = field(default_factory=dict)
     replicates: dict[str, np.ndarray] = field(default_factory=dict)
-    found_features: dict[str, np.ndarray] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(
@@ -58,44 +75,16 @@ class Evaluation:
         counts = bootstrap_counts(len(ours), bootstrap, seed)
         return cls(ours, list(prompts), theirs, truth, backends, seed, counts, cache)
 
-    def load_networks(self, metrics: Sequence[str]) -> None:
-        """Load what the metrics need, so that missing weights are told before anything is computed."""
-        if any(name.startswith(("fid_", "kid_")) for name in metrics):
-            _ = self.extractor
-        if {"clip_score", "caption_top1"} & set(metrics):
-            _ = self.scorer
-        if "lpips" in metrics:
-            from segquant_bench.eval.metrics.perceptual import lpips_weights
+    def once(self, key: str, compute: Callable[[], T]) -> T:
+        """`compute()` the first time that `key` is asked for, the same object afterwards."""
+        if key not in self._made:
+            self._made[key] = compute()
+        found: T = self._made[key]
+        return found
 
-            lpips_weights(self.backends.lpips)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks run."""
-        return torch.device(self.backends.device)
-
-    @cached_property
-    def extractor(self) -> Extractor:
-        """The network behind FID and KID."""
-        return fid_extractor(self.backends)
-
-    @cached_property
-    def effnet(self) -> EffNetLite0:
-        """The embedded network, shared with the extractor where that is the same."""
-        if self.backends.fid != "inception" and isinstance(self.extractor.model, EffNetLite0):
-            return self.extractor.model
-        return EffNetLite0().to(self.device)
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """The CLIP scorer."""
-        return load_scorer(self.backends)
-
-    @cached_property
-    def captions(self) -> dict[str, np.ndarray]:
-        """Embedding of every different prompt."""
-        unique = sorted(set(self.prompts))
-        return dict(zip(unique, self.scorer.embed_captions(unique), strict=True))
+    def network(self, network: Network) -> Any:
+        """What the network's `load` returns, loaded once."""
+        return self.once(f"network/{network.name}", lambda: network.load(self.backends))
 
     @cached_property
     def same_as_reference(self) -> bool:
@@ -113,33 +102,3 @@ class Evaluation:
         if found is None:
             raise EvalError(f"the folder of {kind} pictures was not given")
         return found
-
-    def features(self, kind: str) -> np.ndarray:
-        """FID features of one of the folders, float32 [n, d]."""
-        if kind not in self.found_features:
-            paths = self.paths(kind)
-            self.found_features[kind] = fid_features(
-                self.extractor, paths, batch_size=self.backends.batch_size, cache=self.cache
-            )
-        return self.found_features[kind]
-
-    def clip_scores(self, kind: str) -> np.ndarray:
-        """Per-picture CLIP scores of one of the folders, float64 [n]."""
-        captions = np.stack([self.captions[prompt] for prompt in self.prompts])
-        return clip_scores(self._pictures(kind), captions)
-
-    def top1(self, kind: str) -> np.ndarray:
-        """Per-picture caption retrieval hits of one of the folders, float64 [n]."""
-        return top1(
-            self._pictures(kind),
-            self.prompts,
-            self.captions,
-            candidates=self.backends.candidates,
-            seed=self.seed,
-        )
-
-    def _pictures(self, kind: str) -> np.ndarray:
-        key = f"clip/{kind}"
-        if key not in self.found_features:
-            self.found_features[key] = self.scorer.embed_pictures(self.paths(kind), self.cache)
-        return self.found_features[key]

@@ -1,126 +1,57 @@
-"""Per-picture comparisons with the unquantized model's picture: psnr, ssim, lpips, perceptual.
-
-Every function returns one float64 per pair; averaging is the caller's.
-"""
+"""Per-picture comparisons with the unquantized model's picture, by a network: LPIPS and a distance like it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.features import EFFNET_SIZE, EffNetLite0, load_resized
-from segquant_bench.eval.metrics.images import batches, read_rgb
+from segquant_bench.eval.metrics.backends import Backends, Network
+from segquant_bench.eval.metrics.metric import Metric
+from segquant_bench.eval.results import EvalResult
 
-log = logging.getLogger(__name__)
-
-LPIPS_FILES = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}
-Pairs = Sequence[tuple[Path, Path]]
+if TYPE_CHECKING:
+    from segquant_bench.eval.metrics.evaluation import Evaluation
+    from segquant_bench.eval.metrics.networks.effnet import EffNetLite0
 
 
-def psnr(pairs: Pairs) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB at data range 1.0; +inf for identical pictures. torchmetrics."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+def _find_lpips(backends: Backends) -> Path:
+    from segquant_bench.eval.metrics.networks.pairs import lpips_weights  # torch: only where pictures are judged
 
-    def one(a: Tensor, b: Tensor) -> Tensor:
-        return peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
-
-    return _each(pairs, one)
+    return lpips_weights(backends.lpips)
 
 
-def psnr_ceiling(picture: Path) -> float:
-    """The largest finite PSNR of 8-bit pictures of this size: one channel of one pixel off by one."""
-    return float(10.0 * np.log10(255.0**2 * read_rgb(picture).size))
+def _load_effnet(backends: Backends) -> EffNetLite0:
+    from segquant_bench.eval.metrics.networks.effnet import load_effnet  # torch: only where pictures are judged
+
+    return load_effnet(backends.device)
 
 
-def ssim(pairs: Pairs) -> np.ndarray:
-    """Structural similarity, Gaussian window 11 × 11, σ 1.5, edges mirrored, data range 1. torchmetrics."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    def one(a: Tensor, b: Tensor) -> Tensor:
-        return structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(1)
-
-    return _each(pairs, one)
+LPIPS_WEIGHTS = Network("lpips", _find_lpips)
+EFFNET = Network("effnet_lite0", _load_effnet)
 
 
-def lpips_weights(trunk: str) -> Path:
-    """Where torch keeps the trunk's ImageNet weights; EvalError if they are not there."""
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_FILES[trunk]
-    if not weights.is_file():
-        raise EvalError(
-            f"lpips with the {trunk} trunk was asked for, but {weights} does not exist; put torchvision's "
-            f"{weights.name} there or ask for the metric perceptual"
-        )
-    return weights
+def _lpips(evaluation: Evaluation) -> EvalResult:
+    from segquant_bench.eval.metrics.networks import pairs  # torch: only where pictures are judged
+
+    trunk = evaluation.backends.lpips
+    values = pairs.lpips(evaluation.pairs, trunk, evaluation.backends.device)
+    return LPIPS.per_picture(evaluation, values, backend=pairs.torchmetrics_backend(), network=trunk)
 
 
-def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
-    """LPIPS (Zhang et al., arXiv 1801.03924) by torchmetrics, pictures at their own size.
+def _perceptual(evaluation: Evaluation) -> EvalResult:
+    from segquant_bench.eval.metrics.networks import pairs  # torch: only where pictures are judged
+    from segquant_bench.eval.metrics.networks.effnet import effnet_backend
 
-    Raises:
-        EvalError: the trunk's weights are not in torch's hub folder (torchmetrics ships only the heads).
-    """
-    lpips_weights(trunk)
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    metric = LearnedPerceptualImagePatchSimilarity(net_type=trunk, normalize=True).to(device)
-
-    def one(a: Tensor, b: Tensor) -> Tensor:
-        return metric.net(a.to(device), b.to(device), normalize=True).flatten()
-
-    return _each(pairs, one)
+    backends = evaluation.backends
+    if evaluation.same_as_reference:
+        values = np.zeros(len(evaluation.images))
+    else:
+        values = pairs.perceptual(evaluation.pairs, evaluation.network(EFFNET), backends.device, backends.batch_size)
+    return PERCEPTUAL.per_picture(evaluation, values, backend=effnet_backend(), network=EFFNET.name)
 
 
-def _each(pairs: Pairs, measure: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-    """One pair at a time: pairs need not share a size, and memory does not grow with their number."""
-    values = []
-    with torch.inference_mode():
-        for ours, theirs in pairs:
-            values.append(measure(_unit(ours), _unit(theirs)).double().cpu())
-    return torch.cat(values).numpy()
-
-
-def _unit(path: Path) -> Tensor:
-    """float32 [1, 3, h, w] in 0–1."""
-    return torch.from_numpy(read_rgb(path)).permute(2, 0, 1)[None].float() / 255.0
-
-
-def perceptual(pairs: Pairs, model: EffNetLite0, device: torch.device, batch_size: int) -> np.ndarray:
-    """LPIPS-like distance on EfficientNet-Lite0; not LPIPS, and not comparable with its numbers.
-
-    With φ_l the output of stage l at strides 2 … 32, scaled to unit length over channels at every position:
-    d(a, b) = 1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|². That is LPIPS (arXiv 1801.03924, eq. 1) with all
-    channel weights one and the mean over stages, so 0 for equal pictures and at most 4. Pictures are brought
-    to 224 × 224 by clean-fid's resizer.
-    """
-    values = []
-    with torch.inference_mode():
-        for batch in batches(pairs, batch_size):
-            ours = model.stages(load_resized([a for a, _ in batch], EFFNET_SIZE).to(device))
-            theirs = model.stages(load_resized([b for _, b in batch], EFFNET_SIZE).to(device))
-            values.append(stage_distance(ours, theirs).double().cpu())
-    return torch.cat(values).numpy()
-
-
-def stage_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """The formula of `perceptual` on stage outputs [n, c_l, h_l, w_l]; returns [n]."""
-    total = torch.zeros(len(ours[0]), device=ours[0].device)
-    for a, b in zip(ours, theirs, strict=True):
-        gap = torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)
-        total += gap.square().sum(dim=1).mean(dim=(1, 2))
-    return total / len(ours)
-
-
-def torchmetrics_backend() -> str:
-    """The record of torchmetrics' version."""
-    return f"torchmetrics {version('torchmetrics')}"
+LPIPS = Metric("lpips", "lower", _lpips, against="reference", networks=(LPIPS_WEIGHTS,), order=4)
+PERCEPTUAL = Metric("perceptual", "lower", _perceptual, against="reference", networks=(EFFNET,), order=5)
+METRICS = (LPIPS, PERCEPTUAL)

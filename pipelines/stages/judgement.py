@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segquant_bench.pipelines.config.sections import MetricConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest
 
 if TYPE_CHECKING:
+    from segquant_bench.eval import Metric
     from segquant_bench.pipelines.data.datasets import Dataset
+
+
+def asked_metrics(config: MetricConfig) -> list[Metric]:
+    """The metrics of a run, in order; one of the user's own is imported by its path.
+
+    Raises:
+        PipelineError: a name that eval does not have, or a path that leads to no metric.
+    """
+    from segquant_bench.eval import METRICS, EvalError  # eval imports numpy: not for `segquant --help`
+    from segquant_bench.eval.metrics.registry import find_metrics
+
+    for name in config.metrics:
+        if name not in METRICS and "." not in name:
+            raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
+    try:
+        return find_metrics(config.metrics)
+    except EvalError as error:
+        raise PipelineError(f"metric.metrics: {error}") from error
 
 
 def needs_real(config: MetricConfig) -> list[str]:
     """The metrics that compare with real pictures."""
-    from segquant_bench.eval.metrics.metrics import NEEDS_REAL
+    return [metric.name for metric in asked_metrics(config) if metric.needs_real]
 
-    return [name for name in config.metrics if name in NEEDS_REAL]
+
+def foreign_code(config: MetricConfig) -> dict[str, str]:
+    """By metric of the user's own package: sha256 of the file that computes it. Part of the evaluation's key."""
+    found = {}
+    for metric in asked_metrics(config):
+        module = metric.compute.__module__
+        if not module.startswith("segquant_bench.eval."):
+            source = getattr(sys.modules[module], "__file__", None)
+            if source is None:
+                raise PipelineError(f"metric {metric.name} is computed in {module}, which is no file; put it in one")
+            found[metric.name] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    return found
 
 
 def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
     """PipelineError for a metric that eval does not have, or that needs real pictures where `dataset` has none."""
-    from segquant_bench.eval import METRICS
-
-    for name in config.metrics:
-        if name not in METRICS:
-            raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
-    if dataset is not None and not dataset.has_real and needs_real(config):
-        others = ",".join(name for name in config.metrics if name not in needs_real(config))
+    real = needs_real(config)
+    if dataset is not None and not dataset.has_real and real:
+        asked = zip(config.metrics, asked_metrics(config), strict=True)
+        others = ",".join(name for name, metric in asked if not metric.needs_real)
         raise PipelineError(
-            f"{needs_real(config)[0]} compares with real pictures, and dataset {dataset.name} has none here; give "
+            f"{real[0]} compares with real pictures, and dataset {dataset.name} has none here; give "
             f"them, or set metric.metrics=[{others}]"
         )

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from segquant_bench.eval import Backends, EvalError, retrieval_accuracy
-from segquant_bench.eval.metrics.clip import clip_scores, load_scorer, top1
+from segquant_bench.eval.metrics.clip import clip_scores, top1
+from segquant_bench.eval.metrics.networks.clip import load_scorer
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from segquant_bench.eval import Backends, EvalError
-from segquant_bench.eval.metrics.features import (
-    EffNetLite0,
+from segquant_bench.eval.metrics.images import list_pictures
+from segquant_bench.eval.metrics.networks.effnet import EffNetLite0
+from segquant_bench.eval.metrics.networks.features import (
     extract,
     fid_extractor,
     fid_features,
     find_inception,
-    load_resized,
 )
-from segquant_bench.eval.metrics.images import list_pictures
+from segquant_bench.eval.metrics.networks.resize import load_resized
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,14 @@ def test_stages_are_at_five_strides(images: Path) -> None:
 
 
 def test_inception_asked_for_and_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segquant_bench.eval.metrics.features.find_inception", lambda given: None)
+    monkeypatch.setattr("segquant_bench.eval.metrics.networks.features.find_inception", lambda given: None)
     with pytest.raises(EvalError, match=r"inception-2015-12-05\.pt is not in .* effnet_lite0"):
         fid_extractor(Backends(fid="inception", inception=tmp_path))
 
 
 def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("segquant_bench.eval.metrics.features.find_inception", lambda given: None)
-    with caplog.at_level(logging.INFO, logger="segquant_bench.eval.metrics.features"):
+    monkeypatch.setattr("segquant_bench.eval.metrics.networks.features.find_inception", lambda given: None)
+    with caplog.at_level(logging.INFO, logger="segquant_bench.eval.metrics.networks.features"):
         chosen = fid_extractor(Backends(fid="auto"))
     assert chosen.name == "effnet_lite0"
     assert "inception-2015-12-05.pt is nowhere on disk" in caplog.text

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.features import EffNetLite0
-from segquant_bench.eval.metrics.perceptual import (
+from segquant_bench.eval.metrics.networks.effnet import EffNetLite0
+from segquant_bench.eval.metrics.networks.pairs import (
     LPIPS_FILES,
     lpips,
     perceptual,

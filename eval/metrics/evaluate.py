@@ -1,0 +1,100 @@
+"""`evaluate`: the metrics of one folder of pictures, and the per-picture values behind them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.files import save_json, save_tensors
+from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.metrics.evaluation import Evaluation
+from segquant_bench.eval.metrics.metric import Metric, split_name
+from segquant_bench.eval.metrics.registry import find_metrics
+from segquant_bench.eval.results import EvalResult
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    images: Path,
+    prompts: Sequence[str],
+    *,
+    reference: Path | None,
+    real: Path | None,
+    metrics: Sequence[str],
+    backends: Backends,
+    output: Path,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    cache: Path | None = None,
+) -> list[EvalResult]:
+    """Judge the PNGs of `images`.
+
+    Args:
+        images: folder of 00000.png … in prompt order.
+        prompts: one caption per picture.
+        reference: the unquantized model's pictures of the same prompts and latents, likewise named.
+        real: any PNGs, the real pictures of `fid_gt`.
+        metrics: names from `METRICS`, or Python paths of metrics of one's own (see `Metric`).
+        backends: which networks judge.
+        output: folder that receives metrics.json, per_image.json and features.safetensors (the FID features
+            "features" and the bootstrap replicates of the set distances, "replicates/NAME").
+        seed: of the bootstrap and of caption_top1's candidates; runs of equal seed and n can be paired.
+        bootstrap: number of replicates; FID and KID draw at most 100 above 1,000 pictures.
+        cache: folder that remembers features by picture content, across calls.
+
+    Returns:
+        one EvalResult per metric, in the order asked.
+
+    Raises:
+        EvalError: folders that do not fit the prompts or each other, files that are no PNG, an unknown
+            metric, weights that are not at hand.
+    """
+    asked = find_metrics(metrics)
+    evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)
+    _check_folders(evaluation, asked)
+    for network in dict.fromkeys(network for metric in asked for network in metric.networks):
+        evaluation.network(network)  # missing weights are told before anything is computed
+    results = []
+    for metric in asked:
+        log.info("metric %s on %d pictures", metric.name, len(prompts))
+        results.append(_checked(metric, metric.compute(evaluation)))
+    _write(Path(output), results, evaluation)
+    return results
+
+
+def _check_folders(evaluation: Evaluation, metrics: Sequence[Metric]) -> None:
+    for metric in metrics:
+        if metric.needs_reference and evaluation.reference is None:
+            raise EvalError(
+                f"{metric.name} compares with the unquantized model's pictures; pass their folder (reference)"
+            )
+        if metric.needs_real and evaluation.real is None:
+            raise EvalError(f"{metric.name} compares with real pictures; pass their folder as real")
+
+
+def _checked(metric: Metric, result: EvalResult) -> EvalResult:
+    """The result; EvalError if it is not one of this metric, whose name and direction reports rely on."""
+    found = (split_name(result.name)[0], result.direction, result.against, result.unit)
+    wanted = (metric.name, metric.direction, metric.against, metric.unit)
+    if found != wanted:
+        raise EvalError(f"metric {metric.name} computed a result of {found} instead of {wanted}; use Metric.result")
+    return result
+
+
+def _write(output: Path, results: Sequence[EvalResult], evaluation: Evaluation) -> None:
+    """metrics.json, per_image.json and features.safetensors; see `evaluate`."""
+    n = len(evaluation.images)
+    save_json(output / "metrics.json", {"schema": 1, "n": n, "metrics": [r.to_dict() for r in results]})
+    per_image = {
+        "schema": 1,
+        "n": n,
+        "metrics": evaluation.per_image,
+        "unquantized": evaluation.per_image_unquantized,
+    }
+    save_json(output / "per_image.json", per_image)
+    tensors = {f"replicates/{name}": drawn for name, drawn in evaluation.replicates.items()}
+    metadata = {"seed": str(evaluation.seed), "n": str(n), **evaluation.metadata}
+    save_tensors(output / "features.safetensors", {**tensors, **evaluation.tensors}, metadata)

@@ -1,0 +1,139 @@
+"""What a metric is: one value that answers every question the benchmark and the report have about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.metrics.backends import Network
+from segquant_bench.eval.metrics.statistics import mean_interval
+from segquant_bench.eval.results import AGAINST, DIRECTIONS, EvalResult, Interval, encode_float
+
+if TYPE_CHECKING:
+    from segquant_bench.eval.metrics.evaluation import Evaluation
+
+PAIRED = ("pictures", "resamples", None)
+LAST = 100
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of one folder of pictures.
+
+    To add one, write a function of an `Evaluation` and register the metric that holds it, in a file of your own::
+
+        from segquant_bench.eval import Evaluation, EvalResult, Metric, register_metric
+
+        def brightness(evaluation: Evaluation) -> EvalResult:
+            values = np.array([np.asarray(Image.open(path)).mean() for path in evaluation.images])
+            return BRIGHTNESS.per_picture(evaluation, values, backend="numpy")
+
+        BRIGHTNESS = register_metric(Metric("brightness", "higher", brightness, unit="of 255"))
+
+    In this repository the file is `eval/metrics/FAMILY.py`, and `registry.py` lists it. A metric of your own package
+    needs no change here: ``segquant metric.metrics=[psnr,their_pkg.metrics.BRIGHTNESS]``.
+
+    Import torch inside `compute` and inside the networks' `load`: names, units and order are read by reports, which
+    work without it.
+
+    Attributes:
+        name: lower case, digits and underscores. The result's name may add a network: ``fid_ref[inception]``.
+        direction: ``"lower"`` or ``"higher"``, whichever is better.
+        compute: the result for an `Evaluation`; see `per_picture` and `result`.
+        unit: behind the numbers in tables, ``"dB"``; empty for none.
+        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None if a picture is
+            judged by itself. The folders of the first two are asked for before anything is computed.
+        networks: loaded before anything is computed, so that missing weights are told early.
+        paired: how two runs are compared: by ``"pictures"`` (the values of per_image.json), by ``"resamples"``
+            (bootstrap replicates of a metric of all pictures together), or not (None).
+        order: place in comparisons and figures; equal ones keep the order of registration.
+        headline: shown in the figure and at the top of the page.
+    """
+
+    name: str
+    direction: str
+    compute: Callable[[Evaluation], EvalResult]
+    unit: str = ""
+    against: str | None = None
+    networks: tuple[Network, ...] = ()
+    paired: str | None = "pictures"
+    order: int = LAST
+    headline: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise EvalError(f"a metric's name is lower case, digits and underscores, {self.name!r} is not")
+        for key, known in (("direction", DIRECTIONS), ("against", AGAINST), ("paired", PAIRED)):
+            if getattr(self, key) not in known:
+                raise EvalError(f"{key} of metric {self.name} is {getattr(self, key)!r}, must be one of {known}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with the unquantized model's pictures."""
+        return self.against == "reference"
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether it compares with real pictures."""
+        return self.against == "real"
+
+    def full_name(self, network: str = "") -> str:
+        """The result's name.
+
+        >>> Metric("psnr", "higher", print).full_name()
+        'psnr'
+        >>> Metric("fid_ref", "lower", print).full_name("inception")
+        'fid_ref[inception]'
+        """
+        return f"{self.name}[{network}]" if network else self.name
+
+    def result(self, value: float, n: int, interval: Interval | None, *, backend: str, network: str = "") -> EvalResult:
+        """A result of this metric: value over `n` pictures, and its 95 % interval (None where it has none)."""
+        return EvalResult(
+            self.full_name(network), value, n, self.direction, interval, backend, self.against, unit=self.unit
+        )
+
+    def per_picture(
+        self,
+        evaluation: Evaluation,
+        values: np.ndarray,
+        *,
+        backend: str,
+        network: str = "",
+        unquantized: np.ndarray | None = None,
+    ) -> EvalResult:
+        """The mean of one value per picture, with its bootstrap interval; the values are kept for comparisons.
+
+        Args:
+            evaluation: the pictures that are judged.
+            values: float [n], in prompt order.
+            backend: the software and weights that computed them, with version.
+            network: short name of the network, part of the result's name.
+            unquantized: the same of the unquantized model's pictures; gives the paired difference (`delta`).
+        """
+        name = self.full_name(network)
+        if values.shape != (len(evaluation.images),):
+            raise EvalError(f"{name} has values of shape {values.shape} for {len(evaluation.images)} pictures")
+        evaluation.per_image[name] = [encode_float(v) for v in values]
+        interval = mean_interval(values, evaluation.counts)
+        result = self.result(float(np.mean(values)), len(values), interval, backend=backend, network=network)
+        if unquantized is None:
+            return result
+        evaluation.per_image_unquantized[name] = [encode_float(v) for v in unquantized]
+        gaps = values - unquantized
+        return replace(result, delta=float(gaps.mean()), delta_interval=mean_interval(gaps, evaluation.counts))
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A result's name as metric and network.
+
+    >>> split_name("fid_ref[inception]"), split_name("psnr")
+    (('fid_ref', 'inception'), ('psnr', ''))
+    """
+    metric, _, network = name.partition("[")
+    return metric, network.removesuffix("]")

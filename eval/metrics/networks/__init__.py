@@ -1,0 +1,1 @@
+"""The networks that judge: torch models, loaded only when pictures are judged."""

@@ -1,0 +1,154 @@
+"""CLIP scorers by open_clip: embeddings of pictures and captions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.metrics.images import batches, content_hash, read_rgb
+from segquant_bench.eval.metrics.networks.cache import cached_features
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A CLIP model with its preprocessing and tokenizer.
+
+    Attributes:
+        name: part of the metrics' names.
+        backend: model and open_clip's version, for the record.
+        key: changes with the weights; names cached features.
+        model: has `encode_image` and `encode_text`.
+        preprocess: PIL picture → float32 [3, side, side].
+        tokenize: captions → int64 [n, context].
+        device: where `model` runs.
+        batch_size: pictures or captions per forward pass.
+    """
+
+    name: str
+    backend: str
+    key: str
+    model: Any
+    preprocess: Any
+    tokenize: Any
+    device: torch.device
+    batch_size: int
+
+    def embed_pictures(self, paths: Sequence[Path], cache: Path | None = None) -> np.ndarray:
+        """Unit-length embeddings, float32 [n, d], cached by content."""
+        return cached_features(self.key, paths, cache, lambda: self._embed_pictures(paths))
+
+    def _embed_pictures(self, paths: Sequence[Path]) -> np.ndarray:
+        found = []
+        with torch.inference_mode():
+            for batch in batches(paths, self.batch_size):
+                stack = torch.stack([self.preprocess(Image.fromarray(read_rgb(path))) for path in batch])
+                found.append(self.model.encode_image(stack.to(self.device), normalize=True).float().cpu())
+        return torch.cat(found).numpy()
+
+    def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """Unit-length embeddings, float32 [n, d]; warns of captions that fill the context and may be cut."""
+        found, full = [], 0
+        with torch.inference_mode():
+            for start in range(0, len(captions), self.batch_size):
+                tokens = self.tokenize(list(captions[start : start + self.batch_size]))
+                full += int((tokens[:, -1] != 0).sum())
+                found.append(self.model.encode_text(tokens.to(self.device), normalize=True).float().cpu())
+        if full:
+            log.warning("%d of %d captions fill the context of %s and may be cut", full, len(captions), self.name)
+        return torch.cat(found).numpy()
+
+
+@contextmanager
+def _quiet_root() -> Iterator[None]:
+    """open_clip reports every step of loading to the root logger; its warnings still pass."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def load_scorer(backends: Backends) -> Scorer:
+    """The scorer that `backends.clip` and `backends.clip_path` name.
+
+    Raises:
+        EvalError: the folder or its files are missing, the architecture is unknown, or the weights
+            cannot be had.
+    """
+    import open_clip
+
+    name, where = backends.clip, backends.clip_path
+    folder = where is not None and not Path(where).is_file()
+    if folder:
+        _check_folder(name, Path(where))
+        identifier, pretrained = f"local-dir:{where}", None
+    else:
+        if name not in open_clip.list_models():
+            raise EvalError(
+                f"CLIP scorer {name!r} is no open_clip architecture; set clip_path to the folder "
+                f"that holds its {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
+        identifier, pretrained = name, str(where or backends.clip_pretrained)
+    try:
+        with _quiet_root():
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                identifier, pretrained=pretrained, device=backends.device, load_weights=True
+            )
+            tokenize = open_clip.get_tokenizer(identifier)
+    except Exception as error:  # open_clip, the hub and safetensors each raise their own kinds
+        raise EvalError(
+            f"CLIP scorer {name!r} cannot be loaded from {where or pretrained!r} ({_first_line(error)}); "
+            "set clip_path to a folder or checkpoint on disk"
+        ) from error
+    source = f"weights {_fingerprint(Path(where))}" if where is not None else pretrained
+    return Scorer(
+        name=name,
+        backend=f"{name} ({source}), open_clip {version('open-clip-torch')}",
+        key=f"clip-{name}-{source}".replace("/", "-").replace(" ", "-"),
+        model=model.eval(),
+        preprocess=preprocess,
+        tokenize=tokenize,
+        device=torch.device(backends.device),
+        batch_size=backends.batch_size,
+    )
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    for needed in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / needed).is_file():
+            raise EvalError(
+                f"CLIP scorer {name!r} was asked for, but {folder / needed} does not exist; set clip_path to "
+                f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
+    try:
+        json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise EvalError(f"{folder / CONFIG_FILE} is no open_clip config: it must be JSON with model_cfg") from error
+
+
+def _fingerprint(where: Path) -> str:
+    files = sorted(p for p in where.iterdir() if p.is_file()) if where.is_dir() else [where]
+    return content_hash(files)[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

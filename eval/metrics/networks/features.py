@@ -1,0 +1,103 @@
+"""The networks behind FID and KID: clean-fid's Inception, or the embedded EfficientNet-Lite0."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.metrics.networks.cache import cached_features
+from segquant_bench.eval.metrics.networks.effnet import EFFNET_SIZE, effnet_backend, load_effnet
+from segquant_bench.eval.metrics.networks.resize import resizer
+
+log = logging.getLogger(__name__)
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network behind FID and KID.
+
+    Attributes:
+        name: short name, part of the metric's name.
+        backend: network, weights and clean-fid version, for the record.
+        size: side in pixels to which clean-fid's own resizer brings every picture.
+        model: float32 [n, 3, size, size] in 0–255 → float32 [n, d].
+        device: where `model` runs.
+    """
+
+    name: str
+    backend: str
+    size: int
+    model: Callable[[Tensor], Tensor]
+    device: torch.device
+
+
+def find_inception(given: str | Path | None) -> Path | None:
+    """clean-fid's Inception weights in the given place, /tmp or torch's hub folder; None if nowhere."""
+    places = [Path("/tmp"), Path(torch.hub.get_dir()) / "checkpoints"]
+    if given is not None:
+        places.insert(0, Path(given))
+    if "TORCH_HOME" in os.environ:
+        places.append(Path(os.environ["TORCH_HOME"]))
+    for place in places:
+        path = place if place.name == INCEPTION_FILE else place / INCEPTION_FILE
+        if path.is_file():
+            return path
+    return None
+
+
+def fid_extractor(backends: Backends) -> Extractor:
+    """The network that `backends.fid` names.
+
+    Raises:
+        EvalError: Inception is asked for and its weights are not on disk.
+    """
+    device = torch.device(backends.device)
+    weights = None if backends.fid == "effnet_lite0" else find_inception(backends.inception)
+    if weights is None and backends.fid == "inception":
+        raise EvalError(
+            f"FID with Inception was asked for, but {INCEPTION_FILE} is not in the given path, /tmp or "
+            f"{torch.hub.get_dir()}/checkpoints; put it there or choose the extractor effnet_lite0"
+        )
+    if weights is None:
+        if backends.fid == "auto":
+            log.info("FID extractor: effnet_lite0, because %s is nowhere on disk", INCEPTION_FILE)
+        model = load_effnet(backends.device)
+        return Extractor("effnet_lite0", effnet_backend(), EFFNET_SIZE, model, device)
+    log.info("FID extractor: inception, weights from %s", weights)
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    model = InceptionV3W(str(weights.parent), download=False).to(device).eval()
+    return Extractor("inception", f"inception (2015-12-05), clean-fid {version('clean-fid')}", 299, model, device)
+
+
+def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.ndarray:
+    """Features float32 [n, d] of the pictures, in order, by clean-fid's own file pipeline."""
+    from cleanfid.fid import get_files_features
+
+    return get_files_features(
+        [str(path) for path in paths],
+        model=extractor.model,
+        num_workers=0,
+        batch_size=batch_size,
+        device=extractor.device,
+        custom_fn_resize=resizer(extractor.size),
+        verbose=False,
+    )
+
+
+def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None) -> np.ndarray:
+    """Features of the pictures for FID and KID, cached by content."""
+    key = f"{extractor.name}-cleanfid{version('clean-fid')}"
+    return cached_features(key, paths, cache, lambda: extract(extractor, paths, batch_size))

@@ -1,0 +1,25 @@
+"""clean-fid's way of bringing pictures to a network's size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segquant_bench.eval.metrics.images import read_rgb
+
+
+def resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """clean-fid's "clean" resizer: PIL bicubic in float; uint8 [h, w, 3] → float32 [size, size, 3]."""
+    from cleanfid.resize import make_resizer
+
+    return make_resizer("PIL", False, "bicubic", (size, size))
+
+
+def load_resized(paths: Sequence[Path], size: int) -> Tensor:
+    """Pictures as float32 [n, 3, size, size] in 0–255, resized as clean-fid resizes."""
+    resize = resizer(size)
+    return torch.from_numpy(np.stack([resize(read_rgb(path)) for path in paths]).transpose(0, 3, 1, 2).copy())

@@ -1,0 +1,71 @@
+"""Every metric by its name, and the way in for metrics of one's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.metrics import clip, distances, perceptual, pixel
+from segquant_bench.eval.metrics.metric import Metric, split_name
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Make a metric known by its name, and return it. EvalError if another one has that name."""
+    if not isinstance(metric, Metric):
+        raise EvalError(f"register_metric takes a Metric, got {metric!r}")
+    if METRICS.setdefault(metric.name, metric) != metric:
+        raise EvalError(f"there is a metric {metric.name!r} already; choose another name")
+    return metric
+
+
+for _family in (distances.METRICS, clip.METRICS, perceptual.METRICS, pixel.METRICS):
+    for _metric in _family:
+        register_metric(_metric)
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name, or the one at a Python path such as ``their_pkg.metrics.BRIGHTNESS``.
+
+    The path is imported: it must come from the user's command line or configuration, never from a file of results.
+
+    Raises:
+        EvalError: the name is unknown (the nearest are told), or the path leads to no metric.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        near = difflib.get_close_matches(name, METRICS, n=2, cutoff=0.4) or METRICS
+        raise EvalError(f"metric {name!r} is unknown; nearest: {', '.join(near)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EvalError(f"metric {name!r} cannot be imported ({error}); give the path of a Metric") from error
+    if not isinstance(found, Metric):
+        raise EvalError(f"{name} is a {type(found).__name__}, not a Metric")
+    return register_metric(found)
+
+
+def find_metrics(names: Sequence[str]) -> list[Metric]:
+    """The metrics of the names, in their order; EvalError for an unknown one and for an empty or repeating list."""
+    if not names:
+        raise EvalError(f"no metrics were asked for; choose from {', '.join(METRICS)}")
+    found = [find_metric(name) for name in names]
+    if len({metric.name for metric in found}) != len(found):
+        raise EvalError(f"a metric is asked for twice: {', '.join(names)}")
+    return found
+
+
+def known_metric(result_name: str) -> Metric | None:
+    """The metric behind a result's name, network in brackets included; None for one that is not registered here."""
+    return METRICS.get(split_name(result_name)[0])
+
+
+def place(result_name: str) -> tuple[int, int]:
+    """Where a result stands in comparisons and figures; those of unregistered metrics come last."""
+    metric = known_metric(result_name)
+    return (1, 0) if metric is None else (0, metric.order)
