@@ -156,7 +156,7 @@ def _quantize_peak(run: RunResult) -> Cell | None:
 
 def _quantizing(run: RunResult, key: str) -> list[float]:
     """Of the denoiser's stage and of that of the other components."""
-    stages = [] if run.is_float else [run.stages[name] for name in ("quantize", "encoders") if name in run.stages]
+    stages = [] if run.is_float else [run.stages[name] for name in ("quantize", "components") if name in run.stages]
     return [float(stage[key]) for stage in stages if stage.get(key) is not None]
 
 

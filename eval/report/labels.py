@@ -16,7 +16,7 @@ METHOD_ORDER = (
 )  # fmt: skip
 DENOISER = "denoiser"
 OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
-VARIED = ("quantizer", "calibration", "correction", "encoders")
+VARIED = ("quantizer", "calibration", "correction", "components")
 _UNTOLD = ("_target_", "name", "precision")
 
 

@@ -1,0 +1,1 @@
+"""Prompts, real pictures and control pictures."""
