@@ -32,26 +32,28 @@ register()
 
 def job(config: DictConfig) -> None:
     """One run: all stages, results.json, logger. Raises PipelineError for what the user can mend."""
+    # put off: torch, which `segquant --help` and refused command lines do without
     from segquant_bench.pipelines.results.write import read_json, write_results
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
-        run = validate(config)
-        if run.logger.name == "wandb":
+        checked = validate(config)
+        if checked.logger.name == "wandb":
+            # put off: most runs have no such logger
             from segquant_bench.pipelines.results.wandb_log import check_installed
 
             check_installed()
-        benchmark = Benchmark(run)
-        benchmark.run()
-        results = write_results(benchmark, folder)
+        run = open_run(checked)
+        run_all(run)
+        results = write_results(run, folder)
         log.info("results: %s", results)
-        if run.logger.name == "wandb":
+        if checked.logger.name == "wandb":
             from segquant_bench.pipelines.results.wandb_log import log_run
 
             log_run(
-                run.logger,
+                checked.logger,
                 read_json(results),
                 folder,
                 OmegaConf.to_container(config, resolve=True),

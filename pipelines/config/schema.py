@@ -23,7 +23,7 @@ from segquant_bench.pipelines.config.sections import (
     ModelConfig,
     PrecisionConfig,
 )
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line, unknown_key
 from segquant_bench.pipelines.runtime.paths import ZOO
 
 QUANTIZER_PACKAGES = ("segquant.presets", "segquant_bench.pipelines.peers")
@@ -36,8 +36,10 @@ class RunConfig:
     """One run: model, data, calibration, quantizer, precision, judgement.
 
     `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
-    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `encoders` changes
-    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}.
+    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `components` changes
+    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `polarity` also
+    records the signs of activations (Table 1), which costs a pass and changes nothing else. `stages` holds settings of
+    further stages by name.
     """
 
     name: str = MISSING
@@ -50,7 +52,9 @@ class RunConfig:
     metric: MetricConfig = MISSING
     logger: LoggerConfig = MISSING
     quantize: list[str] = field(default_factory=lambda: [DENOISER])
-    encoders: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
+    polarity: bool = False
     seed: int = 0
     cache: str = "outputs/cache"
     report: bool = True
@@ -88,7 +92,7 @@ class RunConfig:
         """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
         if self.model.offload == "blocks":
             whole = f"quantizer={self.quantizer_name}" if self.is_peer else ""
-            whole = whole or ("calibration.sampler=loss" if self.calibration.sampler == "loss" else "")
+            whole = whole or ("calibration.timesteps=loss" if self.calibration.timesteps == "loss" else "")
             if whole:
                 raise PipelineError(
                     f"{whole} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
@@ -113,11 +117,11 @@ class RunConfig:
                 f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
                 "method of segquant.presets other than plan"
             )
-        for name, settings in self.encoders.items():
+        for name, settings in self.components.items():
             if name not in named or name == DENOISER:
-                raise PipelineError(f"encoders.{name} is no component in quantize=[{','.join(named)}]; add it there")
+                raise PipelineError(f"components.{name} is no component in quantize=[{','.join(named)}]; add it there")
             if not isinstance(settings, dict):
-                raise PipelineError(f"encoders.{name}={settings!r} is no setting; give encoders.{name}.KEY=VALUE")
+                raise PipelineError(f"components.{name}={settings!r} is no setting; give components.{name}.KEY=VALUE")
         if DENOISER not in named and not self.is_float:
             self._check_float_denoiser()
 
@@ -132,7 +136,7 @@ class RunConfig:
         for key in ("skip", "overrides"):
             if self.quantizer.get(key):
                 raise PipelineError(
-                    f"{asked}, whose layers quantizer.{key} names; set +encoders.{self.quantize[0]}.{key} instead"
+                    f"{asked}, whose layers quantizer.{key} names; set +components.{self.quantize[0]}.{key} instead"
                 )
 
     @property
@@ -219,7 +223,7 @@ def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
     known = {item.name for item in fields(schema)}
     for key in config:
         if key not in known:
-            raise PipelineError(f"there is no key {prefix + str(key)!r}; {nearest(str(key), known)}")
+            raise PipelineError(unknown_key(f"{prefix}{key}", known))
         nested = OmegaConf.get_type(config, key)
         if not OmegaConf.is_missing(config, key) and is_dataclass(nested):
             _refuse_extra(config[key], nested, f"{prefix}{key}.")
@@ -255,7 +259,7 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
     Two runs of the unquantized model at different `precision` are one and the same.
     """
     raw = asdict(run)
-    for key in ("name", "logger", "cache", "report"):
+    for key in ("name", "logger", "cache", "report", "polarity"):
         del raw[key]
     for key in ("path", "repo", "revision", "variant", "device"):
         del raw["model"][key]
@@ -276,9 +280,13 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
         raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
     if not run.is_corrected:
         raw["correction"] = None
-    del raw["quantize"], raw["encoders"]
-    if run.other_components:
-        raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.other_components}
+    if raw["calibration"] is not None:  # under its older name, so that hashes of earlier results stay
+        raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
+    if not run.stages:
+        del raw["stages"]
+    del raw["quantize"], raw["components"]
+    if run.other_components:  # "text_encoders": likewise
+        raw["text_encoders"] = {name: run.components.get(name, {}) for name in run.other_components}
         if not run.quantizes_denoiser:
             raw["denoiser"] = None
     text = json.dumps(raw, sort_keys=True, default=str)
