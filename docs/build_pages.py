@@ -1,6 +1,6 @@
 """MkDocs hook: pages of the site whose source lies outside docs/, and links between all of them.
 
-Sources link as files of the repository do, so that they read well without the site too. Here each link to a file becomes
+Sources link as files of the repository do, so that they read well without the site too. Here a link to a file becomes
 one to its page; a link to a file that the site does not have becomes plain text.
 """
 

@@ -1,6 +1,6 @@
 """A method of one's own: parts of the paper's slots put together, and other settings for some layers.
 
-    python examples/own_method.py
+python examples/own_method.py
 """
 
 import torch

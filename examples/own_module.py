@@ -1,6 +1,6 @@
 """Quantize a module that diffusers does not know: the graph alone says where its layers are cut.
 
-    python examples/own_module.py
+python examples/own_module.py
 """
 
 import torch

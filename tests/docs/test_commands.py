@@ -12,13 +12,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from tests.docs.pages import PAGES, ROOT, commands, read, words
 
 from segquant_bench.eval.cli import main as report
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.plan.config import compose_plan
+from tests.docs.pages import PAGES, ROOT, commands, read, words
 
 HELPS = ("--help", "--cfg", "--hydra-help")
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.docs.pages import PAGES, ROOT, read
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

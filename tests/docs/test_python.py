@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.docs.pages import PAGES, ROOT, blocks, read
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
