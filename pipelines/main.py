@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.sweep import report_sweep
 from segquant_bench.pipelines.runtime.paths import CONF
@@ -39,6 +40,7 @@ def job(config: DictConfig) -> None:
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
         run = validate(config)
+        check_shipped(run)
         if run.logger.name == "wandb":
             from segquant_bench.pipelines.results.wandb_log import check_installed
 

@@ -41,6 +41,13 @@ def _require_benchmark(command: str) -> None:
 def segquant() -> None:
     """One run of the benchmark, or a sweep."""
     _require_benchmark("segquant")
+    if sys.argv[1:] in (["--help"], ["-h"]):  # with further arguments Hydra prints the same page
+        from segquant_bench.pipelines.config.help import help_page
+        from segquant_bench.pipelines.config.schema import register
+
+        register()
+        print(help_page())
+        return
     from segquant_bench.pipelines.main import main
 
     main()
