@@ -21,6 +21,7 @@ from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.sweep import report_sweep
 from segquant_bench.pipelines.runtime.paths import CONF
+from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def job(config: DictConfig) -> None:
     from segquant_bench.pipelines.results.write import read_json, write_results
     from segquant_bench.pipelines.stages.benchmark import Benchmark
 
+    quieten_absent_gpu()
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
