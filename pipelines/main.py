@@ -17,9 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.sweep import report_sweep
 from segquant_bench.pipelines.runtime.paths import CONF
+from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +38,12 @@ def job(config: DictConfig) -> None:
     from segquant_bench.pipelines.results.write import read_json, write_results
     from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 
+    quieten_absent_gpu()
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
         checked = validate(config)
+        check_shipped(checked)
         if checked.logger.name == "wandb":
             # put off: most runs have no such logger
             from segquant_bench.pipelines.results.wandb_log import check_installed

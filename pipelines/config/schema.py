@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
+from segquant_bench.pipelines.config.help import options_page
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
     CorrectionConfig,
@@ -24,7 +25,7 @@ from segquant_bench.pipelines.config.sections import (
     PrecisionConfig,
 )
 from segquant_bench.pipelines.errors import PipelineError, one_line, unknown_key
-from segquant_bench.pipelines.runtime.paths import ZOO
+from segquant_bench.pipelines.runtime.paths import zoo_path
 
 QUANTIZER_PACKAGES = ("segquant.presets", "segquant_bench.pipelines.peers")
 DENOISER = "denoiser"
@@ -191,14 +192,16 @@ class RunConfig:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `schema`, and two resolvers to OmegaConf.
+    """Make the schema known to Hydra as `schema`, and three resolvers to OmegaConf.
 
-    `${zoo:NAME}` is the path of a file shipped in pipelines/zoo; `${method:}` names quantizer and correction.
+    `${zoo:NAME}` is the path of a shipped file (see `runtime.paths`), whether it is there or not; `${method:}` names
+    quantizer and correction; `${options:}` lists the options for --help.
     Sweeps may be lists of grids (`segquant_bench.pipelines.config.grids`).
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
-    OmegaConf.register_new_resolver("zoo", lambda name: str(ZOO / name), replace=True)
+    OmegaConf.register_new_resolver("zoo", lambda name: str(zoo_path(name)), replace=True)
+    OmegaConf.register_new_resolver("options", options_page, replace=True)
     OmegaConf.register_new_resolver("method", method_label, replace=True)
 
 
