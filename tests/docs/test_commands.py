@@ -17,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from segquant_bench.eval.cli import main as report
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import register, validate
-from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.plan.config import compose_plan
+from segquant_bench.pipelines.runtime.paths import CONF
 from tests.docs.pages import PAGES, ROOT, commands, read, words
 
 HELPS = ("--help", "--cfg", "--hydra-help")
