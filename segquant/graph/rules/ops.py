@@ -6,7 +6,6 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch.fx import Node
 
@@ -105,6 +104,8 @@ def _number(value: Any) -> int | None:
 def _size(value: int | torch.SymInt) -> int:
     if isinstance(value, int):
         return value
+    import sympy  # half a second of `import segquant`; only torch.export's graphs have symbolic sizes
+
     expression = value.node.expr
     known = {symbol: sympy.prime(10_000 + int(symbol.name.lstrip("uszk"))) for symbol in expression.free_symbols}
     return int(expression.xreplace(known))
