@@ -68,7 +68,8 @@ def example_inputs(
         known = {**config, **(call or {})}
         for name, choices in arguments.pop(_SIZES, {}).items():
             known[name] = _first(choices, known)
-        return filled(arguments, known, device)
+        found: dict[str, Any] = filled(arguments, known, device)
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(f"the arguments of {class_name} do not follow from its configuration: {error}") from error
 

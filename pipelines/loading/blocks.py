@@ -1,6 +1,4 @@
-"""What is not where it runs: components that wait in main memory, denoisers whose blocks are read from disk as they
-run, modules without any weights at all.
-"""
+"""Denoisers whose blocks stay on disk until they run (model.offload=blocks), and modules without weights."""
 
 from __future__ import annotations
 
@@ -35,7 +33,8 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     config = kind.load_config(folder)
     kind = _successor(kind, config)
     with _default_dtype(dtype), init_empty_weights():
-        return kind.from_config(config).eval()
+        module: nn.Module = kind.from_config(config).eval()
+        return module
 
 
 def _successor(kind: Any, config: dict[str, Any]) -> Any:

@@ -181,7 +181,7 @@ class Embeddings:
 
     def _collated(self, rows: list[list[Any]], device: torch.device) -> Any:
         """The results for several prompts as `encode_prompt` returns them; what has no row per prompt is shared."""
-        results = []
+        results: list[torch.Tensor | None] = []
         for column in zip(*rows, strict=True):
             if column[0] is None:
                 results.append(None)
@@ -195,4 +195,5 @@ class Embeddings:
 
     def _tensor(self, name: str) -> torch.Tensor:
         with safe_open(self.folder / self.files[name], framework="pt") as file:
-            return file.get_tensor(name).clone()
+            tensor: torch.Tensor = file.get_tensor(name).clone()
+            return tensor

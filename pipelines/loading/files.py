@@ -59,7 +59,7 @@ def _from_hub(config: ModelConfig | PartConfig) -> Path:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns))
+        return Path(snapshot_download(str(config.repo), revision=config.revision, allow_patterns=patterns))
     from diffusers import DiffusionPipeline
 
     quieten()
@@ -108,7 +108,7 @@ def read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def components(index: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Name and class of every component that a model_index.json lists; the class of an empty one is None."""
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2:

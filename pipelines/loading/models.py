@@ -145,11 +145,14 @@ def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
     return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
 
 
-def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:
     try:
-        return kind.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+        module: torch.nn.Module = kind.from_pretrained(
+            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+        )
     except _LOADING as error:
         raise _not_loaded(folder, error) from error
+    return module
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from segquant import QuantScheme, QuantSpec, model_weight_bytes
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision
+from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision, weight_spec
 
 PACKAGE = "torchao"
 
@@ -55,18 +55,19 @@ def _dynamic(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: Quan
 def _int4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme) -> None:
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
 
-    granularity = _granularity(scheme.weight)
+    int4 = cast(Any, torch).int4  # torch's stubs lack it
+    granularity = _granularity(weight_spec(scheme))
     if scheme.input is None:
-        config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity)
+        config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=granularity)
     else:
-        config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=granularity)
+        config = Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=granularity)
     _quantize(model, names, config)
 
 
 def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
     from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
 
-    weight = PerTensor() if scheme.weight.granularity == "tensor" else PerRow()
+    weight = PerTensor() if weight_spec(scheme).granularity == "tensor" else PerRow()
     for name, scale in _input_scales(model, names, forward).items():
         config = Int8StaticActivationInt8WeightConfig(
             act_quant_scale=scale, granularity=[PerTensor(), weight], set_inductor_config=False
@@ -79,7 +80,9 @@ def _input_scales(model: nn.Module, names: Sequence[str], forward: Forward) -> d
     from torchao.quantization import MappingType, PerTensor
     from torchao.quantization.observer import AffineQuantizedMinMaxObserver
 
-    observers, axes, handles = {}, {name: set() for name in names}, []
+    observers: dict[str, Any] = {}
+    axes: dict[str, set[int]] = {name: set() for name in names}
+    handles = []
     for name in names:
         observers[name] = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerTensor())
         hook = _watch(observers[name], axes[name])
@@ -124,4 +127,5 @@ def _granularity(spec: QuantSpec) -> Any:
 
 def _packed_bytes(layer: nn.Module) -> int:
     """What the layer stores, with two 4-bit codes in a byte instead of one."""
-    return model_weight_bytes(layer) - layer.weight.qdata.numel() // 2
+    weight: Any = layer.weight
+    return model_weight_bytes(layer) - int(weight.qdata.numel()) // 2

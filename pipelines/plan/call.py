@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from segquant_bench.pipelines.architectures.inputs import Call
 from segquant_bench.pipelines.errors import PipelineError
 
-_KEYS = ("height", "width", "max_sequence_length")
+_KEYS: tuple[Literal["height", "width", "max_sequence_length"], ...] = ("height", "width", "max_sequence_length")
 _ENDLESS = 10**6
 """transformers writes 10^30 for a tokenizer without a length."""
 

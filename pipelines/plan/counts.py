@@ -18,8 +18,9 @@ from segquant_bench.pipelines.errors import one_line
 
 log = logging.getLogger(__name__)
 
+Layer = nn.Linear | nn.Conv2d
 LINEAR, CONV = "linear", "conv"
-_KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, LINEAR), (nn.Conv2d, CONV))
+_KINDS: tuple[tuple[type[Layer], str], ...] = ((nn.Linear, LINEAR), (nn.Conv2d, CONV))
 _SIDES = ("output", "input", "none")
 _VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -69,7 +70,7 @@ class CutKind:
     like: tuple[str, ...]
 
 
-def layers_of(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def layers_of(module: nn.Module) -> dict[str, tuple[Layer, str]]:
     """Linears and convolutions with their kind, by first name; subclasses too."""
     return {
         name: (layer, kind) for name, layer in module.named_modules() for of, kind in _KINDS if isinstance(layer, of)

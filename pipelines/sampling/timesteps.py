@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def depends(config: CalibrationConfig, precision: str) -> dict[str, Any]:
     """What the drawn steps depend on besides seed, prompts and number of steps (JSON types)."""
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "normal": {"mean": config.mean, "std": config.std},
         "loss": {"pilot": config.pilot, "precision": precision, "batch_size": config.batch_size},
     }
@@ -41,7 +41,8 @@ def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
     edges = (np.linspace(1.0, 0.0, total + 1) - mean) / std
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
     below[0], below[-1] = 1.0, 0.0
-    return below[:-1] - below[1:]
+    shares: np.ndarray = below[:-1] - below[1:]
+    return shares
 
 
 def rounding_loss(

@@ -50,7 +50,7 @@ class FlatMuon(torch.optim.Muon):
         """One step on the gradients of the kernels, whose memory the matrices share."""
         for flat, kernel in zip(self.flat, self.kernels, strict=True):
             flat.grad = None if kernel.grad is None else kernel.grad.reshape(flat.shape)
-        return super().step(closure)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of kernels and matrices."""
@@ -79,7 +79,7 @@ def rate(progress: float, step: int, recipe: Recipe) -> float:
     return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def save_atomically(state: dict, path: Path) -> None:
+def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write beside the target and rename, so that an interruption leaves the older checkpoint whole."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)

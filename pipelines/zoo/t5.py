@@ -87,9 +87,10 @@ def build(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 def tokens(tokenizer: T5Tokenizer, captions: Sequence[str]) -> torch.Tensor:
     """int64 [n, 12], padded and cut as FLUX's pipeline does."""
-    return tokenizer(
+    ids: torch.Tensor = tokenizer(
         list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 class Matcher(nn.Module):
@@ -123,7 +124,8 @@ def train(
         level = 0.7 * torch.rand(recipe.batch, 1, 1, 1, generator=source)
         seen = latents[index] + level * torch.randn(latents[index].shape, generator=source)
         with torch.autocast(device, torch.bfloat16):
-            return matcher(seen.to(device), ids[index].to(device))
+            found: torch.Tensor = matcher(seen.to(device), ids[index].to(device))
+        return found
 
     fit("t5", matcher, loss, recipe, folder)
     return matcher.encoder.cpu().eval()
