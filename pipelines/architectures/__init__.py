@@ -82,7 +82,7 @@ def denoiser_class(class_name: str) -> type[nn.Module]:
     Raises:
         PipelineError: the installed diffusers has none.
     """
-    import diffusers
+    import diffusers  # put off: slow, and a finished run needs none of it
 
     found = getattr(diffusers, class_name, None)
     if not isinstance(found, type):
@@ -96,7 +96,7 @@ def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "me
     Raises:
         PipelineError: no such class, or it refuses the config.
     """
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     kind: Any = denoiser_class(class_name)
     try:

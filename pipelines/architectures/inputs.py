@@ -85,7 +85,7 @@ def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
 
 def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
     """`value` with tensors in the place of their descriptions; conditional entries decided."""
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     if isinstance(value, list):
         return [filled(item, config, device) for item in value]

@@ -38,6 +38,7 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def _successor(kind: Any, config: dict[str, Any]) -> Any:
+    # Put off: slow, and a finished run needs none of it.
     from diffusers.models.model_loading_utils import _CLASS_REMAPPING_DICT, _fetch_remapped_cls_from_config
 
     return _fetch_remapped_cls_from_config(config, kind) if kind.__name__ in _CLASS_REMAPPING_DICT else kind

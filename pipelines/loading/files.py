@@ -10,10 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.pipelines.config.explain import no_room, not_had, pickles_only
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import tree_digest
-from segquant_bench.pipelines.runtime.paths import ZOO
+from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,12 @@ def _download(config: ModelConfig | PartConfig, key: str) -> Path:
     try:
         return _from_hub(config)
     except (OSError, ValueError, RuntimeError) as error:
-        from segquant_bench.pipelines.config.explain import not_had
-
         raise PipelineError(not_had(config, key, error)) from error
 
 
 def _from_hub(config: ModelConfig | PartConfig) -> Path:
     if isinstance(config, PartConfig):
+        # Put off: only what is not on this machine needs the hub.
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors"]
@@ -71,7 +71,7 @@ def _from_hub(config: ModelConfig | PartConfig) -> Path:
 
 def quieten() -> None:
     """Leave it to errors to say what is wrong: no warnings and progress bars of diffusers and transformers."""
-    from diffusers.utils import logging as diffusers_logging
+    from diffusers.utils import logging as diffusers_logging  # put off: slow, and a finished run needs none of it
     from transformers.utils import logging as transformers_logging
 
     for module in (diffusers_logging, transformers_logging):
@@ -84,8 +84,6 @@ def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
     directory = directory.resolve()
     if directory == ZOO or not directory.is_relative_to(ZOO):
         return otherwise
-    from segquant_bench.pipelines.runtime.paths import FAMILIES
-
     folder = directory.relative_to(ZOO).parts[0]
     family = next((family for family, name in FAMILIES.items() if name == folder), None)
     return otherwise if family is None else f"`python -m segquant_bench.pipelines.zoo.train --family {family}` makes it"
@@ -131,8 +129,6 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
 def _check_weights(folder: Path, class_name: str, variant: str | None, key: str = "model") -> None:
     files = list(weight_files(folder, variant))
     if not files:
-        from segquant_bench.pipelines.config.explain import pickles_only
-
         told = pickles_only(sorted(file.name for file in folder.glob("*.bin")), key)
         raise PipelineError(f"{folder} has no safetensors file for {class_name}{told or f'; {_again(folder)}'}")
     for file in files:
@@ -209,7 +205,7 @@ def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any],
         device: where the pipeline runs.
         denoiser: name of that component.
     """
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     from segquant.modules.memory import free_bytes
 
@@ -225,8 +221,6 @@ def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any],
         if free is None:
             continue
         if needed > free:
-            from segquant_bench.pipelines.config.explain import no_room
-
             raise PipelineError(no_room(config, there, free, place, denoiser))
         if config.offload == "none" and denoiser in sizes and needed + sizes[denoiser] > free:
             log.warning(

@@ -86,6 +86,7 @@ def _peer(
 def _apply(
     model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme, algorithm: dict[str, Any]
 ) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     import modelopt.torch.quantization as mtq
 
     if algorithm["method"] == "svdquant":

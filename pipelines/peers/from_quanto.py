@@ -31,6 +31,7 @@ def quanto(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
 
 
 def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from optimum.quanto import Calibration, freeze, quantize
 
     _unpack_without_compiler()
@@ -47,6 +48,7 @@ def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: 
 
 def _unpack_without_compiler() -> None:
     """Let quanto unpack int4 codes without the C++ code that it would compile when first used."""
+    # Put off: the package is optional, and imported only where it is used.
     from optimum.quanto.library.extensions import cpp
 
     cpp.ext._lib = SimpleNamespace(unpack=_unpack)

@@ -70,6 +70,7 @@ def _apply(
         for switch in ("SDNQ_USE_TORCH_COMPILE", "SDNQ_USE_OPENVINO_MM"):
             os.environ.setdefault(switch, "0")
         logging.getLogger("sdnq").setLevel(logging.ERROR)  # it warns for every model that Triton is missing
+    # Put off: the package is optional, and imported only where it is used.
     from sdnq import sdnq_post_load_quant
 
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}

@@ -47,12 +47,14 @@ def _peer(
 
 
 def _dynamic(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
     _quantize(model, names, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
 
 
 def _int4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
 
     int4 = cast(Any, torch).int4  # torch's stubs lack it
@@ -65,6 +67,7 @@ def _int4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantSc
 
 
 def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
 
     weight = PerTensor() if weight_spec(scheme).granularity == "tensor" else PerRow()
@@ -77,6 +80,7 @@ def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme:
 
 def _input_scales(model: nn.Module, names: Sequence[str], forward: Forward) -> dict[str, Tensor]:
     """Static scale of every layer's input, with as many axes as that input has (torchao wants it so)."""
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import MappingType, PerTensor
     from torchao.quantization.observer import AffineQuantizedMinMaxObserver
 
@@ -113,6 +117,7 @@ def _watch(observer: nn.Module, axes: set[int]) -> Any:
 
 
 def _quantize(model: nn.Module, names: Sequence[str], config: Any) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import quantize_
 
     wanted = set(names)
@@ -120,6 +125,7 @@ def _quantize(model: nn.Module, names: Sequence[str], config: Any) -> None:
 
 
 def _granularity(spec: QuantSpec) -> Any:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import PerAxis, PerGroup
 
     return PerGroup(spec.group_size) if spec.granularity == "group" else PerAxis(0)

@@ -54,6 +54,7 @@ def cached(repo: str, file: str, revision: str | None) -> Path | None:
     Raises:
         PipelineError: no repository can have that name.
     """
+    # Put off: only what is not on this machine needs the hub.
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

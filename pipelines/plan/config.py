@@ -94,6 +94,7 @@ def _named(override: str) -> str:
 
 
 def _check(config: DictConfig) -> None:
+    # Put off: slow to import; bad input and --help do not wait for it.
     from segquant import PRECISIONS
 
     model = config.model
@@ -119,6 +120,7 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
     Raises:
         PipelineError: the quantizer is another tool, decides by data, refuses all precisions, or has bad values.
     """
+    # Put off: slow to import; bad input and --help do not wait for it.
     from segquant import PRECISIONS, Method
 
     found: dict[str, Method | str] = {}

@@ -161,6 +161,7 @@ def _file(folder: str | None) -> str:
 
 def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: str) -> Path:
     """The config.json alone, from the hub."""
+    # Put off: only what is not on this machine needs the hub.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,7 @@ def rounding_loss(
     Raises:
         PipelineError: a step has no samples, or rounding changes nothing.
     """
-    import copy
-
-    import segquant
+    import segquant  # put off: slow, and a finished run needs none of it
     from segquant_bench.pipelines.sampling.samples import Batches
 
     rounded = copy.deepcopy(denoiser)

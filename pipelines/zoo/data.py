@@ -79,6 +79,7 @@ def load_icons(spec: str) -> dict[str, str]:
 
 def render(svg: str, size: int = SIZE) -> Image.Image:
     """Rasterise on white at 4× and reduce with a box filter: the same bytes wherever resvg is the same."""
+    # Put off: only training needs this package.
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size))

@@ -38,6 +38,7 @@ def build_tokenizer(captions: Sequence[str], folder: Path) -> T5Tokenizer:
 
 def _pieces(captions: Sequence[str]) -> dict[str, float]:
     """Pieces of words and their log-probabilities, by the unigram model of Kudo (1804.10959)."""
+    # Put off: only training needs this package.
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     base = Tokenizer(models.Unigram())

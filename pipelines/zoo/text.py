@@ -30,6 +30,7 @@ WIDTH = 128
 
 def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     """Byte-pair tokenizer in CLIP's format, its merges learnt on the captions (about 2,500 entries)."""
+    # Put off: only training needs this package.
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -184,6 +185,7 @@ def train_scorer(
     images: torch.Tensor, captions: Sequence[str], recipe: Recipe, work: Path, folder: Path, device: str
 ) -> nn.Module:
     """Train the judge and write it as an open_clip `local-dir:` folder (fp16 safetensors)."""
+    # Put off: only training needs this package.
     import open_clip
     from safetensors.torch import save_file
 
