@@ -80,7 +80,7 @@ def quieten() -> None:
 
 
 def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
-    """How to come by what is missing from a folder; the small pipelines of this repository are trained, not fetched."""
+    """How to get what a folder lacks: train one of this repository's pipelines, fetch any other."""
     directory = directory.resolve()
     if directory == ZOO or not directory.is_relative_to(ZOO):
         return otherwise

@@ -140,10 +140,8 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
 def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] | None:
     """Rows of every layer in one call of the module (see `LayerEntry`), by a run of a copy.
 
-    Arguments keep their values, weights have none, unless the forward reads what depends on them (say, to send tokens
-    to experts): then it is run once more with theirs, as `find_segments` does.
-
-    None, with a warning, where the forward reads values that nobody has.
+    Arguments keep their values; weights have none, unless the forward reads what depends on them (tokens sent to
+    experts): then it runs once more with their values. None, with a warning, where it reads a value that is not there.
     """
     device, mode = device_of(module, inputs), FakeTensorMode(allow_non_fake_inputs=True)
     try:
