@@ -38,15 +38,30 @@ def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
         if key not in known:
             raise PipelineError(f"{name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
     try:
-        return preset(**arguments)
+        method = preset(**arguments)
     except TypeError as error:
         raise PipelineError(f"quantizer={name}: {error}") from error
     except ValueError as error:
         raise PipelineError(str(error)) from error
+    return _checked(method, f"{package}.{function}")
+
+
+def _checked(method: object, called: str) -> Method | Peer:
+    # Put off: who only reads a finished run's configuration needs no torch.
+    from segquant import Method
+    from segquant_bench.pipelines.peers import Peer
+
+    if not isinstance(method, Method | Peer):
+        raise PipelineError(
+            f"{called} returned a {type(method).__name__}, no segquant.Method; set quantizer._target_ to a function "
+            "that returns one"
+        )
+    return method
 
 
 def quantizer_keys(preset: Callable[..., Any]) -> set[str]:
     """Names of everything that a preset takes."""
+    # Put off: who only reads a finished run's configuration needs no torch.
     from segquant import presets
 
     parameters = inspect.signature(preset).parameters.values()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segquant import PRECISIONS, Method, QuantScheme, model_weight_bytes
+from segquant import PRECISIONS, Method, QuantScheme, QuantSpec, model_weight_bytes
 from segquant.modules.calls import call
 from segquant.modules.tensors import stored_tensors
 from segquant.numerics.formats import scheme_of
@@ -104,7 +104,7 @@ class Peer:
         if not names:
             raise PipelineError(f"{self.name} finds no linear to quantize; quantizer.skip={list(self.skip)}")
         size = self.scheme.weight.group_size if self.scheme.weight else None
-        odd = [name for name in names if size and model.get_submodule(name).in_features % size]
+        odd = [name for name in names if size and linear_at(model, name).in_features % size]
         if odd:
             raise PipelineError(
                 f"groups of {size} ({self.precision}) do not divide the inputs of {_some(odd)}; add them to "
@@ -187,12 +187,30 @@ def check_installed(name: str, package: str) -> None:
         ) from error
 
 
+def weight_spec(scheme: QuantScheme) -> QuantSpec:
+    """How a precision quantizes weights.
+
+    Raises:
+        PipelineError: it leaves them in floating point.
+    """
+    if scheme.weight is None:
+        raise PipelineError("this precision leaves weights in floating point; choose another")
+    return scheme.weight
+
+
+def linear_at(model: nn.Module, name: str) -> nn.Linear:
+    """The linear of that name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear), f"{name} is a {type(layer).__name__}"
+    return layer
+
+
 def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None, scheme: QuantScheme) -> int:
     """One rank for tools that take one for the whole model: `rank`, or the median of this project's own rule."""
     if rank is not None:
         return rank
     rule = Method("svd", scheme, optimizer="svd")
-    layers = [model.get_submodule(name) for name in names]
+    layers = [linear_at(model, name) for name in names]
     return int(statistics.median_low([rule.rank_of(layer.in_features, layer.out_features) for layer in layers]))
 
 

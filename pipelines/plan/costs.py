@@ -15,6 +15,7 @@ from segquant.modules.layers import as_linear, taps_of
 from segquant.numerics.layout import Layout
 from segquant.solve.branch import choose_ranks
 from segquant.solve.lay_out import lay_out_layer
+from segquant_bench.pipelines.plan.counts import Layer
 
 LOW_RANK_ITEM = 2
 """Bytes of a value of the low-rank branch, which stays at 16 bits."""
@@ -47,7 +48,7 @@ class Costs:
 
 def costs_of(
     module: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     segments: Mapping[str, Segments],
     method: Method,
     precision: str,
@@ -98,7 +99,7 @@ def _groups(layer: nn.Module) -> int:
     return getattr(layer, "groups", 1)
 
 
-def _cost(layer: nn.Module, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
+def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
     """What one linear or ungrouped convolution costs.
 
     A low-rank branch counts with the rank that the method allows: where output segments share it, data decides how
@@ -121,7 +122,7 @@ def _rank(layout: Layout, method: Method, name: str) -> int:
     return choose_ranks(torch.empty(0), torch.empty(0), whole, method, name)[0]
 
 
-def _rounded(layer: nn.Module, plain: Method, name: str, bias: int, item: int) -> int:
+def _rounded(layer: Layer, plain: Method, name: str, bias: int, item: int) -> int:
     """Bytes when rounded to nearest; those in floating point where an override alone has a precision that fits."""
     try:
         simple = lay_out_layer(as_linear(layer), layer_method(plain, layer), None, name, taps_of(layer))
