@@ -12,8 +12,8 @@ from segquant_bench.pipelines.errors import PipelineError, nearest
 if TYPE_CHECKING:
     from PIL import Image
 
-    from segquant_bench.pipelines.data.datasets import Dataset
     from segquant_bench.pipelines.config.sections import ModelConfig
+    from segquant_bench.pipelines.data.datasets import Dataset
 
 KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {"canny": control_picture}
 """From a real picture to its control picture, by the name in `model.control`."""

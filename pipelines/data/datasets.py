@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segquant_bench.pipelines.config.dataset import DatasetConfig
+from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.data import layouts
 from segquant_bench.pipelines.data.files import Entry, Source, read_archive, read_prompt_files, read_prompts, read_table
-from segquant_bench.pipelines.config.dataset import DatasetConfig
-from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.data.pictures import Picture, missing, pictures_digest, read_pictures
-from segquant_bench.pipelines.config.sections import CalibrationConfig
+from segquant_bench.pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from PIL import Image

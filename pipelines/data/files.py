@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.data.pictures import DAMAGED, Picture
+from segquant_bench.pipelines.errors import PipelineError, one_line
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 PICTURE_COLUMNS = ("file", "file_name", "image")

@@ -1,4 +1,4 @@
-"""Denoiser inputs captured while the pipeline samples: what a quantizer is calibrated on."""
+"""Denoiser inputs, collected while the pipeline samples: what a quantizer is calibrated on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weights, rounding_loss
 
 
-class Recorder:
+class InputCollector:
     """A forward pre-hook that keeps a module's inputs of the wanted (prompt, step) pairs.
 
     `begin` must be told the prompt indices of a batch before the pipeline runs it. `shared` names inputs that have
@@ -45,7 +45,7 @@ class Recorder:
                 self.samples.append(cut_sample(inputs, item, len(self._indices), prompt, step, self.shared))
 
 
-def capture(
+def collect(
     pipeline: Any,
     denoiser: torch.nn.Module,
     prompts: Sequence[str],
@@ -86,21 +86,21 @@ def capture(
         raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
     total = call["num_inference_steps"]
     wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
-    recorded = denoiser if module is None else module
+    source = denoiser if module is None else module
     together = prompts[: min(batch_size, 2)]
-    recorder = Recorder(wanted, shared_inputs(pipeline, recorded, together, call, inputs))
-    handle = recorded.register_forward_pre_hook(recorder, with_kwargs=True)
+    collector = InputCollector(wanted, shared_inputs(pipeline, source, together, call, inputs))
+    handle = source.register_forward_pre_hook(collector, with_kwargs=True)
     try:
         batches = run_batches(
             pipeline, denoiser, prompts, call,
             seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
-            on_batch=recorder.begin, inputs=inputs,
+            on_batch=collector.begin, inputs=inputs,
         )  # fmt: skip
         for _ in batches:
             pass
     finally:
         handle.remove()
-    return sorted(recorder.samples, key=lambda sample: (sample.prompt, sample.step))
+    return sorted(collector.samples, key=lambda sample: (sample.prompt, sample.step))
 
 
 def step_weights(
@@ -129,7 +129,7 @@ def step_weights(
         return normal_weights(total, config.mean, config.std)
     if config.sampler != "loss":
         return None
-    pilot = capture(
+    pilot = collect(
         pipeline, denoiser, prompts[: config.pilot], call,
         steps_per_prompt=None, seed=config.seed, stream=stream, batch_size=batch_size, label="calibrate (pilot)",
         inputs=inputs,

@@ -77,7 +77,7 @@ def rounding_loss(
     for step in range(total):
         own = [sample for sample in samples if sample.step == step]
         if not own:
-            raise PipelineError(f"no denoiser input at step {step} was captured; use calibration.sampler=uniform")
+            raise PipelineError(f"no denoiser input at step {step} was collected; use calibration.sampler=uniform")
         losses[step] = segquant.output_error(denoiser, rounded, Batches(own, batch_size, device)) ** 2
     if not losses.any():
         raise PipelineError(f"rounding to {precision} changes no prediction, so no step is harder than another")

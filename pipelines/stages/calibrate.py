@@ -78,10 +78,10 @@ class CalibrateStage(Controlled):
 
         Held-out prompts always have uniform steps, so that samplers can be compared.
         """
-        from segquant_bench.pipelines.sampling.collect import capture
+        from segquant_bench.pipelines.sampling.collect import collect
 
         model, calibration = self.config.model, self.config.calibration
-        return capture(
+        return collect(
             self.pipeline, self.denoiser, getattr(self.dataset, split), model.call.arguments(),
             steps_per_prompt=calibration.steps_per_prompt, seed=calibration.seed, stream=STREAMS[split],
             batch_size=model.batch_size, label=f"calibrate ({component or 'denoiser'}, {split})",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import Node
 
 from segquant.errors import QuantizationError
-from segquant.graph.capture.calls import Capture, planned_layers
+from segquant.graph.capture.calls import Capture, cuttable_layers
 from segquant.graph.capture.capture import capture
 from segquant.graph.rules.activations import Activations
 from segquant.graph.rules.input_cuts import InputTracer, provenance
@@ -57,15 +57,15 @@ def find_segments(
             f"find_segments wants `args` as a tuple of forward arguments, got {type(args).__name__}: "
             "pass (tensor,) for a single one, or use `kwargs`."
         )
-    if not planned_layers(model):
+    if not cuttable_layers(model):
         raise QuantizationError(
             f"{type(model).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(model.modules()))} "
             "modules: there is nothing to plan; pass the module that holds the layers."
         )
-    return plan_segments(capture(model, args, kwargs or {}))
+    return segments_of(capture(model, args, kwargs or {}))
 
 
-def plan_segments(captured: Capture) -> dict[str, Segments]:
+def segments_of(captured: Capture) -> dict[str, Segments]:
     """The plan of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
-from segquant.modules.layers import as_linear
+from segquant.modules.layers import as_linear, input_rows
 from segquant.observers.gram import Grams
 from segquant.observers.salience import TemporalSalience
 from segquant.observers.stats import InputStats
@@ -83,6 +84,14 @@ class Collector:
                 self._peaks[name].update(_item_peaks(x))
         if name in self._wanted:
             self._grams.update(name, x, self._fold)
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        """A forward pre-hook (with keyword arguments) that takes in the inputs of the layer `name`."""
+
+        def take_in(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.update(name, input_rows(layer, args[0] if args else kwargs["input"]))
+
+        return take_in
 
     def finish(self, name: str) -> InputStats:
         """A linear's statistics, handed over.

@@ -7,7 +7,7 @@ batch the rows themselves are dealt, in contiguous runs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.modules.calls import Progress, call
-from segquant.modules.layers import input_rows, quantizable, width_of
+from segquant.modules.layers import quantizable, width_of
 from segquant.modules.swap import evaluating
 from segquant.observers.collector import Collector
 from segquant.observers.stats import FOLDS, InputStats
@@ -61,7 +61,7 @@ def observe(
             input's first dimension at a time.
         reservoir: rows kept per layer.
         seed: of the reservoir and of the deal of batches to folds.
-        only: names of the linears and ungrouped nn.Conv2d to watch; all linears if None.
+        only: names of the linears and ungrouped nn.Conv2d to observe; all linears if None.
         progress: called after every batch.
         total: number of batches for `progress`, where `batches` has no length.
 
@@ -108,19 +108,19 @@ def observe_in_groups(
     layers = {name: layer for name, layer in layers.items() if only is None or name in only}
     want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
     left = dict.fromkeys(want)
-    watch = Collector({name: width_of(layer) for name, layer in layers.items()}, split_gram, reservoir, seed)
+    collector = Collector({name: width_of(layer) for name, layer in layers.items()}, split_gram, reservoir, seed)
     if salience:
-        watch.add_salience(layers)
-    watch.check_limit(want, memory_limit)
+        collector.add_salience(layers)
+    collector.check_limit(want, memory_limit)
     again = iter(batches) is not batches
     for passes in itertools.count(1):
-        watch.begin_pass(left, memory_limit, again)
+        collector.begin_pass(left, memory_limit, again)
         named = layers if passes == 1 else {name: layers[name] for name in left}
-        with _watching(model, named, watch):
-            _run(model, batches, watch, seed, progress, total)
-        watch.check_again()
-        left = dict.fromkeys(name for name in left if name in watch.deferred)
-        found = Observed({name: watch.finish(name) for name in named if name not in left}, passes, not left)
+        with _collecting(model, named, collector):
+            _run(model, batches, collector, seed, progress, total)
+        collector.check_again()
+        left = dict.fromkeys(name for name in left if name in collector.deferred)
+        found = Observed({name: collector.finish(name) for name in named if name not in left}, passes, not left)
         layers, named = {name: layers[name] for name in left}, {}  # no hold on what the caller may want to free
         yield found
         if not left:
@@ -133,13 +133,12 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 @contextmanager
-def _watching(model: nn.Module, layers: Mapping[str, nn.Module], watch: Collector) -> Iterator[None]:
+def _collecting(model: nn.Module, layers: Mapping[str, nn.Module], collector: Collector) -> Iterator[None]:
     """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""
 
-    def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args, kwargs: watch.update(name, input_rows(layer, args[0] if args else kwargs["input"]))
-
-    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_pre_hook(collector.hook(name), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
         with evaluating(model), torch.no_grad():
             yield
@@ -151,7 +150,7 @@ def _watching(model: nn.Module, layers: Mapping[str, nn.Module], watch: Collecto
 def _run(
     model: nn.Module,
     batches: Iterable[Any],
-    watch: Collector,
+    collector: Collector,
     seed: int,
     progress: Progress | None,
     total: int,
@@ -165,7 +164,7 @@ def _run(
     total = len(batches) if hasattr(batches, "__len__") else total
     deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
-        watch.begin_call(fold)
+        collector.begin_call(fold)
         call(model, batch)
         if progress is not None:
             progress("observe", index + 1, total)

@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, refuse_unmatched, targets
 from segquant.modules.calls import Progress, call
-from segquant.modules.layers import input_rows, quantizable, width_of
+from segquant.modules.layers import quantizable, width_of
 from segquant.modules.swap import swap_
 from segquant.observers.collector import Collector
 from segquant.observers.observe import deal_folds
@@ -123,7 +123,7 @@ class _Run:
         self.progress, self.memory_limit, self.park = progress, memory_limit, park
         self.cuts: dict[str, Any] = {}
         self.passes, self.done = 0, 0
-        self._watches: dict[str, Collector] = {}
+        self._collectors: dict[str, Collector] = {}
         self._outside: list[str] = []
 
     def through(self, batches: list[Any], origins: Sequence[Any] | None) -> None:
@@ -133,7 +133,7 @@ class _Run:
         folds = list(itertools.islice(deal, len(batches)))
         walkers = [Walker(lambda batch=batch: call(model, batch), index) for index, batch in enumerate(batches)]
         batches.clear()
-        with torch.no_grad(), self._watching(), gated(dict(self.offloaded.waiting)) as open_gate:
+        with torch.no_grad(), self._collecting(), gated(dict(self.offloaded.waiting)) as open_gate:
             try:
                 outputs: list[Any] = [None] * len(walkers)
                 while True:
@@ -149,14 +149,14 @@ class _Run:
 
     def _advance(self, walkers: list[Walker], outputs: list[Any], folds: list[int | None]) -> None:
         for index, walker in enumerate(walkers):
-            for watch in self._watches.values():
-                watch.begin_call(folds[index])
+            for collector in self._collectors.values():
+                collector.begin_call(folds[index])
             output, outputs[index], walker.arguments = outputs[index], None, ((), {})
             walker.advance(output)
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Statistics of the layers that are in no block: each has a watch of its own, as batches take turns."""
+    def _collecting(self) -> Iterator[None]:
+        """Statistics of the layers that are in no block: each has a collector of its own, as batches take turns."""
         inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
         handles = []
         layers = quantizable(self.offloaded.model, self.method.convolutions)
@@ -166,11 +166,11 @@ class _Run:
             for name, layer in layers.items():
                 if name not in self.methods:
                     continue
-                watch = self._watches[name] = Collector({name: width_of(layer)}, False, 512, self.method.seed)
+                collector = self._collectors[name] = Collector({name: width_of(layer)}, False, 512, self.method.seed)
                 if self.methods[name].needs_salience:
-                    watch.add_salience({name: layer})
-                watch.begin_pass([name] if self.methods[name].needs_gram else [], None, True)
-                handles.append(layer.register_forward_pre_hook(_updating(watch, name), with_kwargs=True))
+                    collector.add_salience({name: layer})
+                collector.begin_pass([name] if self.methods[name].needs_gram else [], None, True)
+                handles.append(layer.register_forward_pre_hook(collector.hook(name), with_kwargs=True))
         try:
             yield
         finally:
@@ -223,8 +223,8 @@ class _Run:
         names = [name for name in self._outside if name in self.methods]
         if not names:
             return
-        stats = {name: watch.finish(name) for name, watch in self._watches.items()}
-        self._watches.clear()
+        stats = {name: collector.finish(name) for name, collector in self._collectors.items()}
+        self._collectors.clear()
         left = [name for name in targets(self.offloaded.model, self.method) if name not in names]  # never called
         self._quantize(self.offloaded.model, names, [], stats=stats, skip=left)
 
@@ -232,7 +232,3 @@ class _Run:
 def _matching(method: Method, names: Sequence[str]) -> tuple[Any, ...]:
     """The overrides that match one of the layers; others are of other blocks."""
     return tuple(pair for pair in method.overrides if any(fnmatch.fnmatchcase(name, pair[0]) for name in names))
-
-
-def _updating(watch: Collector, name: str) -> Callable[..., None]:
-    return lambda layer, args, kwargs: watch.update(name, input_rows(layer, args[0] if args else kwargs["input"]))

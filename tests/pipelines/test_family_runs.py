@@ -88,11 +88,11 @@ def test_captured_inputs_give_what_the_pipeline_got(name: str, families: dict[st
 
 def test_positions_are_no_rows_even_where_there_are_as_many_as_prompts(tiny: Tiny, tmp_path: Path) -> None:
     """FLUX's positions have no row per prompt; eight text tokens and eight prompts look as if they had."""
-    from segquant_bench.pipelines.sampling.collect import capture
+    from segquant_bench.pipelines.sampling.collect import collect
 
     benchmark = _family("flux1_dev", tiny, tmp_path).benchmark()
     prompts = [f"prompt {index}" for index in range(8)]
-    samples = capture(
+    samples = collect(
         benchmark.pipeline, benchmark.denoiser, prompts, benchmark.config.model.call.arguments(),
         steps_per_prompt=1, seed=0, stream=1, batch_size=8, label="test",
     )  # fmt: skip

@@ -10,7 +10,7 @@ from math import prod
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from segquant.graph.capture.copies import PLANNED
+from segquant.graph.capture.copies import CUTTABLE
 from segquant.graph.rules import ops
 
 logger = logging.getLogger(__name__)
@@ -34,15 +34,17 @@ class Capture:
     inputs: frozenset[Node]
 
 
-def planned_layers(model: nn.Module) -> dict[str, nn.Module]:
+def cuttable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every nn.Linear and nn.Conv2d under each of its names, in the order of `named_modules`."""
-    return {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, PLANNED)}
+    return {
+        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, CUTTABLE)
+    }
 
 
-def watch(model: nn.Module) -> set[str]:
+def note_called(model: nn.Module) -> set[str]:
     """The names of the layers of `model` whose forward is called from now on; filled while it runs."""
     ran: set[str] = set()
-    for name, layer in planned_layers(model).items():
+    for name, layer in cuttable_layers(model).items():
         layer.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
     return ran
 
@@ -61,7 +63,7 @@ def find_calls(
         parameters: the parameter that each node of the graph which stands for one holds.
         ran: layers that were seen to run; without a call in the graph they are named in a warning.
     """
-    layers = planned_layers(model)
+    layers = cuttable_layers(model)
     owners: dict[int, list[str]] = {}  # several names where one module object sits in several places
     for name, module in layers.items():
         for key, parameter in module.named_parameters():

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from segquant.errors import QuantizationError
 
-PLANNED = (nn.Linear, nn.Conv2d)
+CUTTABLE = (nn.Linear, nn.Conv2d)
 """The layers that a plan is made for."""
 SMALL = 2**20
 """Elements up to which a recorded copy keeps a buffer's values: tables that a forward may look up."""
@@ -163,7 +163,7 @@ def _copied(
     seen: set[int] = set()
     for module in result.modules():
         _restore_forward(module)
-        own = module._parameters.get("weight") if isinstance(module, PLANNED) else None
+        own = module._parameters.get("weight") if isinstance(module, CUTTABLE) else None
         if own is None:
             continue
         if id(own) in seen:

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from segquant.errors import QuantizationError
-from segquant.graph.capture.calls import Capture, find_calls, watch
+from segquant.graph.capture.calls import Capture, find_calls, note_called
 from segquant.graph.capture.copies import example_copy, fake, fake_copy, tensors_in
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], d
     with torch.no_grad():
         root = _Root(fake_copy(model, fake_mode, device)).eval()
         given = example_copy(args, kwargs, lambda tensor: fake(tensor, fake_mode, device))
-        ran, written = watch(root.model), io.StringIO()
+        ran, written = note_called(root.model), io.StringIO()
         try:
             with contextlib.redirect_stderr(written):
                 program = torch.export.export(root, *given, strict=False)

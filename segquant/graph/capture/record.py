@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from segquant.errors import QuantizationError
-from segquant.graph.capture.calls import Capture, find_calls, watch
+from segquant.graph.capture.calls import Capture, find_calls, note_called
 from segquant.graph.capture.copies import example_copy, fake_copy, real_copy, tensors_in, unreal, with_values
 from segquant.graph.capture.origins import Origins, Reads, ValuesNeeded
 from segquant.modules.memory import free_bytes
@@ -59,7 +59,7 @@ def _run(
             origins.name(tensor, label)
     for name, parameter in model.named_parameters():
         origins.name(parameter, name)
-    inputs, ran = list(tensors_in(given)), watch(model)
+    inputs, ran = list(tensors_in(given)), note_called(model)
 
     def forward(*_: Tensor) -> list[Tensor]:
         model(*given[0], **given[1])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.sampling.collect import capture
+from segquant_bench.pipelines.sampling.collect import collect
 from segquant_bench.pipelines.sampling.generate import bound_inputs
 from segquant_bench.pipelines.sampling.samples import Batches, Sample, cut_sample, load_samples, save_samples
 from tests.pipelines.conftest import Tiny, compose_config
@@ -26,7 +26,7 @@ def pipeline(tiny: Tiny):
 
 
 def _capture(pipeline, batch_size: int, steps: int = 2) -> list[Sample]:
-    return capture(
+    return collect(
         pipeline, pipeline.transformer, PROMPTS, CALL,
         steps_per_prompt=steps, seed=0, stream=1, batch_size=batch_size, label="test",
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_calibration_and_evaluation_latents_differ(pipeline) -> None:
 
 def test_no_prompts(pipeline) -> None:
     with pytest.raises(PipelineError, match="no calibration prompts"):
-        capture(
+        collect(
             pipeline, pipeline.transformer, [], CALL,
             steps_per_prompt=1, seed=0, stream=1, batch_size=1, label="test",
         )  # fmt: skip

@@ -21,11 +21,11 @@ import pytest
 import torch
 from torch import nn
 
-from segquant.graph.capture.calls import planned_layers
+from segquant.graph.capture.calls import cuttable_layers
 from segquant.graph.capture.capture import capture
 from segquant.graph.capture.export import exported
 from segquant.graph.capture.record import recorded
-from segquant.graph.find import plan_segments
+from segquant.graph.find import segments_of
 from segquant.graph.segments import Segments
 from tests.segquant.graph.tiny_denoisers import Table, exported_classes
 from tests.segquant.graph.tiny_denoisers_controlnets import CONTROLNETS, prepared
@@ -106,14 +106,14 @@ def check_planned(name: str, caplog: pytest.LogCaptureFixture) -> None:
         captured = capture(model, (), inputs)
     assert ("exported instead" in caplog.text) == (name in EXPORTED_ONLY)
 
-    layers, called = planned_layers(model), _called(*built(name))
+    layers, called = cuttable_layers(model), _called(*built(name))
     assert layers and list(captured.calls) == list(layers)
     by_weight = _matching(layers, BY_WEIGHT.get(name, ()))
     assert {key for key in layers if not called[key]} - by_weight == _matching(layers, UNCALLED.get(name, ()))
     for key, calls in captured.calls.items():
         assert len(calls) == (1 if key in by_weight else called[key]), key
 
-    plan = plan_segments(captured)
+    plan = segments_of(captured)
     assert counted(layers, plan) == _plans()[name]
     for key, found in plan.items():
         weight = layers[key].weight
@@ -128,9 +128,9 @@ def check_both_captures(name: str) -> None:
         with pytest.raises(Exception):  # noqa: B017 - whatever torch.export raises
             exported(model, (), inputs, CPU)
         return
-    plan = plan_segments(exported(model, (), inputs, CPU))
-    assert plan_segments(recorded(model, (), inputs, CPU)) == plan
-    assert counted(planned_layers(model), plan) == _plans()[name]
+    plan = segments_of(exported(model, (), inputs, CPU))
+    assert segments_of(recorded(model, (), inputs, CPU)) == plan
+    assert counted(cuttable_layers(model), plan) == _plans()[name]
 
 
 def counted(layers: Mapping[str, nn.Module], plan: Mapping[str, Segments]) -> Counts:
@@ -160,7 +160,7 @@ def write_plans(names: Iterable[str]) -> None:
     known = _plans() if PLANS.exists() else {}
     for name in names:
         model, inputs = built(name)
-        known[name] = counted(planned_layers(model), plan_segments(capture(model, (), inputs)))
+        known[name] = counted(cuttable_layers(model), segments_of(capture(model, (), inputs)))
         print(name, json.dumps(known[name]), flush=True)
     lines = [f" {json.dumps(name)}: {json.dumps(known[name], sort_keys=True)}" for name in sorted(known)]
     PLANS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
@@ -174,7 +174,7 @@ def _called(model: nn.Module, inputs: dict[str, Any]) -> Counter[str]:
     """How often a real forward calls each layer, under each of its names, by hooks."""
     counts: Counter[str] = Counter()
     names: dict[nn.Module, list[str]] = {}
-    for name, layer in planned_layers(model).items():
+    for name, layer in cuttable_layers(model).items():
         names.setdefault(layer, []).append(name)
     for layer in names:
         layer.register_forward_pre_hook(lambda module, args: counts.update(names[module]))

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from segquant.errors import QuantizationError
 from segquant.graph.capture.export import exported
 from segquant.graph.capture.record import recorded
-from segquant.graph.find import find_segments, plan_segments
+from segquant.graph.find import find_segments, segments_of
 from segquant.graph.segments import Segments
 
 X = torch.randn(2, 5, 16)
@@ -88,7 +88,7 @@ def test_lengths_read_as_a_list(caplog: pytest.LogCaptureFixture) -> None:
 
     with caplog.at_level(logging.WARNING, logger="segquant"):
         captured = recorded(Ragged(), (), {"x": X, "lengths": torch.tensor([3, 7])}, CPU)
-    assert plan_segments(captured) == {"linear": Segments(output=(2, 6), activation="gelu")}
+    assert segments_of(captured) == {"linear": Segments(output=(2, 6), activation="gelu")}
     assert len(captured.calls["linear"]) == 2
     assert [text.rpartition(" read ")[2] for text in _warnings(caplog)] == ["[3, 7]"]
 
@@ -142,7 +142,7 @@ def test_a_mask_with_values_selects_rows_of_what_has_none(caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO, logger="segquant"):
         captured = recorded(Masked().to("meta"), (X, mask), {}, CPU)
     assert captured.calls["out"][0].meta["val"].shape == (6, 8)
-    assert plan_segments(captured)["out"] == Segments(output=(4, 4), activation="gelu")
+    assert segments_of(captured)["out"] == Segments(output=(4, 4), activation="gelu")
     assert "drawn at random" not in caplog.text
     assert "`return self.out(F.gelu(y[mask])).chunk(2, -1)`" in caplog.text
 
@@ -167,8 +167,8 @@ def test_sizes_that_depend_on_values_keep_the_cuts() -> None:
         "qkv": Segments(output=(16, 16, 16)),
         "out": Segments(input=(4,) * 4, input_activations=(None,) * 4, activation="silu"),
     }
-    assert plan_segments(exported(Words(), given, {}, CPU)) == expected
-    assert plan_segments(recorded(Words(), given, {}, CPU)) == expected
+    assert segments_of(exported(Words(), given, {}, CPU)) == expected
+    assert segments_of(recorded(Words(), given, {}, CPU)) == expected
 
 
 class _Cache:
@@ -269,8 +269,8 @@ class Plain(nn.Module):
 
 def test_both_captures_give_the_same_plan() -> None:
     image = torch.randn(2, 4, 8, 8)
-    export = plan_segments(exported(Plain(), (image,), {}, CPU))
-    record = plan_segments(recorded(Plain(), (image,), {}, CPU))
+    export = segments_of(exported(Plain(), (image,), {}, CPU))
+    record = segments_of(recorded(Plain(), (image,), {}, CPU))
     assert export == record
     assert record["qkv"].output == (16, 16, 16)
     assert record["out"].input == (4, 4, 4, 4)
@@ -291,7 +291,7 @@ def test_heads_behind_flex_attention(capture: Any) -> None:
             return self.out(flex_attention(q, k, v).transpose(1, 2).flatten(2))
 
     expected = {"qkv": Segments(output=(16, 16, 16)), "out": Segments(input=(8, 8))}
-    assert plan_segments(capture(Flex(), (torch.randn(2, 128, 16),), {}, CPU)) == expected
+    assert segments_of(capture(Flex(), (torch.randn(2, 128, 16),), {}, CPU)) == expected
 
 
 def test_recording_changes_nothing() -> None:

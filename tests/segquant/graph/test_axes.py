@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from segquant.graph.rules import axes as gl
+from segquant.graph.rules import axes
 
 
-def _indices(layout: gl.Layout) -> torch.Tensor:
+def _indices(layout: axes.Layout) -> torch.Tensor:
     """The channel index at every place of a tensor with this layout."""
     result = torch.zeros((), dtype=torch.long)
     for dimension in layout:
@@ -26,22 +26,22 @@ def _indices(layout: gl.Layout) -> torch.Tensor:
 def test_random_walk_of_reshapes_and_permutes(seed: int) -> None:
     rng = random.Random(seed)
     shape = (2, rng.choice([1, 3, 4]), 24)
-    layout: gl.Layout | None = gl.channels_on(len(shape) - 1, shape)
+    layout: axes.Layout | None = axes.channels_on(len(shape) - 1, shape)
     tensor = torch.arange(24).expand(shape).contiguous()
     for _ in range(6):
         if rng.random() < 0.5:
             order = list(range(tensor.ndim))
             rng.shuffle(order)
-            tensor, layout = tensor.permute(order), gl.permute(layout, order)
+            tensor, layout = tensor.permute(order), axes.permute(layout, order)
         else:
             target = _random_shape(tensor.numel(), rng)
-            after = gl.reshape(layout, target)
+            after = axes.reshape(layout, target)
             if after is None:
                 continue
             tensor, layout = tensor.reshape(target), after
         assert torch.equal(_indices(layout), tensor)
-        assert tuple(gl.size_of(d) for d in layout) == tuple(tensor.shape)
-        assert gl.extent(layout) == 24
+        assert tuple(axes.size_of(d) for d in layout) == tuple(tensor.shape)
+        assert axes.extent(layout) == 24
 
 
 def _random_shape(numel: int, rng: random.Random) -> list[int]:
@@ -55,31 +55,31 @@ def _random_shape(numel: int, rng: random.Random) -> list[int]:
 
 
 def test_reshape_is_refused_only_where_a_factor_is_torn() -> None:
-    layout = gl.channels_on(1, (4, 6))
+    layout = axes.channels_on(1, (4, 6))
     for shape in itertools.product(range(1, 25), repeat=2):
         if shape[0] * shape[1] == 24:
-            after = gl.reshape(layout, shape)
+            after = axes.reshape(layout, shape)
             if after is not None:
                 assert torch.equal(_indices(after), torch.arange(6).expand(4, 6).reshape(shape))
-    assert gl.reshape(layout, (6, 4)) is None  # rows would mix tokens and a third of the channels
-    assert gl.reshape(layout, (5, 5)) is None
-    assert gl.reshape(layout, (4, 6, 2)) is None
+    assert axes.reshape(layout, (6, 4)) is None  # rows would mix tokens and a third of the channels
+    assert axes.reshape(layout, (5, 5)) is None
+    assert axes.reshape(layout, (4, 6, 2)) is None
 
 
 def test_outermost_stride() -> None:
-    heads = gl.reshape(gl.channels_on(1, (2, 24)), (2, 3, 8))
+    heads = axes.reshape(axes.channels_on(1, (2, 24)), (2, 3, 8))
     assert heads is not None
-    assert gl.outermost_stride(heads, 1) == 8
-    assert gl.outermost_stride(heads, 2) is None  # inside each head
-    assert gl.outermost_stride(heads, 0) is None  # batch
-    assert gl.outermost_stride(gl.channels_on(1, (2, 24)), 1) == 1
+    assert axes.outermost_stride(heads, 1) == 8
+    assert axes.outermost_stride(heads, 2) is None  # inside each head
+    assert axes.outermost_stride(heads, 0) is None  # batch
+    assert axes.outermost_stride(axes.channels_on(1, (2, 24)), 1) == 1
 
 
 def test_broadcast_and_operand() -> None:
-    layout = gl.channels_on(2, (2, 1, 6))
-    wide = gl.broadcast(layout, (3, 2, 5, 6))
-    assert wide == (gl.other(3), gl.other(2), gl.other(5), ((6, 1),))
-    assert gl.operand(wide, (2, 1, 6)) == layout
-    assert gl.operand(wide, (5, 1)) is None  # one value for all channels
-    assert gl.broadcast(layout, (2, 4)) is None
-    assert gl.broadcast(layout, (2, 1, 7)) is None
+    layout = axes.channels_on(2, (2, 1, 6))
+    wide = axes.broadcast(layout, (3, 2, 5, 6))
+    assert wide == (axes.other(3), axes.other(2), axes.other(5), ((6, 1),))
+    assert axes.operand(wide, (2, 1, 6)) == layout
+    assert axes.operand(wide, (5, 1)) is None  # one value for all channels
+    assert axes.broadcast(layout, (2, 4)) is None
+    assert axes.broadcast(layout, (2, 1, 7)) is None
