@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -24,9 +25,12 @@ from segquant_bench.pipelines.config.sections import (
     PrecisionConfig,
 )
 from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import ZOO
 
-QUANTIZER_PACKAGES = ("segquant.presets", "segquant_bench.pipelines.peers")
+PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
+NAME = re.compile(r"[\w.+-]+")
+"""What names that become parts of folders' names are made of."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
 
@@ -56,23 +60,31 @@ class RunConfig:
     report: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.quantizer, dict) or "_target_" not in self.quantizer:
+        if not isinstance(self.quantizer, dict) or TARGET not in self.quantizer:
             raise PipelineError(
-                "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn"
+                "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn, or give "
+                "quantizer._target_=their_pkg.module.function"
             )
-        if self.quantizer_package not in QUANTIZER_PACKAGES:
-            raise PipelineError(
-                f"quantizer._target_={self.quantizer['_target_']!r} is refused; it must name a function of "
-                + " or ".join(QUANTIZER_PACKAGES)
-            )
+        self._check_names()
         self._check_parts()
         self._check_offload()
         self._check_components()
 
+    def _check_names(self) -> None:
+        """Refuse names that no folder can have, or that mean something else in tables."""
+        for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
+            if NAME.fullmatch(name) is None:
+                raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . + - alone")
+        if self.has_own_quantizer and self.is_float:
+            raise PipelineError(
+                f"quantizer={self.quantizer[TARGET]} would be called none in tables, which is the unquantized model; "
+                "set quantizer.name=NAME"
+            )
+
     def _check_parts(self) -> None:
         """Refuse a quantizer named after a part that the run does not use, and prompts that are not there."""
         parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
-        section, wanted = parts.get(self.quantizer_name, ("", ""))
+        section, wanted = ("", "") if self.has_own_quantizer else parts.get(self.quantizer_name, ("", ""))
         if section and getattr(self, section).name != wanted:
             raise PipelineError(
                 f"quantizer={self.quantizer_name} is {self.preset_name} with {section}={wanted}, but {section} is "
@@ -86,18 +98,28 @@ class RunConfig:
 
     def _check_offload(self) -> None:
         """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
-        if self.model.offload == "blocks":
-            whole = f"quantizer={self.quantizer_name}" if self.is_peer else ""
-            whole = whole or ("calibration.sampler=loss" if self.calibration.sampler == "loss" else "")
-            if whole:
-                raise PipelineError(
-                    f"{whole} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
-                    "model.offload=none, or choose another"
-                )
+        if self.calibration.sampler == "loss":
+            self.check_whole("calibration.sampler=loss")
         if self.model.embeddings == "cached" and self.text_encoders:
             raise PipelineError(
                 f"quantize=[{','.join(self.quantize)}] needs text encoders, and model.embeddings=cached releases them; "
                 "set model.embeddings=live"
+            )
+
+    def check_whole(self, what: str) -> None:
+        """Refuse what needs the whole denoiser in memory where its blocks are on disk."""
+        if self.model.offload == "blocks":
+            raise PipelineError(
+                f"{what} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
+                "model.offload=none, or choose another"
+            )
+
+    def check_alone(self) -> None:
+        """Refuse components beside the denoiser for a quantizer that takes the denoiser alone."""
+        if self.other_components:
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
+                "method of segquant.presets other than plan"
             )
 
     def _check_components(self) -> None:
@@ -108,11 +130,8 @@ class RunConfig:
                 f"quantize=[{','.join(self.quantize)}] must name at least one component, and each once, for example "
                 "quantize=[denoiser,text_encoder]; quantizer=none quantizes nothing"
             )
-        if self.other_components and (self.is_peer or self.preset_name == "plan"):
-            raise PipelineError(
-                f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
-                "method of segquant.presets other than plan"
-            )
+        if self.quantizer[TARGET] == f"{PRESETS}.plan":
+            self.check_alone()
         for name, settings in self.encoders.items():
             if name not in named or name == DENOISER:
                 raise PipelineError(f"encoders.{name} is no component in quantize=[{','.join(named)}]; add it there")
@@ -151,14 +170,14 @@ class RunConfig:
         return tuple(name for name in self.other_components if TEXT_ENCODER in name)
 
     @property
-    def quantizer_package(self) -> str:
-        """Where the quantizer's function is: segquant's presets, or other people's tools."""
-        return str(self.quantizer["_target_"]).rpartition(".")[0]
+    def has_own_quantizer(self) -> bool:
+        """Whether the method comes from the user's own package."""
+        return is_own(str(self.quantizer[TARGET]))
 
     @property
     def is_peer(self) -> bool:
-        """Whether another tool quantizes."""
-        return self.quantizer_package == "segquant_bench.pipelines.peers"
+        """Whether another tool of this repository's list quantizes."""
+        return str(self.quantizer[TARGET]).rpartition(".")[0] == PEERS
 
     @property
     def preset_name(self) -> str:

@@ -175,9 +175,35 @@ class CorrectionConfig:
 
 @dataclass
 class PrecisionConfig:
-    """Which bits, a name of `segquant.PRECISIONS`."""
+    """Which bits: a name of `segquant.PRECISIONS`, or a precision of one's own under a name of one's own.
+
+    `weight` and `input` are the fields of a `segquant.QuantSpec`, {dtype: int4, granularity: group, group_size: 32};
+    the side that is null stays in floating point. Or `_target_` names a function that returns a
+    `segquant.QuantScheme`, called with `arguments`.
+    """
 
     name: str = MISSING
+    weight: dict[str, Any] | None = None
+    input: dict[str, Any] | None = None
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self._target_ is not None and (self.weight is not None or self.input is not None):
+            raise PipelineError(f"precision {self.name} has both _target_ and weight or input; leave one of them out")
+        if self._target_ is None and self.arguments:
+            raise PipelineError(f"precision {self.name} has arguments and no _target_ to give them to; set one")
+        if self.weight is None and self.input is not None:
+            raise PipelineError(f"precision {self.name} quantizes inputs alone; give it a weight, {{dtype: int8}}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is told by fields or a function, and not by a name that segquant has."""
+        return self.weight is not None or self._target_ is not None
+
+    def own_fields(self) -> dict[str, Any]:
+        """The fields that are set, without the name; empty for one of segquant's."""
+        return {key: value for key, value in asdict(self).items() if key != "name" and value}
 
 
 @dataclass
