@@ -16,7 +16,11 @@ METHOD_ORDER = (
 )  # fmt: skip
 DENOISER = "denoiser"
 OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
-VARIED = ("quantizer", "calibration", "correction", "encoders")
+VARIED = ("quantizer", "precision", "calibration", "correction", "encoders", "backend")
+BACKEND = "reference"
+"""What runs the quantized layers of runs that do not say."""
+PACKAGES = ("segquant", "segquant_bench", "pipelines")
+"""Where methods of this repository are, in old results too."""
 _UNTOLD = ("_target_", "name", "precision")
 
 
@@ -116,13 +120,21 @@ def method_name(run: RunResult) -> str:
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """What a run's configuration says of quantizer, calibration, correction and text encoders, by dotted key."""
-    return {
+    """What a run's configuration says of how it quantizes and what runs its layers, by dotted key."""
+    found = {
         key: value
         for section in VARIED
         for key, value in _flat(run.config.get(section) or {}, section)
         if key.rpartition(".")[2] not in _UNTOLD
     }
+    return found if any(key.partition(".")[0] == "backend" for key in found) else {**found, "backend": BACKEND}
+
+
+def home(run: RunResult) -> str:
+    """The module of the user's own package that a run's method comes from; empty for methods of this repository."""
+    quantizer = run.config.get("quantizer")
+    target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
+    return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
 
 
 def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
@@ -134,7 +146,7 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
     """By `id` of the run: its method; where runs of a group share it, with the settings in which they differ.
 
-    A switch that is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings
+    Methods of one name from different packages are told with their module: "mine (their_pkg.methods)". A switch that is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings
     are all alike (or unknown) go by their own names.
 
     Args:
@@ -147,10 +159,12 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
     found = {}
     for members in families.values():
         told = [key for key in _differing(members) if key not in untold]
+        homes = {home(run) for run in members}
         for run in members:
             name = "unquantized" if run.is_float else method_name(run)
             if len(members) > 1 and not run.is_float:
-                name = " ".join([name, *_told(settings(run), told)]) if told or untold else run.name
+                place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
+                name = " ".join([place, *_told(settings(run), told)]) if told or untold or len(homes) > 1 else run.name
             found[id(run)] = name
     return found
 
@@ -164,7 +178,7 @@ def _differing(runs: Sequence[RunResult]) -> list[str]:
 def _told(values: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     found = []
     for key in keys:
-        value, name = values.get(key), key.partition(".")[2]
+        value, name = values.get(key), key.partition(".")[2] or key
         if isinstance(value, bool):
             found += [f"+{name}"] if value else []
         else:

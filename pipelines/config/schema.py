@@ -280,6 +280,10 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
         del raw["model"][key]
     raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
     raw["model"]["fingerprint"] = model_fingerprint
+    for section in ("dataset", "precision"):  # ways in for one's own, absent from runs without
+        for key in ("_target_", "arguments", "weight", "input"):
+            if not raw[section].get(key):
+                raw[section].pop(key, None)
     for section, keys in (
         (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
         (raw["metric"]["backends"], ("inception", "clip_path")),
