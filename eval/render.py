@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from segquant_bench.eval.files import save_bytes, save_text
 from segquant_bench.eval.paper.extras import extras
-from segquant_bench.eval.report.comparisons import Comparison, against_unquantized, compare_runs
+from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
 from segquant_bench.eval.report.figures import grid_groups, picture_grid
-from segquant_bench.eval.report.labels import is_ours
+from segquant_bench.eval.report.labels import sort_runs
 from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.plots import metric_plot
-from segquant_bench.eval.report.provenance import provenance_markdown
-from segquant_bench.eval.report.tables import Table, to_csv, to_html, to_latex, to_markdown
+from segquant_bench.eval.report.provenance import sources_markdown
+from segquant_bench.eval.report.results_table import export_table, has_results, results_table
+from segquant_bench.eval.report.summary import comparisons_markdown, comparisons_table
 from segquant_bench.eval.results import RunResult, load_results
+from segquant_bench.eval.tables.render_csv import to_csv
+from segquant_bench.eval.tables.render_latex import to_latex
+from segquant_bench.eval.tables.render_markdown import to_markdown
 
 LEGEND = (
     "↓ lower is better, ↑ higher is better; in brackets the 95 % bootstrap interval (over pictures; over "
@@ -28,15 +31,6 @@ LEGEND = (
     "weights and compression are those of all quantized components together. "
     "FID depends on its extractor and on n: compare only within a table."
 )
-
-
-COMPARISONS_HEAD = """# Paired comparisons
-
-Each line pairs two runs of the same model, prompts, latents and precision, picture by picture (or layer by
-layer, or denoiser call by denoiser call), and gives the first run's value minus the second's, or for errors
-their ratio, with a 95 % paired bootstrap interval. *Better* and *worse* mean that the interval leaves zero
-(or ×1) out.
-"""
 
 
 log = logging.getLogger(__name__)
@@ -54,8 +48,8 @@ def write_report(
         rows: prompts in the grid.
 
     Returns:
-        the files written: table.md, table.csv, table.tex, comparisons.md, metrics.png, grid.png (one more per
-        further model, dataset, seed or choice of prompts) and report.html; and what
+        the files written: table.md, table.csv, table.tex, comparisons.md, comparisons.csv, metrics.png,
+        grid.png (one more per further model, dataset, seed or choice of prompts), report.html, and what
         `paper.extras` finds.
 
     Raises:
@@ -63,24 +57,23 @@ def write_report(
     """
     runs = load_results(directories)
     folder = Path(directories[0] if output is None else output)
-    table = Table.of(runs)
+    ordered = sort_runs(runs)
     comparisons, refused = compare_runs(runs)
     comparisons += against_unquantized(runs)
-    parts = [part for part in (table.part(True), table.part(False)) if part.columns]
     for sentence in refused:
         log.warning("%s", sentence)
-    pictures = _pictures(runs, grid, rows)
-    plot = metric_plot(table.runs)
-    more = extras(table.runs)
-    pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **pictures}
+    more = extras(ordered)
+    plot = metric_plot(ordered)
+    pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
+    tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
+    page = render_page(ordered, tables, comparisons, refused, pictures, LEGEND, more.sections)
     texts = {
-        "table.md": "\n".join([*map(to_markdown, parts), LEGEND, "", sources_markdown(table.runs)]),
-        "table.csv": to_csv(table),
-        "table.tex": "\n".join(map(to_latex, parts)),
+        "table.md": "\n".join([*map(to_markdown, tables), LEGEND, "", sources_markdown(ordered)]),
+        "table.csv": to_csv(export_table(runs)),
+        "table.tex": "\n".join(map(to_latex, tables)),
         "comparisons.md": comparisons_markdown(comparisons, refused),
-        "report.html": render_page(
-            table.runs, [to_html(part) for part in parts], comparisons, refused, pictures, LEGEND, more.sections
-        ),
+        "comparisons.csv": to_csv(comparisons_table(comparisons)),
+        "report.html": page,
         **more.texts,
     }
     for name, content in pictures.items():
@@ -95,28 +88,3 @@ def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, byt
     if not grid:
         return {}
     return {name: picture_grid(members, rows) for name, members in grid_groups(runs).items()}
-
-
-def comparisons_markdown(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
-    """Sentences by precision and pair, and what could not be compared."""
-    lines = COMPARISONS_HEAD.splitlines() + [""]
-    last: tuple[str, ...] | None = None
-    for comparison in comparisons:
-        if comparison.pair != last:
-            lines += ["", f"## {comparison.ours} vs {comparison.theirs} at {comparison.setting}", ""]
-            last = comparison.pair
-        lines.append(f"- {comparison.sentence()}")
-    if not any(is_ours(c.ours) and c.theirs != "unquantized" for c in comparisons):
-        lines += [
-            "",
-            "No run of SegQuant or auto stands beside another method at the same precision: nothing to compare.",
-        ]
-    lines += [f"\nNot compared: {sentence}" for sentence in refused]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
-
-
-def sources_markdown(runs: Sequence[RunResult]) -> str:
-    """One line per metric, what computed it; then versions, device, commit and configuration hashes."""
-    found = {metric.name: metric.backend for run in runs for metric in run.metrics}
-    lines = [f"- `{name}`: {backend}\n" for name, backend in found.items()]
-    return "".join(lines) + provenance_markdown(runs)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from segquant_bench.eval.metrics.statistics import bootstrap_counts, mean_replicates, percentile_interval
-from segquant_bench.eval.report.columns import REPLICATES, layer_error, output_error
+from segquant_bench.eval.report.canvas import new_figure, to_png
+from segquant_bench.eval.report.columns import bootstrap_interval, layer_error, output_error
+from segquant_bench.eval.report.known import is_ours
 from segquant_bench.eval.report.labels import (
     DENOISER,
-    is_ours,
     labels,
     method_name,
     places,
@@ -23,6 +21,9 @@ from segquant_bench.eval.report.labels import (
     sort_runs,
 )
 from segquant_bench.eval.results import Interval, RunResult
+from segquant_bench.eval.tables.numbers import joined
+from segquant_bench.eval.tables.render_csv import to_csv
+from segquant_bench.eval.tables.table import Cell, Column, Table, heads, number
 
 PROMPTS = "calibration.prompts"
 LEAST_STEPS = 3
@@ -68,9 +69,9 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
             is_ours(run.quantizer),
             tuple(step + 1.0 for step in x),
             tuple(float(value.mean()) for value in values),
-            tuple(_interval(value, run.seed) for value in values),
+            tuple(bootstrap_interval(value, run.seed) for value in values),
         )
-        panels.setdefault(_panel(run.precision, where[id(run)]), []).append(curve)
+        panels.setdefault(joined(run.precision, where[id(run)]), []).append(curve)
     return panels
 
 
@@ -83,16 +84,6 @@ def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
     return sort_runs(list(found.values()))
 
 
-def _panel(title: str, where: str) -> str:
-    return ", ".join(part for part in (title, where) if part)
-
-
-def _interval(values: np.ndarray, seed: int) -> Interval | None:
-    if len(values) < 2:
-        return None
-    return percentile_interval(mean_replicates(values, bootstrap_counts(len(values), REPLICATES, seed)))
-
-
 def size_curves(runs: Sequence[RunResult]) -> Panels:
     """Output and layer error over the number of calibration prompts, by error and precision.
 
@@ -102,7 +93,7 @@ def size_curves(runs: Sequence[RunResult]) -> Panels:
     names, where = labels(known, (PROMPTS,)), places(known)
     lines: dict[tuple[str, str], list[RunResult]] = {}
     for run in known:
-        lines.setdefault((_panel(run.precision, where[id(run)]), names[id(run)]), []).append(run)
+        lines.setdefault((joined(run.precision, where[id(run)]), names[id(run)]), []).append(run)
     panels: Panels = {}
     for title, cell in (("output error", output_error), ("layer error", layer_error)):
         for (place, label), members in lines.items():
@@ -124,15 +115,14 @@ def size_curves(runs: Sequence[RunResult]) -> Panels:
 
 def curves_csv(panels: Panels, axis: str) -> str:
     """Every point at full precision."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["panel", "method", axis, "error", "error.low", "error.high"])
-    for title, curves in panels.items():
-        for curve in curves:
-            for x, y, interval in zip(curve.x, curve.y, curve.intervals, strict=True):
-                edges = ["", ""] if interval is None else [repr(edge) for edge in interval]
-                writer.writerow([title, curve.label, f"{x:g}", repr(y), *edges])
-    return out.getvalue()
+    columns = (*heads(("panel", "method", axis), ()), Column("error", intervals=True))
+    rows = [
+        (Cell(title), Cell(curve.label), Cell(f"{x:g}"), number(y, interval))
+        for title, curves in panels.items()
+        for curve in curves
+        for x, y, interval in zip(curve.x, curve.y, curve.intervals, strict=True)
+    ]
+    return to_csv(Table(columns, (tuple(rows),)))
 
 
 def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
@@ -140,30 +130,24 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
 
     Intervals are bands, drawn where at most BANDS lines share a panel; the CSV has them all.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.9 * columns + 2.2, 3.3 * rows + 0.3), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.9 * columns + 2.2, 3.3 * rows + 0.3)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, object] = {}
-    for number, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
+    for index, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
         for curve in curves:
             line = _line(panel, curve, styles[curve.label], band=len(curves) <= BANDS)
             handles.setdefault(curve.label, line)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(axis, fontsize=9)
-        panel.set_ylabel("" if number % columns else "relative error", fontsize=9)
+        panel.set_ylabel("" if index % columns else "relative error", fontsize=9)
         _scales(panel, curves, doubling)
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return to_png(figure)
 
 
 def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, object]]:

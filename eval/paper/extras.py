@@ -10,8 +10,11 @@ from segquant_bench.eval.paper.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets,
 from segquant_bench.eval.paper.polarity import NOTE as POLARITY_NOTE
 from segquant_bench.eval.paper.polarity import polarity_sheets
 from segquant_bench.eval.report.provenance import provenance_markdown
-from segquant_bench.eval.report.sheets import Sheet, sheet_html, sheet_latex, sheet_markdown
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.render_html import to_html
+from segquant_bench.eval.tables.render_latex import PACKAGES, to_latex
+from segquant_bench.eval.tables.render_markdown import to_markdown
+from segquant_bench.eval.tables.table import Table
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,14 @@ def extras(runs: Sequence[RunResult]) -> Extras:
     sources = provenance_markdown(runs)
     if any(run.every_layer_error for run in runs):
         found.texts["layers.csv"] = layers_csv(runs)
-    for name, title, sheets, note in (
+    for name, title, tables, note in (
         ("polarity", "Signs after activations", polarity_sheets(runs), POLARITY_NOTE),
         ("cuts", "Where layers are cut", cut_sheets(runs), CUTS_NOTE),
         ("layers", "Errors by layer", layer_sheets(runs), LAYERS_NOTE),
     ):
-        if sheets:
-            found.texts.update(_texts(name, title, sheets, note, sources))
-            found.sections.append((title, f"<p class='pale'>{note}</p>" + "\n".join(map(sheet_html, sheets))))
+        if tables:
+            found.texts.update(_texts(name, title, tables, note, sources))
+            found.sections.append((title, f"<p class='pale'>{note}</p>" + "\n".join(map(to_html, tables))))
     for name, axis, panels in (
         ("timesteps", "sampling step", step_curves(runs)),
         ("calibration", "calibration prompts", size_curves(runs)),
@@ -47,8 +50,8 @@ def extras(runs: Sequence[RunResult]) -> Extras:
     return found
 
 
-def _texts(name: str, title: str, sheets: Sequence[Sheet], note: str, sources: str) -> dict[str, str]:
+def _texts(name: str, title: str, tables: Sequence[Table], note: str, sources: str) -> dict[str, str]:
     return {
-        f"{name}.md": "\n".join([f"# {title}\n\n{note}\n", *map(sheet_markdown, sheets), sources]),
-        f"{name}.tex": "\n".join([r"% needs \usepackage{booktabs}", *map(sheet_latex, sheets)]),
+        f"{name}.md": "\n".join([f"# {title}\n\n{note}\n", *map(to_markdown, tables), sources]),
+        f"{name}.tex": "\n".join([PACKAGES, *map(to_latex, tables)]),
     }

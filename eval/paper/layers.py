@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from segquant_bench.eval.metrics.statistics import paired_mean_difference
-from segquant_bench.eval.report.columns import REPLICATES
 from segquant_bench.eval.report.labels import group_key, labels, method_name, settings, sort_runs
-from segquant_bench.eval.report.sheets import Entry, Sheet, row
-from segquant_bench.eval.report.tables import DASH, format_number
+from segquant_bench.eval.report.pairs import as_ratio, log_ratio
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.numbers import format_ratio
+from segquant_bench.eval.tables.render_csv import to_csv
+from segquant_bench.eval.tables.table import DASH, Cell, Row, Table, heads, number, row
 
 MOST_COLUMNS = 12
 CUTS = ("no cuts", "graph", "random", "wrong")
@@ -37,14 +33,17 @@ def layers_csv(runs: Sequence[RunResult]) -> str:
     """Every layer error of every run at full precision, one line each."""
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names = labels(ordered)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "dataset", "seed", "precision", "method", "layer", "cut", "error"])
-    for run in ordered:
-        for layer, error in run.every_layer_error.items():
-            keys = [run.model, run.dataset, run.seed, run.precision, names[id(run)]]
-            writer.writerow([*keys, layer, cut_of(run, layer), repr(error)])
-    return out.getvalue()
+    columns = heads(("model", "dataset", "seed", "precision", "method", "layer", "cut"), ("error",))
+    rows = [
+        (*map(Cell, _keys(run, names[id(run)])), Cell(layer), Cell(cut_of(run, layer)), number(error))
+        for run in ordered
+        for layer, error in run.every_layer_error.items()
+    ]
+    return to_csv(Table(columns, (tuple(rows),)))
+
+
+def _keys(run: RunResult, name: str) -> tuple[str, ...]:
+    return (run.model, run.dataset, str(run.seed), run.precision, name)
 
 
 def cut_of(run: RunResult, layer: str) -> str:
@@ -55,7 +54,7 @@ def cut_of(run: RunResult, layer: str) -> str:
     return ", ".join([*told, *(name for name in activations if name)])
 
 
-def layer_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
+def layer_sheets(runs: Sequence[RunResult]) -> list[Table]:
     """Table 12: layers in rows, methods in columns, a table per precision with at most MOST_COLUMNS methods."""
     ordered = [run for run in sort_runs(runs) if run.every_layer_error]
     names = labels(ordered)
@@ -65,24 +64,24 @@ def layer_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
     return [_layer_sheet(members, names) for members in groups.values() if len(members) <= MOST_COLUMNS]
 
 
-def _layer_sheet(runs: Sequence[RunResult], names: dict[int, str]) -> Sheet:
+def _layer_sheet(runs: Sequence[RunResult], names: dict[int, str]) -> Table:
     errors = [run.every_layer_error for run in runs]
     layers = dict.fromkeys(layer for found in errors for layer in found)
     rows = [row([layer, cut_of(runs[0], layer)], _cells([found.get(layer) for found in errors])) for layer in layers]
     means = _cells([_geometric_mean(list(found.values())) for found in errors])
-    head = ("layer", "cuts", *(names[id(run)] for run in runs))
+    columns = heads(("layer", "cuts"), [names[id(run)] for run in runs])
     summary = (row(["geometric mean", ""], means),)
-    return Sheet(f"Layer errors at {_where(runs[0])}", head, tuple(rows), summary, keys=2)
+    return Table(columns, (tuple(rows),), summary, f"Layer errors at {_where(runs[0])}")
 
 
 def _where(run: RunResult) -> str:
     return f"{run.precision}: {run.model} on {run.dataset}, seed {run.seed}"
 
 
-def _cells(values: Sequence[float | None]) -> list[Entry]:
+def _cells(values: Sequence[float | None]) -> list[Cell]:
     known = [value for value in values if value is not None]
     best = min(known) if len(set(known)) > 1 else None
-    return [Entry(DASH) if value is None else Entry(format_number(value), value == best) for value in values]
+    return [Cell(DASH) if value is None else number(value, bold=value == best) for value in values]
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:
@@ -90,7 +89,7 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
     return math.exp(sum(map(math.log, positive)) / len(positive)) if positive else None
 
 
-def cut_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
+def cut_sheets(runs: Sequence[RunResult]) -> list[Table]:
     """Tables 3 and 6: the cut layers' errors without cuts, with the graph's, and with random and wrong ones.
 
     A table for every method and precision of which runs with different cuts are there.
@@ -111,7 +110,7 @@ def _kind_of_cut(run: RunResult) -> str:
     return values.get("quantizer.cuts") or "graph" if values["quantizer.seglinear"] else "no cuts"
 
 
-def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> Sheet:
+def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> Table:
     kinds = [kind for kind in CUTS if kind in family]
     first = family[kinds[0]][0]
     plans = first.statistics["segments"]
@@ -124,7 +123,7 @@ def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> She
         row([layer, cut_of(first, layer)], _cells([errors[kind][index] for kind in kinds]))
         for index, layer in enumerate(cut)
     ]
-    summary: list[tuple[Entry, ...]] = []
+    summary: list[Row] = []
     for title, sides in SIDES.items():
         chosen = [index for index, layer in enumerate(cut) if any(plans[layer].get(side) for side in sides)]
         if chosen and (len(sides) > 1 or len(chosen) < len(cut)):
@@ -132,10 +131,10 @@ def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> She
             summary += _summary(f"{len(chosen)} {title}", part, first.seed)
     draws = {kind: f"{kind} ({len(family[kind])} draws)" if len(family[kind]) > 1 else kind for kind in kinds}
     title = f"Cuts under {names[id(first)]} at {_where(first)}"
-    return Sheet(title, ("layer", "graph's cut", *draws.values()), tuple(rows), tuple(summary), keys=2)
+    return Table(heads(("layer", "graph's cut"), list(draws.values())), (tuple(rows),), tuple(summary), title)
 
 
-def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> list[tuple[Entry, ...]]:
+def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> list[Row]:
     """Geometric means over layers, and their ratios to the layers without cuts where those are there."""
     means = _cells([_geometric_mean([value for value in values if value]) for values in errors.values()])
     found = [row([f"geometric mean of {title}", ""], means)]
@@ -148,11 +147,5 @@ def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> li
 
 
 def _ratio(ours: Sequence[float | None], theirs: Sequence[float | None], seed: int) -> str:
-    pairs = [(math.log(a), math.log(b)) for a, b in zip(ours, theirs, strict=True) if a and b]
-    if len(pairs) < 2:
-        return DASH
-    gap = paired_mean_difference(
-        np.array([a for a, _ in pairs]), np.array([b for _, b in pairs]), replicates=REPLICATES, seed=seed
-    )
-    low, high = map(math.exp, gap.interval)
-    return f"×{math.exp(gap.value):.3f} [{low:.3f}, {high:.3f}]"
+    gap = log_ratio([value or 0.0 for value in ours], [value or 0.0 for value in theirs], seed)
+    return DASH if gap is None else format_ratio(*as_ratio(gap))

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from segquant_bench.eval.report.sheets import Entry, Sheet, row
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.table import Row, Table, heads, row
 
-HEAD = (
-    "layers", "activation", "number", "channels", "rows", "mostly negative", "mostly positive", "negative values",
-)  # fmt: skip
+HEAD = heads(
+    ("layers", "activation"),
+    ("number", "channels", "rows", "mostly negative", "mostly positive", "negative values"),
+)
 NOTE = (
     "Inputs of the linears that the graph says an activation feeds, over the calibration inputs. A channel is mostly "
     "negative (positive) if more than half of its values are; shares are means over the layers of a kind."
@@ -23,14 +24,14 @@ def kind_of(layer: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".*", layer)
 
 
-def polarity_sheets(runs: Sequence[RunResult]) -> list[Sheet]:
+def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
     """One table per model and set of calibration inputs, the same for all methods that were calibrated on them."""
-    found: dict[tuple[str, str, str], Sheet] = {}
+    found: dict[tuple[str, str, str], Table] = {}
     for run in runs:
         records = run.statistics.get("polarity")
         if records:
             key = (run.model, run.dataset, run.stages.get("statistics", {}).get("key", ""))
-            found.setdefault(key, Sheet(f"Signs after activations: {_where(run)}", HEAD, _rows(records), keys=2))
+            found.setdefault(key, Table(HEAD, (_rows(records),), title=f"Signs after activations: {_where(run)}"))
     return list(found.values())
 
 
@@ -41,7 +42,7 @@ def _where(run: RunResult) -> str:
     return f"{run.model} on {run.dataset}{told}"
 
 
-def _rows(records: dict[str, list[dict[str, Any]]]) -> tuple[tuple[Entry, ...], ...]:
+def _rows(records: dict[str, list[dict[str, Any]]]) -> tuple[Row, ...]:
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for layer, pieces in records.items():
         for piece in pieces:

@@ -7,26 +7,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from segquant_bench.eval.report.known import method_rank, precision_rank
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.numbers import joined
 
-PRECISION_ORDER = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
-METHOD_ORDER = (
-    "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "awq", "svdquant", "quarot",
-    "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
-)  # fmt: skip
 DENOISER = "denoiser"
-OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
-VARIED = ("quantizer", "precision", "calibration", "correction", "encoders", "backend")
+VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders", "backend")
+"""Sections in which runs of one method may differ; "encoders" is of older runs."""
 BACKEND = "reference"
 """What runs the quantized layers of runs that do not say."""
 PACKAGES = ("segquant", "segquant_bench", "pipelines")
-"""Where methods of this repository are, in old results too."""
+"""Where methods of this repository are; the last of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
-
-
-def is_ours(quantizer: str) -> bool:
-    """Whether the method is SegQuant's or the automatic choice, given its name or a label that starts with it."""
-    return any(re.match(rf"{name}\b", quantizer) for name in OURS)
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -46,7 +38,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             r.seed,
             (len(r.prompts), r.prompts),
             not r.is_float,
-            _rank(r.precision, PRECISION_ORDER),
+            precision_rank(r.precision),
             _parts_rank(quantized_parts(r)),
             method_rank(r.quantizer),
             r.name,
@@ -60,19 +52,9 @@ def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
     return (DENOISER not in parts, len(parts), parts)
 
 
-def _rank(name: str, order: Sequence[str]) -> tuple[int, str]:
-    return (order.index(name) if name in order else len(order), name)
-
-
 def _natural(text: str) -> list[tuple[int, str]]:
     """2_b before 10_a."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
-
-
-def method_rank(quantizer: str) -> tuple[tuple[int, str], tuple[int, str]]:
-    """Sorts baselines in the order of their papers, unknown tools after them, SegQuant and auto last."""
-    ours = OURS.index(quantizer) + 1 if quantizer in OURS else 0
-    return ((ours, ""), _rank(quantizer, METHOD_ORDER))
 
 
 def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
@@ -90,7 +72,7 @@ def places(runs: Sequence[RunResult]) -> dict[int, str]:
     told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
     told += [lambda run: f"seed {run.seed}", prompts_name]
     differing = [name for name in told if len({name(run) for run in runs}) > 1]
-    return {id(run): ", ".join(name(run) for name in differing) for run in runs}
+    return {id(run): joined(*(name(run) for name in differing)) for run in runs}
 
 
 def prompts_name(run: RunResult) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
-from segquant_bench.eval.report.comparisons import Comparison
 from segquant_bench.eval.report.figures import grid_groups
 from segquant_bench.eval.report.labels import places
-from segquant_bench.eval.report.provenance import provenance
+from segquant_bench.eval.report.pairs import Comparison
+from segquant_bench.eval.report.provenance import backends, provenance
+from segquant_bench.eval.report.summary import is_headline
 from segquant_bench.eval.results import RunResult
-
-HEADLINE = ("fid_ref", "psnr", "layer error")
+from segquant_bench.eval.tables.render_html import escape, to_html
+from segquant_bench.eval.tables.table import Cell, Row, Table, heads
 
 STYLE = """
 body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; color: #1c1917; margin: 2rem; }
@@ -35,31 +36,31 @@ code { background: #f5f5f4; padding: 0 .25rem; }
 
 def render_page(
     runs: Sequence[RunResult],
-    tables: Sequence[str],
+    tables: Sequence[Table],
     comparisons: Sequence[Comparison],
     refused: Sequence[str],
     pictures: Mapping[str, bytes],
     legend: str,
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The whole page as text, of HTML tables, PNGs by file name and folded (title, HTML) sections; nothing is loaded
+    """The whole page as text, of tables, PNGs by file name and folded (title, HTML) sections; nothing is loaded
     from outside."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(_title(runs))}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{html.escape(_title(runs))}</h1>",
-        f"<p class='pale'>{html.escape(_subtitle(runs))}</p>",
+        f"<title>{escape(_title(runs))}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(_title(runs))}</h1>",
+        f"<p class='pale'>{escape(_subtitle(runs))}</p>",
         _headline(comparisons),
         "<h2>Results</h2>",
-        *(f"<div class='wide'>{table}</div>" for table in tables),
-        f"<p class='pale'>{_bold(html.escape(legend))}</p>",
+        *(f"<div class='wide'>{to_html(table, 'results')}</div>" for table in tables),
+        f"<p class='pale'>{_bold(escape(legend))}</p>",
     ]
     titles = _titles(runs)
     parts += [_picture(titles.get(name, name), content) for name, content in pictures.items()]
     parts += [
-        f"<details><summary><b>{html.escape(title)}</b></summary>\n{content}\n</details>" for title, content in sections
+        f"<details><summary><b>{escape(title)}</b></summary>\n{content}\n</details>" for title, content in sections
     ]
     parts += [_comparisons(comparisons, refused), _methods(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
@@ -85,20 +86,22 @@ def _headline(comparisons: Sequence[Comparison]) -> str:
     """Per pair of methods, the verdict on the main numbers in one line."""
     pairs: dict[tuple[str, ...], list[Comparison]] = {}
     for c in comparisons:
-        if c.metric.split("[")[0] in HEADLINE:
+        if is_headline(c):
             pairs.setdefault(c.pair, []).append(c)
     lines = []
     for found in pairs.values():
-        verdicts = "; ".join(f"{html.escape(c.metric)} {html.escape(c.amount())} {_verdict(c.verdict)}" for c in found)
         first = found[0]
-        pair = f"<b>{html.escape(first.ours)}</b> vs {html.escape(first.theirs)} at {html.escape(first.setting)}"
-        lines.append(f"<li>{pair}: {verdicts}</li>")
+        pair = f"<b>{escape(first.ours)}</b> vs {escape(first.theirs)} at {escape(first.setting)}"
+        lines.append(f"<li>{pair}: {'; '.join(map(_told, found))}</li>")
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def _verdict(verdict: str) -> str:
-    kind = {"better": "better", "worse": "worse"}.get(verdict, "tie")
-    return f"<span class='{kind}'>{html.escape(verdict)}</span>"
+def _told(c: Comparison) -> str:
+    return f"{escape(c.metric)} {escape(c.amount)} <span class='{_colour(c.verdict)}'>{escape(c.verdict)}</span>"
+
+
+def _colour(verdict: str) -> str:
+    return verdict if verdict in ("better", "worse") else "tie"
 
 
 def _titles(runs: Sequence[RunResult]) -> dict[str, str]:
@@ -116,41 +119,43 @@ def _titles(runs: Sequence[RunResult]) -> dict[str, str]:
 
 def _picture(title: str, content: bytes) -> str:
     data = base64.b64encode(content).decode("ascii")
-    image = f"<img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
-    return f"<h2>{html.escape(title)}</h2>\n<div class='wide'>{image}</div>"
+    image = f"<img alt='{escape(title)}' src='data:image/png;base64,{data}'>"
+    return f"<h2>{escape(title)}</h2>\n<div class='wide'>{image}</div>"
+
+
+def _pairs_table(comparisons: Sequence[Comparison]) -> Table:
+    columns = heads(("precision", "methods", "metric"), ("difference or ratio",))
+    columns = (*columns, *heads(("verdict",), ("n",)))
+    return Table(columns, tuple(_pair_rows(list(members)) for _, members in groupby(comparisons, lambda c: c.pair)))
+
+
+def _pair_rows(comparisons: Sequence[Comparison]) -> tuple[Row, ...]:
+    """The pair is named in its first row only."""
+    found = []
+    for number, c in enumerate(comparisons):
+        names = ("", "") if number else (c.setting, f"{c.ours} vs {c.theirs}")
+        verdict = Cell(c.verdict, verdict=_colour(c.verdict))
+        found.append((*map(Cell, (*names, c.metric, c.amount)), verdict, Cell(c.count)))
+    return tuple(found)
 
 
 def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
-    head = "<tr><th class='key'>precision</th><th class='key'>methods</th><th class='key'>metric</th>"
-    head += "<th>difference or ratio</th><th class='key'>verdict</th><th>n</th></tr>"
-    rows = []
-    last = None
-    for c in comparisons:
-        start = " class='group'" if last not in (None, c.pair) else ""
-        names = (c.setting, f"{c.ours} vs {c.theirs}") if c.pair != last else ("", "")
-        last = c.pair
-        keys = "".join(f"<td class='key'>{html.escape(text)}</td>" for text in (*names, c.metric))
-        rows.append(
-            f"<tr{start}>{keys}<td>{html.escape(c.amount())}</td><td class='key'>{_verdict(c.verdict)}</td>"
-            f"<td>{c.n}{html.escape(c.pairs)}</td></tr>"
-        )
     out = ["<h2>Paired comparisons</h2>"]
-    if rows:
+    if comparisons:
         out.append(
             "<p class='pale'>First method minus second, or for errors first divided by second, pair by pair; "
             "95 % paired bootstrap interval. “Not distinguishable”: the interval holds zero (×1).</p>"
         )
-        out.append(f"<div class='wide'><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>")
+        out.append(f"<div class='wide'>{to_html(_pairs_table(comparisons))}</div>")
     else:
         out.append("<p>There is nothing to compare.</p>")
-    out += [f"<p>Not compared: {html.escape(sentence)}</p>" for sentence in refused]
+    out += [f"<p>Not compared: {escape(sentence)}</p>" for sentence in refused]
     return "\n".join(out)
 
 
 def _methods(runs: Sequence[RunResult]) -> str:
-    backends = {m.name: m.backend for run in runs for m in run.metrics}
     items = "".join(
-        f"<li><code>{html.escape(name)}</code> {html.escape(backend)}</li>" for name, backend in backends.items()
+        f"<li><code>{escape(name)}</code> {escape(backend)}</li>" for name, backend in backends(runs).items()
     )
-    facts = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in provenance(runs))
+    facts = "".join(f"<li>{escape(sentence)}</li>" for sentence in provenance(runs))
     return f"<h2>How it was measured</h2><ul>{items}{facts}</ul>"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
-from segquant_bench.eval.report.columns import Cell, Column, columns
-from segquant_bench.eval.report.labels import group_key, is_ours, labels, places, quantized_parts
+from segquant_bench.eval.metrics.registry import known_metric, place
+from segquant_bench.eval.report.canvas import new_figure, to_png
+from segquant_bench.eval.report.columns import Quantity, columns
+from segquant_bench.eval.report.known import is_ours
+from segquant_bench.eval.report.labels import group_key, labels, places, quantized_parts
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.table import Cell
 
-SHOWN = ("fid_ref", "psnr", "layer_error", "output_error")
+ERRORS = ("layer_error", "output_error")
 COLOURS = {True: "#c2410c", False: "#475569"}
 
 
@@ -21,13 +24,9 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
     many times those at 8.
     """
     quantized = [run for run in runs if not run.is_float]
-    shown = [c for base in SHOWN for c in columns(quantized) if c.key.split("[")[0] == base]
+    shown = _shown(columns(quantized))
     if not shown:
         return None
-    # The object interface draws without a display and without global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups: dict[object, list[RunResult]] = {}
     for run in quantized:
         groups.setdefault(group_key(run), []).append(run)
@@ -37,22 +36,25 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
         max(0.3 * len(members) + 0.75, 0.1 * max(map(len, title.split("\n"))) + 0.35)
         for members, title in zip(groups.values(), titles, strict=True)
     ]
-    figure = Figure(figsize=(3.3 * len(shown) + 1.6, sum(heights) + 0.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.3 * len(shown) + 1.6, sum(heights) + 0.4)
     figure.get_layout_engine().set(wspace=0.06)
     panels = figure.subplots(len(groups), len(shown), sharey="row", squeeze=False, height_ratios=heights)
     names = labels(quantized)
     for number, (row, members) in enumerate(zip(panels, groups.values(), strict=True)):
-        for panel, column in zip(row, shown, strict=True):
-            _draw(panel, column, members)
+        for panel, quantity in zip(row, shown, strict=True):
+            _draw(panel, quantity, members)
             if not number:
-                panel.set_title(_head(column), fontsize=10)
+                panel.set_title(_head(quantity), fontsize=10)
         row[0].set_yticks(range(len(members)), [names[id(run)] for run in members])
         row[0].set_ylabel(titles[number], fontsize=10, fontweight="bold")
     figure.align_ylabels(panels[:, 0])
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return to_png(figure)
+
+
+def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:
+    """The main metrics in their order, then the errors."""
+    main = [q for q in quantities if (metric := known_metric(q.key)) is not None and metric.headline]
+    return [*sorted(main, key=lambda q: place(q.key)), *(q for q in quantities if q.key in ERRORS)]
 
 
 def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
@@ -62,16 +64,17 @@ def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
     return "\n".join([*told, run.precision])
 
 
-def _head(column: Column) -> str:
-    unit = f", {column.unit}" if column.unit else ""
-    better = {"lower": "← better", "higher": "better →"}[column.direction]
-    return f"{column.title}{unit}\n{better}"
+def _head(quantity: Quantity) -> str:
+    head = quantity.head
+    unit = f", {head.unit}" if head.unit else ""
+    better = "← better" if head.direction == "lower" else "better →"
+    return f"{head.name}{unit}\n{better}"
 
 
-def _draw(panel: object, column: Column, runs: Sequence[RunResult]) -> None:
+def _draw(panel: object, quantity: Quantity, runs: Sequence[RunResult]) -> None:
     for y, run in enumerate(runs):
-        cell = column.cell(run)
-        if cell is None or math.isinf(cell.value):
+        cell = quantity.cell(run)
+        if cell is None or cell.value is None or math.isinf(cell.value):
             continue
         panel.errorbar(
             cell.value, y, xerr=_whiskers(cell), fmt="o", color=COLOURS[is_ours(run.quantizer)],
@@ -85,7 +88,7 @@ def _draw(panel: object, column: Column, runs: Sequence[RunResult]) -> None:
 
 
 def _whiskers(cell: Cell) -> list[list[float]] | None:
-    if cell.interval is None:
+    if cell.interval is None or cell.value is None:
         return None
     low, high = cell.interval
     return [[max(cell.value - low, 0.0)], [max(high - cell.value, 0.0)]]

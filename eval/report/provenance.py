@@ -35,3 +35,14 @@ def _precision(run: RunResult) -> str:
 def provenance_markdown(runs: Sequence[RunResult]) -> str:
     """`provenance` as a list."""
     return "".join(f"- {sentence}\n" for sentence in provenance(runs))
+
+
+def sources_markdown(runs: Sequence[RunResult]) -> str:
+    """One line per metric, what computed it; then versions, device, commit and configuration hashes."""
+    lines = [f"- `{name}`: {backend}\n" for name, backend in backends(runs).items()]
+    return "".join(lines) + provenance_markdown(runs)
+
+
+def backends(runs: Sequence[RunResult]) -> dict[str, str]:
+    """By name of the metric, the software and weights that computed it."""
+    return {metric.name: metric.backend for run in runs for metric in run.metrics}

@@ -29,7 +29,7 @@ from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import ZOO
 
 PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
-NAME = re.compile(r"[\w.+-]+")
+NAME = re.compile(r"[\w.-]+")
 """What names that become parts of folders' names are made of."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
@@ -74,7 +74,7 @@ class RunConfig:
         """Refuse names that no folder can have, or that mean something else in tables."""
         for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
             if NAME.fullmatch(name) is None:
-                raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . + - alone")
+                raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
         if self.has_own_quantizer and self.is_float:
             raise PipelineError(
                 f"quantizer={self.quantizer[TARGET]} would be called none in tables, which is the unquantized model; "

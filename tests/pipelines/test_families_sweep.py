@@ -30,5 +30,5 @@ def test_every_embedded_pipeline_in_one_sweep(command: Command, tmp_path: Path) 
             assert 15 < ours.metric("psnr").value < 80  # which of the two is ahead four pictures cannot tell
     table = (outcome.folder / "table.md").read_text()
     assert all(table.count(f"| {model} |") == 8 for model in models)  # judgement, then size and cost
-    comparisons = (outcome.folder / "comparisons.md").read_text()
-    assert all(f"## segquant_g vs smoothquant at w4a8, {model}\n" in comparisons for model in models)
+    comparisons = (outcome.folder / "comparisons.csv").read_text()
+    assert all(f"\n{model},w4a8,segquant_g,smoothquant,psnr," in comparisons for model in models)

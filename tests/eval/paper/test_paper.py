@@ -20,10 +20,14 @@ from segquant_bench.eval.paper.layers import cut_of, cut_sheets, layer_sheets, l
 from segquant_bench.eval.paper.polarity import kind_of, polarity_sheets
 from segquant_bench.eval.report.columns import columns
 from segquant_bench.eval.report.comparisons import compare_runs
-from segquant_bench.eval.report.labels import group_key, is_ours, labels, method_name, sort_runs
+from segquant_bench.eval.report.known import is_ours
+from segquant_bench.eval.report.labels import group_key, labels, method_name, sort_runs
 from segquant_bench.eval.report.provenance import provenance
-from segquant_bench.eval.report.sheets import Sheet, row, sheet_html, sheet_latex, sheet_markdown
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.render_html import to_html
+from segquant_bench.eval.tables.render_latex import to_latex
+from segquant_bench.eval.tables.render_markdown import to_markdown
+from segquant_bench.eval.tables.table import Table, heads, row
 
 SEGMENTS = {
     "blocks.0.norm1.linear": {"output": [4] * 6, "input": None, "activation": "silu", "input_activations": None},
@@ -84,7 +88,7 @@ CONTROLS = [
 ]
 
 
-def texts(sheet: Sheet) -> list[list[str]]:
+def texts(sheet: Table) -> list[list[str]]:
     return [[cell.text for cell in cells] for cells in (*sheet.rows, *sheet.summary)]
 
 
@@ -268,11 +272,11 @@ def test_order_of_methods_and_jobs() -> None:
 
 
 def test_sheets_in_three_forms() -> None:
-    sheet = Sheet("T_1", ("layer", "a_b"), (row(["x|y"], ["–"]),), (row(["mean"], ["<1>"]),))
-    assert sheet_markdown(sheet) == "## T_1\n\n| layer | a_b |\n| --- | ---: |\n| x\\|y | – |\n| mean | <1> |\n"
-    latex = sheet_latex(sheet)
+    sheet = Table(heads(("layer",), ("a_b",)), ((row(["x|y"], ["–"]),),), (row(["mean"], ["<1>"]),), "T_1")
+    assert to_markdown(sheet) == "## T_1\n\n| layer | a_b |\n| --- | ---: |\n| x\\|y | – |\n| mean | <1> |\n"
+    latex = to_latex(sheet)
     assert r"a\_b" in latex and "x|y & -- " in latex and latex.count(r"\midrule") == 2
-    page = sheet_html(sheet)
+    page = to_html(sheet)
     assert "&lt;1&gt;" in page and page.count("<tr") == page.count("</tr>") == 3
 
 

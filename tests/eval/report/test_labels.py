@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segquant_bench.eval.report.labels import OURS, is_ours, method_rank
+from segquant_bench.eval.report.known import OURS, is_ours, method_rank
 
 QUANTIZERS = Path(__file__).parents[3] / "conf" / "quantizer"
 

@@ -17,11 +17,16 @@ from segquant_bench.eval import EvalError, load_result, load_results
 from segquant_bench.eval.cli import main
 from segquant_bench.eval.render import write_report
 from segquant_bench.eval.report.columns import columns, layer_error
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs, read_per_image, read_replicates
+from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.evaluations import read_per_image, read_replicates
 from segquant_bench.eval.report.figures import _font, wrap
 from segquant_bench.eval.report.labels import sort_runs
-from segquant_bench.eval.report.tables import Table, format_number, latex_escape, to_csv, to_latex, to_markdown
+from segquant_bench.eval.report.results_table import export_table, results_table
 from segquant_bench.eval.results import EvalResult
+from segquant_bench.eval.tables.numbers import format_number
+from segquant_bench.eval.tables.render_csv import to_csv
+from segquant_bench.eval.tables.render_latex import escape, to_latex
+from segquant_bench.eval.tables.render_markdown import to_markdown
 from tests.eval.sweep import write_sweep
 
 NAMES = [
@@ -51,7 +56,8 @@ def moved(sweep: Path, tmp_path: Path) -> Path:
 def test_report_files(moved: Path, tmp_path: Path) -> None:
     written = write_report([moved], tmp_path / "report")
     assert set(written) == {
-        "table.md", "table.csv", "table.tex", "comparisons.md", "report.html", "metrics.png", "grid.png",
+        "table.md", "table.csv", "table.tex", "comparisons.md", "comparisons.csv", "report.html", "metrics.png",
+        "grid.png",
         "layers.csv", "layers.md", "layers.tex",
     }  # fmt: skip
     assert all(path.stat().st_size > 100 for path in written.values())
@@ -59,7 +65,7 @@ def test_report_files(moved: Path, tmp_path: Path) -> None:
 
 
 def test_markdown_rows_are_sorted_and_complete(sweep: Path) -> None:
-    text = to_markdown(Table.of(load_results([sweep])))
+    text = to_markdown(results_table(load_results([sweep])))
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     assert len({len(line) for line in lines}) == 1
     assert [line[:2] for line in lines[2:]] == [
@@ -88,7 +94,7 @@ def test_markdown_rows_are_sorted_and_complete(sweep: Path) -> None:
 
 def test_csv_has_full_precision(sweep: Path) -> None:
     runs = sort_runs(load_results([sweep]))
-    rows = list(csv.DictReader(io.StringIO(to_csv(Table.of(runs)))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(export_table(runs)))))
     assert len(rows) == len(runs) == 7
     for row, run in zip(rows, runs, strict=True):
         psnr = run.metric("psnr")
@@ -100,7 +106,7 @@ def test_csv_has_full_precision(sweep: Path) -> None:
 
 
 def test_latex_is_booktabs_and_escaped(sweep: Path) -> None:
-    text = to_latex(Table.of(load_results([sweep])).part(True))
+    text = to_latex(results_table(load_results([sweep]), judged=True))
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert text.count(r"\midrule") == 3
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -112,7 +118,7 @@ def test_latex_is_booktabs_and_escaped(sweep: Path) -> None:
 
 
 def test_latex_escape() -> None:
-    assert latex_escape(r"a_b & 50% #1 {x} ~ ^ \ $") == (
+    assert escape(r"a_b & 50% #1 {x} ~ ^ \ $") == (
         r"a\_b \& 50\% \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
     )
 
@@ -173,10 +179,10 @@ def test_other_prompts_stand_apart(moved: Path, tmp_path: Path) -> None:
     assert {c.precision for c in found} == {"w4a8"}
     assert len(refused) == 1
     assert re.match(r"segquant_g at w8a8_tensor on 8 prompts \(\w{6}\), because .* different prompts", refused[0])
-    table = Table.of(runs)
-    (alone,) = (run for run in runs if run.prompts[0] == "another prompt")
-    assert [title for title, _ in table.keys][0] == "prompts"
-    assert not any(table.is_best(column, alone) for column in table.columns)
+    table = results_table(runs)
+    alone = sort_runs(runs).index(next(run for run in runs if run.prompts[0] == "another prompt"))
+    assert table.head[0] == "prompts"
+    assert not any(cell.bold for cell in table.rows[alone])
     written = write_report([moved], tmp_path / "report")
     assert sorted(name for name in written if name.startswith("grid")) == ["grid.png", "grid_emoji_sd3_emoji_0.png"]
 
@@ -203,8 +209,8 @@ def test_models_are_told_apart_everywhere(moved: Path, tmp_path: Path) -> None:
     assert layers["emoji_sd3", "smoothquant"].value == pytest.approx(0.5)
     written = write_report([moved], tmp_path / "report")
     headings = [line for line in written["comparisons.md"].read_text().splitlines() if line.startswith("## ")]
-    assert len(headings) == len(set(headings)) == 8
-    assert "## segquant_g vs smoothquant at w8a8_tensor, emoji_flux" in headings
+    assert len(headings) == len(set(headings)) == 4
+    assert "## w8a8_tensor, emoji_flux" in headings
     page = written["report.html"].read_text()
     headline = re.findall(r"<li><b>segquant_g</b> vs (\w+) at ([\w, ]+): (.*?)</li>", page)
     assert len(headline) == 8 and all(text.count("layer error") == 1 for _, _, text in headline)
@@ -225,7 +231,7 @@ def test_two_runs_of_one_method_go_by_their_names(moved: Path) -> None:
     record = json.loads((moved / "9" / "results.json").read_text())
     record |= {"name": "segquant_g seglinear=false", "config_hash": "another"}
     (moved / "9" / "results.json").write_text(json.dumps(record))
-    text = to_markdown(Table.of(load_results([moved])))
+    text = to_markdown(results_table(load_results([moved])))
     assert "| segquant_g seglinear=false |" in text and "| segquant_g-w8a8_tensor |" in text
     assert text.count("| segquant_g |") == 1  # the other precision has only one
 
@@ -234,7 +240,7 @@ def test_unquantized_model_is_shown_once(moved: Path) -> None:
     shutil.copytree(moved / "0", moved / "8")
     record = json.loads((moved / "8" / "results.json").read_text())
     (moved / "8" / "results.json").write_text(json.dumps(record | {"precision": "w4a8", "config_hash": "other"}))
-    assert to_markdown(Table.of(load_results([moved]))).count("unquantized") == 1
+    assert to_markdown(results_table(load_results([moved]))).count("unquantized") == 1
 
 
 def test_repeated_configuration_is_shown_once(moved: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -416,9 +422,12 @@ def test_deltas_to_the_unquantized_model_are_told(moved: Path, tmp_path: Path) -
     clip = EvalResult("clip_score[x]", 30.0, 8, "higher", (29.0, 31.0), "x", "prompt", -1.25, (-2.0, -0.5))
     path.write_text(json.dumps(record | {"metrics": [*record["metrics"], clip.to_dict()]}))
     written = write_report([moved], tmp_path / "report")
+    line = ",w8a8_tensor,smoothquant,unquantized,clip_score[x],difference,-1.25,-2.0,-0.5,,8,pictures,worse\n"
+    assert line in written["comparisons.csv"].read_text()
+    (told,) = against_unquantized(load_results([moved]))
+    assert told.value == -1.25
     sentence = "smoothquant vs unquantized at w8a8_tensor: clip_score[x] -1.25 [-2.00, -0.50] worse (n=8)"
-    assert sentence in written["comparisons.md"].read_text()
-    assert against_unquantized(load_results([moved]))[0].value == -1.25
+    assert told.sentence() == sentence
 
 
 def test_equal_values_are_not_called_best(moved: Path) -> None:
@@ -426,7 +435,7 @@ def test_equal_values_are_not_called_best(moved: Path) -> None:
         path = moved / str(job) / "results.json"
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": []}))
-    rows = to_markdown(Table.of(load_results([moved]))).splitlines()
+    rows = to_markdown(results_table(load_results([moved]))).splitlines()
     assert rows[-1].count("**") == 2 * 4  # fid_ref, psnr, ssim and layer error, not the output error
 
 

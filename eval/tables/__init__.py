@@ -1,0 +1,1 @@
+"""One table model, and a renderer for each format."""

@@ -1,0 +1,33 @@
+"""Tables as CSV, every number at full precision."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from segquant_bench.eval.tables.table import Cell, Column, Table
+
+
+def to_csv(table: Table) -> str:
+    """One line per row; the edges of intervals in columns of their own, empty where there are none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")  # quotes commas, quotes and line ends itself
+    writer.writerow([name for column in table.columns for name in _names(column)])
+    for block in table.blocks:
+        for row in block:
+            pairs = zip(table.columns, row, strict=True)
+            writer.writerow([text for column, cell in pairs for text in _texts(column, cell)])
+    return out.getvalue()
+
+
+def _names(column: Column) -> list[str]:
+    edges = [f"{column.title}.low", f"{column.title}.high"] if column.intervals else []
+    return [column.title, *edges]
+
+
+def _texts(column: Column, cell: Cell) -> list[str]:
+    value = cell.text if cell.value is None else repr(cell.value)
+    if not column.intervals:
+        return [value]
+    edges = ["", ""] if cell.interval is None else [repr(edge) for edge in cell.interval]
+    return [value, *edges]

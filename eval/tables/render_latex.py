@@ -1,0 +1,50 @@
+"""Tables as LaTeX."""
+
+from __future__ import annotations
+
+from segquant_bench.eval.tables.numbers import format_interval
+from segquant_bench.eval.tables.table import DASH, Cell, Column, Row, Table
+
+PACKAGES = r"% needs \usepackage{booktabs}"
+_ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", None: ""}
+_CHARACTERS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "<": r"\textless{}",
+    ">": r"\textgreater{}", "∞": r"$\infty$", "−": "$-$",
+}  # fmt: skip
+
+
+def to_latex(table: Table) -> str:
+    r"""A booktabs tabular (needs ``\usepackage{booktabs}``), its title a comment, a rule between groups.
+
+    One for all columns of the results would be too wide for a page: pass its parts.
+    """
+    comment = f"% {table.title}" if table.title else f"{PACKAGES}; intervals are 95 % bootstrap intervals"
+    spec = "".join("l" if column.kind == "key" else "r" for column in table.columns)
+    lines = [" ".join(comment.splitlines()), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    lines.append(" & ".join(map(_head, table.columns)) + r" \\")
+    for block in table.blocks:
+        lines += [r"\midrule", *map(_row, block)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _head(column: Column) -> str:
+    unit = f" ({escape(column.unit)})" if column.unit else ""
+    return escape(column.name) + unit + _ARROWS[column.direction]
+
+
+def _row(row: Row) -> str:
+    return " & ".join(map(_cell, row)) + r" \\"
+
+
+def _cell(cell: Cell) -> str:
+    text = "--" if cell.text == DASH else escape(cell.text)
+    text = rf"\textbf{{{text}}}" if cell.bold else text
+    if cell.value is None or cell.interval is None:
+        return text
+    return rf"{text} {{\scriptsize {escape(format_interval(cell.interval, cell.value))}}}"
+
+
+def escape(text: str) -> str:
+    """Text safe outside math mode."""
+    return "".join(_CHARACTERS.get(character, character) for character in text)

@@ -1,0 +1,34 @@
+"""Tables as GitHub Markdown."""
+
+from __future__ import annotations
+
+import re
+
+from segquant_bench.eval.tables.numbers import format_interval
+from segquant_bench.eval.tables.table import Cell, Column, Table
+
+
+def to_markdown(table: Table) -> str:
+    """A heading where there is a title; one line per row, intervals behind their values."""
+    align = ["---" if column.kind == "key" else "---:" for column in table.columns]
+    lines = [[_head(column) for column in table.columns], align]
+    lines += [[_cell(cell) for cell in row] for block in table.blocks for row in block]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return f"## {table.title}\n\n{text}" if table.title else text
+
+
+def _head(column: Column) -> str:
+    unit = f" ({escape(column.unit)})" if column.unit else ""
+    return f"{escape(column.name)}{unit} {column.arrow}".rstrip()
+
+
+def _cell(cell: Cell) -> str:
+    text = f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)
+    if cell.value is None or cell.interval is None:
+        return text
+    return f"{text} {format_interval(cell.interval, cell.value)}"
+
+
+def escape(text: str) -> str:
+    """Text that cannot end a cell or be set bold by itself."""
+    return re.sub(r"([|*\\])", r"\\\1", text)

@@ -1,0 +1,114 @@
+"""The one table behind Markdown, LaTeX, CSV and HTML; see `render_markdown` and its siblings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+from segquant_bench.eval.results import Interval
+from segquant_bench.eval.tables.numbers import format_number
+
+DASH = "–"
+ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+KINDS = ("key", "count", "number")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in one place of a table.
+
+    Attributes:
+        text: as it is shown, not yet escaped.
+        bold: whether it is set bold.
+        value: the number behind `text`, which CSV writes at full precision; None for text.
+        interval: of `value`, shown behind or below it.
+        verdict: ``"better"``, ``"worse"`` or ``"tie"``: its colour in HTML; empty for none.
+    """
+
+    text: str
+    bold: bool = False
+    value: float | None = None
+    interval: Interval | None = None
+    verdict: str = ""
+
+
+Row = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """The head of a column.
+
+    Attributes:
+        title: its name.
+        kind: ``"key"`` (names, left), ``"number"`` (right) or ``"count"`` (right, but a key in HTML).
+        detail: what the title leaves open, such as the network of a metric.
+        unit: of its numbers; empty for none.
+        direction: ``"lower"`` or ``"higher"``, whichever is better; None if neither is.
+        intervals: whether CSV has columns for the edges of its intervals.
+    """
+
+    title: str
+    kind: str = "number"
+    detail: str = ""
+    unit: str = ""
+    direction: str | None = None
+    intervals: bool = False
+
+    @property
+    def arrow(self) -> str:
+        """↑ or ↓, whichever is better; empty where neither is."""
+        return ARROWS[self.direction]
+
+    @property
+    def name(self) -> str:
+        """Title and detail, ``fid_ref [effnet_lite0]``, which may break at the space."""
+        return f"{self.title} [{self.detail}]" if self.detail else self.title
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and groups of rows, a rule between groups; `summary` rows stand under a rule of their own."""
+
+    columns: tuple[Column, ...]
+    groups: tuple[tuple[Row, ...], ...]
+    summary: tuple[Row, ...] = ()
+    title: str = ""
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Those of all groups, without the summary."""
+        return tuple(row for group in self.groups for row in group)
+
+    @property
+    def blocks(self) -> tuple[tuple[Row, ...], ...]:
+        """The groups, and the summary as the last one."""
+        return (*self.groups, self.summary) if self.summary else self.groups
+
+
+def number(value: float, interval: Interval | None = None, *, bold: bool = False) -> Cell:
+    """A cell that shows a number with three to four significant digits."""
+    return Cell(format_number(value), bold, float(value), interval)
+
+
+def row(keys: Sequence[str], values: Iterable[Cell | str]) -> Row:
+    """Plain texts and cells as one row."""
+    return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in (*keys, *values))
+
+
+def heads(keys: Sequence[str], values: Sequence[str]) -> tuple[Column, ...]:
+    """Plain columns: names on the left, numbers on the right."""
+    return (*(Column(title, "key") for title in keys), *(Column(title) for title in values))
+
+
+def grouped(items: Iterable[T], key: Callable[[T], object], to_row: Callable[[T], Row]) -> tuple[tuple[Row, ...], ...]:
+    """A row for every item, a new group wherever the key changes."""
+    return tuple(tuple(map(to_row, members)) for _, members in groupby(items, key))
