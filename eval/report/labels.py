@@ -12,7 +12,7 @@ from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 
 DENOISER = "denoiser"
-VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders", "backend")
+VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
 """Sections in which runs of one method may differ; "encoders" is of older runs."""
 BACKEND = "reference"
 """What runs the quantized layers of runs that do not say."""
@@ -109,7 +109,13 @@ def settings(run: RunResult) -> dict[str, Any]:
         for key, value in _flat(run.config.get(section) or {}, section)
         if key.rpartition(".")[2] not in _UNTOLD
     }
-    return found if any(key.partition(".")[0] == "backend" for key in found) else {**found, "backend": BACKEND}
+    return {**found, "backend": _backend(run)}
+
+
+def _backend(run: RunResult) -> str:
+    """The name of what runs the quantized layers, or the path of one's own."""
+    found = run.config.get("backend") or BACKEND
+    return str(found.get("_target_") if isinstance(found, Mapping) else found)
 
 
 def home(run: RunResult) -> str:

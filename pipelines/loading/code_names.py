@@ -51,7 +51,9 @@ def check_names(config: ModelConfig, directory: Path, index: Mapping[str, Any]) 
 def _is_known(library: Any) -> bool:
     from diffusers import pipelines  # seconds; put off until a model is loaded
 
-    return isinstance(library, str) and (library in LIBRARIES or (library.isidentifier() and hasattr(pipelines, library)))
+    return isinstance(library, str) and (
+        library in LIBRARIES or (library.isidentifier() and hasattr(pipelines, library))
+    )
 
 
 def _check_files(folder: Path, kind: str) -> None:

@@ -15,11 +15,14 @@ from torch import nn
 
 from segquant import QuantizationError, load_quantized, presets, quantize_, save_quantized
 from segquant_bench.eval import EvalResult, load_result
+from segquant_bench.eval.report.results_table import results_table
+from segquant_bench.eval.tables.markdown import to_markdown
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.models import load_denoiser, load_pipeline
+from tests.eval.sweep import run_record
 from tests.pipelines.conftest import Command, Tiny, compose_config
 
 TRAP = "trap_in_a_file"
@@ -131,7 +134,8 @@ def test_a_results_file(trap: str, tmp_path: Path) -> None:
     raw["metrics"] = [EvalResult(f"{trap}.Kind", 1.0, 2, "lower", None, trap, None).to_dict()]
     (tmp_path / "results.json").write_text(json.dumps(raw))
     run = load_result(tmp_path / "results.json")
-    assert "mine" in to_markdown(build_table([run])) and f"{trap}.Kind" in to_markdown(build_table([run]))
+    text = to_markdown(results_table([run]))
+    assert "mine" in text and f"{trap}.Kind" in text
 
 
 def test_a_data_file(tiny: Tiny, tmp_path: Path, trap: str, command: Command) -> None:
