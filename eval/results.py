@@ -179,6 +179,7 @@ def load_result(path: Path) -> RunResult:
     missing = [key for key in _REQUIRED if key not in raw]
     if missing:
         raise EvalError(f"{path} lacks {', '.join(missing)}; run that job again")
+    _rename(raw)
     output_error = raw.get("output_error")
     return RunResult(
         path=path,
@@ -207,6 +208,19 @@ def load_result(path: Path) -> RunResult:
         statistics=raw.get("statistics") or {},
         components=raw.get("components") or {},
     )
+
+
+def _rename(raw: dict[str, Any]) -> None:
+    """Give what older runs called otherwise its name of today."""
+    stages, config = raw.get("stages", {}), raw.get("config") or {}
+    calibration = config.get("calibration") or {}
+    for found, old, new in (
+        (stages, "encoders", "components"),
+        (config, "encoders", "components"),
+        (calibration, "sampler", "timesteps"),
+    ):
+        if old in found:
+            found[new] = found.pop(old)
 
 
 def load_results(directories: Iterable[Path]) -> list[RunResult]:

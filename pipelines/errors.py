@@ -20,6 +20,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "known are " + ", ".join(known) if known else "none are known here"
 
 
+RENAMED = {"encoders": "components", "calibration.sampler": "calibration.timesteps"}
+"""Keys of the configuration that were called otherwise, with their names of today."""
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The sentence for a key that the configuration does not have; `known` are the names beside it."""
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return f"{old} is called {new} now; set {new}{key.removeprefix(old)}"
+    return f"there is no key {key!r}; {nearest(key.rpartition('.')[2], known)}"
+
+
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
     """PipelineError unless a key's value is one of those known."""
     known = tuple(known)

@@ -17,9 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.sweep import report_sweep
 from segquant_bench.pipelines.runtime.paths import CONF
+from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 log = logging.getLogger(__name__)
 
@@ -32,26 +34,30 @@ register()
 
 def job(config: DictConfig) -> None:
     """One run: all stages, results.json, logger. Raises PipelineError for what the user can mend."""
+    # put off: torch, which `segquant --help` and refused command lines do without
     from segquant_bench.pipelines.results.write import read_json, write_results
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 
+    quieten_absent_gpu()
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
-        run = validate(config)
-        if run.logger.name == "wandb":
+        checked = validate(config)
+        check_shipped(checked)
+        if checked.logger.name == "wandb":
+            # put off: most runs have no such logger
             from segquant_bench.pipelines.results.wandb_log import check_installed
 
             check_installed()
-        benchmark = Benchmark(run)
-        benchmark.run()
-        results = write_results(benchmark, folder)
+        run = open_run(checked)
+        run_all(run)
+        results = write_results(run, folder)
         log.info("results: %s", results)
-        if run.logger.name == "wandb":
+        if checked.logger.name == "wandb":
             from segquant_bench.pipelines.results.wandb_log import log_run
 
             log_run(
-                run.logger,
+                checked.logger,
                 read_json(results),
                 folder,
                 OmegaConf.to_container(config, resolve=True),

@@ -16,6 +16,8 @@ from segquant.observers.stats import InputStats
 from segquant.quantize import quantize_
 from segquant.serialize import load_quantized, save_quantized
 
+__version__ = "0.2.0"
+
 __all__ = [
     "PRECISIONS",
     "InputStats",

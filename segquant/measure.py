@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,25 +36,100 @@ def layer_errors(
     Raises:
         QuantizationError: the models do not match.
     """
+    with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
+        for batch in batches:
+            call(float_model, batch)
+    return _layer_results(sums)
+
+
+@dataclass(frozen=True)
+class ModelErrors:
+    """Relative errors ||Y − Ŷ||_F / ||Y||_F of a quantized model.
+
+    Attributes:
+        layers: by module name, as `layer_errors`.
+        output: of the model's output over all batches, as `output_error`.
+        parts: of the model's output for every part of every batch, in order.
+    """
+
+    layers: dict[str, float]
+    output: float
+    parts: list[float]
+
+
+def model_errors(
+    float_model: nn.Module,
+    quant_model: nn.Module,
+    batches: Iterable[Any],
+    layers: Iterable[str] | None = None,
+    *,
+    parts: Sequence[int] | None = None,
+) -> ModelErrors:
+    """`layer_errors`, `output_error` and `output_errors`, with one pass of each model over the batches.
+
+    Args:
+        float_model, quant_model, batches, layers: as for `layer_errors`.
+        parts: of every batch, how many parts its rows are: all output tensors are cut along their first axis into
+            that many equal pieces. One part per batch if None.
+
+    Raises:
+        QuantizationError: the models do not match; there are no batches; rows that do not fall into equal parts.
+    """
+    total, pieces = (0.0, 0.0), list[float]()
+    with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
+        for index, batch in enumerate(batches):
+            count = 1 if parts is None else parts[index]
+            exact, approximate = tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch))
+            for piece in _part_sums(exact, approximate, count):
+                pieces.append(_relative(*piece))
+                total = (total[0] + piece[0], total[1] + piece[1])
+    if not pieces:
+        raise _no_batches()
+    return ModelErrors(_layer_results(sums), _relative(*total), pieces)
+
+
+def _part_sums(exact: Sequence[Tensor], approximate: Sequence[Tensor], count: int) -> Iterator[tuple[float, float]]:
+    """Squared error and squares of each of `count` parts of some outputs."""
+    odd = [tuple(a.shape) for a in exact if count > 1 and (not a.dim() or a.shape[0] % count)]
+    if odd:
+        raise QuantizationError(
+            f"an output of shape {odd[0]} cannot be cut into {count} parts along its first axis; give parts=None"
+        )
+    pairs = [(_chunks(a, count), _chunks(b, count)) for a, b in zip(exact, approximate, strict=True)]
+    for index in range(count):
+        own = [(a[index], b[index]) for a, b in pairs]
+        yield sum(float((a - b).square().sum()) for a, b in own), sum(float(a.square().sum()) for a, _ in own)
+
+
+def _chunks(values: Tensor, count: int) -> Sequence[Tensor]:
+    return values.double().chunk(count) if count > 1 else [values.double()]
+
+
+@contextmanager
+def _comparing(
+    float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
+) -> Iterator[dict[str, Tensor]]:
+    """Within the block, every call of a float layer adds to its sums: squared error, squares, calls (float64 [3])."""
     names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}  # squared error, squares, calls
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
     handles = []
-    for name in names:
-        if not isinstance(originals.get(name), LAYERS) or name not in replaced:
-            side = "quantized" if name in originals else "float"
-            raise QuantizationError(
-                f"the {side} model has no linear or convolution {name!r}; give the model that was quantized"
-            )
-        hook = _compare(replaced[name], sums[name])
-        handles.append(originals[name].register_forward_hook(hook, with_kwargs=True))
     try:
-        with torch.no_grad():
-            for batch in batches:
-                call(float_model, batch)
+        for name in names:
+            if not isinstance(originals.get(name), LAYERS) or name not in replaced:
+                side = "quantized" if name in originals else "float"
+                raise QuantizationError(
+                    f"the {side} model has no linear or convolution {name!r}; give the model that was quantized"
+                )
+            hook = _compare(replaced[name], sums[name])
+            handles.append(originals[name].register_forward_hook(hook, with_kwargs=True))
+        yield sums
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _layer_results(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: _relative(*found[:2].tolist()) for name, found in sums.items() if found[2]}
 
 
@@ -94,8 +171,12 @@ def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterab
     """Relative error ||Y − Ŷ||_F / ||Y||_F of the whole model's output, over all batches together."""
     pairs = list(_output_sums(float_model, quant_model, batches))
     if not pairs:
-        raise QuantizationError("there are no batches to measure the output error on; give at least one")
+        raise _no_batches()
     return _relative(sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs))
+
+
+def _no_batches() -> QuantizationError:
+    return QuantizationError("there are no batches to measure the output error on; give at least one")
 
 
 def _output_sums(

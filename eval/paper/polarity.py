@@ -30,9 +30,15 @@ def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
     for run in runs:
         records = run.statistics.get("polarity")
         if records:
-            key = (run.model, run.dataset, run.stages.get("statistics", {}).get("key", ""))
+            key = (run.model, run.dataset, _stage_key(run))
             found.setdefault(key, Table(HEAD, (_rows(records),), title=f"Signs after activations: {_where(run)}"))
     return list(found.values())
+
+
+def _stage_key(run: RunResult) -> str:
+    """What tells sets of calibration inputs apart; older runs have the signs in the stage "statistics"."""
+    stage: dict[str, Any] = run.stages.get("polarity") or run.stages.get("statistics") or {}
+    return str(stage.get("key", ""))
 
 
 def _where(run: RunResult) -> str:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
-from segquant_bench.pipelines.errors import causes, nearest, one_line
+from segquant_bench.pipelines.errors import causes, nearest, one_line, unknown_key
 
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d[\d.]*) ?(bytes|[KMGTP]?i?B)")
 _FREE = re.compile(r"of which (\d[\d.]* ?[KMGTP]?i?B) is free")
@@ -43,9 +43,9 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
-    parent, key = error.parent_node, str(error.key)
+    parent = error.parent_node
     known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    return f"there is no key {error.full_key!r}; {nearest(key, known)}"
+    return unknown_key(str(error.full_key), known)
 
 
 def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str:

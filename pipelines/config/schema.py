@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
+from segquant_bench.pipelines.config.help import options_page
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
     CorrectionConfig,
@@ -24,9 +25,9 @@ from segquant_bench.pipelines.config.sections import (
     ModelConfig,
     PrecisionConfig,
 )
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line, unknown_key
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
-from segquant_bench.pipelines.runtime.paths import ZOO
+from segquant_bench.pipelines.runtime.paths import zoo_path
 
 PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
 NAME = re.compile(r"[\w.-]+")
@@ -40,8 +41,10 @@ class RunConfig:
     """One run: model, data, calibration, quantizer, precision, judgement.
 
     `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
-    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `encoders` changes
-    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}.
+    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `components` changes
+    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `polarity` also
+    records the signs of activations (Table 1), which costs a pass and changes nothing else. `stages` holds settings of
+    further stages by name.
     """
 
     name: str = MISSING
@@ -54,7 +57,9 @@ class RunConfig:
     metric: MetricConfig = MISSING
     logger: LoggerConfig = MISSING
     quantize: list[str] = field(default_factory=lambda: [DENOISER])
-    encoders: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, Any] = field(default_factory=dict)
+    polarity: bool = False
     seed: int = 0
     cache: str = "outputs/cache"
     report: bool = True
@@ -98,8 +103,8 @@ class RunConfig:
 
     def _check_offload(self) -> None:
         """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
-        if self.calibration.sampler == "loss":
-            self.check_whole("calibration.sampler=loss")
+        if self.calibration.timesteps == "loss":
+            self.check_whole("calibration.timesteps=loss")
         if self.model.embeddings == "cached" and self.text_encoders:
             raise PipelineError(
                 f"quantize=[{','.join(self.quantize)}] needs text encoders, and model.embeddings=cached releases them; "
@@ -132,11 +137,11 @@ class RunConfig:
             )
         if self.quantizer[TARGET] == f"{PRESETS}.plan":
             self.check_alone()
-        for name, settings in self.encoders.items():
+        for name, settings in self.components.items():
             if name not in named or name == DENOISER:
-                raise PipelineError(f"encoders.{name} is no component in quantize=[{','.join(named)}]; add it there")
+                raise PipelineError(f"components.{name} is no component in quantize=[{','.join(named)}]; add it there")
             if not isinstance(settings, dict):
-                raise PipelineError(f"encoders.{name}={settings!r} is no setting; give encoders.{name}.KEY=VALUE")
+                raise PipelineError(f"components.{name}={settings!r} is no setting; give components.{name}.KEY=VALUE")
         if DENOISER not in named and not self.is_float:
             self._check_float_denoiser()
 
@@ -151,7 +156,7 @@ class RunConfig:
         for key in ("skip", "overrides"):
             if self.quantizer.get(key):
                 raise PipelineError(
-                    f"{asked}, whose layers quantizer.{key} names; set +encoders.{self.quantize[0]}.{key} instead"
+                    f"{asked}, whose layers quantizer.{key} names; set +components.{self.quantize[0]}.{key} instead"
                 )
 
     @property
@@ -206,14 +211,16 @@ class RunConfig:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `schema`, and two resolvers to OmegaConf.
+    """Make the schema known to Hydra as `schema`, and three resolvers to OmegaConf.
 
-    `${zoo:NAME}` is the path of a file shipped in pipelines/zoo; `${method:}` names quantizer and correction.
+    `${zoo:NAME}` is the path of a shipped file (see `runtime.paths`), whether it is there or not; `${method:}` names
+    quantizer and correction; `${options:}` lists the options for --help.
     Sweeps may be lists of grids (`segquant_bench.pipelines.config.grids`).
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
-    OmegaConf.register_new_resolver("zoo", lambda name: str(ZOO / name), replace=True)
+    OmegaConf.register_new_resolver("zoo", lambda name: str(zoo_path(name)), replace=True)
+    OmegaConf.register_new_resolver("options", options_page, replace=True)
     OmegaConf.register_new_resolver("method", method_label, replace=True)
 
 
@@ -238,7 +245,7 @@ def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
     known = {item.name for item in fields(schema)}
     for key in config:
         if key not in known:
-            raise PipelineError(f"there is no key {prefix + str(key)!r}; {nearest(str(key), known)}")
+            raise PipelineError(unknown_key(f"{prefix}{key}", known))
         nested = OmegaConf.get_type(config, key)
         if not OmegaConf.is_missing(config, key) and is_dataclass(nested):
             _refuse_extra(config[key], nested, f"{prefix}{key}.")
@@ -274,7 +281,7 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
     Two runs of the unquantized model at different `precision` are one and the same.
     """
     raw = asdict(run)
-    for key in ("name", "logger", "cache", "report"):
+    for key in ("name", "logger", "cache", "report", "polarity"):
         del raw[key]
     for key in ("path", "repo", "revision", "variant", "device"):
         del raw["model"][key]
@@ -299,9 +306,13 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
         raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
     if not run.is_corrected:
         raw["correction"] = None
-    del raw["quantize"], raw["encoders"]
-    if run.other_components:
-        raw["text_encoders"] = {name: run.encoders.get(name, {}) for name in run.other_components}
+    if raw["calibration"] is not None:  # under its older name, so that hashes of earlier results stay
+        raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
+    if not run.stages:
+        del raw["stages"]
+    del raw["quantize"], raw["components"]
+    if run.other_components:  # "text_encoders": likewise
+        raw["text_encoders"] = {name: run.components.get(name, {}) for name in run.other_components}
         if not run.quantizes_denoiser:
             raw["denoiser"] = None
     text = json.dumps(raw, sort_keys=True, default=str)

@@ -12,7 +12,7 @@ from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
 DTYPES = ("float32", "bfloat16", "float16")
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
 LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
-SAMPLERS = ("uniform", "normal", "all", "loss")
+TIMESTEPS = ("uniform", "normal", "all", "loss")
 CORRECTIONS = ("none", "ptqd", "tac", "affine")
 OFFLOADS = ("none", "components", "blocks")
 EMBEDDINGS = ("live", "cached")
@@ -110,15 +110,15 @@ class ModelConfig:
 class CalibrationConfig:
     """Which denoiser inputs the quantizer sees.
 
-    `prompts` calibration prompts with `steps_per_prompt` timesteps each, drawn by `sampler`: uniform over the
+    `prompts` calibration prompts with `steps_per_prompt` timesteps each, chosen by `timesteps`: uniform over the
     schedule; normal around `mean` with `std` (fractions of the schedule, 0 is the clean picture, 1 pure noise);
     all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts. `held_out` further prompts, on
-    which layer errors are measured, always have uniform steps, so that samplers can be compared. `batch_size`
+    which layer errors are measured, always have uniform steps, so that errors compare between them. `batch_size`
     inputs go through the denoiser at once when it is observed.
     """
 
     name: str = MISSING
-    sampler: str = "uniform"
+    timesteps: str = "uniform"
     prompts: int = 32
     held_out: int = 8
     steps_per_prompt: int | None = 4
@@ -129,17 +129,17 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("calibration.sampler", self.sampler, SAMPLERS)
+        one_of("calibration.timesteps", self.timesteps, TIMESTEPS)
         at_least("calibration.prompts", self.prompts, 1)
         at_least("calibration.held_out", self.held_out, 1)
         at_least("calibration.batch_size", self.batch_size, 1)
         at_least("calibration.pilot", self.pilot, 1)
         if self.std <= 0:
             raise PipelineError(f"calibration.std={self.std} is out of range; it must be positive")
-        if (self.sampler == "all") != (self.steps_per_prompt is None):
+        if (self.timesteps == "all") != (self.steps_per_prompt is None):
             raise PipelineError(
-                f"calibration.sampler={self.sampler} with calibration.steps_per_prompt={self.steps_per_prompt}: "
-                "sampler=all takes every step (steps_per_prompt=null), the other samplers need a number of steps"
+                f"calibration.timesteps={self.timesteps} with calibration.steps_per_prompt={self.steps_per_prompt}: "
+                "timesteps=all takes every step (steps_per_prompt=null), the others need a number of steps"
             )
         if self.steps_per_prompt is not None:
             at_least("calibration.steps_per_prompt", self.steps_per_prompt, 1)

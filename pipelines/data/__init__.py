@@ -1,1 +1,1 @@
-"""Prompts and real pictures: data sets as their authors lay them out, drawn the same on every machine."""
+"""Prompts, real pictures and control pictures."""

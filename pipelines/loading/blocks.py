@@ -4,7 +4,7 @@ run, modules without any weights at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 import segquant
-from segquant import Method, QuantizationError
+from segquant import Method, QuantizationError, Segments
 from segquant.offload.quantize import quantize_offloaded_
 from segquant.offload.weights import FileWeights, Offloaded
 from segquant_bench.pipelines.config.sections import ModelConfig
@@ -98,7 +98,12 @@ def _keep_precise(model: nn.Module) -> None:
 
 
 def quantize_from_disk(
-    config: ModelConfig, directory: Path, method: Method, batches: Iterable[Any], label: str
+    config: ModelConfig,
+    directory: Path,
+    method: Method,
+    batches: Iterable[Any],
+    label: str,
+    segments: Mapping[str, Segments] | None = None,
 ) -> nn.Module:
     """The quantized denoiser, made block by block: one block's float weights are in memory at a time.
 
@@ -107,7 +112,8 @@ def quantize_from_disk(
     """
     with progress_bar(label) as progress:
         offloaded = offloaded_denoiser(config, directory)
-        return drop_cached_weights_(quantize_offloaded_(offloaded, method, batches, progress=progress)).to("cpu")
+        quantized = quantize_offloaded_(offloaded, method, batches, segments, progress=progress)
+        return drop_cached_weights_(quantized).to("cpu")
 
 
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:

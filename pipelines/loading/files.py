@@ -13,7 +13,7 @@ from typing import Any
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import tree_digest
-from segquant_bench.pipelines.runtime.paths import ZOO
+from segquant_bench.pipelines.runtime.paths import ZOO, ZOO_ADVICE
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
     directory = directory.resolve()
     if directory == ZOO or not directory.is_relative_to(ZOO):
         return otherwise
+    if not ZOO.is_dir():
+        return f"the package does not contain it; {ZOO_ADVICE}"
     from segquant_bench.pipelines.runtime.paths import FAMILIES
 
     folder = directory.relative_to(ZOO).parts[0]

@@ -25,7 +25,7 @@ def check_installed() -> None:
         raise PipelineError("logger=wandb needs the package wandb; run `pip install wandb` or set logger=none")
 
 
-def resolve_mode(mode: str) -> str:
+def resolve_mode(mode: str) -> Any:
     """ "auto" is $WANDB_MODE if set, else "online" with a key in environment or netrc, else "offline"."""
     if mode != "auto":
         return mode
@@ -128,9 +128,9 @@ def _quantized(results: dict[str, Any], folder: Path) -> dict[Path, str]:
     The denoiser's and the correction's stand at the top, another component's in a folder of its name.
     """
     found: dict[Path, str] = {}
-    for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("encoders", "*/*")):
+    for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("components", "*/*")):
         if stage in results["stages"]:
             root = folder / results["stages"][stage]["path"]
             for path in sorted(root.glob(pattern)):
-                found[path] = path.name if stage != "encoders" else path.relative_to(root).as_posix()
+                found[path] = path.name if stage != "components" else path.relative_to(root).as_posix()
     return found

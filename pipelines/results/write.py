@@ -11,12 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segquant.files import write_json
 from segquant.method.plan_file import PLAN
 from segquant_bench.pipelines.config.schema import config_hash
 from segquant_bench.pipelines.runtime import provenance
-from segquant_bench.pipelines.runtime.cache import Stage, link_tree, write_json
-from segquant_bench.pipelines.stages.benchmark import Benchmark
-from segquant_bench.pipelines.stages.components import RECORD as ENCODERS
+from segquant_bench.pipelines.runtime.cache import Finished, link_tree
+from segquant_bench.pipelines.stages.components.quantize import RECORD as COMPONENTS
+from segquant_bench.pipelines.stages.generate import pictures_folder
+from segquant_bench.pipelines.stages.graph import graph_record
+from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
+from segquant_bench.pipelines.stages.quantize import ERRORS
+from segquant_bench.pipelines.stages.reference import SIZE
+from segquant_bench.pipelines.stages.run import Run
 
 SCHEMA = 1
 
@@ -44,7 +50,7 @@ def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
     }
 
 
-def stage_records(stages: dict[str, Stage], folder: Path) -> dict[str, dict[str, Any]]:
+def stage_records(stages: dict[str, Finished], folder: Path) -> dict[str, dict[str, Any]]:
     """Seconds, peak memory, whether it was found finished, key and relative path of every stage."""
     records = {}
     for name, stage in stages.items():
@@ -54,45 +60,46 @@ def stage_records(stages: dict[str, Stage], folder: Path) -> dict[str, dict[str,
     return records
 
 
-def denoiser_errors(benchmark: Benchmark) -> dict[str, Any]:
+def denoiser_errors(run: Run) -> dict[str, Any]:
     """Errors on held-out denoiser inputs and sizes; a denoiser that is left as it is has no errors."""
-    size = read_json(benchmark.reference().path / "denoiser.json")["weight_bytes"]
-    if not benchmark.config.quantizes_denoiser:
+    size = read_json(run.folder("reference") / SIZE)["weight_bytes"]
+    if not run.config.quantizes_denoiser:
         found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
         found |= {"per_row_steps": [], "statistics": None}
     else:
-        found = read_json(benchmark.quantize().path / "errors.json")
-        found["statistics"] = read_json(benchmark.statistics().path / "statistics.json")
+        found = read_json(run.folder("quantize") / ERRORS)
+        signs = read_json(run.folder("polarity") / POLARITY) if run.has("polarity") else {}
+        found["statistics"] = {"segments": graph_record(run.folder("graph")), "polarity": signs}
     return {**found, "layer_error": layer_summary(found["layer_errors"]), "weight_bytes_float": size}
 
 
-def component_records(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+def component_records(run: Run) -> dict[str, dict[str, Any]]:
     """By component of the pipeline: bytes before and after, and the errors of quantized ones but the denoiser.
 
     The denoiser's errors have their own place. Empty for runs that quantize the denoiser alone.
     """
-    if not benchmark.config.other_components:
+    if not run.config.other_components:
         return {}
-    found = read_json(benchmark.encoders().path / ENCODERS)
+    found = read_json(run.folder("components") / COMPONENTS)
     records = {name: {"weight_bytes": size, "weight_bytes_float": size} for name, size in found["weight_bytes"].items()}
-    records[found["denoiser"]]["weight_bytes"] = denoiser_errors(benchmark)["weight_bytes"]
-    for name, errors in found["encoders"].items():
+    records[found["denoiser"]]["weight_bytes"] = denoiser_errors(run)["weight_bytes"]
+    for name, errors in found["components"].items():
         records[name] = {**errors, "layer_error": layer_summary(errors["layer_errors"])}
     return records
 
 
-def correction_record(benchmark: Benchmark) -> dict[str, Any] | None:
+def correction_record(run: Run) -> dict[str, Any] | None:
     """What was corrected at sampling time and how well that fitted; None where nothing was."""
-    if not benchmark.config.is_corrected:
+    if not run.config.is_corrected:
         return None
-    head = read_json(benchmark.correct().path / "correction.json")
-    return {"name": benchmark.config.correction.name, "method": head["method"], **head["record"]}
+    head = read_json(run.folder("correct") / "correction.json")
+    return {"name": run.config.correction.name, "method": head["method"], **head["record"]}
 
 
-def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+def build_results(run: Run, folder: Path) -> dict[str, Any]:
     """The content of results.json for a run whose stages are finished."""
-    config = benchmark.config
-    prompts = list(benchmark.dataset.evaluation)
+    config = run.config
+    prompts = list(run.dataset.evaluation)
     artifacts = {"images": "images", "reference": "images" if config.is_float else "reference"}
     return {
         "schema": SCHEMA,
@@ -101,39 +108,39 @@ def build_results(benchmark: Benchmark, folder: Path) -> dict[str, Any]:
         "quantizer": config.quantizer_name,
         "precision": config.precision_name,
         "dataset": config.dataset.name,
-        "subset": dict(benchmark.dataset.record),
+        "subset": dict(run.dataset.record),
         "seed": config.seed,
         "n_images": len(prompts),
         "config": asdict(config),
-        "config_hash": config_hash(config, benchmark.fingerprint, benchmark.dataset.record),
-        "metrics": read_json(benchmark.evaluate().path / "evaluation" / "metrics.json")["metrics"],
-        **denoiser_errors(benchmark),
-        "components": component_records(benchmark),
-        "correction": correction_record(benchmark),
-        "stages": stage_records(benchmark.stages, folder),
-        "artifacts": {**artifacts, "evaluation": "evaluation", **copy_plan(benchmark, folder)},
+        "config_hash": config_hash(config, run.fingerprint, run.dataset.record),
+        "metrics": read_json(run.folder("evaluate") / "evaluation" / "metrics.json")["metrics"],
+        **denoiser_errors(run),
+        "components": component_records(run),
+        "correction": correction_record(run),
+        "stages": stage_records(run.finished, folder),
+        "artifacts": {**artifacts, "evaluation": "evaluation", **copy_plan(run, folder)},
         "prompts": prompts,
         "versions": provenance.versions(),
-        "device": provenance.device_record(benchmark.device),
+        "device": provenance.device_record(run.device),
         "git": provenance.git_commit(),
     }
 
 
-def copy_plan(benchmark: Benchmark, folder: Path) -> dict[str, str]:
+def copy_plan(run: Run, folder: Path) -> dict[str, str]:
     """Put the plan of `auto` into the run's folder, and say where; nothing for other methods.
 
     It is a copy, not a link: it is there to be edited, and the cache's own must not change with it.
     """
-    if not benchmark.config.quantizes_denoiser:
+    if not run.config.quantizes_denoiser:
         return {}
-    source = benchmark.quantize().path / PLAN
+    source = run.folder("quantize") / PLAN
     if not source.is_file():
         return {}
     shutil.copyfile(source, folder / PLAN)
     return {"plan": PLAN}
 
 
-def write_results(benchmark: Benchmark, folder: Path) -> Path:
+def write_results(run: Run, folder: Path) -> Path:
     """Put pictures, evaluation and results.json of a finished run into its folder; returns the JSON's path.
 
     Pictures are hard links to the cache where that is possible. results.json comes last and whole.
@@ -141,9 +148,9 @@ def write_results(benchmark: Benchmark, folder: Path) -> Path:
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    link_tree(benchmark.generate().path / "images", folder / "images")
-    link_tree(benchmark.evaluate().path / "evaluation", folder / "evaluation")
-    if not benchmark.config.is_float:
-        link_tree(benchmark.reference().path / "images", folder / "reference")
-    write_json(path, build_results(benchmark, folder))
+    link_tree(pictures_folder(run), folder / "images")
+    link_tree(run.folder("evaluate") / "evaluation", folder / "evaluation")
+    if not run.config.is_float:
+        link_tree(run.folder("reference") / "images", folder / "reference")
+    write_json(path, build_results(run, folder))
     return path

@@ -1,4 +1,4 @@
-"""Stages on disk: computed once, published whole, shared by every run that depends on the same things."""
+"""Stages on disk: computed once, published by one rename, shared by every run that depends on the same things."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from segquant.files import write_json
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.runtime.cost import measured
 
@@ -24,11 +25,11 @@ RECORD = "stage.json"
 
 
 @dataclass(frozen=True)
-class Stage:
+class Finished:
     """A finished stage.
 
     Attributes:
-        name: "reference", "calibrate", "quantize", "correct", "generate" …, a method of `Benchmark`.
+        name: "reference", "calibrate", "quantize", "correct", "generate" …
         key: hash of everything the stage depends on.
         path: its folder.
         seconds: wall-clock time of computing it, also where that was in an earlier run.
@@ -52,8 +53,19 @@ def stage_key(name: str, depends: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
-    """The stage's folder, computed by `compute(empty folder)` unless it is there already.
+def find_finished(name: str, cache: Path, depends: Mapping[str, Any]) -> Finished | None:
+    """The stage if it is finished; its folder is read and nothing else."""
+    return _finished(*_place(name, cache, depends))
+
+
+def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, str, str]:
+    """Folder, name and key of a stage."""
+    key = stage_key(name, depends)
+    return cache / "stage" / f"{name}-{key}", name, key
+
+
+def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
+    """The stage's folder, filled by `compute(empty folder)` unless it is there already.
 
     The folder appears under its final name only when it is complete. Runs that want the same stage at the
     same time wait for the one that computes it. An interrupted or failed computation removes what it wrote;
@@ -68,8 +80,7 @@ def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Calla
     Raises:
         PipelineError: the disk is full, or a file cannot be read or written.
     """
-    key = stage_key(name, depends)
-    final = cache / "stage" / f"{name}-{key}"
+    final, name, key = _place(name, cache, depends)
     found = _finished(final, name, key)
     if found is not None:
         return found
@@ -83,13 +94,13 @@ def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Calla
         raise PipelineError(f"stage {name} in {final.parent} failed: {one_line(error)}") from error
 
 
-def _finished(final: Path, name: str, key: str) -> Stage | None:
+def _finished(final: Path, name: str, key: str) -> Finished | None:
     record = final / RECORD
     if not record.is_file():
         return None
     raw = json.loads(record.read_text(encoding="utf-8"))
     log.info("%s: done before (%.1f s then)", name, raw["seconds"])
-    return Stage(name, key, final, raw["seconds"], raw["peak_memory_mb"], raw["peak_device_memory_mb"], cached=True)
+    return Finished(name, key, final, raw["seconds"], raw["peak_memory_mb"], raw["peak_device_memory_mb"], cached=True)
 
 
 @contextmanager
@@ -107,7 +118,7 @@ def _held(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
+def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
     for leftover in final.parent.glob(f"{final.name}.partial*"):
         log.info("%s: removing what a killed run left", name)
         shutil.rmtree(leftover)
@@ -117,15 +128,10 @@ def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compu
         partial.mkdir()
         with measured() as cost:
             compute(partial)
-        record = {
-            "name": name,
-            "key": key,
-            "depends": dict(depends),
-            "seconds": round(cost.seconds, 3),
-            "peak_memory_mb": round(cost.peak_memory_mb, 1),
-            "peak_device_memory_mb": cost.peak_device_memory_mb,
-        }
-        (partial / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        seconds, peak, device_peak = round(cost.seconds, 3), round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
+        record = {"name": name, "key": key, "depends": dict(depends), "seconds": seconds, "peak_memory_mb": peak}
+        record["peak_device_memory_mb"] = device_peak
+        write_json(partial / RECORD, record)
         partial.rename(final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -133,7 +139,7 @@ def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compu
             raise _disk_full(name, final.parent) from error
         raise
     log.info("%s: %.1f s, peak memory %.0f MB", name, cost.seconds, cost.peak_memory_mb)
-    return Stage(name, key, final, record["seconds"], record["peak_memory_mb"], cost.peak_device_memory_mb, False)
+    return Finished(name, key, final, seconds, peak, device_peak, cached=False)
 
 
 def _disk_full(name: str, where: Path) -> PipelineError:
@@ -141,17 +147,6 @@ def _disk_full(name: str, where: Path) -> PipelineError:
         f"the disk is full: stage {name} could not be written to {where}; free some space or set "
         "cache=DIRECTORY on another disk"
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either whole or not there; NaN is refused."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def link_tree(source: Path, target: Path) -> None:

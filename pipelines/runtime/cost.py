@@ -47,11 +47,11 @@ def measured() -> Iterator[Cost]:
     """
     cost, was_reset, start = Cost(), _reset_peak(), time.perf_counter()
     torch = sys.modules.get("torch")
-    on_device = torch is not None and torch.cuda.is_initialized()
-    if on_device:
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     yield cost
     cost.seconds = time.perf_counter() - start
     cost.peak_memory_mb = _peak_mb(was_reset)
+    torch = sys.modules.get("torch")  # the block may have imported it
     if torch is not None and torch.cuda.is_initialized():
         cost.peak_device_memory_mb = torch.cuda.max_memory_allocated() / 2**20

@@ -1,14 +1,10 @@
-"""Hashes of files and of source code."""
+"""Hashes of the content of files."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 from functools import lru_cache
 from pathlib import Path
-
-from segquant_bench.pipelines.runtime.paths import PIPELINES
 
 
 @lru_cache(maxsize=256)
@@ -36,19 +32,3 @@ def tree_digest(root: Path, suffixes: tuple[str, ...]) -> str:
         if path.suffix in suffixes and path.is_file() and not hidden:
             whole.update(f"{relative.as_posix()}\0{file_digest(path)}\n".encode())
     return whole.hexdigest()[:16]
-
-
-@lru_cache(maxsize=8)
-def source_digest(package: str) -> str:
-    """One hash of a package's Python files, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"package {package!r} is not installed")
-    return tree_digest(Path(next(iter(spec.submodule_search_locations))), (".py",))
-
-
-def modules_digest(*names: str) -> str:
-    """One hash of modules of this package, by file name."""
-    here = PIPELINES
-    files = (here / f"{name.replace('.', '/')}.py" for name in names)
-    return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()[:16]

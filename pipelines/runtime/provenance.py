@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
 
 from segquant_bench.pipelines.runtime.paths import HOME
@@ -20,8 +21,13 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on; absent packages are left out."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    return {"python": platform.python_version(), **versions_of(PACKAGES)}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those of the packages that are installed."""
+    found = {}
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

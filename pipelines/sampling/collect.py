@@ -118,16 +118,16 @@ def step_weights(
 ) -> np.ndarray | None:
     """How likely each step of the schedule is to be drawn; None where all are alike (uniform, all).
 
-    The sampler "loss" samples the first `config.pilot` prompts once, with inputs at every step, and weighs a
+    The rule "loss" samples the first `config.pilot` prompts once, with inputs at every step, and weighs a
     step by the error that rounding to nearest at `precision` makes there.
 
     Returns:
         float64 [steps], or None.
     """
     total = call["num_inference_steps"]
-    if config.sampler == "normal":
+    if config.timesteps == "normal":
         return normal_weights(total, config.mean, config.std)
-    if config.sampler != "loss":
+    if config.timesteps != "loss":
         return None
     pilot = collect(
         pipeline, denoiser, prompts[: config.pilot], call,

@@ -172,6 +172,11 @@ class Batches:
         return len(self.groups)
 
     @property
+    def sizes(self) -> list[int]:
+        """How many samples every batch holds; each has as many rows as another of its batch."""
+        return [len(group) for group in self.groups]
+
+    @property
     def origins(self) -> list[tuple[int, ...]]:
         """The prompts of every batch: what `segquant.observers.observe` keeps together when it holds rows out."""
         return [tuple(sorted({sample.prompt for sample in group})) for group in self.groups]

@@ -1,4 +1,4 @@
-"""Which timesteps calibration sees: the shares of the steps under each sampler, and the draw itself."""
+"""Which timesteps calibration sees: the shares of the steps under each rule, and the draw itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.runtime.digests import source_digest
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +23,7 @@ def depends(config: CalibrationConfig, precision: str) -> dict[str, Any]:
         "normal": {"mean": config.mean, "std": config.std},
         "loss": {"pilot": config.pilot, "precision": precision, "batch_size": config.batch_size},
     }
-    needed = {"sampler": config.sampler, **own.get(config.sampler, {})}
-    return {**needed, "segquant": source_digest("segquant")} if config.sampler == "loss" else needed
+    return {"rule": config.timesteps, **own.get(config.timesteps, {})}
 
 
 def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
@@ -77,7 +75,7 @@ def rounding_loss(
     for step in range(total):
         own = [sample for sample in samples if sample.step == step]
         if not own:
-            raise PipelineError(f"no denoiser input at step {step} was collected; use calibration.sampler=uniform")
+            raise PipelineError(f"no denoiser input at step {step} was collected; use calibration.timesteps=uniform")
         losses[step] = segquant.output_error(denoiser, rounded, Batches(own, batch_size, device)) ** 2
     if not losses.any():
         raise PipelineError(f"rounding to {precision} changes no prediction, so no step is harder than another")
@@ -98,7 +96,7 @@ def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
     if np.count_nonzero(weights) < count:
         raise PipelineError(
             f"calibration.steps_per_prompt={count} is more than the {np.count_nonzero(weights)} steps that "
-            "calibration.sampler can draw; lower it"
+            "calibration.timesteps can draw; lower it"
         )
     certain = np.zeros(len(weights), dtype=bool)
     while True:
@@ -148,10 +146,10 @@ def draw_steps(
 
 
 def describe(config: CalibrationConfig, weights: np.ndarray | None, total: int) -> dict[str, Any]:
-    """What a calibration stage records of its sampler: the inclusion probability of every step (JSON types)."""
+    """What a calibration stage records of its steps: the inclusion probability of every step (JSON types)."""
     count = config.steps_per_prompt
     if count is None:
         chances = np.ones(total)
     else:
         chances = inclusion_probabilities(np.ones(total) if weights is None else weights, count)
-    return {"sampler": config.sampler, "inclusion_probabilities": [round(float(chance), 6) for chance in chances]}
+    return {"timesteps": config.timesteps, "inclusion_probabilities": [round(float(chance), 6) for chance in chances]}

@@ -1,24 +1,26 @@
-"""What calibration inputs and graph say about a denoiser before anything is quantized: cuts, and signs of activations.
+"""The stage of the signs of what activations give the denoiser's layers: Table 1 of arXiv 2507.14811.
 
-The signs are those of Table 1 of the paper (arXiv 2507.14811): how many channels of an activation's output are mostly
-negative, which is what DualScale lives from.
+DualScale gains where many channels of an activation's output are mostly negative. It costs a pass over the
+calibration inputs, so a run has it only with `polarity=true`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from segquant import Segments
+from segquant.files import write_json
+from segquant.graph.segments import Segments
+from segquant_bench.pipelines.config.schema import RunConfig
+from segquant_bench.pipelines.stages.graph import FILE as SEGMENTS
+from segquant_bench.pipelines.stages.graph import calibration_batches, calibration_depends, read_segments
+from segquant_bench.pipelines.stages.run import Run, Stage
 
-
-def graph_record(segments: Mapping[str, Segments]) -> dict[str, dict[str, Any]]:
-    """JSON-ready plan of the layers that the graph cuts or that an activation feeds; the others are left out."""
-    return {name: dataclasses.asdict(entry) for name, entry in segments.items() if entry != Segments()}
+FILE = "polarity.json"
 
 
 def activation_pieces(segments: Segments, width: int) -> Iterator[tuple[str, slice]]:
@@ -39,7 +41,7 @@ def polarity(
 
     Args:
         model: float denoiser.
-        segments: its plan from `segquant.find_segments`.
+        segments: of its layers, from `segquant.find_segments`.
         batches: keyword arguments of its forward.
 
     Returns:
@@ -89,3 +91,19 @@ def _pieces(found: dict[str, Any], segments: Segments) -> list[dict[str, Any]]:
             record[side] = float(counts.double().mean() / rows)
         records.append(record)
     return records
+
+
+def _wanted(config: RunConfig) -> bool:
+    return config.polarity and config.quantizes_denoiser
+
+
+def _compute(run: Run, folder: Path) -> None:
+    segments = read_segments(run.folder("graph") / SEGMENTS)
+    write_json(folder / FILE, polarity(run.denoiser, segments, calibration_batches(run)))
+
+
+POLARITY = Stage(
+    "polarity", _compute, needs=("calibrate", "graph"), code=("pipelines.sampling.samples",),
+    depends=calibration_depends, when=_wanted,
+)  # fmt: skip
+"""polarity.json: shares of channels and values by sign, by layer."""

@@ -1,42 +1,60 @@
-"""The quantized denoiser, made by segquant or by another tool: made, measured, stored, had again."""
+"""What stages ask of segquant and of other tools: quantize a copy, measure its errors, store it, read it.
+
+Everything else in this folder leaves the calls to this module.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import segquant
-from segquant import Method
+from segquant.files import write_json
+from segquant.graph.segments import Segments
+from segquant.measure import model_errors
 from segquant.method.plan_file import PLAN, LayerPlan, write_plan
+from segquant.method.spec import Method
 from segquant.modules.memory import free_bytes
-from segquant.quantize import RECORD
+from segquant.modules.tensors import model_weight_bytes
+from segquant.quantize import RECORD, quantize_
+from segquant.serialize import load_quantized, save_quantized
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.components import empty_cache, hook_of
 from segquant_bench.pipelines.peers import Peer, tensors_digest
-from segquant_bench.pipelines.runtime.cache import write_json
 from segquant_bench.pipelines.runtime.progress import progress_bar
 from segquant_bench.pipelines.sampling.samples import Batches, Sample
+from segquant_bench.pipelines.stages.graph import wants_graph
 
 PEER_RECORD = "peer.json"
 
 
-def quantize_copy(denoiser: nn.Module, method: Method | Peer, batches: Batches, label: str) -> nn.Module:
-    """A quantized copy of the denoiser.
+def quantize_copy(
+    module: nn.Module, method: Method | Peer, batches: Batches, segments: Mapping[str, Segments], label: str
+) -> nn.Module:
+    """A quantized copy of a component.
+
+    Args:
+        module: float component; left as it is.
+        method: of segquant, or another tool.
+        batches: keyword arguments of its forward.
+        segments: what the graph says of its layers; used only by methods that cut.
+        label: of the progress bar.
 
     Raises:
         PipelineError: there is no room for a copy.
+        QuantizationError: the method cannot do it.
     """
-    quantized = twin(denoiser)
+    quantized = twin(module)
     if isinstance(method, Peer):
         return method.quantize_(quantized, batches)
     with progress_bar(label) as progress:
-        return segquant.quantize_(quantized, method, batches, progress=progress)
+        return quantize_(quantized, method, batches, segments if wants_graph(method) else None, progress=progress)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -66,7 +84,7 @@ def _copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _check_room(module: nn.Module, device: torch.device, *, can_wait: bool) -> None:
     empty_cache(device)
-    needed, free = segquant.model_weight_bytes(module), free_bytes(device)
+    needed, free = model_weight_bytes(module), free_bytes(device)
     if free is not None and needed > free:
         advice = "model.offload=components or model.offload=blocks" if can_wait else "model.offload=blocks"
         raise PipelineError(
@@ -78,18 +96,55 @@ def _check_room(module: nn.Module, device: torch.device, *, can_wait: bool) -> N
 def denoiser_errors(
     denoiser: nn.Module, quantized: nn.Module, method: Method | Peer, held_out: Sequence[Sample], size: int, device: str
 ) -> dict[str, Any]:
-    """What errors.json holds: errors per layer, of the output, per held-out row; and bytes."""
-    names = method.layers(denoiser) if isinstance(method, Peer) else None
+    """What errors.json holds: errors per layer, of the output, per held-out sample; and bytes."""
     batches = Batches(held_out, size, device)
-    calls = [segquant.output_error(denoiser, quantized, Batches([sample], 1, device)) for sample in held_out]
-    stored = segquant.model_weight_bytes(quantized) if names is None else method.weight_bytes(quantized, names)
+    names = method.layers(denoiser) if isinstance(method, Peer) else None
+    found = model_errors(denoiser, quantized, batches, names, parts=batches.sizes)
     return {
-        "layer_errors": segquant.layer_errors(denoiser, quantized, batches, names),
-        "output_error": segquant.output_error(denoiser, quantized, batches),
-        "per_row_output_errors": calls,
+        "layer_errors": found.layers,
+        "output_error": found.output,
+        "per_row_output_errors": found.parts,
         "per_row_steps": [sample.step for sample in held_out],
-        "weight_bytes": stored,
+        "weight_bytes": method.weight_bytes(quantized, names or [])
+        if isinstance(method, Peer)
+        else model_weight_bytes(quantized),
     }
+
+
+def component_errors(
+    name: str, module: nn.Module, quantized: nn.Module, held_out: Sequence[Sample], size: int, device: str
+) -> dict[str, Any]:
+    """Relative errors on held-out prompts, of every layer as "NAME.LAYER" and of the output; and bytes."""
+    found = model_errors(module, quantized, Batches(held_out, size, device))
+    return {
+        "layer_errors": {f"{name}.{layer}": error for layer, error in found.layers.items()},
+        "output_error": found.output,
+        "weight_bytes": model_weight_bytes(quantized),
+        "weight_bytes_float": model_weight_bytes(module),
+    }
+
+
+def save_model(quantized: nn.Module, folder: Path) -> None:
+    """Store a model that segquant quantized."""
+    save_quantized(quantized, folder)
+
+
+def load_model(folder: Path, like: nn.Module | None = None) -> nn.Module:
+    """Read what `save_model` stored, into `like` if it is given."""
+    return load_quantized(folder, like)
+
+
+@contextmanager
+def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within the block the pipeline has `modules` as its components of these names."""
+    originals = {name: pipeline.components[name] for name in modules}
+    try:
+        for name, module in modules.items():
+            setattr(pipeline, name, module)
+        yield
+    finally:
+        for name, module in originals.items():
+            setattr(pipeline, name, module)
 
 
 def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> None:
@@ -100,7 +155,7 @@ def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> 
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
         return
-    segquant.save_quantized(quantized, folder / "denoiser")
+    save_model(quantized, folder / "denoiser")
     plan = getattr(quantized, RECORD).get("plan")
     if plan is not None:
         write_plan(folder / PLAN, method, [LayerPlan(**entry) for entry in plan])

@@ -12,6 +12,7 @@ from torch.fx import Node
 from segquant.errors import QuantizationError
 from segquant.graph.capture.calls import Capture, cuttable_layers
 from segquant.graph.capture.capture import capture
+from segquant.graph.rules import ops
 from segquant.graph.rules.activations import Activations
 from segquant.graph.rules.input_cuts import InputTracer, provenance
 from segquant.graph.rules.output_cuts import leading_to_cuts, output_cut
@@ -66,29 +67,29 @@ def find_segments(
 
 
 def segments_of(captured: Capture) -> dict[str, Segments]:
-    """The plan of every layer of a captured graph."""
+    """The segments of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)
     found = Activations(captured.graph)
     tracer = InputTracer(provenance(captured.graph, captured.inputs))
     return {
-        name: _merged(name, [_of_call(call, order, useful, tracer, found) for call in calls])
+        name: _merged(name, [_segments_of_call(call, order, useful, tracer, found) for call in calls])
         for name, calls in captured.calls.items()
     }
 
 
-def _of_call(
+def _segments_of_call(
     call: Node, order: dict[Node, int], useful: frozenset[Node], tracer: InputTracer, found: Activations
 ) -> Segments:
-    cut = tracer.cut(call)
+    cut, given = tracer.cut(call), ops.input_node(call)
     activations = None
     if cut is not None:
         pieces = cut.nodes or (None,) * len(cut.sizes)
-        activations = tuple(piece and found.of(piece, call) for piece in pieces)
+        activations = tuple(None if piece is None else found.of(piece, call) for piece in pieces)
     return Segments(
         output=output_cut(call, order, useful),
         input=cut.sizes if cut else None,
-        activation=found.of(call.args[0], call),
+        activation=None if given is None else found.of(given, call),
         input_activations=activations,
     )
 

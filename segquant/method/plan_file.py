@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segquant.files import write_json
 from segquant.method.spec import Method
 
 SCHEMA = 1
@@ -54,9 +54,7 @@ def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
         "budget": dataclasses.asdict(base.budget) if base.budget else None,
         "layers": [dataclasses.asdict(entry) for entry in layers],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, content)
 
 
 def read_plan(path: Path) -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -50,6 +50,6 @@ def _unpacked(tensor: Tensor) -> Iterator[Tensor]:
     if not is_wrapper(tensor):
         yield tensor
         return
-    names, _ = tensor.__tensor_flatten__()
+    names, _ = cast(Any, tensor).__tensor_flatten__()
     for name in names:
         yield from _unpacked(getattr(tensor, name))

@@ -1,20 +1,20 @@
-"""Convolutions as linears on patches: what makes every method of this library one for nn.Conv2d too.
+"""Convolutions as linears on patches (im2col), so that every method of this library works for nn.Conv2d.
 
-A convolution of kernel kh × kw is a linear of in_channels · kh · kw features on the patches that its window slides
-over (im2col), channel by channel, the kh · kw taps of a channel side by side. Two things tell it from any other
-linear. All taps of a channel see the same values at different places, so what divides the *input* (smoothing) must be
-the same for them (`tie_rule`), or no kernel could apply it before the window. And a cut between channels falls between
-runs of taps. Grouped convolutions (depthwise ones for instance) are no such linear; they stay in floating point.
+A kernel of kh × kw makes a linear of in_channels · kh · kw features: channel by channel, the kh · kw taps of a channel
+side by side. All taps of a channel see the same values at different places, so smoothing must divide them alike
+(`ties`). A cut between channels falls between runs of taps. Grouped convolutions stay in floating point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as nnf
+
+from segquant.errors import QuantizationError
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,33 @@ class Window:
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> Window:
         """That of a convolution; its padding may be "same"."""
-        height, width = convolution.kernel_size
-        padding = tuple(convolution._reversed_padding_repeated_twice)
+        left, right, top, bottom = convolution._reversed_padding_repeated_twice
         return cls(
-            (height, width), tuple(convolution.stride), padding, tuple(convolution.dilation), convolution.padding_mode
-        )  # fmt: skip
+            kernel=_pair(convolution.kernel_size),
+            stride=_pair(convolution.stride),
+            padding=(left, right, top, bottom),
+            dilation=_pair(convolution.dilation),
+            mode=convolution.padding_mode,
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Window:
-        """Inverse of `dataclasses.asdict` (JSON makes lists of tuples)."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        """Inverse of `dataclasses.asdict`; JSON makes lists of tuples.
+
+        Raises:
+            QuantizationError: a field is missing, unknown or not a pair (padding: four) of integers.
+        """
+        try:
+            given = dict(values)
+            left, right, top, bottom = map(int, given.pop("padding"))
+            mode = str(given.pop("mode"))
+            pairs = {key: _pair(value) for key, value in given.items()}
+            return cls(padding=(left, right, top, bottom), mode=mode, **pairs)
+        except (KeyError, TypeError, ValueError) as error:
+            raise QuantizationError(
+                f"{dict(values)} does not describe a convolution's window ({error}); it has kernel, stride and "
+                "dilation (two integers each), padding (four) and mode"
+            ) from error
 
     @property
     def taps(self) -> int:
@@ -61,7 +78,8 @@ class Window:
     def apply(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The convolution of [batch, channels, h, w] whose product with patches is `product`: [batch, out, h', w']."""
         rows = product(self.patches(x))
-        return rows.transpose(1, 2).unflatten(2, self._size(x.shape[-2], x.shape[-1]))
+        output: Tensor = rows.transpose(1, 2).unflatten(2, self._size(x.shape[-2], x.shape[-1]))
+        return output
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         left, right, top, bottom = self.padding
@@ -71,3 +89,8 @@ class Window:
             for size, kernel, dilation, stride in zip(padded, self.kernel, self.dilation, self.stride, strict=True)
         )
         return rows, columns
+
+
+def _pair(values: Sequence[int]) -> tuple[int, int]:
+    height, width = values
+    return int(height), int(width)

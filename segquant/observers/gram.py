@@ -47,7 +47,8 @@ class Sum:
 
     def copy(self) -> Sum:
         """An independent sum."""
-        return Sum(*(None if part is None else part.clone() for part in (self.total, self.pending)), self.waiting)
+        total, pending = (None if part is None else part.clone() for part in (self.total, self.pending))
+        return Sum(total, pending, self.waiting)
 
     def value(self) -> Tensor | None:
         """XᵀX, float64 [in, in], or None before the first row; nothing may be added afterwards."""

@@ -7,7 +7,7 @@ batch the rows themselves are dealt, in contiguous runs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +135,6 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
 @contextmanager
 def _collecting(model: nn.Module, layers: Mapping[str, nn.Module], collector: Collector) -> Iterator[None]:
     """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""
-
     handles = [
         layer.register_forward_pre_hook(collector.hook(name), with_kwargs=True) for name, layer in layers.items()
     ]
@@ -161,7 +160,7 @@ def _run(
         raise QuantizationError(
             "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
         )
-    total = len(batches) if hasattr(batches, "__len__") else total
+    total = len(batches) if isinstance(batches, Sized) else total
     deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
         collector.begin_call(fold)

@@ -123,7 +123,7 @@ class _Live(TorchDispatchMode):
     """
 
     def __init__(self, weights: Iterable[Tensor], given: Iterable[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes, self.most = 0, 0
         self._users: Counter[int] = Counter(tensor.untyped_storage()._cdata for tensor in weights)
         for value in given:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -131,7 +132,7 @@ class _Run:
         model = self.offloaded.model
         deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
         folds = list(itertools.islice(deal, len(batches)))
-        walkers = [Walker(lambda batch=batch: call(model, batch), index) for index, batch in enumerate(batches)]
+        walkers = [Walker(functools.partial(call, model, batch), index) for index, batch in enumerate(batches)]
         batches.clear()
         with torch.no_grad(), self._collecting(), gated(dict(self.offloaded.waiting)) as open_gate:
             try:

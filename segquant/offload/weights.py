@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,9 @@ def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < path.stat().st_size else None
+            if length >= path.stat().st_size:
+                raise ValueError(f"a header of {length} bytes does not fit into it")
+            header = json.loads(file.read(length))
         for name, entry in header.items():
             if name != "__metadata__":
                 start = 8 + length + entry["data_offsets"][0]
@@ -97,7 +99,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...
 
 def _read(file: FileIO, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
-    left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    left = memoryview(cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()))
     file.seek(start)
     while left:
         count = file.readinto(left)

@@ -44,22 +44,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def finished_cache(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache in which reference, calibration and statistics of the tiny run are finished; copy, never write to it."""
+    """A cache in which reference, calibration and graph of the tiny run are finished; copy, never write to it."""
     from segquant_bench.pipelines.config.schema import register, validate
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import open_run
 
     register()
     root = tmp_path_factory.mktemp("finished")
-    benchmark = Benchmark(validate(compose_config(tiny.overrides(root))))
-    benchmark.reference()
-    benchmark.calibrate()
-    benchmark.statistics()
+    benchmark = open_run(validate(compose_config(tiny.overrides(root))))
+    benchmark.stage("reference")
+    benchmark.stage("calibrate")
+    benchmark.stage("graph")
     return root
 
 
 @pytest.fixture
 def cache(finished_cache: Path, tmp_path: Path) -> Path:
-    """This test's own cache, with reference, calibration and statistics finished."""
+    """This test's own cache, with reference, calibration and graph finished."""
     shutil.copytree(finished_cache, tmp_path / "cache")
     return tmp_path / "cache"
 

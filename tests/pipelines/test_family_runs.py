@@ -19,7 +19,11 @@ from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.results.write import build_results, read_json, write_results
 from segquant_bench.pipelines.sampling.samples import Batches, load_samples
-from segquant_bench.pipelines.stages.benchmark import Benchmark
+from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+from segquant_bench.pipelines.stages.components.quantize import quantized_components
+from segquant_bench.pipelines.stages.inputs import prompt_inputs
+from segquant_bench.pipelines.stages.quantize import quantized_denoiser
+from segquant_bench.pipelines.stages.run import Run
 from tests.pipelines.conftest import Tiny, compose_config
 from tests.tiny_families import tiny_family
 
@@ -33,8 +37,8 @@ class Family:
     overrides: list[str]
     cache: Path
 
-    def benchmark(self, *more: str) -> Benchmark:
-        return Benchmark(validate(compose_config([*self.overrides, f"cache={self.cache}", *more])))
+    def benchmark(self, *more: str) -> Run:
+        return open_run(validate(compose_config([*self.overrides, f"cache={self.cache}", *more])))
 
 
 def _family(name: str, tiny: Tiny, folder: Path) -> Family:
@@ -50,7 +54,7 @@ def families(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_goes_through_all_stages(name: str, families: dict[str, Family], tmp_path: Path) -> None:
     benchmark = families[name].benchmark("quantizer=smoothquant", "precision=w8a8_dynamic", "dataset.size=6")
-    benchmark.run()
+    run_all(benchmark)
     results = build_results(benchmark, tmp_path)
     linears = {layer for layer, module in benchmark.denoiser.named_modules() if isinstance(module, nn.Linear)}
     assert linears <= results["layer_errors"].keys()
@@ -67,7 +71,7 @@ def test_segquant_beats_rounding_on_random_weights(name: str, families: dict[str
     for quantizer in ("rtn", "segquant_g"):
         method = [f"quantizer={quantizer}", "precision=w4a8", "quantizer.skip=[x_embedder]"]  # FLUX's is 16 wide here
         benchmark = families[name].benchmark(*method)
-        errors[quantizer] = read_json(benchmark.quantize().path / "errors.json")
+        errors[quantizer] = read_json(benchmark.stage("quantize").path / "errors.json")
     assert errors["segquant_g"]["layer_errors"].keys() == errors["rtn"]["layer_errors"].keys()
     ratio = errors["segquant_g"]["output_error"] / errors["rtn"]["output_error"]
     assert ratio < 0.9  # widths of 64 with four prompts leave little to learn from
@@ -77,7 +81,7 @@ def test_segquant_beats_rounding_on_random_weights(name: str, families: dict[str
 def test_captured_inputs_give_what_the_pipeline_got(name: str, families: dict[str, Family]) -> None:
     """Prompts cut apart and put together again in other batches go through the denoiser as they did."""
     benchmark = families[name].benchmark()
-    samples = load_samples(benchmark.calibrate().path / "calibration")
+    samples = load_samples(benchmark.stage("calibrate").path / "calibration")
     outputs = []
     for size in (1, 3):
         with torch.no_grad():
@@ -107,7 +111,7 @@ def test_control_pictures_are_the_edges_of_the_real_ones(families: dict[str, Fam
     from segquant_bench.pipelines.data.canny import control_picture
 
     benchmark = families["sd3_canny"].benchmark()
-    inputs = benchmark.prompt_inputs("evaluation")
+    inputs = prompt_inputs(benchmark, "evaluation")
     assert inputs is not None
     found = inputs(range(1, 4))
     assert found.keys() == {"control_image"} and len(found["control_image"]) == 3
@@ -115,7 +119,7 @@ def test_control_pictures_are_the_edges_of_the_real_ones(families: dict[str, Fam
     for edges, picture in zip(found["control_image"], real, strict=True):
         assert edges.size == (32, 32)
         assert np.array_equal(np.asarray(edges), np.asarray(control_picture(picture)))
-    other = benchmark.prompt_inputs("calibration")(range(1, 4))["control_image"]
+    other = prompt_inputs(benchmark, "calibration")(range(1, 4))["control_image"]
     assert any(a.tobytes() != b.tobytes() for a, b in zip(found["control_image"], other, strict=True))
 
 
@@ -123,7 +127,7 @@ def test_control_pictures_matter_and_pictures_repeat(families: dict[str, Family]
     from segquant_bench.pipelines.sampling.generate import generate_images
 
     benchmark = families["sd3_canny"].benchmark("dataset.size=4")
-    inputs, prompts = benchmark.prompt_inputs("evaluation"), benchmark.dataset.evaluation
+    inputs, prompts = prompt_inputs(benchmark, "evaluation"), benchmark.dataset.evaluation
     call = benchmark.config.model.call.arguments()
 
     def blank(indices: range) -> dict:
@@ -145,17 +149,20 @@ def test_denoiser_and_controlnet_quantized_together(families: dict[str, Family],
     family = families["sd3_canny"]
     method = ["quantizer=segquant_g", "quantizer.alpha=0.5", "precision=w8a8_tensor"]
     alone, both = family.benchmark(*method), family.benchmark(*method, "quantize=[denoiser,controlnet]")
-    alone.run()
-    both.run()
-    assert alone.quantize().key == both.quantize().key
-    controlnet = both.quantized_encoders()["controlnet"]
+    run_all(alone)
+    run_all(both)
+    assert alone.stage("quantize").key == both.stage("quantize").key
+    controlnet = quantized_components(both)["controlnet"]
     linears = [name for name, module in controlnet.named_modules() if isinstance(module, QuantLinear)]
     float_ones = [n for n, m in both.pipeline.controlnet.named_modules() if isinstance(m, nn.Linear)]
     assert sorted(linears) == sorted(float_ones)
     record = build_results(both, tmp_path)["components"]["controlnet"]
     assert 0 < record["output_error"] < 0.2 and record["weight_bytes"] < record["weight_bytes_float"]
     assert record["layer_errors"].keys() <= {f"controlnet.{name}" for name in linears}
-    pictures = [(stage.path / "images" / "00000.png").read_bytes() for stage in (alone.generate(), both.generate())]
+    pictures = [
+        (stage.path / "images" / "00000.png").read_bytes()
+        for stage in (alone.stage("generate"), both.stage("generate"))
+    ]
     assert pictures[0] != pictures[1]
 
 
@@ -164,12 +171,12 @@ def test_controlnet_quantized_alone(families: dict[str, Family], tmp_path: Path)
     family = families["sd3_canny"]
     method = ["quantizer=segquant_g", "quantizer.alpha=0.5", "precision=w8a8_tensor"]
     alone, both = (family.benchmark(*method, f"quantize=[{parts}]") for parts in ("controlnet", "denoiser,controlnet"))
-    alone.run()
-    assert not {"calibrate", "statistics", "quantize"} & alone.stages.keys()
-    assert alone.encoders().key == both.encoders().key
+    run_all(alone)
+    assert not {"calibrate", "graph", "quantize"} & alone.finished.keys()
+    assert alone.stage("components").key == both.stage("components").key
     rounded = family.benchmark("quantizer=rtn", "precision=w8a8_tensor", "quantize=[controlnet]")
-    assert rounded.component_inputs("controlnet").cached  # inputs are captured once for all methods
-    assert alone.quantized_denoiser() is alone.denoiser
+    assert rounded.stage("component_inputs").cached  # inputs are captured once for all methods
+    assert quantized_denoiser(alone) is alone.denoiser
     path = write_results(alone, tmp_path)
     run = load_result(path)
     assert (run.name, run.layer_errors, run.output_error) == ("segquant_g@controlnet_w8a8_tensor", {}, 0.0)
@@ -178,17 +185,20 @@ def test_controlnet_quantized_alone(families: dict[str, Family], tmp_path: Path)
     assert run.every_layer_error and all(name.startswith("controlnet.") for name in run.every_layer_error)
     shown = {column.key: column.cell(run) for column in columns([run])}
     assert 0 < shown["layer_error"].value < 0.2 and "output_error" not in shown
-    assert shown["quantize_s"].value == pytest.approx(run.stages["encoders"]["seconds"])
+    assert shown["quantize_s"].value == pytest.approx(run.stages["components"]["seconds"])
     assert method_name(run) == "segquant_g@controlnet"
-    pictures = [(stage.path / "images" / "00000.png").read_bytes() for stage in (alone.generate(), alone.reference())]
+    pictures = [
+        (stage.path / "images" / "00000.png").read_bytes()
+        for stage in (alone.stage("generate"), alone.stage("reference"))
+    ]
     assert pictures[0] != pictures[1]
 
 
 def test_a_correction_is_fitted_with_control_pictures(families: dict[str, Family]) -> None:
     method = ["quantizer=rtn", "precision=w4a8", "correction=affine"]
     benchmark = families["sd3_canny"].benchmark(*method, "dataset.size=2")
-    benchmark.run()
-    assert (benchmark.correct().path / "correction.json").is_file()
+    run_all(benchmark)
+    assert (benchmark.stage("correct").path / "correction.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -206,4 +216,4 @@ def test_control_settings_that_do_not_fit(
     name: str, overrides: list[str], words: str, families: dict[str, Family]
 ) -> None:
     with pytest.raises(PipelineError, match=words):
-        families[name].benchmark(*overrides).run()
+        run_all(families[name].benchmark(*overrides))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,15 +17,7 @@ import pytest
 from tests.pipelines.conftest import Command, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("reference", "calibrate", "statistics", "quantize", "generate", "evaluate")
-WORK = {
-    "reference": "_reference",
-    "calibrate": "_calibrate",
-    "statistics": "_statistics",
-    "quantize": "_quantize",
-    "generate": "_generate_quantized",
-    "evaluate": "_evaluate",
-}
+STAGES = ("reference", "calibrate", "graph", "quantize", "generate", "evaluate")
 
 
 def _folders(cache: Path) -> set[str]:
@@ -44,17 +37,19 @@ def test_interrupt_at_the_end_of_a_stage(
     command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """The worst moment: everything of the stage is written and nothing is published."""
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages import benchmark
+    from segquant_bench.pipelines.stages.run import Run
 
-    work = getattr(Benchmark, WORK[stage])
-
-    def interrupted(self: Benchmark, folder: Path) -> None:
-        work(self, folder)
+    def interrupted(run: Run, folder: Path) -> None:
+        works[stage].compute(run, folder)
         signal.raise_signal(signal.SIGINT)
+
+    works = {each.name: each for each in benchmark.STAGES}
+    changed = works | {stage: dataclasses.replace(works[stage], compute=interrupted)}
 
     overrides = [*tiny.overrides(tmp_path / "cache"), "quantizer=rtn"]
     with monkeypatch.context() as patch:
-        patch.setattr(Benchmark, WORK[stage], interrupted)
+        patch.setattr(benchmark, "STAGES", tuple(changed.values()))
         outcome = command(*overrides)
     assert outcome.code == 130
     assert "Traceback" not in outcome.err and "same command" in outcome.sentence

@@ -13,7 +13,7 @@ import pytest
 from segquant_bench.eval import load_result
 from tests.pipelines.conftest import Command, Tiny, compose_config
 
-STAGES = {"reference", "calibrate", "statistics", "quantize", "generate", "evaluate"}
+STAGES = {"reference", "calibrate", "graph", "polarity", "quantize", "generate", "evaluate"}
 
 
 def _results(folder: Path) -> dict:
@@ -25,7 +25,7 @@ def _pictures(folder: Path) -> dict[str, bytes]:
 
 
 def test_results_hold_the_schema_and_survive_a_move(command: Command, tiny: Tiny, cache: Path, tmp_path: Path) -> None:
-    outcome = command(*tiny.overrides(cache), "quantizer=segquant_g")
+    outcome = command(*tiny.overrides(cache), "quantizer=segquant_g", "polarity=true")
     assert outcome.code == 0, outcome.err
     results = _results(outcome.folder)
     assert results["schema"] == 1
@@ -148,13 +148,14 @@ def test_real_pictures_are_unpacked_once_and_unchanged(tiny: Tiny, tmp_path: Pat
     import zipfile
 
     from segquant_bench.pipelines.config.schema import validate
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import open_run
+    from segquant_bench.pipelines.stages.real import judges_real
 
     overrides = [*tiny.overrides(tmp_path), "metric.metrics=[fid_gt]"]
-    first, second = (Benchmark(validate(compose_config([*overrides, f"seed={seed}"]))) for seed in (0, 1))
-    assert first.judges_real
-    real = sorted((first.real().path / "images").glob("*.png"))
+    first, second = (open_run(validate(compose_config([*overrides, f"seed={seed}"]))) for seed in (0, 1))
+    assert judges_real(first.config)
+    real = sorted((first.stage("real").path / "images").glob("*.png"))
     assert len(real) == 8
     with zipfile.ZipFile(tiny.archive) as archive:
         assert [path.read_bytes() for path in real] == [archive.read(item.member) for item in first.dataset.real]
-    assert second.real().cached and second.real().path == first.real().path
+    assert second.stage("real").cached and second.stage("real").path == first.stage("real").path

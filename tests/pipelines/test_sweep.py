@@ -37,7 +37,7 @@ def test_sweep_shares_stages_and_ends_with_a_report(command: Command, tiny: Tiny
     computed = _computed(results)
     assert set(computed.values()) == {1}
     assert Counter(name for name, _ in computed) == {
-        "reference": 1, "calibrate": 1, "statistics": 1, "quantize": 4, "generate": 4, "evaluate": 5,
+        "reference": 1, "calibrate": 1, "graph": 1, "quantize": 4, "generate": 4, "evaluate": 5,
     }  # fmt: skip
     for name in ("table.md", "table.csv", "table.tex", "grid.png", "report.html", "comparisons.md"):
         assert (outcome.folder / name).stat().st_size > 0
@@ -59,16 +59,17 @@ def test_failing_job_does_not_stop_its_siblings(command: Command, tiny: Tiny, ca
 def test_a_fault_in_one_job_leaves_the_others_report(
     command: Command, tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages import benchmark
+    from segquant_bench.pipelines.stages.run import Run
 
-    run = Benchmark.run
+    run_all = benchmark.run_all
 
-    def faulty(self: Benchmark) -> None:
-        if self.config.precision.name == "w8a8":
+    def faulty(run: Run) -> None:
+        if run.config.precision.name == "w8a8":
             raise ZeroDivisionError("a fault of the program")
-        run(self)
+        run_all(run)
 
-    monkeypatch.setattr(Benchmark, "run", faulty)
+    monkeypatch.setattr(benchmark, "run_all", faulty)
     arguments = ["-m", *tiny.overrides(cache), "quantizer=rtn", "precision=w8a8,w4a16"]
     with pytest.raises(ZeroDivisionError):
         command(*arguments)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from segquant.errors import QuantizationError
 
 CUTTABLE = (nn.Linear, nn.Conv2d)
-"""The layers that a plan is made for."""
+"""The layers that segments are found for."""
 SMALL = 2**20
 """Elements up to which a recorded copy keeps a buffer's values: tables that a forward may look up."""
 _HOOKS = (
@@ -46,6 +46,7 @@ def device_of(model: nn.Module, example: Any) -> torch.device:
 
 
 def fake(tensor: Tensor, fake_mode: FakeTensorMode, device: torch.device) -> Tensor:
+    """A fake tensor of the same shape, strides and dtype."""
     with fake_mode:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
@@ -84,7 +85,8 @@ def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
             return tensor.detach()
         if not tensor.is_floating_point():
             return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-        drawn = torch.randn(tensor.shape, generator=generator) / max(1, tensor.shape[-1] if tensor.ndim else 1) ** 0.5
+        root: float = max(1, tensor.shape[-1] if tensor.ndim else 1) ** 0.5
+        drawn = torch.randn(tensor.shape, generator=generator) / root
         return drawn.to(device, tensor.dtype)
 
     def buffer(tensor: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Origins(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         # A weak reference keeps the address from being used again, and the key true; it keeps no memory alive.
         self._known: dict[int, tuple[StorageWeakRef, _Origin]] = {}
         self.notes = _Notes()
@@ -103,6 +103,7 @@ class Origins(TorchDispatchMode):
             self.notes.reads.setdefault((place, code), Read(place, code, shown))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator; note where its results come from, what it reads, and if it fails."""
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self._origin(tensor) for tensor in given]
@@ -167,7 +168,7 @@ class Reads(TorchFunctionMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _mutated(schema: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:

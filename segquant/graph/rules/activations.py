@@ -43,8 +43,9 @@ class Activations:
             return None
         # A write whose result is read stands in the graph as a node of its own; one between went past the reader.
         first, last = self._order[node], self._order[reader]
-        stale = any(first < position < last for position in self._writes.get(_storage(node), ()))
-        return None if stale else name
+        storage = _storage(node)
+        writes = [] if storage is None else self._writes.get(storage, [])
+        return None if any(first < position < last for position in writes) else name
 
     def _name(self, node: Node) -> str | None:
         kind = ops.name(node)
@@ -59,7 +60,7 @@ class Activations:
             if len(operands) == 2:
                 return self._gated(node, operands, kind)
             return self.of(operands[0], node) if len(operands) == 1 and _positive_factor(node) is not None else None
-        source = None
+        source: Node | None = None
         if kind == "getitem" and ops.window(node) is not None:
             source = ops.window_source(node)
         elif kind in _PASSED:
@@ -100,7 +101,10 @@ def _storage(node: Node) -> int | None:
 
 
 def _sigmoid_gated(gate: Node, value: Node) -> str | None:
-    inner, factor = _identity_source(gate.args[0]), 1.0
+    inner, factor = ops.input_node(gate), 1.0
+    if inner is None:
+        return None
+    inner = _identity_source(inner)
     if ops.name(inner) in ops.PRODUCT and len(ops.tensor_operands(inner)) == 1:
         factor = _positive_factor(inner) or 0.0
         inner = _identity_source(ops.tensor_operands(inner)[0])
@@ -112,16 +116,19 @@ def _sigmoid_gated(gate: Node, value: Node) -> str | None:
 
 
 def _identity_source(node: Node) -> Node:
-    while ops.name(node) in ops.IDENTITY and ops.source(node) is not None:
-        node = node.args[0]
+    while ops.name(node) in ops.IDENTITY and (source := ops.source(node)) is not None:
+        node = source
     return node
 
 
 def _positive_factor(node: Node) -> float | None:
     """c > 0 of a product c · x with a number, or 1 / c of x / c; None otherwise."""
     divides = "div" in ops.name(node)
-    position = next((i for i, a in enumerate(node.args[:2]) if type(a) in (int, float)), None)
-    if position is None or node.args[position] <= 0 or (divides and position == 0):
+    operands = enumerate(node.args[:2])
+    numbers = [(i, float(a)) for i, a in operands if isinstance(a, int | float) and not isinstance(a, bool)]
+    if not numbers:
         return None
-    number = float(node.args[position])
+    position, number = numbers[0]
+    if number <= 0 or (divides and position == 0):
+        return None
     return 1.0 / number if divides else number

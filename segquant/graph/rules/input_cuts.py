@@ -37,6 +37,7 @@ class Provenance:
 
 
 def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
+    """Which nodes of a graph are constant or positional; `inputs`: the placeholders of the model's inputs."""
     given = frozenset(inputs)
     constant: set[Node] = set()
     positional: set[Node] = set()
@@ -135,8 +136,9 @@ class InputTracer:
             return (yield from self._joined(node, layout))
         if kind in _PRODUCTS:
             return self._heads(node, layout, kind)
-        if kind == "getitem" and ops.name(node.args[0]) in _PRODUCTS:
-            return self._heads(node.args[0], layout, ops.name(node.args[0]))
+        whole = ops.input_node(node)
+        if kind == "getitem" and whole is not None and ops.name(whole) in _PRODUCTS:
+            return self._heads(whole, layout, ops.name(whole))
         if kind in ops.WINDOW or kind == "getitem":
             window, source = ops.window(node), ops.window_source(node)
             if window and source:
@@ -232,6 +234,8 @@ def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
     if kind != "einsum":
         return list(range(len(layout) - 2))
     equation, operands = node.args[0], node.args[1]
+    if not isinstance(equation, str) or not isinstance(operands, list | tuple):
+        return None
     if "->" not in equation or "." in equation or len(operands) != 2:
         return None
     given, result = equation.replace(" ", "").split("->")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
@@ -30,7 +31,7 @@ PRODUCT = _words("mul multiply div divide true_divide")
 BINARY = SUM | PRODUCT
 # Tokens, or groups of channels, are centred and scaled; a channel keeps its place.
 NORM = _words("layer_norm rms_norm _fused_rms_norm group_norm batch_norm instance_norm")
-# The layers that are planned.
+# The layers that segments are found for.
 LAYER = _words("linear conv2d")
 # Positions of the last one, two or three dimensions are mixed; the indices of the others stay apart.
 _SPATIAL = _words(
@@ -67,7 +68,7 @@ class Window:
 
 
 def name(node: Node) -> str:
-    """The operator's name without namespace, overload and the underscore of an in-place form."""
+    """The operator's name without namespace, overload and in-place underscore; "" for a node that is no operator."""
     if node.op != "call_function":
         return ""
     if node.target is operator.getitem:
@@ -78,6 +79,7 @@ def name(node: Node) -> str:
 
 
 def argument(node: Node, position: int, key: str, default: Any = None) -> Any:
+    """The argument of an operator, given by position or by name."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(key, default)
@@ -110,13 +112,20 @@ def _size(value: int | torch.SymInt) -> int:
     return int(expression.xreplace(known))
 
 
+def input_node(node: Node, position: int = 0) -> Node | None:
+    """The argument at a position if it is a node: a tensor, or what a split returns."""
+    given = node.args[position] if len(node.args) > position else None
+    return given if isinstance(given, Node) else None
+
+
 def source(node: Node) -> Node | None:
     """The first argument if it is a tensor."""
-    first = node.args[0] if node.args else None
-    return first if shape(first) is not None else None
+    first = input_node(node)
+    return first if first is not None and shape(first) is not None else None
 
 
 def tensor_operands(node: Node) -> list[Node]:
+    """The positional arguments that are tensors."""
     return [a for a in node.args if isinstance(a, Node) and shape(a) is not None]
 
 
@@ -152,14 +161,17 @@ def mixed_axes(node: Node) -> tuple[int, ...] | None:
 
 
 def axis_of(value: Any, dims: int) -> int | None:
+    """A dimension counted from the front; None if it is no number or out of range."""
     return value % dims if isinstance(value, int) and dims and -dims <= value < dims else None
 
 
 def permutation(node: Node, dims: int) -> tuple[int, ...] | None:
-    """order such that output dimension i is input dimension order[i], read off a probe of distinct sizes."""
+    """`order` such that output dimension i is input dimension order[i]: read off a probe of distinct sizes."""
     if dims > len(_PRIMES):
         return None
-    probe = node.target(torch.empty(_PRIMES[:dims], device="meta"), *node.args[1:], **node.kwargs)
+    probe = cast(Callable[..., torch.Tensor], node.target)(
+        torch.empty(_PRIMES[:dims], device="meta"), *node.args[1:], **node.kwargs
+    )
     return tuple(_PRIMES.index(n) for n in probe.shape)
 
 
@@ -186,9 +198,9 @@ def window(node: Node) -> Window | None:
     """The window that a slice, narrow, select, or getitem of a split opens on its `window_source`."""
     kind = name(node)
     if kind == "getitem":
-        split = node.args[0]
-        windows = pieces(split) if name(split) in SPLIT else None
-        return windows[node.args[1]] if windows and isinstance(node.args[1], int) else None
+        split, index = input_node(node), node.args[1]
+        windows = pieces(split) if split is not None and name(split) in SPLIT else None
+        return windows[index] if windows and isinstance(index, int) else None
     whole = shape(node.args[0])
     axis = axis_of(argument(node, 1, "dim", 0), len(whole or ()))
     if whole is None or axis is None:
@@ -211,7 +223,10 @@ def window(node: Node) -> Window | None:
 
 def window_source(node: Node) -> Node | None:
     """The tensor that `window(node)` is a part of."""
-    return source(node.args[0]) if name(node) == "getitem" else source(node)
+    if name(node) != "getitem":
+        return source(node)
+    split = input_node(node)
+    return None if split is None else source(split)
 
 
 def joined(node: Node) -> tuple[int, list[Node], bool] | None:

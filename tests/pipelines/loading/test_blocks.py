@@ -11,7 +11,7 @@ from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.blocks import offloaded_denoiser
 from segquant_bench.pipelines.loading.models import load_denoiser
-from segquant_bench.pipelines.stages.benchmark import Benchmark
+from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 from tests.pipelines.conftest import Tiny, compose_config
 from tests.tiny_families import tiny_family
 
@@ -44,22 +44,22 @@ def test_a_run_with_blocks_on_disk(quantizer: str, tiny: Tiny, tmp_path: Path) -
             *tiny.overrides(tmp_path / offload), f"quantizer={quantizer}", "model.embeddings=cached",
             f"model.offload={offload}", "dataset.size=2",
         ]  # fmt: skip
-        run = Benchmark(validate(compose_config(overrides)))
-        run.run()
+        run = open_run(validate(compose_config(overrides)))
+        run_all(run)
         runs[offload] = run
     one, other = runs["none"], runs["blocks"]
-    assert one.quantize().key == other.quantize().key
+    assert one.stage("quantize").key == other.stage("quantize").key
     for name in ("quantize", "reference", "generate"):
-        files = sorted((one.stages[name].path).rglob("*"))
+        files = sorted((one.finished[name].path).rglob("*"))
         for file in (file for file in files if file.suffix in (".png", ".safetensors")):
-            twin = other.stages[name].path / file.relative_to(one.stages[name].path)
+            twin = other.finished[name].path / file.relative_to(one.finished[name].path)
             assert file.read_bytes() == twin.read_bytes(), file
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["calibration=loss"], "calibration.sampler=loss needs the whole denoiser"),
+        (["calibration=loss"], "calibration.timesteps=loss needs the whole denoiser"),
         (["quantizer=quanto", "precision=w4a16"], "quantizer=quanto needs the whole denoiser"),
         (["model.embeddings=cached", "quantize=[denoiser,text_encoder]"], "model.embeddings=live"),
         (["model.offload=disk"], "model.offload='disk' is not known.*blocks"),

@@ -22,9 +22,8 @@ from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.components import DeviceHook, DeviceSlot, hook_of
 from segquant_bench.pipelines.loading.models import load_pipeline
 from segquant_bench.pipelines.stages import quantized
-from segquant_bench.pipelines.stages.benchmark import Benchmark
-from segquant_bench.pipelines.stages.encoders import in_place
-from segquant_bench.pipelines.stages.quantized import twin
+from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+from segquant_bench.pipelines.stages.quantized import in_place, twin
 from tests.pipelines.conftest import Tiny, compose_config
 from tests.tiny_families import tiny_family
 
@@ -49,17 +48,17 @@ def test_a_run_whose_components_wait(name: str | None, more: list[str], tiny: Ti
     runs = {}
     for offload in ("none", "components"):
         overrides = [*base, f"cache={tmp_path / offload}", *more, f"model.offload={offload}", "dataset.size=2"]
-        run = Benchmark(validate(compose_config(overrides)))
-        run.run()
+        run = open_run(validate(compose_config(overrides)))
+        run_all(run)
         runs[offload] = run
     one, other = runs["none"], runs["components"]
     assert hook_of(one.denoiser) is None and hook_of(other.denoiser) is not None
-    for stage in {"quantize", "reference", "generate", "encoders", "correct"} & one.stages.keys():
-        files = [file for file in sorted(one.stages[stage].path.rglob("*")) if file.is_file()]
+    for stage in {"quantize", "reference", "generate", "components", "correct"} & one.finished.keys():
+        files = [file for file in sorted(one.finished[stage].path.rglob("*")) if file.is_file()]
         for file in files:
-            same = other.stages[stage].path / file.relative_to(one.stages[stage].path)
+            same = other.finished[stage].path / file.relative_to(one.finished[stage].path)
             assert file.name == "stage.json" or file.read_bytes() == same.read_bytes(), file
-    errors = json.loads((other.stages["quantize"].path / "errors.json").read_text())
+    errors = json.loads((other.finished["quantize"].path / "errors.json").read_text())
     assert 0 < errors["output_error"] < 1 and len(errors["layer_errors"]) > 4
 
 

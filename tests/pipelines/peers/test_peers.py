@@ -226,7 +226,8 @@ def test_one_rank_for_the_whole_model() -> None:
 
 
 def test_a_run_and_its_model_made_again(command: Command, tiny: Tiny, cache: Path) -> None:
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import open_run
+    from segquant_bench.pipelines.stages.quantize import quantized_denoiser
 
     peer("torchao_int8_static", "w8a8")
     overrides = [*tiny.overrides(cache), "quantizer=torchao_int8_static", "precision=w8a8"]
@@ -238,11 +239,11 @@ def test_a_run_and_its_model_made_again(command: Command, tiny: Tiny, cache: Pat
     assert len(results["layer_errors"]) > 20 and 0 < results["output_error"] < 0.2
     (made,) = (cache / "stage").glob("quantize-*[0-9a-f]")
     assert not (made / "denoiser").exists()  # other tools' formats are theirs; nothing pickled
-    benchmark = Benchmark(validate(compose_config(overrides)))
-    assert benchmark.quantize().cached
-    again = benchmark.quantized_denoiser()
+    benchmark = open_run(validate(compose_config(overrides)))
+    assert benchmark.stage("quantize").cached
+    again = quantized_denoiser(benchmark)
     record = json.loads((made / "peer.json").read_text())
     assert tensors_digest(again) == record["digest"]
     (made / "peer.json").write_text(json.dumps({**record, "digest": "another"}))
     with pytest.raises(PipelineError, match="made another model"):
-        Benchmark(validate(compose_config(overrides))).quantized_denoiser()
+        quantized_denoiser(open_run(validate(compose_config(overrides))))

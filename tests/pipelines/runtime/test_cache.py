@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from segquant.files import write_json
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.runtime.cache import link_tree, run_stage, stage_key, write_json
+from segquant_bench.pipelines.runtime.cache import link_tree, run_stage, stage_key
 
 
 def _write(folder: Path) -> None:

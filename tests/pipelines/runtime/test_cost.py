@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime import cost, digests, provenance
+from segquant_bench.pipelines.runtime.meaning import code_digest
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -58,13 +60,13 @@ def test_file_digest_is_sha256_and_trusts_the_hub_cache(tmp_path: Path) -> None:
 
 def test_source_digest_does_not_import() -> None:
     code = (
-        "import sys; from segquant_bench.pipelines.runtime.provenance import source_digest; "
-        "assert len(source_digest('segquant')) == 16; "
+        "import sys; from segquant_bench.pipelines.runtime.meaning import code_digest; "
+        "assert len(code_digest('segquant')) == 16; "
         "assert not {'segquant', 'torch', 'eval'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        digests.source_digest("no_such_package")
+    with pytest.raises(PipelineError, match="no_such_package"):
+        code_digest("no_such_package")
 
 
 def test_records() -> None:

@@ -108,18 +108,18 @@ def test_loss_is_where_rounding_hurts() -> None:
         rounding_loss(model, samples, "w8a8_tensor", 4, batch_size=4, device="cpu")
 
 
-@pytest.mark.parametrize("sampler", DRAWN)
-def test_calibration_stage_draws_by_its_sampler(sampler: str, tiny: Tiny, cache: Path) -> None:
+@pytest.mark.parametrize("rule", DRAWN)
+def test_calibration_stage_draws_by_its_rule(rule: str, tiny: Tiny, cache: Path) -> None:
     from segquant_bench.pipelines.sampling.samples import load_samples
-    from segquant_bench.pipelines.stages.benchmark import Benchmark
+    from segquant_bench.pipelines.stages.benchmark import open_run
 
-    overrides = [*tiny.overrides(cache), f"calibration={sampler}"]
-    if sampler == "all":
+    overrides = [*tiny.overrides(cache), f"calibration={rule}"]
+    if rule == "all":
         overrides.append("calibration.steps_per_prompt=null")
-    benchmark = Benchmark(validate(compose_config(overrides)))
-    folder = benchmark.calibrate().path
+    benchmark = open_run(validate(compose_config(overrides)))
+    folder = benchmark.stage("calibrate").path
     chances = json.loads((folder / "steps.json").read_text())["inclusion_probabilities"]
-    per_prompt = 4 if sampler == "all" else 2
+    per_prompt = 4 if rule == "all" else 2
     assert sum(chances) == pytest.approx(per_prompt, abs=1e-4)
     for name, prompts in (("calibration", 4), ("held_out", 2)):
         samples = load_samples(folder / name)

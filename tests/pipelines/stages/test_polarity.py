@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from segquant import Segments, find_segments
-from segquant_bench.pipelines.stages.polarity import activation_pieces, graph_record, polarity
+from segquant_bench.pipelines.stages.graph import FILE, graph_record, read_segments, write_segments
+from segquant_bench.pipelines.stages.polarity import activation_pieces, polarity
 
 
 class Block(nn.Module):
@@ -56,11 +59,14 @@ def test_a_layer_that_is_not_called_is_left_out() -> None:
     assert polarity(model, plan, [{"x": torch.ones(1, 2)}]).keys() == {"used"}
 
 
-def test_pieces_and_record() -> None:
+def test_pieces_and_record(tmp_path: Path) -> None:
     assert list(activation_pieces(Segments(activation="silu"), 8)) == [("silu", slice(0, 8))]
     mixed = Segments(input=(2, 3, 4), input_activations=(None, "gelu", "silu"))
     assert list(activation_pieces(mixed, 9)) == [("gelu", slice(2, 5)), ("silu", slice(5, 9))]
     assert list(activation_pieces(Segments(), 9)) == []
-    assert graph_record({"a": Segments(), "b": Segments(output=(1, 2))}) == {
-        "b": {"output": (1, 2), "input": None, "activation": None, "input_activations": None}
-    }
+    segments = {"a": Segments(), "b": Segments(output=(1, 2)), "c": mixed}
+    write_segments(tmp_path / FILE, segments)
+    assert read_segments(tmp_path / FILE) == segments
+    record = graph_record(tmp_path)
+    assert record.keys() == {"b", "c"}
+    assert record["b"] == {"output": [1, 2], "input": None, "activation": None, "input_activations": None}

@@ -1,4 +1,4 @@
-"""Quantized text encoders: recorded, quantized, stored, used, measured; and nothing changes without them."""
+"""Quantized text encoders, from their inputs to the run's results; and nothing changes without them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,13 @@ from segquant_bench.pipelines.config.schema import config_hash, validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.models import load_pipeline, read_index
 from segquant_bench.pipelines.sampling.samples import Batches, Sample
-from segquant_bench.pipelines.stages.benchmark import Benchmark
-from segquant_bench.pipelines.stages.encoders import (
-    check_encoders,
-    encoder_errors,
-    encoder_inputs,
-    encoder_method,
-    in_place,
-    load_encoder,
-    quantize_encoder,
-)
+from segquant_bench.pipelines.stages.benchmark import open_run
+from segquant_bench.pipelines.stages.components.graphs import component_segments
+from segquant_bench.pipelines.stages.components.methods import check_components, component_method
+from segquant_bench.pipelines.stages.components.quantize import load_component, quantize_component
+from segquant_bench.pipelines.stages.components.text_inputs import text_inputs
+from segquant_bench.pipelines.stages.quantized import component_errors, in_place
+from segquant_bench.pipelines.stages.run import Run
 from tests.pipelines.conftest import Command, Tiny, compose_config
 from tests.tiny import tiny_text_encoder
 
@@ -57,20 +54,25 @@ def _texts(count: int, seed: int) -> list[Sample]:
     return [Sample(i, 0, {"input_ids": ids[i]}, {}, {"output_hidden_states": True}) for i in range(count)]
 
 
+def _quantized(name: str, encoder: nn.Module, method: Method, batches: Batches) -> nn.Module:
+    segments = component_segments(name, encoder, batches) if method.seglinear or method.dualscale else {}
+    return quantize_component(name, encoder, method, batches, segments)
+
+
 @pytest.mark.parametrize("kind", ["clip", "t5"])
 def test_encoders_of_transformers_are_captured_quantized_stored_and_read(kind: str, tmp_path: Path) -> None:
     encoder, held_out = _encoder(kind), _texts(3, seed=1)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    quantized = quantize_encoder("text_encoder", encoder, METHOD, Batches(_texts(8, seed=0), 4))
+    quantized = _quantized("text_encoder", encoder, METHOD, Batches(_texts(8, seed=0), 4))
     linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     assert all(isinstance(quantized.get_submodule(name), QuantLinear) for name in linears)
     heads = [name for name in linears if name.endswith(("out_proj", "SelfAttention.o"))]
     assert all(len(quantized.get_submodule(name).layout.columns) == 2 for name in heads)  # a segment per head
-    errors = encoder_errors("text_encoder", encoder, quantized, held_out, 2, "cpu")
+    errors = component_errors("text_encoder", encoder, quantized, held_out, 2, "cpu")
     assert errors["layer_errors"].keys() == {f"text_encoder.{name}" for name in linears}
     assert 0 < errors["output_error"] < 0.1 and errors["weight_bytes"] < errors["weight_bytes_float"]
     save_quantized(quantized, tmp_path / "encoder")
-    loaded = load_encoder(tmp_path / "encoder", encoder)
+    loaded = load_component(tmp_path / "encoder", encoder)
     for batch in Batches(held_out, 3):
         with torch.no_grad():
             ours, theirs, exact = loaded(**batch), quantized(**batch), encoder(**batch)
@@ -96,14 +98,14 @@ class _Shy(nn.Module):
 def test_an_encoder_without_a_readable_graph_says_what_to_switch_off() -> None:
     batches = Batches(_texts(4, seed=0), 2)
     with pytest.raises(
-        PipelineError, match=r"\+encoders.text_encoder_2.seglinear=false \+encoders.text_encoder_2.dual"
+        PipelineError, match=r"\+components.text_encoder_2.seglinear=false \+components.text_encoder_2.dual"
     ):
-        quantize_encoder("text_encoder_2", _Shy(), METHOD, batches)
+        _quantized("text_encoder_2", _Shy(), METHOD, batches)
     plain = dataclasses.replace(METHOD, seglinear=False, dualscale=False)
-    assert isinstance(quantize_encoder("text_encoder_2", _Shy(), plain, batches).linear, QuantLinear)
+    assert isinstance(_quantized("text_encoder_2", _Shy(), plain, batches).linear, QuantLinear)
     odd = presets.rtn("w4a4")
-    with pytest.raises(PipelineError, match=r"text encoder 'text_encoder_2': .*\+encoders.text_encoder_2.KEY"):
-        quantize_encoder("text_encoder_2", _Shy(), odd, batches)
+    with pytest.raises(PipelineError, match=r"text encoder 'text_encoder_2': .*\+components.text_encoder_2.KEY"):
+        _quantized("text_encoder_2", _Shy(), odd, batches)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def pipeline(tiny: Tiny):
 def test_inputs_are_the_token_ids_of_prompts_and_negative_prompts(pipeline) -> None:
     call = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 0}
     names, prompts = ["text_encoder", "text_encoder_2"], ["red circle", "blue ring"]
-    found = encoder_inputs(pipeline, pipeline.transformer, names, prompts, call, seed=0, stream=1)
+    found = text_inputs(pipeline, pipeline.transformer, names, prompts, call, seed=0, stream=1)
     assert list(found) == names
     for name, tokenizer in zip(names, (pipeline.tokenizer, pipeline.tokenizer_2), strict=True):
         assert [(sample.prompt, sample.step) for sample in found[name]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -122,14 +124,14 @@ def test_inputs_are_the_token_ids_of_prompts_and_negative_prompts(pipeline) -> N
         wanted = tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt").input_ids
         assert torch.equal(torch.cat([sample.rows["input_ids"] for sample in found[name]]), wanted)
     assert not any(module._forward_pre_hooks for module in (pipeline.transformer, pipeline.text_encoder))
-    alone = encoder_inputs(
+    alone = text_inputs(
         pipeline, pipeline.transformer, names[:1], prompts, call | {"guidance_scale": 1.0}, seed=0, stream=1
     )
     assert len(alone["text_encoder"]) == 2
     with pytest.raises(PipelineError, match="never calls the forward of its vae"):
-        encoder_inputs(pipeline, pipeline.transformer, ["vae"], prompts, call, seed=0, stream=1)
+        text_inputs(pipeline, pipeline.transformer, ["vae"], prompts, call, seed=0, stream=1)
     with pytest.raises(PipelineError, match="no prompts"):
-        encoder_inputs(pipeline, pipeline.transformer, names, [], call, seed=0, stream=1)
+        text_inputs(pipeline, pipeline.transformer, names, [], call, seed=0, stream=1)
 
 
 def test_components_are_put_back_after_an_error(pipeline) -> None:
@@ -150,9 +152,9 @@ def test_components_are_put_back_after_an_error(pipeline) -> None:
     ],
 )
 def test_names_that_are_no_text_encoders(tiny: Tiny, name: str, words: str) -> None:
-    check_encoders(read_index(tiny.model), ["text_encoder", "text_encoder_2"])
+    check_components(read_index(tiny.model), ["text_encoder", "text_encoder_2"])
     with pytest.raises(PipelineError, match=words):
-        check_encoders(read_index(tiny.model), ["text_encoder", name])
+        check_components(read_index(tiny.model), ["text_encoder", name])
 
 
 @pytest.mark.parametrize(
@@ -161,13 +163,16 @@ def test_names_that_are_no_text_encoders(tiny: Tiny, name: str, words: str) -> N
         (["quantize=[]"], "must name at least one component.*quantizer=none"),
         (["quantize=[denoiser,text_encoder,text_encoder]"], "each once"),
         (["quantize=[text_encoder]", "correction=affine"], "leaves the denoiser as it is, and correction=affine"),
-        (["quantize=[text_encoder]", "quantizer.skip=[a]"], r"quantizer.skip names; set \+encoders.text_encoder.skip"),
+        (
+            ["quantize=[text_encoder]", "quantizer.skip=[a]"],
+            r"quantizer.skip names; set \+components.text_encoder.skip",
+        ),
         (["quantize=[text_encoder]", "+quantizer.overrides={a: {}}"], "leaves.*quantizer.overrides"),
         (["quantize=[text_encoder]", "quantizer=sdnq", "precision=w8a8_dynamic"], "quantizes the denoiser alone"),
         ([BOTH, "quantizer=torchao_int8_dynamic", "precision=w8a8_dynamic"], "quantizes the denoiser alone"),
         ([BOTH, "quantizer=plan"], "quantizes the denoiser alone"),
-        (["+encoders.text_encoder.seglinear=false"], "encoders.text_encoder is no component in"),
-        ([BOTH, "+encoders.text_encoder=3"], "encoders.text_encoder=3 is no setting"),
+        (["+components.text_encoder.seglinear=false"], "components.text_encoder is no component in"),
+        ([BOTH, "+components.text_encoder=3"], "components.text_encoder=3 is no setting"),
     ],
 )
 def test_lists_that_no_run_can_mean(overrides: list[str], words: str) -> None:
@@ -177,13 +182,13 @@ def test_lists_that_no_run_can_mean(overrides: list[str], words: str) -> None:
 
 def test_an_encoder_has_a_method_of_its_own() -> None:
     def method(*overrides: str) -> Method:
-        return encoder_method(validate(compose_config([BOTH, *overrides])), "text_encoder")
+        return component_method(validate(compose_config([BOTH, *overrides])), "text_encoder")
 
     assert method("quantizer.skip=['*.norm1.linear']") == METHOD
-    changed = method("+encoders.text_encoder={seglinear: false, precision: w8a8}")
+    changed = method("+components.text_encoder={seglinear: false, precision: w8a8}")
     assert changed == presets.segquant_g("w8a8", seglinear=False)
     with pytest.raises(PipelineError, match="text encoder 'text_encoder': .*seglinar.*did you mean 'seglinear'"):
-        method("+encoders.text_encoder.seglinar=false")
+        method("+components.text_encoder.seglinar=false")
 
 
 def test_hash_and_name_change_only_with_text_encoders() -> None:
@@ -199,7 +204,7 @@ def test_hash_and_name_change_only_with_text_encoders() -> None:
     assert other[1] == "segquant_g@text_encoder_w8a8_tensor" and other[0] not in (plain[0], both[0])
     three = "quantize=[denoiser,text_encoder,text_encoder_2]"
     assert hashed(three)[0] == hashed("quantize=[denoiser,text_encoder_2,text_encoder]")[0]
-    assert hashed(BOTH, "+encoders.text_encoder.seglinear=false")[0] != both[0]
+    assert hashed(BOTH, "+components.text_encoder.seglinear=false")[0] != both[0]
 
 
 def _pictures(folder: Path) -> list[bytes]:
@@ -216,8 +221,8 @@ def test_a_run_with_a_text_encoder(command: Command, tiny: Tiny, cache: Path) ->
     raw = json.loads((outcome.folder / "results.json").read_text())
     both = load_result(outcome.folder / "results.json")
     alone = dataclasses.replace(alone, path=Path("elsewhere/results.json"))  # both commands wrote into one folder
-    assert both.name == "rtn+text_encoder_w8a8" and "encoders" in both.stages and "encoders" not in alone.stages
-    for stage in ("reference", "calibrate", "statistics", "quantize"):
+    assert both.name == "rtn+text_encoder_w8a8" and "components" in both.stages and "components" not in alone.stages
+    for stage in ("reference", "calibrate", "graph", "quantize"):
         assert both.stages[stage]["key"] == alone.stages[stage]["key"]
     assert _pictures(outcome.folder / "images") != pictures  # the embeddings are others
     assert _pictures(outcome.folder / "reference") == _pictures(folder / "reference")
@@ -242,13 +247,13 @@ def test_a_run_with_a_text_encoder(command: Command, tiny: Tiny, cache: Path) ->
 
 
 def test_a_correction_is_fitted_on_the_trajectory_of_quantized_encoders(tiny: Tiny, cache: Path) -> None:
-    def benchmark(*overrides: str) -> Benchmark:
+    def benchmark(*overrides: str) -> Run:
         base = [*tiny.overrides(cache), "quantizer=rtn", "precision=w4a8_channel", "correction=affine"]
-        return Benchmark(validate(compose_config([*base, *overrides])))
+        return open_run(validate(compose_config([*base, *overrides])))
 
     plain, both = benchmark(), benchmark(BOTH)
-    folders = [run.correct().path for run in (plain, both)]
-    assert plain.quantize().path == both.quantize().path and folders[0] != folders[1]
+    folders = [run.stage("correct").path for run in (plain, both)]
+    assert plain.stage("quantize").path == both.stage("quantize").path and folders[0] != folders[1]
     values = [(folder / "correction.safetensors").read_bytes() for folder in folders]
     assert values[0] != values[1]
     assert both.pipeline.text_encoder is both.pipeline.components["text_encoder"]

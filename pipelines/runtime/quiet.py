@@ -1,0 +1,41 @@
+"""Silence for lines of other packages that say nothing to whoever runs the benchmark without a GPU.
+
+A line is known by its logger and its words; everything else those packages say is passed on.
+"""
+
+from __future__ import annotations
+
+import logging
+
+NOT_OURS = {
+    # torchao, which diffusers imports, registers its enumerations in a way that torch 2.14 no longer needs.
+    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
+    # modelopt and quanto can build CUDA kernels; on a CPU theirs are plain PyTorch.
+    "torch.utils.cpp_extension": ("No CUDA runtime is found",),
+    # Only kernels written in triton are not counted, and there are none on a CPU.
+    "torch.utils.flop_counter": ("triton not found",),
+    # torchao's own kernels are for GPUs, and built for one version of torch; it has others in plain PyTorch.
+    "torchao": ("Skipping import of cpp extensions", "Failed to load"),
+    # The first figure in a new home directory; takes a second or two.
+    "matplotlib.font_manager": ("generated new fontManager",),
+}
+
+
+class _Without(logging.Filter):
+    """Lets everything through but lines with these words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        super().__init__()
+        self.words = words
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(words in message for words in self.words)
+
+
+def quieten_absent_gpu() -> None:
+    """Drop the lines of NOT_OURS, once per process, before the packages that write them are imported."""
+    for name, words in NOT_OURS.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, _Without) for each in logger.filters):
+            logger.addFilter(_Without(words))

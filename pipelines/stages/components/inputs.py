@@ -1,0 +1,65 @@
+"""The stage of the inputs of components beside the denoiser.
+
+Text encoders are run once per prompt; a ControlNet runs at every step, and its inputs are kept as the denoiser's are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from segquant_bench.pipelines.sampling.samples import Batches, Sample, load_samples, save_samples
+from segquant_bench.pipelines.stages.components.methods import has_components
+from segquant_bench.pipelines.stages.components.text_inputs import text_inputs
+from segquant_bench.pipelines.stages.inputs import (
+    COLLECTING_CODE,
+    STREAMS,
+    collected,
+    collecting_depends,
+    control_depends,
+    prompt_inputs,
+    prompts_depends,
+    step_weights,
+    text_depends,
+)
+from segquant_bench.pipelines.stages.run import Run, Stage
+
+
+def _inputs_depends(run: Run) -> dict[str, Any]:
+    names = {"components": sorted(run.config.other_components)}
+    if set(run.config.other_components) != set(run.config.text_encoders):
+        return {**collecting_depends(run), **names}
+    return {"text": text_depends(run), **prompts_depends(run), **control_depends(run, *STREAMS), **names}
+
+
+def _inputs(run: Run, folder: Path) -> None:
+    texts = [name for name in run.config.other_components if name in run.config.text_encoders]
+    others = [name for name in run.config.other_components if name not in texts]
+    weights = step_weights(run) if others else None
+    for split, stream in STREAMS.items():
+        found = {name: collected(run, split, weights, name) for name in others}
+        if texts:
+            found |= text_inputs(
+                run.pipeline, run.denoiser, texts, getattr(run.dataset, split), run.config.model.call.arguments(),
+                seed=run.config.calibration.seed, stream=stream, inputs=prompt_inputs(run, split),
+            )  # fmt: skip
+        for name, samples in found.items():
+            (folder / name).mkdir(exist_ok=True)
+            save_samples(samples, folder / name / split)
+
+
+COMPONENT_INPUTS = Stage(
+    "component_inputs", _inputs, code=(*COLLECTING_CODE, "pipelines.stages.components.text_inputs"),
+    depends=_inputs_depends, when=has_components, asked=False,
+)  # fmt: skip
+"""NAME/calibration/ and NAME/held_out/: what the pipeline calls each component with."""
+
+
+def component_samples(run: Run, name: str, split: str) -> list[Sample]:
+    """Inputs of a component for the prompts of "calibration" or "held_out"."""
+    return load_samples(run.folder("component_inputs") / name / split)
+
+
+def component_batches(run: Run, name: str) -> Batches:
+    """Calibration inputs of a component."""
+    return Batches(component_samples(run, name, "calibration"), run.config.calibration.batch_size, run.device)

@@ -1,0 +1,97 @@
+"""The stage of quantized components beside the denoiser, whose own stages are the same with and without them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segquant.errors import QuantizationError
+from segquant.files import write_json
+from segquant.graph.segments import Segments
+from segquant.method.spec import Method
+from segquant.modules.tensors import model_weight_bytes
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.sampling.samples import Batches
+from segquant_bench.pipelines.stages.components.graphs import component_cuts
+from segquant_bench.pipelines.stages.components.inputs import component_batches, component_samples
+from segquant_bench.pipelines.stages.components.methods import component_methods, has_components, kind_of
+from segquant_bench.pipelines.stages.graph import calibration_depends
+from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE
+from segquant_bench.pipelines.stages.quantized import component_errors, load_model, quantize_copy, save_model
+from segquant_bench.pipelines.stages.run import Run, Stage
+
+RECORD = "components.json"
+
+
+def quantize_component(
+    name: str, module: nn.Module, method: Method, batches: Batches, segments: Mapping[str, Segments]
+) -> nn.Module:
+    """A quantized copy of a text encoder or ControlNet.
+
+    Raises:
+        PipelineError: the method cannot do it; the sentence names the component.
+    """
+    try:
+        return quantize_copy(module, method, batches, segments, f"{method.name} ({name})")
+    except QuantizationError as error:
+        raise PipelineError(
+            f"{kind_of(name)} {name!r}: {one_line(error)} (settings of it alone: +components.{name}.KEY=VALUE)"
+        ) from error
+
+
+def component_bytes(pipeline: Any) -> dict[str, int]:
+    """Bytes of every component of a pipeline that has weights."""
+    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    return {name: model_weight_bytes(module) for name, module in modules.items()}
+
+
+def load_component(folder: Path, module: nn.Module) -> nn.Module:
+    """The quantized component stored in `folder`, in evaluation mode on the float one's device.
+
+    It is filled into a copy of `module` whose parameters have no storage, so that no float weight is held twice.
+    """
+    device = next(module.parameters()).device
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in module.parameters()
+    }
+    return load_model(folder, copy.deepcopy(module, memo)).to(device).eval()
+
+
+def _depends(run: Run) -> dict[str, Any]:
+    methods = {name: method.to_dict() for name, method in component_methods(run).items()}
+    return {**calibration_depends(run), "methods": methods}
+
+
+def _compute(run: Run, folder: Path) -> None:
+    size = run.config.calibration.batch_size
+    errors = {}
+    for name, method in component_methods(run).items():
+        module = run.pipeline.components[name]
+        batches, segments = component_batches(run, name), component_cuts(run, name)
+        quantized = quantize_component(name, module, method, batches, segments)
+        save_model(quantized, folder / name)
+        held_out = component_samples(run, name, "held_out")
+        errors[name] = component_errors(name, module, quantized, held_out, size, run.device)
+    record = {"components": errors, "weight_bytes": component_bytes(run.pipeline), "denoiser": run.denoiser_name}
+    write_json(folder / RECORD, record)
+
+
+COMPONENTS = Stage(
+    "components", _compute, needs=("component_inputs", "component_graphs"),
+    code=("pipelines.stages.quantized", *QUANTIZING_CODE), depends=_depends, when=has_components,
+)  # fmt: skip
+"""NAME/: each quantized component; components.json: errors, and bytes of every component."""
+
+
+def quantized_components(run: Run) -> dict[str, nn.Module]:
+    """The quantized components but the denoiser, read from their stage; none where the run quantizes none."""
+    if not run.has(COMPONENTS.name):
+        return {}
+    folder = run.folder(COMPONENTS.name)
+    return {name: load_component(folder / name, run.pipeline.components[name]) for name in run.config.other_components}

@@ -1,0 +1,112 @@
+"""What the pipeline calls its text encoders with.
+
+A text encoder runs before the denoiser. Its inputs are recorded from the pipeline itself, which is run up to its
+first denoiser call: token ids of prompts and negative prompts as it makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, prompt_seed
+from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
+
+
+class _DenoiserReachedError(Exception):
+    """The pipeline calls its denoiser: all text is encoded."""
+
+
+class _Recorder:
+    """A forward pre-hook that keeps an encoder's inputs; `prompt` is the one being encoded."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.samples: list[Sample] = []
+        self.prompt, self.calls = 0, 0
+
+    def begin(self, prompt: int) -> None:
+        """The next prompt's calls follow."""
+        self.prompt, self.calls = prompt, 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = bound_inputs(module, args, kwargs)
+        if not any(isinstance(value, torch.Tensor) and value.ndim > 1 for value in inputs.values()):
+            raise PipelineError(f"{self.name} was called without token ids [rows, tokens]; take it out of quantize")
+        try:
+            self.samples.append(cut_sample(inputs, 0, 1, self.prompt, self.calls))
+        except PipelineError as error:
+            raise PipelineError(
+                f"a call of {self.name} cannot be recorded ({error}); take it out of quantize"
+            ) from error
+        self.calls += 1
+
+
+def _stop(*_: Any) -> None:
+    raise _DenoiserReachedError
+
+
+def text_inputs(
+    pipeline: Any,
+    denoiser: nn.Module,
+    names: Sequence[str],
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    seed: int,
+    stream: int,
+    inputs: PromptInputs | None = None,
+) -> dict[str, list[Sample]]:
+    """What the pipeline gives its text encoders for `prompts`, one prompt at a time, without any denoising.
+
+    Args:
+        pipeline: with the encoders as attributes.
+        denoiser: at whose first call the pipeline is stopped.
+        names: attributes of the encoders.
+        prompts: texts to encode.
+        call: further arguments of the pipeline.
+        seed: of the latents, with `stream`; nothing recorded depends on them.
+        stream: see `generate.prompt_seed`.
+        inputs: further arguments for the prompts of these indices, such as their control pictures.
+
+    Returns:
+        by encoder, the inputs of each call of each prompt (`Sample.step` counts a prompt's calls), on the CPU.
+
+    Raises:
+        PipelineError: no prompts, an encoder whose forward the pipeline does not call, or inputs of another kind.
+    """
+    if not prompts:
+        raise PipelineError("there are no prompts to calibrate text encoders on; set calibration.prompts")
+    recorders = {name: _Recorder(name) for name in names}
+    handles = [denoiser.register_forward_pre_hook(_stop)]
+    handles += [
+        pipeline.components[name].register_forward_pre_hook(recorder, with_kwargs=True)
+        for name, recorder in recorders.items()
+    ]
+    try:
+        for index, prompt in enumerate(prompts):
+            for recorder in recorders.values():
+                recorder.begin(index)
+            own = inputs(range(index, index + 1)) if inputs is not None else {}
+            _encode(pipeline, prompt, {**call, **own}, prompt_seed(seed, index, stream))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, recorder in recorders.items():
+        if not recorder.samples:
+            kind = type(pipeline).__name__
+            raise PipelineError(f"{kind} never calls the forward of its {name}; take it out of quantize")
+    return {name: recorder.samples for name, recorder in recorders.items()}
+
+
+def _encode(pipeline: Any, prompt: str, call: Mapping[str, Any], seed: int) -> None:
+    generators = [torch.Generator("cpu").manual_seed(seed)]
+    try:
+        pipeline(prompt=[prompt], generator=generators, output_type="latent", **call)
+    except _DenoiserReachedError:
+        return
+    raise PipelineError(f"{type(pipeline).__name__} never called its denoiser; check model.denoiser")

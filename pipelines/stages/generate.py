@@ -1,0 +1,40 @@
+"""The stage of the quantized pipeline's pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segquant_bench.pipelines.config.schema import RunConfig
+from segquant_bench.pipelines.correction.correction import load_correction
+from segquant_bench.pipelines.correction.sampling import corrected
+from segquant_bench.pipelines.stages.components.quantize import quantized_components
+from segquant_bench.pipelines.stages.inputs import SAMPLING_CODE
+from segquant_bench.pipelines.stages.quantize import quantized_denoiser
+from segquant_bench.pipelines.stages.quantized import in_place
+from segquant_bench.pipelines.stages.reference import pictures_depends, sample_pictures
+from segquant_bench.pipelines.stages.run import Run, Stage
+
+
+def _compute(run: Run, folder: Path) -> None:
+    correction = load_correction(run.folder("correct")) if run.has("correct") else None
+    quantized = quantized_denoiser(run)
+    parts = {run.denoiser_name: quantized, **quantized_components(run)}
+    with in_place(run.pipeline, parts), corrected(run.pipeline.scheduler, correction):
+        sample_pictures(run, quantized, folder / "images", run.config.name)
+
+
+def _is_quantized(config: RunConfig) -> bool:
+    return not config.is_float
+
+
+GENERATE = Stage(
+    "generate", _compute, needs=("quantize", "components", "correct"),
+    code=(*SAMPLING_CODE, "pipelines.correction", "pipelines.stages.reference"),
+    depends=pictures_depends, when=_is_quantized,
+)  # fmt: skip
+"""images/: the quantized model's pictures; a run that quantizes nothing has those of `reference`."""
+
+
+def pictures_folder(run: Run) -> Path:
+    """The folder of the pictures that are judged."""
+    return run.folder(GENERATE.name if run.has(GENERATE.name) else "reference") / "images"

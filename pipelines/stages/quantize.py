@@ -1,0 +1,90 @@
+"""The stage of the quantized denoiser, and where later stages get it from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segquant.files import write_json
+from segquant.method.spec import Method
+from segquant_bench.pipelines.runtime.meaning import code_digest
+from segquant_bench.pipelines.sampling.samples import load_samples
+from segquant_bench.pipelines.stages.calibrate import quantizes_denoiser
+from segquant_bench.pipelines.stages.graph import FILE as SEGMENTS
+from segquant_bench.pipelines.stages.graph import calibration_batches, read_segments, wants_graph
+from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE
+from segquant_bench.pipelines.stages.quantized import (
+    check_same,
+    denoiser_errors,
+    load_model,
+    quantize_copy,
+    save_denoiser,
+)
+from segquant_bench.pipelines.stages.run import Run, Stage
+
+ERRORS = "errors.json"
+
+
+def _depends(run: Run) -> dict[str, Any]:
+    return {
+        "method": run.method.to_dict(),
+        "batch_size": run.config.calibration.batch_size,
+        "peers": code_digest("pipelines.peers") if run.config.is_peer else None,
+        # what lies on disk is quantized by code of its own
+        "offload": code_digest("segquant.offload") if run.config.model.offload == "blocks" else None,
+    }
+
+
+def _compute(run: Run, folder: Path) -> None:
+    quantized = _make(run)
+    save_denoiser(quantized, run.method, folder)
+    held_out = load_samples(run.folder("calibrate") / "held_out")
+    size = run.config.calibration.batch_size
+    errors = denoiser_errors(run.denoiser, quantized, run.method, held_out, size, run.device)
+    write_json(folder / ERRORS, errors)
+    if run.config.is_peer:
+        run.peer_denoiser = quantized
+
+
+def _make(run: Run) -> nn.Module:
+    batches, segments = calibration_batches(run), read_segments(run.folder("graph") / SEGMENTS)
+    if run.config.model.offload == "blocks":
+        # put off: it loads accelerate, which other runs do without
+        from segquant_bench.pipelines.loading.blocks import quantize_from_disk
+
+        if not isinstance(run.method, Method):
+            raise TypeError(f"{run.method.name} cannot quantize from disk")  # refused with the configuration
+        wanted = segments if wants_graph(run.method) else None
+        model = quantize_from_disk(run.config.model, run.directory, run.method, batches, run.config.name, wanted)
+        return model.to(run.device)
+    return quantize_copy(run.denoiser, run.method, batches, segments, run.config.name)
+
+
+QUANTIZE = Stage(
+    "quantize", _compute, needs=("calibrate", "graph"),
+    code=("pipelines.stages.quantized", *QUANTIZING_CODE, "pipelines.sampling.samples"),
+    depends=_depends, when=quantizes_denoiser,
+)  # fmt: skip
+"""denoiser/: the quantized denoiser (peer.json: what another tool made); plan.json of `auto`; errors.json."""
+
+
+def quantized_denoiser(run: Run) -> nn.Module:
+    """The quantized denoiser, read from its stage, where the pipeline is; the float one if it is left as it is.
+
+    What another tool made is kept in memory; another process makes it again from the same calibration.
+    """
+    if not run.has(QUANTIZE.name):
+        return run.denoiser
+    folder = run.folder(QUANTIZE.name)
+    if run.config.is_peer:
+        if run.peer_denoiser is None:
+            run.peer_denoiser = check_same(_make(run), folder)
+        return run.peer_denoiser
+    if run.config.model.offload == "blocks":
+        # put off: it loads accelerate, which other runs do without
+        from segquant_bench.pipelines.loading.blocks import load_offloaded
+
+        return load_offloaded(run.config.model, run.directory, folder / "denoiser").to(run.device)
+    return load_model(folder / "denoiser").to(run.device).eval()

@@ -1,0 +1,45 @@
+"""The stage of the unquantized pipeline's pictures, and how evaluation prompts are sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segquant.files import write_json
+from segquant.modules.tensors import model_weight_bytes
+from segquant_bench.pipelines.sampling.generate import generate_images
+from segquant_bench.pipelines.stages.inputs import SAMPLING_CODE, control_depends, prompt_inputs, sampling_depends
+from segquant_bench.pipelines.stages.run import Run, Stage
+
+SIZE = "denoiser.json"
+
+
+def pictures_depends(run: Run) -> dict[str, Any]:
+    """What the pictures of the evaluation prompts depend on besides the denoiser."""
+    return {
+        "sampling": sampling_depends(run),
+        "prompts": list(run.dataset.evaluation),
+        **control_depends(run, "evaluation"),
+    }
+
+
+def sample_pictures(run: Run, denoiser: nn.Module, folder: Path, label: str) -> None:
+    """Sample the evaluation prompts with the pipeline as it is now; `denoiser` is the one in it."""
+    model = run.config.model
+    generate_images(
+        run.pipeline, denoiser, run.dataset.evaluation, folder, model.call.arguments(),
+        seed=run.config.seed, batch_size=model.batch_size, label=label, inputs=prompt_inputs(run, "evaluation"),
+    )  # fmt: skip
+
+
+def _compute(run: Run, folder: Path) -> None:
+    sample_pictures(run, run.denoiser, folder / "images", "reference")
+    write_json(folder / SIZE, {"weight_bytes": model_weight_bytes(run.denoiser)})
+
+
+REFERENCE = Stage(
+    "reference", _compute, code=(*SAMPLING_CODE, "segquant.modules.tensors"), depends=pictures_depends
+)  # fmt: skip
+"""images/: the unquantized model's pictures; denoiser.json: its size in bytes."""
