@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.config.schema import PEERS, PRESETS, RunConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest
 from segquant_bench.pipelines.runtime import own_code
@@ -26,10 +27,12 @@ def build_method(config: RunConfig) -> Method | Peer:
     """
     from segquant_bench.pipelines.peers import Peer  # imports torch: not for `segquant --help`
 
+    register_precision(config.precision)
     method = build_quantizer(config.quantizer)
     if isinstance(method, Peer):
         config.check_whole(f"quantizer={config.quantizer_name}")
         config.check_alone()
+        config.check_reference()
     return method
 
 

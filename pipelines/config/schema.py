@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.help import options_page
+from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
     CorrectionConfig,
@@ -32,6 +33,8 @@ from segquant_bench.pipelines.runtime.paths import zoo_path
 PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
 NAME = re.compile(r"[\w.-]+")
 """What names that become parts of folders' names are made of."""
+REFERENCE = "reference"
+"""The backend that computes what every other one is measured against."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
 
@@ -42,7 +45,9 @@ class RunConfig:
 
     `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
     of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `components` changes
-    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `polarity` also
+    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `backend` runs the
+    quantized layers when pictures are sampled: a name that segquant knows, or a class of one's own by its dotted path
+    or as {_target_: PATH}. `polarity` also
     records the signs of activations (Table 1), which costs a pass and changes nothing else. `stages` holds settings of
     further stages by name.
     """
@@ -59,6 +64,7 @@ class RunConfig:
     quantize: list[str] = field(default_factory=lambda: [DENOISER])
     components: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
+    backend: Any = REFERENCE
     polarity: bool = False
     seed: int = 0
     cache: str = "outputs/cache"
@@ -117,6 +123,14 @@ class RunConfig:
             raise PipelineError(
                 f"{what} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
                 "model.offload=none, or choose another"
+            )
+
+    def check_reference(self) -> None:
+        """Refuse another backend for a quantizer whose layers are its own."""
+        if self.backend != REFERENCE:
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} runs its own layers, which backend={self.backend} cannot; set "
+                f"backend={REFERENCE}"
             )
 
     def check_alone(self) -> None:
@@ -310,6 +324,10 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
         raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
     if not run.stages:
         del raw["stages"]
+    if run.is_float or run.backend == REFERENCE:
+        del raw["backend"]
+    if own := own_record(run):
+        raw["own_code"] = own
     del raw["quantize"], raw["components"]
     if run.other_components:  # "text_encoders": likewise
         raw["text_encoders"] = {name: run.components.get(name, {}) for name in run.other_components}

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
+from segquant_bench.pipelines.runtime.own_code import TARGET
 
 DTYPES = ("float32", "bfloat16", "float16")
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
@@ -112,13 +113,14 @@ class CalibrationConfig:
 
     `prompts` calibration prompts with `steps_per_prompt` timesteps each, chosen by `timesteps`: uniform over the
     schedule; normal around `mean` with `std` (fractions of the schedule, 0 is the clean picture, 1 pure noise);
-    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts. `held_out` further prompts, on
+    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts; or as a function of one's own weighs
+    them, {_target_: their_pkg.module.function} with its further arguments (`sampling.own_timesteps`). `held_out` further prompts, on
     which layer errors are measured, always have uniform steps, so that errors compare between them. `batch_size`
     inputs go through the denoiser at once when it is observed.
     """
 
     name: str = MISSING
-    timesteps: str = "uniform"
+    timesteps: Any = "uniform"
     prompts: int = 32
     held_out: int = 8
     steps_per_prompt: int | None = 4
@@ -129,7 +131,10 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("calibration.timesteps", self.timesteps, TIMESTEPS)
+        if not isinstance(self.timesteps, dict):
+            one_of("calibration.timesteps", str(self.timesteps), TIMESTEPS)
+        elif not isinstance(self.timesteps.get(TARGET), str):
+            raise PipelineError(f"calibration.timesteps={self.timesteps} has no {TARGET}; give it one, their_pkg.function")
         at_least("calibration.prompts", self.prompts, 1)
         at_least("calibration.held_out", self.held_out, 1)
         at_least("calibration.batch_size", self.batch_size, 1)

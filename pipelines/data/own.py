@@ -33,7 +33,9 @@ def read_own(target: str, arguments: Mapping[str, Any]) -> Source:
     """
     made = own_code.call(own_code.find_function(target, KEY), arguments, "dataset.arguments", target)
     if isinstance(made, str | Mapping) or not isinstance(made, Iterable):
-        raise PipelineError(f"{KEY}={target} returned a {type(made).__name__}; return a list of (prompt, picture, split)")
+        raise PipelineError(
+            f"{KEY}={target} returned a {type(made).__name__}; return a list of (prompt, picture, split)"
+        )
     found = [_entry(row, number, target) for number, row in enumerate(made)]
     if not found:
         raise PipelineError(f"{KEY}={target} returned no entries; return a list of (prompt, picture, split)")

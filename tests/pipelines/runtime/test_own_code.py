@@ -50,7 +50,6 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
-    own_modules._root.cache_clear()
     yield tmp_path / "their_lab"
     for name in set(sys.modules) - before:
         if name.partition(".")[0] in ("their_lab", "other_lab"):
@@ -116,17 +115,37 @@ def test_calls_that_go_well(lab: Path) -> None:
     assert call("loose", x=1) == {"x": 1, "steps": 4}
 
 
+NAMES = {"their_lab", "their_lab.methods", "their_lab.helper", "their_lab.deep", "their_lab.late", "other_lab"}
+
+
 def test_modules_that_count_are_those_that_are_imported(lab: Path) -> None:
-    method = own_code.find("their_lab.methods.mine", "key")
-    assert own_modules.module_of(method) == "their_lab.methods"
-    found = own_modules.own_files(own_modules.module_of(method))
-    names = {"their_lab", "their_lab.methods", "their_lab.helper", "their_lab.deep", "their_lab.late", "other_lab"}
-    assert found.keys() == names
+    found = own_modules.own_files("their_lab.methods.Kind.made")
+    assert found.keys() == NAMES
     assert found["their_lab.late"] == (lab / "late.py").resolve()
-    assert "their_lab.unused" not in sys.modules and "their_lab.late" not in sys.modules
+    assert not any(name.startswith("their_lab") for name in sys.modules)
 
 
-def test_own_modules_are_files() -> None:
-    assert own_modules.own_files("segquant.presets") == {}
-    with pytest.raises(PipelineError, match="is no Python file"):
-        own_modules.own_files("builtins")
+def test_a_package_that_imports_all_its_modules_counts_whole(lab: Path) -> None:
+    (lab / "__init__.py").write_text("from their_lab import methods, unused")
+    assert own_modules.own_files("their_lab.deep").keys() == {*NAMES, "their_lab.unused"}
+
+
+def test_the_digest_is_of_meaning(lab: Path) -> None:
+    before = own_modules.own_digest("their_lab.methods.mine")
+    (lab / "late.py").write_text("# a comment\n\nx  =  1\n")
+    (lab / "unused.py").write_text("y = 2")
+    assert own_modules.own_digest("their_lab.methods.mine") == before
+    (lab / "late.py").write_text("x = 2\n")
+    assert own_modules.own_digest("their_lab.methods.mine") != before
+    assert own_modules.own_digest("segquant.presets.rtn", "segquant_bench.pipelines.peers.quanto") is None
+
+
+@pytest.mark.parametrize("path", ["builtins.open", "no_such_lab.x", "math.sqrt"])
+def test_what_is_in_no_file(lab: Path, path: str) -> None:
+    with pytest.raises(PipelineError, match="in no Python file"):
+        own_modules.own_digest(path)
+
+
+def test_neighbours_of_an_installed_package_do_not_count() -> None:
+    found = own_modules.own_files("omegaconf.OmegaConf")
+    assert {name.partition(".")[0] for name in found} == {"omegaconf"}
