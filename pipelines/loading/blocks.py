@@ -14,8 +14,8 @@ from accelerate import init_empty_weights
 from torch import nn
 
 import segquant
-from segquant import Method, QuantizationError
-from segquant.offload.quantize import quantize_offloaded_
+from segquant import Method, Outcome, QuantizationError
+from segquant.offload.quantize import quantize_offloaded_with_outcome_
 from segquant.offload.weights import FileWeights, Offloaded
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
@@ -99,15 +99,16 @@ def _keep_precise(model: nn.Module) -> None:
 
 def quantize_from_disk(
     config: ModelConfig, directory: Path, method: Method, batches: Iterable[Any], label: str
-) -> nn.Module:
+) -> tuple[nn.Module, Outcome]:
     """The quantized denoiser, made block by block: one block's float weights are in memory at a time.
 
     Returns:
-        it, in main memory, in evaluation mode.
+        it, in main memory, in evaluation mode; and what was done to it.
     """
     with progress_bar(label) as progress:
         offloaded = offloaded_denoiser(config, directory)
-        return drop_cached_weights_(quantize_offloaded_(offloaded, method, batches, progress=progress)).to("cpu")
+        outcome = quantize_offloaded_with_outcome_(offloaded, method, batches, progress=progress)
+        return drop_cached_weights_(offloaded.model).to("cpu"), outcome
 
 
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
@@ -121,5 +122,6 @@ def drop_cached_weights_(model: nn.Module) -> nn.Module:
     """Let quantized layers make their float weights anew whenever they run: slower, and the memory of one layer."""
     for module in model.modules():
         if isinstance(module, segquant.QuantLinear):
-            module.keep_dequantized = False
+            module.keep_packed = False
+            module.forget_packed()
     return model

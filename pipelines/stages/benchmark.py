@@ -16,7 +16,7 @@ from segquant_bench.pipelines.stages.pictures import PictureStage
 if TYPE_CHECKING:
     import torch
 
-    from segquant import Method
+    from segquant import Method, Outcome
 
 GENERATE_MODULES = ("sampling.generate", "loading.models")
 CORRECT_MODULES = (
@@ -78,8 +78,8 @@ class Benchmark(EncoderStage, PictureStage):
         from segquant_bench.pipelines.sampling.samples import load_samples
         from segquant_bench.pipelines.stages.quantized import denoiser_errors, save_denoiser
 
-        quantized = self._make_quantized()
-        save_denoiser(quantized, self.method, folder)
+        quantized, outcome = self._make_quantized()
+        save_denoiser(quantized, outcome, self.method, folder)
         held_out = load_samples(self.calibrate().path / "held_out")
         size = self.config.calibration.batch_size
         errors = denoiser_errors(self.denoiser, quantized, self.method, held_out, size, self.device)
@@ -87,7 +87,7 @@ class Benchmark(EncoderStage, PictureStage):
         if self.config.is_peer:
             self._peer_denoiser = quantized
 
-    def _make_quantized(self) -> torch.nn.Module:
+    def _make_quantized(self) -> tuple[torch.nn.Module, Outcome | None]:
         from segquant_bench.pipelines.sampling.samples import Batches, load_samples
         from segquant_bench.pipelines.stages.quantized import quantize_copy
 
@@ -97,7 +97,8 @@ class Benchmark(EncoderStage, PictureStage):
             from segquant_bench.pipelines.loading.blocks import quantize_from_disk
 
             model, method = self.config.model, cast("Method", self.method)  # other tools are refused with offloading
-            return quantize_from_disk(model, self.directory, method, batches, self.config.name).to(self.device)
+            quantized, outcome = quantize_from_disk(model, self.directory, method, batches, self.config.name)
+            return quantized.to(self.device), outcome
         return quantize_copy(self.denoiser, self.method, batches, self.config.name)
 
     def quantized_denoiser(self) -> torch.nn.Module:

@@ -97,8 +97,8 @@ class EncoderStage(CalibrateStage):
         for name, method in self.encoder_methods.items():
             encoder = self.pipeline.components[name]
             batches = Batches(inputs["calibration"][name], size, self.device)
-            quantized = quantize_encoder(name, encoder, method, batches)
-            segquant.save_quantized(quantized, folder / name)
+            quantized, outcome = quantize_encoder(name, encoder, method, batches)
+            segquant.save_quantized(quantized, folder / name, outcome)
             errors[name] = encoder_errors(name, encoder, quantized, inputs["held_out"][name], size, self.device)
         record = {"encoders": errors, "weight_bytes": component_bytes(self.pipeline), "denoiser": self.denoiser_name}
         write_json(folder / RECORD, record)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import segquant
-from segquant import Method, QuantizationError, Segments
+from segquant import Method, Outcome, QuantizationError, Segments
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
 from segquant_bench.pipelines.runtime.progress import progress_bar
@@ -172,8 +172,8 @@ def _encode(pipeline: Any, prompt: str, call: Mapping[str, Any], seed: int) -> N
     raise PipelineError(f"{type(pipeline).__name__} never called its denoiser; check model.denoiser")
 
 
-def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Batches) -> nn.Module:
-    """A quantized copy of a text encoder or ControlNet.
+def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Batches) -> tuple[nn.Module, Outcome]:
+    """A quantized copy of a text encoder or ControlNet, and what was done to it.
 
     Raises:
         PipelineError: the graph cannot be read, or the method cannot do it; the sentence names the component.
@@ -181,7 +181,8 @@ def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Bat
     segments = _segments(name, encoder, method, batches)
     try:
         with progress_bar(f"{method.name} ({name})") as progress:
-            return segquant.quantize_(twin(encoder), method, batches, segments, progress=progress)
+            quantized = twin(encoder)
+            return quantized, segquant.quantize_with_outcome_(quantized, method, batches, segments, progress=progress)
     except QuantizationError as error:
         raise PipelineError(
             f"{_kind(name)} {name!r}: {one_line(error)} (settings of it alone: +encoders.{name}.KEY=VALUE)"
@@ -190,7 +191,7 @@ def quantize_encoder(name: str, encoder: nn.Module, method: Method, batches: Bat
 
 def _segments(name: str, encoder: nn.Module, method: Method, batches: Batches) -> dict[str, Segments] | None:
     layers = (method.for_layer(layer) for layer, module in encoder.named_modules() if isinstance(module, nn.Linear))
-    if not any(entry is not None and (entry.seglinear or entry.dualscale) for entry in layers):
+    if not any(entry is not None and entry.cuts.wants_graph for entry in layers):
         return None
     try:
         return segquant.find_segments(encoder, (), next(iter(batches)))

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 import segquant
-from segquant import Method
-from segquant.method.plan_file import PLAN, LayerPlan, write_plan
+from segquant import Method, Outcome
+from segquant.method.plan_file import PLAN, write_plan
 from segquant.modules.memory import free_bytes
-from segquant.quantize import RECORD
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.components import empty_cache, hook_of
 from segquant_bench.pipelines.peers import Peer, tensors_digest
@@ -26,17 +25,19 @@ from segquant_bench.pipelines.sampling.samples import Batches, Sample
 PEER_RECORD = "peer.json"
 
 
-def quantize_copy(denoiser: nn.Module, method: Method | Peer, batches: Batches, label: str) -> nn.Module:
-    """A quantized copy of the denoiser.
+def quantize_copy(
+    denoiser: nn.Module, method: Method | Peer, batches: Batches, label: str
+) -> tuple[nn.Module, Outcome | None]:
+    """A quantized copy of the denoiser, and what was done to it; None where another tool did it.
 
     Raises:
         PipelineError: there is no room for a copy.
     """
     quantized = twin(denoiser)
     if isinstance(method, Peer):
-        return method.quantize_(quantized, batches)
+        return method.quantize_(quantized, batches), None
     with progress_bar(label) as progress:
-        return segquant.quantize_(quantized, method, batches, progress=progress)
+        return quantized, segquant.quantize_with_outcome_(quantized, method, batches, progress=progress)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -92,7 +93,7 @@ def denoiser_errors(
     }
 
 
-def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> None:
+def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method | Peer, folder: Path) -> None:
     """denoiser/ as segquant stores it, and plan.json where layers chose for themselves.
 
     For other tools, whose formats are theirs, peer.json: what was made.
@@ -100,10 +101,9 @@ def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> 
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
         return
-    segquant.save_quantized(quantized, folder / "denoiser")
-    plan = getattr(quantized, RECORD).get("plan")
-    if plan is not None:
-        write_plan(folder / PLAN, method, [LayerPlan(**entry) for entry in plan])
+    segquant.save_quantized(quantized, folder / "denoiser", outcome)
+    if outcome is not None and outcome.choices is not None:
+        write_plan(folder / PLAN, method, outcome.choices)
 
 
 def check_same(quantized: nn.Module, folder: Path) -> nn.Module:

@@ -61,7 +61,7 @@ def _texts(count: int, seed: int) -> list[Sample]:
 def test_encoders_of_transformers_are_captured_quantized_stored_and_read(kind: str, tmp_path: Path) -> None:
     encoder, held_out = _encoder(kind), _texts(3, seed=1)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    quantized = quantize_encoder("text_encoder", encoder, METHOD, Batches(_texts(8, seed=0), 4))
+    quantized, _ = quantize_encoder("text_encoder", encoder, METHOD, Batches(_texts(8, seed=0), 4))
     linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     assert all(isinstance(quantized.get_submodule(name), QuantLinear) for name in linears)
     heads = [name for name in linears if name.endswith(("out_proj", "SelfAttention.o"))]
@@ -99,8 +99,8 @@ def test_an_encoder_without_a_readable_graph_says_what_to_switch_off() -> None:
         PipelineError, match=r"\+encoders.text_encoder_2.seglinear=false \+encoders.text_encoder_2.dual"
     ):
         quantize_encoder("text_encoder_2", _Shy(), METHOD, batches)
-    plain = dataclasses.replace(METHOD, seglinear=False, dualscale=False)
-    assert isinstance(quantize_encoder("text_encoder_2", _Shy(), plain, batches).linear, QuantLinear)
+    plain = METHOD.changed(seglinear=False, dualscale=False)
+    assert isinstance(quantize_encoder("text_encoder_2", _Shy(), plain, batches)[0].linear, QuantLinear)
     odd = presets.rtn("w4a4")
     with pytest.raises(PipelineError, match=r"text encoder 'text_encoder_2': .*\+encoders.text_encoder_2.KEY"):
         quantize_encoder("text_encoder_2", _Shy(), odd, batches)
