@@ -128,14 +128,18 @@ def home(run: RunResult) -> str:
 def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
     if not isinstance(values, Mapping):
         return [(prefix, values)]
+    if "." in prefix and "_target_" in values:  # told by the path of one's own function, as another's name is
+        rest = {key: value for key, value in values.items() if key != "_target_"}
+        return [(prefix, values["_target_"]), *_flat(rest, prefix)]
     return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}.{key}")]
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
     """By `id` of the run: its method; where runs of a group share it, with the settings in which they differ.
 
-    Methods of one name from different packages are told with their module: "mine (their_pkg.methods)". A switch that is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings
-    are all alike (or unknown) go by their own names.
+    Methods of one name from different packages are told with their module: "mine (their_pkg.methods)". A switch that
+    is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings are all alike (or
+    unknown) go by their own names.
 
     Args:
         runs: those that stand together.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -17,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.help import options_page
-from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
     CorrectionConfig,
@@ -194,11 +189,6 @@ class RunConfig:
         return is_own(str(self.quantizer[TARGET]))
 
     @property
-    def is_peer(self) -> bool:
-        """Whether another tool of this repository's list quantizes."""
-        return str(self.quantizer[TARGET]).rpartition(".")[0] == PEERS
-
-    @property
     def preset_name(self) -> str:
         """The function that the quantizer's `_target_` names."""
         return str(self.quantizer["_target_"]).rpartition(".")[2]
@@ -286,52 +276,3 @@ def validate(config: DictConfig) -> RunConfig:
     if not isinstance(run, RunConfig):
         raise PipelineError("the configuration was not composed on the schema; put 'schema' first in its defaults list")
     return run
-
-
-def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
-    """A short stable name of what the numbers depend on: no logger, no paths, no cache, no device.
-
-    Files count by their content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`).
-    Two runs of the unquantized model at different `precision` are one and the same.
-    """
-    raw = asdict(run)
-    for key in ("name", "logger", "cache", "report", "polarity"):
-        del raw[key]
-    for key in ("path", "repo", "revision", "variant", "device"):
-        del raw["model"][key]
-    raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
-    raw["model"]["fingerprint"] = model_fingerprint
-    for section in ("dataset", "precision"):  # ways in for one's own, absent from runs without
-        for key in ("_target_", "arguments", "weight", "input"):
-            if not raw[section].get(key):
-                raw[section].pop(key, None)
-    for section, keys in (
-        (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
-        (raw["metric"]["backends"], ("inception", "clip_path")),
-    ):
-        for key in keys:
-            section[key] = Path(section[key]).name if section[key] else None
-    plan = run.quantizer.get("path")
-    if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
-        raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
-    splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
-    raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
-    if run.is_float:
-        raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
-    if not run.is_corrected:
-        raw["correction"] = None
-    if raw["calibration"] is not None:  # under its older name, so that hashes of earlier results stay
-        raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
-    if not run.stages:
-        del raw["stages"]
-    if run.is_float or run.backend == REFERENCE:
-        del raw["backend"]
-    if own := own_record(run):
-        raw["own_code"] = own
-    del raw["quantize"], raw["components"]
-    if run.other_components:  # "text_encoders": likewise
-        raw["text_encoders"] = {name: run.components.get(name, {}) for name in run.other_components}
-        if not run.quantizes_denoiser:
-            raw["denoiser"] = None
-    text = json.dumps(raw, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

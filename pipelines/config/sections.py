@@ -113,10 +113,10 @@ class CalibrationConfig:
 
     `prompts` calibration prompts with `steps_per_prompt` timesteps each, chosen by `timesteps`: uniform over the
     schedule; normal around `mean` with `std` (fractions of the schedule, 0 is the clean picture, 1 pure noise);
-    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts; or as a function of one's own weighs
-    them, {_target_: their_pkg.module.function} with its further arguments (`sampling.own_timesteps`). `held_out` further prompts, on
-    which layer errors are measured, always have uniform steps, so that errors compare between them. `batch_size`
-    inputs go through the denoiser at once when it is observed.
+    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts; or by weights that a function of one's
+    own returns, {_target_: their_pkg.module.function} with its further arguments (`sampling.own_timesteps`).
+    `held_out` further prompts, on which layer errors are measured, always have uniform steps, so that errors compare
+    between them. `batch_size` inputs go through the denoiser at once when it is observed.
     """
 
     name: str = MISSING
@@ -134,7 +134,9 @@ class CalibrationConfig:
         if not isinstance(self.timesteps, dict):
             one_of("calibration.timesteps", str(self.timesteps), TIMESTEPS)
         elif not isinstance(self.timesteps.get(TARGET), str):
-            raise PipelineError(f"calibration.timesteps={self.timesteps} has no {TARGET}; give it one, their_pkg.function")
+            raise PipelineError(
+                f"calibration.timesteps={self.timesteps} has no {TARGET}; give it one, their_pkg.function"
+            )
         at_least("calibration.prompts", self.prompts, 1)
         at_least("calibration.held_out", self.held_out, 1)
         at_least("calibration.batch_size", self.batch_size, 1)

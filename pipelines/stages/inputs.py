@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.sampling import collect, timesteps
 from segquant_bench.pipelines.sampling.generate import PromptInputs
 from segquant_bench.pipelines.sampling.samples import Sample
+from segquant_bench.pipelines.stages.own import model_code
 from segquant_bench.pipelines.stages.run import Run
 
 STREAMS = {"calibration": 1, "held_out": 2}
@@ -25,7 +28,7 @@ QUANTIZING_CODE = (
     "segquant.auto", "segquant.calibrators", "segquant.errors", "segquant.graph", "segquant.kernels",
     "segquant.layers", "segquant.measure", "segquant.method", "segquant.modules", "segquant.numerics",
     "segquant.observers", "segquant.optimizers", "segquant.quantize", "segquant.ranges", "segquant.reconstruct",
-    "segquant.serialize", "segquant.solve",
+    "segquant.registry", "segquant.serialize", "segquant.solve", "segquant.transforms",
 )  # fmt: skip
 """What makes a quantized model of a float one, and measures its errors."""
 
@@ -45,6 +48,7 @@ def sampling_depends(run: Run) -> dict[str, Any]:
     }
     return {
         **{key: value for key, value in other.items() if value},
+        **model_code(model),
         "model": run.fingerprint,
         "dtype": model.dtype,
         "denoiser": model.denoiser,
@@ -82,10 +86,13 @@ def steps_depends(run: Run) -> dict[str, Any]:
     """Which steps calibration and held-out inputs are kept at."""
     calibration = run.config.calibration
     weighed = calibration.timesteps == "loss"  # by a quantized model
+    scheme = register_precision(run.config.precision) if weighed else None
+    total = run.config.model.call.num_inference_steps
     return {
         "steps_per_prompt": calibration.steps_per_prompt,
         "seed": calibration.seed,
-        "timesteps": timesteps.depends(calibration, run.config.precision.name),
+        "timesteps": timesteps.depends(calibration, run.config.precision.name, total),
+        "scheme": None if scheme is None else asdict(scheme),
         "quantizing": code_digest(*QUANTIZING_CODE, "segquant.presets") if weighed else None,
     }
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from segquant import registry
 from segquant.method.spec import Method
+from segquant_bench.pipelines.config.backend import find_backend
 from segquant_bench.pipelines.config.own_paths import model_paths
+from segquant_bench.pipelines.config.schema import REFERENCE
 from segquant_bench.pipelines.config.sections import MetricConfig, ModelConfig
 from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.own_modules import own_digest
@@ -34,10 +36,14 @@ def metric_code(config: MetricConfig) -> dict[str, str | None]:
     return {} if found is None else {"own_code": found}
 
 
-def backend_code(backend: str) -> dict[str, str | None]:
-    """For stages that run quantized layers: the backend that runs them; empty for the reference."""
-    found = own_digest(_path(registry.find("backend", backend)))
-    return {"backend": backend, "own_code": found}
+def backend_code(value: Any) -> dict[str, Any]:
+    """For stages that run quantized layers: what runs them; empty for the reference."""
+    if value == REFERENCE:
+        return {}
+    choice = find_backend(value)
+    names = [name for name in (choice.name, choice.fallback) if name is not None]
+    code = own_digest(*(_path(registry.find("backend", name)) for name in names))
+    return {"backend": names, **({} if code is None else {"own_code": code})}
 
 
 def _path(found: Any) -> str:
