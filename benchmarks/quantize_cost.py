@@ -20,10 +20,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
-from segquant import PRECISIONS, Method, find_segments, model_weight_bytes, output_error, presets, quantize_
+from segquant import (
+    PRECISIONS,
+    Method,
+    find_segments,
+    model_weight_bytes,
+    output_error,
+    presets,
+    quantize_with_outcome_,
+)
 
 METHODS = (
     "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "awq", "ptq4dit", "quarot", "gptq", "svdquant",
@@ -121,7 +128,7 @@ def measure(setting: Setting) -> Cost:
     peak, watch, cpu = Peak(device), Stopwatch(), time.process_time()
     segments = find_segments(found, (), calibration[0])
     watch("graph")
-    quantize_(
+    outcome = quantize_with_outcome_(
         found, method, calibration, segments, progress=watch, workers=setting.workers, streaming=setting.streaming,
         memory_limit=setting.memory_limit,
     )  # fmt: skip
@@ -130,13 +137,9 @@ def measure(setting: Setting) -> Cost:
     seconds, above = dict(watch.seconds), peak.above()
     graph, observe = seconds.pop("graph"), seconds.pop("observe", 0.0)
     return Cost(
-        setting.method, setting.precision, graph, observe, sum(seconds.values()), cpu, _passes(found), above,
+        setting.method, setting.precision, graph, observe, sum(seconds.values()), cpu, outcome.passes, above,
         model_weight_bytes(found) / MIB, output_error(model, found, fresh),
     )  # fmt: skip
-
-
-def _passes(model: nn.Module) -> int:
-    return model.segquant_record["passes"]
 
 
 def _to(inputs: dict[str, torch.Tensor | bool], device: torch.device) -> dict[str, torch.Tensor | bool]:

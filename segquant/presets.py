@@ -9,19 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from segquant.calibrators.reconstruction import Reconstruction
 from segquant.errors import nearest
+from segquant.method.parts import Budget
 from segquant.method.plan_file import read_plan
-from segquant.method.reconstruction import Reconstruction
-from segquant.method.spec import SEARCH, Budget, Method
+from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme, scheme_of
+from segquant.optimizers.search import SEARCH
 
 
 class Common(TypedDict, total=False):
-    """What every preset takes besides its own parameters; see `Method`."""
+    """What every preset takes besides its own parameters: flat settings, see `method.flat`."""
 
     seglinear: bool
     dualscale: bool
-    rotate: bool
+    rotate: bool | str
     ranges: str
     percentile: float
     bias_correction: bool
@@ -41,7 +43,7 @@ def _method(name: str, precision: str, common: Mapping[str, Any], **values: Any)
     skip = merged.get("skip") or ()
     merged["skip"] = skip if isinstance(skip, str) else tuple(skip)  # Method refuses a string by itself
     merged["overrides"] = merged.get("overrides") or ()
-    return Method(name=name, **merged)
+    return Method.of(name, merged.pop("scheme"), **merged)
 
 
 def _needs_quantized_input(name: str, precision: str) -> None:
@@ -148,7 +150,7 @@ def svdquant(
     iterations: int = 0,
     **common: Unpack[Common],
 ) -> Method:
-    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch (rank: `Method.rank`), the rest rounded."""
+    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch (rank: `SvdQuant`), the rest rounded."""
     return _method(
         "svdquant", precision, common, optimizer="svd", alpha=alpha, rank=rank, svd=svd, iterations=iterations
     )

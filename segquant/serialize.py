@@ -21,23 +21,31 @@ import torch
 from torch import Tensor, nn
 
 from segquant.errors import QuantizationError
+from segquant.layers.backends import set_backend_
 from segquant.layers.linear import QuantConv2d, QuantLinear
 from segquant.modules.layers import width_of
 from segquant.modules.swap import swap_
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
-from segquant.quantize import RECORD
+from segquant.quantize.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "quantized.safetensors"
 MANIFEST = "quantized.json"
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)
+"""Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
 PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
 
 
-def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
+def save_quantized(
+    model: nn.Module,
+    directory: str | Path,
+    outcome: Outcome | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
     """Write a quantized model: `quantized.safetensors` and `quantized.json`.
 
     The folder appears by one rename when all of it is on disk; an older one of the same name is replaced.
@@ -45,7 +53,8 @@ def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[st
     Args:
         model: after `quantize_`.
         directory: to write; its parent is created.
-        extra: JSON-ready things to keep in the manifest; method and segments are there already.
+        outcome: of `quantize_with_outcome_`; what was done is then kept with the model (`read_outcome`).
+        extra: JSON-ready things to keep in the manifest.
 
     Returns:
         the directory.
@@ -58,7 +67,7 @@ def save_quantized(model: nn.Module, directory: str | Path, *, extra: Mapping[st
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     tensors, aliases = _distinct(model)
     manifest = _manifest(model, aliases)
-    manifest.update(getattr(model, RECORD, {}))
+    manifest.update({} if outcome is None else outcome.to_dict())
     manifest["extra"] = dict(extra or {})
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -135,20 +144,41 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
-def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+def read_outcome(directory: str | Path) -> Outcome | None:
+    """What was done to a saved model; None if that was not saved with it.
+
+    Raises:
+        QuantizationError: no quantized model, or a method with a part that is not registered.
+    """
+    folder = Path(directory)
+    manifest = _read_manifest(folder)
+    if "method" not in manifest:
+        return None
+    try:
+        return Outcome.from_dict(manifest)
+    except QuantizationError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise QuantizationError(
+            f"{folder / MANIFEST} has no readable method ({error}); save the model again"
+        ) from error
+
+
+def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
     """Read a model written by `save_quantized`; its outputs are bit for bit those of the saved one.
 
     Args:
         directory: as given to `save_quantized`.
-        model: a float model of the same architecture (or one built on the meta device) to fill in place.
-        If None,
+        model: a float model of the same architecture (or one built on the meta device) to fill in place. If None,
             the recorded class is built from its recorded config, which works for diffusers models.
+        backend: how its quantized layers run; see `set_backend_`.
 
     Returns:
         the model, on the CPU (or `model`'s device), in eval mode.
 
     Raises:
-        QuantizationError: a file is missing, truncated, from another schema, or does not fit the model.
+        QuantizationError: a file is missing, truncated, from another schema, or does not fit the model; a layer has a
+            transform that is not registered; the backend cannot run a layer.
     """
     folder = Path(directory)
     manifest = _read_manifest(folder)
@@ -170,8 +200,7 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None) -> nn.
     ]
     if left:
         raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
-    setattr(model, RECORD, {key: manifest[key] for key in ("method", "segments", "plan") if key in manifest})
-    return model.to(device).eval()
+    return set_backend_(model.to(device).eval(), backend)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -184,7 +213,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise QuantizationError(f"{path} is no valid JSON ({error}); save the model again") from error
-    if manifest.get("schema") != SCHEMA:
+    if manifest.get("schema") not in READS:
         raise QuantizationError(
             f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; save the model again"
         )
@@ -215,11 +244,25 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
             f"{folder} holds a {module}.{name}, which cannot be rebuilt from the manifest; pass "
             "model= (a float model of that architecture)"
         )
-    kind = getattr(importlib.import_module(module), name)
+    kind = _model_class(module, name)
+    if kind is None:
+        raise QuantizationError(
+            f"{folder} holds a {module}.{name}, which is no model class that is known here; pass model="
+        )
     built = kind.from_config(manifest["config"])
     if not isinstance(built, nn.Module):
         raise QuantizationError(f"{module}.{name} of {folder} is no model; pass model=")
     return built
+
+
+def _model_class(module: str, name: str) -> Any:
+    """The class of a name found in a manifest; None unless it is a module with a config."""
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+    is_model = isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_config")
+    return kind if is_model else None
 
 
 def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
@@ -227,7 +270,7 @@ def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     replacements: dict[int, nn.Module] = {}
     for name, entry in manifest["layers"].items():
         old = modules.get(name)
-        layout = Layout.from_dict(entry["layout"])
+        layout = _layout(name, entry["layout"])
         window = Window.from_dict(entry["window"]) if "window" in entry else None
         kinds = (nn.Linear, QuantLinear) if window is None else (nn.Conv2d, QuantConv2d)
         if not isinstance(old, kinds):
@@ -242,6 +285,17 @@ def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
         bias = getattr(torch, entry["bias_dtype"]) if entry["bias_dtype"] else torch.float32
         replacements[id(old)] = QuantLinear.empty(layout, window, bias_dtype=bias, device="meta")
     swap_(model, replacements)
+
+
+def _layout(name: str, values: Mapping[str, Any]) -> Layout:
+    try:
+        return Layout.from_dict(values, asker=f"layer {name!r}")
+    except QuantizationError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise QuantizationError(
+            f"the layout of layer {name!r} cannot be read ({error}); save the model again"
+        ) from error
 
 
 def _size(module: nn.Module) -> tuple[int, int]:

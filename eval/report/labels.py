@@ -12,7 +12,12 @@ from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 
 DENOISER = "denoiser"
-VARIED = ("quantizer", "calibration", "correction", "components", "encoders")  # the last: older runs
+VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
+"""Sections in which runs of one method may differ; "encoders" is of older runs."""
+BACKEND = "reference"
+"""What runs the quantized layers of runs that do not say."""
+PACKAGES = ("segquant", "segquant_bench", "pipelines")
+"""Where methods of this repository are; the last of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
 
 
@@ -97,26 +102,44 @@ def method_name(run: RunResult) -> str:
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """What a run's configuration says of quantizer, calibration, correction and text encoders, by dotted key."""
-    return {
+    """What a run's configuration says of how it quantizes and what runs its layers, by dotted key."""
+    found = {
         key: value
         for section in VARIED
         for key, value in _flat(run.config.get(section) or {}, section)
         if key.rpartition(".")[2] not in _UNTOLD
     }
+    return {**found, "backend": _backend(run)}
+
+
+def _backend(run: RunResult) -> str:
+    """The name of what runs the quantized layers, or the path of one's own."""
+    found = run.config.get("backend") or BACKEND
+    return str(found.get("_target_") if isinstance(found, Mapping) else found)
+
+
+def home(run: RunResult) -> str:
+    """The module of the user's own package that a run's method comes from; empty for methods of this repository."""
+    quantizer = run.config.get("quantizer")
+    target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
+    return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
 
 
 def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
     if not isinstance(values, Mapping):
         return [(prefix, values)]
+    if "." in prefix and "_target_" in values:  # told by the path of one's own function, as another's name is
+        rest = {key: value for key, value in values.items() if key != "_target_"}
+        return [(prefix, values["_target_"]), *_flat(rest, prefix)]
     return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}.{key}")]
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
     """By `id` of the run: its method; where runs of a group share it, with the settings in which they differ.
 
-    A switch that is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings
-    are all alike (or unknown) go by their own names.
+    Methods of one name from different packages are told with their module: "mine (their_pkg.methods)". A switch that
+    is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings are all alike (or
+    unknown) go by their own names.
 
     Args:
         runs: those that stand together.
@@ -128,10 +151,12 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
     found = {}
     for members in families.values():
         told = [key for key in _differing(members) if key not in untold]
+        homes = {home(run) for run in members}
         for run in members:
             name = "unquantized" if run.is_float else method_name(run)
             if len(members) > 1 and not run.is_float:
-                name = " ".join([name, *_told(settings(run), told)]) if told or untold else run.name
+                place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
+                name = " ".join([place, *_told(settings(run), told)]) if told or untold or len(homes) > 1 else run.name
             found[id(run)] = name
     return found
 
@@ -145,7 +170,7 @@ def _differing(runs: Sequence[RunResult]) -> list[str]:
 def _told(values: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     found = []
     for key in keys:
-        value, name = values.get(key), key.partition(".")[2]
+        value, name = values.get(key), key.partition(".")[2] or key
         if isinstance(value, bool):
             found += [f"+{name}"] if value else []
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -21,7 +22,8 @@ class DatasetConfig:
     Without `layout`: either `archive` (a zip of captions.jsonl and PNGs, every row with its split), or two prompt
     files and perhaps a folder `real` of PNGs. With `layout`, the files of a published data set below `root`
     (`data.layouts` says which), or a `table` of one's own. `calibration_prompts` replaces what any
-    layout has for calibration.
+    layout has for calibration. Or `_target_` names a function of one's own that returns the entries, called with
+    `arguments` (`data.own` says what an entry is).
 
     `size` evaluation prompts are drawn with `seed`; None takes all in order. `draw` says how: "permutation" in
     numpy's permuted order; "shuffle" as SVDQuant (arXiv 2411.05007) draws MJHQ and sDCI, the first of Python's
@@ -48,9 +50,15 @@ class DatasetConfig:
     draw: str = "permutation"
     size: int | None = None
     seed: int = 0
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.layout is None:
+        if self._target_ is not None:
+            self._check_own()
+        elif self.arguments:
+            raise PipelineError(f"dataset {self.name} has arguments and no dataset._target_ to give them to; set it")
+        elif self.layout is None:
             self._check_files()
         else:
             one_of("dataset.layout", self.layout, LAYOUTS)
@@ -60,6 +68,16 @@ class DatasetConfig:
             one_of("dataset.fit", self.fit, FITS)
         if self.size is not None:
             at_least("dataset.size", self.size, 1)
+
+    def _check_own(self) -> None:
+        """Refuse keys that entries of a function of one's own do without."""
+        foreign = ("layout", "root", "table", "split", "calibration_split", "caption", "archive", "real")
+        given = [key for key in (*foreign, "evaluation_prompts") if getattr(self, key) is not None]
+        if given:
+            raise PipelineError(
+                f"dataset._target_={self._target_} does not read dataset.{given[0]}; leave it out, or set "
+                f"dataset.arguments.{given[0]}"
+            )
 
     def _check_files(self) -> None:
         if self.archive is None and (self.evaluation_prompts is None or self.calibration_prompts is None):

@@ -1,39 +1,65 @@
-"""From configuration to what segquant and eval take, refused early where they would refuse it late."""
+"""From configuration to what segquant takes, refused early where it would refuse it late."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from segquant_bench.pipelines.config.schema import RunConfig
+from segquant_bench.pipelines.config.precision import register_precision
+from segquant_bench.pipelines.config.schema import PEERS, PRESETS, RunConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.runtime import own_code
+from segquant_bench.pipelines.runtime.own_code import TARGET
 
 if TYPE_CHECKING:
     from segquant import Method
     from segquant_bench.pipelines.peers import Peer
 
+KEY = f"quantizer.{TARGET}"
+
 
 def build_method(config: RunConfig) -> Method | Peer:
-    """The method of a run; see `build_quantizer`."""
-    return build_quantizer(config.quantizer)
+    """The method of a run; see `build_quantizer`.
+
+    Raises:
+        PipelineError: as `build_quantizer`; another tool where the run asks for more than the denoiser in memory.
+    """
+    from segquant_bench.pipelines.peers import Peer  # imports torch: not for `segquant --help`
+
+    register_precision(config.precision)
+    method = build_quantizer(config.quantizer)
+    if isinstance(method, Peer):
+        config.check_whole(f"quantizer={config.quantizer_name}")
+        config.check_alone()
+        config.check_reference()
+    return method
 
 
 def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
-    """Call the function that a quantizer configuration names: a preset, or another tool's quantizer.
+    """Call the function that a quantizer configuration names: a preset, another tool's quantizer, or one's own.
 
     Raises:
-        PipelineError: a value that it refuses, a precision that it cannot do, a tool that is not installed, or no
-            such function.
+        PipelineError: no such function, arguments that it does not take, a value or a precision that it refuses, a
+            tool that is not installed, or something else than a method returned.
     """
-    arguments = {key: value for key, value in quantizer.items() if key not in ("_target_", "name")}
-    package, _, function = str(quantizer["_target_"]).rpartition(".")
-    name = quantizer.get("name") or function
+    target = str(quantizer[TARGET])
+    arguments = {key: value for key, value in quantizer.items() if key not in (TARGET, "name")}
+    if own_code.is_own(target):
+        return _checked(own_code.call(own_code.find_function(target, KEY), arguments, "quantizer", target), target)
+    package, _, function = target.rpartition(".")
+    if package not in (PRESETS, PEERS):
+        raise PipelineError(f"{KEY}={target} is no quantizer; it must name a function of {PRESETS} or {PEERS}")
+    return _built(target, str(quantizer.get("name") or function), arguments)
+
+
+def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Any:
+    """What a function of this repository makes of its arguments."""
+    package, _, function = target.rpartition(".")
     preset = getattr(importlib.import_module(package), function, None)
     if preset is None:
-        raise PipelineError(f"{package}.{function} does not exist; choose one of conf/quantizer")
-    known = quantizer_keys(preset)
+        raise PipelineError(f"{target} does not exist; choose one of conf/quantizer")
+    known = own_code.known_arguments(preset) or set()
     for key in arguments:
         if key not in known:
             raise PipelineError(f"{name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
@@ -46,24 +72,13 @@ def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
     return _checked(method, f"{package}.{function}")
 
 
-def _checked(method: object, called: str) -> Method | Peer:
-    # Put off: who only reads a finished run's configuration needs no torch.
+def _checked(made: Any, target: str) -> Method | Peer:
+    # put off: who only reads a finished run's configuration needs no torch
     from segquant import Method
     from segquant_bench.pipelines.peers import Peer
 
-    if not isinstance(method, Method | Peer):
+    if not isinstance(made, Method | Peer):
         raise PipelineError(
-            f"{called} returned a {type(method).__name__}, no segquant.Method; set quantizer._target_ to a function "
-            "that returns one"
+            f"{KEY}={target} returned {type(made).__name__}; return a segquant.Method, or a Peer of {PEERS}"
         )
-    return method
-
-
-def quantizer_keys(preset: Callable[..., Any]) -> set[str]:
-    """Names of everything that a preset takes."""
-    # Put off: who only reads a finished run's configuration needs no torch.
-    from segquant import presets
-
-    parameters = inspect.signature(preset).parameters.values()
-    own = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD}
-    return own | set(presets.Common.__annotations__) if len(own) < len(parameters) else own
+    return made

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+import re
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -25,9 +22,14 @@ from segquant_bench.pipelines.config.sections import (
     PrecisionConfig,
 )
 from segquant_bench.pipelines.errors import PipelineError, one_line, unknown_key
+from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import zoo_path
 
-QUANTIZER_PACKAGES = ("segquant.presets", "segquant_bench.pipelines.peers")
+PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
+NAME = re.compile(r"[\w.-]+")
+"""What names that become parts of folders' names are made of."""
+REFERENCE = "reference"
+"""The backend that computes what every other one is measured against."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
 
@@ -38,7 +40,9 @@ class RunConfig:
 
     `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
     of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `components` changes
-    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `polarity` also
+    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `backend` runs the
+    quantized layers when pictures are sampled: a name that segquant knows, or a class of one's own by its dotted path
+    or as {_target_: PATH}. `polarity` also
     records the signs of activations (Table 1), which costs a pass and changes nothing else. `stages` holds settings of
     further stages by name.
     """
@@ -55,29 +59,38 @@ class RunConfig:
     quantize: list[str] = field(default_factory=lambda: [DENOISER])
     components: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
+    backend: Any = REFERENCE
     polarity: bool = False
     seed: int = 0
     cache: str = "outputs/cache"
     report: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.quantizer, dict) or "_target_" not in self.quantizer:
+        if not isinstance(self.quantizer, dict) or TARGET not in self.quantizer:
             raise PipelineError(
-                "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn"
+                "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn, or give "
+                "quantizer._target_=their_pkg.module.function"
             )
-        if self.quantizer_package not in QUANTIZER_PACKAGES:
-            raise PipelineError(
-                f"quantizer._target_={self.quantizer['_target_']!r} is refused; it must name a function of "
-                + " or ".join(QUANTIZER_PACKAGES)
-            )
+        self._check_names()
         self._check_parts()
         self._check_offload()
         self._check_components()
 
+    def _check_names(self) -> None:
+        """Refuse names that no folder can have, or that mean something else in tables."""
+        for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
+            if NAME.fullmatch(name) is None:
+                raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
+        if self.has_own_quantizer and self.is_float:
+            raise PipelineError(
+                f"quantizer={self.quantizer[TARGET]} would be called none in tables, which is the unquantized model; "
+                "set quantizer.name=NAME"
+            )
+
     def _check_parts(self) -> None:
         """Refuse a quantizer named after a part that the run does not use, and prompts that are not there."""
         parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
-        section, wanted = parts.get(self.quantizer_name, ("", ""))
+        section, wanted = ("", "") if self.has_own_quantizer else parts.get(self.quantizer_name, ("", ""))
         if section and getattr(self, section).name != wanted:
             raise PipelineError(
                 f"quantizer={self.quantizer_name} is {self.preset_name} with {section}={wanted}, but {section} is "
@@ -91,18 +104,36 @@ class RunConfig:
 
     def _check_offload(self) -> None:
         """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
-        if self.model.offload == "blocks":
-            whole = f"quantizer={self.quantizer_name}" if self.is_peer else ""
-            whole = whole or ("calibration.timesteps=loss" if self.calibration.timesteps == "loss" else "")
-            if whole:
-                raise PipelineError(
-                    f"{whole} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
-                    "model.offload=none, or choose another"
-                )
+        if self.calibration.timesteps == "loss":
+            self.check_whole("calibration.timesteps=loss")
         if self.model.embeddings == "cached" and self.text_encoders:
             raise PipelineError(
                 f"quantize=[{','.join(self.quantize)}] needs text encoders, and model.embeddings=cached releases them; "
                 "set model.embeddings=live"
+            )
+
+    def check_whole(self, what: str) -> None:
+        """Refuse what needs the whole denoiser in memory where its blocks are on disk."""
+        if self.model.offload == "blocks":
+            raise PipelineError(
+                f"{what} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
+                "model.offload=none, or choose another"
+            )
+
+    def check_reference(self) -> None:
+        """Refuse another backend for a quantizer whose layers are its own."""
+        if self.backend != REFERENCE:
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} runs its own layers, which backend={self.backend} cannot; set "
+                f"backend={REFERENCE}"
+            )
+
+    def check_alone(self) -> None:
+        """Refuse components beside the denoiser for a quantizer that takes the denoiser alone."""
+        if self.other_components:
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
+                "method of segquant.presets other than plan"
             )
 
     def _check_components(self) -> None:
@@ -113,11 +144,8 @@ class RunConfig:
                 f"quantize=[{','.join(self.quantize)}] must name at least one component, and each once, for example "
                 "quantize=[denoiser,text_encoder]; quantizer=none quantizes nothing"
             )
-        if self.other_components and (self.is_peer or self.preset_name == "plan"):
-            raise PipelineError(
-                f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
-                "method of segquant.presets other than plan"
-            )
+        if self.quantizer[TARGET] == f"{PRESETS}.plan":
+            self.check_alone()
         for name, settings in self.components.items():
             if name not in named or name == DENOISER:
                 raise PipelineError(f"components.{name} is no component in quantize=[{','.join(named)}]; add it there")
@@ -156,14 +184,9 @@ class RunConfig:
         return tuple(name for name in self.other_components if TEXT_ENCODER in name)
 
     @property
-    def quantizer_package(self) -> str:
-        """Where the quantizer's function is: segquant's presets, or other people's tools."""
-        return str(self.quantizer["_target_"]).rpartition(".")[0]
-
-    @property
-    def is_peer(self) -> bool:
-        """Whether another tool quantizes."""
-        return self.quantizer_package == "segquant_bench.pipelines.peers"
+    def has_own_quantizer(self) -> bool:
+        """Whether the method comes from the user's own package."""
+        return is_own(str(self.quantizer[TARGET]))
 
     @property
     def preset_name(self) -> str:
@@ -253,44 +276,3 @@ def validate(config: DictConfig) -> RunConfig:
     if not isinstance(run, RunConfig):
         raise PipelineError("the configuration was not composed on the schema; put 'schema' first in its defaults list")
     return run
-
-
-def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
-    """A short stable name of what the numbers depend on: no logger, no paths, no cache, no device.
-
-    Files count by their content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`).
-    Two runs of the unquantized model at different `precision` are one and the same.
-    """
-    raw = asdict(run)
-    for key in ("name", "logger", "cache", "report", "polarity"):
-        del raw[key]
-    for key in ("path", "repo", "revision", "variant", "device"):
-        del raw["model"][key]
-    raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
-    raw["model"]["fingerprint"] = model_fingerprint
-    for section, keys in (
-        (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
-        (raw["metric"]["backends"], ("inception", "clip_path")),
-    ):
-        for key in keys:
-            section[key] = Path(section[key]).name if section[key] else None
-    plan = run.quantizer.get("path")
-    if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
-        raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
-    splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
-    raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
-    if run.is_float:
-        raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
-    if not run.is_corrected:
-        raw["correction"] = None
-    if raw["calibration"] is not None:  # under its older name, so that hashes of earlier results stay
-        raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
-    if not run.stages:
-        del raw["stages"]
-    del raw["quantize"], raw["components"]
-    if run.other_components:  # "text_encoders": likewise
-        raw["text_encoders"] = {name: run.components.get(name, {}) for name in run.other_components}
-        if not run.quantizes_denoiser:
-            raw["denoiser"] = None
-    text = json.dumps(raw, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

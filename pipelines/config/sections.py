@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
+from segquant_bench.pipelines.runtime.own_code import TARGET
 
 DTYPES = ("float32", "bfloat16", "float16")
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
@@ -111,13 +112,14 @@ class CalibrationConfig:
 
     `prompts` calibration prompts with `steps_per_prompt` timesteps each, chosen by `timesteps`: uniform over the
     schedule; normal around `mean` with `std` (fractions of the schedule, 0 is the clean picture, 1 pure noise);
-    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts. `held_out` further prompts, on
-    which layer errors are measured, always have uniform steps, so that errors compare between them. `batch_size`
-    inputs go through the denoiser at once when it is observed.
+    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts; or by weights that a function of one's
+    own returns, {_target_: their_pkg.module.function} with its further arguments (`sampling.own_timesteps`).
+    `held_out` further prompts, on which layer errors are measured, always have uniform steps, so that errors compare
+    between them. `batch_size` inputs go through the denoiser at once when it is observed.
     """
 
     name: str = MISSING
-    timesteps: str = "uniform"
+    timesteps: Any = "uniform"
     prompts: int = 32
     held_out: int = 8
     steps_per_prompt: int | None = 4
@@ -128,7 +130,12 @@ class CalibrationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("calibration.timesteps", self.timesteps, TIMESTEPS)
+        if not isinstance(self.timesteps, dict):
+            one_of("calibration.timesteps", str(self.timesteps), TIMESTEPS)
+        elif not isinstance(self.timesteps.get(TARGET), str):
+            raise PipelineError(
+                f"calibration.timesteps={self.timesteps} has no {TARGET}; give it one, their_pkg.function"
+            )
         at_least("calibration.prompts", self.prompts, 1)
         at_least("calibration.held_out", self.held_out, 1)
         at_least("calibration.batch_size", self.batch_size, 1)
@@ -174,9 +181,35 @@ class CorrectionConfig:
 
 @dataclass
 class PrecisionConfig:
-    """Which bits, a name of `segquant.PRECISIONS`."""
+    """Which bits: a name of `segquant.PRECISIONS`, or a precision of one's own under a name of one's own.
+
+    `weight` and `input` are the fields of a `segquant.QuantSpec`, {dtype: int4, granularity: group, group_size: 32};
+    the side that is null stays in floating point. Or `_target_` names a function that returns a
+    `segquant.QuantScheme`, called with `arguments`.
+    """
 
     name: str = MISSING
+    weight: dict[str, Any] | None = None
+    input: dict[str, Any] | None = None
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self._target_ is not None and (self.weight is not None or self.input is not None):
+            raise PipelineError(f"precision {self.name} has both _target_ and weight or input; leave one of them out")
+        if self._target_ is None and self.arguments:
+            raise PipelineError(f"precision {self.name} has arguments and no _target_ to give them to; set one")
+        if self.weight is None and self.input is not None:
+            raise PipelineError(f"precision {self.name} quantizes inputs alone; give it a weight, {{dtype: int8}}")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is told by fields or a function, and not by a name that segquant has."""
+        return self.weight is not None or self._target_ is not None
+
+    def own_fields(self) -> dict[str, Any]:
+        """The fields that are set, without the name; empty for one of segquant's."""
+        return {key: value for key, value in asdict(self).items() if key != "name" and value}
 
 
 @dataclass

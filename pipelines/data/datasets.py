@@ -19,6 +19,7 @@ from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.data import layouts
 from segquant_bench.pipelines.data.files import Entry, Source, read_archive, read_prompt_files, read_prompts, read_table
+from segquant_bench.pipelines.data.own import read_own
 from segquant_bench.pipelines.data.pictures import Picture, missing, pictures_digest, read_pictures
 from segquant_bench.pipelines.errors import PipelineError
 
@@ -108,7 +109,7 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
     if source.calibration is None:
         available = _alone(left, source.evaluation)
     else:
-        if config.layout in (None, "folder"):
+        if config.layout in (None, "folder"):  # files or entries of one's own, where a repeat is a slip
             _check_apart(source.evaluation, source.calibration)
         available = _unseen(source.calibration, source.evaluation)
     wanted = calibration.prompts + calibration.held_out
@@ -133,9 +134,11 @@ def _read(config: DatasetConfig) -> Source:
     """All that the data set has, with calibration prompts of one's own in place of its own."""
     root = None if config.root is None else Path(config.root)
     own = None if config.calibration_prompts is None else Path(config.calibration_prompts)
-    if config.layout is None and config.archive is None:
+    if config._target_ is not None:
+        source = read_own(config._target_, config.arguments)
+    elif config.layout is None and config.archive is None:
         return read_prompt_files(Path(str(config.evaluation_prompts)), Path(str(own)), config.real)
-    if config.layout is None:
+    elif config.layout is None:
         source = read_archive(Path(str(config.archive)))
     elif config.layout == "folder":
         source = read_table(Path(str(config.table)), root, config.pictures)
@@ -222,7 +225,7 @@ def _check_available(available: list[Entry], wanted: int, config: DatasetConfig)
     if wanted <= len(available):
         return
     hints = ["lower calibration.prompts"] if available else []
-    if config.layout is not None:
+    if config.layout is not None or config._target_ is not None:
         hints += ["set dataset.size" if config.size is None else "lower dataset.size"]
         hints += ["set dataset.calibration_prompts=FILE"]
     left = "" if config.layout is None else " left that no evaluation prompt repeats"

@@ -17,6 +17,7 @@ from segquant_bench.pipelines.loading.models import (
     denoiser_in_index,
     diffusers_class,
     load_pipeline,
+    named_class,
     resolve_device,
     text_components,
 )
@@ -46,7 +47,7 @@ def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
         if isinstance(entry, list) and entry[0] == "diffusers" and (folder / "config.json").is_file():
             empty[name] = empty_module(diffusers_class(entry[1], f"the class of {name}"), folder, dtype)
     for name, part in config.parts.items():
-        kind = diffusers_class(part.kind, f"model.parts.{name}.kind")
+        kind = named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
         empty[name] = empty_module(kind, resolve_part(name, part), dtype)
     return empty
 

@@ -12,8 +12,8 @@ from accelerate import init_empty_weights
 from torch import nn
 
 import segquant
-from segquant import Method, QuantizationError, Segments
-from segquant.offload.quantize import quantize_offloaded_
+from segquant import Method, Outcome, QuantizationError, Segments
+from segquant.offload.quantize import quantize_offloaded_with_outcome_
 from segquant.offload.weights import FileWeights, Offloaded
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
@@ -104,16 +104,16 @@ def quantize_from_disk(
     batches: Iterable[Any],
     label: str,
     segments: Mapping[str, Segments] | None = None,
-) -> nn.Module:
+) -> tuple[nn.Module, Outcome]:
     """The quantized denoiser, made block by block: one block's float weights are in memory at a time.
 
     Returns:
-        it, in main memory, in evaluation mode.
+        it, in main memory, in evaluation mode; and what was done to it.
     """
     with progress_bar(label) as progress:
         offloaded = offloaded_denoiser(config, directory)
-        quantized = quantize_offloaded_(offloaded, method, batches, segments, progress=progress)
-        return drop_cached_weights_(quantized).to("cpu")
+        outcome = quantize_offloaded_with_outcome_(offloaded, method, batches, segments, progress=progress)
+        return drop_cached_weights_(offloaded.model).to("cpu"), outcome
 
 
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
@@ -127,5 +127,6 @@ def drop_cached_weights_(model: nn.Module) -> nn.Module:
     """Let quantized layers make their float weights anew whenever they run: slower, and the memory of one layer."""
     for module in model.modules():
         if isinstance(module, segquant.QuantLinear):
-            module.keep_dequantized = False
+            module.keep_packed = False
+            module.forget_packed()
     return model

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.loading.code_names import check_names
 from segquant_bench.pipelines.loading.components import offload_components
 from segquant_bench.pipelines.loading.files import (
     check_directory,
@@ -23,6 +24,7 @@ from segquant_bench.pipelines.loading.files import (
     resolve_directory,
     resolve_part,
 )
+from segquant_bench.pipelines.runtime import own_code
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +92,7 @@ def load_pipeline(
 
     quieten()
     index = read_index(directory)
+    check_names(config, directory, index)
     parts = {name: [part.kind, part.kind] for name, part in config.parts.items()}
     denoiser = denoiser_in_index({**index, **parts}, config.denoiser)
     empty = {name: None for name, kind in components(index) if kind is None}
@@ -119,8 +122,29 @@ def _not_loaded(folder: Path, error: Exception) -> PipelineError:
     return PipelineError(memory_message(error) or f"diffusers cannot load {folder}: {one_line(error)}")
 
 
+def named_class(name: str, key: str, kind: str) -> Any:
+    """A class that the configuration names: of diffusers, or of the user's own package by its dotted path.
+
+    Args:
+        name: never from a model's files, which must not say what is imported.
+        key: where it stands in the configuration.
+        kind: the class of diffusers that one's own must derive from.
+
+    Raises:
+        PipelineError: there is none, or it is of another kind.
+    """
+    if "." not in name:
+        return diffusers_class(name, key)
+    import diffusers  # seconds; put off until a model is loaded
+
+    found, base = own_code.find(name, key), getattr(diffusers, kind)
+    if not inspect.isclass(found) or not issubclass(found, base):
+        raise PipelineError(f"{key}={name} is no {kind}; derive the class from diffusers.{kind}")
+    return found
+
+
 def diffusers_class(name: str, key: str) -> Any:
-    """A class of diffusers, or a pipeline of ours, by its name."""
+    """A class of diffusers, or a pipeline of ours, by its name, which may come from a model's files."""
     import diffusers  # put off: slow, and a finished run needs none of it
 
     from segquant_bench.pipelines.loading import class_prompts
@@ -133,14 +157,14 @@ def diffusers_class(name: str, key: str) -> Any:
 
 
 def _pipeline_class(config: ModelConfig) -> Any:
-    return diffusers_class(config.pipeline or "DiffusionPipeline", "model.pipeline")
+    return named_class(config.pipeline or "DiffusionPipeline", "model.pipeline", "DiffusionPipeline")
 
 
 def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
     import torch  # put off: slow, and a finished run needs none of it
 
     part = config.parts[name]
-    folder, kind = resolve_part(name, part), diffusers_class(part.kind, f"model.parts.{name}.kind")
+    folder, kind = resolve_part(name, part), named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
     return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
 
 
@@ -160,7 +184,7 @@ def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
         return
     kind = type(pipeline.scheduler)
     if config.scheduler is not None:
-        kind = diffusers_class(config.scheduler, "model.scheduler")
+        kind = named_class(config.scheduler, "model.scheduler", "SchedulerMixin")
     known = inspect.signature(kind.__init__).parameters
     for key in config.scheduler_settings:
         if key not in known:

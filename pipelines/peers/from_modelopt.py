@@ -90,7 +90,7 @@ def _apply(
     import modelopt.torch.quantization as mtq
 
     if algorithm["method"] == "svdquant":
-        algorithm = {**algorithm, "lowrank": branch_rank(model, names, algorithm["lowrank"], scheme)}
+        algorithm = {**algorithm, "lowrank": branch_rank(model, names, algorithm["lowrank"])}
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     entries += [{"quantizer_name": f"{name}.weight_quantizer", "cfg": _weight(weight_spec(scheme))} for name in names]
     inputs = []

@@ -80,7 +80,7 @@ def _apply(
         group_size=weight_spec(scheme).group_size or WHOLE_ROW,
         use_quantized_matmul=scheme.input is not None,
         use_svd=options["svd"],
-        svd_rank=branch_rank(model, names, options["rank"], scheme),
+        svd_rank=branch_rank(model, names, options["rank"]),
         use_hadamard=options["hadamard"],
         modules_to_not_convert=[f"{name}.weight" for name in sorted(linears - set(names))],
         add_skip_keys=False,

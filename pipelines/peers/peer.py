@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segquant import PRECISIONS, Method, QuantScheme, QuantSpec, model_weight_bytes
+from segquant import PRECISIONS, QuantScheme, QuantSpec, model_weight_bytes
 from segquant.modules.calls import call
 from segquant.modules.tensors import stored_tensors
 from segquant.numerics.formats import scheme_of
+from segquant.optimizers.svdquant import SvdQuant
 from segquant_bench.pipelines.errors import PipelineError
 
 log = logging.getLogger(__name__)
@@ -205,11 +206,11 @@ def linear_at(model: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None, scheme: QuantScheme) -> int:
+def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None) -> int:
     """One rank for tools that take one for the whole model: `rank`, or the median of this project's own rule."""
     if rank is not None:
         return rank
-    rule = Method("svd", scheme, optimizer="svd")
+    rule = SvdQuant()
     layers = [linear_at(model, name) for name in names]
     return int(statistics.median_low([rule.rank_of(layer.in_features, layer.out_features) for layer in layers]))
 

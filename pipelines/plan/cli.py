@@ -52,7 +52,7 @@ def plan(overrides: Sequence[str]) -> Plan:
     config = compose_plan(overrides)
     methods = methods_of(config)
     name = config.quantizer.get("name") or config.quantizer["_target_"].rpartition(".")[2]
-    convolutions = any(method.convolutions for method in methods.values() if not isinstance(method, str))
+    convolutions = any(method.targets.convolutions for method in methods.values() if not isinstance(method, str))
     plans = (component_plan(source, methods, config.model.dtype) for source in sources(config))
     return Plan(name, convolutions, tuple(plans))
 

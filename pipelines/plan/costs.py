@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from segquant import Method, QuantizationError, Segments, presets
-from segquant.auto.budget import layer_bytes, layer_operations
+from segquant.auto.budget import buffer_bytes, layer_bytes, layer_operations
 from segquant.method.targets import control_cuts, layer_method, layer_methods, refuse_nothing, refuse_unmatched, targets
 from segquant.modules.layers import as_linear, taps_of
 from segquant.numerics.layout import Layout
-from segquant.solve.branch import choose_ranks
 from segquant.solve.lay_out import lay_out_layer
 from segquant_bench.pipelines.plan.counts import Layer
-
-LOW_RANK_ITEM = 2
-"""Bytes of a value of the low-rank branch, which stays at 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,9 @@ def costs_of(
             that fits no layer.
     """
     _refuse(module, method)
-    meant = {name: layer for name, layer in layers.items() if method.convolutions or isinstance(layer, nn.Linear)}
+    meant = {
+        name: layer for name, layer in layers.items() if method.targets.convolutions or isinstance(layer, nn.Linear)
+    }
     methods = layer_methods({name: layer for name, layer in meant.items() if _groups(layer) == 1}, method)
     cuts, plain = control_cuts(segments, methods), presets.rtn(precision)
     found, left, unfit = {}, {}, []
@@ -106,20 +103,16 @@ def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str
     much of it each gets, and the whole is never larger.
     """
     bias = 0 if layer.bias is None else layer.bias.numel() * item
-    branch = _rank(layout, method, name) * (layout.in_features + layout.out_features)
+    whole = replace(layout, branches=(layout.out_features,))
+    place, added = whole.place(), method.optimizer.added(whole, name)
+    buffers = [entry for transform in added for entry in transform.buffers(place).values()]
     signed = sum(size for size, dual in zip(layout.columns, layout.dual, strict=True) if dual)
     return LayerCost(
-        bytes=layer_bytes(layout, bias) + branch * LOW_RANK_ITEM,
+        bytes=layer_bytes(layout, bias) + buffer_bytes(buffers),
         plain=_rounded(layer, plain, name, bias, item),
-        operations=layer_operations(layout) + branch,
+        operations=layer_operations(layout) + sum(transform.operations(place) for transform in added),
         dual=signed * layout.out_features,
     )
-
-
-def _rank(layout: Layout, method: Method, name: str) -> int:
-    """Of the low-rank branch; refused as `quantize_` does. One branch needs no weight to choose it."""
-    whole = replace(layout, branches=(layout.out_features,))
-    return choose_ranks(torch.empty(0), torch.empty(0), whole, method, name)[0]
 
 
 def _rounded(layer: Layer, plain: Method, name: str, bias: int, item: int) -> int:

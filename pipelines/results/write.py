@@ -13,11 +13,14 @@ from typing import Any
 
 from segquant.files import write_json
 from segquant.method.plan_file import PLAN
-from segquant_bench.pipelines.config.schema import config_hash
+from segquant_bench.pipelines.config.backend import find_backend
+from segquant_bench.pipelines.config.own_paths import own_record
+from segquant_bench.pipelines.config.run_hash import config_hash
+from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.cache import Finished, link_tree
 from segquant_bench.pipelines.stages.components.quantize import RECORD as COMPONENTS
-from segquant_bench.pipelines.stages.generate import pictures_folder
+from segquant_bench.pipelines.stages.generate import BACKENDS, pictures_folder
 from segquant_bench.pipelines.stages.graph import graph_record
 from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS
@@ -96,6 +99,17 @@ def correction_record(run: Run) -> dict[str, Any] | None:
     return {"name": run.config.correction.name, "method": head["method"], **head["record"]}
 
 
+def backend_record(run: Run) -> dict[str, Any]:
+    """What was asked to run the quantized layers when pictures were sampled, and how many layers each backend ran.
+
+    None and empty where segquant quantized nothing.
+    """
+    if run.config.is_float or isinstance(run.method, Peer):
+        return {"backend": None, "backend_layers": {}}
+    layers = read_json(run.folder("generate") / BACKENDS)
+    return {"backend": find_backend(run.config.backend).name, "backend_layers": layers}
+
+
 def build_results(run: Run, folder: Path) -> dict[str, Any]:
     """The content of results.json for a run whose stages are finished."""
     config = run.config
@@ -114,6 +128,8 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
         "config": asdict(config),
         "config_hash": config_hash(config, run.fingerprint, run.dataset.record),
         "metrics": read_json(run.folder("evaluate") / "evaluation" / "metrics.json")["metrics"],
+        "own_code": own_record(config),
+        **backend_record(run),
         **denoiser_errors(run),
         "components": component_records(run),
         "correction": correction_record(run),

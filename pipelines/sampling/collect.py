@@ -11,6 +11,7 @@ import torch
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.generate import PromptInputs, StepCounter, bound_inputs, run_batches
+from segquant_bench.pipelines.sampling.own_timesteps import own_weights
 from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
 from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weights, rounding_loss
@@ -125,6 +126,8 @@ def step_weights(
         float64 [steps], or None.
     """
     total = call["num_inference_steps"]
+    if isinstance(config.timesteps, Mapping):
+        return own_weights(config.timesteps, total, config.seed)
     if config.timesteps == "normal":
         return normal_weights(total, config.mean, config.std)
     if config.timesteps != "loss":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.own_code import TARGET
+from segquant_bench.pipelines.sampling.own_timesteps import own_weights
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +20,13 @@ if TYPE_CHECKING:
     from segquant_bench.pipelines.sampling.samples import Sample
 
 
-def depends(config: CalibrationConfig, precision: str) -> dict[str, Any]:
-    """What the drawn steps depend on besides seed, prompts and number of steps (JSON types)."""
+def depends(config: CalibrationConfig, precision: str, total: int) -> dict[str, Any]:
+    """What the drawn steps depend on besides seed, prompts and number of steps (JSON types).
+
+    A function of the user's own counts by the weights that it gives the `total` steps.
+    """
+    if isinstance(config.timesteps, Mapping):
+        return {"rule": "own", "weights": own_weights(config.timesteps, total, config.seed).tolist()}
     own: dict[str, dict[str, Any]] = {
         "normal": {"mean": config.mean, "std": config.std},
         "loss": {"pilot": config.pilot, "precision": precision, "batch_size": config.batch_size},
@@ -152,4 +159,5 @@ def describe(config: CalibrationConfig, weights: np.ndarray | None, total: int) 
         chances = np.ones(total)
     else:
         chances = inclusion_probabilities(np.ones(total) if weights is None else weights, count)
-    return {"timesteps": config.timesteps, "inclusion_probabilities": [round(float(chance), 6) for chance in chances]}
+    rule = config.timesteps[TARGET] if isinstance(config.timesteps, Mapping) else config.timesteps
+    return {"timesteps": rule, "inclusion_probabilities": [round(float(chance), 6) for chance in chances]}

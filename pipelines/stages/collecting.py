@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.sampling import collect, timesteps
 from segquant_bench.pipelines.sampling.samples import Sample
@@ -28,10 +30,13 @@ def steps_depends(run: Run) -> dict[str, Any]:
     """Which steps calibration and held-out inputs are kept at."""
     calibration = run.config.calibration
     weighed = calibration.timesteps == "loss"  # by a quantized model
+    scheme = register_precision(run.config.precision) if weighed else None
+    total = run.config.model.call.num_inference_steps
     return {
         "steps_per_prompt": calibration.steps_per_prompt,
         "seed": calibration.seed,
-        "timesteps": timesteps.depends(calibration, run.config.precision.name),
+        "timesteps": timesteps.depends(calibration, run.config.precision.name, total),
+        "scheme": None if scheme is None else asdict(scheme),
         "quantizing": code_digest(*QUANTIZING_CODE, "segquant.presets") if weighed else None,
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 from segquant_bench.pipelines.runtime import digests
 from segquant_bench.pipelines.runtime.provenance import versions_of
 from segquant_bench.pipelines.stages.generate import pictures_folder
+from segquant_bench.pipelines.stages.own import metric_code
 from segquant_bench.pipelines.stages.run import Run, Stage
 
 JUDGES = (
@@ -21,6 +22,7 @@ JUDGES = (
 def _depends(run: Run) -> dict[str, Any]:
     return {
         "metric": {**asdict(run.config.metric), "backends": _backends(run)},
+        **metric_code(run.config.metric),
         "prompts": list(run.dataset.evaluation),
         "device": run.device.partition(":")[0],
         "versions": versions_of(JUDGES),

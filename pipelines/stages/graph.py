@@ -35,10 +35,9 @@ def calibration_batches(run: Run) -> Batches:
 
 def wants_graph(method: Method) -> bool:
     """Whether the method, or a change of it for some layers, cuts layers or scales activations by their sign."""
-    changes = [dict(change) for _, change in method.overrides]
-    return any(
-        [method.seglinear, method.dualscale]
-        + [bool(change.get(key)) for change in changes for key in ("seglinear", "dualscale")]
+    changes = [dict(change) for _, change in method.targets.overrides]
+    return method.cuts.wants_graph or any(
+        bool(change.get(key)) for change in changes for key in ("seglinear", "dualscale")
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.meaning import code_digest
+from segquant_bench.pipelines.stages.own import model_code
 from segquant_bench.pipelines.stages.run import Run
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ QUANTIZING_CODE = (
     "segquant.auto", "segquant.calibrators", "segquant.errors", "segquant.graph", "segquant.kernels",
     "segquant.layers", "segquant.measure", "segquant.method", "segquant.modules", "segquant.numerics",
     "segquant.observers", "segquant.optimizers", "segquant.quantize", "segquant.ranges", "segquant.reconstruct",
-    "segquant.serialize", "segquant.solve",
+    "segquant.registry", "segquant.serialize", "segquant.solve", "segquant.transforms",
 )  # fmt: skip
 """What makes a quantized model of a float one, and measures its errors."""
 
@@ -46,6 +47,7 @@ def sampling_depends(run: Run) -> dict[str, Any]:
     }
     return {
         **{key: value for key, value in other.items() if value},
+        **model_code(model),
         "model": run.fingerprint,
         "dtype": model.dtype,
         "denoiser": model.denoiser,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segquant_bench.pipelines.config.sections import MetricConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.runtime import own_code
 
 if TYPE_CHECKING:
     from segquant_bench.eval import Metric
@@ -21,12 +19,16 @@ def asked_metrics(config: MetricConfig) -> list[Metric]:
     Raises:
         PipelineError: a name that eval does not have, or a path that leads to no metric.
     """
-    from segquant_bench.eval import METRICS, EvalError  # eval imports numpy: not for `segquant --help`
+    from segquant_bench.eval import METRICS, EvalError, Metric  # eval imports numpy: not for `segquant --help`
     from segquant_bench.eval.metrics.registry import find_metrics
 
     for name in config.metrics:
         if name not in METRICS and "." not in name:
             raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
+        if name not in METRICS and not isinstance(found := own_code.find(name, "metric.metrics"), Metric):
+            raise PipelineError(
+                f"metric.metrics: {name} is a {type(found).__name__}; make it a segquant_bench.eval.Metric"
+            )
     try:
         return find_metrics(config.metrics)
     except EvalError as error:
@@ -36,19 +38,6 @@ def asked_metrics(config: MetricConfig) -> list[Metric]:
 def needs_real(config: MetricConfig) -> list[str]:
     """The metrics that compare with real pictures."""
     return [metric.name for metric in asked_metrics(config) if metric.needs_real]
-
-
-def foreign_code(config: MetricConfig) -> dict[str, str]:
-    """By metric of the user's own package: sha256 of the file that computes it. Part of the evaluation's key."""
-    found = {}
-    for metric in asked_metrics(config):
-        module = metric.compute.__module__
-        if not module.startswith("segquant_bench.eval."):
-            source = getattr(sys.modules[module], "__file__", None)
-            if source is None:
-                raise PipelineError(f"metric {metric.name} is computed in {module}, which is no file; put it in one")
-            found[metric.name] = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    return found
 
 
 def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:

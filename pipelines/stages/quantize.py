@@ -7,13 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from segquant import Outcome
 from segquant.files import write_json
 from segquant.method.spec import Method
+from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.meaning import code_digest
+from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.sampling.samples import load_samples
 from segquant_bench.pipelines.stages.graph import FILE as SEGMENTS
 from segquant_bench.pipelines.stages.graph import calibration_batches, read_segments, wants_graph
 from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE, quantizes_denoiser
+from segquant_bench.pipelines.stages.own import method_code
 from segquant_bench.pipelines.stages.quantized import (
     check_same,
     denoiser_errors,
@@ -29,25 +33,26 @@ ERRORS = "errors.json"
 def _depends(run: Run) -> dict[str, Any]:
     return {
         "method": run.method.to_dict(),
+        **method_code(run.config.quantizer[TARGET], run.method),
         "batch_size": run.config.calibration.batch_size,
-        "peers": code_digest("pipelines.peers") if run.config.is_peer else None,
+        "peers": code_digest("pipelines.peers") if isinstance(run.method, Peer) else None,
         # what lies on disk is quantized by code of its own
         "offload": code_digest("segquant.offload") if run.config.model.offload == "blocks" else None,
     }
 
 
 def _compute(run: Run, folder: Path) -> None:
-    quantized = _make(run)
-    save_denoiser(quantized, run.method, folder)
+    quantized, outcome = _make(run)
+    save_denoiser(quantized, outcome, run.method, folder)
     held_out = load_samples(run.folder("calibrate") / "held_out")
     size = run.config.calibration.batch_size
     errors = denoiser_errors(run.denoiser, quantized, run.method, held_out, size, run.device)
     write_json(folder / ERRORS, errors)
-    if run.config.is_peer:
+    if isinstance(run.method, Peer):
         run.peer_denoiser = quantized
 
 
-def _make(run: Run) -> nn.Module:
+def _make(run: Run) -> tuple[nn.Module, Outcome | None]:
     batches, segments = calibration_batches(run), read_segments(run.folder("graph") / SEGMENTS)
     if run.config.model.offload == "blocks":
         # put off: it loads accelerate, which other runs do without
@@ -56,8 +61,10 @@ def _make(run: Run) -> nn.Module:
         if not isinstance(run.method, Method):
             raise TypeError(f"{run.method.name} cannot quantize from disk")  # refused with the configuration
         wanted = segments if wants_graph(run.method) else None
-        model = quantize_from_disk(run.config.model, run.directory, run.method, batches, run.config.name, wanted)
-        return model.to(run.device)
+        model, outcome = quantize_from_disk(
+            run.config.model, run.directory, run.method, batches, run.config.name, wanted
+        )
+        return model.to(run.device), outcome
     return quantize_copy(run.denoiser, run.method, batches, segments, run.config.name)
 
 
@@ -77,9 +84,9 @@ def quantized_denoiser(run: Run) -> nn.Module:
     if not run.has(QUANTIZE.name):
         return run.denoiser
     folder = run.folder(QUANTIZE.name)
-    if run.config.is_peer:
+    if isinstance(run.method, Peer):
         if run.peer_denoiser is None:
-            run.peer_denoiser = check_same(_make(run), folder)
+            run.peer_denoiser = check_same(_make(run)[0], folder)
         return run.peer_denoiser
     if run.config.model.offload == "blocks":
         # put off: it loads accelerate, which other runs do without

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from segquant import Outcome, QuantizationError, backends, set_backend_
 from segquant.files import write_json
 from segquant.graph.segments import Segments
 from segquant.measure import model_errors
-from segquant.method.plan_file import PLAN, LayerPlan, write_plan
+from segquant.method.plan_file import PLAN, write_plan
 from segquant.method.spec import Method
 from segquant.modules.memory import free_bytes
 from segquant.modules.tensors import model_weight_bytes
-from segquant.quantize import RECORD, quantize_
+from segquant.quantize import quantize_with_outcome_
 from segquant.serialize import load_quantized, save_quantized
-from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.config.backend import find_backend
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.components import empty_cache, hook_of
 from segquant_bench.pipelines.peers import Peer, tensors_digest
 from segquant_bench.pipelines.runtime.progress import progress_bar
@@ -36,8 +39,8 @@ PEER_RECORD = "peer.json"
 
 def quantize_copy(
     module: nn.Module, method: Method | Peer, batches: Batches, segments: Mapping[str, Segments], label: str
-) -> nn.Module:
-    """A quantized copy of a component.
+) -> tuple[nn.Module, Outcome | None]:
+    """A quantized copy of a component, and what was done to it; None where another tool did it.
 
     Args:
         module: float component; left as it is.
@@ -52,9 +55,10 @@ def quantize_copy(
     """
     quantized = twin(module)
     if isinstance(method, Peer):
-        return method.quantize_(quantized, batches)
+        return method.quantize_(quantized, batches), None
     with progress_bar(label) as progress:
-        return quantize_(quantized, method, batches, segments if wants_graph(method) else None, progress=progress)
+        wanted = segments if wants_graph(method) else None
+        return quantized, quantize_with_outcome_(quantized, method, batches, wanted, progress=progress)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -124,14 +128,33 @@ def component_errors(
     }
 
 
-def save_model(quantized: nn.Module, folder: Path) -> None:
-    """Store a model that segquant quantized."""
-    save_quantized(quantized, folder)
+def save_model(quantized: nn.Module, folder: Path, outcome: Outcome | None) -> None:
+    """Store a model that segquant quantized, and what was done to it."""
+    save_quantized(quantized, folder, outcome)
 
 
 def load_model(folder: Path, like: nn.Module | None = None) -> nn.Module:
     """Read what `save_model` stored, into `like` if it is given."""
     return load_quantized(folder, like)
+
+
+def run_by(value: Any, *modules: nn.Module) -> dict[str, int]:
+    """Let the backend of the configuration run the quantized layers of components; those without any are left alone.
+
+    Returns:
+        how many layers each backend runs.
+
+    Raises:
+        PipelineError: there is no such backend, or it cannot run a layer and no fallback is named.
+    """
+    choice = find_backend(value)
+    for module in modules:
+        if backends(module):
+            try:
+                set_backend_(module, choice.name, choice.fallback)
+            except QuantizationError as error:
+                raise PipelineError(one_line(error).replace("fallback=", "backend.fallback=")) from error
+    return dict(Counter(name for module in modules for name in backends(module).values()))
 
 
 @contextmanager
@@ -147,7 +170,7 @@ def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
             setattr(pipeline, name, module)
 
 
-def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> None:
+def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method | Peer, folder: Path) -> None:
     """denoiser/ as segquant stores it, and plan.json where layers chose for themselves.
 
     For other tools, whose formats are theirs, peer.json: what was made.
@@ -155,10 +178,9 @@ def save_denoiser(quantized: nn.Module, method: Method | Peer, folder: Path) -> 
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
         return
-    save_model(quantized, folder / "denoiser")
-    plan = getattr(quantized, RECORD).get("plan")
-    if plan is not None:
-        write_plan(folder / PLAN, method, [LayerPlan(**entry) for entry in plan])
+    save_model(quantized, folder / "denoiser", outcome)
+    if outcome is not None and outcome.choices is not None:
+        write_plan(folder / PLAN, method, outcome.choices)
 
 
 def check_same(quantized: nn.Module, folder: Path) -> nn.Module:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from segquant.method.spec import Budget
+from segquant.method.parts import Budget
 from segquant.numerics.layout import Layout
 
 
@@ -17,7 +17,7 @@ class Candidate:
     """One way to quantize one layer.
 
     Args:
-        change: fields of `Method`.
+        change: flat settings of a method.
         error: expected relative output error ||Y − Ŷ|| / ||Y||.
         bytes: stored for the layer.
         operations: multiply-accumulates per input row.
@@ -66,22 +66,21 @@ class Layer:
 
 def layer_bytes(layout: Layout, bias_bytes: int) -> int:
     """Bytes of all buffers of a layer."""
-    sizes = (torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.buffers().values())
-    return sum(sizes) + bias_bytes
+    return buffer_bytes(layout.buffers().values()) + bias_bytes
+
+
+def buffer_bytes(buffers: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> int:
+    """Bytes of buffers of these shapes and dtypes."""
+    return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in buffers)
 
 
 def layer_operations(layout: Layout) -> float:
-    """Multiply-accumulates per input row: the product, once more where inputs have a scale per sign, low-rank
-    branches, and log2(n) additions per channel for a rotation in blocks of n.
+    """Multiply-accumulates per input row: the product, once more where inputs have a scale per sign, and what the
+    transforms take.
     """
     product = layout.in_features * layout.out_features
     dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
-    ranks = layout.ranks or (0,) * len(layout.branches)
-    branches = sum(rank * (layout.in_features + size) for rank, size in zip(ranks, layout.branches, strict=True))
-    rotation = 0
-    if layout.rotate:
-        rotation = len(layout.branches) * sum(block * (block.bit_length() - 1) for block in layout.rotation_blocks)
-    return float(product + dual + branches + rotation)
+    return float(product + dual) + sum(transform.operations(layout.place()) for transform in layout.transforms)
 
 
 def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:

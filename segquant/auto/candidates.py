@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from segquant.graph.segments import Segments
-from segquant.method.spec import SEARCH, Method
+from segquant.method.spec import Method
 from segquant.numerics.formats import PRECISIONS, QuantScheme
+from segquant.optimizers.search import SEARCH
+from segquant.optimizers.svdquant import SvdQuant
 
 Change = dict[str, Any]
-"""Fields of `Method` that a candidate changes, as in an override."""
+"""Flat settings that a candidate changes, as in an override."""
 
 PLAIN: Change = {
     "optimizer": "none", "rotate": False, "seglinear": False, "dualscale": False,
@@ -19,7 +20,7 @@ PLAIN: Change = {
 }  # fmt: skip
 """Round to nearest: always a candidate, and the cheapest."""
 RANKS = (0.5, 1.0, 2.0, 4.0)
-"""Ranks of the low-rank branch, in multiples of `Method.rank_of`."""
+"""Ranks of the low-rank branch, in multiples of `SvdQuant.rank_of`."""
 
 
 def precision_name(scheme: QuantScheme) -> str | None:
@@ -43,8 +44,12 @@ def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
 
 def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
     """Ranks to try for the low-rank branch of a layer of that size, none beyond its smaller side."""
-    rank, smaller = base.rank_of(in_features, out_features), min(in_features, out_features)
+    rank, smaller = _default_rank(base, in_features, out_features), min(in_features, out_features)
     return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
+
+
+def _default_rank(base: Method, in_features: int, out_features: int) -> int:
+    return SvdQuant(rank=base.value("rank")).rank_of(in_features, out_features)
 
 
 def preset(base: Method, segments: Segments | None, in_features: int, out_features: int) -> Change:
@@ -52,11 +57,11 @@ def preset(base: Method, segments: Segments | None, in_features: int, out_featur
     assert base.scheme.weight is not None
     has_rows = segments is not None and segments.output is not None  # a rotated input is not cut
     found: Change = {
-        **PLAIN, "optimizer": "smooth", "alpha": SEARCH, "rotate": True, "seglinear": base.seglinear and has_rows,
+        **PLAIN, "optimizer": "smooth", "alpha": SEARCH, "rotate": True, "seglinear": base.cuts.seglinear and has_rows,
         "calibrator": "gptq", "ranges": "mse",
     }  # fmt: skip
     if base.scheme.weight.bits == 4:
-        found |= {"optimizer": "svd", "iterations": 1, "rank": base.rank_of(in_features, out_features)}
+        found |= {"optimizer": "svd", "iterations": 1, "rank": _default_rank(base, in_features, out_features)}
     return found
 
 
@@ -68,12 +73,12 @@ def transforms(base: Method, segments: Segments | None) -> list[Change]:
     has_rows = segments is not None and segments.output is not None
     has_cuts = has_rows or (segments is not None and segments.input is not None)
     fed = segments is not None and (segments.activation or any(segments.input_activations or ()))
-    cut = base.seglinear and has_cuts
+    cut = base.cuts.seglinear and has_cuts
     for smooth in ({"optimizer": "none"}, {"optimizer": rule, "alpha": SEARCH}):
         found.append({**PLAIN, **smooth, "seglinear": cut})
         # a rotated input is not cut
-        found.append({**PLAIN, **smooth, "seglinear": base.seglinear and has_rows, "rotate": True})
-        if base.dualscale and fed and quantized_input:
+        found.append({**PLAIN, **smooth, "seglinear": base.cuts.seglinear and has_rows, "rotate": True})
+        if base.cuts.dualscale and fed and quantized_input:
             found.append({**PLAIN, **smooth, "seglinear": cut, "dualscale": True})
     return _distinct(found)
 
@@ -95,7 +100,7 @@ def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
         found.append({**change, "calibrator": "gptq", "bias_correction": True})
         if _may_shrink(base, change):
             found.append({**change, "calibrator": "gptq", "ranges": "mse"})
-        if change.get("seglinear", base.seglinear):
+        if change.get("seglinear", base.cuts.seglinear):
             found.append({**change, "calibrator": "gptq", "seglinear": False})
     return _distinct(found)
 
@@ -106,15 +111,12 @@ def _may_shrink(base: Method, change: Change) -> bool:
     Not for static scales of inputs as they come: on few rows a range that clips a little looks best, and then meets the
     rows that it clips. Rotated inputs have no such tails, and their headroom is judged besides.
     """
-    return not base.scheme.static_input or bool(change.get("rotate", base.rotate))
+    return not base.scheme.static_input or bool(change.get("rotate", base.value("rotate")))
 
 
 def changed(base: Method, change: Change) -> Method:
     """The candidate as a method of its own; ValueError where it makes no sense."""
-    fields = dict(change)
-    if "precision" in fields:
-        fields["scheme"] = PRECISIONS[fields.pop("precision")]
-    return dataclasses.replace(base, budget=None, overrides=(), skip=(), **fields)
+    return base.changed(**{**change, "budget": None, "overrides": (), "skip": ()})
 
 
 def _distinct(changes: Iterable[Change]) -> list[Change]:

@@ -11,6 +11,7 @@ import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,18 +29,18 @@ from segquant.auto.candidates import (
     roundings,
     transforms,
 )
-from segquant.calibrators.gptq import Factor
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
-from segquant.kernels.reference import linear as quantized_linear
+from segquant.kernels.reference import REFERENCE
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of, window_of
 from segquant.numerics.layout import Layout
 from segquant.observers.stats import HeldOut, InputStats
-from segquant.optimizers.search import HELD_CALLS, HELD_ROWS, Alphas, Smoothing
-from segquant.solve.layer import correct_bias, solve_layer
+from segquant.optimizers.protocol import Fitted
+from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
+from segquant.solve.layer import Prepared, correct_bias, solve_layer
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,11 @@ GAIN = 4.0
 freedom (8 calls held out), 5 % shared among some 20 candidates."""
 KEPT = 1
 """Transforms that go from the first round into the second, beside the preset's own."""
-ALPHA_FIELDS = ("optimizer", "alpha", "rotate", "seglinear", "dualscale")
-"""What decides the α of a segment, besides number formats and statistics. Candidates that differ in the rank of
-the low-rank branch, in ranges or in the calibrator share the α that the first of them found, to spare its search."""
-SMOOTHING_FIELDS = (*ALPHA_FIELDS, "ranges")
-"""What decides the smoothing vector and the headroom of static scales that goes with it."""
 
 
 def pinned(method: Method, name: str) -> frozenset[str]:
     """Fields that the user's overrides fix for this layer: `auto` leaves them alone."""
-    keys = {key for pattern, values in method.overrides if fnmatch.fnmatchcase(name, pattern) for key in values}
+    keys = {key for pattern, values in method.targets.overrides if fnmatch.fnmatchcase(name, pattern) for key in values}
     return frozenset(keys)
 
 
@@ -118,9 +114,9 @@ class _Judge:
         self.fits = [stats.without_fold(split.fold) for split in self.folds]
         weight = self.linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
-        self.smoothings: dict[object, Smoothing] = {}
-        self.alphas: dict[object, Alphas] = {}
-        self.factors: dict[int, tuple[object, dict[int, Factor]]] = {}
+        self.fitted: dict[object, Fitted] = {}
+        self.found: dict[object, Any] = {}
+        self.prepared: dict[int, tuple[object, Prepared]] = {}
         self.solutions: dict[int, tuple[Method, Layout, dict[str, Tensor]]] = {}
         self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
         self.wrong: dict[int, Tensor] = {}
@@ -179,7 +175,8 @@ class _Judge:
             layout, tensors = self._solved(method, index)
             if method.bias_correction:
                 layout, tensors = correct_bias(self.linear, layout, tensors, fit)
-            rows.append((quantized_linear(split.rows, layout, tensors) - target).double().square().sum(1))
+            output = REFERENCE.linear(split.rows, layout, REFERENCE.pack(layout, tensors))
+            rows.append((output - target).double().square().sum(1))
         wrong, whole = torch.cat(rows), sum(float(target.double().square().sum()) for target in self.targets)
         bias = tensors["bias"].numel() * tensors["bias"].element_size() if "bias" in tensors else 0
         bits = layout.weight_spec.bits * self.linear.weight.numel()
@@ -193,19 +190,20 @@ class _Judge:
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]
-        key, alpha_key = (
-            (index, method.scheme, *(getattr(method, field) for field in fields))
-            for fields in (SMOOTHING_FIELDS, ALPHA_FIELDS)
-        )
-        if self.factors.get(index, (None,))[0] != key:
-            self.factors[index] = (key, {})
-        layout, tensors, smoothing = solve_layer(
+        # candidates that differ in the rank of the low-rank branch or in the calibrator share what the first of them
+        # found; those that differ in ranges share the α, but not the headroom of static scales
+        alike = (index, method.scheme, method.cuts, method.optimizer.search_key, method.rotation)
+        key = (*alike, method.ranges)
+        if self.prepared.get(index, (None,))[0] != key:
+            self.prepared[index] = (key, {})
+        layout, tensors, fitted = solve_layer(
             self.linear, method, self.fits[index], self.segments, name=self.name,
-            smoothing=self.smoothings.get(key), alphas=self.alphas.get(alpha_key),
-            factors=self.factors[index][1], taps=taps_of(self.layer),
+            fitted=self.fitted.get(key), known=self.found.get(alike),
+            prepared=self.prepared[index][1], taps=taps_of(self.layer),
         )  # fmt: skip
-        if smoothing is not None:
-            self.smoothings[key], self.alphas[alpha_key] = smoothing, smoothing.alphas
+        self.fitted[key] = fitted
+        if fitted.found is not None:
+            self.found[alike] = fitted.found
         self.solutions[index] = (method, layout, tensors)
         return layout, tensors
 
@@ -249,4 +247,4 @@ def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
 def _readable(change: Mapping[str, object], base: Method) -> dict[str, object]:
     """The choice without what is the base's own anyway."""
     own = {"precision": precision_name(base.scheme)}
-    return {key: value for key, value in change.items() if value != (own[key] if key in own else getattr(base, key))}
+    return {key: value for key, value in change.items() if value != (own[key] if key in own else base.value(key))}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from segquant.method.reconstruction import Reconstruction
+from segquant.calibrators.reconstruction import Reconstruction
 from segquant.numerics import functional as F
 
 ZETA, GAMMA = 1.1, -0.1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from segquant.calibrators.protocol import Calibrator, Inputs
 from segquant.errors import QuantizationError
 from segquant.numerics import functional as F
+from segquant.registry import register
 
 log = logging.getLogger(__name__)
 
@@ -140,3 +143,30 @@ def _round_columns(columns: Tensor, scales: Tensor, upper: Tensor, dtype: str, b
         if stop < columns.shape[0]:
             columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     return rounded
+
+
+@register
+@dataclass(frozen=True)
+class Gptq(Calibrator):
+    """GPTQ.
+
+    Args:
+        act_order: largest diagonal of the Hessian first.
+        damp: share of the mean diagonal added to the diagonal.
+    """
+
+    act_order: bool = True
+    damp: float = 0.01
+    name: ClassVar[str] = "gptq"
+    needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+
+    def __post_init__(self) -> None:
+        if not self.damp > 0:
+            raise ValueError(f"damp must be positive, not {self.damp}")
+
+    def prepare(self, inputs: Inputs) -> Factor:
+        assert inputs.gram is not None
+        return factorize(inputs.gram, self.damp, self.act_order)
+
+    def round(self, weight: Tensor, scale: Tensor, dtype: str, prepared: Factor) -> Tensor:
+        return round_with(weight, prepared, scale, dtype)

@@ -1,131 +1,68 @@
-"""The defining arithmetic of a quantized linear: float32 on the formats' exact grids, any device.
-
-For branch b with rows B, X_b = X / smooth_b (rotated where the layout says so):
-Y[..., B] = Q(X_b) Ŵ_Bᵀ + (X_b D_bᵀ) U_bᵀ, bias last.
-"""
+"""The defining arithmetic of a quantized linear: float32 on the formats' exact grids, any device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from segquant.numerics import functional as F
-from segquant.numerics.formats import QuantSpec
-from segquant.numerics.hadamard import rotate
+from segquant.kernels.backend import Backend
+from segquant.numerics.fake_quant import dequantize_weight, quantize_input
 from segquant.numerics.layout import Layout
+from segquant.registry import register
+from segquant.transforms.chain import chain_of
 
 
-def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scales for values x ≥ 0 and for values below, per input piece.
+@dataclass(frozen=True)
+class Packed:
+    """The layer's tensors, and its dequantized weight [out, in] in the space of the codes, float32."""
 
-    Args:
-        positive, negative: largest value and magnitude of the smallest, at least zero, shape [..., pieces].
-        dual: which pieces have one scale per sign; the others get max(positive, negative) / code_max twice.
+    tensors: Mapping[str, Tensor]
+    weight: Tensor
+
+
+@register
+@dataclass(frozen=True)
+class Reference(Backend):
+    """What every other backend is measured against: runs every layer on any device.
+
+    For branch b with rows B and X_b the transformed input, Y[..., B] = Q(X_b) Ŵ_Bᵀ, plus what the transforms add
+    beside it (the low-rank branch), bias last.
     """
-    plain = F.choose_scale(torch.maximum(positive, negative), spec.dtype)
-    if not any(dual):
-        return plain, plain
-    above, below = F.choose_dual_scale(positive, negative, spec.dtype)
-    if all(dual):
-        return above, below
-    mask = torch.tensor(dual, device=plain.device)
-    return torch.where(mask, above, plain), torch.where(mask, below, plain)
+
+    name: ClassVar[str] = "reference"
+
+    def why_not(self, layout: Layout, device: torch.device) -> str | None:
+        return None
+
+    def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
+        return Packed(tensors, dequantize_weight(layout, tensors))
+
+    def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
+        values = x.float()
+        parts = [_branch(values, layout, packed, branch) for branch in range(len(layout.branches))]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if layout.bias:
+            out = out + packed.tensors["bias"].float()
+        return out.to(x.dtype)
 
 
-def dynamic_scales(
-    x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...], spec: QuantSpec
-) -> tuple[Tensor, Tensor]:
-    """Scales from the input itself: per token (or whole tensor) and piece, shape [..., pieces]."""
-    if any(dual):
-        positive = F.piece_max(x, columns).clamp_min_(0)
-        negative = F.piece_max(-x, columns).clamp_min_(0)
-    else:
-        positive = negative = F.piece_max(x.abs(), columns)
-    if spec.granularity == "tensor":
-        lead = tuple(range(x.dim() - 1))
-        positive, negative = positive.amax(lead, keepdim=True), negative.amax(lead, keepdim=True)
-    return input_scales(positive, negative, dual, spec)
+REFERENCE = Reference()
 
 
-def quantize_input(
-    x: Tensor,
-    columns: tuple[int, ...],
-    dual: tuple[bool, ...],
-    spec: QuantSpec,
-    static: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Fake quantization of an input [..., in].
-
-    `static` holds the scales [pieces] for x ≥ 0 and below; None takes them from x.
-    """
-    above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
-    scale = F.expand_pieces(above, columns)
-    if any(dual):
-        return F.dual_fake_quantize(x, scale, F.expand_pieces(below, columns), spec.dtype)
-    return F.fake_quantize(x, scale, spec.dtype)
-
-
-def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
-    """Weight scales [len(rows), len(columns)] spread over the weight; broadcastable to [out, in]."""
-    wide = F.expand_pieces(scale, columns)
-    if F.uniform(rows) and rows[0] == 1 or len(rows) == 1:
-        return wide
-    counts = torch.tensor(rows, device=scale.device)
-    return wide.repeat_interleave(counts, dim=0, output_size=sum(rows))
-
-
-def dequantize_weight(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The quantized part of the weight, float32 [out, in], in the smoothed (and rotated) space of each branch."""
-    codes, dtype = tensors["codes"], layout.weight_spec.dtype
-    if dtype == "int4":
-        codes = F.unpack_int4(codes, layout.in_features)
-    elif dtype == "fp8":
-        codes = codes.view(torch.float8_e4m3fn)
-    scale = expand_weight_scale(tensors["weight_scale"], layout.weight_rows, layout.weight_columns)
-    return F.dequantize(codes, scale)
-
-
-def low_rank_factors(layout: Layout, tensors: Mapping[str, Tensor], branch: int) -> tuple[Tensor, Tensor]:
-    """Float32 (down [rank, in], up [rows, rank]) of one branch."""
-    before = layout.ranks[:branch]
-    start, rank, size = sum(before), layout.ranks[branch], layout.branches[branch]
-    offset = sum(r * o for r, o in zip(before, layout.branches[:branch], strict=True))
-    down = tensors["low_rank_down"][start : start + rank]
-    up = tensors["low_rank_up"][offset : offset + size * rank].view(size, rank)
-    return down.float(), up.float()
-
-
-def _branch(x: Tensor, weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor], branch: int) -> Tensor:
-    smoothed = x / tensors["smooth"][branch] if layout.smooth else x
-    if layout.rotate:
-        smoothed = rotate(smoothed, layout.rotation_blocks, tensors["rotation_signs"])
-    spec, quantized = layout.scheme.input, smoothed
+def _branch(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Tensor:
+    tensors, spec = packed.tensors, layout.scheme.input
+    x, beside = chain_of(layout, tensors, branch).run(x)
     if spec is not None:
         static = None
         if not spec.dynamic:
             above = tensors["input_scale"][branch]
             static = above, tensors["input_scale_negative"][branch] if layout.any_dual else above
-        quantized = quantize_input(smoothed, layout.input_columns, layout.input_dual, spec, static)
-    out = quantized @ weight[layout.branch_slices[branch]].T
-    if layout.ranks and layout.ranks[branch]:
-        down, up = low_rank_factors(layout, tensors, branch)
-        out = out + (smoothed @ down.T) @ up.T
+        x = quantize_input(x, layout.input_columns, layout.input_dual, spec, static)
+    out = x @ packed.weight[layout.branch_slices[branch]].T
+    for extra in beside:
+        out = out + extra
     return out
-
-
-def linear(x: Tensor, layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor | None = None) -> Tensor:
-    """Quantized linear of an input [..., in]; returns [..., out] in x's dtype.
-
-    Args:
-        tensors: the buffers named by `Layout.buffers()`, and "bias" where the layout has one.
-        weight: a kept result of `dequantize_weight`, to save the work.
-    """
-    weight = dequantize_weight(layout, tensors) if weight is None else weight
-    values = x.float()
-    parts = [_branch(values, weight, layout, tensors, branch) for branch in range(len(layout.branches))]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    if layout.bias:
-        out = out + tensors["bias"].float()
-    return out.to(x.dtype)

@@ -9,30 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from segquant.graph.segments import Segments
-from segquant.kernels import reference
+from segquant.kernels.backend import Backend
+from segquant.kernels.reference import REFERENCE
 from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of, window_of
 from segquant.modules.window import Window
-from segquant.numerics.hadamard import unrotate
+from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
 from segquant.observers.stats import InputStats
 from segquant.solve.layer import solve_layer
+from segquant.transforms.chain import undo_all
 
 
 class QuantLinear(nn.Module):
     """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
 
-    The state dict holds the codes (int4 two per byte), float32 scales and smoothing vectors, 16-bit low-rank
-    factors and the bias; `layout` says how they fit together. `.to(dtype)` casts the bias alone.
+    The state dict holds the codes (int4 two per byte), float32 scales, the transforms' tensors and the bias; `layout`
+    says how they fit together, `backend` how the layer runs. `.to(dtype)` casts the bias alone.
 
     Args:
         layout: shape of the layer.
         bias_dtype, device: of the (empty) tensors.
     """
 
-    keep_dequantized = True
-    """Keep the dequantized weight between calls: faster, at the cost of a float32 weight in memory."""
+    keep_packed = True
+    """Keep what the backend packed between calls: faster, at the cost of (for "reference") a float32 weight."""
+    backend: Backend = REFERENCE
+    """How the layer runs; see `segquant.set_backend_`."""
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class QuantLinear(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
         bias = torch.zeros(layout.out_features, dtype=bias_dtype, device=device) if layout.bias else None
         self.register_buffer("bias", bias)
-        self._dequantized: Tensor | None = None
+        self._packed: Any = None
         self.register_load_state_dict_post_hook(_forget)
 
     @staticmethod
@@ -103,29 +107,30 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, smoothing and rotation undone: float32 [out, in]."""
-        tensors = self._tensors()
-        weight = reference.dequantize_weight(self.layout, tensors)
-        for branch, rows in enumerate(self.layout.branch_slices):
-            if self.layout.ranks and self.layout.ranks[branch]:
-                down, up = reference.low_rank_factors(self.layout, tensors, branch)
-                weight[rows] += up @ down
-        if self.layout.rotate:
-            weight = unrotate(weight, self.layout.rotation_blocks, tensors["rotation_signs"])
-        for branch, rows in enumerate(self.layout.branch_slices):
-            if self.layout.smooth:
-                weight[rows] /= self.smooth[branch]
-        return weight
+        """The float weight that this layer stands for, transforms undone: float32 [out, in]."""
+        tensors = self.tensors()
+        return torch.cat(undo_all(self.layout, tensors, dequantize_weight(self.layout, tensors)))
 
     def weight_bytes(self) -> int:
-        """Bytes of everything stored for this layer: codes, scales, smoothing, low-rank factors, bias."""
+        """Bytes of everything stored for this layer: codes, scales, the transforms' tensors, bias."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the input's dtype; the input is not modified."""
-        if self._dequantized is None and self.keep_dequantized:
-            self._dequantized = reference.dequantize_weight(self.layout, self._tensors())
-        return reference.linear(input, self.layout, self._tensors(), self._dequantized)
+        packed = self._packed
+        if packed is None:
+            packed = self.backend.pack(self.layout, self.tensors())
+            if self.keep_packed:
+                self._packed = packed
+        return self.backend.linear(input, self.layout, packed)
+
+    def forget_packed(self) -> None:
+        """Drop what the backend packed; the next call packs anew."""
+        self._packed = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The buffers by name, those of `layout.buffers()` and "bias" where there is one."""
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def extra_repr(self) -> str:
         """One line for print(model)."""
@@ -137,9 +142,6 @@ class QuantLinear(nn.Module):
             parts.append(f"columns={layout.columns}")
         return ", ".join(parts)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         # Everything but the bias keeps its dtype under .to(bfloat16): a rounded scale is another layer.
         bias = self._buffers.pop("bias")
@@ -150,11 +152,16 @@ class QuantLinear(nn.Module):
             moved = self._buffers[name]
             if moved is not None and moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
-        self._dequantized = None
+        self._packed = None
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_buffers", ()):
+            self._packed = None
+        super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_dequantized": None}
+        return {**self.__dict__, "_packed": None}
 
 
 class QuantConv2d(QuantLinear):
@@ -182,7 +189,7 @@ class QuantConv2d(QuantLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, smoothing undone: float32 [out, in, kh, kw]."""
+        """The float weight that this layer stands for, transforms undone: float32 [out, in, kh, kw]."""
         return super().weight.unflatten(1, (-1, *self.window.kernel))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -196,4 +203,4 @@ class QuantConv2d(QuantLinear):
 
 def _forget(module: nn.Module, _: Any) -> None:
     if isinstance(module, QuantLinear):
-        module._dequantized = None
+        module.forget_packed()

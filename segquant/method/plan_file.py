@@ -23,7 +23,7 @@ class LayerPlan:
 
     Args:
         layer: module name.
-        choice: fields of `Method` that differ from the base ("precision" for the scheme).
+        choice: flat settings that differ from the base's, as in an override.
         error: expected relative output error, from rows that did not fit the candidate; None after an edit.
         bytes: stored for the layer.
         operations: multiply-accumulates per input row, in multiples of the layer's own.
@@ -43,7 +43,7 @@ class LayerPlan:
 def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:
     """The method that does what the plan says: `base` with one override per layer."""
     pairs = [(glob.escape(entry.layer), dict(entry.choice)) for entry in layers if entry.choice]
-    return dataclasses.replace(base, name=name, budget=None, overrides=(*base.overrides, *pairs))
+    return base.changed(name=name, budget=None, overrides=(*base.targets.overrides, *pairs))
 
 
 def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:

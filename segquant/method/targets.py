@@ -20,7 +20,7 @@ from segquant.numerics.formats import QuantScheme, QuantSpec
 
 def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
     """The layers that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
-    layers = quantizable(model, method.convolutions)
+    layers = quantizable(model, method.targets.convolutions)
     return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
 
 
@@ -28,8 +28,8 @@ def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Me
     """Refuse a method whose `layers` of the model (see `targets`) are none."""
     if not layers:
         raise QuantizationError(
-            f"method {method.name!r} finds no layer to quantize; skip={list(method.skip)} leaves "
-            f"out all {len(quantizable(model, method.convolutions))} of the model"
+            f"method {method.name!r} finds no layer to quantize; skip={list(method.targets.skip)} leaves "
+            f"out all {len(quantizable(model, method.targets.convolutions))} of the model"
         )
 
 
@@ -70,8 +70,8 @@ def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, 
 
 def refuse_unmatched(model: nn.Module, method: Method) -> None:
     """An override that matches no layer is a typing error: the numbers would silently be others."""
-    names = list(quantizable(model, method.convolutions))
-    for pattern, _ in method.overrides:
+    names = list(quantizable(model, method.targets.convolutions))
+    for pattern, _ in method.targets.overrides:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise QuantizationError(
                 f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
@@ -83,11 +83,11 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
     """The graph's cuts, or the controls of Table 6 where the method asks for them."""
     found = dict(segments)
     for name, method in methods.items():
-        if name not in found or method.cuts == "graph":
+        if name not in found or method.cuts.control == "graph":
             continue
         specs = (method.scheme.weight, method.scheme.input)
         multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
-        if method.cuts == "random":
+        if method.cuts.control == "random":
             found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
         else:
             found[name] = wrong_cuts(found[name], multiple=multiple)
@@ -104,7 +104,7 @@ def layer_method(method: Method, module: nn.Module) -> Method:
         return method
     width, scheme = width_of(module), method.scheme
     fitted = QuantScheme(*(_fitted(spec, width) for spec in (scheme.weight, scheme.input)))
-    return replace(method, rotate=False, scheme=fitted, overrides=())
+    return replace(method, rotation=None, scheme=fitted, targets=replace(method.targets, overrides=()))
 
 
 def _fitted(spec: QuantSpec | None, width: int) -> QuantSpec | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from segquant import registry
 from segquant.errors import nearest
 
 Dtype = Literal["int8", "int4", "fp8"]
@@ -73,6 +74,7 @@ class QuantScheme:
 
     weight: QuantSpec | None
     input: QuantSpec | None
+    slot: ClassVar[str] = "precision"
 
     def __post_init__(self) -> None:
         weight, inputs = self.weight, self.input
@@ -112,7 +114,9 @@ _CHANNEL_INT8 = QuantSpec("int8", "channel")
 _STATIC_INT8 = QuantSpec("int8", "tensor")
 _TOKEN_INT8 = QuantSpec("int8", "token", dynamic=True)
 
-PRECISIONS: dict[str, QuantScheme] = {
+PRECISIONS: dict[str, QuantScheme] = registry.table("precision")
+"""Named schemes; `segquant.register(scheme, name=…)` adds one."""
+PRECISIONS |= {
     "w8a8_tensor": QuantScheme(QuantSpec("int8", "tensor"), _STATIC_INT8),
     "w8a8": QuantScheme(_CHANNEL_INT8, _STATIC_INT8),
     "w8a8_dynamic": QuantScheme(_CHANNEL_INT8, _TOKEN_INT8),

@@ -10,11 +10,11 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from segquant import registry
 from segquant.numerics.formats import QuantScheme, QuantSpec
-from segquant.numerics.hadamard import hadamard_blocks
-
-HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+from segquant.numerics.transform import Place, Transform
 
 
 def group_pieces(columns: tuple[int, ...], group_size: int) -> tuple[int, ...]:
@@ -32,13 +32,9 @@ class Layout:
         rows: output segments, sizes summing to out_features; each is one "tensor" to per-tensor scales.
         columns: input segments, sizes summing to in_features, each with its own scales.
         dual: per input segment, whether its activation has one scale per sign.
-        branches: sizes of the runs of outputs that share one smoothed (hence one quantized) input; one run
-            unless output segments are smoothed apart.
-        smooth: whether the input is divided by a smoothing vector (one per branch).
-        ranks: rank of each branch's low-rank factors, () without.
-        half: dtype of the low-rank factors.
-        rotate: whether the (smoothed) input is rotated by a randomized block-diagonal Hadamard matrix, every input
-            segment by itself.
+        branches: sizes of the runs of outputs that share one transformed (hence one quantized) input; one run
+            unless output segments are transformed apart.
+        transforms: what is done to the input before it is quantized, in this order; tensors are the layer's buffers.
         taps: columns per input channel, which share its smoothing: the kernel's positions of a convolution.
     """
 
@@ -50,10 +46,7 @@ class Layout:
     columns: tuple[int, ...]
     dual: tuple[bool, ...]
     branches: tuple[int, ...]
-    smooth: bool = False
-    ranks: tuple[int, ...] = ()
-    half: str = "float16"
-    rotate: bool = False
+    transforms: tuple[Transform, ...] = ()
     taps: int = 1
 
     def __post_init__(self) -> None:
@@ -68,12 +61,11 @@ class Layout:
                 raise ValueError(f"{what}={sizes} must be positive and sum to {total}")
         if len(self.dual) != len(self.columns):
             raise ValueError(f"dual has {len(self.dual)} entries for {len(self.columns)} input segments")
-        if self.ranks and len(self.ranks) != len(self.branches):
-            raise ValueError(f"ranks has {len(self.ranks)} entries for {len(self.branches)} branches")
         if any(size % self.taps for size in self.columns):
             raise ValueError(f"columns={self.columns} must be multiples of the {self.taps} taps of a channel")
-        if self.rotate and any(self.dual):
+        if any(transform.mixes for transform in self.transforms) and any(self.dual):
             raise ValueError("a rotated input has no sign of its own left: dual must be False throughout")
+        self.buffers()  # which refuses transforms that do not fit, and buffers of the same name
 
     @property
     def weight_spec(self) -> QuantSpec:
@@ -107,11 +99,6 @@ class Layout:
         counts = (size // spec.group_size for size in self.columns)
         return tuple(flag for flag, count in zip(self.dual, counts, strict=True) for _ in range(count))
 
-    @cached_property
-    def rotation_blocks(self) -> tuple[int, ...]:
-        """Sizes of the Hadamard blocks, summing to in_features."""
-        return tuple(block for size in self.columns for block in hadamard_blocks(size))
-
     @property
     def any_dual(self) -> bool:
         """Whether a quantized input has a scale per sign anywhere."""
@@ -122,6 +109,14 @@ class Layout:
         """Output rows of every branch."""
         return slices(self.branches)
 
+    def transform(self, name: str) -> Transform | None:
+        """The transform of a name, None if the layer has none."""
+        return next((transform for transform in self.transforms if transform.name == name), None)
+
+    def place(self, tensors: Mapping[str, Tensor] | None = None, branch: int = 0) -> Place:
+        """Where the layer's transforms act in one branch."""
+        return Place(self.in_features, self.columns, self.branches, branch, tensors or {})
+
     def buffers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of every buffer by name (the bias, whose dtype is the model's, left out)."""
         weight, n = self.weight_spec, len(self.branches)
@@ -131,31 +126,57 @@ class Layout:
             "codes": ((self.out_features, width), code),
             "weight_scale": ((len(self.weight_rows), len(self.weight_columns)), torch.float32),
         }
-        if self.smooth:
-            found["smooth"] = ((n, self.in_features), torch.float32)
-        if self.rotate:
-            found["rotation_signs"] = ((self.in_features,), torch.int8)
         if self.scheme.static_input:
             shape = (n, len(self.input_columns))
             found["input_scale"] = (shape, torch.float32)
             if self.any_dual:
                 found["input_scale_negative"] = (shape, torch.float32)
-        if self.ranks:
-            half = HALF[self.half]
-            flat = sum(size * rank for size, rank in zip(self.branches, self.ranks, strict=True))
-            found["low_rank_down"] = ((sum(self.ranks), self.in_features), half)
-            found["low_rank_up"] = ((flat,), half)
+        for transform in self.transforms:
+            own = transform.buffers(self.place())
+            taken = own.keys() & (found.keys() | {"bias"})
+            if taken:
+                raise ValueError(
+                    f"transform {transform.name!r} names a buffer {min(taken)!r}, which is taken; rename it"
+                )
+            found.update(own)
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary; `from_dict` is its inverse."""
-        return dataclasses.asdict(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["scheme"] = dataclasses.asdict(self.scheme)
+        values["transforms"] = [registry.to_dict(transform) for transform in self.transforms]
+        return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
-        """Inverse of `to_dict`."""
-        tuples = {key: tuple(values[key]) for key in ("rows", "columns", "dual", "branches", "ranks")}
-        return cls(**{**values, **tuples, "scheme": QuantScheme.from_dict(values["scheme"])})
+    def from_dict(cls, values: Mapping[str, Any], asker: str = "a layer") -> Layout:
+        """Inverse of `to_dict`; reads the first version too, which named smoothing, rotation and ranks one by one.
+
+        Args:
+            asker: whose layout it is, for messages.
+
+        Raises:
+            QuantizationError: a transform that is not registered.
+        """
+        if "transforms" not in values:
+            values = _from_first_version(values)
+        tuples = {key: tuple(values[key]) for key in ("rows", "columns", "dual", "branches")}
+        transforms = tuple(registry.from_dict("transform", entry, asker=asker) for entry in values["transforms"])
+        parts = {"scheme": QuantScheme.from_dict(values["scheme"]), "transforms": transforms}
+        return cls(**{**values, **tuples, **parts})
+
+
+def _from_first_version(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved form of version 1 (smooth, rotate, ranks, half) as that of today."""
+    rest = {key: value for key, value in values.items() if key not in ("smooth", "rotate", "ranks", "half")}
+    transforms: list[dict[str, Any]] = []
+    if values["smooth"]:
+        transforms.append({"name": "smoothing"})
+    if values["rotate"]:
+        transforms.append({"name": "rotation"})
+    if values["ranks"]:
+        transforms.append({"name": "low_rank", "ranks": values["ranks"], "half": values["half"]})
+    return {**rest, "transforms": transforms}
 
 
 def slices(sizes: tuple[int, ...]) -> tuple[slice, ...]:

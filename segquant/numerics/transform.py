@@ -1,44 +1,93 @@
-"""What happens to a branch's input before it is quantized, and the same to its weight and Gram matrix.
-
-X T for the input and W T⁻ᵀ for the weight with T = diag(1/s) · Q, Q orthogonal: exact before rounding.
-"""
+"""What a transform of a layer's input is: the protocol; its members are in `segquant.transforms`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-from segquant.numerics.hadamard import rotate
+Buffers = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype by name."""
 
 
 @dataclass(frozen=True)
-class Transform:
-    """Smoothing by s, then rotation.
+class Place:
+    """One branch of a layer: where a transform acts, with the numbers that it needs.
 
     Args:
-        smooth: s, positive [in], or None.
-        signs: ±1 [in] of the randomized Hadamard rotation, or None.
-        blocks: sizes of its blocks.
+        in_features: columns of the layer's input.
+        columns: sizes of its input segments.
+        branches: sizes of the runs of outputs that share one transformed input.
+        branch: which of these runs.
+        tensors: the layer's buffers.
     """
 
-    smooth: Tensor | None = None
-    signs: Tensor | None = None
-    blocks: tuple[int, ...] = ()
+    in_features: int
+    columns: tuple[int, ...]
+    branches: tuple[int, ...]
+    branch: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def rows(self, x: Tensor) -> Tensor:
+
+class Transform(Protocol):
+    """A change of a layer's input that its weight undoes, so that the float product stays what it is.
+
+    To add one: derive a frozen dataclass from this class, decorate it with `segquant.register`, and give it a `name`
+    and the methods below. Its fields are what it needs besides tensors (numbers, strings, tuples: they are saved as
+    JSON); its tensors are the layer's buffers that `buffers` names. An optimizer returns it (see `Optimizer`).
+
+        @segquant.register
+        @dataclass(frozen=True)
+        class Doubled(segquant.Transform):
+            name: ClassVar[str] = "doubled"
+            def buffers(self, place): return {"factor": ((place.in_features,), torch.float32)}
+            def rows(self, x, place): return x * place.tensors["factor"]
+            def weight(self, weight, place): return weight / place.tensors["factor"]
+            def undo(self, weight, place): return weight * place.tensors["factor"]
+            def gram(self, gram, place):
+                factor = place.tensors["factor"]
+                return gram * factor * factor[:, None]
+
+    For every branch `rows(x) @ weight(w).T + beside(x) = x @ w.T`, `undo` is the inverse of `weight`, and
+    `gram(x.T @ x) = rows(x).T @ rows(x)`. Nothing may write into its arguments. Methods must be differentiable in x.
+    """
+
+    slot: ClassVar[str] = "transform"
+    name: ClassVar[str]
+    mixes: ClassVar[bool] = False
+    """Whether a transformed channel is made of several: the input then is not cut, and has no sign of its own."""
+
+    def buffers(self, place: Place) -> Buffers:
+        """The layer's buffers that belong to this transform; names are the layer's, so choose them apart."""
+        return {}
+
+    def rows(self, x: Tensor, place: Place) -> Tensor:
         """Inputs [..., in]."""
-        return self._rotate(x if self.smooth is None else x / self.smooth)
+        return x
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """A weight [out, in]."""
-        return self._rotate(weight if self.smooth is None else weight * self.smooth)
+    def weight(self, weight: Tensor, place: Place) -> Tensor:
+        """The branch's weight [rows, in]."""
+        return weight
 
-    def gram(self, gram: Tensor) -> Tensor:
-        """A Gram matrix [in, in] of inputs."""
-        if self.smooth is not None:
-            gram = gram / self.smooth / self.smooth[:, None]
-        return self._rotate(self._rotate(gram).T) if self.signs is not None else gram
+    def undo(self, weight: Tensor, place: Place) -> Tensor:
+        """Inverse of `weight`."""
+        return weight
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        return x if self.signs is None else rotate(x, self.blocks, self.signs)
+    def gram(self, gram: Tensor, place: Place) -> Tensor:
+        """The Gram matrix [in, in] of inputs."""
+        return gram
+
+    def extremes(self, positive: Tensor, negative: Tensor, place: Place) -> tuple[Tensor, Tensor] | None:
+        """Largest values and magnitudes of the smallest [in] of transformed inputs; None if that takes rows."""
+        return None
+
+    def beside(self, x: Tensor, place: Place) -> Tensor | None:
+        """What is added to the quantized product [..., rows], from this transform's own input; None: nothing."""
+        return None
+
+    def operations(self, place: Place) -> float:
+        """Multiply-accumulates per input row, for all branches together."""
+        return 0.0

@@ -7,7 +7,6 @@ rule says how blocks are connected: skip connections and residuals stay in the f
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
 import itertools
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
@@ -32,7 +31,9 @@ from segquant.observers.observe import deal_folds
 from segquant.offload.block_shell import BatchIndices, BlockRunner, stray_blocks
 from segquant.offload.lockstep import Walker, common_gate, gated
 from segquant.offload.weights import Offloaded
-from segquant.quantize import RECORD, quantize_
+from segquant.quantize.batches import arguments_of
+from segquant.quantize.outcome import Outcome
+from segquant.quantize.run import quantize_with_outcome_
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,23 @@ def quantize_offloaded_(
     memory_limit: int | None = None,
     park: torch.device | str = "cpu",
 ) -> nn.Module:
+    """As `quantize_offloaded_with_outcome_`, which see; returns the quantized model."""
+    quantize_offloaded_with_outcome_(
+        offloaded, method, batches, segments, progress=progress, memory_limit=memory_limit, park=park
+    )
+    return offloaded.model
+
+
+def quantize_offloaded_with_outcome_(
+    offloaded: Offloaded,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None = None,
+    *,
+    progress: Progress | None = None,
+    memory_limit: int | None = None,
+    park: torch.device | str = "cpu",
+) -> Outcome:
     """`quantize_` of a model whose blocks are read in one by one; the layers come out the same.
 
     Args:
@@ -59,8 +77,8 @@ def quantize_offloaded_(
         park: where blocks are put when they are done.
 
     Returns:
-        the quantized model in evaluation mode, with `segquant_record` as `quantize_` leaves it; what is in no block is
-        where it was.
+        what was done, as of `quantize_with_outcome_`. The model is in evaluation mode; what is in no block is where it
+        was.
 
     Raises:
         QuantizationError: as `quantize_`; the method needs the whole model; batches take different ways.
@@ -70,13 +88,13 @@ def quantize_offloaded_(
     refuse_unmatched(model, method)
     layers = targets(model, method)
     if not layers and method.scheme.weight is None:
-        return model
+        return Outcome(method)
     methods, names = layer_methods(layers, method), list(layers)
     del layers  # or float layers stayed in memory after they are replaced
     batches = list(batches)
     _check(method, methods, batches)
-    if segments is None and any(entry.seglinear or entry.dualscale for entry in methods.values()):
-        segments = find_segments(model, *_arguments(batches[0]))
+    if segments is None and any(entry.cuts.wants_graph for entry in methods.values()):
+        segments = find_segments(model, *arguments_of(batches[0]))
     for name in stray_blocks(model, list(offloaded.waiting), batches[0]):
         log.info("%s stays in memory: it is not called just once, or parts of it are called from elsewhere", name)
         offloaded.bring(name)
@@ -85,26 +103,19 @@ def quantize_offloaded_(
     run.through(batches, origins)
     run.rest()
     found = {name: run.cuts[name] for name in names if name in run.cuts}
-    setattr(model, RECORD, {"method": method.to_dict(), "segments": found, "passes": run.passes})
-    return model
+    return Outcome(method, found, run.passes)
 
 
 def _check(method: Method, methods: Mapping[str, Method], batches: Sequence[Any]) -> None:
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one")
     for entry in methods.values():
-        if entry.budget is not None or entry.calibrator == "adaround":
+        if entry.budget is not None or "second_pass" in entry.calibrator.needs:
             what = "a budget over all layers" if entry.budget is not None else "block reconstruction"
             raise QuantizationError(
                 f"method {method.name!r} has {what}, which needs the whole float model in memory; quantize without "
                 "offloading, or take another method"
             )
-
-
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), None
 
 
 class _Run:
@@ -122,7 +133,7 @@ class _Run:
     ) -> None:
         self.offloaded, self.method, self.methods, self.segments = offloaded, method, methods, segments
         self.progress, self.memory_limit, self.park = progress, memory_limit, park
-        self.cuts: dict[str, Any] = {}
+        self.cuts: dict[str, Segments] = {}
         self.passes, self.done = 0, 0
         self._collectors: dict[str, Collector] = {}
         self._outside: list[str] = []
@@ -160,17 +171,17 @@ class _Run:
         """Statistics of the layers that are in no block: each has a collector of its own, as batches take turns."""
         inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
         handles = []
-        layers = quantizable(self.offloaded.model, self.method.convolutions)
+        layers = quantizable(self.offloaded.model, self.method.targets.convolutions)
         layers = {name: layer for name, layer in layers.items() if id(layer) not in inside}  # no hold on the others
         self._outside = list(layers)
-        if any(entry.needs_data for entry in self.methods.values()):
+        if any(entry.needs for entry in self.methods.values()):
             for name, layer in layers.items():
                 if name not in self.methods:
                     continue
                 collector = self._collectors[name] = Collector({name: width_of(layer)}, False, 512, self.method.seed)
-                if self.methods[name].needs_salience:
+                if "salience" in self.methods[name].needs:
                     collector.add_salience({name: layer})
-                collector.begin_pass([name] if self.methods[name].needs_gram else [], None, True)
+                collector.begin_pass([name] if "gram" in self.methods[name].needs else [], None, True)
                 handles.append(layer.register_forward_pre_hook(collector.hook(name), with_kwargs=True))
         try:
             yield
@@ -195,17 +206,16 @@ class _Run:
     def _quantize(
         self, model: nn.Module, names: Sequence[str], batches: Iterable[Any], skip: Sequence[str] = (), **given: Any
     ) -> None:
-        overrides = _matching(self.method, list(quantizable(model, self.method.convolutions)))
-        method = dataclasses.replace(self.method, overrides=overrides, skip=(*self.method.skip, *skip))
-        if isinstance(model, BlockRunner) and not any(self.methods[name].needs_data for name in names):
+        overrides = _matching(self.method, list(quantizable(model, self.method.targets.convolutions)))
+        method = self.method.changed(overrides=overrides, skip=(*self.method.targets.skip, *skip))
+        if isinstance(model, BlockRunner) and not any(self.methods[name].needs for name in names):
             model.fill()
-        quantize_(
+        outcome = quantize_with_outcome_(
             model, method, batches, self.segments, progress=self._counted(names), memory_limit=self.memory_limit,
             streaming=True, **given,
         )  # fmt: skip
-        record = getattr(model, RECORD)
-        self.cuts |= record["segments"]
-        self.passes = max(self.passes, record["passes"])
+        self.cuts |= outcome.segments
+        self.passes = max(self.passes, outcome.passes)
         self.done += len(names)
 
     def _counted(self, names: Sequence[str]) -> Progress | None:
@@ -232,4 +242,4 @@ class _Run:
 
 def _matching(method: Method, names: Sequence[str]) -> tuple[Any, ...]:
     """The overrides that match one of the layers; others are of other blocks."""
-    return tuple(pair for pair in method.overrides if any(fnmatch.fnmatchcase(name, pair[0]) for name in names))
+    return tuple(pair for pair in method.targets.overrides if any(fnmatch.fnmatchcase(name, pair[0]) for name in names))

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
-from segquant.method.spec import SEARCH_LAYER, Method
 from segquant.numerics import functional as F
-from segquant.numerics.hadamard import hadamard_blocks, random_signs
-from segquant.numerics.layout import Layout, group_pieces, slices
-from segquant.numerics.transform import Transform
+from segquant.numerics.fake_quant import expand_weight_scale, input_scales, quantize_input
+from segquant.numerics.layout import group_pieces, slices
+from segquant.numerics.transform import Place
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.balance import balance
+from segquant.optimizers.protocol import Problem
 from segquant.optimizers.smooth import (
     DEFAULT_ALPHA,
     MARGINS,
@@ -25,18 +24,19 @@ from segquant.optimizers.smooth import (
     Layer,
     Rule,
     alpha_errors,
-    awq_rule,
     best_alpha,
     best_margin,
     few_of,
     smoothquant_rule,
 )
-from segquant.optimizers.svd import random_low_rank, rank_share
+from segquant.optimizers.svd import random_low_rank
 from segquant.optimizers.ties import tie, tie_rule
-from segquant.ranges.pick import needs_rows, pick_input_range, pick_weight_scale
+from segquant.ranges.protocol import Range
+from segquant.transforms.chain import Chain
 
 log = logging.getLogger(__name__)
 
+SEARCH, SEARCH_LAYER = "search", "search_layer"
 FEW_ROWS, FEW_CALLS = 1024, 128
 """Below either the range that was seen says little about fresh rows: margins are tried."""
 HELD_CALLS = 32
@@ -52,59 +52,81 @@ Alphas = Mapping[Block, float | None]
 
 
 @dataclass(frozen=True)
-class Smoothing:
-    """Smoothing vectors [branches, in], headroom of static scales [branches, columns], and the α they come from."""
-
-    vectors: Tensor
-    margin: Tensor
-    alphas: Alphas
-
-
-def smooth_layer(
-    weight: Tensor, layout: Layout, method: Method, stats: InputStats, alphas: Alphas | None = None
-) -> Smoothing:
-    """Every output and input segment smoothed with its own α, unless the method says "search_layer".
+class Scaling:
+    """How an optimizer finds a smoothing vector.
 
     Args:
-        weight: float32 [out, in].
-        stats: of the input.
-        alphas: to take instead of searching.
+        alpha: in [0, 1], or how it is searched; None where no α decides the vector.
+        rule: from α to a vector.
+        weight_alone: α is judged by the rounded weight, inputs left as they are.
+        rank_share: rank of one branch's low-rank part, which the search takes part in its layer; 0 without.
+        balances: the vector balances saliences (PTQ4DiT).
     """
+
+    alpha: float | str | None = None
+    rule: Rule = smoothquant_rule
+    weight_alone: bool = False
+    rank_share: float = 0.0
+    balances: bool = False
+
+    @property
+    def scales(self) -> bool:
+        """Whether there is a vector at all."""
+        return self.balances or self.alpha is not None
+
+
+def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Tensor, Tensor, Alphas]:
+    """Every output and input segment smoothed with its own α, unless that says "search_layer".
+
+    Args:
+        headroom: static scales may get some.
+
+    Returns:
+        smoothing vectors [branches, in], headroom of static scales [branches, input segments], and the α of every
+        block. α that `problem.known` has are taken instead of searched.
+    """
+    weight, layout, stats = problem.weight, problem.layout, stats_of(problem)
     vectors = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
     margin = torch.ones(len(layout.branches), len(layout.columns), device=weight.device)
     whole = _everything(stats)
-    choices = _choices(weight, layout, method, stats, alphas)
+    choices = _choices(problem, scaling, headroom)
     for (branch, index), choice in choices.items():
         rows, columns = layout.branch_slices[branch], slices(layout.columns)[index]
         margin[branch, index] = choice.margin
         block = weight[rows, columns].abs().amax(0)
-        if method.optimizer == "balance":
+        if scaling.balances:
             salience = tie(_salience(stats)[columns], layout.taps)
             vectors[branch, columns] = balance(salience, tie(block, layout.taps))
         elif choice.alpha is not None:
-            rule = tie_rule(_rule(method), layout.taps)
+            rule = tie_rule(scaling.rule, layout.taps)
             vectors[branch, columns] = rule(_cut(whole, columns), block, choice.alpha)
-    return Smoothing(vectors, margin, {block: choice.alpha for block, choice in choices.items()})
+    return vectors, margin, {block: choice.alpha for block, choice in choices.items()}
 
 
-def _choices(
-    weight: Tensor, layout: Layout, method: Method, stats: InputStats, alphas: Alphas | None = None
-) -> dict[Block, Choice]:
-    """α and headroom of every block; the α of `alphas` if given."""
+def stats_of(problem: Problem) -> InputStats:
+    """Its statistics, which are there wherever `needs` asks for them or inputs are static."""
+    assert problem.stats is not None
+    return problem.stats
+
+
+def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, Choice]:
+    """α and headroom of every block; the α that are known if there are any."""
+    layout, stats, alphas = problem.layout, stats_of(problem), problem.known
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
-    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or method.rotate  # whose range is that of a sample
-    margins = MARGINS if few and needs_margin(layout, method) else (1.0,)
-    if alphas is None and not (method.smooths and method.searches and method.optimizer != "balance"):
-        alphas = dict.fromkeys(blocks, _fixed_alpha(method))
+    few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or problem.hidden  # whose range is that of a sample
+    margins = MARGINS if few and headroom else (1.0,)
+    if alphas is None and not isinstance(scaling.alpha, str):
+        alphas = dict.fromkeys(blocks, None if scaling.alpha is None else float(scaling.alpha))
     if alphas is not None and len(margins) == 1:
         return {block: Choice(alphas[block]) for block in blocks}
-    static = layout.scheme.static_input and (method.optimizer != "awq" or len(margins) > 1)
-    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=needs_rows(method))
-    searches = {block: _Search(weight, layout, method, block, splits) for block in blocks}
+    static = layout.scheme.static_input and (not scaling.weight_alone or len(margins) > 1)
+    fit = problem.hidden or problem.ranges.input_rows
+    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=fit)
+    searches = {block: _Search(problem, scaling, block, splits) for block in blocks}
     if alphas is not None:
         return {block: Choice(alphas[block], searches[block].margin(alphas[block], margins)) for block in blocks}
     errors = {block: search.errors(few_of(margins)) for block, search in searches.items()}
-    if method.alpha == SEARCH_LAYER:
+    if scaling.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))
     found = {block: search.choose(errors[block], margins) for block, search in searches.items()}
     log.debug("%s: %s", stats.name, {block: (choice.alpha, choice.margin) for block, choice in found.items()})
@@ -114,16 +136,16 @@ def _choices(
 class _Search:
     """The search for one block (output branch × input segment)."""
 
-    def __init__(
-        self, weight: Tensor, layout: Layout, method: Method, block: tuple[int, int], splits: Sequence[HeldOut]
-    ) -> None:
+    def __init__(self, problem: Problem, scaling: Scaling, block: Block, splits: Sequence[HeldOut]) -> None:
+        layout = problem.layout
         rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
-        self.weight, self.rule = weight[rows, columns], tie_rule(_rule(method), layout.taps)
+        self.weight, self.rule = problem.weight[rows, columns], tie_rule(scaling.rule, layout.taps)
         self.splits = [_cut(split, columns) for split in splits]
-        self.runs = BlockSimulation(layout, method, *block, weight.device)
-        # shrunk ranges cost many times a rounding and hardly move the best α; AWQ judges it by the weight alone
-        plain = replace(method, ranges="amax") if method.ranges == "mse" else method
-        self.simulate = BlockSimulation(layout, plain, *block, weight.device, inputs=method.optimizer != "awq")
+        self.runs = BlockSimulation(problem, scaling, block, problem.ranges)
+        # AWQ judges α by the weight alone
+        self.simulate = BlockSimulation(
+            problem, scaling, block, problem.ranges.in_search(), inputs=not scaling.weight_alone
+        )
 
     def errors(self, margins: Sequence[float]) -> Errors:
         return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margins=margins)
@@ -138,35 +160,8 @@ class _Search:
         return best_margin(self.weight, self.splits, self.runs, alpha, margins, rule=self.rule)
 
 
-def needs_margin(layout: Layout, method: Method) -> bool:
-    """Whether static scales get headroom by held-out rows.
-
-    For rotated inputs always, since their range is known of the sampled rows alone. Where rows are few also with a
-    searched α of "smooth" and "svd", since it goes with the range it was found for, and where the input is cut: each
-    piece has seen a part of the values only, so a fresh one is the likelier to lie beyond its range. All others
-    keep the plain maximum that their papers define, and "percentile" and (unrotated) "mse" the range they pick.
-    """
-    if not layout.scheme.static_input or method.ranges == "percentile":
-        return False
-    if method.rotate:
-        return True
-    if method.ranges != "amax" or method.optimizer == "awq":
-        return False
-    return (method.smooths and method.searches and method.optimizer != "balance") or len(layout.columns) > 1
-
-
-def _fixed_alpha(method: Method) -> float | None:
-    """The α of a method that does not search it; None where it does not smooth by α at all."""
-    smooths = method.smooths and method.optimizer != "balance"
-    return float(method.alpha) if smooths and not isinstance(method.alpha, str) else None
-
-
 def _total(errors: Sequence[Errors]) -> Errors:
     return {key: sum(entry[key] for entry in errors) for key in errors[0]}
-
-
-def _rule(method: Method) -> Rule:
-    return awq_rule if method.optimizer == "awq" else smoothquant_rule
 
 
 def _salience(stats: InputStats) -> Tensor:
@@ -192,19 +187,14 @@ def _cut(split: HeldOut, columns: slice) -> HeldOut:
     )
 
 
-def layer_signs(layout: Layout, method: Method, device: torch.device) -> Tensor | None:
-    """The signs of the layer's rotation, drawn from the method's seed; None without rotation."""
-    return random_signs(layout.in_features, method.seed).to(device) if layout.rotate else None
-
-
 class BlockSimulation:
     """One block (output branch × input segment) of the quantized layer, rounded to nearest; `inputs`: those too."""
 
-    def __init__(
-        self, layout: Layout, method: Method, branch: int, index: int, device: torch.device, inputs: bool = True
-    ) -> None:
+    def __init__(self, problem: Problem, scaling: Scaling, block: Block, ranges: Range, inputs: bool = True) -> None:
+        layout = problem.layout
+        branch, index = block
         rows, width = layout.branches[branch], layout.columns[index]
-        self.method = method
+        self.ranges, self.seed = ranges, problem.seed
         self.weight_spec, self.input_spec = layout.weight_spec, layout.scheme.input if inputs else None
         self.dual = layout.dual[index]
         cut = layout.rows if len(layout.branches) == 1 else (rows,)
@@ -213,27 +203,25 @@ class BlockSimulation:
         self.columns = group_pieces((width,), group) if group else (width,)
         group = self.input_spec.group_size if self.input_spec else None
         self.pieces = group_pieces((width,), group) if group else (width,)
-        rank = method.rank_of(layout.in_features, layout.out_features)
-        share = rank_share(layout, rank) * width / layout.in_features
-        self.rank = max(1, round(share)) if method.optimizer == "svd" else 0
-        self.transform = Transform()
-        if layout.rotate:
-            signs = random_signs(layout.in_features, method.seed).to(device)[slices(layout.columns)[index]]
-            self.transform = Transform(None, signs, hadamard_blocks(width))
+        share = scaling.rank_share * width / layout.in_features
+        self.rank = max(1, round(share)) if scaling.rank_share else 0
+        # a rotated input is not cut: the block is the whole input then
+        self.turn = Chain(problem.turn, Place(width, (width,), (rows,), 0, problem.turn_tensors))
+        self.hidden = problem.hidden
 
     def __call__(self, weight: Tensor) -> Layer:
-        weight = self.transform.weight(weight)
+        weight = self.turn.weight(weight)
         residual, factors = weight, None
         if self.rank:
-            up, down = random_low_rank(weight, self.rank, self.method.seed)
+            up, down = random_low_rank(weight, self.rank, self.seed)
             residual, factors = weight - up @ down, (up, down)
         dtype = self.weight_spec.dtype
-        scale = pick_weight_scale(residual, self.method, dtype, self.rows, self.columns)
+        scale = self.ranges.weight_scale(residual, dtype, self.rows, self.columns)
         rounded = F.fake_quantize(residual, expand_weight_scale(scale, self.rows, self.columns), dtype).T
-        importance = weight.square().sum(0) if needs_rows(self.method) else None
+        importance = weight.square().sum(0) if self._looks_at_rows else None
 
         def layer(split: HeldOut) -> Callable[[float], Tensor]:
-            rows = self.transform.rows(split.rows)
+            rows = self.turn.rows(split.rows)
             ranges = self._ranges(split, importance)
             branch = None if factors is None else (rows @ factors[1].T) @ factors[0].T
 
@@ -245,17 +233,24 @@ class BlockSimulation:
 
         return layer
 
+    @property
+    def _looks_at_rows(self) -> bool:
+        return self.hidden or self.ranges.input_rows
+
     def _ranges(self, split: HeldOut, importance: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Ranges of a static input; None where there is none."""
         spec = self.input_spec
         if spec is None or spec.dynamic:
             return None
-        fit = None
-        if needs_rows(self.method):
+        fit, positive, negative = None, split.positive, split.negative
+        if self._looks_at_rows:
             assert split.fit is not None
-            fit = self.transform.rows(split.fit)
+            fit = self.turn.rows(split.fit)
+        if self.hidden:
+            assert fit is not None
+            positive, negative = extremes_of(fit)
         dual = (self.dual,) * len(self.pieces)
-        return pick_input_range(split.positive, split.negative, fit, self.pieces, dual, spec, self.method, importance)
+        return self.ranges.input_range(positive, negative, fit, self.pieces, dual, spec, importance)
 
     def _input(self, rows: Tensor, ranges: tuple[Tensor, Tensor] | None, margin: float) -> Tensor:
         if self.input_spec is None:
@@ -264,3 +259,12 @@ class BlockSimulation:
         if ranges is not None:
             static = input_scales(ranges[0] * margin, ranges[1] * margin, dual, self.input_spec)
         return quantize_input(rows, self.pieces, dual, self.input_spec, static)
+
+
+def extremes_of(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest values and magnitudes of the smallest [in], at least 0, of sampled rows [n, in].
+
+    They stand in where a rotation hides the range of inputs (a rotated input is close to normal, so the few values
+    beyond cost little).
+    """
+    return rows.amax(0).clamp_min(0), (-rows.amin(0)).clamp_min(0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segquant.method.spec import SVDS
 from segquant.numerics.formats import check_choice
 from segquant.numerics.layout import Layout
 
+SVDS = ("exact", "randomized")
 OVERSAMPLING = 10
 """Least extra columns of the randomized form; half the rank where that is more."""
 POWER_ITERATIONS = 3

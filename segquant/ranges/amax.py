@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
+from segquant.ranges.protocol import Range
+from segquant.registry import register
 
 
 def weight_scale(weight: Tensor, dtype: str, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
@@ -23,3 +29,37 @@ def weight_scale(weight: Tensor, dtype: str, rows: tuple[int, ...], columns: tup
     if not (F.uniform(rows) and rows[0] == 1):
         amax = torch.stack([block.amax(0) for block in amax.split(rows)])
     return F.choose_scale(amax, dtype)
+
+
+@register
+@dataclass(frozen=True)
+class Amax(Range):
+    """The largest magnitude that was seen."""
+
+    name: ClassVar[str] = "amax"
+    input_rows: ClassVar[bool] = False
+
+    def weight_scale(
+        self,
+        weight: Tensor,
+        dtype: str,
+        rows: tuple[int, ...],
+        columns: tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        return weight_scale(weight, dtype, rows, columns)
+
+    def input_range(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        rows: Tensor | None,
+        pieces: tuple[int, ...],
+        dual: tuple[bool, ...],
+        spec: QuantSpec,
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return F.piece_max(positive, pieces), F.piece_max(negative, pieces)
+
+    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
+        return hidden or doubtful

@@ -6,13 +6,19 @@ of the maximum and the maximum itself is among them, so the range found is never
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from segquant.kernels.reference import input_scales, quantize_input
 from segquant.numerics import functional as F
+from segquant.numerics.fake_quant import input_scales, quantize_input
 from segquant.numerics.formats import QuantSpec
+from segquant.ranges.amax import Amax
 from segquant.ranges.blocks import map_blocks
+from segquant.ranges.protocol import Range
+from segquant.registry import register
 
 SHRINK: tuple[float, ...] = tuple(step / 50 for step in range(50, 19, -1))
 """Shares of the maximum that are tried: 1.00, 0.98 … 0.40; the widest range wins ties."""
@@ -74,7 +80,7 @@ def mse_input_range(
 
     Args:
         rows: sampled inputs [n, in], any float dtype; a sample may lack the rarest peaks that the ranges know.
-        positive, negative: ranges [pieces], as `kernels.reference.input_scales` takes them.
+        positive, negative: ranges [pieces], as `fake_quant.input_scales` takes them.
         pieces, dual: channels per piece and which pieces have one scale per sign.
         spec: the input's format.
         importance: at least 0, [in]; the squared norm of the weight's columns makes the sum the expected squared
@@ -104,3 +110,43 @@ def _piece_sums(error: Tensor, pieces: tuple[int, ...]) -> Tensor:
     """Sum over the rows and the channels of every piece, float64 [pieces]."""
     channels = error.sum(0, dtype=torch.float64)
     return torch.stack([piece.sum() for piece in channels.split(pieces)])
+
+
+@register
+@dataclass(frozen=True)
+class Mse(Range):
+    """The shrunk range with the least squared rounding error."""
+
+    name: ClassVar[str] = "mse"
+    needs: ClassVar[frozenset[str]] = frozenset({"stats"})
+
+    def weight_scale(
+        self,
+        weight: Tensor,
+        dtype: str,
+        rows: tuple[int, ...],
+        columns: tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        return mse_weight_scale(weight, dtype, rows, columns, importance)
+
+    def input_range(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        rows: Tensor | None,
+        pieces: tuple[int, ...],
+        dual: tuple[bool, ...],
+        spec: QuantSpec,
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        assert rows is not None
+        above, below = F.piece_max(positive, pieces), F.piece_max(negative, pieces)
+        return mse_input_range(rows, above, below, pieces, dual, spec, importance)
+
+    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
+        return hidden
+
+    def in_search(self) -> Range:
+        """Shrunk ranges cost many times a rounding and hardly move the best α."""
+        return Amax()

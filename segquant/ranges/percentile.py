@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
+
+from segquant.numerics.formats import QuantSpec
+from segquant.ranges.amax import Amax
+from segquant.registry import register
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
@@ -27,7 +34,7 @@ def quantile(values: Tensor, q: float) -> Tensor:
 def percentile_range(
     rows: Tensor, pieces: tuple[int, ...], dual: tuple[bool, ...], percentile: float
 ) -> tuple[Tensor, Tensor]:
-    """Ranges of a static input, per piece: what `kernels.reference.input_scales` takes.
+    """Ranges of a static input, per piece: what `fake_quant.input_scales` takes.
 
     A piece with one scale gets the percentile of |x| on both sides. A piece with one scale per sign gets the
     percentile of its positive values and that of its negative values' magnitudes, each among its own kind only: a
@@ -68,3 +75,37 @@ def _one_side(magnitudes: Tensor, q: float) -> Tensor:
         return magnitudes.new_zeros(())
     found = quantile(magnitudes, q)
     return torch.where(found > 0, found, magnitudes.amax())
+
+
+@register
+@dataclass(frozen=True)
+class Percentile(Amax):
+    """Static inputs by a percentile of their magnitudes; weights keep their maximum.
+
+    Args:
+        percentile: in (50, 100].
+    """
+
+    percentile: float = 99.9
+    name: ClassVar[str] = "percentile"
+    input_rows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must lie in (50, 100], not {self.percentile}")
+
+    def input_range(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        rows: Tensor | None,
+        pieces: tuple[int, ...],
+        dual: tuple[bool, ...],
+        spec: QuantSpec,
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        assert rows is not None
+        return percentile_range(rows, pieces, dual, self.percentile)
+
+    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
+        return False

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from segquant.calibrators.adaround import learn_
+from segquant.calibrators.reconstruction import Reconstruction
 from segquant.layers.linear import QuantLinear
-from segquant.method.reconstruction import Reconstruction
 from segquant.modules.calls import Progress
 from segquant.modules.swap import evaluating, swapped
 from segquant.modules.tensors import tensors_of

@@ -9,34 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from segquant.calibrators.adaround import Rounding
-from segquant.kernels import reference
+from segquant.kernels.reference import REFERENCE, Packed
 from segquant.layers.linear import QuantLinear
 from segquant.modules.layers import as_linear, window_of
 from segquant.numerics import functional as F
+from segquant.numerics.fake_quant import dequantize_weight, expand_weight_scale, store_codes
 from segquant.numerics.layout import Layout
-from segquant.numerics.transform import Transform
+from segquant.transforms.chain import apply_all
 
 
 def unrounded_weight(weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the codes stand for before rounding: every branch smoothed and rotated, less its low-rank part.
+    """What the codes stand for before rounding: every branch transformed.
 
     Args:
         weight: float linear's, [out, in].
         layout, tensors: of the QuantLinear, see `Layout.buffers`.
 
     Returns:
-        float32 [out, in], comparable with `reference.dequantize_weight`.
+        float32 [out, in], comparable with `dequantize_weight`.
     """
-    parts = []
-    signs = tensors["rotation_signs"] if layout.rotate else None
-    for branch, rows in enumerate(layout.branch_slices):
-        smooth = tensors["smooth"][branch] if layout.smooth else None
-        part = Transform(smooth, signs, layout.rotation_blocks if layout.rotate else ()).weight(weight[rows].float())
-        if layout.ranks and layout.ranks[branch]:
-            down, up = reference.low_rank_factors(layout, tensors, branch)
-            part = part - up @ down
-        parts.append(part)
-    return torch.cat(parts)
+    return torch.cat(apply_all(layout, tensors, weight.float()))
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -66,23 +58,24 @@ class SoftLinear(nn.Module):
         self.layout, self.bias = quantized.layout, quantized.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = linear.weight.detach()
-        self._tensors = dict(quantized.named_buffers())
+        self._tensors = quantized.tensors()
         layout = self.layout
-        self._scale = reference.expand_weight_scale(quantized.weight_scale, layout.weight_rows, layout.weight_columns)
+        self._scale = expand_weight_scale(quantized.weight_scale, layout.weight_rows, layout.weight_columns)
         unrounded = unrounded_weight(self.weight, layout, self._tensors)
         self.rounding = Rounding(unrounded, self._scale, layout.weight_spec.dtype)
         self.current = self.nearest()
 
     def nearest(self) -> Tensor:
         """The weight as the QuantLinear has it."""
-        return reference.dequantize_weight(self.layout, self._tensors)
+        return dequantize_weight(self.layout, self._tensors)
 
     def forward(self, input: Tensor) -> Tensor:
         """As the layer, in the input's dtype; gradients flow to `current` and straight to the input."""
         return self._product(input) if self.window is None else self.window.apply(self._product, input)
 
     def _product(self, input: Tensor) -> Tensor:
-        output = reference.linear(input.detach(), self.layout, self._tensors, self.current)
+        packed = Packed(self._tensors, self.current)
+        output = REFERENCE.linear(input.detach(), self.layout, packed)
         if not input.requires_grad:
             return output
         return _StraightThrough.apply(output, input, self.weight.to(input.dtype))
@@ -90,7 +83,4 @@ class SoftLinear(nn.Module):
     def codes(self) -> Tensor:
         """The learnt codes, packed as the QuantLinear stores them."""
         dtype = self.layout.weight_spec.dtype
-        codes = F.quantize(self.rounding.hard(), self._scale, dtype)
-        if dtype == "int4":
-            return F.pack_int4(codes)
-        return codes.view(torch.uint8) if dtype == "fp8" else codes
+        return store_codes(F.quantize(self.rounding.hard(), self._scale, dtype), dtype)

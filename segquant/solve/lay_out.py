@@ -8,6 +8,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments, column_segments
 from segquant.method.spec import Method
 from segquant.numerics.layout import Layout
+from segquant.numerics.transform import Transform
 
 
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
@@ -33,9 +34,10 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
             )
     segments = column_segments(segments, taps)
     rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
-    keeps_sign = method.dualscale and scheme.input is not None and not method.rotate
+    transforms = planned(method)
+    keeps_sign = method.cuts.dualscale and scheme.input is not None and not _mixes(method)
     dual = tuple(keeps_sign and bool(entry) for entry in activations)
-    apart = method.smooths and len(rows) > 1
+    apart = method.optimizer.apart and len(rows) > 1
     try:
         return Layout(
             linear.in_features,
@@ -46,12 +48,21 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
             columns,
             dual,
             branches=rows if apart else (linear.out_features,),
-            smooth=method.smooths,
-            rotate=method.rotate,
+            transforms=transforms,
             taps=taps,
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
+
+
+def planned(method: Method) -> tuple[Transform, ...]:
+    """Transforms of the input that the method has for every layer, before any number is looked at."""
+    turn = () if method.rotation is None else (method.rotation.transform,)
+    return (*method.optimizer.transforms, *turn)
+
+
+def _mixes(method: Method) -> bool:
+    return any(transform.mixes for transform in planned(method))
 
 
 def _cuts(
@@ -63,11 +74,11 @@ def _cuts(
     if segments is None:
         return rows, columns, (None,)
     pieces = segments.input_activations
-    if method.seglinear:
+    if method.cuts.seglinear:
         rows = segments.output or rows
         # a rotation spreads every channel over the whole input: nothing is left of the pieces it was made of
         fits = segments.input and not any(size % group for size in segments.input for group in groups)
-        if fits and pieces and segments.input and not method.rotate:
+        if fits and pieces and segments.input and not _mixes(method):
             return rows, segments.input, pieces
     # an uncut input comes out of an activation if all of its pieces do
     whole = segments.activation or (pieces[0] if pieces and all(pieces) else None)

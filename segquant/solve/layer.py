@@ -1,30 +1,35 @@
 """Quantize one linear from its weight and the statistics of its input; no other layer is needed.
 
-plan -> smooth (per output and input segment) -> rotate -> split off the low-rank branch -> scales and codes -> bias.
+lay out -> optimize (per segment) -> rotate -> round, perhaps a low-rank branch split off -> scales -> bias.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segquant.calibrators.bias import sample_bias_correction
-from segquant.calibrators.gptq import Factor, factorize, shrink_gram
+from segquant.calibrators.gptq import shrink_gram
+from segquant.calibrators.protocol import Calibrator, Inputs
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
-from segquant.kernels.reference import expand_weight_scale, input_scales
-from segquant.kernels.reference import linear as quantized_linear
+from segquant.kernels.reference import REFERENCE
 from segquant.method.spec import Method
 from segquant.numerics import functional as F
+from segquant.numerics.fake_quant import expand_weight_scale, input_scales, store_codes
 from segquant.numerics.layout import Layout
-from segquant.numerics.transform import Transform
 from segquant.observers.stats import InputStats
-from segquant.optimizers.search import Alphas, Smoothing, layer_signs, needs_margin, smooth_layer
-from segquant.ranges.pick import needs_rows, pick_input_range
-from segquant.solve.branch import SolvedBranch, calibrate_branch, choose_ranks
+from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
+from segquant.optimizers.search import extremes_of
 from segquant.solve.lay_out import lay_out_layer
+from segquant.transforms.chain import Chain, chain_of, hides_range
+
+Prepared = dict[tuple[Calibrator, int], Any]
+"""What calibrators made of a layer's inputs, by branch (GPTQ's factors)."""
 
 
 def solve_layer(
@@ -34,24 +39,24 @@ def solve_layer(
     segments: Segments | None = None,
     *,
     name: str = "linear",
-    smoothing: Smoothing | None = None,
-    alphas: Alphas | None = None,
-    factors: dict[int, Factor] | None = None,
+    fitted: Fitted | None = None,
+    known: Any = None,
+    prepared: Prepared | None = None,
     taps: int = 1,
-) -> tuple[Layout, dict[str, Tensor], Smoothing | None]:
+) -> tuple[Layout, dict[str, Tensor], Fitted]:
     """Layout and buffers of the quantized layer, on the weight's device; see `QuantLinear.from_float`.
 
     Args:
-        smoothing: of an earlier call with the same statistics, cuts and optimizer, to spare its search.
-        alphas: of an earlier call with the same cuts, to spare the search for α alone.
-        factors: GPTQ's, by branch, of an earlier call with that smoothing; those it lacks are added.
+        fitted: of an earlier call with the same statistics, cuts, ranges and `search_key`, to spare the fit.
+        known: `Fitted.found` of an earlier call with the same cuts and `search_key`, to spare the search for α alone.
+        prepared: of an earlier call with that fit; what it lacks is added.
         taps: columns per input channel: those of a convolution's kernel, of which `linear` is the product.
 
     Returns:
-        layout, buffers, and the smoothing used, None without one.
+        layout, buffers, and what the optimizer found.
     """
     layout = lay_out_layer(linear, method, segments, name, taps)
-    if method.needs_data and (stats is None or stats.rows == 0):
+    if method.needs and (stats is None or stats.rows == 0):
         raise QuantizationError(
             f"{name}: method {method.name!r} needs statistics of its input and calibration never "
             "called it; leave it out with `skip`, or set on_uncalled='skip'"
@@ -59,124 +64,124 @@ def solve_layer(
     weight = linear.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
-    if smoothing is None and (layout.smooth or needs_margin(layout, method)):
-        assert stats is not None
-        smoothing = smooth_layer(weight, layout, method, stats, alphas)
-    smooth = smoothing.vectors if smoothing is not None and layout.smooth else None
-    signs = layer_signs(layout, method, weight.device)
-    transforms = [
-        Transform(None if smooth is None else smooth[branch], signs, layout.rotation_blocks)
-        for branch in range(len(layout.branches))
-    ]
-    ranks = choose_ranks(weight, smooth, layout, method, name)
-    residuals = _branches(weight, transforms, stats, layout, ranks, method, {} if factors is None else factors)
-    layout, tensors = _assemble(layout, residuals, ranks, linear)
-    if smooth is not None:
-        tensors["smooth"] = smooth
-    if signs is not None:
-        tensors["rotation_signs"] = signs
+    problem = _problem(weight, layout, stats, method, name, known)
+    if fitted is None:
+        fitted = method.optimizer.fit(problem)
+    tensors = {**fitted.tensors, **problem.turn_tensors}
+    layout = replace(layout, transforms=(*fitted.transforms, *problem.turn))
+    chains = [chain_of(layout, tensors, branch) for branch in range(len(layout.branches))]
+    branches = _branches(problem, chains, layout, method, {} if prepared is None else prepared)
+    rounded = method.optimizer.round(branches, problem, fitted)
     if layout.scheme.static_input:
-        assert stats is not None
-        tensors.update(_static_scales(weight, layout, stats, transforms, smoothing, method))
+        tensors |= _static_scales(problem, chains, layout, fitted)
+    layout = replace(layout, transforms=(*layout.transforms, *rounded.transforms))
+    tensors |= _codes(layout, rounded)
+    _check(layout, tensors, method, name)
+    if linear.bias is not None:
+        tensors["bias"] = linear.bias.detach().clone()
     if method.bias_correction:
         assert stats is not None
         layout, tensors = correct_bias(linear, layout, tensors, stats)
-    return layout, tensors, smoothing
+    return layout, tensors, fitted
+
+
+def _check(layout: Layout, tensors: Mapping[str, Tensor], method: Method, name: str) -> None:
+    """Refuse tensors that are not what the transforms said, which is an error of whoever wrote the optimizer."""
+    for key, (shape, dtype) in layout.buffers().items():
+        found = tensors.get(key)
+        if found is None or (tuple(found.shape), found.dtype) != (tuple(shape), dtype):
+            what = "nothing" if found is None else f"{list(found.shape)} {found.dtype}"
+            raise QuantizationError(
+                f"{name}: optimizer {method.optimizer.name!r} gave {what} for buffer {key!r}, which is to be "
+                f"{list(shape)} {dtype}; correct its fit or its transform's buffers"
+            )
+
+
+def _problem(
+    weight: Tensor, layout: Layout, stats: InputStats | None, method: Method, name: str, known: Any
+) -> Problem:
+    rotation = method.rotation
+    if rotation is None:
+        return Problem(weight, layout, stats, method.ranges, seed=method.seed, name=name, known=known)
+    turned = rotation.fit(layout, method.seed, weight.device)
+    return Problem(weight, layout, stats, method.ranges, (rotation.transform,), turned, method.seed, name, known)
 
 
 def _branches(
-    weight: Tensor,
-    transforms: list[Transform],
-    stats: InputStats | None,
-    layout: Layout,
-    ranks: tuple[int, ...],
-    method: Method,
-    factors: dict[int, Factor],
-) -> list[SolvedBranch]:
-    """Every branch in its own transformed space."""
-    gram = shrink_gram(stats.gram, stats.rows) if method.needs_gram and stats is not None else None
-    sample = stats.sample if method.ranges == "mse" and stats is not None else None
-    residuals = []
-    for branch, (rows, transform) in enumerate(zip(layout.branch_slices, transforms, strict=True)):
-        hessian = None if gram is None else transform.gram(gram)
-        importance = None if sample is None else transform.rows(sample).square().mean(0)
+    problem: Problem, chains: list[Chain], layout: Layout, method: Method, prepared: Prepared
+) -> Iterator[Branch]:
+    """Every branch in its own transformed space, one after the other: Gram matrices are large."""
+    stats, needs, calibrator = problem.stats, method.needs, method.calibrator
+    gram = shrink_gram(stats.gram, stats.rows) if "gram" in needs and stats is not None else None
+    weighs = "stats" in method.ranges.needs and stats is not None
+    looks = "stats" in calibrator.needs and stats is not None
+    for branch, (rows, chain) in enumerate(zip(layout.branch_slices, chains, strict=True)):
+        turned = None if gram is None else chain.gram(gram)
+        seen = chain.rows(stats.sample) if stats is not None and (weighs or looks) else None
+        importance = seen.square().mean(0) if seen is not None and weighs else None
+        if (calibrator, branch) not in prepared:
+            inputs = Inputs(turned if "gram" in calibrator.needs else None, seen if looks else None)
+            prepared[calibrator, branch] = calibrator.prepare(inputs)
         size = layout.branches[branch]
         cut = layout.rows if len(layout.branches) == 1 else (size,)
-        local = replace(layout, rows=cut, branches=(size,), out_features=size)
-        part = transform.weight(weight[rows])
-        if method.calibrator == "gptq" and branch not in factors:
-            assert hessian is not None
-            factors[branch] = factorize(hessian, method.damp, method.act_order)
-        factor = factors[branch] if method.calibrator == "gptq" else None
-        residuals.append(calibrate_branch(part, hessian, local, ranks[branch], method, importance, factor))
-    return residuals
+        local = replace(layout, rows=cut, branches=(size,), out_features=size, transforms=())
+        rounding = _Rounding(method, local, importance, prepared[calibrator, branch])
+        yield Branch(chain.weight(problem.weight[rows]), turned, rounding)
 
 
-def _assemble(
-    layout: Layout, residuals: list[SolvedBranch], ranks: tuple[int, ...], linear: nn.Linear
-) -> tuple[Layout, dict[str, Tensor]]:
-    tensors: dict[str, Tensor] = {"weight_scale": torch.cat([entry.scale for entry in residuals])}
-    quantized = torch.cat([entry.quantized for entry in residuals])
-    scale = expand_weight_scale(tensors["weight_scale"], layout.weight_rows, layout.weight_columns)
-    tensors["codes"] = _store(F.quantize(quantized, scale, layout.weight_spec.dtype), layout.weight_spec.dtype)
-    if any(ranks):
-        factors = [(entry.up, entry.down) for entry in residuals if entry.up is not None and entry.down is not None]
-        half = factors[0][0].dtype
-        if any(up.dtype != half for up, _ in factors):
-            half = torch.bfloat16
-        layout = replace(layout, ranks=ranks, half=str(half).removeprefix("torch."))
-        tensors["low_rank_down"] = torch.cat([down.to(half) for _, down in factors]).contiguous()
-        tensors["low_rank_up"] = torch.cat([up.to(half).flatten() for up, _ in factors])
-    if linear.bias is not None:
-        tensors["bias"] = linear.bias.detach().clone()
-    return layout, tensors
+class _Rounding:
+    """From a branch's weight [rows, in] to it on its grid, and the scales of that grid."""
+
+    def __init__(self, method: Method, layout: Layout, importance: Tensor | None, prepared: Any) -> None:
+        self.method, self.layout, self.importance, self.prepared = method, layout, importance, prepared
+
+    def __call__(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        dtype, rows, columns = self.layout.weight_spec.dtype, self.layout.weight_rows, self.layout.weight_columns
+        scale = self.method.ranges.weight_scale(weight, dtype, rows, columns, self.importance)
+        wide = expand_weight_scale(scale, rows, columns)
+        return self.method.calibrator.round(weight, wide, dtype, self.prepared), scale
 
 
-def _store(codes: Tensor, dtype: str) -> Tensor:
-    if dtype == "int4":
-        return F.pack_int4(codes)
-    return codes.view(torch.uint8) if dtype == "fp8" else codes
+def _codes(layout: Layout, rounded: Rounded) -> dict[str, Tensor]:
+    scales, dtype = torch.cat(rounded.scales), layout.weight_spec.dtype
+    wide = expand_weight_scale(scales, layout.weight_rows, layout.weight_columns)
+    codes = store_codes(F.quantize(torch.cat(rounded.quantized), wide, dtype), dtype)
+    return {"weight_scale": scales, "codes": codes, **rounded.tensors}
 
 
-def _static_scales(
-    weight: Tensor,
-    layout: Layout,
-    stats: InputStats,
-    transforms: list[Transform],
-    smoothing: Smoothing | None,
-    method: Method,
-) -> dict[str, Tensor]:
+def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted: Fitted) -> dict[str, Tensor]:
     """Activation scales of all branches from all calibration rows (held-out ones included)."""
-    spec = layout.scheme.input
-    assert spec is not None
-    sample = stats.sample if needs_rows(method) else None
-    ranges = []
-    for rows, transform in zip(layout.branch_slices, transforms, strict=True):
-        smooth = transform.smooth
-        positive, negative = (x if smooth is None else x / smooth for x in (stats.positive, stats.negative))
-        seen = None if sample is None else transform.rows(sample)
-        importance = None if sample is None else transform.weight(weight[rows]).square().sum(0)
-        ranges.append(
-            pick_input_range(
-                positive, negative, seen, layout.input_columns, layout.input_dual, spec, method, importance
-            )
+    spec, stats = layout.scheme.input, problem.stats
+    assert spec is not None and stats is not None
+    looks = hides_range(layout.transforms) or problem.ranges.input_rows
+    found = []
+    for rows, chain in zip(layout.branch_slices, chains, strict=True):
+        seen = chain.rows(stats.sample) if looks else None
+        importance = chain.weight(problem.weight[rows]).square().sum(0) if looks else None
+        extremes = chain.extremes(stats.positive, stats.negative)
+        if extremes is None:
+            assert seen is not None
+            extremes = extremes_of(seen)
+        found.append(
+            problem.ranges.input_range(*extremes, seen, layout.input_columns, layout.input_dual, spec, importance)
         )
-    positive, negative = (torch.stack(side) for side in zip(*ranges, strict=True))
-    if smoothing is not None:
-        positive, negative = positive * smoothing.margin, negative * smoothing.margin
+    positive, negative = (torch.stack(side) for side in zip(*found, strict=True))
+    if fitted.margin is not None:
+        positive, negative = positive * fitted.margin, negative * fitted.margin
     above, below = input_scales(positive, negative, layout.input_dual, spec)
     return {"input_scale": above, **({"input_scale_negative": below} if layout.any_dual else {})}
 
 
 def correct_bias(
-    linear: nn.Linear, layout: Layout, tensors: dict[str, Tensor], stats: InputStats
+    linear: nn.Linear, layout: Layout, tensors: Mapping[str, Tensor], stats: InputStats
 ) -> tuple[Layout, dict[str, Tensor]]:
     """The solved layer with its mean error on the sampled rows moved into its bias, which it gets if it has none."""
     sample, bias = stats.sample, linear.bias
     target = nn.functional.linear(sample, linear.weight.detach().float())
     if bias is not None:
         target = target + bias.detach().float()
-    error = sample_bias_correction(target, quantized_linear(sample, layout, tensors), min(stats.calls, len(sample)))
+    output = REFERENCE.linear(sample, layout, REFERENCE.pack(layout, tensors))
+    error = sample_bias_correction(target, output, min(stats.calls, len(sample)))
     dtype = linear.weight.dtype if bias is None else bias.dtype
     corrected = error if bias is None else error + bias.detach().float()
     return replace(layout, bias=True), {**tensors, "bias": corrected.to(dtype)}

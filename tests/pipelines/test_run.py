@@ -114,7 +114,8 @@ def test_seglinear_is_a_toggle(command: Command, tiny: Tiny, cache: Path) -> Non
 
 
 def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) -> None:
-    from segquant_bench.pipelines.config.schema import config_hash, validate
+    from segquant_bench.pipelines.config.run_hash import config_hash
+    from segquant_bench.pipelines.config.schema import validate
 
     def hash_of(*extra: str) -> str:
         return config_hash(validate(compose_config([*tiny.overrides(tmp_path / "a"), *extra])), "model", {})
@@ -128,7 +129,8 @@ def test_config_hash_knows_no_paths_and_no_logger(tiny: Tiny, tmp_path: Path) ->
 
 
 def test_config_hash_knows_the_prompts_of_files_of_one_name(tiny: Tiny, tmp_path: Path) -> None:
-    from segquant_bench.pipelines.config.schema import config_hash, validate
+    from segquant_bench.pipelines.config.run_hash import config_hash
+    from segquant_bench.pipelines.config.schema import validate
     from segquant_bench.pipelines.data.datasets import load_dataset
 
     def hash_of(folder: str, words: str, *extra: str) -> str:

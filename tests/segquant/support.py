@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from segquant import Segments
+from segquant import Outcome, Segments, quantize_with_outcome_
+
+OUTCOMES: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
+"""Of the models that `told` quantized."""
+
+
+def told(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """`quantize_`, whose outcome is kept in OUTCOMES."""
+    OUTCOMES[model] = quantize_with_outcome_(model, *args, **kwargs)
+    return model
 
 
 def tensor(*shape: int, seed: int = 0) -> Tensor:
@@ -92,12 +102,13 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
         module_codes(module) * expanded(buffers["weight_scale"], layout.weight_rows, layout.weight_columns)
     ).double()
     pieces, parts, rank = layout.input_columns, [], 0
-    flat = buffers["low_rank_up"].double() if layout.ranks else None
+    low_rank, turn = layout.transform("low_rank"), layout.transform("rotation")
+    flat = buffers["low_rank_up"].double() if low_rank else None
     offset = 0
     for branch, rows in enumerate(layout.branch_slices):
-        xs = x.double() / buffers["smooth"][branch].double() if layout.smooth else x.double()
-        if layout.rotate:
-            xs = xs @ rotation(layout.rotation_blocks, buffers["rotation_signs"])
+        xs = x.double() / buffers["smooth"][branch].double() if layout.transform("smoothing") else x.double()
+        if turn:
+            xs = xs @ rotation(turn.blocks(layout.columns), buffers["rotation_signs"])
         total = torch.zeros(*x.shape[:-1], rows.stop - rows.start, dtype=torch.float64)
         left = 0
         for j, width in enumerate(pieces):
@@ -105,7 +116,7 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
             left += width
             total += sum(part @ block.T for part in _quantized_parts(piece, layout, buffers, branch, j))
         if flat is not None:
-            r, size = layout.ranks[branch], layout.branches[branch]
+            r, size = low_rank.ranks[branch], layout.branches[branch]
             down = buffers["low_rank_down"][rank : rank + r].double()
             total += xs @ down.T @ flat[offset : offset + r * size].view(size, r).T
             rank, offset = rank + r, offset + r * size

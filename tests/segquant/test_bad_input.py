@@ -171,7 +171,7 @@ def test_rank_larger_than_the_layer() -> None:
     with pytest.raises(QuantizationError, match=r"layer: rank 33 is larger than the layer, 64 -> 32; .* at most 32"):
         quantized(presets.svdquant("w4a8", rank=33, alpha=0.5), [(tensor(8, 64, seed=s),) for s in range(5)])
     model, layer = quantized(presets.svdquant("w4a8", rank=32, alpha=0.5), [(tensor(8, 64, seed=s),) for s in range(5)])
-    assert layer.layout.ranks == (32,) and error(model, layer, tensor(9, 64)) < 0.02
+    assert layer.layout.transform("low_rank").ranks == (32,) and error(model, layer, tensor(9, 64)) < 0.02
 
 
 class Odd(nn.Module):

@@ -77,7 +77,7 @@ def test_every_preset_quantizes_at_every_precision_it_takes(name: str, precision
     assert all(isinstance(getattr(found, layer), QuantLinear) for layer in block_segments(WIDTH))
     # a method may lose to plain rounding on one tiny model, but not by much (a percentile cuts off the outlier
     # channel that this model lives by), and the signal stays
-    factor = 4 if method.ranges == "percentile" else 2.2
+    factor = 4 if method.value("ranges") == "percentile" else 2.2
     assert 0 < error(method) < min(factor * rtn_error(precision), 0.6)
 
 
@@ -92,9 +92,19 @@ def test_common_keys(name: str) -> None:
     precision, corrects = "w8a8_tensor", name != "q_diffusion"  # AdaRound leaves no mean error to correct
     method = preset(name, precision, seglinear=True, dualscale=True, rotate=True, ranges="mse", percentile=99.0,
                     bias_correction=corrects, cuts="wrong", skip=["a.*"], on_uncalled="skip", seed=5)  # fmt: skip
-    assert method.seglinear and method.dualscale and method.rotate and method.bias_correction is corrects
-    assert (method.ranges, method.percentile, method.cuts, method.skip) == ("mse", 99.0, "wrong", ("a.*",))
-    assert (method.on_uncalled, method.seed) == ("skip", 5)
+    assert (
+        method.value("seglinear")
+        and method.value("dualscale")
+        and method.value("rotate")
+        and method.bias_correction is corrects
+    )
+    assert (method.value("ranges"), method.value("percentile"), method.cuts.control, method.targets.skip) == (
+        "mse",
+        99.0,
+        "wrong",
+        ("a.*",),
+    )
+    assert (method.targets.on_uncalled, method.seed) == ("skip", 5)
     with pytest.raises(TypeError, match="takes no 'seglinaer'; nearest: seglinear"):
         preset(name, precision, seglinaer=True)
     with pytest.raises(ValueError, match="skip is a list of globs, not the string 'proj_out'"):
@@ -105,13 +115,17 @@ def test_common_keys(name: str) -> None:
 
 def test_what_the_papers_say() -> None:
     kinds = {name: preset(name, "w8a8_tensor") for name in FIXED}
-    assert (kinds["smoothquant"].alpha, kinds["smoothquant_plus"].alpha) == (0.5, "search")
-    assert {name for name, method in kinds.items() if method.needs_salience} == {"ptq4dit"}
-    assert {name for name, method in kinds.items() if method.ranges != "amax"} >= {"percentile", "mse", "awq"}
-    assert all(kinds[name].calibrator == "gptq" for name in ("gptq", "quarot", "segquant_g"))
-    assert all(kinds[name].seglinear is (name[:8] == "segquant") for name in kinds)
-    assert kinds["quarot"].rotate and not kinds["segquant_a"].rotate and not kinds["gptq"].rotate
-    assert kinds["q_diffusion"].calibrator == "adaround" and kinds["svdquant"].optimizer == "svd"
+    assert (kinds["smoothquant"].value("alpha"), kinds["smoothquant_plus"].value("alpha")) == (0.5, "search")
+    assert {name for name, method in kinds.items() if "salience" in method.needs} == {"ptq4dit"}
+    assert {name for name, method in kinds.items() if method.value("ranges") != "amax"} >= {"percentile", "mse", "awq"}
+    assert all(kinds[name].value("calibrator") == "gptq" for name in ("gptq", "quarot", "segquant_g"))
+    assert all(kinds[name].value("seglinear") is (name[:8] == "segquant") for name in kinds)
+    assert (
+        kinds["quarot"].value("rotate")
+        and not kinds["segquant_a"].value("rotate")
+        and not kinds["gptq"].value("rotate")
+    )
+    assert kinds["q_diffusion"].value("calibrator") == "adaround" and kinds["svdquant"].value("optimizer") == "svd"
     assert presets.auto().budget is not None and all(method.budget is None for method in kinds.values())
 
 

@@ -12,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from segquant import QuantizationError, QuantLinear, load_quantized, presets, quantize_, save_quantized
+from segquant import (
+    QuantizationError,
+    QuantLinear,
+    load_quantized,
+    presets,
+    quantize_,
+    quantize_with_outcome_,
+    save_quantized,
+)
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +87,9 @@ def test_new_process_rebuilds_a_diffusers_model(tmp_path: Path) -> None:
 
 
 def test_manifest_tells_what_was_done(tmp_path: Path) -> None:
-    save_quantized(model(), tmp_path / "model", extra={"note": "kept"})
+    block, method = Block(), presets.segquant_a("w4a8", rank=4, alpha=0.5)
+    outcome = quantize_with_outcome_(block, method, block_batches(5, seed=1), BLOCK_SEGMENTS)
+    save_quantized(block, tmp_path / "model", outcome, extra={"note": "kept"})
     manifest = json.loads((tmp_path / "model" / "quantized.json").read_text())
     assert set(manifest["layers"]) == {"ada", "up", "down", "out"}
     assert manifest["method"]["name"] == "segquant_a"
@@ -154,7 +164,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="quantized.safetensors is missing"):
         load_quantized(folder, Block())
     manifest = folder / "quantized.json"
-    manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 9'))
+    manifest.write_text(manifest.read_text().replace('"schema": 2', '"schema": 9'))
     with pytest.raises(QuantizationError, match="schema 9"):
         load_quantized(folder, Block())
     manifest.write_text("{")

@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from segquant import Outcome
 from segquant.errors import QuantizationError
 from segquant.files import write_json
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.modules.tensors import model_weight_bytes
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.sampling.samples import Batches
 from segquant_bench.pipelines.stages.components.graphs import component_cuts
 from segquant_bench.pipelines.stages.components.inputs import component_batches, component_samples
 from segquant_bench.pipelines.stages.components.methods import component_methods, has_components, kind_of
 from segquant_bench.pipelines.stages.graph import calibration_depends
 from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE
+from segquant_bench.pipelines.stages.own import method_code
 from segquant_bench.pipelines.stages.quantized import component_errors, load_model, quantize_copy, save_model
 from segquant_bench.pipelines.stages.run import Run, Stage
 
@@ -30,8 +33,8 @@ RECORD = "components.json"
 
 def quantize_component(
     name: str, module: nn.Module, method: Method, batches: Batches, segments: Mapping[str, Segments]
-) -> nn.Module:
-    """A quantized copy of a text encoder or ControlNet.
+) -> tuple[nn.Module, Outcome | None]:
+    """A quantized copy of a text encoder or ControlNet, and what was done to it.
 
     Raises:
         PipelineError: the method cannot do it; the sentence names the component.
@@ -64,7 +67,10 @@ def load_component(folder: Path, module: nn.Module) -> nn.Module:
 
 
 def _depends(run: Run) -> dict[str, Any]:
-    methods = {name: method.to_dict() for name, method in component_methods(run).items()}
+    target = run.config.quantizer[TARGET]
+    methods = {
+        name: {**method.to_dict(), **method_code(target, method)} for name, method in component_methods(run).items()
+    }
     return {**calibration_depends(run), "methods": methods}
 
 
@@ -74,8 +80,8 @@ def _compute(run: Run, folder: Path) -> None:
     for name, method in component_methods(run).items():
         module = run.pipeline.components[name]
         batches, segments = component_batches(run, name), component_cuts(run, name)
-        quantized = quantize_component(name, module, method, batches, segments)
-        save_model(quantized, folder / name)
+        quantized, outcome = quantize_component(name, module, method, batches, segments)
+        save_model(quantized, folder / name, outcome)
         held_out = component_samples(run, name, "held_out")
         errors[name] = component_errors(name, module, quantized, held_out, size, run.device)
     record = {"components": errors, "weight_bytes": component_bytes(run.pipeline), "denoiser": run.denoiser_name}

@@ -220,9 +220,8 @@ def test_inputs_of_two_shapes_are_named() -> None:
 
 def test_one_rank_for_the_whole_model() -> None:
     model = nn.Sequential(nn.Linear(256, 512), nn.Linear(512, 256), nn.Linear(2048, 2048), nn.Linear(32, 32))
-    scheme = PRECISIONS["w4a16"]
-    assert branch_rank(model, "0123", None, scheme) == 8
-    assert branch_rank(model, "0123", 5, scheme) == 5
+    assert branch_rank(model, "0123", None) == 8
+    assert branch_rank(model, "0123", 5) == 5
 
 
 def test_a_run_and_its_model_made_again(command: Command, tiny: Tiny, cache: Path) -> None:

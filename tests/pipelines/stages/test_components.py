@@ -15,7 +15,8 @@ from segquant_bench.eval import load_result
 from segquant_bench.eval.paper.layers import layer_sheets, layers_csv
 from segquant_bench.eval.report.columns import columns
 from segquant_bench.eval.report.labels import labels
-from segquant_bench.pipelines.config.schema import config_hash, validate
+from segquant_bench.pipelines.config.run_hash import config_hash
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.models import load_pipeline, read_index
 from segquant_bench.pipelines.sampling.samples import Batches, Sample
@@ -55,8 +56,8 @@ def _texts(count: int, seed: int) -> list[Sample]:
 
 
 def _quantized(name: str, encoder: nn.Module, method: Method, batches: Batches) -> nn.Module:
-    segments = component_segments(name, encoder, batches) if method.seglinear or method.dualscale else {}
-    return quantize_component(name, encoder, method, batches, segments)
+    segments = component_segments(name, encoder, batches) if method.cuts.wants_graph else {}
+    return quantize_component(name, encoder, method, batches, segments)[0]
 
 
 @pytest.mark.parametrize("kind", ["clip", "t5"])
@@ -101,7 +102,7 @@ def test_an_encoder_without_a_readable_graph_says_what_to_switch_off() -> None:
         PipelineError, match=r"\+components.text_encoder_2.seglinear=false \+components.text_encoder_2.dual"
     ):
         _quantized("text_encoder_2", _Shy(), METHOD, batches)
-    plain = dataclasses.replace(METHOD, seglinear=False, dualscale=False)
+    plain = METHOD.changed(seglinear=False, dualscale=False)
     assert isinstance(_quantized("text_encoder_2", _Shy(), plain, batches).linear, QuantLinear)
     odd = presets.rtn("w4a4")
     with pytest.raises(PipelineError, match=r"text encoder 'text_encoder_2': .*\+components.text_encoder_2.KEY"):

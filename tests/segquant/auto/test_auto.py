@@ -24,13 +24,14 @@ from segquant import (
     observe,
     presets,
     quantize_,
+    read_outcome,
     save_quantized,
 )
 from segquant.auto.budget import Layer, layer_operations
 from segquant.auto.judge import choose_plan, layer_candidates
+from segquant.method.parts import Budget
 from segquant.method.plan_file import LayerPlan, plan_method, read_plan, write_plan
-from segquant.method.spec import Budget
-from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, tensor
+from tests.segquant.support import BLOCK_SEGMENTS, OUTCOMES, Block, block_batches, tensor, told
 
 TOLERANCE = {"w8a8_tensor": 1.25, "w4a8": 1.05}
 """auto judges by few held-out rows, so a layer's choice may be second best on fresh ones. Static scales add to that:
@@ -50,7 +51,7 @@ def statistics(reservoir: int = RESERVOIR) -> dict[str, InputStats]:
 
 
 def quantized(method: Method) -> nn.Module:
-    return quantize_(Block(), method, [], BLOCK_SEGMENTS, stats=statistics())
+    return told(Block(), method, [], BLOCK_SEGMENTS, stats=statistics())
 
 
 @cache
@@ -80,7 +81,7 @@ def squares(plan: list[LayerPlan]) -> float:
 
 
 def plan_of(model: nn.Module) -> list[LayerPlan]:
-    return [LayerPlan(**entry) for entry in model.segquant_record["plan"]]
+    return list(OUTCOMES[model].choices or ())
 
 
 def mean_error(model: nn.Module) -> float:
@@ -154,9 +155,9 @@ def test_auto_is_the_choice_among_the_candidates() -> None:
 def test_same_twice_and_from_batches() -> None:
     method = presets.auto("w8a8", overrides={"[ado]*": {"skip": True}})
     first, again = (
-        quantize_(Block(), method, batches(), BLOCK_SEGMENTS, stats=statistics(reservoir)) for reservoir in (512, 512)
+        told(Block(), method, batches(), BLOCK_SEGMENTS, stats=statistics(reservoir)) for reservoir in (512, 512)
     )
-    read = quantize_(Block(), method, iter(batches()), BLOCK_SEGMENTS)
+    read = told(Block(), method, iter(batches()), BLOCK_SEGMENTS)
     for other in (again, read):
         assert plan_of(other) == plan_of(first) and torch.equal(outputs(other), outputs(first))
 
@@ -231,7 +232,7 @@ def test_overrides_pin_fields() -> None:
                  "down": {"calibrator": "amax", "ranges": "amax", "bias_correction": False, "alpha": 0.5}}  # fmt: skip
     model = quantized(presets.auto("w4a8", overrides=overrides, budget={"average_bits": 8, "bytes": 4.0}))
     assert isinstance(model.ada, nn.Linear)
-    assert not model.up.layout.rotate and not model.up.layout.smooth
+    assert not model.up.layout.transform("rotation") and not model.up.layout.transform("smoothing")
     assert model.out.layout.scheme == PRECISIONS["w8a8"]
     plan = {entry.layer: entry.choice for entry in plan_of(model)}
     assert set(plan) == {"up", "down", "out"}
@@ -242,7 +243,7 @@ def test_overrides_pin_fields() -> None:
 def test_a_layer_may_be_pinned_to_other_methods() -> None:
     overrides = {"[ao]*": {"skip": True}, "*": {"optimizer": "balance"}}
     model = quantized(presets.auto("w8a8_tensor", overrides=overrides))
-    assert model.up.layout.smooth and model.down.layout.smooth
+    assert model.up.layout.transform("smoothing") and model.down.layout.transform("smoothing")
 
 
 def test_candidates_start_from_plain_rounding() -> None:
@@ -259,7 +260,7 @@ def test_candidates_start_from_plain_rounding() -> None:
 
 def test_schemes_of_ones_own_and_mixed_widths() -> None:
     scheme = QuantScheme(QuantSpec("int4", "group", 16), QuantSpec("int8", "token", dynamic=True))
-    model = quantized(Method("mine", scheme, budget=Budget(3, 3, 8), overrides=(("[ado]*", {"skip": True}),)))
+    model = quantized(Method.of("mine", scheme, budget=Budget(3, 3, 8), overrides=(("[ado]*", {"skip": True}),)))
     assert plan_of(model)[0].choice["precision"] == "w8a8_dynamic"
 
 
@@ -281,6 +282,8 @@ def test_a_budget_that_pins_exceed_is_refused_and_the_model_left_alone() -> None
 
 def test_the_plan_is_stored_with_the_model(tmp_path: Path) -> None:
     model = auto("w8a8_tensor")
-    save_quantized(copy.deepcopy(model), tmp_path / "model")
+    save_quantized(copy.deepcopy(model), tmp_path / "model", OUTCOMES[model])
     loaded = load_quantized(tmp_path / "model", Block())
-    assert plan_of(loaded) == plan_of(model) and torch.equal(outputs(loaded), outputs(model))
+    assert list(read_outcome(tmp_path / "model").choices) == plan_of(model) and torch.equal(
+        outputs(loaded), outputs(model)
+    )

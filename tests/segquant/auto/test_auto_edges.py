@@ -13,9 +13,9 @@ from segquant import PRECISIONS, InputStats, Method, Segments, presets, quantize
 from segquant.auto.candidates import changed, other_precisions, preset, ranks_of
 from segquant.auto.judge import layer_candidates
 from segquant.graph.control_cuts import wrong_cuts
-from segquant.method.spec import Budget
+from segquant.method.parts import Budget
 from segquant.optimizers import search
-from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, tensor
+from tests.segquant.support import BLOCK_SEGMENTS, OUTCOMES, Block, block_batches, tensor, told
 
 ADA = Segments(output=(8, 4))
 
@@ -30,9 +30,9 @@ def statistics(width: int) -> InputStats:
 def test_controls_move_the_graphs_cuts_once() -> None:
     batches = [tensor(4, 16, seed=seed) for seed in range(6)]
     method = presets.auto("w8a8_tensor", cuts="wrong")
-    model = quantize_(nn.Sequential(nn.Linear(16, 12)), method, batches, {"0": ADA})
-    assert tuple(model.segquant_record["segments"]["0"]["output"]) == wrong_cuts(ADA).output == (4, 4, 4)
-    assert model.segquant_record["passes"] == 1
+    model = told(nn.Sequential(nn.Linear(16, 12)), method, batches, {"0": ADA})
+    assert OUTCOMES[model].segments["0"].output == wrong_cuts(ADA).output == (4, 4, 4)
+    assert OUTCOMES[model].passes == 1
 
 
 @pytest.mark.parametrize("in_features, found", [(64, ["w4a8"]), (48, [])])
@@ -46,8 +46,8 @@ def test_only_precisions_that_fit_the_width_are_mixed_in(in_features: int, found
 
 
 def test_a_layer_with_one_output_takes_no_rank_beyond_it() -> None:
-    base = Method("mine", PRECISIONS["w4a8_channel"], budget=Budget(3, 3))
-    assert ranks_of(base, 32, 1) == (1, 1, 1, 1) and ranks_of(replace(base, rank=8), 640, 320) == (4, 8, 16, 32)
+    base = Method.of("mine", PRECISIONS["w4a8_channel"], budget=Budget(3, 3))
+    assert ranks_of(base, 32, 1) == (1, 1, 1, 1) and ranks_of(base.changed(rank=8), 640, 320) == (4, 8, 16, 32)
     layer = layer_candidates(nn.Linear(32, 1), base, statistics(32), None, name="0")
     assert {candidate.change["rank"] for candidate in layer.candidates if "rank" in candidate.change} == {1}
 
@@ -73,7 +73,7 @@ def test_the_candidate_to_beat_is_segquant_r(precision: str) -> None:
         method = changed(base, preset(base, segments[name], linear.in_features, linear.out_features))
         model = Block(width)
         skip = tuple(other for other in names if other != name)
-        quantize_(model, replace(method, skip=skip), batches, segments)
+        quantize_(model, method.changed(skip=skip), batches, segments)
         found, expected = getattr(model, name).state_dict(), getattr(fixed, name).state_dict()
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -12,7 +12,8 @@ from torch import nn
 from segquant import PRECISIONS, InputStats, Segments, presets
 from segquant.auto.budget import Candidate, Layer, Limits, choose, layer_bytes, layer_operations, limits_of
 from segquant.layers.linear import QuantLinear
-from segquant.method.spec import Budget, Method
+from segquant.method.parts import Budget
+from segquant.method.spec import Method
 from tests.segquant.support import tensor
 
 
@@ -127,7 +128,7 @@ METHODS = {
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_bytes_are_those_of_the_layer(precision: str, kind: str) -> None:
-    method = Method("m", PRECISIONS[precision], alpha=0.5, **METHODS[kind])  # type: ignore[arg-type]
+    method = Method.of("m", PRECISIONS[precision], alpha=0.5, **METHODS[kind])  # type: ignore[arg-type]
     for segments in (Segments(), Segments(output=(16, 32), input=(64, 128), activation="silu")):
         _, module = layer_of(method, segments)
         assert layer_bytes(module.layout, 4 * 48) == module.weight_bytes()
@@ -142,10 +143,11 @@ def test_operations_are_multiply_accumulates_per_row() -> None:
         ("rtn", "w8a8", own), ("dual", "w8a8", 2 * own), ("dual", "w4a16", own), ("smooth", "w8a8", own),
         ("rotate", "w8a8", own + 192 * 6),  # 192 = 3 blocks of 64 = 2⁶
     ):  # fmt: skip
-        method = Method("m", PRECISIONS[precision], alpha=0.5, **METHODS[kind])  # type: ignore[arg-type]
+        method = Method.of("m", PRECISIONS[precision], alpha=0.5, **METHODS[kind])  # type: ignore[arg-type]
         assert layer_operations(layer_of(method, cut)[1].layout) == expected
     layout = layer_of(presets.segquant_a("w4a8", rank=3, alpha=0.5, dualscale=False), cut)[1].layout
-    branches = sum(rank * (192 + size) for rank, size in zip(layout.ranks, layout.branches, strict=True))
+    ranks = layout.transform("low_rank").ranks
+    branches = sum(rank * (192 + size) for rank, size in zip(ranks, layout.branches, strict=True))
     assert layer_operations(layout) == own + branches <= own + 3 * (192 + 48)
     # only the input pieces that have two scales are multiplied twice
     half = Segments(input=(64, 128), input_activations=(None, "gelu"))

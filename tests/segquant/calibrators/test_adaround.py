@@ -16,7 +16,7 @@ from segquant.calibrators.adaround import (
     rectified_sigmoid,
     regulariser,
 )
-from segquant.method.reconstruction import Reconstruction
+from segquant.calibrators.reconstruction import Reconstruction
 from segquant.numerics import functional as F
 from segquant.ranges.amax import weight_scale
 from tests.segquant.support import tensor

@@ -7,8 +7,8 @@ import torch
 
 from segquant import QuantizationError
 from segquant.calibrators.gptq import gptq, inverse_cholesky
-from segquant.kernels.reference import expand_weight_scale
 from segquant.numerics import functional as F
+from segquant.numerics.fake_quant import expand_weight_scale
 from segquant.ranges.amax import weight_scale
 
 

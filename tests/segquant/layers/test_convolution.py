@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -42,7 +40,7 @@ def quantize(
     model: nn.Module, method: segquant.Method, inputs: list[tuple[Tensor, ...]], segments: dict[str, Segments]
 ) -> nn.Module:
     """The model quantized whole, in place."""
-    return segquant.quantize_(model, replace(method, convolutions=True), inputs, segments)
+    return segquant.quantize_(model, method.changed(convolutions=True), inputs, segments)
 
 
 def solved(
@@ -161,7 +159,7 @@ def test_every_method_takes_convolutions(preset: str, precision: str) -> None:
     quantize(quantized, getattr(presets, preset)(precision), batches(6), segments)
     found = segquant.layer_errors(model, quantized, batches(3, 40))
     assert set(found) == {"conv", "shortcut", "out"} and max(found.values()) < (0.04 if precision != "w4a8" else 0.2)
-    assert not any(layer.layout.rotate for layer in quantized.children())
+    assert not any(layer.layout.transform("rotation") for layer in quantized.children())
 
 
 def test_saved_and_loaded_bit_for_bit(tmp_path) -> None:

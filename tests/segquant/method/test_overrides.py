@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from segquant import PRECISIONS, Method, QuantizationError, QuantLinear, output_error, presets, quantize_
-from segquant.method.spec import Budget
+from segquant.method.parts import Budget
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches
 
-RTN = Method("m", PRECISIONS["w8a8"])
+RTN = Method.of("m", PRECISIONS["w8a8"])
 
 
 def with_overrides(*pairs: tuple[str, dict[str, object]], **fields: object) -> Method:
-    return Method("m", PRECISIONS["w8a8"], overrides=pairs, **fields)  # type: ignore[arg-type]
+    return Method.of("m", PRECISIONS["w8a8"], overrides=pairs, **fields)  # type: ignore[arg-type]
 
 
 def test_every_matching_glob_counts_and_later_ones_win() -> None:
@@ -28,12 +28,21 @@ def test_every_matching_glob_counts_and_later_ones_win() -> None:
     )
     found = method.for_layer("blocks.1.ff.0")
     assert found is not None
-    assert (found.optimizer, found.rank, found.alpha, found.scheme) == ("svd", 5, 0.7, PRECISIONS["w4a8"])
+    assert (found.value("optimizer"), found.value("rank"), found.value("alpha"), found.scheme) == (
+        "svd",
+        5,
+        0.7,
+        PRECISIONS["w4a8"],
+    )
     other = method.for_layer("blocks.1.attn")
-    assert other is not None and (other.rank, other.alpha, other.scheme) == (3, 0.2, PRECISIONS["w8a8"])
+    assert other is not None and (other.value("rank"), other.value("alpha"), other.scheme) == (
+        3,
+        0.2,
+        PRECISIONS["w8a8"],
+    )
     assert method.for_layer("out") is method
     swapped = with_overrides(("*.a", {"rank": 5}), ("x.*", {"rank": 3})).for_layer("x.a")
-    assert swapped is not None and swapped.rank == 3
+    assert swapped is not None and swapped.value("rank") == 3
 
 
 @pytest.mark.parametrize("name, pattern, matches", [
@@ -42,20 +51,20 @@ def test_every_matching_glob_counts_and_later_ones_win() -> None:
 ])  # fmt: skip
 def test_globs_match_the_whole_name(name: str, pattern: str, matches: bool) -> None:
     found = with_overrides((pattern, {"rotate": True})).for_layer(name)
-    assert found is not None and found.rotate is matches
+    assert found is not None and found.value("rotate") is matches
 
 
 def test_skip_by_list_and_by_override() -> None:
     method = with_overrides(("a.*", {"skip": True}), ("a.b", {"skip": False, "rank": 2}), skip=("z", "y.*"))
     assert method.for_layer("z") is None and method.for_layer("y.1") is None and method.for_layer("a.c") is None
     kept = method.for_layer("a.b")
-    assert kept is not None and kept.rank == 2
+    assert kept is not None and kept.value("rank") == 2
     # skip is a list for the whole model: an override does not bring a layer back
     assert with_overrides(("z", {"skip": False}), skip=("z",)).for_layer("z") is None
 
 
 def test_a_layer_may_be_quantized_where_the_model_is_not() -> None:
-    method = Method("m", presets.none().scheme, overrides=(("up", {"precision": "w8a8"}),))
+    method = Method.of("m", presets.none().scheme, overrides=(("up", {"precision": "w8a8"}),))
     found = method.for_layer("up")
     assert method.for_layer("down") is None and found is not None and found.scheme == PRECISIONS["w8a8"]
 
@@ -73,20 +82,20 @@ def test_a_layer_may_be_quantized_where_the_model_is_not() -> None:
 ])  # fmt: skip
 def test_bad_overrides_are_refused_on_construction(values: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Method("m", PRECISIONS["w8a8"], overrides=(("a.*", values),))  # type: ignore[arg-type]
+        Method.of("m", PRECISIONS["w8a8"], overrides=(("a.*", values),))  # type: ignore[arg-type]
 
 
 def test_mapping_and_pairs_are_the_same_and_survive_json() -> None:
     pairs = (("b.*", {"rank": 4, "precision": "w4a8"}), ("a", {"skip": True}))
     first = with_overrides(*pairs, skip=("z",))
-    assert Method("m", PRECISIONS["w8a8"], overrides=dict(pairs), skip=("z",)) == first  # type: ignore[arg-type]
+    assert Method.of("m", PRECISIONS["w8a8"], overrides=dict(pairs), skip=("z",)) == first  # type: ignore[arg-type]
     again = Method.from_dict(json.loads(json.dumps(first.to_dict())))
-    assert again == first and [pattern for pattern, _ in again.overrides] == ["b.*", "a"]
+    assert again == first and [pattern for pattern, _ in again.targets.overrides] == ["b.*", "a"]
 
 
 @pytest.mark.parametrize("method", [
-    Method("m", PRECISIONS["w4a4"], rotate=True, ranges="mse", svd="randomized", alpha="search_layer", cuts="wrong"),
-    Method("m", PRECISIONS["fp8"], budget=Budget(1.5, 2.0, 5.5), bias_correction=True, percentile=99.0),
+    Method.of("m", PRECISIONS["w4a4"], rotate=True, ranges="mse", svd="randomized", alpha="search_layer", cuts="wrong"),
+    Method.of("m", PRECISIONS["fp8"], budget=Budget(1.5, 2.0, 5.5), bias_correction=True, percentile=99.0),
     presets.auto("w4a8", budget={"average_bits": 6}, overrides={"x": {"rank": 2}}),
 ])  # fmt: skip
 def test_method_round_trips_through_json(method: Method) -> None:
@@ -119,7 +128,7 @@ def test_layers_are_quantized_as_overridden_and_only_those() -> None:
     assert {name: layout.weight_spec.dtype for name, layout in kinds.items()} == {
         "up": "int8", "down": "int8", "out": "int4",
     }  # fmt: skip
-    assert [layout.rotate for layout in kinds.values()] == [False, True, False]
+    assert [layout.transform("rotation") is not None for layout in kinds.values()] == [False, True, False]
     # each layer is the one of a whole model of that kind
     eight = quantize_(copy.deepcopy(float_model), presets.rtn("w8a8_dynamic"), batches)
     four = quantize_(copy.deepcopy(float_model), presets.rtn("w4a8"), batches)
@@ -135,5 +144,6 @@ def test_an_override_can_ask_for_statistics_that_the_rest_does_without() -> None
     found = quantize_(Block(), method, block_batches(6, seed=1), BLOCK_SEGMENTS)
     plain = quantize_(Block(), presets.rtn("w4a8"), [])
     assert torch.equal(found.ada.codes, plain.ada.codes) and not torch.equal(found.up.codes, plain.up.codes)
-    assert found.down.layout.smooth and found.out.layout.ranks and not found.up.layout.smooth
+    assert found.down.layout.transform("smoothing") and found.out.layout.transform("low_rank")
+    assert not found.up.layout.transform("smoothing")
     assert all(isinstance(getattr(found, name), QuantLinear) for name in BLOCK_SEGMENTS)

@@ -12,11 +12,12 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segquant import QuantizationError, presets, quantize_
+from segquant import QuantizationError, presets
 from segquant.layers.linear import QuantLinear
 from segquant.offload.block_shell import stray_blocks
-from segquant.offload.quantize import quantize_offloaded_
+from segquant.offload.quantize import quantize_offloaded_with_outcome_
 from segquant.offload.weights import FileWeights, Offloaded, Weights, blocks
+from tests.segquant.support import OUTCOMES, told
 from tests.tiny import tiny_denoiser
 
 
@@ -70,13 +71,18 @@ def offloaded_pair(model: nn.Module, path: Path) -> Offloaded:
     return Offloaded(empty.eval(), FileWeights([path]))
 
 
+def streamed_(offloaded: Offloaded, *args: Any, **kwargs: Any) -> nn.Module:
+    OUTCOMES[offloaded.model] = quantize_offloaded_with_outcome_(offloaded, *args, **kwargs)
+    return offloaded.model
+
+
 def assert_same(left: nn.Module, right: nn.Module) -> None:
     one, other = left.state_dict(), right.state_dict()
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
-    assert left.segquant_record["segments"] == right.segquant_record["segments"]
-    assert left.segquant_record["method"] == right.segquant_record["method"]
+    assert OUTCOMES[left].segments == OUTCOMES[right].segments
+    assert OUTCOMES[left].method == OUTCOMES[right].method
 
 
 def float_bytes(model: nn.Module) -> int:
@@ -101,9 +107,9 @@ def test_streamed_layers_are_those_of_the_whole_model(
     offloaded = offloaded_pair(model, tmp_path / "w.safetensors")
     method = getattr(presets, preset)(precision, **settings)
     batches = sd3_batches()
-    streamed = quantize_offloaded_(offloaded, method, batches)
+    streamed = streamed_(offloaded, method, batches)
     assert not offloaded.waiting
-    assert_same(streamed, quantize_(model, method, batches))
+    assert_same(streamed, told(model, method, batches))
     with torch.no_grad():
         assert torch.equal(streamed(**batches[0]).sample, model(**batches[0]).sample)
 
@@ -115,10 +121,10 @@ def test_skip_connections_and_blocks_that_are_linears(limit: int | None, tmp_pat
     offloaded = offloaded_pair(model, tmp_path / "w.safetensors")
     batches = [(torch.randn(3, 5, 8),) for _ in range(5)]
     done: list[tuple[str, int, int]] = []
-    streamed = quantize_offloaded_(
+    streamed = streamed_(
         offloaded, presets.gptq("w8a8_tensor"), batches, memory_limit=limit, progress=lambda *told: done.append(told)
     )
-    assert_same(streamed, quantize_(model, presets.gptq("w8a8_tensor"), batches))
+    assert_same(streamed, told(model, presets.gptq("w8a8_tensor"), batches))
     assert isinstance(streamed.middle[1], QuantLinear) and isinstance(streamed.outlet, QuantLinear)
     assert done == [("quantize", number, 9) for number in range(1, 10)]
 
@@ -132,7 +138,7 @@ def test_prompts_are_held_out_together(tmp_path: Path) -> None:
     offloaded = offloaded_pair(model, tmp_path / "w.safetensors")
     batches = Origins(sd3_batches())
     method = presets.segquant_a("w8a8_tensor")
-    assert_same(quantize_offloaded_(offloaded, method, batches), quantize_(model, method, batches))
+    assert_same(streamed_(offloaded, method, batches), told(model, method, batches))
 
 
 def test_one_block_in_memory_at_a_time(tmp_path: Path) -> None:
@@ -181,7 +187,7 @@ def test_blocks_that_cannot_wait_stay_in_memory(tmp_path: Path, caplog: pytest.L
     assert stray_blocks(model, names, batches[0]) == ["layers.0", "layers.2", "layers.3"]
     offloaded = offloaded_pair(model, tmp_path / "w.safetensors")
     method = presets.smoothquant("w8a8_tensor", on_uncalled="skip")
-    assert_same(quantize_offloaded_(offloaded, method, batches), quantize_(model, method, batches))
+    assert_same(streamed_(offloaded, method, batches), told(model, method, batches))
 
 
 class Ways(Strays):
@@ -228,7 +234,7 @@ def test_what_cannot_be_streamed_is_said(kind: type[nn.Module], method: Any, wor
     width = 8 if kind is UNet else 4
     batches = [(torch.ones(2, width),), (-torch.ones(2, width),)]
     with pytest.raises(QuantizationError, match=words):
-        quantize_offloaded_(offloaded, method, batches)
+        streamed_(offloaded, method, batches)
 
 
 def test_every_dtype_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from segquant.kernels.reference import expand_weight_scale, input_scales, quantize_input
 from segquant.numerics import functional as F
+from segquant.numerics.fake_quant import expand_weight_scale, input_scales, quantize_input
 from segquant.numerics.formats import QuantSpec
 from segquant.ranges.amax import weight_scale
 from segquant.ranges.mse import SHRINK, mse_input_range, mse_weight_scale

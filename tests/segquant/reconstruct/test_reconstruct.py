@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from segquant import PRECISIONS, QuantizationError, QuantLinear, Segments, observe, output_error, presets
 from segquant.calibrators.adaround import grid_cell
-from segquant.kernels import reference
-from segquant.method.reconstruction import Reconstruction
+from segquant.calibrators.reconstruction import Reconstruction
 from segquant.method.spec import Method
 from segquant.modules.swap import swap_
+from segquant.numerics import fake_quant
 from segquant.numerics import functional as F
 from segquant.observers.observe import linears
 from segquant.reconstruct.blocks import Block as ReconstructionBlock
@@ -132,10 +132,10 @@ def test_any_layout_ends_on_one_of_the_two_neighbours(name: str) -> None:
     reconstruct_(model, solved, batches(4, 1), settings)
     for linear in linears(model).values():
         layout, tensors = solved[id(linear)].layout, dict(solved[id(linear)].named_buffers())
-        scale = reference.expand_weight_scale(tensors["weight_scale"], layout.weight_rows, layout.weight_columns)
+        scale = fake_quant.expand_weight_scale(tensors["weight_scale"], layout.weight_rows, layout.weight_columns)
         unrounded = unrounded_weight(linear.weight.detach(), layout, tensors)
         lower, gap = grid_cell(unrounded / scale, layout.weight_spec.dtype)
-        codes = reference.dequantize_weight(layout, tensors) / scale
+        codes = fake_quant.dequantize_weight(layout, tensors) / scale
         off = torch.minimum((codes - lower).abs(), (codes - lower - gap).abs())
         assert float(off.max()) < 1e-4
     assert any(not torch.equal(before[key], module.codes) for key, module in solved.items())
@@ -148,10 +148,10 @@ def test_unrounded_weight_is_what_the_codes_came_from(name: str) -> None:
     for key, module in solve(model, METHODS[name], segments).items():
         linear = next(entry for entry in linears(model).values() if id(entry) == key)
         tensors, layout = dict(module.named_buffers()), module.layout
-        scale = reference.expand_weight_scale(module.weight_scale, layout.weight_rows, layout.weight_columns)
+        scale = fake_quant.expand_weight_scale(module.weight_scale, layout.weight_rows, layout.weight_columns)
         unrounded = unrounded_weight(linear.weight.detach(), layout, tensors)
         expected = F.fake_quantize(unrounded, scale, layout.weight_spec.dtype)
-        found = reference.dequantize_weight(layout, tensors)
+        found = fake_quant.dequantize_weight(layout, tensors)
         # a value on the very edge between two codes may fall to either side
         assert float(((found - expected).abs() > 1e-5 * scale).float().mean()) < 1e-3
 
@@ -191,7 +191,7 @@ def test_blocks_are_list_entries_and_linears_that_are_left() -> None:
 
 
 def solve_all(model: nn.Module) -> dict[int, QuantLinear]:
-    method = Method("weights", PRECISIONS["w8a8_dynamic"])
+    method = Method.of("weights", PRECISIONS["w8a8_dynamic"])
     return {id(linear): QuantLinear.from_float(linear, method) for linear in linears(model).values()}
 
 

@@ -13,18 +13,21 @@ from segquant import (
     PRECISIONS,
     InputStats,
     Method,
+    Outcome,
     QuantizationError,
     QuantLinear,
     Segments,
     load_quantized,
     presets,
-    quantize_,
+    read_outcome,
     save_quantized,
 )
+from segquant.optimizers.protocol import Problem
 from segquant.optimizers.search import _choices
-from segquant.optimizers.smooth import ALPHAS
+from segquant.optimizers.smooth import ALPHAS, Choice
 from segquant.solve.lay_out import lay_out_layer
-from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, brute_force, rotation, tensor
+from segquant.transforms.rotation import Rotation
+from tests.segquant.support import BLOCK_SEGMENTS, OUTCOMES, Block, block_batches, brute_force, rotation, tensor, told
 
 WIDTH, OUT = 192, 48
 CUT = Segments(output=(16, 32), activation="silu")
@@ -50,9 +53,16 @@ def layer(bias: bool = True) -> tuple[nn.Linear, InputStats]:
     return linear, stats
 
 
+def turn_of(module: QuantLinear) -> tuple[int, ...]:
+    """Sizes of the blocks of a rotated layer."""
+    turn = module.layout.transform("rotation")
+    assert isinstance(turn, Rotation)
+    return turn.blocks(module.layout.columns)
+
+
 def make(precision: str, segments: Segments | None = CUT, bias: bool = True, **fields: object) -> QuantLinear:
     linear, stats = layer(bias)
-    return QuantLinear.from_float(linear, Method("m", PRECISIONS[precision], **fields), stats, segments)  # type: ignore
+    return QuantLinear.from_float(linear, Method.of("m", PRECISIONS[precision], **fields), stats, segments)  # type: ignore
 
 
 ROTATED = {
@@ -67,7 +77,7 @@ ROTATED = {
 def test_rotated_forward_equals_brute_force(precision: str, kind: str) -> None:
     module, x = make(precision, rotate=True, **ROTATED[kind]), inputs(9, 99)
     exact = brute_force(module, x)
-    assert module.layout.rotate and module.layout.rotation_blocks == (64, 64, 64)
+    assert turn_of(module) == (64, 64, 64)
     assert (module(x) - exact).norm() <= (6e-3 if precision == "fp8" else 2e-3) * exact.norm()
     assert (module(x) - layer()[0](x)).norm() <= (0.25 if "w4" in precision else 0.06) * layer()[0](x).norm()
 
@@ -78,11 +88,11 @@ def test_rotation_is_exact_before_rounding(width: int) -> None:
     linear, x = nn.Linear(width, 20), tensor(11, width, seed=3)
     stats = InputStats("layer", width)
     stats.update(x, None)
-    method = Method("m", replace(PRECISIONS["w8a8"], input=None), rotate=True, optimizer="smooth", alpha=0.4)
+    method = Method.of("m", replace(PRECISIONS["w8a8"], input=None), rotate=True, optimizer="smooth", alpha=0.4)
     module = QuantLinear.from_float(linear, method, stats, None)
     torch.testing.assert_close(x @ module.weight.T + module.bias, module(x), rtol=1e-4, atol=1e-5)
     # the stored weight is that of the rotated, smoothed space, and orthogonal rotation undoes itself
-    matrix = rotation(module.layout.rotation_blocks, module.rotation_signs)
+    matrix = rotation(turn_of(module), module.rotation_signs)
     torch.testing.assert_close(matrix @ matrix.T, torch.eye(width, dtype=torch.float64))
     stored = module.codes.double() * module.weight_scale.double()
     undone = stored @ matrix.T / module.smooth[0].double()
@@ -107,7 +117,7 @@ def test_static_scales_of_rotated_inputs_cover_the_sample(precision: str) -> Non
     top = 448 if precision == "fp8" else 127
     for branch in range(len(module.layout.branches)):
         smoothed = stats.sample.double() / module.smooth[branch].double()
-        turned = smoothed @ rotation(module.layout.rotation_blocks, module.rotation_signs)
+        turned = smoothed @ rotation(turn_of(module), module.rotation_signs)
         factor = float(module.input_scale[branch, 0]) * top / float(turned.abs().amax())
         assert any(factor == pytest.approx(margin, rel=1e-5) for margin in (1.0, 1.25, 1.5, 2.0))
 
@@ -141,12 +151,12 @@ MODELS = {
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w4a8"])
 def test_save_and_load_are_bit_exact(precision: str, kind: str, tmp_path: Path) -> None:
-    method = Method("m", PRECISIONS[precision], **MODELS[kind])  # type: ignore[arg-type]
-    model = quantize_(Block(), method, block_batches(6, seed=1), BLOCK_SEGMENTS)
-    save_quantized(model, tmp_path / "model")
+    method = Method.of("m", PRECISIONS[precision], **MODELS[kind])  # type: ignore[arg-type]
+    model = told(Block(), method, block_batches(6, seed=1), BLOCK_SEGMENTS)
+    save_quantized(model, tmp_path / "model", OUTCOMES[model])
     loaded, batch = load_quantized(tmp_path / "model", Block()), block_batches(1, seed=2)[0]
     assert torch.equal(loaded(**batch), model(**batch))
-    assert Method.from_dict(loaded.segquant_record["method"]) == method
+    assert read_outcome(tmp_path / "model") == Outcome(method, OUTCOMES[model].segments, OUTCOMES[model].passes)
     for name in BLOCK_SEGMENTS:
         assert getattr(loaded, name).layout == getattr(model, name).layout
 
@@ -209,11 +219,18 @@ def test_balance_puts_both_sides_at_the_geometric_mean() -> None:
     torch.testing.assert_close(weight * module.smooth[0], both, rtol=1e-4, atol=1e-6)
 
 
+def choices(linear: nn.Linear, method: Method, cut: Segments, stats: InputStats) -> dict[tuple[int, int], Choice]:
+    layout = lay_out_layer(linear, method, cut, "layer")
+    problem = Problem(linear.weight.detach(), layout, stats, method.ranges, seed=method.seed)
+    headroom = layout.scheme.static_input and method.ranges.wants_headroom(False, method.optimizer.doubts(2))
+    return _choices(problem, method.optimizer.scaling(problem), headroom)
+
+
 def alphas(**fields: object) -> list[float | None]:
     linear, stats = layer()
-    method = Method("m", PRECISIONS["w8a8_tensor"], seglinear=True, optimizer="smooth", **fields)  # type: ignore
+    method = Method.of("m", PRECISIONS["w8a8_tensor"], seglinear=True, optimizer="smooth", **fields)  # type: ignore
     cut = Segments(output=(16, 32), input=(64, 128))
-    found = _choices(linear.weight.detach(), lay_out_layer(linear, method, cut, "layer"), method, stats)
+    found = choices(linear, method, cut, stats)
     assert set(found) == {(branch, index) for branch in (0, 1) for index in (0, 1)}
     return [choice.alpha for choice in found.values()]
 
@@ -226,12 +243,10 @@ def test_one_alpha_for_a_layer_or_one_for_every_segment() -> None:
 
 def test_the_layers_alpha_has_the_least_error_over_all_segments() -> None:
     linear, stats = layer()
-    method = Method("m", PRECISIONS["w8a8_dynamic"], seglinear=True, optimizer="smooth", alpha="search_layer")
-    found = _choices(linear.weight.detach(), lay_out_layer(linear, method, CUT, "layer"), method, stats)
+    method = Method.of("m", PRECISIONS["w8a8_dynamic"], seglinear=True, optimizer="smooth", alpha="search_layer")
+    found = choices(linear, method, CUT, stats)
     errors = next(iter(found.values())).errors
-    apart = _choices(
-        linear.weight.detach(), lay_out_layer(linear, method, CUT, "layer"), replace(method, alpha="search"), stats
-    )
+    apart = choices(linear, method.changed(alpha="search"), CUT, stats)
     for alpha, total in errors.items():
         assert total == pytest.approx(sum(choice.errors[alpha] for choice in apart.values()))
     assert {choice.alpha for choice in found.values()} == {min(errors, key=lambda alpha: errors[alpha])}
@@ -261,14 +276,14 @@ def test_degenerate_inputs_stay_finite(fields: dict[str, object]) -> None:
         stats = InputStats("layer", 8, keep_gram=True)
         stats.update(x, None)
         for precision in ("w8a8_tensor", "w4a8_channel"):
-            module = QuantLinear.from_float(linear, Method("m", PRECISIONS[precision], **fields), stats, None)  # type: ignore
+            module = QuantLinear.from_float(linear, Method.of("m", PRECISIONS[precision], **fields), stats, None)  # type: ignore
             assert torch.isfinite(module(x)).all() and torch.isfinite(module(torch.zeros(2, 8))).all()
             assert (module(x) - linear(x)).norm() < (0.1 if "w8" in precision else 0.5) * linear(x).norm() + 1e-6
 
 
 def test_rotation_needs_rows_only_where_scales_are_static() -> None:
     linear = layer()[0]
-    assert QuantLinear.from_float(linear, presets.rtn("w4a8", rotate=True)).layout.rotate
+    assert QuantLinear.from_float(linear, presets.rtn("w4a8", rotate=True)).layout.transform("rotation")
     with pytest.raises(QuantizationError, match="needs statistics of its input"):
         QuantLinear.from_float(linear, presets.rtn("w8a8", rotate=True))
 
@@ -279,5 +294,5 @@ def test_headroom_of_rotated_inputs_is_judged_with_inputs_rounded_under_awq_too(
     for index in range(128):
         stats.update(tensor(16, WIDTH, seed=index), index % 4)
     module = QuantLinear.from_float(linear, presets.awq("w8a8", alpha=0.0, rotate=True, ranges="amax"), stats)
-    turned = stats.sample.double() @ rotation(module.layout.rotation_blocks, module.rotation_signs)
+    turned = stats.sample.double() @ rotation(turn_of(module), module.rotation_signs)
     assert float(module.input_scale) * 127 == pytest.approx(float(turned.abs().amax()), rel=0.3)

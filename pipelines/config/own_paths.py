@@ -1,0 +1,49 @@
+"""Where a run's configuration names code of the user's own package, and a hash of that code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
+from segquant_bench.pipelines.runtime.own_modules import own_digest
+
+if TYPE_CHECKING:
+    from segquant_bench.pipelines.config.schema import RunConfig
+    from segquant_bench.pipelines.config.sections import ModelConfig
+
+
+def path_of(value: Any) -> str:
+    """The dotted path in a value of the configuration: a text, or a mapping with `_target_`; empty without one."""
+    found = value.get(TARGET) if isinstance(value, Mapping) else value
+    return found if isinstance(found, str) and "." in found else ""
+
+
+def model_paths(model: ModelConfig) -> dict[str, str]:
+    """By key of the configuration: classes of the user's that a pipeline is made of."""
+    named = {"model.pipeline": model.pipeline, "model.scheduler": model.scheduler}
+    named |= {f"model.parts.{name}.kind": part.kind for name, part in model.parts.items()}
+    return _own(named)
+
+
+def own_paths(config: RunConfig) -> dict[str, str]:
+    """By key of the configuration: every dotted path in it that leads to code of the user's, of what the run uses."""
+    named = {f"dataset.{TARGET}": config.dataset._target_}
+    named |= {f"metric.metrics.{name}": name for name in config.metric.metrics}
+    if not config.is_float:
+        named |= {
+            f"quantizer.{TARGET}": config.quantizer[TARGET],
+            f"precision.{TARGET}": config.precision._target_,
+            "calibration.timesteps": path_of(config.calibration.timesteps),
+            "backend": path_of(config.backend),
+        }
+    return model_paths(config.model) | _own(named)
+
+
+def own_record(config: RunConfig) -> dict[str, dict[str, str | None]]:
+    """By key of the configuration: path and hash of the code of the user's that a run uses; JSON types."""
+    return {key: {"path": path, "code": own_digest(path)} for key, path in sorted(own_paths(config).items())}
+
+
+def _own(named: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: path for key, path in named.items() if path and "." in path and is_own(path)}

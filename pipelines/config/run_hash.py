@@ -1,0 +1,62 @@
+"""The hash that names a configuration: what a run's numbers depend on, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from segquant_bench.pipelines.config.own_paths import own_record
+from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
+
+
+def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
+    """A short stable name of what the numbers depend on: no logger, no paths, no cache, no device.
+
+    Files count by their content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`).
+    Two runs of the unquantized model at different `precision` are one and the same.
+    """
+    raw = asdict(run)
+    for key in ("name", "logger", "cache", "report", "polarity"):
+        del raw[key]
+    for key in ("path", "repo", "revision", "variant", "device"):
+        del raw["model"][key]
+    raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
+    raw["model"]["fingerprint"] = model_fingerprint
+    for section in ("dataset", "precision"):  # ways in for one's own, absent from runs without
+        for key in ("_target_", "arguments", "weight", "input"):
+            if not raw[section].get(key):
+                raw[section].pop(key, None)
+    for section, keys in (
+        (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
+        (raw["metric"]["backends"], ("inception", "clip_path")),
+    ):
+        for key in keys:
+            section[key] = Path(section[key]).name if section[key] else None
+    plan = run.quantizer.get("path")
+    if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
+        raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
+    splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
+    raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
+    if run.is_float:
+        raw["quantizer"], raw["precision"], raw["calibration"] = "none", run.model.dtype, None
+    if not run.is_corrected:
+        raw["correction"] = None
+    if raw["calibration"] is not None:  # under its older name, so that hashes of earlier results stay
+        raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
+    if not run.stages:
+        del raw["stages"]
+    if run.is_float or run.backend == REFERENCE:
+        del raw["backend"]
+    if own := own_record(run):
+        raw["own_code"] = own
+    del raw["quantize"], raw["components"]
+    if run.other_components:  # "text_encoders": likewise
+        raw["text_encoders"] = {name: run.components.get(name, {}) for name in run.other_components}
+        if not run.quantizes_denoiser:
+            raw["denoiser"] = None
+    text = json.dumps(raw, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,170 @@
+"""The flat names of a method's settings, as presets, overrides and the choices of `auto` use them.
+
+`rank`, `alpha`, `act_order` … are fields of whatever member takes them; `optimizer`, `calibrator`, `ranges` and
+`rotate` name the members. A setting that no present member takes waits in `Method.spare`: an override that brings in
+such a member finds it there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from segquant import registry
+from segquant.errors import nearest
+from segquant.method.parts import Budget, Cuts, Targets
+from segquant.numerics.formats import scheme_of
+
+MEMBERS = {"optimizer": "optimizer", "rotate": "rotation", "calibrator": "calibrator", "ranges": "range"}
+"""Slot of the registry by flat name."""
+ATTRIBUTES = {"rotate": "rotation"}
+"""Attribute of `Method` by flat name, where they differ."""
+CUTS = {"seglinear": "seglinear", "dualscale": "dualscale", "cuts": "control"}
+TARGETS = ("skip", "overrides", "on_uncalled", "convolutions")
+OWN = ("name", "scheme", "bias_correction", "seed", "budget")
+DEFAULT_ROTATION = "hadamard"
+
+
+class HasParts(Protocol):
+    """What `Method`, which is above this module, has of parts and members."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def cuts(self) -> Cuts: ...
+    @property
+    def targets(self) -> Targets: ...
+    @property
+    def rotation(self) -> Any: ...
+    @property
+    def spare(self) -> Mapping[str, Any]: ...
+
+
+M = TypeVar("M", bound=HasParts)
+
+
+def settings() -> dict[str, list[type]]:
+    """Every setting of a registered member, and the classes that take it."""
+    found: dict[str, list[type]] = {}
+    for slot in MEMBERS.values():
+        for kind in registry.table(slot).values():
+            for field in registry.fields_of(kind):
+                found.setdefault(field, []).append(kind)
+    return found
+
+
+def flat_names() -> set[str]:
+    """All names that `changed` takes, "precision" aside."""
+    return {*OWN, *CUTS, *TARGETS, *MEMBERS, *settings()}
+
+
+def attribute(name: str) -> str:
+    """The attribute of `Method` that holds a member."""
+    return ATTRIBUTES.get(name, name)
+
+
+def value_of(method: HasParts, name: str) -> Any:
+    """The value of a flat name; of a setting that no member of the method takes, what a member brought in would get."""
+    if name in CUTS:
+        return getattr(method.cuts, CUTS[name])
+    if name in TARGETS:
+        return getattr(method.targets, name)
+    if name == "rotate":
+        return method.rotation is not None
+    if name in MEMBERS:
+        return getattr(method, name).name
+    if name in OWN:
+        return getattr(method, name)
+    for member in _members(method):
+        if name in registry.fields_of(type(member)):
+            return getattr(member, name)
+    kinds = settings()
+    if name not in kinds:
+        raise ValueError(f"a method has no {name!r}; {nearest(name, flat_names())}")
+    return method.spare.get(name, registry.default_of(registry.fields_of(kinds[name][0])[name]))
+
+
+def changed(method: M, changes: Mapping[str, Any]) -> M:
+    """The method with other values of flat names ("precision" for the scheme).
+
+    Raises:
+        ValueError: an unknown name, with the nearest; or a value that its part refuses.
+    """
+    changes = dict(changes)
+    if "precision" in changes:
+        changes["scheme"] = scheme_of(changes.pop("precision"))
+    known, kinds = flat_names(), settings()
+    for key in changes:
+        if key not in known:
+            raise ValueError(f"a method has no {key!r}; {nearest(key, known)}")
+    parts: dict[str, Any] = {key: changes[key] for key in OWN if key in changes}
+    if isinstance(parts.get("budget"), Mapping):
+        parts["budget"] = registry.build(Budget, parts["budget"])
+    parts["cuts"] = _replaced(method.cuts, {CUTS[key]: changes[key] for key in CUTS if key in changes})
+    parts["targets"] = _replaced(method.targets, {key: changes[key] for key in TARGETS if key in changes})
+    given = {key: value for key, value in changes.items() if key in kinds}
+    parts |= _with_settings(method, {key: changes[key] for key in MEMBERS if key in changes}, given)
+    return dataclasses.replace(method, **parts)
+
+
+def _with_settings(method: HasParts, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Members with their settings, and the settings that wait."""
+    waiting = {**method.spare}
+    for member in _members(method):
+        waiting |= {key: getattr(member, key) for key in registry.fields_of(type(member))}
+    parts: dict[str, Any] = {}
+    for name, slot in MEMBERS.items():
+        member = getattr(method, attribute(name))
+        if name in chosen:
+            member = _member(name, slot, chosen[name])
+            if isinstance(member, type):  # named, so that it takes over what the one before was set to
+                member = registry.build(member, _taken(waiting, member))
+        if member is not None:
+            own = _taken(given, type(member))
+            member = _replaced(member, _plain(type(member), own))
+        parts[attribute(name)] = member
+    waiting |= given
+    taken = {key for name in MEMBERS for key in registry.fields_of(type(parts[attribute(name)]))}
+    parts["spare"] = _spare({key: value for key, value in waiting.items() if key not in taken})
+    return parts
+
+
+def _member(name: str, slot: str, value: Any) -> Any:
+    """A member, its class, or None, from what a person gives: a name, a member, or its saved form."""
+    if name == "rotate" and isinstance(value, bool):
+        return registry.find(slot, DEFAULT_ROTATION) if value else None
+    if isinstance(value, Mapping):
+        return registry.from_dict(slot, value, asker="a method")
+    if getattr(value, "slot", None) == slot:
+        return value
+    return registry.find(slot, value)
+
+
+def _taken(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    return {key: values[key] for key in registry.fields_of(kind) if key in values}
+
+
+def _plain(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as the fields of `kind` hold them (a mapping becomes the dataclass that the default is)."""
+    return {key: getattr(registry.build(kind, {key: value}), key) for key, value in values.items()}
+
+
+def _spare(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that wait, checked by a member that takes them, without those that are what it has anyway."""
+    found, kinds = {}, settings()
+    for key in sorted(values.keys() & kinds.keys()):  # a member that is not registered takes its settings with it
+        kind, value = kinds[key][0], values[key]
+        checked = getattr(registry.build(kind, {key: value}), key)
+        if checked != registry.default_of(registry.fields_of(kind)[key]):
+            found[key] = checked
+    return found
+
+
+def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
+    return dataclasses.replace(part, **values) if values else part
+
+
+def _members(method: HasParts) -> list[Any]:
+    found = (getattr(method, attribute(name)) for name in MEMBERS)
+    return [member for member in found if member is not None]

@@ -1,0 +1,100 @@
+"""The parts of a method that are no members of a slot: cuts, targets, the budget of `auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segquant.numerics.formats import check_choice
+
+CONTROLS = ("graph", "random", "wrong")
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where layers are cut.
+
+    Args:
+        seglinear: cut linears where the graph says so, each piece with its own parameters.
+        dualscale: one scale per sign for inputs that come out of an activation function.
+        control: "graph", or a control of the paper's Table 6: "random" places or the "wrong" number of pieces.
+    """
+
+    seglinear: bool = False
+    dualscale: bool = False
+    control: str = "graph"
+
+    def __post_init__(self) -> None:
+        check_choice("cuts", self.control, CONTROLS)
+
+    @property
+    def wants_graph(self) -> bool:
+        """Whether the graph has to be read."""
+        return self.seglinear or self.dualscale
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which layers are quantized.
+
+    Args:
+        skip: globs of module names that stay in floating point.
+        overrides: (glob, flat fields) pairs; a layer takes the fields of every glob that matches it, later ones win.
+            "precision" names another scheme, "skip" True leaves the layer in floating point.
+        on_uncalled: "error" or "skip" (leave in floating point) for layers that calibration never called.
+        convolutions: quantize ungrouped nn.Conv2d too (a UNet whole); False leaves everything but linears in floating
+            point, as the paper's authors do.
+    """
+
+    skip: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    on_uncalled: str = "error"
+    convolutions: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("on_uncalled", self.on_uncalled, ("error", "skip"))
+        if isinstance(self.skip, str):
+            raise ValueError(f"skip is a list of globs, not the string {self.skip!r}")
+        object.__setattr__(self, "skip", tuple(str(pattern) for pattern in self.skip))
+        object.__setattr__(self, "overrides", pairs_of(self.overrides))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What `auto` may spend, relative to plain rounding at the same precision.
+
+    Args:
+        bytes: largest size of the quantized layers, as a multiple of what rounding stores (codes and scales).
+        operations: most multiply-accumulates per input row, as a multiple of the layers' own (low-rank
+            branches, rotations, a second integer product for DualScale).
+        average_bits: allow layers to take more or fewer weight bits (4 or 8) than the precision says, as long as
+            the average per weight stays at or below this; None leaves every layer at the precision's.
+    """
+
+    bytes: float = 1.1
+    operations: float = 1.5
+    average_bits: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.bytes >= 1 or not self.operations >= 1:
+            raise ValueError(
+                f"budget bytes={self.bytes}, operations={self.operations}: both are multiples of plain "
+                "rounding's cost and at least 1"
+            )
+        if self.average_bits is not None and not 4 <= self.average_bits <= 8:
+            raise ValueError(f"budget average_bits must lie in [4, 8], not {self.average_bits}")
+
+
+def pairs_of(
+    overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]],
+) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Overrides as pairs, from a mapping or from pairs."""
+    pairs = overrides.items() if isinstance(overrides, Mapping) else overrides
+    found = []
+    for pair in pairs:
+        pattern, changes = pair
+        if not isinstance(changes, Mapping):
+            raise ValueError(f"override {pattern!r} is {changes!r}; give the fields to change, as in {{rank: 16}}")
+        found.append((str(pattern), {str(key): value for key, value in changes.items()}))
+    return tuple(found)

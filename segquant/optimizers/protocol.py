@@ -1,0 +1,175 @@
+"""Optimizer: what is done to a layer before its weight is rounded; Rotation: its part that turns the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from segquant.numerics.layout import Layout
+from segquant.numerics.transform import Transform
+from segquant.observers.stats import InputStats
+from segquant.ranges.protocol import Range
+from segquant.transforms.chain import hides_range
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer, as an optimizer sees it.
+
+    Args:
+        weight: float32 [out, in].
+        layout: its cuts and number formats; the transforms are those that are planned.
+        stats: of its input; None where nothing of the method needs data.
+        ranges: where scales will come from.
+        turn: the rotation that follows the optimizer's own transforms, and its buffers.
+        seed: of everything that draws.
+        name: of the layer, for messages.
+        known: `Fitted.found` of an earlier fit of the same layer by an optimizer with the same `search_key`.
+    """
+
+    weight: Tensor
+    layout: Layout
+    stats: InputStats | None
+    ranges: Range
+    turn: tuple[Transform, ...] = ()
+    turn_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+    name: str = "linear"
+    known: Any = None
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the range of inputs is known of sampled rows alone, once the rotation has turned them."""
+        return hides_range(self.turn)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What an optimizer found for a layer.
+
+    Args:
+        transforms: in the order in which they act on the input; the rotation comes after them.
+        tensors: their buffers.
+        margin: headroom of static scales over the range that was seen, [branches, input segments]; None: none.
+        found: whatever a like fit may reuse (see `Problem.known`).
+    """
+
+    transforms: tuple[Transform, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    margin: Tensor | None = None
+    found: Any = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of a layer, ready to be rounded.
+
+    Args:
+        weight: float32 [rows, in], transformed as the input is.
+        gram: XᵀX of the transformed input [in, in]; None unless something of the method needs it.
+        round: from a weight [rows, in] to the weight on its grid and the scales of that grid.
+    """
+
+    weight: Tensor
+    gram: Tensor | None
+    round: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A layer's weight on its grid and the grid's scales, by branch; and transforms that splitting it took."""
+
+    quantized: list[Tensor]
+    scales: list[Tensor]
+    transforms: tuple[Transform, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Optimizer(Protocol):
+    """What is done to a layer before its weight is rounded.
+
+    To add one: derive a frozen dataclass from this class, decorate it with `segquant.register`, give it a `name`,
+    what it `needs`, its `transforms`, and `fit`; `Method.of(…, optimizer="mine")` takes it. Its fields are its
+    settings; where another optimizer has a field of the same name, it should mean the same.
+
+        @segquant.register
+        @dataclass(frozen=True)
+        class Root(segquant.Optimizer):
+            name: ClassVar[str] = "root"
+            needs: ClassVar[frozenset[str]] = frozenset({"stats"})
+            transforms: ClassVar[tuple[Transform, ...]] = (Smoothing(),)
+            def fit(self, problem):
+                stats, rows = problem.stats, len(problem.layout.branches)
+                vector = torch.maximum(stats.positive, stats.negative).clamp_min(1e-3).sqrt()
+                return Fitted(self.transforms, {"smooth": vector.expand(rows, -1).contiguous()})
+
+    A convolution's columns are the taps of its channels: all `layout.taps` columns of a channel must be transformed
+    alike, or no kernel could apply the transform before the window (`optimizers.ties` helps).
+    """
+
+    slot: ClassVar[str] = "optimizer"
+    name: ClassVar[str]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of "stats" (ranges and sampled rows), "gram" (XᵀX), "salience" (peaks by timestep, PTQ4DiT)."""
+        return frozenset()
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """What `fit` returns, before any number is looked at: for layouts and costs."""
+        return ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether output segments are transformed apart, each with its own quantized input."""
+        return bool(self.transforms)
+
+    @property
+    def search_key(self) -> Any:
+        """What decides `fit`, hashable: candidates of `auto` that agree in it share what the first one found."""
+        return self
+
+    def fit(self, problem: Problem) -> Fitted:
+        """The layer's transforms with their tensors."""
+        ...
+
+    def doubts(self, segments: int) -> bool:
+        """Whether a fresh row is likely to lie beyond the range that was seen, where the input has `segments`.
+
+        Each piece has seen a part of the values only.
+        """
+        return segments > 1
+
+    def round(self, branches: Iterable[Branch], problem: Problem, fitted: Fitted) -> Rounded:
+        """Round every branch, in order; override it to split something off the weight first (as SVDQuant)."""
+        found = [branch.round(branch.weight) for branch in branches]
+        return Rounded([quantized for quantized, _ in found], [scale for _, scale in found])
+
+    def added(self, layout: Layout, name: str) -> tuple[Transform, ...]:
+        """Transforms that `round` will add to a layer of one branch, for costs; nothing of the weight is known.
+
+        Raises:
+            QuantizationError: as `round` refuses the layer for its size.
+        """
+        return ()
+
+
+class Rotation(Protocol):
+    """Turns the (optimized) input, and the weight with it, by an orthogonal matrix that no data decides.
+
+    To add one: as an `Optimizer`, with `transform` and `fit`; `Method.of(…, rotate="mine")` takes it.
+    """
+
+    slot: ClassVar[str] = "rotation"
+    name: ClassVar[str]
+    transform: ClassVar[Transform]
+    """What turns the input; its `mixes` says whether input segments and signs are lost."""
+
+    def fit(self, layout: Layout, seed: int, device: torch.device) -> Mapping[str, Tensor]:
+        """The transform's buffers."""
+        ...

@@ -1,0 +1,160 @@
+"""SVDQuant (arXiv 2411.05007): smoothing, a 16-bit low-rank branch, the rest rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from segquant.errors import QuantizationError
+from segquant.numerics.formats import check_choice
+from segquant.numerics.layout import Layout
+from segquant.numerics.transform import Transform
+from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
+from segquant.optimizers.scaling import STATS, SmoothQuant
+from segquant.optimizers.search import Scaling
+from segquant.optimizers.svd import SVDS, rank_share, truncated, weighted_low_rank
+from segquant.registry import register
+from segquant.transforms.low_rank import HALF, LowRank
+
+DEFAULT_RANK = 32
+FLOAT16_MAX = 6e4
+
+
+@dataclass(frozen=True)
+class Split:
+    """One branch, split and rounded: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
+
+    quantized: Tensor
+    scale: Tensor
+    up: Tensor
+    down: Tensor
+
+
+@register
+@dataclass(frozen=True)
+class SvdQuant(SmoothQuant):
+    """SVDQuant.
+
+    Args:
+        alpha: as SmoothQuant's.
+        rank: of the low-rank branch; None is SVDQuant's 32, but never more than a 32nd of the layer's smaller side,
+            so that the branch stays a small share of a small layer's bytes too.
+        svd: "exact", or "randomized" (Halko et al. 2011) for large layers.
+        iterations: rounds of refitting the branch to what the quantizer left.
+    """
+
+    rank: int | None = None
+    svd: str = "exact"
+    iterations: int = 0
+    name: ClassVar[str] = "svd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("svd", self.svd, SVDS)
+        if (self.rank is not None and self.rank < 1) or self.iterations < 0:
+            raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return STATS | {"gram"} if self.iterations else STATS
+
+    def rank_of(self, in_features: int, out_features: int) -> int:
+        """Rank of the low-rank branch of a layer of that size."""
+        if self.rank is not None:
+            return self.rank
+        return max(1, min(DEFAULT_RANK, min(in_features, out_features) // DEFAULT_RANK))
+
+    def scaling(self, problem: Problem) -> Scaling:
+        layout = problem.layout
+        share = rank_share(layout, self.rank_of(layout.in_features, layout.out_features))
+        return Scaling(self.alpha, rank_share=share)
+
+    def added(self, layout: Layout, name: str) -> tuple[Transform, ...]:
+        return (LowRank((self._checked_rank(layout, name),)),)
+
+    def round(self, branches: Iterable[Branch], problem: Problem, fitted: Fitted) -> Rounded:
+        """Every branch split, the halves of all kept at one dtype."""
+        ranks = self._ranks(problem, fitted)
+        splits: list[Split | None] = []
+        found: list[tuple[Tensor, Tensor]] = []
+        for branch, rank in zip(branches, ranks, strict=True):
+            split = self._split(branch, rank, problem.seed) if rank else None
+            splits.append(split)
+            found.append(branch.round(branch.weight) if split is None else (split.quantized, split.scale))
+        quantized, scales = [entry[0] for entry in found], [entry[1] for entry in found]
+        if not any(ranks):
+            return Rounded(quantized, scales)
+        kept = [split for split in splits if split is not None]
+        half = kept[0].up.dtype
+        if any(split.up.dtype != half for split in kept):
+            half = torch.bfloat16
+        tensors = {
+            "low_rank_down": torch.cat([split.down.to(half) for split in kept]).contiguous(),
+            "low_rank_up": torch.cat([split.up.to(half).flatten() for split in kept]),
+        }
+        return Rounded(quantized, scales, (LowRank(ranks, str(half).removeprefix("torch.")),), tensors)
+
+    def _checked_rank(self, layout: Layout, name: str) -> int:
+        rank = self.rank_of(layout.in_features, layout.out_features)
+        smaller = min(layout.in_features, layout.out_features)
+        if rank > smaller:
+            raise QuantizationError(
+                f"{name}: rank {rank} is larger than the layer, {layout.in_features} -> {layout.out_features}; give a "
+                f"rank of at most {smaller} (for this layer alone: overrides={{{name!r}: {{'rank': {smaller}}}}})"
+            )
+        return rank
+
+    def _ranks(self, problem: Problem, fitted: Fitted) -> tuple[int, ...]:
+        """Rank of each branch: the budget of one rank-r branch on the whole layer goes where the energy is."""
+        layout, smooth = problem.layout, fitted.tensors["smooth"]
+        rank = self._checked_rank(layout, problem.name)
+        if len(layout.branches) == 1:
+            return (rank,)
+        gains: list[tuple[float, int, int]] = []
+        for branch, rows in enumerate(layout.branch_slices):
+            cost = layout.in_features + layout.branches[branch]
+            energies = torch.linalg.svdvals((problem.weight[rows] * smooth[branch]).double()).square() / cost
+            gains += [(energy, branch, cost) for energy in energies.tolist()]
+        left, ranks = rank * (layout.in_features + layout.out_features), [0] * len(layout.branches)
+        for _, branch, cost in sorted(gains, key=lambda gain: -gain[0]):
+            if cost > left:
+                break
+            left -= cost
+            ranks[branch] += 1
+        return tuple(ranks)
+
+    def _split(self, branch: Branch, rank: int, seed: int) -> Split:
+        """Split one branch, and optionally refit the low-rank part to what the quantizer left."""
+        weight, gram = branch.weight, branch.gram
+        up, down = _half(*truncated(weight, rank, self.svd, seed))
+        quantized, scale = branch.round(weight - up.float() @ down.float())
+        best = Split(quantized, scale, up, down)
+        if not self.iterations or gram is None:
+            return best
+        error = _error(weight, best, gram)
+        for _ in range(self.iterations):
+            up, down = _half(*weighted_low_rank(weight - quantized, gram, rank))
+            candidates = [Split(quantized, scale, up, down)]
+            quantized, scale = branch.round(weight - up.float() @ down.float())
+            candidates.append(Split(quantized, scale, up, down))
+            for candidate in candidates:
+                found = _error(weight, candidate, gram)
+                if found < error:
+                    best, error = candidate, found
+        return best
+
+
+def _half(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    peak = max(float(up.abs().amax()), float(down.abs().amax()))
+    half = HALF["float16" if peak < FLOAT16_MAX else "bfloat16"]
+    return up.to(half), down.to(half)
+
+
+def _error(weight: Tensor, found: Split, gram: Tensor) -> float:
+    """||X(W − Q − UD)ᵀ||² up to a factor."""
+    left = weight - found.quantized - found.up.float() @ found.down.float()
+    return float(((left @ gram.to(left.dtype)) * left).sum(dtype=torch.float64))

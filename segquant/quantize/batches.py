@@ -1,0 +1,23 @@
+"""Calibration batches: the first of them, and how a forward is called with one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def head(batches: Iterable[Any], count: int) -> tuple[list[Any], Iterable[Any]]:
+    """The first batches, and all of them again."""
+    iterator = iter(batches)
+    first = list(itertools.islice(iterator, count))
+    return first, itertools.chain(first, iterator) if iterator is batches else batches
+
+
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
+    """Positional and keyword arguments of the model's forward."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), None

@@ -1,0 +1,73 @@
+"""`auto`: every layer's choice, from one more reading of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from segquant.auto.budget import Layer
+from segquant.auto.judge import choose_plan, layer_candidates, pinned
+from segquant.auto.sensitivity import output_gains
+from segquant.graph.segments import Segments
+from segquant.method.plan_file import LayerPlan
+from segquant.method.spec import Method
+from segquant.method.targets import layer_methods
+from segquant.modules.calls import Progress
+from segquant.observers.stats import InputStats
+from segquant.quantize.batches import head
+from segquant.quantize.solved import called, observed
+
+log = logging.getLogger(__name__)
+
+SENSITIVITY_BATCHES = 2
+"""Calibration batches on which `auto` weighs layers against each other; every layer costs a forward pass of each."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What every layer shall do, the statistics if one reading gave them all, and the number of readings."""
+
+    layers: list[LayerPlan]
+    stats: Mapping[str, InputStats] | None
+    passes: int
+
+
+def choose(
+    model: nn.Module,
+    method: Method,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments],
+    stats: Mapping[str, InputStats] | None,
+    memory_limit: int | None,
+    progress: Progress | None,
+) -> Choice:
+    """Judge the candidates of all layers, and choose within the budget."""
+    methods = layer_methods(layers, method)
+    first, batches = head(batches, SENSITIVITY_BATCHES)
+    found: list[Layer] = []
+    kept: Mapping[str, InputStats] | None = None
+    passes = 0
+    for group in observed(model, methods, batches, stats, method.seed, memory_limit, progress):
+        named = {name: layer for name, layer in layers.items() if name in group.stats}
+        if group.last:
+            named |= {name: layer for name, layer in layers.items() if name not in {entry.name for entry in found}}
+        for name, layer in called(named, group.stats, method).items():
+            judged = layer_candidates(
+                layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
+            )
+            found.append(judged)
+            if progress is not None:
+                progress("choose", len(found), len(layers))
+        kept, passes = group.stats if group.last and group.passes <= 1 else None, group.passes
+    if first:
+        gains = output_gains(model, first, {layer.name: layers[layer.name] for layer in found}, progress=progress)
+        found = [dataclasses.replace(layer, gain=gains[layer.name]) for layer in found]
+    else:
+        log.warning("no batches beside the statistics: errors of all layers count the same")
+    return Choice(choose_plan(found, method), kept, passes)

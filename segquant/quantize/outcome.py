@@ -1,0 +1,55 @@
+"""What quantizing did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from segquant.graph.segments import Segments
+from segquant.method.plan_file import LayerPlan
+from segquant.method.spec import Method
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done to a model.
+
+    Args:
+        method: as it was carried out; of `auto` that with one override per layer.
+        segments: where layers were cut, by name.
+        passes: readings of all the data.
+        choices: of `auto`, by layer; None of every other method.
+    """
+
+    method: Method
+    segments: Mapping[str, Segments] = field(default_factory=dict)
+    passes: int = 0
+    choices: tuple[LayerPlan, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary; `from_dict` is its inverse."""
+        found: dict[str, Any] = {
+            "method": self.method.to_dict(),
+            "segments": {name: dataclasses.asdict(entry) for name, entry in self.segments.items()},
+            "passes": self.passes,
+        }
+        if self.choices is not None:
+            found["plan"] = [dataclasses.asdict(entry) for entry in self.choices]
+        return found
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Outcome:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a method that cannot be read.
+        """
+        plan = values.get("plan")
+        return cls(
+            Method.from_dict(values["method"]),
+            {name: Segments(**entry) for name, entry in values["segments"].items()},
+            values.get("passes", 0),
+            None if plan is None else tuple(LayerPlan(**entry) for entry in plan),
+        )

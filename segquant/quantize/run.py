@@ -1,0 +1,193 @@
+"""quantize_: plan, observe once, solve layer by layer, swap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from segquant.calibrators.protocol import Calibrator
+from segquant.errors import QuantizationError
+from segquant.graph.find import find_segments
+from segquant.graph.segments import Segments
+from segquant.method.plan_file import LayerPlan, plan_method
+from segquant.method.spec import Method
+from segquant.method.targets import (
+    control_cuts,
+    layer_methods,
+    refuse_altered,
+    refuse_nothing,
+    refuse_unmatched,
+    targets,
+)
+from segquant.modules.calls import Progress
+from segquant.modules.layers import as_linear, taps_of
+from segquant.modules.swap import swap_
+from segquant.observers.stats import InputStats
+from segquant.quantize.batches import arguments_of, head
+from segquant.quantize.choose import choose
+from segquant.quantize.outcome import Outcome
+from segquant.quantize.solved import Solved, observed
+from segquant.reconstruct.calls import require_repeatable
+from segquant.solve.lay_out import lay_out_layer
+
+
+def quantize_(
+    model: nn.Module,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None = None,
+    *,
+    stats: Mapping[str, InputStats] | None = None,
+    progress: Progress | None = None,
+    memory_limit: int | None = None,
+    streaming: bool = False,
+    workers: int = 1,
+) -> nn.Module:
+    """Replace the model's linears and (ungrouped) 2-D convolutions by quantized ones, in place; deterministic.
+
+    Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes
+    one QuantLinear under all of them. None of `memory_limit`, `streaming` and `workers` changes the result.
+
+    Args:
+        model: float model.
+        method: what to do; see `presets`.
+        batches: arguments of the model's forward, as `observe` takes them; read only as far as the method needs it
+            (one batch for the segments, all for statistics), and once unless Gram matrices exceed `memory_limit`.
+        segments: from `find_segments`, found on the first batch if None and the method wants them.
+        stats: from an earlier `observe` of the same model; then `batches` serves the segments alone (and `auto`, which
+            sends a few of them through the model to weigh its layers).
+        progress: called with (stage, done, total) after every batch and layer.
+        memory_limit: bytes for Gram matrices; the data is read once per group of layers that fits. Half of the free
+            memory if None.
+        streaming: put every layer in place as soon as it is solved, so that float layers are freed on the way (in
+            the last group, since the float model must be whole for the others; not with calibrator "adaround"). An
+            error then leaves a model that is partly quantized.
+        workers: layers solved at once, in threads.
+
+    Returns:
+        the same model. `quantize_with_outcome_` tells what was done to it.
+
+    Raises:
+        QuantizationError: naming the layer, and what to do.
+    """
+    options = _Options(progress, memory_limit, streaming, workers)
+    _quantize(model, method, batches, segments, stats, options)
+    return model
+
+
+def quantize_with_outcome_(
+    model: nn.Module,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None = None,
+    *,
+    stats: Mapping[str, InputStats] | None = None,
+    progress: Progress | None = None,
+    memory_limit: int | None = None,
+    streaming: bool = False,
+    workers: int = 1,
+) -> Outcome:
+    """As `quantize_`, which see; returns what was done to the model."""
+    options = _Options(progress, memory_limit, streaming, workers)
+    return _quantize(model, method, batches, segments, stats, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What changes how the work is done, not its result."""
+
+    progress: Progress | None
+    memory_limit: int | None
+    streaming: bool
+    workers: int
+
+
+def _quantize(
+    model: nn.Module,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None,
+    stats: Mapping[str, InputStats] | None,
+    options: _Options,
+) -> Outcome:
+    refuse_unmatched(model, method)
+    layers = targets(model, method)
+    if method.scheme.weight is None and not layers:
+        return Outcome(method)
+    refuse_altered(layers)
+    refuse_nothing(model, layers, method)
+    methods = layer_methods(layers, method)
+    _require_repeatable(methods, batches)
+    again = batches
+    if segments is None and any(entry.cuts.wants_graph for entry in methods.values()):
+        segments, batches = _segments(model, batches)
+    graph = dict(segments or {})
+    _lay_out(layers, methods, control_cuts(graph, methods))
+    choices: list[LayerPlan] | None = None
+    chosen_in = 0
+    if any(entry.budget is not None for entry in methods.values()):
+        found = choose(
+            model, method, layers, batches, control_cuts(graph, methods), stats, options.memory_limit, options.progress
+        )
+        choices, stats, chosen_in = found.layers, found.stats, found.passes
+        method = plan_method(method, choices, method.name)
+        layers = targets(model, method)
+        methods = layer_methods(layers, method)
+        _require_repeatable(methods, again)
+        _lay_out(layers, methods, control_cuts(graph, methods))
+    outcome = _solve(model, method, methods, layers, batches, again, control_cuts(graph, methods), stats, options)
+    passes = outcome.passes + chosen_in
+    return Outcome(method, outcome.segments, passes, None if choices is None else tuple(choices))
+
+
+def _require_repeatable(methods: Mapping[str, Method], batches: Iterable[Any]) -> None:
+    if any("second_pass" in entry.needs for entry in methods.values()):
+        require_repeatable(batches)
+
+
+def _lay_out(layers: Mapping[str, nn.Module], methods: Mapping[str, Method], segments: Mapping[str, Segments]) -> None:
+    """Refuse layers that a method does not fit, before any data is read."""
+    for name, layer in layers.items():
+        lay_out_layer(as_linear(layer), methods[name], segments.get(name), name, taps_of(layer))
+
+
+def _solve(
+    model: nn.Module,
+    method: Method,
+    methods: Mapping[str, Method],
+    layers: dict[str, nn.Module],
+    batches: Iterable[Any],
+    again: Iterable[Any],
+    segments: Mapping[str, Segments],
+    stats: Mapping[str, InputStats] | None,
+    options: _Options,
+) -> Outcome:
+    """Solve all layers and put them in place; uses `layers` up."""
+    learnt: dict[Calibrator, set[int]] = {}
+    for name, entry in methods.items():
+        if "second_pass" in entry.calibrator.needs:
+            learnt.setdefault(entry.calibrator, set()).add(id(layers[name]))
+    streaming = options.streaming and not learnt
+    solved = Solved(model, method, methods, segments, streaming, options.workers, options.progress)
+    passes = 0
+    for group in observed(model, methods, batches, stats, method.seed, options.memory_limit, options.progress):
+        solved.add(layers, group)
+        passes = group.passes
+    for calibrator, keys in learnt.items():  # needs the float model whole
+        calibrator.refine_(
+            model, solved.modules, again, learn=frozenset(keys), seed=method.seed, progress=options.progress
+        )
+    swap_(model, solved.modules)
+    used = {name: segments[name] for name in solved.names if name in segments}
+    return Outcome(method, used, passes + len(learnt))
+
+
+def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:
+    """Segments from the first batch, and all batches again."""
+    first, batches = head(batches, 1)
+    if not first:
+        raise QuantizationError("there are no calibration batches; give at least one, or segments")
+    return find_segments(model, *arguments_of(first[0])), batches

@@ -1,0 +1,88 @@
+"""Range: where the scales of weights and of static inputs come from."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from segquant.numerics.formats import QuantSpec
+
+
+class Range(Protocol):
+    """What a scale is taken from: the maximum, a percentile, the least squared error, ….
+
+    To add one: derive a frozen dataclass from this class, decorate it with `segquant.register`, give it a `name` and
+    the methods below; `Method.of(…, ranges="mine")` takes it. Its fields are its settings. Derive from `Amax`
+    instead to change one side alone.
+
+        @segquant.register
+        @dataclass(frozen=True)
+        class Half(segquant.ranges.Amax):
+            share: float = 0.5
+            name: ClassVar[str] = "half"
+            def weight_scale(self, weight, dtype, rows, columns, importance=None):
+                return self.share * super().weight_scale(weight, dtype, rows, columns)
+    """
+
+    slot: ClassVar[str] = "range"
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """"stats" if `weight_scale` wants `importance`."""
+    input_rows: ClassVar[bool] = True
+    """Whether `input_range` looks at sampled rows."""
+
+    def weight_scale(
+        self,
+        weight: Tensor,
+        dtype: str,
+        rows: tuple[int, ...],
+        columns: tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        """Scales of a weight's blocks.
+
+        Args:
+            weight: float [out, in].
+            dtype: number format.
+            rows, columns: block sizes, summing to out and in.
+            importance: mean square of the input [in].
+
+        Returns:
+            float32 (float64 for a float64 weight), positive, [len(rows), len(columns)].
+        """
+        ...
+
+    def input_range(
+        self,
+        positive: Tensor,
+        negative: Tensor,
+        rows: Tensor | None,
+        pieces: tuple[int, ...],
+        dual: tuple[bool, ...],
+        spec: QuantSpec,
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Range of a static input per piece: largest value and magnitude of the smallest, [pieces] each, at least 0.
+
+        Args:
+            positive, negative: per channel [in], in the space that is quantized.
+            rows: a sample [n, in] in that space; None unless `input_rows`.
+            pieces, dual: channels per piece, and which pieces have one scale per sign.
+            spec: the input's format.
+            importance: squared column norms of the weight [in].
+        """
+        ...
+
+    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
+        """Whether static scales get room beyond the range, as held-out rows show it.
+
+        Args:
+            hidden: the range is known of sampled rows alone (after a rotation).
+            doubtful: the optimizer says that a fresh row is likely to lie beyond it (see `Optimizer.doubts`).
+        """
+        return False
+
+    def in_search(self) -> Range:
+        """What stands for this range while an optimizer searches: itself, or something far cheaper."""
+        return self

@@ -1,0 +1,42 @@
+"""AdaRound by block reconstruction as a calibrator; it stands here because it runs the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from segquant.calibrators.nearest import Nearest
+from segquant.calibrators.reconstruction import Reconstruction
+from segquant.modules.calls import Progress
+from segquant.reconstruct.blocks import reconstruct_
+from segquant.registry import register
+
+
+@register
+@dataclass(frozen=True)
+class AdaRound(Nearest):
+    """Round to nearest, then learn the rounding block by block (AdaRound, BRECQ; see `reconstruct.blocks`).
+
+    Args:
+        reconstruction: settings of the second pass, the same for the whole model.
+    """
+
+    reconstruction: Reconstruction = Reconstruction()
+    name: ClassVar[str] = "adaround"
+    needs: ClassVar[frozenset[str]] = frozenset({"second_pass"})
+    whole_model: ClassVar[frozenset[str]] = frozenset({"reconstruction"})
+
+    def refine_(
+        self,
+        model: nn.Module,
+        solved: Mapping[int, nn.Module],
+        batches: Iterable[Any],
+        *,
+        learn: frozenset[int],
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        reconstruct_(model, solved, batches, self.reconstruction, learn=learn, seed=seed, progress=progress)
