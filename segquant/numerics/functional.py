@@ -134,7 +134,8 @@ def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     if len(sizes) == 1:
         return x.amax(-1, keepdim=True)
     if uniform(sizes):
-        return x.unflatten(-1, (len(sizes), sizes[0])).amax(-1)
+        folded: Tensor = x.unflatten(-1, (len(sizes), sizes[0]))
+        return folded.amax(-1)
     return torch.stack([piece.amax(-1) for piece in x.split(sizes, -1)], dim=-1)
 
 

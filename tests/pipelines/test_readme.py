@@ -47,4 +47,4 @@ def test_inline_overrides_compose(override: str) -> None:
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         method = build_method(validate(compose("config", overrides=[override])))
-    assert method.overrides
+    assert method.targets.overrides
