@@ -198,7 +198,7 @@ def edited_plan(path: Path, change: object) -> Path:
 @pytest.mark.parametrize("change, said", [
     ("{", "is no plan of quantizer=auto"),
     (lambda c: [], "is no plan"),
-    (lambda c: {**c, "schema": 9}, "schema 9 instead of 1"),
+    (lambda c: {**c, "schema": 9}, "schema 9 instead of 2"),
     (lambda c: {**c, "layers": [{"layer": "up", "chioce": {}}]}, "is no plan.*chioce"),
     (lambda c: {**c, "layers": [{"layer": "up", "choice": {"rotat": True}}]}, "'rotat' cannot be changed.*rotate"),
     (lambda c: {key: value for key, value in c.items() if key != "method"}, "is no plan.*method"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from segquant import PRECISIONS, Method, QuantScheme, QuantSpec, presets
+from segquant.method.plan_file import read_plan
 from segquant.optimizers import SmoothQuant, SvdQuant
 from segquant.ranges import Percentile
 
@@ -100,7 +102,7 @@ def test_settings_that_no_member_takes_wait_for_an_override() -> None:
     assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
 
 
-def test_the_first_versions_form_is_read() -> None:
+def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
     """As the first version wrote it: every setting flat."""
     old = {
         "name": "old", "scheme": {"weight": {"dtype": "int4", "granularity": "group", "group_size": 32,
@@ -118,5 +120,11 @@ def test_the_first_versions_form_is_read() -> None:
         budget={"bytes": 1.2, "operations": 2.0}, reconstruction={"rows": 64},
     )  # fmt: skip
     assert Method.from_dict(old) == expected
+    plan = {"schema": 1, "method": {**old, "budget": None}, "budget": old["budget"],
+            "layers": [{"layer": "x[0]", "choice": {"rank": 2, "precision": "w8a8_dynamic"}, "error": 0.1}]}  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    read = read_plan(tmp_path / "plan.json")
+    chosen = {**dict(expected.targets.overrides), "x[[]0]": {"rank": 2, "precision": "w8a8_dynamic"}}
+    assert read == expected.changed(name="plan", budget=None, overrides=chosen)
     with pytest.raises(ValueError, match="a method of version 9; this version reads 1 and 2"):
         Method.from_dict({**expected.to_dict(), "version": 9})
