@@ -149,7 +149,7 @@ def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str
 
 
 def _is_changed(linear: nn.Module, module: nn.Module) -> bool:
-    return type(module) is not type(linear) or is_wrapper(module.weight)
+    return type(module) is not type(linear) or (isinstance(module.weight, Tensor) and is_wrapper(module.weight))
 
 
 def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:

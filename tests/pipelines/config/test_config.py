@@ -102,7 +102,7 @@ def test_a_plan_is_named_by_its_path(tmp_path: Path) -> None:
         build_method(validate(compose_config(["quantizer=plan"])))
     method = build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])))
     changed = method.for_layer("a.b")
-    assert changed is not None and changed.rotate and method.budget is None
+    assert changed is not None and changed.rotation and method.budget is None
     with pytest.raises(PipelineError, match="another precision"):
         build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}", "precision=w4a8"])))
 
