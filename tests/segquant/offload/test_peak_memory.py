@@ -76,8 +76,8 @@ import json, resource, sys, torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from segquant import presets, quantize_
-from segquant.offload import FileWeights, Offloaded
-from segquant.stream import quantize_offloaded_
+from segquant.offload.weights import FileWeights, Offloaded
+from segquant.offload.quantize import quantize_offloaded_
 from tests.segquant.offload.test_peak_memory import Stack
 from pathlib import Path
 
