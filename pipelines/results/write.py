@@ -20,12 +20,11 @@ from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.cache import Finished, link_tree
 from segquant_bench.pipelines.stages.components.quantize import RECORD as COMPONENTS
-from segquant_bench.pipelines.stages.generate import pictures_folder
+from segquant_bench.pipelines.stages.generate import BACKENDS, pictures_folder
 from segquant_bench.pipelines.stages.graph import graph_record
 from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS
 from segquant_bench.pipelines.stages.reference import SIZE
-from segquant_bench.pipelines.stages.generate import BACKENDS
 from segquant_bench.pipelines.stages.run import Run
 
 SCHEMA = 1

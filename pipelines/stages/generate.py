@@ -17,7 +17,6 @@ from segquant_bench.pipelines.stages.quantized import in_place, run_by
 from segquant_bench.pipelines.stages.reference import pictures_depends, sample_pictures
 from segquant_bench.pipelines.stages.run import Run, Stage
 
-
 BACKENDS = "backends.json"
 
 
@@ -43,7 +42,10 @@ GENERATE = Stage(
     code=(*SAMPLING_CODE, "pipelines.correction", "pipelines.stages.reference"),
     depends=_depends, when=_is_quantized,
 )  # fmt: skip
-"""images/: the quantized model's pictures; backends.json: how many layers each backend ran. A run that quantizes nothing has those of `reference`."""
+"""images/: the quantized model's pictures; backends.json: how many layers each backend ran.
+
+A run that quantizes nothing has the pictures of `reference`.
+"""
 
 
 def pictures_folder(run: Run) -> Path:
