@@ -1,8 +1,8 @@
 """The flat names of a method's settings, as presets, overrides and the choices of `auto` use them.
 
 `rank`, `alpha`, `act_order` … are fields of whatever member takes them; `optimizer`, `calibrator`, `ranges` and
-`rotate` name the members. A setting that no present member takes waits in `Method.spare`: an override that brings such a
-member in finds it there.
+`rotate` name the members. A setting that no present member takes waits in `Method.spare`: an override that brings such
+a member in finds it there.
 """
 
 from __future__ import annotations
