@@ -242,7 +242,8 @@ def test_an_own_transform_works_everywhere(package: Path) -> None:
     chosen = presets.auto("w8a8_tensor", overrides={"*": {"optimizer": "sorted"}}, budget={"operations": 4})
     outcome = segquant.quantize_with_outcome_(Block(), chosen, block_batches(12, seed=1), BLOCK_SEGMENTS)
     assert outcome.choices is not None and all(
-        entry is not None and entry.optimizer.name == "sorted" for entry in map(outcome.method.for_layer, BLOCK_SEGMENTS)
+        entry is not None and entry.optimizer.name == "sorted"
+        for entry in map(outcome.method.for_layer, BLOCK_SEGMENTS)
     )
 
 
@@ -300,7 +301,9 @@ assert "mine" not in sys.modules
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all("which is not registered here; import the package that defines it" in x for x in lines)
+    assert len(lines) == 3 and all(
+        "which is not registered here; import the package that defines it" in x for x in lines
+    )
     assert "transform 'flip'" in lines[0] and "method 'mine' was made with optimizer 'sorted'" in lines[1]
 
 
