@@ -57,6 +57,16 @@ def write_report(
     """
     runs = load_results(directories)
     folder = Path(directories[0] if output is None else output)
+    texts, pictures = _contents(runs, grid, rows)
+    for name, content in pictures.items():
+        save_bytes(folder / name, content)
+    for name, text in texts.items():
+        save_text(folder / name, text)
+    return {name: folder / name for name in (*texts, *pictures)}
+
+
+def _contents(runs: Sequence[RunResult], grid: bool, rows: int) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Texts and pictures by file name."""
     ordered = sort_runs(runs)
     comparisons, refused = compare_runs(runs)
     comparisons += against_unquantized(runs)
@@ -66,21 +76,16 @@ def write_report(
     plot = metric_plot(ordered)
     pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
-    page = render_page(ordered, tables, comparisons, refused, pictures, LEGEND, more.sections)
     texts = {
         "table.md": "\n".join([*map(to_markdown, tables), LEGEND, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs)),
         "table.tex": "\n".join(map(to_latex, tables)),
         "comparisons.md": comparisons_markdown(comparisons, refused),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
-        "report.html": page,
+        "report.html": render_page(ordered, tables, comparisons, refused, pictures, LEGEND, more.sections),
         **more.texts,
     }
-    for name, content in pictures.items():
-        save_bytes(folder / name, content)
-    for name, text in texts.items():
-        save_text(folder / name, text)
-    return {name: folder / name for name in (*texts, *pictures)}
+    return texts, pictures
 
 
 def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, bytes]:

@@ -84,7 +84,7 @@ class EvalResult:
                 against=raw["against"],
                 delta=None if raw.get("delta") is None else float(raw["delta"]),
                 delta_interval=_decode_interval(raw.get("delta_interval")),
-                unit=raw.get("unit", ""),  # results before 0.2 have none
+                unit=raw.get("unit", ""),  # older results have none
             )
         except KeyError as missing:
             raise EvalError(f"a metric entry has no {missing}; its keys are {sorted(raw)}") from missing
@@ -165,8 +165,7 @@ class RunResult:
 _REQUIRED = ("name", "model", "quantizer", "precision", "dataset", "seed", "n_images", "metrics", "prompts")
 
 
-def load_result(path: Path) -> RunResult:
-    """Read one `results.json`. EvalError if it is truncated, of another schema or lacks a key."""
+def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -180,6 +179,12 @@ def load_result(path: Path) -> RunResult:
     if missing:
         raise EvalError(f"{path} lacks {', '.join(missing)}; run that job again")
     _rename(raw)
+    return raw
+
+
+def load_result(path: Path) -> RunResult:
+    """Read one `results.json`. EvalError if it is truncated, of another schema or lacks a key."""
+    raw = _read(path)
     output_error = raw.get("output_error")
     return RunResult(
         path=path,

@@ -21,7 +21,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.modulation(nn.functional.silu(condition)).chunk(2, dim=-1)
         hidden = nn.functional.gelu(self.up(x * (1 + scale) + shift))
-        return self.down(torch.cat([hidden, x], dim=-1))
+        output: Tensor = self.down(torch.cat([hidden, x], dim=-1))
+        return output
 
 
 torch.manual_seed(0)

@@ -40,6 +40,9 @@ def _require_benchmark(command: str) -> None:
 
 def segquant() -> None:
     """One run of the benchmark, or a sweep."""
+    if sys.argv[1:] == ["--version"]:  # Hydra would print its own
+        print(f"segquant {importlib.metadata.version('segquant')}")
+        return
     _require_benchmark("segquant")
     if sys.argv[1:] in (["--help"], ["-h"]):  # with further arguments Hydra prints the same page
         from segquant_bench.pipelines.config.help import help_page

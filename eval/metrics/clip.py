@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
     """100 · max(cos, 0) of row i with row i (CLIPScore's scale as torchmetrics has it), float64 [n]."""
     cosine = np.einsum("nd,nd->n", pictures.astype(np.float64), captions.astype(np.float64))
-    return 100.0 * np.maximum(cosine, 0.0)
+    found: np.ndarray = 100.0 * np.maximum(cosine, 0.0)
+    return found
 
 
 def top1(

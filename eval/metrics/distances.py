@@ -76,8 +76,13 @@ def _mean_and_root(x: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
 def _nuclear_norm(a: np.ndarray, b: np.ndarray) -> float:
     """Sum of the singular values of A Bᵀ."""
     if min(len(a), len(b)) > a.shape[1]:
-        a, b = np.linalg.qr(a, mode="r"), np.linalg.qr(b, mode="r")
+        a, b = _triangle(a), _triangle(b)
     return float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
+
+
+def _triangle(matrix: np.ndarray) -> np.ndarray:
+    """R of the QR decomposition."""
+    return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 def _compress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +90,7 @@ def _compress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     both = np.concatenate([x, y])
     if len(both) >= both.shape[1]:
         return x, y
-    coordinates = np.linalg.qr(both.T, mode="r").T
+    coordinates = _triangle(both.T).T
     return coordinates[: len(x)], coordinates[len(x) :]
 
 
@@ -96,7 +101,7 @@ def _replicates_fixed(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
     # Every resample of x is a row mixture of x, so A Bᵀ is the same mixture of the rows of x Bᵀ.
     cross = x @ b.T
     if cross.shape[1] > cross.shape[0]:
-        cross = np.linalg.qr(cross.T, mode="r").T
+        cross = _triangle(cross.T).T
     out = np.empty(len(counts))
     squares = np.einsum("nd,nd->n", x, x)
     for i, c in enumerate(counts):
@@ -132,7 +137,7 @@ def kernel_replicates(x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, paire
 
 
 def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1.0) ** 3
+    return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
 
 
 def _within(kernel: np.ndarray, counts: np.ndarray) -> float:

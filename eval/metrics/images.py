@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segquant_bench.eval.errors import EvalError
 
+T = TypeVar("T")
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -82,10 +84,10 @@ def read_rgb(path: Path) -> np.ndarray:
         raise EvalError(f"{path} is truncated or damaged ({error}); generate it again") from error
 
 
-def batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    """Consecutive slices of at most `size` paths."""
-    for start in range(0, len(paths), size):
-        yield paths[start : start + size]
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def content_hash(paths: Sequence[Path]) -> str:

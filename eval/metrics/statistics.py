@@ -25,7 +25,7 @@ def bootstrap_counts(n: int, replicates: int, seed: int) -> np.ndarray:
 
 def mean_replicates(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean of `values` [n] in every resample: float64 [replicates]."""
-    return counts @ np.asarray(values, dtype=np.float64) / counts.shape[1]
+    return np.asarray(counts @ np.asarray(values, dtype=np.float64) / counts.shape[1])
 
 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> Interval:

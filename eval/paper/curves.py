@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,10 @@ from segquant_bench.eval.results import Interval, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.table import Cell, Column, Table, heads, number
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 PROMPTS = "calibration.prompts"
 LEAST_STEPS = 3
@@ -99,17 +104,11 @@ def size_curves(runs: Sequence[RunResult]) -> Panels:
         for (place, label), members in lines.items():
             if len({settings(run)[PROMPTS] for run in members}) > 1:
                 ordered = sorted(members, key=lambda run: settings(run)[PROMPTS])
-                found = [(float(settings(run)[PROMPTS]), value) for run in ordered if (value := cell(run)) is not None]
-                x, cells = tuple(prompts for prompts, _ in found), [value for _, value in found]
-                panels.setdefault(f"{title} at {place}", []).append(
-                    Curve(
-                        label,
-                        is_ours(method_name(members[0])),
-                        x,
-                        tuple(value.value for value in cells),
-                        tuple(value.interval for value in cells),
-                    )
-                )
+                cells = [(float(settings(run)[PROMPTS]), cell(run)) for run in ordered]
+                points = [(x, c.value, c.interval) for x, c in cells if c is not None and c.value is not None]
+                x, y, intervals = zip(*points, strict=True) if points else ((), (), ())
+                curve = Curve(label, is_ours(method_name(members[0])), x, y, intervals)
+                panels.setdefault(f"{title} at {place}", []).append(curve)
     return panels
 
 
@@ -135,7 +134,7 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(3.9 * columns + 2.2, 3.3 * rows + 0.3)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for index, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
         for curve in curves:
             line = _line(panel, curve, styles[curve.label], band=len(curves) <= BANDS)
@@ -150,9 +149,9 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
     return to_png(figure)
 
 
-def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, object]]:
+def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
     """By label: warm colours for SegQuant and auto, cold ones for the others; dashed when they come round again."""
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
     counts = {True: 0, False: 0}
     for curve in curves:
         if curve.label in found:
@@ -169,7 +168,7 @@ def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, object]]:
     return found
 
 
-def _line(panel: object, curve: Curve, style: dict[str, object], *, band: bool) -> object:
+def _line(panel: Axes, curve: Curve, style: dict[str, Any], *, band: bool) -> Artist:
     """Draw the line and, if wanted, a band for its intervals; returns what the legend shows."""
     if band:
         edges = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
@@ -179,7 +178,7 @@ def _line(panel: object, curve: Curve, style: dict[str, object], *, band: bool) 
     return line
 
 
-def _scales(panel: object, curves: Sequence[Curve], doubling: bool) -> None:
+def _scales(panel: Axes, curves: Sequence[Curve], doubling: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     panel.set_yscale("log")

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure in inches."""
+def new_figure(width: float, height: float, wspace: float | None = None) -> Figure:
+    """An empty figure in inches; `wspace` between panels, as a share of their width."""
     # matplotlib takes a second to import, which reports without figures do not need to wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(wspace=wspace))
     FigureCanvasAgg(figure)
     return figure
 

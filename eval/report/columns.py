@@ -126,7 +126,8 @@ def _quantized_bytes(run: RunResult, key: str) -> int | None:
     """Of the components that were quantized together; of the denoiser where none was."""
     parts = quantized_parts(run) or (DENOISER,)
     sizes = [getattr(run, key) if part == DENOISER else run.components.get(part, {}).get(key) for part in parts]
-    return None if None in sizes else sum(sizes)
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _encoder_error(run: RunResult) -> Cell | None:

@@ -191,8 +191,8 @@ def _tile_size(picture: Image.Image) -> int:
 def _fit(picture: Image.Image, tile: int) -> Image.Image:
     """The picture centred in a square of `tile` pixels."""
     side = max(picture.size)
-    size = tuple(max(round(edge * tile / side), 1) for edge in picture.size)
+    width, height = (max(round(edge * tile / side), 1) for edge in picture.size)
     kind = Image.Resampling.NEAREST if tile % side == 0 else Image.Resampling.LANCZOS
     square = Image.new("RGB", (tile, tile), PAPER)
-    square.paste(picture.resize(size, kind), ((tile - size[0]) // 2, (tile - size[1]) // 2))
+    square.paste(picture.resize((width, height), kind), ((tile - width) // 2, (tile - height) // 2))
     return square

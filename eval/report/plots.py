@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
 from segquant_bench.eval.report.canvas import new_figure, to_png
@@ -12,6 +13,9 @@ from segquant_bench.eval.report.known import is_ours
 from segquant_bench.eval.report.labels import group_key, labels, places, quantized_parts
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.table import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ERRORS = ("layer_error", "output_error")
 COLOURS = {True: "#c2410c", False: "#475569"}
@@ -36,8 +40,7 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
         max(0.3 * len(members) + 0.75, 0.1 * max(map(len, title.split("\n"))) + 0.35)
         for members, title in zip(groups.values(), titles, strict=True)
     ]
-    figure = new_figure(3.3 * len(shown) + 1.6, sum(heights) + 0.4)
-    figure.get_layout_engine().set(wspace=0.06)
+    figure = new_figure(3.3 * len(shown) + 1.6, sum(heights) + 0.4, wspace=0.06)
     panels = figure.subplots(len(groups), len(shown), sharey="row", squeeze=False, height_ratios=heights)
     names = labels(quantized)
     for number, (row, members) in enumerate(zip(panels, groups.values(), strict=True)):
@@ -71,7 +74,7 @@ def _head(quantity: Quantity) -> str:
     return f"{head.name}{unit}\n{better}"
 
 
-def _draw(panel: object, quantity: Quantity, runs: Sequence[RunResult]) -> None:
+def _draw(panel: Axes, quantity: Quantity, runs: Sequence[RunResult]) -> None:
     for y, run in enumerate(runs):
         cell = quantity.cell(run)
         if cell is None or cell.value is None or math.isinf(cell.value):

@@ -82,7 +82,7 @@ def denoiser_class(class_name: str) -> type[nn.Module]:
     Raises:
         PipelineError: the installed diffusers has none.
     """
-    import diffusers
+    import diffusers  # put off: slow, and a finished run needs none of it
 
     found = getattr(diffusers, class_name, None)
     if not isinstance(found, type):
@@ -96,12 +96,13 @@ def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "me
     Raises:
         PipelineError: no such class, or it refuses the config.
     """
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
-    kind = denoiser_class(class_name)
+    kind: Any = denoiser_class(class_name)
     try:
         with torch.device(device):
-            return kind.from_config(dict(config)).eval()
+            model: nn.Module = kind.from_config(dict(config)).eval()
+            return model
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise PipelineError(f"{class_name} cannot be built from its configuration: {one_line(error)}") from error
 
@@ -118,4 +119,19 @@ def meta_denoiser(name: str, **changes: Any) -> tuple[nn.Module, dict[str, Any]]
     """
     found = architecture(name, **changes)
     model = build_denoiser(found.class_name, found.config)
-    return model, example_inputs(found.class_name, model.config)
+    return model, example_inputs(found.class_name, config_of(model))
+
+
+def config_of(model: nn.Module) -> Mapping[str, Any]:
+    """The whole configuration of a model of diffusers, defaults filled in.
+
+    Raises:
+        PipelineError: the module has none.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, Mapping):
+        raise PipelineError(
+            f"{type(model).__name__} has no configuration (config) to take its arguments' sizes from; give them as "
+            "model.inputs={ARGUMENT: SHAPE, …}"
+        )
+    return config

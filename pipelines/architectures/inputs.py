@@ -68,7 +68,8 @@ def example_inputs(
         known = {**config, **(call or {})}
         for name, choices in arguments.pop(_SIZES, {}).items():
             known[name] = _first(choices, known)
-        return filled(arguments, known, device)
+        found: dict[str, Any] = filled(arguments, known, device)
+        return found
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(f"the arguments of {class_name} do not follow from its configuration: {error}") from error
 
@@ -84,7 +85,7 @@ def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
 
 def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
     """`value` with tensors in the place of their descriptions; conditional entries decided."""
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     if isinstance(value, list):
         return [filled(item, config, device) for item in value]

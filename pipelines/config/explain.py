@@ -56,6 +56,7 @@ def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str
         key: where it stands in the configuration.
         error: of the download.
     """
+    # Put off: only a failed download needs the hub's errors.
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     repo, seen = config.repo, list(causes(error))
@@ -76,7 +77,7 @@ def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str
 
 
 def pickles_only(files: Sequence[str], key: str) -> str:
-    """How to come by safetensors where there are only these pickles; empty without any."""
+    """How to get safetensors where there are only these pickles; empty without any."""
     if not files:
         return ""
     return (

@@ -64,14 +64,16 @@ def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Any:
         if key not in known:
             raise PipelineError(f"{name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
     try:
-        return preset(**arguments)
+        method = preset(**arguments)
     except TypeError as error:
         raise PipelineError(f"quantizer={name}: {error}") from error
     except ValueError as error:
         raise PipelineError(str(error)) from error
+    return _checked(method, f"{package}.{function}")
 
 
 def _checked(made: Any, target: str) -> Method | Peer:
+    # put off: who only reads a finished run's configuration needs no torch
     from segquant import Method
     from segquant_bench.pipelines.peers import Peer
 

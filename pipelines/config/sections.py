@@ -68,13 +68,12 @@ class PartConfig:
 class ModelConfig:
     """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`).
 
-    `pipeline` names another pipeline class than the directory's own, `parts` its components that lie elsewhere,
-    `scheduler` another scheduler class, made from the shipped one's settings and `scheduler_settings`. With
-    embeddings "cached" every prompt is encoded once, before the denoiser is loaded, and the text encoders are
-    released. `offload` says what waits in main memory while it is not used: whole components, or, of the denoiser,
-    single blocks, whose weights are read from disk whenever they run. `convolutions`: its nn.Conv2d are quantized
-    like its linears; true of UNets, which are largely made of them. `control` says what the control pictures of a
-    ControlNet are made of the real ones: canny.
+    `pipeline`: another pipeline class than the directory's own. `parts`: components that lie elsewhere. `scheduler`:
+    another class, made from the shipped one's settings and `scheduler_settings`. `embeddings`: "live", or "cached"
+    (every prompt is encoded once before the denoiser is loaded, then the text encoders are released). `offload`:
+    "none", "components" (they wait in main memory) or "blocks" (the denoiser's are read from disk as they run).
+    `convolutions`: quantize nn.Conv2d too, as UNets want. `control`: how a ControlNet's control pictures are made of
+    the real ones: "canny".
     """
 
     name: str = MISSING

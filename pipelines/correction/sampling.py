@@ -99,7 +99,8 @@ def corrected_step(
 
     def lessened(*args: Any, **kwargs: Any) -> Tensor:
         drawn = draw(*args, **kwargs)
-        return drawn * per_channel(noise.to(drawn), drawn)
+        less: Tensor = drawn * per_channel(noise.to(drawn), drawn)
+        return less
 
     with _drawing(scheduler, lessened):
         return original(*bound.args, **bound.kwargs), True
@@ -145,7 +146,8 @@ def _trial(scheduler: Any, bound: inspect.BoundArguments, prediction: float, noi
 
 def _draws(scheduler: Any) -> dict[str, Any]:
     """The globals in which the scheduler's step looks up the function that draws noise."""
-    return inspect.unwrap(type(scheduler).step).__globals__
+    names: dict[str, Any] = inspect.unwrap(type(scheduler).step).__globals__
+    return names
 
 
 @contextmanager
@@ -169,7 +171,8 @@ def add_per_channel(latents: Tensor, bias: Tensor) -> Tensor:
 
 def latents_of(result: Any) -> Tensor:
     """The next latents out of what a scheduler's step returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
+    latents: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return latents
 
 
 def with_latents(result: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -37,7 +37,8 @@ def canny(grey: np.ndarray, sigma: float = SIGMA, low: float = LOW, high: float 
     strong = np.zeros(count + 1, dtype=bool)
     strong[labels[thin >= high]] = True
     strong[0] = False
-    return strong[labels]
+    edges: np.ndarray = strong[labels]
+    return edges
 
 
 def _is_ridge(magnitude: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:

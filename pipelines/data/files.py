@@ -96,7 +96,8 @@ def read_archive(archive: Path) -> Source:
     for row in rows:
         if row["split"] in split:
             split[row["split"]].append(Entry(row["file"], str(row["caption"]), Picture(archive, row["file"])))
-    return Source(split["evaluation"], split["calibration"], tuple(entry.picture for entry in split["evaluation"]))
+    pictures = tuple(Picture(archive, entry.key) for entry in split["evaluation"])
+    return Source(split["evaluation"], split["calibration"], pictures)
 
 
 def read_prompts(path: Path) -> list[Entry]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
@@ -131,9 +132,9 @@ def _decode(blob: bytes, picture: Picture) -> Image.Image:
 
 def _is_grey16(image: Image.Image) -> bool:
     """Whether 65,535 is white. Pillow reads TIFFs of 12 bits, or with black and white swapped, into the same mode."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
-        return image.mode.startswith("I;16") and bits == (16,) and black_is_zero
+        return image.mode.startswith("I;16") and bits == (16,) and bool(black_is_zero)
     return image.format in GREY16 and image.mode in ("I;16", "I;16B", "I")
 
 

@@ -40,7 +40,8 @@ def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str
 
 def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
     """Everything of the pipeline that diffusers has a model class for, without weights."""
-    dtype, empty = getattr(torch, config.dtype), {}
+    dtype = getattr(torch, config.dtype)
+    empty: dict[str, Any] = {}
     for name, entry in read_index(directory).items():
         folder = directory / name
         if isinstance(entry, list) and entry[0] == "diffusers" and (folder / "config.json").is_file():
@@ -62,7 +63,8 @@ def assemble(config: ModelConfig, directory: Path, embeddings: Path | None) -> A
     Raises:
         PipelineError: as `load_pipeline`; a denoiser that cannot be offloaded.
     """
-    index, given = read_index(directory), {}
+    index = read_index(directory)
+    given: dict[str, Any] = {}
     if embeddings is not None:
         given |= text_components(index)
     if config.offload == "blocks":

@@ -1,6 +1,4 @@
-"""What is not where it runs: components that wait in main memory, denoisers whose blocks are read from disk as they
-run, modules without any weights at all.
-"""
+"""Denoisers whose blocks stay on disk until they run (model.offload=blocks), and modules without weights."""
 
 from __future__ import annotations
 
@@ -35,10 +33,12 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     config = kind.load_config(folder)
     kind = _successor(kind, config)
     with _default_dtype(dtype), init_empty_weights():
-        return kind.from_config(config).eval()
+        module: nn.Module = kind.from_config(config).eval()
+        return module
 
 
 def _successor(kind: Any, config: dict[str, Any]) -> Any:
+    # Put off: slow, and a finished run needs none of it.
     from diffusers.models.model_loading_utils import _CLASS_REMAPPING_DICT, _fetch_remapped_cls_from_config
 
     return _fetch_remapped_cls_from_config(config, kind) if kind.__name__ in _CLASS_REMAPPING_DICT else kind

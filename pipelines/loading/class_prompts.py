@@ -11,7 +11,7 @@ from segquant_bench.pipelines.errors import PipelineError, nearest
 IMAGENET_CLASSES = 1000
 
 
-class ClassPromptPipeline(DiTPipeline):
+class ClassPromptPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no types
     """A `DiTPipeline` whose prompts are ImageNet classes, by number or by a name that its model_index.json lists."""
 
     def __call__(
@@ -62,4 +62,4 @@ class ClassPromptPipeline(DiTPipeline):
             raise PipelineError(
                 f"the prompt {text!r} names no class; give a number below {IMAGENET_CLASSES} or a class name ({hint})"
             )
-        return names[text.lower()]
+        return int(names[text.lower()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -58,14 +58,14 @@ class DeviceHook:
     """A component's forward pre-hook, which brings it onto its device.
 
     diffusers' own off-loading puts accelerate's hooks on components, which replace their forwards, know each other and
-    cannot be copied; a copy of one with a door comes in through the same door, so it may run in its stead.
+    cannot be copied. A copy of a component shares this hook, so it may run in the component's place.
     """
 
-    def __init__(self, residence: DeviceSlot, group: str) -> None:
-        self.residence, self.group = residence, group
+    def __init__(self, slot: DeviceSlot, group: str) -> None:
+        self.slot, self.group = slot, group
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
-        self.residence.enter(module, self.group)
+        self.slot.enter(module, self.group)
 
     pre_forward = __call__
     """The name by which diffusers calls it before an autoencoder encodes or decodes."""
@@ -73,15 +73,15 @@ class DeviceHook:
     def __deepcopy__(self, _: dict[int, Any]) -> DeviceHook:
         return self
 
-    def open_to(self, module: nn.Module) -> None:
-        """From now on the module comes in here whenever it runs, before any other hook of it."""
+    def attach(self, module: nn.Module) -> None:
+        """Bring the module onto the device whenever it runs, before any of its other hooks."""
         module.register_forward_pre_hook(self, prepend=True)
         if hasattr(module, "decode"):
-            module._hf_hook = self
+            cast(Any, module)._hf_hook = self
 
 
 def hook_of(module: nn.Module) -> DeviceHook | None:
-    """The door that a module comes in through; None if it stays where it is."""
+    """The hook that brings a module onto its device; None if the module stays where it is."""
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, DeviceHook)), None)
 
 
@@ -95,13 +95,13 @@ def offload_components(pipeline: Any, device: str, fixed: Collection[str] = ()) 
         device: where it runs.
         fixed: names of components that stay where they are.
     """
-    residence = DeviceSlot(device)
+    slot = DeviceSlot(device)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and name not in fixed:
             own = "text_encoder" in name or hasattr(module, "decode")
-            DeviceHook(residence, name if own else "every step").open_to(module)
+            DeviceHook(slot, name if own else "every step").attach(module)
     pin_device(pipeline, device)
-    kind = type(pipeline)
+    kind: Any = type(pipeline)
 
     def assign(self: Any, name: str, value: Any) -> None:
         before = vars(self).get(name)
@@ -113,16 +113,16 @@ def offload_components(pipeline: Any, device: str, fixed: Collection[str] = ()) 
 
 
 def _replace(before: nn.Module, after: nn.Module) -> None:
-    door = hook_of(before)
-    if door is None:
+    hook = hook_of(before)
+    if hook is None:
         return
-    door.residence.leave(before)
+    hook.slot.leave(before)
     if hook_of(after) is None:
-        door.open_to(after)
-        door(after)  # it may be on the device already, and be in the way of others
+        hook.attach(after)
+        hook(after)  # it may be on the device already, and be in the way of others
 
 
 def empty_cache(device: torch.device) -> None:
-    """Let go of what torch keeps for later, so that what is free shows."""
+    """Free the memory that torch caches on a device."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()

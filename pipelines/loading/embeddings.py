@@ -1,7 +1,6 @@
-"""Prompt embeddings computed once: what `encode_prompt` returns for every prompt, kept on disk, handed to a pipeline
-that has no text encoders.
+"""Prompt embeddings, computed once and kept on disk, for a pipeline without text encoders.
 
-Every prompt is encoded by itself, so its embedding does not depend on what it is batched with.
+Every prompt is encoded by itself, so that its embedding does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def _stop(*_: Any, **__: Any) -> None:
 
 
 class _Recorder:
-    """Stands for a pipeline's `encode_prompt`, and keeps what that returns."""
+    """Replaces a pipeline's `encode_prompt` and keeps what it returns."""
 
     def __init__(self, pipeline: Any) -> None:
         self.encode = pipeline.encode_prompt
@@ -181,7 +180,7 @@ class Embeddings:
 
     def _collated(self, rows: list[list[Any]], device: torch.device) -> Any:
         """The results for several prompts as `encode_prompt` returns them; what has no row per prompt is shared."""
-        results = []
+        results: list[torch.Tensor | None] = []
         for column in zip(*rows, strict=True):
             if column[0] is None:
                 results.append(None)
@@ -195,4 +194,5 @@ class Embeddings:
 
     def _tensor(self, name: str) -> torch.Tensor:
         with safe_open(self.folder / self.files[name], framework="pt") as file:
-            return file.get_tensor(name).clone()
+            tensor: torch.Tensor = file.get_tensor(name).clone()
+            return tensor

@@ -10,10 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.pipelines.config.explain import no_room, not_had, pickles_only
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import tree_digest
-from segquant_bench.pipelines.runtime.paths import ZOO, ZOO_ADVICE
+from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO, ZOO_ADVICE
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +50,16 @@ def _download(config: ModelConfig | PartConfig, key: str) -> Path:
     try:
         return _from_hub(config)
     except (OSError, ValueError, RuntimeError) as error:
-        from segquant_bench.pipelines.config.explain import not_had
-
         raise PipelineError(not_had(config, key, error)) from error
 
 
 def _from_hub(config: ModelConfig | PartConfig) -> Path:
     if isinstance(config, PartConfig):
+        # Put off: only what is not on this machine needs the hub.
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(config.repo, revision=config.revision, allow_patterns=patterns))
+        return Path(snapshot_download(str(config.repo), revision=config.revision, allow_patterns=patterns))
     from diffusers import DiffusionPipeline
 
     quieten()
@@ -71,7 +71,7 @@ def _from_hub(config: ModelConfig | PartConfig) -> Path:
 
 def quieten() -> None:
     """Leave it to errors to say what is wrong: no warnings and progress bars of diffusers and transformers."""
-    from diffusers.utils import logging as diffusers_logging
+    from diffusers.utils import logging as diffusers_logging  # put off: slow, and a finished run needs none of it
     from transformers.utils import logging as transformers_logging
 
     for module in (diffusers_logging, transformers_logging):
@@ -80,13 +80,12 @@ def quieten() -> None:
 
 
 def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
-    """How to come by what is missing from a folder; the small pipelines of this repository are trained, not fetched."""
+    """How to get what a folder lacks: train one of this repository's pipelines, fetch any other."""
     directory = directory.resolve()
     if directory == ZOO or not directory.is_relative_to(ZOO):
         return otherwise
     if not ZOO.is_dir():
         return f"the package does not contain it; {ZOO_ADVICE}"
-    from segquant_bench.pipelines.runtime.paths import FAMILIES
 
     folder = directory.relative_to(ZOO).parts[0]
     family = next((family for family, name in FAMILIES.items() if name == folder), None)
@@ -110,7 +109,7 @@ def read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def components(index: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Name and class of every component that a model_index.json lists; the class of an empty one is None."""
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2:
@@ -133,8 +132,6 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
 def _check_weights(folder: Path, class_name: str, variant: str | None, key: str = "model") -> None:
     files = list(weight_files(folder, variant))
     if not files:
-        from segquant_bench.pipelines.config.explain import pickles_only
-
         told = pickles_only(sorted(file.name for file in folder.glob("*.bin")), key)
         raise PipelineError(f"{folder} has no safetensors file for {class_name}{told or f'; {_again(folder)}'}")
     for file in files:
@@ -211,7 +208,7 @@ def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any],
         device: where the pipeline runs.
         denoiser: name of that component.
     """
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     from segquant.modules.memory import free_bytes
 
@@ -227,8 +224,6 @@ def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any],
         if free is None:
             continue
         if needed > free:
-            from segquant_bench.pipelines.config.explain import no_room
-
             raise PipelineError(no_room(config, there, free, place, denoiser))
         if config.offload == "none" and denoiser in sizes and needed + sizes[denoiser] > free:
             log.warning(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
 from segquant_bench.pipelines.loading.code_names import check_names
@@ -53,7 +54,7 @@ _LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErr
 
 def resolve_device(device: str) -> str:
     """ "auto" is "cuda" where a CUDA device is usable, else "cpu"; anything else must be usable as it is."""
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,7 +88,7 @@ def load_pipeline(
         PipelineError: it has no such denoiser, diffusers cannot load it, it takes other arguments than `config.call`
             has, or it does not fit into the device's memory.
     """
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     quieten()
     index = read_index(directory)
@@ -118,8 +119,6 @@ def load_pipeline(
 
 
 def _not_loaded(folder: Path, error: Exception) -> PipelineError:
-    from segquant_bench.pipelines.config.explain import memory_message
-
     return PipelineError(memory_message(error) or f"diffusers cannot load {folder}: {one_line(error)}")
 
 
@@ -146,7 +145,7 @@ def named_class(name: str, key: str, kind: str) -> Any:
 
 def diffusers_class(name: str, key: str) -> Any:
     """A class of diffusers, or a pipeline of ours, by its name, which may come from a model's files."""
-    import diffusers
+    import diffusers  # put off: slow, and a finished run needs none of it
 
     from segquant_bench.pipelines.loading import class_prompts
 
@@ -162,18 +161,21 @@ def _pipeline_class(config: ModelConfig) -> Any:
 
 
 def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     part = config.parts[name]
     folder, kind = resolve_part(name, part), named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
     return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
 
 
-def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> Any:
+def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:
     try:
-        return kind.from_pretrained(folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True)
+        module: torch.nn.Module = kind.from_pretrained(
+            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+        )
     except _LOADING as error:
         raise _not_loaded(folder, error) from error
+    return module
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
@@ -195,7 +197,7 @@ def _placed(
     pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
 ) -> DiffusionPipeline:
     """The pipeline on its device. Components that were given are where their owner wants them."""
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     if config.offload == "components":
         offload_components(pipeline, device, [name for name, part in given.items() if part is not None])
@@ -219,7 +221,7 @@ def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
 
 def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
     """The attribute of the denoiser: `name` if given, else "transformer" or "unet", whichever is there."""
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     parts = pipeline.components.items()
     modules = [key for key, value in parts if isinstance(value, torch.nn.Module)]
@@ -251,7 +253,7 @@ def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
     Raises:
         PipelineError: the pipeline names no denoiser, or diffusers cannot load it or does not know its class.
     """
-    import torch
+    import torch  # put off: slow, and a finished run needs none of it
 
     kind, folder = denoiser_class(config, directory)
     quieten()

@@ -1,4 +1,4 @@
-"""Other people's tools as quantizers of the same pipeline; `pip install -e .[peers]` installs them."""
+"""Other people's tools as quantizers of the same pipeline; `pip install 'segquant[peers]'` installs them."""
 
 from __future__ import annotations
 

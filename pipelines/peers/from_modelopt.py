@@ -11,12 +11,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from segquant import QuantScheme, QuantSpec
-from segquant_bench.pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
+from segquant_bench.pipelines.peers.peer import (
+    Forward,
+    Peer,
+    branch_rank,
+    check_installed,
+    check_precision,
+    check_rank,
+    weight_spec,
+)
 
 PACKAGE = "nvidia-modelopt"
 INT8 = ("w8a8_tensor", "w8a8", "w8a8_dynamic")
@@ -71,19 +79,20 @@ def _peer(
     scheme = check_precision(name, precision, able)
     check_installed(name, PACKAGE)
     apply = functools.partial(_apply, scheme=scheme, algorithm=algorithm)
-    size = functools.partial(_layer_bytes, spec=scheme.weight)
+    size = functools.partial(_layer_bytes, spec=weight_spec(scheme))
     return Peer(name, PACKAGE, precision, scheme, apply, algorithm, tuple(skip), seed, size)
 
 
 def _apply(
     model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme, algorithm: dict[str, Any]
 ) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     import modelopt.torch.quantization as mtq
 
     if algorithm["method"] == "svdquant":
         algorithm = {**algorithm, "lowrank": branch_rank(model, names, algorithm["lowrank"])}
     entries: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    entries += [{"quantizer_name": f"{name}.weight_quantizer", "cfg": _weight(scheme.weight)} for name in names]
+    entries += [{"quantizer_name": f"{name}.weight_quantizer", "cfg": _weight(weight_spec(scheme))} for name in names]
     inputs = []
     if scheme.input is not None:
         cfg = _input(scheme.input)
@@ -94,7 +103,7 @@ def _apply(
         mtq.set_quantizer_by_cfg(model, inputs)
     if scheme.input is not None and scheme.input.granularity == "group":
         for name in names:
-            model.get_submodule(name).input_quantizer.register_forward_pre_hook(_forget_shape)
+            cast(Any, model.get_submodule(name)).input_quantizer.register_forward_pre_hook(_forget_shape)
 
 
 def _forget_shape(quantizer: nn.Module, _: Any) -> None:
@@ -125,10 +134,11 @@ def _input(spec: QuantSpec) -> dict[str, Any]:
 
 def _layer_bytes(layer: nn.Module, spec: QuantSpec) -> int:
     """Codes at their width, float32 scales of weight, static input and channels, bias, 16-bit low-rank factors."""
-    weights, inputs = layer.weight_quantizer, layer.input_quantizer
+    made: Any = layer
+    weights, inputs = made.weight_quantizer, made.input_quantizer
     scales = [weights.amax, inputs.amax, inputs.pre_quant_scale]
-    total = layer.weight.numel() * spec.bits // 8 + FLOAT32_BYTES * sum(x.numel() for x in scales if x is not None)
-    if layer.bias is not None:
-        total += layer.bias.numel() * layer.bias.element_size()
+    total: int = made.weight.numel() * spec.bits // 8 + FLOAT32_BYTES * sum(x.numel() for x in scales if x is not None)
+    if made.bias is not None:
+        total += made.bias.numel() * made.bias.element_size()
     factors = [getattr(weights, name, None) for name in ("svdquant_lora_a", "svdquant_lora_b")]
-    return total + FACTOR_BYTES * sum(factor.numel() for factor in factors if factor is not None)
+    return total + FACTOR_BYTES * sum(int(factor.numel()) for factor in factors if factor is not None)

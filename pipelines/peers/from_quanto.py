@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from segquant import QuantScheme
-from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision
+from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision, weight_spec
 
 PACKAGE = "optimum-quanto"
 TYPES = {"int8": "qint8", "int4": "qint4", "fp8": "qfloat8_e4m3fn"}
@@ -30,14 +31,15 @@ def quanto(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
 
 
 def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from optimum.quanto import Calibration, freeze, quantize
 
     _unpack_without_compiler()
-    weights = TYPES[scheme.weight.dtype]
+    spec = weight_spec(scheme)
     inputs = None if scheme.input is None else TYPES[scheme.input.dtype]
-    quantize(model, weights=weights, activations=inputs, include=list(names))
-    for name in names if scheme.weight.group_size else ():
-        model.get_submodule(name).weight_group_size = scheme.weight.group_size
+    quantize(model, weights=TYPES[spec.dtype], activations=inputs, include=list(names))
+    for name in names if spec.group_size else ():
+        cast(Any, model.get_submodule(name)).weight_group_size = spec.group_size
     if inputs is not None:
         with Calibration():
             forward(model)
@@ -46,6 +48,7 @@ def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: 
 
 def _unpack_without_compiler() -> None:
     """Let quanto unpack int4 codes without the C++ code that it would compile when first used."""
+    # Put off: the package is optional, and imported only where it is used.
     from optimum.quanto.library.extensions import cpp
 
     cpp.ext._lib = SimpleNamespace(unpack=_unpack)

@@ -18,7 +18,15 @@ import torch
 from torch import nn
 
 from segquant import QuantScheme
-from segquant_bench.pipelines.peers.peer import Forward, Peer, branch_rank, check_installed, check_precision, check_rank
+from segquant_bench.pipelines.peers.peer import (
+    Forward,
+    Peer,
+    branch_rank,
+    check_installed,
+    check_precision,
+    check_rank,
+    weight_spec,
+)
 
 PACKAGE = "sdnq"
 PRECISIONS = ("w8a8_dynamic", "w4a8_channel", "w4a8", "w4a16")
@@ -62,13 +70,14 @@ def _apply(
         for switch in ("SDNQ_USE_TORCH_COMPILE", "SDNQ_USE_OPENVINO_MM"):
             os.environ.setdefault(switch, "0")
         logging.getLogger("sdnq").setLevel(logging.ERROR)  # it warns for every model that Triton is missing
+    # Put off: the package is optional, and imported only where it is used.
     from sdnq import sdnq_post_load_quant
 
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     sdnq_post_load_quant(
         model,
         weights_dtype=_weights(scheme, options["zero_point"]),
-        group_size=scheme.weight.group_size or WHOLE_ROW,
+        group_size=weight_spec(scheme).group_size or WHOLE_ROW,
         use_quantized_matmul=scheme.input is not None,
         use_svd=options["svd"],
         svd_rank=branch_rank(model, names, options["rank"]),
@@ -81,6 +90,6 @@ def _apply(
 
 
 def _weights(scheme: QuantScheme, zero_point: bool) -> str:
-    if scheme.weight.dtype == "int8":
+    if weight_spec(scheme).dtype == "int8":
         return "int8"
     return "uint4" if zero_point else "int4"

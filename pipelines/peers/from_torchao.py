@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from segquant import QuantScheme, QuantSpec, model_weight_bytes
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision
+from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision, weight_spec
 
 PACKAGE = "torchao"
 
@@ -47,26 +47,30 @@ def _peer(
 
 
 def _dynamic(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
     _quantize(model, names, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
 
 
 def _int4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
 
-    granularity = _granularity(scheme.weight)
+    int4 = cast(Any, torch).int4  # torch's stubs lack it
+    granularity = _granularity(weight_spec(scheme))
     if scheme.input is None:
-        config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity)
+        config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=granularity)
     else:
-        config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=granularity)
+        config = Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=granularity)
     _quantize(model, names, config)
 
 
 def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
 
-    weight = PerTensor() if scheme.weight.granularity == "tensor" else PerRow()
+    weight = PerTensor() if weight_spec(scheme).granularity == "tensor" else PerRow()
     for name, scale in _input_scales(model, names, forward).items():
         config = Int8StaticActivationInt8WeightConfig(
             act_quant_scale=scale, granularity=[PerTensor(), weight], set_inductor_config=False
@@ -76,10 +80,13 @@ def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme:
 
 def _input_scales(model: nn.Module, names: Sequence[str], forward: Forward) -> dict[str, Tensor]:
     """Static scale of every layer's input, with as many axes as that input has (torchao wants it so)."""
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import MappingType, PerTensor
     from torchao.quantization.observer import AffineQuantizedMinMaxObserver
 
-    observers, axes, handles = {}, {name: set() for name in names}, []
+    observers: dict[str, Any] = {}
+    axes: dict[str, set[int]] = {name: set() for name in names}
+    handles = []
     for name in names:
         observers[name] = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerTensor())
         hook = _watch(observers[name], axes[name])
@@ -110,6 +117,7 @@ def _watch(observer: nn.Module, axes: set[int]) -> Any:
 
 
 def _quantize(model: nn.Module, names: Sequence[str], config: Any) -> None:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import quantize_
 
     wanted = set(names)
@@ -117,6 +125,7 @@ def _quantize(model: nn.Module, names: Sequence[str], config: Any) -> None:
 
 
 def _granularity(spec: QuantSpec) -> Any:
+    # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import PerAxis, PerGroup
 
     return PerGroup(spec.group_size) if spec.granularity == "group" else PerAxis(0)
@@ -124,4 +133,5 @@ def _granularity(spec: QuantSpec) -> Any:
 
 def _packed_bytes(layer: nn.Module) -> int:
     """What the layer stores, with two 4-bit codes in a byte instead of one."""
-    return model_weight_bytes(layer) - layer.weight.qdata.numel() // 2
+    weight: Any = layer.weight
+    return model_weight_bytes(layer) - int(weight.qdata.numel()) // 2

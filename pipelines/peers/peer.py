@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segquant import PRECISIONS, QuantScheme, model_weight_bytes
+from segquant import PRECISIONS, QuantScheme, QuantSpec, model_weight_bytes
 from segquant.modules.calls import call
 from segquant.modules.tensors import stored_tensors
 from segquant.numerics.formats import scheme_of
@@ -105,7 +105,7 @@ class Peer:
         if not names:
             raise PipelineError(f"{self.name} finds no linear to quantize; quantizer.skip={list(self.skip)}")
         size = self.scheme.weight.group_size if self.scheme.weight else None
-        odd = [name for name in names if size and model.get_submodule(name).in_features % size]
+        odd = [name for name in names if size and linear_at(model, name).in_features % size]
         if odd:
             raise PipelineError(
                 f"groups of {size} ({self.precision}) do not divide the inputs of {_some(odd)}; add them to "
@@ -184,8 +184,26 @@ def check_installed(name: str, package: str) -> None:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
         raise PipelineError(
-            f"quantizer={name} needs {package}, which is not installed; run `pip install -e .[peers]`"
+            f"quantizer={name} needs {package}, which is not installed; run pip install 'segquant[peers]'"
         ) from error
+
+
+def weight_spec(scheme: QuantScheme) -> QuantSpec:
+    """How a precision quantizes weights.
+
+    Raises:
+        PipelineError: it leaves them in floating point.
+    """
+    if scheme.weight is None:
+        raise PipelineError("this precision leaves weights in floating point; choose another")
+    return scheme.weight
+
+
+def linear_at(model: nn.Module, name: str) -> nn.Linear:
+    """The linear of that name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear), f"{name} is a {type(layer).__name__}"
+    return layer
 
 
 def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None) -> int:
@@ -193,7 +211,7 @@ def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None) -> int
     if rank is not None:
         return rank
     rule = SvdQuant()
-    layers = [model.get_submodule(name) for name in names]
+    layers = [linear_at(model, name) for name in names]
     return int(statistics.median_low([rule.rank_of(layer.in_features, layer.out_features) for layer in layers]))
 
 

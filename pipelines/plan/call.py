@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from segquant_bench.pipelines.architectures.inputs import Call
 from segquant_bench.pipelines.errors import PipelineError
 
-_KEYS = ("height", "width", "max_sequence_length")
+_KEYS: tuple[Literal["height", "width", "max_sequence_length"], ...] = ("height", "width", "max_sequence_length")
 _ENDLESS = 10**6
 """transformers writes 10^30 for a tokenizer without a length."""
 
@@ -54,6 +54,7 @@ def cached(repo: str, file: str, revision: str | None) -> Path | None:
     Raises:
         PipelineError: no repository can have that name.
     """
+    # Put off: only what is not on this machine needs the hub.
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -44,6 +44,7 @@ def plan(overrides: Sequence[str]) -> Plan:
     Raises:
         PipelineError, QuantizationError, HydraException: see `segquant_bench.pipelines.main.user_message`.
     """
+    # Put off: slow to import; bad input and --help do not wait for it.
     from segquant_bench.pipelines.plan.config import compose_plan, methods_of
     from segquant_bench.pipelines.plan.sizes import component_plan
     from segquant_bench.pipelines.plan.source import sources
@@ -62,6 +63,7 @@ def as_json(found: Plan) -> dict[str, Any]:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    # Put off: slow to import; bad input and --help do not wait for it.
     from segquant_bench.pipelines.plan.text import render
 
     found = plan(arguments.overrides)
@@ -77,6 +79,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _quieten() -> None:
     """Leave the terminal to the plan and to our own warnings."""
+    # Put off: slow to import; bad input and --help do not wait for it.
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import DENOISER
 from segquant_bench.pipelines.config.schema import register as register_run
 from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig, PrecisionConfig
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_of
+from segquant_bench.pipelines.errors import PipelineError, nearest, one_line, one_of
 from segquant_bench.pipelines.runtime.paths import CONF
 
 _GROUP = "model="
@@ -65,9 +65,18 @@ def compose_plan(overrides: Sequence[str]) -> DictConfig:
     """
     _register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = compose("plan", overrides=[_named(override) for override in overrides])
+        config = _composed([_named(override) for override in overrides])
     _check(config)
     return config
+
+
+def _composed(overrides: list[str]) -> DictConfig:
+    try:
+        return compose("plan", overrides=overrides)
+    except ValueError as error:
+        if type(error) is not ValueError:  # Hydra's own kinds are told apart by `config.explain`
+            raise
+        raise PipelineError(f"{one_line(error)}; give every group the name of an option, GROUP=NAME") from error
 
 
 def _register() -> None:
@@ -85,6 +94,7 @@ def _named(override: str) -> str:
 
 
 def _check(config: DictConfig) -> None:
+    # Put off: slow to import; bad input and --help do not wait for it.
     from segquant import PRECISIONS
 
     model = config.model
@@ -110,16 +120,16 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
     Raises:
         PipelineError: the quantizer is another tool, decides by data, refuses all precisions, or has bad values.
     """
+    # Put off: slow to import; bad input and --help do not wait for it.
     from segquant import PRECISIONS, Method
 
     found: dict[str, Method | str] = {}
     for name in config.precisions or PRECISIONS:
         config.precision.name = name
-        quantizer = OmegaConf.to_container(config.quantizer, resolve=True)
-        assert isinstance(quantizer, Mapping)
-        _check_quantizer(quantizer)
+        quantizer = _quantizer_of(config)
         try:
-            found[name] = build_quantizer(quantizer)
+            method = build_quantizer(quantizer)
+            found[name] = method if isinstance(method, Method) else f"{method.name} has no plan of ours"
         except PipelineError as error:
             found[name] = str(error)
     if all(isinstance(method, str) for method in found.values()):
@@ -127,7 +137,15 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
     return found
 
 
-def _check_quantizer(quantizer: Mapping[str, Any]) -> None:
+def _quantizer_of(config: DictConfig) -> dict[str, Any]:
+    """The quantizer's own settings; PipelineError for one that plans nothing from the graph."""
+    given = None if config.quantizer is None else OmegaConf.to_container(config.quantizer, resolve=True)
+    if not isinstance(given, dict) or "_target_" not in given:
+        raise PipelineError(
+            "quantizer names no method (quantizer._target_); give one of conf/quantizer, for example "
+            "quantizer=segquant_g"
+        )
+    quantizer = {str(key): value for key, value in given.items()}
     package, _, name = str(quantizer["_target_"]).rpartition(".")
     if package != "segquant.presets" or name in ("none", "auto"):
         reason = "decides for every layer by data" if name == "auto" else "has no plan of ours"
@@ -135,3 +153,4 @@ def _check_quantizer(quantizer: Mapping[str, Any]) -> None:
             f"quantizer={name} {reason}; plan with a method of segquant.presets, for example quantizer=segquant_g"
             + (", or with quantizer=plan and the plan.json of its run" if name == "auto" else "")
         )
+    return quantizer

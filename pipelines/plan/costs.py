@@ -13,6 +13,7 @@ from segquant.method.targets import control_cuts, layer_method, layer_methods, r
 from segquant.modules.layers import as_linear, taps_of
 from segquant.numerics.layout import Layout
 from segquant.solve.lay_out import lay_out_layer
+from segquant_bench.pipelines.plan.counts import Layer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Costs:
 
 def costs_of(
     module: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     segments: Mapping[str, Segments],
     method: Method,
     precision: str,
@@ -95,7 +96,7 @@ def _groups(layer: nn.Module) -> int:
     return getattr(layer, "groups", 1)
 
 
-def _cost(layer: nn.Module, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
+def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
     """What one linear or ungrouped convolution costs.
 
     A low-rank branch counts with the rank that the method allows: where output segments share it, data decides how
@@ -114,7 +115,7 @@ def _cost(layer: nn.Module, layout: Layout, method: Method, plain: Method, name:
     )
 
 
-def _rounded(layer: nn.Module, plain: Method, name: str, bias: int, item: int) -> int:
+def _rounded(layer: Layer, plain: Method, name: str, bias: int, item: int) -> int:
     """Bytes when rounded to nearest; those in floating point where an override alone has a precision that fits."""
     try:
         simple = lay_out_layer(as_linear(layer), layer_method(plain, layer), None, name, taps_of(layer))

@@ -18,8 +18,9 @@ from segquant_bench.pipelines.errors import one_line
 
 log = logging.getLogger(__name__)
 
+Layer = nn.Linear | nn.Conv2d
 LINEAR, CONV = "linear", "conv"
-_KINDS: tuple[tuple[type[nn.Module], str], ...] = ((nn.Linear, LINEAR), (nn.Conv2d, CONV))
+_KINDS: tuple[tuple[type[Layer], str], ...] = ((nn.Linear, LINEAR), (nn.Conv2d, CONV))
 _SIDES = ("output", "input", "none")
 _VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -69,7 +70,7 @@ class CutKind:
     like: tuple[str, ...]
 
 
-def layers_of(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def layers_of(module: nn.Module) -> dict[str, tuple[Layer, str]]:
     """Linears and convolutions with their kind, by first name; subclasses too."""
     return {
         name: (layer, kind) for name, layer in module.named_modules() for of, kind in _KINDS if isinstance(layer, of)
@@ -139,10 +140,8 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
 def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] | None:
     """Rows of every layer in one call of the module (see `LayerEntry`), by a run of a copy.
 
-    Arguments keep their values, weights have none, unless the forward reads what depends on them (say, to send tokens
-    to experts): then it is run once more with theirs, as `find_segments` does.
-
-    None, with a warning, where the forward reads values that nobody has.
+    Arguments keep their values; weights have none, unless the forward reads what depends on them (tokens sent to
+    experts): then it runs once more with their values. None, with a warning, where it reads a value that is not there.
     """
     device, mode = device_of(module, inputs), FakeTensorMode(allow_non_fake_inputs=True)
     try:

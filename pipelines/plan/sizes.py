@@ -13,6 +13,7 @@ from segquant import Method, QuantizationError, Segments, find_segments
 from segquant_bench.pipelines.plan.costs import Costs, costs_of, stored_bytes
 from segquant_bench.pipelines.plan.counts import (
     CutKind,
+    Layer,
     LayerEntry,
     alike,
     count_rows,
@@ -155,7 +156,7 @@ class _Counted:
     """A module with its layers and what is needed to count: rows None where they are not known."""
 
     module: nn.Module
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, Layer]
     segments: Mapping[str, Segments]
     rows: Mapping[str, int] | None
     item: int
@@ -207,7 +208,7 @@ class _Counted:
         )
 
     def dual_kinds(self) -> tuple[DualKind, ...]:
-        """Layers that get a scale per sign, at the first precision that gives any; the dearest first."""
+        """Layers that get a scale per sign, at the first precision that gives any; those with most operations first."""
         every = (costs.found for costs in self.costs.values() if not isinstance(costs, str))
         signed = next((found for found in every if any(cost.dual for cost in found.values())), {})
         groups: dict[tuple[str, str], dict[str, int]] = {}
@@ -221,7 +222,7 @@ class _Counted:
         ]
         if not self.operations:
             return tuple(replace(each, operations=None) for each in found)
-        return tuple(sorted(found, key=lambda each: -each.operations))
+        return tuple(sorted(found, key=lambda each: -(each.operations or 0)))
 
 
 def _activation(segments: Segments) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segquant_bench.pipelines.architectures import Architecture, architecture, build_denoiser, shipped_for
+from segquant_bench.pipelines.architectures import Architecture, architecture, build_denoiser, config_of, shipped_for
 from segquant_bench.pipelines.architectures.inputs import example_inputs, filled, known_classes
 from segquant_bench.pipelines.config.schema import DENOISER
 from segquant_bench.pipelines.errors import PipelineError, one_line
@@ -70,7 +70,8 @@ def _given_inputs(model: DictConfig) -> dict[str, Any] | None:
         for key, value in given.items()
     }
     try:
-        return filled(shapes, {}, "meta")
+        found: dict[str, Any] = filled(shapes, {}, "meta")
+        return found
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise PipelineError(
             f"model.inputs={given} describes no tensors ({one_line(error)}); give shapes, for example "
@@ -82,7 +83,7 @@ def _from_config(component: str, origin: str, class_name: str, values: Mapping[s
     module = build_denoiser(class_name, values)
     given = _given_inputs(model)
     name = type(module).__name__  # an old config.json may name a class that diffusers has since split
-    inputs = example_inputs(name, module.config, call=call_of(model)) if given is None else given
+    inputs = example_inputs(name, config_of(module), call=call_of(model)) if given is None else given
     return Source(component, origin, module, inputs)
 
 
@@ -160,6 +161,7 @@ def _file(folder: str | None) -> str:
 
 def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: str) -> Path:
     """The config.json alone, from the hub."""
+    # Put off: only what is not on this machine needs the hub.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -201,5 +203,5 @@ def _from_target(model: DictConfig) -> Source:
             f"the arguments of {name}.forward are not known; let {model.target} return (module, arguments), or give "
             "model.inputs={ARGUMENT: SHAPE, …}"
         )
-    inputs = example_inputs(name, module.config) if given is None else given
+    inputs = example_inputs(name, config_of(module)) if given is None else given
     return Source(DENOISER, f"{model.target}()", module, inputs)

@@ -21,6 +21,7 @@ def made_by(target: str) -> tuple[nn.Module, dict[str, Any] | None]:
     Raises:
         PipelineError: no such function, it fails, or it returns something else.
     """
+    # Put off: slow to import; bad input and --help do not wait for it.
     from torch import nn
     from torch.nn.parameter import is_lazy
 

@@ -63,7 +63,8 @@ def first_tensor(output: Any) -> torch.Tensor:
     """The tensor of a denoiser output: itself, the first of a tuple, or `.sample`."""
     if isinstance(output, torch.Tensor):
         return output
-    return output[0] if isinstance(output, tuple) else output.sample
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
+    return found
 
 
 @contextmanager

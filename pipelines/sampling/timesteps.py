@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ def depends(config: CalibrationConfig, precision: str, total: int) -> dict[str, 
     """
     if isinstance(config.timesteps, Mapping):
         return {"rule": "own", "weights": own_weights(config.timesteps, total, config.seed).tolist()}
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "normal": {"mean": config.mean, "std": config.std},
         "loss": {"pilot": config.pilot, "precision": precision, "batch_size": config.batch_size},
     }
@@ -46,7 +47,8 @@ def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
     edges = (np.linspace(1.0, 0.0, total + 1) - mean) / std
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
     below[0], below[-1] = 1.0, 0.0
-    return below[:-1] - below[1:]
+    shares: np.ndarray = below[:-1] - below[1:]
+    return shares
 
 
 def rounding_loss(
@@ -71,9 +73,7 @@ def rounding_loss(
     Raises:
         PipelineError: a step has no samples, or rounding changes nothing.
     """
-    import copy
-
-    import segquant
+    import segquant  # put off: slow, and a finished run needs none of it
     from segquant_bench.pipelines.sampling.samples import Batches
 
     rounded = copy.deepcopy(denoiser)

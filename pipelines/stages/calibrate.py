@@ -5,22 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from segquant.files import write_json
-from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.sampling import timesteps
 from segquant_bench.pipelines.sampling.samples import save_samples
-from segquant_bench.pipelines.stages.inputs import (
-    COLLECTING_CODE,
-    STREAMS,
-    collected,
-    collecting_depends,
-    step_weights,
-)
+from segquant_bench.pipelines.stages.collecting import COLLECTING_CODE, collected, collecting_depends, step_weights
+from segquant_bench.pipelines.stages.inputs import STREAMS, quantizes_denoiser
 from segquant_bench.pipelines.stages.run import Run, Stage
-
-
-def quantizes_denoiser(config: RunConfig) -> bool:
-    """Whether the denoiser is among the components that are quantized."""
-    return config.quantizes_denoiser
 
 
 def _compute(run: Run, folder: Path) -> None:

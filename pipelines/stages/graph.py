@@ -12,7 +12,7 @@ from segquant.files import write_json
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
 from segquant_bench.pipelines.sampling.samples import Batches, load_samples
-from segquant_bench.pipelines.stages.calibrate import quantizes_denoiser
+from segquant_bench.pipelines.stages.inputs import quantizes_denoiser
 from segquant_bench.pipelines.stages.run import Run, Stage
 
 if TYPE_CHECKING:

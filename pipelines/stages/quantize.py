@@ -14,10 +14,9 @@ from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.sampling.samples import load_samples
-from segquant_bench.pipelines.stages.calibrate import quantizes_denoiser
 from segquant_bench.pipelines.stages.graph import FILE as SEGMENTS
 from segquant_bench.pipelines.stages.graph import calibration_batches, read_segments, wants_graph
-from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE
+from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE, quantizes_denoiser
 from segquant_bench.pipelines.stages.own import method_code
 from segquant_bench.pipelines.stages.quantized import (
     check_same,

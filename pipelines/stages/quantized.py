@@ -71,8 +71,8 @@ def twin(module: nn.Module) -> nn.Module:
     if door is None:
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     else:
-        door.residence.empty()
-        device = door.residence.device
+        door.slot.empty()
+        device = door.slot.device
     _check_room(module, device, can_wait=door is None and device.type != "cpu")
     memo = {id(tensor): _copied(tensor, device) for tensor in (*module.parameters(), *module.buffers())}
     copied = copy.deepcopy(module, memo)

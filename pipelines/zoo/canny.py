@@ -25,7 +25,7 @@ def build(transformer: SD3Transformer2DModel) -> SD3ControlNetModel:
 
     As in InstantX's ControlNets for SD3 the pooled text is zero and the edges' latents are not shifted.
     """
-    taken = ("sample_size", "patch_size", "in_channels", "out_channels", "attention_head_dim", "num_attention_heads")
+    taken = ["sample_size", "patch_size", "in_channels", "out_channels", "attention_head_dim", "num_attention_heads"]
     taken += ("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim", "pos_embed_max_size", "qk_norm")
     model = SD3ControlNetModel(num_layers=LAYERS, **{name: transformer.config[name] for name in taken})
     for part in ("pos_embed", "time_text_embed", "context_embedder"):
@@ -46,7 +46,8 @@ def edge_latents(images: torch.Tensor) -> torch.Tensor:
     arrays = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     edges = np.stack([np.asarray(control_picture(Image.fromarray(array))) for array in arrays])
     encoder = load_vae()
-    return vae.encode(encoder, vae.to_tensor(edges)) * encoder.config.scaling_factor
+    latents: torch.Tensor = vae.encode(encoder, vae.to_tensor(edges)) * encoder.config.scaling_factor
+    return latents
 
 
 def train_controlnet(

@@ -20,14 +20,13 @@ from scipy import ndimage
 from segquant_bench.eval import Backends, EvalResult, retrieval_accuracy
 from segquant_bench.pipelines.config.schema import RunConfig, register, validate
 from segquant_bench.pipelines.data.canny import control_picture
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.files import resolve_directory
 from segquant_bench.pipelines.loading.models import denoiser_name, load_pipeline
-from segquant_bench.pipelines.main import CONF
-from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
+from segquant_bench.pipelines.runtime.paths import CONF, FAMILIES, ZOO
 from segquant_bench.pipelines.sampling.generate import generate_images
 from segquant_bench.pipelines.zoo import data, text, vae
 
-CALL = {"num_inference_steps": 20, "guidance_scale": 4.0, "height": 64, "width": 64, "max_sequence_length": 0}
 SHEET = (8, 12)
 PARTS = ("vae", "text", "scorer", "denoiser", "decoder", "t5", "velocity", "guidance", "unet", "controlnet")
 
@@ -134,11 +133,17 @@ def main(argv: list[str] | None = None) -> None:
         found = retrieval_accuracy(images, prompts, backends=backends)
         agreement = edge_agreement(images, prompts) if inputs else None
         sheet(images, prompts, (args.work if args.measure_only else target) / "samples.png")
-    low, high = found.interval
+    low, high = _interval(found)
     sys.stdout.write(f"{found.name} {found.value:.3f} [{low:.3f}, {high:.3f}] n={found.n}")
     sys.stdout.write("\n" if agreement is None else f", edges F1 {agreement:.3f}\n")
     if not args.measure_only:
         write_card(args, pipe, denoiser, call, found, agreement)
+
+
+def _interval(found: EvalResult) -> tuple[float, float]:
+    if found.interval is None:
+        raise PipelineError("an accuracy without an interval: measure on more than one picture (--count)")
+    return found.interval
 
 
 def write_card(
@@ -146,7 +151,7 @@ def write_card(
 ) -> None:
     """Fill the family's template."""
     pictures, listed = data.load_archive()
-    low, high = found.interval
+    low, high = _interval(found)
     trained = pipe.controlnet if agreement is not None else denoiser
     values = {
         "accuracy": f"{100 * found.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",

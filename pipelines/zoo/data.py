@@ -61,7 +61,10 @@ def load_icons(spec: str) -> dict[str, str]:
         if done.returncode:
             raise RuntimeError(f"npm could not fetch {spec}: {done.stderr.strip().splitlines()[-1:]}")
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as tar:
-            icons = json.load(tar.extractfile("package/icons.json"))
+            member = tar.extractfile("package/icons.json")
+            if member is None:
+                raise RuntimeError(f"{spec} has no icons.json; give an iconify package, @iconify-json/NAME@VERSION")
+            icons = json.load(member)
     names = set(icons["icons"])
     chosen = {}
     for name, icon in sorted(icons["icons"].items()):
@@ -76,6 +79,7 @@ def load_icons(spec: str) -> dict[str, str]:
 
 def render(svg: str, size: int = SIZE) -> Image.Image:
     """Rasterise on white at 4× and reduce with a box filter: the same bytes wherever resvg is the same."""
+    # Put off: only training needs this package.
     import resvg_py
 
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size))

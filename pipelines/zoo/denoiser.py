@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 
+from segquant_bench.pipelines.zoo.flow import CAPTION_DROPOUT, attention
 from segquant_bench.pipelines.zoo.loop import Recipe, fit
-
-CAPTION_DROPOUT = 0.1
 
 
 def build() -> SD3Transformer2DModel:
@@ -29,12 +28,6 @@ def build() -> SD3Transformer2DModel:
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
-
-
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
-    """Plain attention: on the CPU, torch's fused kernel has a backward pass three times as slow at 32 tokens."""
-    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return weights.softmax(-1) @ value
 
 
 def hidden_matrix(name: str) -> bool:
@@ -63,7 +56,7 @@ def train(
     if initial is not None:
         model.load_state_dict(initial)
     if device == "cpu":
-        F.scaled_dot_product_attention = attention
+        F.scaled_dot_product_attention = attention  # type: ignore[assignment]
 
     def loss(step: int) -> torch.Tensor:
         draw = torch.Generator().manual_seed(step + 2 * 10**6)

@@ -63,7 +63,8 @@ def scaled_latents(images: torch.Tensor, shift: bool) -> torch.Tensor:
     """Latents [n, 16, 8, 8] as denoisers see them; without `shift` for pipelines that know a scale only."""
     encoder = load_vae()
     offset = encoder.config.shift_factor if shift else 0.0
-    return (vae.encode(encoder, images) - offset) * encoder.config.scaling_factor
+    latents: torch.Tensor = (vae.encode(encoder, images) - offset) * encoder.config.scaling_factor
+    return latents
 
 
 @torch.no_grad()

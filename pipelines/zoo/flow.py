@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,16 @@ import torch.nn.functional as F
 CAPTION_DROPOUT = 0.1
 
 
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> torch.Tensor:
     """Plain attention: on the CPU, torch's fused kernel has a backward pass three times as slow at 32 tokens.
 
     Raises:
@@ -29,7 +39,7 @@ def plain_attention(device: str) -> Iterator[None]:
     """`attention` in place of torch's fused kernel where that is slow: on the CPU."""
     original = F.scaled_dot_product_attention
     if device == "cpu":
-        F.scaled_dot_product_attention = attention
+        F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -42,7 +42,8 @@ def hidden_matrix(name: str) -> bool:
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """[n, c, h, w] → [n, h/2 · w/2, 4c], patches of 2 as the pipeline packs them."""
-    return FluxPipeline._pack_latents(latents, *latents.shape)
+    packed: torch.Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
+    return packed
 
 
 def velocity(
@@ -55,7 +56,7 @@ def velocity(
     """The model's velocity [n, tokens, channels] of packed noisy latents at noise levels and guidance values [n]."""
     side = int(packed.shape[1] ** 0.5)
     words, pooled = text
-    return model(
+    found: torch.Tensor = model(
         hidden_states=packed,
         timestep=sigma,
         guidance=guidance,
@@ -65,6 +66,7 @@ def velocity(
         txt_ids=torch.zeros(words.shape[1], 3, device=packed.device),
         return_dict=False,
     )[0].float()
+    return found
 
 
 def train_velocity(cached: Cached, recipe: Recipe, folder: Path, device: str) -> FluxTransformer2DModel:
@@ -147,7 +149,8 @@ def train(setting: Setting) -> FluxPipeline:
     pipe = assemble(build(), encoder, tokenizer)
 
     def encode(prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        return pipe.encode_prompt(prompts, max_sequence_length=t5.CONTEXT)[:2]
+        words, pooled = pipe.encode_prompt(prompts, max_sequence_length=t5.CONTEXT)[:2]
+        return words, pooled
 
     cached = Cached(latents, *embedded(encode, captions))
     teacher = train_velocity(cached, recipes["velocity"], setting.work, setting.device)

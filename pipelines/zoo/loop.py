@@ -50,7 +50,7 @@ class FlatMuon(torch.optim.Muon):
         """One step on the gradients of the kernels, whose memory the matrices share."""
         for flat, kernel in zip(self.flat, self.kernels, strict=True):
             flat.grad = None if kernel.grad is None else kernel.grad.reshape(flat.shape)
-        return super().step(closure)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of kernels and matrices."""
@@ -79,7 +79,7 @@ def rate(progress: float, step: int, recipe: Recipe) -> float:
     return warm * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def save_atomically(state: dict, path: Path) -> None:
+def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write beside the target and rename, so that an interruption leaves the older checkpoint whole."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -120,18 +120,11 @@ def fit(
         if elapsed > limit:
             break
         factor = rate(max(step / recipe.steps, elapsed / limit), step, recipe)
-        value = loss(step)
-        value.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        for part in parts:
-            for group in part.param_groups:
-                group["lr"] = recipe.lr * factor
-            part.step()
-            part.zero_grad()
+        value = _descend(module, parts, loss(step), recipe.lr * factor)
         done = step + 1
         if average is not None:
             _update(average, module, min(recipe.average, (1 + step) / (10 + step)))
-        running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
+        running = value if running is None else 0.98 * running + 0.02 * value
         if step % 50 == 49:
             bar.set_postfix(loss=f"{running:.4f}")
             with record.open("a") as file:
@@ -143,6 +136,20 @@ def fit(
     if average is not None:
         module.load_state_dict(average)
     return module.eval()
+
+
+def _descend(
+    module: nn.Module, parts: Sequence[torch.optim.Optimizer], loss: torch.Tensor, learning_rate: float
+) -> float:
+    """One step of every optimizer on the gradients of a loss, whose value is returned."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    for part in parts:
+        for group in part.param_groups:
+            group["lr"] = learning_rate
+        part.step()
+        part.zero_grad()
+    return loss.item()
 
 
 def _resume(

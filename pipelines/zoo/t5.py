@@ -38,6 +38,7 @@ def build_tokenizer(captions: Sequence[str], folder: Path) -> T5Tokenizer:
 
 def _pieces(captions: Sequence[str]) -> dict[str, float]:
     """Pieces of words and their log-probabilities, by the unigram model of Kudo (1804.10959)."""
+    # Put off: only training needs this package.
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     base = Tokenizer(models.Unigram())
@@ -87,9 +88,10 @@ def build(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 def tokens(tokenizer: T5Tokenizer, captions: Sequence[str]) -> torch.Tensor:
     """int64 [n, 12], padded and cut as FLUX's pipeline does."""
-    return tokenizer(
+    ids: torch.Tensor = tokenizer(
         list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 class Matcher(nn.Module):
@@ -123,7 +125,8 @@ def train(
         level = 0.7 * torch.rand(recipe.batch, 1, 1, 1, generator=source)
         seen = latents[index] + level * torch.randn(latents[index].shape, generator=source)
         with torch.autocast(device, torch.bfloat16):
-            return matcher(seen.to(device), ids[index].to(device))
+            found: torch.Tensor = matcher(seen.to(device), ids[index].to(device))
+        return found
 
     fit("t5", matcher, loss, recipe, folder)
     return matcher.encoder.cpu().eval()

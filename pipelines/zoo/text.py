@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ WIDTH = 128
 
 def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     """Byte-pair tokenizer in CLIP's format, its merges learnt on the captions (about 2,500 entries)."""
+    # Put off: only training needs this package.
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     special = ["<|startoftext|>", "<|endoftext|>"]
@@ -78,9 +80,10 @@ def text_config(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextConfig:
 
 def tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
     """int64 [n, 16], padded and cut as the pipeline does."""
-    return tokenizer(
+    ids: torch.Tensor = tokenizer(
         list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 def augment(images: torch.Tensor, draw: torch.Generator, strength: float) -> torch.Tensor:
@@ -132,7 +135,7 @@ class TextEncoders(nn.Module):
         texts = [tower(input_ids=ids).text_embeds.float() for tower in (self.first, self.second)]
         halves = image.chunk(2, dim=-1)
         losses = [contrastive(i, t, self.scale) for i, t in zip(halves, texts, strict=True)]
-        return sum(losses) / 2
+        return (losses[0] + losses[1]) / 2
 
 
 def train_encoders(
@@ -148,7 +151,8 @@ def train_encoders(
         index = torch.randint(len(images), (recipe.batch,), generator=draw)
         pixels = augment(images[index], draw, 0.5)
         with torch.autocast(device, torch.bfloat16):
-            return towers(pixels.to(device), ids[index].to(device))
+            found: torch.Tensor = towers(pixels.to(device), ids[index].to(device))
+        return found
 
     fit("text", towers, loss, recipe, folder)
     return towers.first, towers.second
@@ -181,6 +185,7 @@ def train_scorer(
     images: torch.Tensor, captions: Sequence[str], recipe: Recipe, work: Path, folder: Path, device: str
 ) -> nn.Module:
     """Train the judge and write it as an open_clip `local-dir:` folder (fp16 safetensors)."""
+    # Put off: only training needs this package.
     import open_clip
     from safetensors.torch import save_file
 
@@ -190,7 +195,7 @@ def train_scorer(
     config = json.loads(json.dumps(SCORER))
     config["model_cfg"]["text_cfg"]["vocab_size"] = len(tokenizer)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    model = open_clip.CLIP(**config["model_cfg"]).to(device)
+    model: nn.Module = open_clip.CLIP(**config["model_cfg"]).to(device)
     ids = tokens(tokenizer, captions)
 
     def loss(step: int) -> torch.Tensor:
@@ -199,7 +204,7 @@ def train_scorer(
         pixels = augment(images[index], draw, 0.7).to(device)
         with torch.autocast(device, torch.bfloat16):
             image, text, _ = model(pixels, ids[index].to(device))
-        return contrastive(image.float(), text.float(), model.logit_scale)
+        return contrastive(image.float(), text.float(), model.get_parameter("logit_scale"))
 
     fit("scorer", model, loss, recipe, work)
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "attn_mask"}
@@ -208,7 +213,7 @@ def train_scorer(
 
 
 @torch.no_grad()
-def agreement(model: nn.Module, images: torch.Tensor, ids: torch.Tensor, candidates: int = 100) -> float:
+def agreement(model: Any, images: torch.Tensor, ids: torch.Tensor, candidates: int = 100) -> float:
     """Share of pictures closest to their own caption among `candidates` captions (consecutive blocks)."""
     right = []
     for x, y in zip(images.split(candidates), ids.split(candidates), strict=True):

@@ -14,7 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
@@ -79,7 +84,7 @@ def assemble(work: Path, output: Path) -> StableDiffusion3Pipeline:
     """Put the parts together and write the diffusers folder, bf16, files under 15 MB."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     pipe = StableDiffusion3Pipeline(
-        transformer=denoiser.SD3Transformer2DModel.from_pretrained(work / "transformer")
+        transformer=SD3Transformer2DModel.from_pretrained(work / "transformer")
         if (work / "transformer").exists()
         else denoiser.build(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
@@ -108,12 +113,11 @@ def run_denoiser(images: torch.Tensor, captions: list[str], args: argparse.Names
     latents = vae.encode(pipe.vae, images)
     latents = (latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor
     words, pooled = embed(pipe, captions)
-    empty = tuple(x[0] for x in embed(pipe, [""]))
+    no_words, no_pooled = embed(pipe, [""])
+    empty = no_words[0], no_pooled[0]
     initial = None
     if args.continue_from:
-        initial = denoiser.SD3Transformer2DModel.from_pretrained(
-            args.continue_from, subfolder="transformer"
-        ).state_dict()
+        initial = SD3Transformer2DModel.from_pretrained(args.continue_from, subfolder="transformer").state_dict()
     model = denoiser.train(latents, words, pooled, empty, recipe("denoiser", args), args.work, args.device, initial)
     model.cpu().save_pretrained(args.work / "transformer")
 

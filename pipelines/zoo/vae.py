@@ -60,7 +60,8 @@ def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> Au
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=draw).to(device)
             y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
-        return reconstruction_loss(y, x) + 2e-7 * posterior.kl().float().mean()
+        total: torch.Tensor = reconstruction_loss(y, x) + 2e-7 * posterior.kl().float().mean()
+        return total
 
     fit("vae", vae, loss, recipe, folder)
     latents = encode(vae, images)

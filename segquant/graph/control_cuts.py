@@ -1,6 +1,6 @@
-"""Controls for SegLinear (arXiv 2507.14811, Table 6): the graph's cuts, moved to random places or to a wrong number.
+"""Controls for SegLinear (arXiv 2507.14811, Table 6): cuts at random places, or a wrong number of them.
 
-If a gain came from having more scales rather than from cutting where the meaning changes, these would gain too.
+They would gain as much as the graph's cuts if only the number of scales mattered.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ Sizes = tuple[int, ...]
 def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments:
     """As many pieces as the graph's, cut at other places.
 
-    The places are drawn uniformly among those where the graph does not cut; only where too few of these are left
-    do places of the graph's own make up the number. The same `seed` gives the same cuts on every machine.
+    Drawn uniformly among the places where the graph does not cut; the graph's own are used only if there are too few.
+    The same `seed` gives the same cuts on every machine.
 
     Args:
-        segments: the graph's plan of one layer; a side that it does not cut stays uncut.
-        seed: of the draw; fold the layer's name into it if equal layers shall be cut differently.
-        multiple: input pieces are multiples of it (the group size, where scales are group-wise).
+        segments: of one layer, from the graph; a side without a cut stays so.
+        seed: of the draw; mix in the layer's name for different cuts of equal layers.
+        multiple: input pieces are multiples of it (the group size of per-group scales).
 
     Returns:
-        the plan with new sizes. A new input piece keeps an activation only if all that it covers had that one.
+        segments with new sizes. A new input piece has an activation only if all that it covers had that one.
 
     Raises:
         QuantizationError: `multiple` is below 1 or does not divide the input's width.
@@ -38,12 +38,10 @@ def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments
 
 
 def wrong_cuts(segments: Segments, *, multiple: int = 1) -> Segments:
-    """One piece more than the graph's, all as equal as can be.
+    """One piece more than the graph's, as equal as possible.
 
-    One more, not one less: the control then has more scales than the graph's cut, and would win if their number
-    were what counts. Only a side that is too narrow for one more piece gets one less (and with two, stays whole).
-
-    Args, returns and errors as for `random_cuts`.
+    More scales than the graph's cut, so that it would win if their number mattered. A side too narrow for another
+    piece gets one less. Arguments, result and errors as for `random_cuts`.
     """
     output = segments.output and _equal_sizes(segments.output, 1)
     cut = segments.input and _equal_sizes(segments.input, _checked(segments.input, multiple))

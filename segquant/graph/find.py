@@ -24,34 +24,28 @@ logger = logging.getLogger(__name__)
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Segments]:
-    """Where the computation graph of `model` cuts each linear layer and convolution, and which an activation feeds.
+    """Where the graph of `model` cuts each linear layer and convolution, and which activation feeds it.
 
-    The forward of a copy is run once on fake tensors while its operators are recorded: no weight is read, nothing is
-    computed, and the model keeps its weights, mode, hooks and the random state. Weights and arguments may be
-    real, fake or on the meta device, also mixed. Where a forward branches on values, those of the arguments
-    decide, and a warning names each that it read, see `segquant.graph.capture.record`; where recording fails,
-    torch.export is tried.
+    A copy runs once on fake tensors while its operators are recorded: no weight is read and the model is not changed.
+    Weights and arguments may be real, fake or on the meta device. Where the forward branches on values of arguments, a
+    warning names each value read (`capture.record`). Where recording fails, torch.export is tried.
 
-    Rules: see `rules.output_cuts`, `rules.input_cuts` and `rules.activations`; the patterns
-    are those of arXiv 2507.14811 (SegLinear, DualScale).
-
-    A layer that is called several times keeps what all its calls agree on; the rest is None, with a log line.
+    The rules (`rules.output_cuts`, `rules.input_cuts`, `rules.activations`) are the patterns of SegLinear and DualScale
+    (arXiv 2507.14811). A layer that is called several times keeps what all calls agree on.
 
     Args:
-        model: any module, of which each nn.Linear and each nn.Conv2d is looked at.
-        args: example positional arguments of its forward; only shapes and dtypes of tensors matter, unless the
-            forward reads their values.
+        model: any module.
+        args: example positional arguments of its forward; only shapes and dtypes matter, unless it reads values.
         kwargs: example keyword arguments.
 
     Returns:
-        One `Segments` for each name under which an nn.Linear or nn.Conv2d sits in the model (a module in two
-        places has two), in the order of `named_modules`. A layer that the forward never calls has `Segments()`, and
-        so has one of whose weight it takes a part or a transpose (with a warning).
-        Channels of a convolution are those of dimension 1 of NCHW.
+        `Segments` by name for every nn.Linear and nn.Conv2d, in the order of `named_modules` (a module in two places
+        has two). `Segments()` for a layer that is never called, and, with a warning, for one of whose weight the
+        forward takes a part or a transpose.
 
     Raises:
-        QuantizationError: the model has no such layer, its forward does not take these arguments, or it
-            branches on values that nobody has; the message names the class, the argument and the cause.
+        QuantizationError: the model has no such layer, its forward does not take these arguments, or it branches on
+            values that a tensor does not have.
     """
     if not isinstance(args, (tuple, list)):
         raise QuantizationError(

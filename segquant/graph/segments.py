@@ -1,4 +1,4 @@
-"""Where a linear layer or convolution is cut: the plan of SegLinear (arXiv 2507.14811) for one layer."""
+"""Where one linear layer or convolution is cut (SegLinear, arXiv 2507.14811)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,18 @@ from segquant.errors import QuantizationError
 
 @dataclass(frozen=True)
 class Segments:
-    """How the graph cuts one layer: nn.Linear of weight [out_features, in_features], or nn.Conv2d.
-
-    A convolution of weight [out_channels, in_channels / groups, height, width] counts out_channels and in_channels
-    for the features; with groups, each input piece is whole groups, so that a row of the weight meets one piece.
+    """How the graph cuts one nn.Linear or nn.Conv2d.
 
     Attributes:
-        output: sizes, in channels and in order, of the pieces that the output is cut into; their sum is
-            out_features. None where the output is used whole.
-        input: sizes, in channels and in order, of the pieces that the input is made of; their sum is
-            in_features. None where the input is one piece.
-        activation: name of the activation that the whole input comes out of: "silu", "gelu", "mish",
-            "hardswish", or gated, "swiglu" and "geglu". None otherwise. (ReLU is not named: its output has
-            no negative side that a scale of its own would help.)
-        input_activations: the same for each piece of `input`, in order. None exactly where `input` is None.
+        output: sizes in channels of the output's pieces, in order, summing to the layer's output channels; None if
+            the output is not cut.
+        input: likewise of the input's pieces; of a grouped convolution each is whole groups.
+        activation: what feeds the whole input: "silu", "gelu", "mish", "hardswish", gated "swiglu" or "geglu"; None
+            otherwise. ReLU has no negative side to scale and is not named.
+        input_activations: the same for each piece of `input`; None exactly where `input` is None.
 
     Raises:
-        QuantizationError: a cut with fewer than two pieces, a piece without channels, or activations that
-            do not match the pieces.
+        QuantizationError: fewer than two pieces, an empty piece, or activations that do not match the pieces.
     """
 
     output: tuple[int, ...] | None = None

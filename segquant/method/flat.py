@@ -1,23 +1,20 @@
 """The flat names of a method's settings, as presets, overrides and the choices of `auto` use them.
 
 `rank`, `alpha`, `act_order` … are fields of whatever member takes them; `optimizer`, `calibrator`, `ranges` and
-`rotate` name the members. A setting that no present member takes waits in `Method.spare`: an override that brings such
-a member in finds it there.
+`rotate` name the members. A setting that no present member takes waits in `Method.spare`: an override that brings in
+such a member finds it there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from segquant import registry
 from segquant.errors import nearest
-from segquant.method.parts import Budget
+from segquant.method.parts import Budget, Cuts, Targets
 from segquant.numerics.formats import scheme_of
-
-if TYPE_CHECKING:
-    from segquant.method.spec import Method
 
 MEMBERS = {"optimizer": "optimizer", "rotate": "rotation", "calibrator": "calibrator", "ranges": "range"}
 """Slot of the registry by flat name."""
@@ -27,6 +24,24 @@ CUTS = {"seglinear": "seglinear", "dualscale": "dualscale", "cuts": "control"}
 TARGETS = ("skip", "overrides", "on_uncalled", "convolutions")
 OWN = ("name", "scheme", "bias_correction", "seed", "budget")
 DEFAULT_ROTATION = "hadamard"
+
+
+class HasParts(Protocol):
+    """What `Method`, which is above this module, has of parts and members."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def cuts(self) -> Cuts: ...
+    @property
+    def targets(self) -> Targets: ...
+    @property
+    def rotation(self) -> Any: ...
+    @property
+    def spare(self) -> Mapping[str, Any]: ...
+
+
+M = TypeVar("M", bound=HasParts)
 
 
 def settings() -> dict[str, list[type]]:
@@ -49,7 +64,7 @@ def attribute(name: str) -> str:
     return ATTRIBUTES.get(name, name)
 
 
-def value_of(method: Method, name: str) -> Any:
+def value_of(method: HasParts, name: str) -> Any:
     """The value of a flat name; of a setting that no member of the method takes, what a member brought in would get."""
     if name in CUTS:
         return getattr(method.cuts, CUTS[name])
@@ -70,7 +85,7 @@ def value_of(method: Method, name: str) -> Any:
     return method.spare.get(name, registry.default_of(registry.fields_of(kinds[name][0])[name]))
 
 
-def changed(method: Method, changes: Mapping[str, Any]) -> Method:
+def changed(method: M, changes: Mapping[str, Any]) -> M:
     """The method with other values of flat names ("precision" for the scheme).
 
     Raises:
@@ -93,7 +108,7 @@ def changed(method: Method, changes: Mapping[str, Any]) -> Method:
     return dataclasses.replace(method, **parts)
 
 
-def _with_settings(method: Method, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _with_settings(method: HasParts, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Members with their settings, and the settings that wait."""
     waiting = {**method.spare}
     for member in _members(method):
@@ -138,7 +153,7 @@ def _plain(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 def _spare(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that wait, checked by a member that takes them, without those that are what it has anyway."""
     found, kinds = {}, settings()
-    for key in values.keys() & kinds.keys():  # a member that is not registered takes its settings with it
+    for key in sorted(values.keys() & kinds.keys()):  # a member that is not registered takes its settings with it
         kind, value = kinds[key][0], values[key]
         checked = getattr(registry.build(kind, {key: value}), key)
         if checked != registry.default_of(registry.fields_of(kind)[key]):
@@ -150,6 +165,6 @@ def _replaced(part: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(part, **values) if values else part
 
 
-def _members(method: Method) -> list[Any]:
+def _members(method: HasParts) -> list[Any]:
     found = (getattr(method, attribute(name)) for name in MEMBERS)
     return [member for member in found if member is not None]

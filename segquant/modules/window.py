@@ -60,8 +60,8 @@ class Window:
             return cls(padding=(left, right, top, bottom), mode=mode, **pairs)
         except (KeyError, TypeError, ValueError) as error:
             raise QuantizationError(
-                f"{dict(values)} does not describe a convolution's window ({error}); it has kernel, stride and "
-                "dilation (two integers each), padding (four) and mode"
+                f"{dict(values)} does not describe a convolution's window ({error}); give kernel, stride and dilation "
+                "(two integers each), padding (four) and mode"
             ) from error
 
     @property

@@ -91,9 +91,9 @@ def observe_in_groups(
 ) -> Iterator[Observed]:
     """`observe` in as many readings of the data as Gram matrices need that share `memory_limit` bytes.
 
-    The first group has every linear that needs no Gram matrix or found room for it, each further group some of
-    the others. Whoever drops a group's statistics before asking for the next one stays within the limit. The model
-    must not change between groups. The numbers do not depend on the grouping.
+    The first group has every linear that needs no Gram matrix or found room for one; each further group has some of
+    the others. Drop a group's statistics before asking for the next one to stay within the limit. The model must not
+    change between groups. The grouping does not change the numbers.
 
     Args:
         memory_limit: bytes for Gram matrices (while data is read; see `Grams`); no limit if None.

@@ -8,7 +8,7 @@ stays in memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, cast
@@ -226,8 +226,3 @@ class Offloaded:
 
 def _empty(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
-
-
-def state_weights(state: Mapping[str, Tensor]) -> Weights:
-    """`Weights` of a state dict that is in memory, by name."""
-    return lambda names: {name: state[name] for name in names}

@@ -49,7 +49,7 @@ def blocks(text: str) -> list[Block]:
 def commands(text: str, program: str) -> list[str]:
     """Command lines of one program: the lines of sh blocks that start with it, and `…` in running text that does."""
     lines = [line for block in blocks(text) if block.language == "sh" for line in block.text.splitlines()]
-    inline = re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))
+    inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", _FENCE.sub("", text))]
     return [line for line in (*lines, *inline) if re.match(rf"{re.escape(program)}(\s|$)", line)]
 
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -16,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from segquant_bench.eval.cli import main as report
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import register, validate
-from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.plan.config import compose_plan
+from segquant_bench.pipelines.runtime.paths import CONF
 from tests.docs.pages import PAGES, ROOT, commands, read, words
 
 HELPS = ("--help", "--cfg", "--hydra-help")
@@ -39,7 +40,7 @@ def _jobs(line: str) -> list[list[str]]:
     return [list(job) for job in jobs]
 
 
-def _method(overrides: list[str]):
+def _method(overrides: list[str]) -> Any:
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return build_method(validate(compose("config", overrides=overrides, return_hydra_config=False)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,26 @@ def test_links_of_the_repository(page: str) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in map(_anchor, headings), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "turned"),
+    [
+        ("index.md", "[a](docs/demo/README.md)", "[a](demo/README.md)"),
+        ("index.md", "![a](docs/demo/grid.png)", "![a](demo/grid.png)"),
+        ("models.md", "[a](../CONTRIBUTING.md#a-data-set)", "[a](contributing.md#a-data-set)"),
+        ("demo/README.md", "[a](../../README.md)", "[a](../index.md)"),
+        ("demo/README.md", "[a](table.md)", "[a](table.md)"),
+        ("examples.md", "[a](sweep.py)", "a"),
+        ("index.md", "[a](LICENSE)", "a"),
+        ("index.md", "PRESETS[name](model)", "PRESETS[name](model)"),
+        ("index.md", "[a](https://arxiv.org/abs/2507.14811)", "[a](https://arxiv.org/abs/2507.14811)"),
+    ],
+)
+def test_links_of_the_site(page: str, link: str, turned: str) -> None:
+    pytest.importorskip("mkdocs", reason="the site needs pip install '.[docs]'")
+    relink = runpy.run_path(str(ROOT / "docs" / "build_pages.py"))["relink"]
+    assert relink(f"see {link}.", page) == f"see {turned}."
 
 
 def test_site_builds_strictly(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
     assert Path(library).is_relative_to(installed.environment) and Path(benchmark).is_relative_to(installed.environment)
     code = "import importlib.metadata as m; print(m.version('segquant'))"
     assert installed.run("python", "-c", code).stdout.strip() == version
+    assert installed.run("segquant", "--version").stdout == f"segquant {version}\n"
 
 
 def test_the_library_needs_none_of_the_benchmarks_packages(installed: Installed) -> None:

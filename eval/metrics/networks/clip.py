@@ -94,20 +94,10 @@ def load_scorer(backends: Backends) -> Scorer:
         EvalError: the folder or its files are missing, the architecture is unknown, or the weights
             cannot be had.
     """
-    import open_clip
+    import open_clip  # takes seconds, and most metrics do not need it
 
     name, where = backends.clip, backends.clip_path
-    folder = where is not None and not Path(where).is_file()
-    if folder:
-        _check_folder(name, Path(where))
-        identifier, pretrained = f"local-dir:{where}", None
-    else:
-        if name not in open_clip.list_models():
-            raise EvalError(
-                f"CLIP scorer {name!r} is no open_clip architecture; set clip_path to the folder "
-                f"that holds its {CONFIG_FILE} and {WEIGHTS_FILE}"
-            )
-        identifier, pretrained = name, str(where or backends.clip_pretrained)
+    identifier, pretrained = _source(backends, open_clip.list_models())
     try:
         with _quiet_root():
             model, _, preprocess = open_clip.create_model_and_transforms(
@@ -119,7 +109,7 @@ def load_scorer(backends: Backends) -> Scorer:
             f"CLIP scorer {name!r} cannot be loaded from {where or pretrained!r} ({_first_line(error)}); "
             "set clip_path to a folder or checkpoint on disk"
         ) from error
-    source = f"weights {_fingerprint(Path(where))}" if where is not None else pretrained
+    source = f"weights {_fingerprint(Path(where))}" if where is not None else backends.clip_pretrained
     return Scorer(
         name=name,
         backend=f"{name} ({source}), open_clip {version('open-clip-torch')}",
@@ -130,6 +120,20 @@ def load_scorer(backends: Backends) -> Scorer:
         device=torch.device(backends.device),
         batch_size=backends.batch_size,
     )
+
+
+def _source(backends: Backends, architectures: Sequence[str]) -> tuple[str, str | None]:
+    """open_clip's name of the model, and of its weights unless a folder holds both."""
+    name, where = backends.clip, backends.clip_path
+    if where is not None and not Path(where).is_file():
+        _check_folder(name, Path(where))
+        return f"local-dir:{where}", None
+    if name not in architectures:
+        raise EvalError(
+            f"CLIP scorer {name!r} is no open_clip architecture; set clip_path to the folder "
+            f"that holds its {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
+    return name, str(where or backends.clip_pretrained)
 
 
 def _check_folder(name: str, folder: Path) -> None:

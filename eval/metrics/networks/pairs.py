@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ def ssim(pairs: Pairs) -> np.ndarray:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     def one(a: Tensor, b: Tensor) -> Tensor:
-        return structural_similarity_index_measure(a, b, data_range=1.0, reduction="none").reshape(1)
+        found = cast(Tensor, structural_similarity_index_measure(a, b, data_range=1.0, reduction="none"))
+        return found.reshape(1)
 
     return each_pair(pairs, one)
 
@@ -71,10 +73,12 @@ def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
     lpips_weights(trunk)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    metric = LearnedPerceptualImagePatchSimilarity(net_type=trunk, normalize=True).to(device)
+    kind = cast(Literal["alex", "vgg", "squeeze"], trunk)  # Backends checks it
+    metric = LearnedPerceptualImagePatchSimilarity(net_type=kind, normalize=True).to(device)
 
     def one(a: Tensor, b: Tensor) -> Tensor:
-        return metric.net(a.to(device), b.to(device), normalize=True).flatten()
+        found: Tensor = metric.net(a.to(device), b.to(device), normalize=True)
+        return found.flatten()
 
     return each_pair(pairs, one)
 

@@ -16,7 +16,8 @@ def resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
     """clean-fid's "clean" resizer: PIL bicubic in float; uint8 [h, w, 3] → float32 [size, size, 3]."""
     from cleanfid.resize import make_resizer
 
-    return make_resizer("PIL", False, "bicubic", (size, size))
+    found: Callable[[np.ndarray], np.ndarray] = make_resizer("PIL", False, "bicubic", (size, size))
+    return found
 
 
 def load_resized(paths: Sequence[Path], size: int) -> Tensor:

@@ -24,9 +24,8 @@ class Capture:
 
     Attributes:
         graph: operators in the order of execution; `node.meta["val"]` holds the fake result.
-        calls: the nodes that call each linear layer and each 2-D convolution, by module name; every such
-            layer has an entry, empty where the forward never calls it or takes its weight apart.
-        inputs: the placeholders of the tensors that the caller passed to the model.
+        calls: by layer name, the nodes that call it; an empty list where there is none.
+        inputs: placeholders of the tensors passed to the model.
     """
 
     graph: Graph
@@ -52,16 +51,16 @@ def note_called(model: nn.Module) -> set[str]:
 def find_calls(
     graph: Graph, model: nn.Module, parameters: Mapping[Node, Tensor], ran: Set[str] = frozenset()
 ) -> dict[str, list[Node]]:
-    """The nodes of `graph` that call each layer of `model`, told by the weight they take.
+    """The nodes of `graph` that call each layer of `model`, recognised by the weight they take.
 
-    A layer of whose weight some node takes a part or a transpose, or what a function makes of it, has no calls,
-    and a warning names it: rows of such a weight are not the layer's outputs, nor its columns the inputs.
+    A layer has no calls, and a warning names it, where a node takes a part, a transpose or a function of its weight:
+    the rows of such a weight are not the layer's outputs.
 
     Args:
         graph: flat.
-        model: the one that was captured; no two layers of it share a weight.
-        parameters: the parameter that each node of the graph which stands for one holds.
-        ran: layers that were seen to run; without a call in the graph they are named in a warning.
+        model: the captured one; no two of its layers share a weight.
+        parameters: the parameter that a node holds.
+        ran: layers that were called; a warning names those without a call in the graph.
     """
     layers = cuttable_layers(model)
     owners: dict[int, list[str]] = {}  # several names where one module object sits in several places

@@ -74,9 +74,9 @@ def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device,
 
 
 def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy without hooks that shares the model's weights; those on the meta device are drawn at random.
+    """A copy without hooks that shares the model's weights.
 
-    Random values (a generator of their own, standard deviation 1/√fan-in) stand for weights that nobody has.
+    Weights on the meta device are drawn at random, with a generator of their own and standard deviation 1/√fan-in.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -197,7 +197,7 @@ def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str:
 
 
 def _restore_forward(module: nn.Module) -> None:
-    """Let a copy have the forward that accelerate's stands for."""
+    """Undo accelerate's replacement of a copy's forward."""
     old = vars(module).pop(_OLD, None)
     if old is None:
         return

@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from segquant.errors import QuantizationError
 from segquant.graph.capture.calls import Capture, find_calls, note_called
@@ -50,6 +49,8 @@ def exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], d
     Raises:
         Exception: whatever torch.export raises for a model that it does not take.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports sympy, half a second of `import segquant`
+
     fake_mode = FakeTensorMode(shape_env=ShapeEnv())
     with torch.no_grad():
         root = _Root(fake_copy(model, fake_mode, device)).eval()

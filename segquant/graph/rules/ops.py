@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import sympy
 import torch
 from torch.fx import Node
 
@@ -107,6 +106,8 @@ def _number(value: Any) -> int | None:
 def _size(value: int | torch.SymInt) -> int:
     if isinstance(value, int):
         return value
+    import sympy  # half a second of `import segquant`; only torch.export's graphs have symbolic sizes
+
     expression = value.node.expr
     known = {symbol: sympy.prime(10_000 + int(symbol.name.lstrip("uszk"))) for symbol in expression.free_symbols}
     return int(expression.xreplace(known))

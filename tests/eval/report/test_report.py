@@ -448,3 +448,37 @@ def test_tables_say_where_the_numbers_come_from(moved: Path, tmp_path: Path) -> 
         assert all(f"unquantized {run.config_hash}" in text for run in runs if run.is_float)
         told = [f"{run.quantizer} {run.precision} {run.config_hash}" for run in runs if not run.is_float]
         assert told and all(entry in text for entry in told)
+
+
+def test_a_metric_that_is_not_registered_here_is_shown_and_compared(moved: Path, tmp_path: Path) -> None:
+    """Results say its unit and direction, and what an evaluation left says how it can be compared."""
+    values = np.random.default_rng(0).normal(size=(7, 8))
+    for job in range(7):
+        result = EvalResult(
+            "glow[net]", float(values[job].mean()), 8, "higher", (-1.0, 1.0), "their_pkg 1.0", None, unit="cd"
+        )
+        path = moved / str(job) / "results.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | {"metrics": [result.to_dict(), *record["metrics"]]}))
+        path = moved / str(job) / "evaluation" / "per_image.json"
+        kept = json.loads(path.read_text())
+        kept["metrics"]["glow[net]"] = list(values[job])
+        path.write_text(json.dumps(kept))
+    found, refused = compare_runs(load_results([moved]))
+    (glow,) = (c for c in found if c.metric == "glow[net]" and c.precision == "w4a8" and c.theirs == "rtn")
+    assert refused == [] and glow.value == pytest.approx((values[6] - values[4]).mean())
+    assert re.match(r"[+-]\d\.\d+ cd \[", glow.amount) and glow.kind == "difference"
+    written = write_report([moved], tmp_path / "report", grid=False)
+    assert "| glow [net] (cd) ↑ |" in written["table.md"].read_text()
+    assert f"glow[net],difference,{glow.value!r}," in written["comparisons.csv"].read_text()
+    assert "glow" not in written["comparisons.md"].read_text()
+
+
+def test_a_metric_of_which_nothing_was_kept_is_not_compared(moved: Path) -> None:
+    for job in range(7):
+        path = moved / str(job) / "results.json"
+        record = json.loads(path.read_text())
+        alone = EvalResult("glow", 1.0, 8, "higher", None, "their_pkg 1.0", None).to_dict()
+        path.write_text(json.dumps(record | {"metrics": [*record["metrics"], alone]}))
+    found, refused = compare_runs(load_results([moved]))
+    assert refused == [] and "glow" not in {c.metric for c in found}

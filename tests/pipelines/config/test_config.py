@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from omegaconf import OmegaConf
 
-from segquant_bench.pipelines.config.quantizer import build_method
+from segquant_bench.pipelines.config.quantizer import build_method, build_quantizer
 from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.errors import PipelineError, nearest
 from segquant_bench.pipelines.main import CONF
@@ -163,3 +163,9 @@ def test_zoo_paths_are_absolute() -> None:
         "zoo",
         "emoji_sd3",
     )
+
+
+@pytest.mark.parametrize("target", ["segquant.presets.scheme_of"])
+def test_a_target_that_makes_no_method_is_refused(target: str) -> None:
+    with pytest.raises(PipelineError, match="no segquant.Method; set quantizer._target_"):
+        build_quantizer({"_target_": target, "precision": "w8a8"})

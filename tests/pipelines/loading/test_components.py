@@ -90,7 +90,7 @@ def test_one_group_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     residence = DeviceSlot("cuda")
     text, denoiser, controlnet, coder = Placed(), Placed(), Placed(), Coder()
     for module, group in ((text, "text"), (denoiser, "step"), (controlnet, "step"), (coder, "vae")):
-        DeviceHook(residence, group).open_to(module)
+        DeviceHook(residence, group).attach(module)
     stand_in = copy.deepcopy(denoiser)
 
     def places() -> list[str]:
@@ -106,7 +106,7 @@ def test_one_group_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def _watched(pipeline: Any, modules: dict[str, nn.Module]) -> list[tuple[str, set[str]]]:
     """Which of `modules` ran, and which were on the device then, in order of their first calls."""
     seen: list[tuple[str, set[str]]] = []
-    residence = hook_of(pipeline.vae).residence
+    residence = hook_of(pipeline.vae).slot
 
     def note(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -140,7 +140,7 @@ def test_a_quantized_denoiser_comes_and_goes_like_the_one_it_replaces(tiny: Tiny
         pipeline(prompt=["a"], output_type="np", **call)
     order = ["text_encoder", "text_encoder_2", "quantized", "vae"]
     assert seen == [(name, {name}) for name in order]
-    assert pipeline.transformer is exact and loaded not in hook_of(exact).residence.present
+    assert pipeline.transformer is exact and loaded not in hook_of(exact).slot.present
     pipeline(prompt=["a"], output_type="np", **call)
     assert seen[len(order) :] == [("exact", {"exact"})]
 
@@ -160,7 +160,7 @@ def test_denoiser_and_controlnet_stay_together(tiny: Tiny, tmp_path: Path) -> No
 def test_a_copy_takes_the_device_for_itself(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = validate(compose_config([*tiny.overrides(tmp_path), "model.offload=components"])).model
     denoiser = load_pipeline(config, tiny.model).transformer
-    residence = hook_of(denoiser).residence
+    residence = hook_of(denoiser).slot
     residence.enter(denoiser, hook_of(denoiser).group)
     copied = twin(denoiser)
     assert set(residence.present) == {copied}

@@ -198,6 +198,8 @@ def test_layers_that_a_precision_cannot_take_are_named(command: Command) -> None
         (["model=sdxl", "quantizer=auto"], "quantizer=auto decides for every layer by data"),
         (["model=sdxl", "quantizer=quanto"], "quantizer=quanto"),
         (["model=sdxl", "quantizer.alpha=2"], "alpha must lie in"),
+        (["model=sdxl", "~quantizer._target_"], "quantizer names no method"),
+        (["model=sdxl", "quantizer=null"], "give every group the name of an option"),
         (["model=sdxl", "model.nmae=x"], "there is no key 'model.nmae'"),
         (["model.target=my_module"], "is no MODULE:FUNCTION"),
         (["model.target=no_module:build"], "no_module cannot be imported"),

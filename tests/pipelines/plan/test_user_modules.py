@@ -262,6 +262,21 @@ def test_a_fault_of_the_user_is_one_sentence(
     assert sentence in printed
 
 
+def test_a_module_named_like_one_of_diffusers_needs_its_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its class's name is known, but it has no configuration that the sizes would follow from."""
+    (tmp_path / "namesake.py").write_text(
+        "from torch import nn\n\nclass FluxTransformer2DModel(nn.Sequential):\n    pass\n\n"
+        "def build():\n    return FluxTransformer2DModel(nn.Linear(16, 16))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "namesake", raising=False)
+    line = _refused(["model.target=namesake:build"], monkeypatch, capsys)
+    assert "FluxTransformer2DModel has no configuration (config)" in line and "model.inputs=" in line
+
+
 def _refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setattr(sys, "argv", ["segquant-plan", *arguments])
     with pytest.raises(SystemExit) as stopped:

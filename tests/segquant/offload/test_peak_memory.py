@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from segquant.offload.peak_memory import offload_peak
+from tests.segquant.offload.peak_memory import offload_peak
 
 
 class Stack(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from segquant import QuantizationError, presets
 from segquant.layers.linear import QuantLinear
 from segquant.offload.block_shell import stray_blocks
 from segquant.offload.quantize import quantize_offloaded_with_outcome_
-from segquant.offload.weights import FileWeights, Offloaded, blocks, state_weights
+from segquant.offload.weights import FileWeights, Offloaded, Weights, blocks
 from tests.segquant.support import OUTCOMES, told
 from tests.tiny import tiny_denoiser
+
+
+def state_weights(state: Mapping[str, Tensor]) -> Weights:
+    """The weights of a state dict that is in memory."""
+    return lambda names: {name: state[name] for name in names}
 
 
 def sd3_batches(count: int = 6) -> list[dict[str, Any]]:

@@ -1,0 +1,66 @@
+"""Which metrics a run asks for: names of eval's, or paths of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from segquant_bench.eval import METRICS
+from segquant_bench.pipelines.config.sections import MetricConfig
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.stages.judgement import asked_metrics, check_metrics, foreign_code, needs_real
+
+SOURCE = """
+from segquant_bench.eval import Metric, register_metric
+
+def compute(evaluation):
+    raise NotImplementedError
+
+GLOW = register_metric(Metric("glow", "higher", compute, against="real"))
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    before = dict(METRICS)
+    path = tmp_path / "their_judgement.py"
+    path.write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield path
+    METRICS.clear()
+    METRICS.update(before)
+    sys.modules.pop("their_judgement", None)
+
+
+def config(*metrics: str) -> MetricConfig:
+    return MetricConfig(name="x", metrics=list(metrics))
+
+
+def test_a_metric_of_the_users_own_is_named_by_its_path(source: Path) -> None:
+    mixed = config("psnr", "their_judgement.GLOW", "fid_gt")
+    assert [metric.name for metric in asked_metrics(mixed)] == ["psnr", "glow", "fid_gt"]
+    assert needs_real(mixed) == ["glow", "fid_gt"]
+    check_metrics(mixed)
+
+
+def test_its_file_is_part_of_the_key(source: Path) -> None:
+    assert foreign_code(config("psnr", "fid_ref", "clip_score", "lpips", "caption_top1")) == {}
+    assert foreign_code(config("psnr", "their_judgement.GLOW")) == {"glow": hashlib.sha256(SOURCE.encode()).hexdigest()}
+    source.write_text(SOURCE + "# another line")
+    assert foreign_code(config("their_judgement.GLOW"))["glow"] != hashlib.sha256(SOURCE.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("pnsr", "metric.metrics: 'pnsr' is no metric; .*psnr"),
+     ("their_judgement.DARK", "metric.metrics: metric 'their_judgement.DARK' cannot be imported"),
+     ("nowhere_at_all.GLOW", "metric.metrics: metric 'nowhere_at_all.GLOW' cannot be imported"),
+     ("their_judgement.compute", "metric.metrics: their_judgement.compute is a function, not a Metric")],
+)  # fmt: skip
+def test_what_is_no_metric_is_one_sentence(source: Path, name: str, sentence: str) -> None:
+    with pytest.raises(PipelineError, match=sentence):
+        check_metrics(config("psnr", name))
