@@ -14,36 +14,38 @@ KEY = "hydra.searchpath"
 _PLACES = re.compile(r"(pkg|file)://([^\],'\"]+)")
 
 
-def check_search_path(arguments: Sequence[str]) -> None:
+def check_search_path(arguments: Sequence[str]) -> list[Path]:
     """Let packages in the working folder be on the search path, and refuse places that are not there.
 
     Hydra would only warn, and then miss the options in them.
 
+    Returns:
+        the directories that a command line adds.
+
     Raises:
         PipelineError: no such package or directory.
     """
+    found: list[Path] = []
     for argument in arguments:
         if argument.lstrip("+").startswith(f"{KEY}="):
-            for kind, place in _PLACES.findall(argument):
-                add_working_folder()
-                if not _is_there(kind, place.strip()):
-                    raise PipelineError(
-                        f"{KEY}: there is no {'package' if kind == 'pkg' else 'directory'} {place.strip()}; "
-                        + (
-                            "install it, or set PYTHONPATH to the folder that holds it"
-                            if kind == "pkg"
-                            else "correct it"
-                        )
-                    )
+            add_working_folder()
+            found += [_folder(kind, place.strip()) for kind, place in _PLACES.findall(argument)]
+    return found
 
 
-def _is_there(kind: str, place: str) -> bool:
+def _folder(kind: str, place: str) -> Path:
     if kind == "file":
-        return Path(place).is_dir()
+        if Path(place).is_dir():
+            return Path(place)
+        raise PipelineError(f"{KEY}: there is no directory {place}; correct it")
     name, _, rest = place.partition("/")
     try:
         spec = importlib.util.find_spec(name)
-    except ImportError:
-        return False
-    folders = spec.submodule_search_locations if spec is not None else None
-    return any((Path(folder) / rest).is_dir() for folder in folders or ())
+    except ImportError:  # of the package above
+        spec = None
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (Path(folder) / rest).is_dir():
+            return Path(folder) / rest
+    raise PipelineError(
+        f"{KEY}: there is no package {place}; install it, or set PYTHONPATH to the folder that holds it"
+    )

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from segquant import registry
+from segquant_bench.eval import METRICS
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.config.schema import RunConfig, validate
@@ -98,7 +100,12 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             path.rename(path.with_name(path.name.replace("w4g", f"w4_{name}_")))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    tables = [*map(registry.table, registry.SLOTS), METRICS]
+    before = [dict(table) for table in tables]
     yield folder / name
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
     for module in [each for each in sys.modules if each.partition(".")[0] == name]:
         del sys.modules[module]
 
@@ -247,3 +254,34 @@ def test_evaluation_and_calibration_never_overlap(package: Path, tiny: Tiny) -> 
     run = _compose(package, tiny, *own, "calibration.prompts=2", "calibration.held_out=1")
     found = load_dataset(run.dataset, run.calibration)
     assert len(found.evaluation) == 2 and not {*found.evaluation} & {*found.calibration, *found.held_out}
+
+
+def test_a_plan_of_one_s_own_method_at_one_s_own_precision(
+    package: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segquant_bench.pipelines.plan.cli import main
+
+    name = f"w4_{package.name}_32"
+    own = ["--config-dir", f"{package.name}/conf", "model=theirs", "quantizer=theirs"]
+    arguments = [*own, f"precision={name}", f"model.path={tiny.model}", "--json"]
+    monkeypatch.setattr(sys, "argv", ["segquant-plan", *arguments])
+    main()
+    plan = json.loads(capsys.readouterr().out)
+    (component,) = plan["components"]
+    assert plan["quantizer"] == "theirs" and [each["precision"] for each in component["estimates"]] == [name]
+    monkeypatch.setattr(sys, "argv", ["segquant-plan", "--config-dir", "nowhere", "model=flux1_dev"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no directory" in capsys.readouterr().err
+
+
+def test_search_paths_that_are_not_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segquant_bench.pipelines.config.searchpath import check_search_path
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert check_search_path(["a=1", "hydra.searchpath=[pkg://their_pkg.conf]"]) == [folder / "their_pkg" / "conf"]
+    for place, words in {"pkg://their_pkg.cnf": "no package", "pkg://no_lab.conf": "no package",
+                         "file:///nowhere": "no directory /nowhere"}.items():  # fmt: skip
+        with pytest.raises(PipelineError, match=words):
+            check_search_path([f"hydra.searchpath=[{place}]"])
