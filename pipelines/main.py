@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.sweep import report_sweep
@@ -127,7 +128,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         try:
-            finished = _succeeds(_run)
+            finished = _succeeds(lambda: check_search_path(sys.argv[1:])) and _succeeds(_run)
         except Exception:  # a fault of the program in one job: the others' results are worth a report
             _succeeds(_report, REPORT_FAILED)
             raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segquant_bench.eval.metrics.statistics import Difference
-from segquant_bench.eval.report.known import is_ours
 from segquant_bench.eval.report.labels import (
     group_key,
+    home,
+    is_subject,
     labels,
     method_name,
     places,
@@ -22,8 +23,8 @@ UNQUANTIZED = "unquantized"
 
 
 def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
-    """SegQuant and auto against every quantized run before them of the same group; every method's variants (an
-    ablation's runs) against its first, and those of SegQuant and auto against the first run of each other method.
+    """SegQuant, auto and the user's own methods against every quantized run before them of the same group; every
+    method's variants (an ablation's runs) against its first, and theirs against the first run of each other method.
 
     Returns:
         the comparisons, in table order, and one sentence for every pair of series that cannot be compared.
@@ -38,7 +39,7 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
             made, left = Pair(ours, theirs, _names(ours, theirs, names, where)).compare()
             found += made
             refused += left
-        if not opponents and is_ours(ours.quantizer):
+        if not opponents and is_subject(ours):
             refused += [_alone(ours, names[id(ours)])] if any(_shares_all_but_prompts(ours, r) for r in ordered) else []
     return found, refused
 
@@ -65,7 +66,7 @@ def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
         if alike and (parts < own or parts > own):
             elsewhere.setdefault(group_key(run), run)
     variants = [run for run in group if method_name(run) == method_name(ours)]
-    if not is_ours(ours.quantizer):
+    if not is_subject(ours):
         return [*variants[:1], *elsewhere.values()]
     if not variants:
         return [*group, *elsewhere.values()]
@@ -88,5 +89,5 @@ def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
 
 
 def _names(ours: RunResult, theirs: RunResult, names: dict[int, str], where: dict[int, str]) -> Names:
-    headline = is_ours(ours.quantizer) and not is_ours(theirs.quantizer)
+    headline = is_subject(ours) and (not is_subject(theirs) or home(ours) != home(theirs))
     return Names(names[id(ours)], names[id(theirs)], ours.precision, where[id(ours)], headline)

@@ -1,6 +1,7 @@
 """Which methods and precisions eval knows: what is ours, and the order in which tables have them.
 
-A method or precision of somebody's own needs no entry: it stands after the known ones (methods before ours), by name.
+A tool or precision without an entry stands after the known ones (tools before ours), by name. Methods of the user's own
+package stand last of all (`labels.sort_runs`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from segquant_bench.eval.report.known import method_rank, precision_rank
+from segquant_bench.eval.report.known import is_ours, method_rank, precision_rank
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 
@@ -40,6 +40,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             not r.is_float,
             precision_rank(r.precision),
             _parts_rank(quantized_parts(r)),
+            bool(home(r)),
             method_rank(r.quantizer),
             r.name,
             _natural(r.path.parent.name),
@@ -110,6 +111,11 @@ def settings(run: RunResult) -> dict[str, Any]:
         if key.rpartition(".")[2] not in _UNTOLD
     }
     return {**found, "backend": _backend(run)}
+
+
+def is_subject(run: RunResult) -> bool:
+    """Whether a report is about the run's method, and compares it with others: SegQuant's, auto, and the user's own."""
+    return is_ours(run.quantizer) or bool(home(run))
 
 
 def _backend(run: RunResult) -> str:

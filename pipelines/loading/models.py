@@ -204,6 +204,8 @@ def _placed(
 def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
     """Refuse an argument in `model.call` that the pipeline's `__call__` does not take."""
     known = inspect.signature(type(pipeline).__call__).parameters
+    if any(item.kind is item.VAR_KEYWORD for item in known.values()):
+        return  # one's own class that hands on what it is given
     for key in config.call.arguments():
         if key not in known:
             name = type(pipeline).__name__

@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segquant_bench.pipelines.main import EXIT_FAILED, EXIT_INTERRUPTED, user_message
@@ -62,11 +63,16 @@ def as_json(found: Plan) -> dict[str, Any]:
     return {"schema": SCHEMA, **dataclasses.asdict(found)}
 
 
+def _search_path(folder: str | None) -> list[str]:
+    """--config-dir as the override that it stands for."""
+    return [] if folder is None else [f"hydra.searchpath=['file://{Path(folder).absolute()}']"]
+
+
 def _show(arguments: argparse.Namespace) -> None:
     # Put off: slow to import; bad input and --help do not wait for it.
     from segquant_bench.pipelines.plan.text import render
 
-    found = plan(arguments.overrides)
+    found = plan([*_search_path(arguments.config_dir), *arguments.overrides])
     if arguments.json:
         print(json.dumps(as_json(found), indent=1, allow_nan=False))
         return
@@ -97,6 +103,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as on segquant's command line")
+    parser.add_argument("--config-dir", metavar="DIR", help="a directory of configurations of your own")
     parser.add_argument("--layers", action="store_true", help="add a line for each layer")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, layers included")
     arguments = parser.parse_intermixed_args()

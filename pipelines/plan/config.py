@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.architectures import architecture_names
+from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import DENOISER
 from segquant_bench.pipelines.config.schema import register as register_run
+from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig, PrecisionConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest, one_line, one_of
+from segquant_bench.pipelines.runtime.own_code import is_own
 from segquant_bench.pipelines.runtime.paths import CONF
 
 _GROUP = "model="
@@ -51,9 +56,13 @@ class PlanConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
 
 
-def model_names() -> tuple[str, ...]:
-    """What `model=` takes: options of conf/model, and shipped configurations that no run can generate with."""
-    options = {path.stem for path in (CONF / "model").glob("*.yaml")}
+def model_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
+    """What `model=` takes: options of conf/model, and shipped configurations that no run can generate with.
+
+    Args:
+        folders: further directories of configurations.
+    """
+    options = {path.stem for folder in (CONF, *folders) for path in (folder / "model").glob("*.yaml")}
     return tuple(sorted(options | set(architecture_names())))
 
 
@@ -61,11 +70,12 @@ def compose_plan(overrides: Sequence[str]) -> DictConfig:
     """The configuration of a command line; `model=NAME` of a shipped configuration without an option reads that.
 
     Raises:
-        PipelineError: no model, more than one, or a value that no plan can have.
+        PipelineError: no model, more than one, a value that no plan can have, or no such directory of configurations.
     """
     _register()
+    folders = check_search_path(overrides)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = _composed([_named(override) for override in overrides])
+        config = _composed([_named(override, folders) for override in overrides])
     _check(config)
     return config
 
@@ -84,13 +94,14 @@ def _register() -> None:
     ConfigStore.instance().store(name="plan_schema", node=PlanConfig)
 
 
-def _named(override: str) -> str:
+def _named(override: str, folders: Sequence[Path]) -> str:
     if not override.startswith(_GROUP):
         return override
     name = override.removeprefix(_GROUP)
-    if name not in model_names():
-        raise PipelineError(f"model={name} is no model; {nearest(name, model_names())}")
-    return override if (CONF / "model" / f"{name}.yaml").is_file() else f"model.architecture={name}"
+    if name not in model_names(folders):
+        raise PipelineError(f"model={name} is no model; {nearest(name, model_names(folders))}")
+    is_option = any((folder / "model" / f"{name}.yaml").is_file() for folder in (CONF, *folders))
+    return override if is_option else f"model.architecture={name}"
 
 
 def _check(config: DictConfig) -> None:
@@ -108,10 +119,27 @@ def _check(config: DictConfig) -> None:
     if len(named) > 1 and set(named) != {f"model.path={model.path}", f"model.repo={model.repo}"}:
         raise PipelineError(f"more than one model is named, {' and '.join(named)}; leave all but one out")
     one_of("model.dtype", model.dtype, DTYPES)
+    _register_precision(config)
     for name in config.precisions:
         one_of("precisions", name, PRECISIONS)
     if not config.quantize or len(set(config.quantize)) < len(config.quantize):
         raise PipelineError(f"quantize={list(config.quantize)} must name every component once, for example [denoiser]")
+
+
+def _register_precision(config: DictConfig) -> None:
+    """Make a precision of one's own known, and the only one that is planned unless others are named too."""
+    if OmegaConf.is_missing(config.precision, "name"):
+        return
+    try:
+        precision = OmegaConf.to_object(config.precision)
+    except OmegaConfBaseException as error:
+        raise (
+            error.__cause__ if isinstance(error.__cause__, PipelineError) else PipelineError(one_line(error))
+        ) from error
+    assert isinstance(precision, PrecisionConfig)
+    register_precision(precision)
+    if not config.precisions:
+        config.precisions = [precision.name]
 
 
 def methods_of(config: DictConfig) -> dict[str, Any]:
@@ -147,7 +175,7 @@ def _quantizer_of(config: DictConfig) -> dict[str, Any]:
         )
     quantizer = {str(key): value for key, value in given.items()}
     package, _, name = str(quantizer["_target_"]).rpartition(".")
-    if package != "segquant.presets" or name in ("none", "auto"):
+    if not is_own(f"{package}.{name}") and (package != "segquant.presets" or name in ("none", "auto")):
         reason = "decides for every layer by data" if name == "auto" else "has no plan of ours"
         raise PipelineError(
             f"quantizer={name} {reason}; plan with a method of segquant.presets, for example quantizer=segquant_g"

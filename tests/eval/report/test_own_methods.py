@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segquant_bench.eval.report.labels import home, labels
+from segquant_bench.eval.report.comparisons import compare_runs
+from segquant_bench.eval.report.labels import home, labels, sort_runs
 from segquant_bench.eval.results import RunResult, load_result
 from tests.eval.sweep import run_record
 
@@ -73,3 +74,12 @@ def test_precisions_of_one_name_and_other_fields(tmp_path: Path) -> None:
 def test_runs_that_do_not_say_where_their_method_is_from(tmp_path: Path) -> None:
     run = _run(tmp_path, 0, None)
     assert home(run) == "" and labels([run])[id(run)] == "mine"
+
+
+def test_an_own_method_stands_last_and_is_compared_with_all_others(tmp_path: Path) -> None:
+    paths = ["lab.mine", "segquant.presets.segquant_g", "segquant.presets.rtn"]
+    runs = [_run(tmp_path, number, **_target(path)) for number, path in enumerate(paths)]
+    assert [run.quantizer for run in sort_runs(runs)] == ["rtn", "segquant_g", "mine"]
+    found, _ = compare_runs(runs)
+    pairs = {(each.ours, each.theirs) for each in found}
+    assert pairs == {("segquant_g", "rtn"), ("mine", "rtn"), ("mine", "segquant_g")}

@@ -39,7 +39,8 @@ def test_auto_leaves_its_plan_and_it_runs_again(command: Command, tiny: Tiny, ca
 
 
 def test_the_hash_follows_the_plans_content_and_not_its_place(tmp_path: Path) -> None:
-    from segquant_bench.pipelines.config.schema import config_hash, validate
+    from segquant_bench.pipelines.config.run_hash import config_hash
+    from segquant_bench.pipelines.config.schema import validate
 
     def hash_of(path: Path) -> str:
         return config_hash(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])), "model", {})
