@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -73,7 +74,7 @@ def job(config: DictConfig) -> None:
 
 def group(folder: Path) -> str:
     """The W&B group: the sweep's folder, or the run's own outside a sweep."""
-    is_sweep = HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     return folder.parent.name if is_sweep else folder.name
 
 

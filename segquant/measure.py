@@ -94,7 +94,8 @@ def _part_sums(exact: Sequence[Tensor], approximate: Sequence[Tensor], count: in
     odd = [tuple(a.shape) for a in exact if count > 1 and (not a.dim() or a.shape[0] % count)]
     if odd:
         raise QuantizationError(
-            f"an output of shape {odd[0]} cannot be cut into {count} parts along its first axis; give parts=None"
+            f"an output of shape {odd[0]} cannot be cut into {count} parts along its first axis; "
+            "measure batches of one part each"
         )
     pairs = [(_chunks(a, count), _chunks(b, count)) for a, b in zip(exact, approximate, strict=True)]
     for index in range(count):
@@ -150,7 +151,7 @@ def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str
 
 
 def _is_changed(linear: nn.Module, module: nn.Module) -> bool:
-    return type(module) is not type(linear) or is_wrapper(module.weight)
+    return type(module) is not type(linear) or (isinstance(module.weight, Tensor) and is_wrapper(module.weight))
 
 
 def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:

@@ -1,13 +1,10 @@
-"""save_quantized / load_quantized: one safetensors file and one JSON file, published together or not at
-all.
-"""
+"""save_quantized / load_quantized: one safetensors file and one JSON file, published together or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -28,8 +25,6 @@ from segquant.modules.swap import swap_
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
 from segquant.quantize.outcome import Outcome
-
-log = logging.getLogger(__name__)
 
 WEIGHTS = "quantized.safetensors"
 MANIFEST = "quantized.json"
@@ -249,9 +244,7 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
         raise QuantizationError(
             f"{folder} holds a {module}.{name}, which is no model class that is known here; pass model="
         )
-    built = kind.from_config(manifest["config"])
-    if not isinstance(built, nn.Module):
-        raise QuantizationError(f"{module}.{name} of {folder} is no model; pass model=")
+    built: nn.Module = kind.from_config(manifest["config"])
     return built
 
 

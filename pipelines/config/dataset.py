@@ -19,19 +19,16 @@ CAPTIONS = {"coco": ("first", "all"), "dci": ("summary", "short", "extended")}
 class DatasetConfig:
     """Which prompts, and which real pictures. Calibration and evaluation prompts never overlap.
 
-    Without `layout`: either `archive` (a zip of captions.jsonl and PNGs, every row with its split), or two prompt
-    files and perhaps a folder `real` of PNGs. With `layout`, the files of a published data set below `root`
-    (`data.layouts` says which), or a `table` of one's own. `calibration_prompts` replaces what any
-    layout has for calibration. Or `_target_` names a function of one's own that returns the entries, called with
-    `arguments` (`data.own` says what an entry is).
+    Without `layout`: an `archive` (a zip of captions.jsonl and PNGs), or two files of prompts and perhaps a folder
+    `real` of PNGs. With `layout`: a published data set below `root` (see `data.layouts`), or a `table` of your own.
+    `calibration_prompts` replaces a layout's own. With `_target_`: a function of your own that returns the entries,
+    called with `arguments` (see `data.own`).
 
-    `size` evaluation prompts are drawn with `seed`; None takes all in order. `draw` says how: "permutation" in
-    numpy's permuted order; "shuffle" as SVDQuant (arXiv 2411.05007) draws MJHQ and sDCI, the first of Python's
-    `random.Random(seed).shuffle`, then sorted by name; "first" in the file's order.
+    `size`: evaluation prompts drawn with `seed`; None takes all in order. `draw`: "permutation" (numpy's), "shuffle"
+    (the first of Python's `random.Random(seed).shuffle`, sorted by name, as SVDQuant, arXiv 2411.05007), or "first".
 
-    `pictures` false leaves the real pictures alone, where only prompts are at hand. `fit` brings them to the size
-    of the generated ones: "crop" (centre), "stretch", None leaves their size. `caption` and the splits are those of
-    COCO (first, all) and DCI (summary, short, extended).
+    `pictures`: false where only prompts are there. `fit`: "crop" (centre) or "stretch" real pictures to the size of the
+    generated ones; None keeps theirs. `caption`: of COCO (first, all) or DCI (summary, short, extended).
     """
 
     name: str = MISSING

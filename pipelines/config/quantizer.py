@@ -53,7 +53,7 @@ def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
     return _built(target, str(quantizer.get("name") or function), arguments)
 
 
-def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Any:
+def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Peer:
     """What a function of this repository makes of its arguments."""
     package, _, function = target.rpartition(".")
     preset = getattr(importlib.import_module(package), function, None)

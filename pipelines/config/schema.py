@@ -247,7 +247,7 @@ def method_label(*, _root_: DictConfig) -> str:
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
     """Refuse keys that `+key=value` added and nothing would read; its preset checks the quantizer's."""
     known = {item.name for item in fields(schema)}
-    for key in config:
+    for key in map(str, config):
         if key not in known:
             raise PipelineError(unknown_key(f"{prefix}{key}", known))
         nested = OmegaConf.get_type(config, key)

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
@@ -27,7 +29,6 @@ from segquant_bench.pipelines.loading.files import (
 from segquant_bench.pipelines.runtime import own_code
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import DiffusionPipeline
 
 __all__ = [
@@ -54,8 +55,6 @@ _LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErr
 
 def resolve_device(device: str) -> str:
     """ "auto" is "cuda" where a CUDA device is usable, else "cpu"; anything else must be usable as it is."""
-    import torch  # put off: slow, and a finished run needs none of it
-
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -88,8 +87,6 @@ def load_pipeline(
         PipelineError: it has no such denoiser, diffusers cannot load it, it takes other arguments than `config.call`
             has, or it does not fit into the device's memory.
     """
-    import torch  # put off: slow, and a finished run needs none of it
-
     quieten()
     index = read_index(directory)
     check_names(config, directory, index)
@@ -161,8 +158,6 @@ def _pipeline_class(config: ModelConfig) -> Any:
 
 
 def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
-    import torch  # put off: slow, and a finished run needs none of it
-
     part = config.parts[name]
     folder, kind = resolve_part(name, part), named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
     return _load_module(kind, folder, part.variant, getattr(torch, config.dtype))
@@ -197,8 +192,6 @@ def _placed(
     pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
 ) -> DiffusionPipeline:
     """The pipeline on its device. Components that were given are where their owner wants them."""
-    import torch  # put off: slow, and a finished run needs none of it
-
     if config.offload == "components":
         offload_components(pipeline, device, [name for name, part in given.items() if part is not None])
         return pipeline
@@ -219,8 +212,6 @@ def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
 
 def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
     """The attribute of the denoiser: `name` if given, else "transformer" or "unet", whichever is there."""
-    import torch  # put off: slow, and a finished run needs none of it
-
     parts = pipeline.components.items()
     modules = [key for key, value in parts if isinstance(value, torch.nn.Module)]
     return _denoiser_among(type(pipeline).__name__, modules, name)
@@ -251,8 +242,6 @@ def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
     Raises:
         PipelineError: the pipeline names no denoiser, or diffusers cannot load it or does not know its class.
     """
-    import torch  # put off: slow, and a finished run needs none of it
-
     kind, folder = denoiser_class(config, directory)
     quieten()
     others = dict.fromkeys(name for name, _ in components(read_index(directory)) if name != folder.name)

@@ -40,13 +40,13 @@ class Peer:
     Attributes:
         name: of the quantizer.
         package: the tool as pip knows it.
-        precision, scheme: what is asked of it.
-        apply: the tool at work.
+        precision, scheme: asked of the tool.
+        apply: quantizes the named linears in place.
         options: what else the numbers depend on.
         skip: globs of module names that stay in floating point.
-        seed: of everything that the tool draws.
-        layer_bytes: bytes of one quantized linear in the tool's packed format, for tools that keep a wider one in
-            memory (fake quantization, unpacked 4-bit codes); None where memory holds what is stored.
+        seed: of all that the tool draws.
+        layer_bytes: bytes of a quantized linear in the tool's packed format, where memory holds a wider one (fake
+            quantization, unpacked 4-bit codes); None otherwise.
     """
 
     name: str

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from tqdm import tqdm
 
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A callback (what, done, total) that moves a bar, on terminals only."""
-    from tqdm import tqdm
-
     with tqdm(desc=label, disable=None, leave=False) as bar:
 
         def show(what: str, done: int, total: int) -> None:

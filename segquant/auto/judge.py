@@ -180,8 +180,8 @@ class _Judge:
         wrong, whole = torch.cat(rows), sum(float(target.double().square().sum()) for target in self.targets)
         bias = tensors["bias"].numel() * tensors["bias"].element_size() if "bias" in tensors else 0
         bits = layout.weight_spec.bits * self.linear.weight.numel()
-        error = (float(wrong.sum()) / whole) ** 0.5 if whole else 0.0 if not wrong.any() else float("inf")
-        found = Candidate(change, error, layer_bytes(layout, bias), layer_operations(layout), bits)
+        relative = (float(wrong.sum()) / whole) ** 0.5 if whole else 0.0 if not wrong.any() else float("inf")
+        found = Candidate(change, relative, layer_bytes(layout, bias), layer_operations(layout), bits)
         self.wrong[id(found)] = wrong  # candidates stay in `judged`, so the id is theirs alone
         return found
 

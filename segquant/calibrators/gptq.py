@@ -56,6 +56,7 @@ def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
     diagonal = matrix.diagonal()
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal <= 0] = mean
+    upper: Tensor
     for attempt in range(RETRIES):
         damped = matrix + torch.eye(size, dtype=matrix.dtype, device=matrix.device) * (damp * 10**attempt * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from segquant.errors import QuantizationError
 from segquant.modules.calls import Progress
 
 
@@ -81,4 +82,4 @@ class Calibrator(Protocol):
             batches: all of the data once more.
             learn: keys of `solved` that have this calibrator.
         """
-        raise NotImplementedError(f"calibrator {self.name!r} needs a second pass and defines no refine_")
+        raise QuantizationError(f"calibrator {self.name!r} needs a second pass and has no refine_; define it")

@@ -38,6 +38,9 @@ class QuantLinear(nn.Module):
     """Keep what the backend packed between calls: faster, at the cost of (for "reference") a float32 weight."""
     backend: Backend = REFERENCE
     """How the layer runs; see `segquant.set_backend_`."""
+    codes: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class QuantLinear(nn.Module):
         bias = torch.zeros(layout.out_features, dtype=bias_dtype, device=device) if layout.bias else None
         self.register_buffer("bias", bias)
         self._packed: Any = None
-        self.register_load_state_dict_post_hook(_forget)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def empty(layout: Layout, window: Window | None = None, **kwargs: Any) -> QuantLinear:
@@ -148,7 +151,7 @@ class QuantLinear(nn.Module):
         bias = self._buffers.pop("bias")
         fixed = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         self._buffers["bias"] = bias
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in fixed.items():
             moved = self._buffers[name]
             if moved is not None and moved.dtype != buffer.dtype:
@@ -192,7 +195,8 @@ class QuantConv2d(QuantLinear):
     @property
     def weight(self) -> Tensor:
         """The float weight that this layer stands for, transforms undone: float32 [out, in, kh, kw]."""
-        return super().weight.unflatten(1, (-1, *self.window.kernel))
+        folded: Tensor = super().weight.unflatten(1, (-1, *self.window.kernel))
+        return folded
 
     def forward(self, input: Tensor) -> Tensor:
         """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype; the input is not modified."""

@@ -90,7 +90,7 @@ def pairs_of(
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]],
 ) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """Overrides as pairs, from a mapping or from pairs."""
-    pairs = overrides.items() if isinstance(overrides, Mapping) else overrides
+    pairs: Iterable[Any] = overrides.items() if isinstance(overrides, Mapping) else overrides
     found = []
     for pair in pairs:
         pattern, changes = pair

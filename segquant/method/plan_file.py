@@ -13,7 +13,9 @@ from typing import Any
 from segquant.files import write_json
 from segquant.method.spec import Method
 
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)
+"""Schemas that `read_plan` reads; 1 had a method of version 1."""
 PLAN = "plan.json"
 
 
@@ -67,7 +69,7 @@ def read_plan(path: Path) -> Method:
         raise ValueError(f"there is no plan {path}; give the plan.json of a run of quantizer=auto")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("schema") != SCHEMA:
+        if content.get("schema") not in READS:
             raise ValueError(f"schema {content.get('schema')} instead of {SCHEMA}")
         base = Method.from_dict(content["method"])
         layers = [LayerPlan(**entry) for entry in content["layers"]]

@@ -24,7 +24,8 @@ def code_min(dtype: str) -> float:
     return -FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][0])
 
 
-def _compute(x: Tensor) -> Tensor:
+def computed(x: Tensor) -> Tensor:
+    """x as it is computed with: float32, or float64 where it is that."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
@@ -35,7 +36,7 @@ def choose_scale(amax: Tensor, dtype: str) -> Tensor:
         amax: largest absolute values, any shape, float.
         dtype: number format.
     """
-    amax = _compute(amax)
+    amax = computed(amax)
     return torch.where(amax > 0, _not_denormal(amax / code_max(dtype)), torch.ones_like(amax))
 
 
@@ -48,7 +49,7 @@ def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[T
         positive: largest values, clamped to at least zero, any shape.
         negative: magnitudes of the smallest values, at least zero, same shape.
     """
-    positive, negative = _compute(positive), _compute(negative)
+    positive, negative = computed(positive), computed(negative)
     above = _not_denormal(positive / code_max(dtype))
     below = _not_denormal(negative / -code_min(dtype))
     fallback = torch.ones_like(above)
@@ -68,7 +69,7 @@ def quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
         x: values, any float dtype.
         scale: positive, broadcastable to `x`.
     """
-    ratio = _compute(x) / scale
+    ratio = computed(x) / scale
     if dtype == "fp8":
         return ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     low, high = INT_RANGES[dtype]
@@ -87,7 +88,7 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
         x: values, any float dtype; not modified.
         scale: positive, broadcastable to `x`.
     """
-    ratio = _compute(x) / scale
+    ratio = computed(x) / scale
     if dtype == "fp8":
         rounded = ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(ratio.dtype)
         return rounded.mul_(scale)
@@ -97,7 +98,7 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
 
 def dual_fake_quantize(x: Tensor, positive: Tensor, negative: Tensor, dtype: str) -> Tensor:
     """Fake quantization with one scale per sign: round(x/s₊)·s₊ where x ≥ 0, round(x/s₋)·s₋ below."""
-    x = _compute(x)
+    x = computed(x)
     return fake_quantize(x, torch.where(x >= 0, positive, negative), dtype)
 
 
@@ -134,7 +135,8 @@ def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     if len(sizes) == 1:
         return x.amax(-1, keepdim=True)
     if uniform(sizes):
-        return x.unflatten(-1, (len(sizes), sizes[0])).amax(-1)
+        folded: Tensor = x.unflatten(-1, (len(sizes), sizes[0]))
+        return folded.amax(-1)
     return torch.stack([piece.amax(-1) for piece in x.split(sizes, -1)], dim=-1)
 
 

@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from segquant.numerics.functional import computed
+
 MIN_BLOCK = 16
 """Equal blocks smaller than this spread outliers too little; unequal but larger ones are taken instead."""
 RADIX = 32
@@ -57,19 +59,15 @@ def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
         ValueError: blocks that are no powers of two, or blocks or signs that do not fit the width.
     """
     _check(x, blocks, signs)
-    values = _compute(x)
+    values = computed(x)
     return _transform(values * signs.to(values.dtype), blocks)
 
 
 def unrotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
     """Inverse of `rotate`, with the same arguments: H_n is symmetric, so only the order changes."""
     _check(x, blocks, signs)
-    values = _compute(x)
+    values = computed(x)
     return _transform(values, blocks) * signs.to(values.dtype)
-
-
-def _compute(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _check(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> None:
@@ -112,4 +110,5 @@ def _sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1, dtype=dtype, device=device)
     while matrix.shape[0] < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
-    return matrix * size**-0.5
+    scaled: Tensor = matrix * size**-0.5
+    return scaled

@@ -1,9 +1,8 @@
-"""Gram matrices XᵀX of many linears at once, each distinct input multiplied and stored once, within a memory limit.
+"""Gram matrices XᵀX of many linears within a memory limit; each distinct input is multiplied and stored once.
 
-Linears that get the very same tensors (queries, keys and values; the AdaLN linears of all blocks) have the same
-Gram matrix. Which ones do is not known beforehand, so it is found call by call: every linear stands at a state, the
-sequence of inputs it has had so far, and linears at the same state share one sum. The first to get its next input
-makes the next state; the others join it or, should they get something else, go on from the old sum.
+Linears with the same inputs (queries, keys and values) share a matrix. Which ones do is found call by call: a linear's
+state is the sequence of its inputs so far, and linears in one state share a sum. The first to get its next input
+makes the next state; the others join it, or go on from the old sum if they get another input.
 """
 
 from __future__ import annotations

@@ -127,11 +127,6 @@ def observe_in_groups(
             return
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every nn.Linear by its first module name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-
-
 @contextmanager
 def _collecting(model: nn.Module, layers: Mapping[str, nn.Module], collector: Collector) -> Iterator[None]:
     """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""

@@ -50,11 +50,14 @@ class SmoothQuant(Optimizer):
 
     alpha: float | str = SEARCH
     name: ClassVar[str] = "smooth"
-    needs: ClassVar[frozenset[str]] = STATS
     transforms: ClassVar[tuple[Transform, ...]] = (Smoothing(),)
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return STATS
 
     @property
     def search_key(self) -> Any:

@@ -59,7 +59,7 @@ class SvdQuant(SmoothQuant):
             raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         return STATS | {"gram"} if self.iterations else STATS
 
     def rank_of(self, in_features: int, out_features: int) -> int:

@@ -31,4 +31,5 @@ def tie_rule(rule: Rule, taps: int) -> Rule:
 
 
 def _peak(values: Tensor, taps: int) -> Tensor:
-    return values.unflatten(0, (-1, taps)).amax(1)
+    folded: Tensor = values.unflatten(0, (-1, taps))
+    return folded.amax(1)

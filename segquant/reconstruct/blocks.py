@@ -93,10 +93,10 @@ def find_blocks(model: nn.Module, solved: Mapping[int, nn.Module]) -> list[Block
     entries: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            for key, entry in module.named_children():
+            for child_name, entry in module.named_children():
                 inside = [id(child) for child in entry.modules() if id(child) in solved]
                 if len(inside) > 1 and not isinstance(entry, nn.ModuleList):
-                    entries[f"{name}.{key}".lstrip(".")] = inside
+                    entries[f"{name}.{child_name}".lstrip(".")] = inside
     whole = [n for n in entries if not any(other.startswith(f"{n}.") for other in entries)]
     linears = {id(m): (n, m) for n, m in reversed(list(model.named_modules())) if id(m) in solved}
     blocks = [Block(name, model.get_submodule(name), []) for name in whole]

@@ -78,7 +78,8 @@ class SoftLinear(nn.Module):
         output = REFERENCE.linear(input.detach(), self.layout, packed)
         if not input.requires_grad:
             return output
-        return _StraightThrough.apply(output, input, self.weight.to(input.dtype))
+        passed: Tensor = _StraightThrough.apply(output, input, self.weight.to(input.dtype))
+        return passed
 
     def codes(self) -> Tensor:
         """The learnt codes, packed as the QuantLinear stores them."""

@@ -67,7 +67,8 @@ def solve_layer(
     problem = _problem(weight, layout, stats, method, name, known)
     if fitted is None:
         fitted = method.optimizer.fit(problem)
-    tensors = {**fitted.tensors, **problem.turn_tensors}
+    # contiguous, as a saved layer's are when they are loaded again: strides change the order of sums
+    tensors = {key: tensor.contiguous() for key, tensor in {**fitted.tensors, **problem.turn_tensors}.items()}
     layout = replace(layout, transforms=(*fitted.transforms, *problem.turn))
     chains = [chain_of(layout, tensors, branch) for branch in range(len(layout.branches))]
     branches = _branches(problem, chains, layout, method, {} if prepared is None else prepared)
@@ -146,7 +147,8 @@ def _codes(layout: Layout, rounded: Rounded) -> dict[str, Tensor]:
     scales, dtype = torch.cat(rounded.scales), layout.weight_spec.dtype
     wide = expand_weight_scale(scales, layout.weight_rows, layout.weight_columns)
     codes = store_codes(F.quantize(torch.cat(rounded.quantized), wide, dtype), dtype)
-    return {"weight_scale": scales, "codes": codes, **rounded.tensors}
+    own = {key: tensor.contiguous() for key, tensor in rounded.tensors.items()}
+    return {"weight_scale": scales, "codes": codes, **own}
 
 
 def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted: Fitted) -> dict[str, Tensor]:

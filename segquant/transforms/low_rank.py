@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segquant.numerics.functional import computed
 from segquant.numerics.transform import Buffers, Place, Transform
 from segquant.registry import register
 
@@ -73,8 +74,4 @@ class LowRank(Transform):
         offset = sum(r * o for r, o in zip(before, place.branches[: place.branch], strict=True))
         down = place.tensors["low_rank_down"][start : start + rank]
         up = place.tensors["low_rank_up"][offset : offset + size * rank].view(size, rank)
-        return _single(down), _single(up)
-
-
-def _single(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        return computed(down), computed(up)

@@ -33,11 +33,11 @@ class Installed:
     environment: Path
     directory: Path
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """A command of the environment, without anything that this process has in its own."""
         program = str(self.environment / "bin" / command[0])
         home = self.directory.parent / "home"
-        variables = {"HOME": str(home), "PATH": os.defpath, "OMP_NUM_THREADS": "1"}
+        variables = {"HOME": str(home), "PATH": os.defpath, "OMP_NUM_THREADS": "1", **extra}
         return subprocess.run(
             [program, *command[1:]], cwd=self.directory, env=variables, capture_output=True, text=True
         )
@@ -144,6 +144,13 @@ def test_plan(installed: Installed) -> None:
     done = installed.run("segquant-plan", "model=flux1_dev")
     assert done.returncode == 0 and done.stderr == ""
     assert "153 of 504 layers" in done.stdout
+
+
+def test_the_plan_of_a_shipped_pipeline(installed: Installed) -> None:
+    done = installed.run("segquant-plan", "model=emoji_sd3")
+    assert done.returncode == 1 and "set SEGQUANT_ZOO=CLONE/pipelines/zoo" in done.stderr
+    done = installed.run("segquant-plan", "model=emoji_sd3", SEGQUANT_ZOO=str(REPOSITORY / "pipelines" / "zoo"))
+    assert done.returncode == 0 and "SegLinear" in done.stdout, done.stderr
 
 
 def test_a_run_and_its_report(installed: Installed, tmp_path: Path) -> None:

@@ -8,8 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segquant import QuantizationError, layer_errors, model_weight_bytes
-from segquant.measure import quantized_layers
+from segquant import (
+    QuantizationError,
+    layer_errors,
+    model_weight_bytes,
+    output_error,
+    output_errors,
+    presets,
+    quantize_,
+)
+from segquant.measure import model_errors, quantized_layers
 from segquant.modules.tensors import stored_tensors
 
 
@@ -105,3 +113,50 @@ def test_outputs_of_zeros_count_and_layers_never_called_do_not() -> None:
 
     model = Pick()
     assert layer_errors(model, copy.deepcopy(model), [torch.zeros(3, 6)], ["used", "unused"]) == {"used": 0.0}
+
+
+class Denoiser(nn.Module):
+    """A convolution and linears with two outputs; it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.last = nn.Linear(8, 8), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 6)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        hidden = self.conv(self.first(x).relu())
+        return self.last(hidden), hidden
+
+
+@pytest.fixture
+def pair() -> tuple[Denoiser, nn.Module, list[dict[str, Tensor]]]:
+    torch.manual_seed(0)
+    model = Denoiser().double().eval()
+    batches = [{"x": torch.randn(rows, 4, 5, 8, dtype=torch.float64)} for rows in (6, 6, 2)]
+    quantized = quantize_(copy.deepcopy(model), presets.rtn("w8a8", convolutions=True), batches)
+    model.calls = quantized.calls = 0
+    return model, quantized, batches
+
+
+def test_one_pass_finds_what_three_functions_find(pair) -> None:
+    model, quantized, batches = pair
+    found = model_errors(model, quantized, batches, parts=[3, 3, 1])
+    assert model.calls == quantized.calls == len(batches)
+    assert found.layers == layer_errors(model, quantized, batches) and len(found.layers) == 3
+    assert found.output == pytest.approx(output_error(model, quantized, batches), rel=1e-12)
+    apart = [{"x": piece} for batch in batches for piece in batch["x"].split(2)]  # two rows a part
+    assert found.parts == pytest.approx(output_errors(model, quantized, apart), rel=1e-9)
+    assert len(set(found.parts)) == 7 and all(part > 0 for part in found.parts)
+    whole = model_errors(model, quantized, batches)
+    assert whole.parts == output_errors(model, quantized, batches)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_rows_that_are_no_equal_parts_and_no_batches(pair) -> None:
+    model, quantized, batches = pair
+    with pytest.raises(QuantizationError, match=r"shape \(6, 4, 5, 6\) cannot be cut into 4 parts"):
+        model_errors(model, quantized, batches, parts=[4, 4, 4])
+    with pytest.raises(QuantizationError, match="no batches"):
+        model_errors(model, quantized, [])
+    assert not any(module._forward_hooks for module in model.modules())

@@ -56,10 +56,7 @@ def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
 
 @dataclass(frozen=True)
 class InputCut:
-    """Sizes in channels, and for each piece the last tensor on its way that decides on its activation.
-
-    No nodes where the pieces are attention heads.
-    """
+    """Sizes in channels, and the node that each piece's activation is read from; no nodes for attention heads."""
 
     sizes: tuple[int, ...]
     nodes: tuple[Node, ...] | None

@@ -48,14 +48,12 @@ def leading_to_cuts(graph: Graph) -> frozenset[Node]:
 
 
 def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> tuple[int, ...] | None:
-    """Sizes of the channel ranges that the graph cuts the output of the layer's node `call` into.
+    """Sizes of the channel ranges that the graph cuts the output of a layer's node into; None if it cuts none.
 
-    Followed: operators that leave every channel's values apart from the others' (casts, dropout, reshapes,
-    permutes, elementwise functions, the sum with a table or another tensor, pooling, resampling, padding and
-    depthwise convolution). A cut counts if its pieces are
-    contiguous ranges of channels, whichever dimension they are on by then, so the halves of each head that
-    rotary embeddings take are none. A piece that is cut again counts as its parts. Slices count when they
-    tile the channels. Channels that consumers cut in different ways are left whole, with a log line.
+    Followed: operators that keep channels apart (casts, dropout, reshapes, permutes, elementwise functions, sums,
+    pooling, resampling, padding, depthwise convolution). Pieces must be contiguous ranges of channels, which the halves
+    of each head in rotary embeddings are not. A piece that is cut again counts as its parts; slices count if they
+    tile the channels. Channels that consumers cut in different ways stay whole, with a log line.
 
     Args:
         call: an aten.linear or aten.conv2d node.

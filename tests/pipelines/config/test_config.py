@@ -9,11 +9,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from segquant_bench.pipelines.config.quantizer import build_method, build_quantizer
-from segquant_bench.pipelines.config.schema import RunConfig, validate
+from segquant_bench.pipelines.config.schema import RunConfig, config_hash, validate
 from segquant_bench.pipelines.errors import PipelineError, nearest
 from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.stages.judgement import check_metrics
-from tests.pipelines.conftest import compose_config
+from tests.pipelines.conftest import Command, compose_config
 
 if TYPE_CHECKING:
     from segquant import Method
@@ -102,7 +102,7 @@ def test_a_plan_is_named_by_its_path(tmp_path: Path) -> None:
         build_method(validate(compose_config(["quantizer=plan"])))
     method = build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}"])))
     changed = method.for_layer("a.b")
-    assert changed is not None and changed.rotate and method.budget is None
+    assert changed is not None and changed.rotation and method.budget is None
     with pytest.raises(PipelineError, match="another precision"):
         build_method(validate(compose_config(["quantizer=plan", f"quantizer.path={path}", "precision=w4a8"])))
 
@@ -169,3 +169,45 @@ def test_zoo_paths_are_absolute() -> None:
 def test_a_target_that_makes_no_method_is_refused(target: str) -> None:
     with pytest.raises(PipelineError, match="no segquant.Method; set quantizer._target_"):
         build_quantizer({"_target_": target, "precision": "w8a8"})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+encoders.text_encoder.seglinear=false", "encoders is called components now; set components"),
+        ("encoders.text_encoder.seglinear=false", "encoders is called components now"),
+        ("+encoders={text_encoder: {seglinear: false}}", "encoders is called components now; set components"),
+        ("calibration.sampler=loss", "calibration.sampler is called calibration.timesteps now"),
+        ("+calibration.sampler=loss", "calibration.sampler is called calibration.timesteps now"),
+    ],
+)
+def test_keys_of_other_names_say_their_names_of_today(command: Command, override: str, words: str) -> None:
+    outcome = command(override)
+    assert outcome.code == 1 and words in outcome.sentence, outcome.err
+
+
+EARLIER = {
+    "": "7e4cc0509b01",
+    "quantizer=none": "1d26cda4864a",
+    "quantizer=auto precision=w4a8": "821bfe70e5b7",
+    "quantizer=rtn calibration=loss correction=affine": "67d6ea1874e9",
+    "quantizer=segquant_a quantize=[denoiser,text_encoder] +components.text_encoder.seglinear=false": "ea013da5b93b",
+    "quantizer=gptq quantize=[text_encoder] calibration=normal model=sdxl model.embeddings=live": "369604c3e177",
+}
+
+
+def test_hashes_of_earlier_results_stay() -> None:
+    """As the version before wrote them, with `calibration.sampler` and `encoders`."""
+    found = {
+        overrides: config_hash(validate(compose_config(overrides.split())), "model", {"evaluation_hash": "x"})
+        for overrides in EARLIER
+    }
+    assert found == EARLIER
+
+
+def test_the_hash_knows_settings_of_stages_and_no_polarity() -> None:
+    def hashed(*overrides: str) -> str:
+        return config_hash(validate(compose_config(list(overrides))), "model", {})
+
+    assert hashed() == hashed("polarity=true")
+    assert len({hashed(), hashed("+stages.count.more=1"), hashed("+stages.count.more=2")}) == 3

@@ -198,7 +198,7 @@ def edited_plan(path: Path, change: object) -> Path:
 @pytest.mark.parametrize("change, said", [
     ("{", "is no plan of quantizer=auto"),
     (lambda c: [], "is no plan"),
-    (lambda c: {**c, "schema": 9}, "schema 9 instead of 1"),
+    (lambda c: {**c, "schema": 9}, "schema 9 instead of 2"),
     (lambda c: {**c, "layers": [{"layer": "up", "chioce": {}}]}, "is no plan.*chioce"),
     (lambda c: {**c, "layers": [{"layer": "up", "choice": {"rotat": True}}]}, "'rotat' cannot be changed.*rotate"),
     (lambda c: {key: value for key, value in c.items() if key != "method"}, "is no plan.*method"),
@@ -224,7 +224,7 @@ def test_plans_for_others_are_refused(tmp_path: Path) -> None:
 def test_layer_names_are_no_globs() -> None:
     method = plan_method(presets.auto("w4a8"), [LayerPlan("a[0].*", {"rotate": True})])
     named, other = method.for_layer("a[0].*"), method.for_layer("a0.b")
-    assert named is not None and named.rotate and other is not None and not other.rotate
+    assert named is not None and named.rotation and other is not None and not other.rotation
 
 
 def test_overrides_pin_fields() -> None:

@@ -17,6 +17,9 @@ Example = tuple[dict[str, Any], dict[str, Any]]
 """Configuration of the class, keyword arguments of its forward."""
 Table = dict[str, Callable[[], Example]]
 STEPS = torch.tensor([10.0, 900.0])
+FRACTIONS = torch.tensor([0.1, 0.9])
+"""Timesteps of two items: of a thousand steps, and as fractions of the schedule."""
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
 
 
 def r(*shape: int) -> Tensor:
@@ -29,6 +32,11 @@ def grid(height: int, width: int, *, axes: int = 3) -> Tensor:
     places[..., 1] = torch.arange(height)[:, None]
     places[..., 2] = torch.arange(width)
     return places.flatten(0, 1)
+
+
+def latents_and_words() -> dict[str, Tensor]:
+    """Two items of 4 × 8 × 8 latents, with five words of width 12."""
+    return {"hidden_states": r(2, 4, 8, 8), "encoder_hidden_states": r(2, 5, 12)}
 
 
 def exported_classes() -> dict[str, type[nn.Module]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import Example, Table, grid, r
+from tests.segquant.graph.tiny_denoisers import FRACTIONS, Example, Table, grid, r
 
 
 def flow_tokens(**config: object) -> Example:
@@ -21,7 +21,7 @@ def flow_tokens(**config: object) -> Example:
     return {**shape, **config}, {
         "hidden_states": r(2, 6, 4),
         "encoder_hidden_states": r(2, 5, 16),
-        "timestep": torch.tensor([0.1, 0.9]),
+        "timestep": FRACTIONS,
         "img_ids": grid(2, 3),
         "txt_ids": torch.zeros(5, 3),
     }

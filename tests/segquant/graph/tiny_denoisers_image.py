@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import STEPS, Example, Table, grid, r
+from tests.segquant.graph.tiny_denoisers import FRACTIONS, HEADS, STEPS, Example, Table, grid, latents_and_words, r
 
 T1 = torch.tensor([0.5])
 
@@ -29,7 +29,7 @@ def _bria_fibo2() -> Example:
     }
     return config, {
         "hidden_states": r(2, 4, 4, 4),
-        "timestep": torch.tensor([0.1, 0.9]),
+        "timestep": FRACTIONS,
         "encoder_hidden_states": r(2, 2, 5, 12),
     }
 
@@ -39,16 +39,14 @@ def _auraflow() -> Example:
         "sample_size": 8,
         "num_mmdit_layers": 1,
         "num_single_dit_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
+        **HEADS,
         "caption_projection_dim": 16,
         "joint_attention_dim": 12,
         "pos_embed_max_size": 16,
     }
     return config, {
-        "hidden_states": r(2, 4, 8, 8),
-        "encoder_hidden_states": r(2, 5, 12),
-        "timestep": torch.tensor([0.1, 0.9]),
+        **latents_and_words(),
+        "timestep": FRACTIONS,
     }
 
 
@@ -67,8 +65,7 @@ def _cogview(heads: int, head_dim: int, condition: int) -> Example:
     }
     sizes = torch.tensor([[64.0, 64.0]] * 2)
     return config, {
-        "hidden_states": r(2, 4, 8, 8),
-        "encoder_hidden_states": r(2, 5, 12),
+        **latents_and_words(),
         "timestep": STEPS,
         "original_size": sizes,
         "target_size": sizes,
@@ -78,8 +75,7 @@ def _cogview(heads: int, head_dim: int, condition: int) -> Example:
 
 def _dit() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 4,
         "out_channels": 8,
         "num_layers": 1,
@@ -91,8 +87,7 @@ def _dit() -> Example:
 
 def _dreamlite() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 16,
         "norm_num_groups": 4,
         "cross_attention_dim": 12,
@@ -125,16 +120,14 @@ def _glm_image() -> Example:
         "in_channels": 4,
         "out_channels": 4,
         "num_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
+        **HEADS,
         "text_embed_dim": 12,
         "time_embed_dim": 16,
         "condition_dim": 8,
         "prior_vq_quantizer_codebook_size": 16,
     }
     return config, {
-        "hidden_states": r(2, 4, 8, 8),
-        "encoder_hidden_states": r(2, 5, 12),
+        **latents_and_words(),
         "prior_token_id": torch.randint(0, 16, (2, 16)),
         "prior_token_drop": torch.zeros(2, 16, dtype=torch.bool),
         "timestep": STEPS,
@@ -150,8 +143,7 @@ def _hidream() -> Example:
         "out_channels": 4,
         "num_layers": 1,
         "num_single_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
+        **HEADS,
         "caption_channels": [8, 4],
         "text_emb_dim": 8,
         "num_routed_experts": 2,
@@ -187,8 +179,7 @@ HUNYUAN_DIT = {
     "sample_size": 8,
     "patch_size": 2,
     "in_channels": 4,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
+    **HEADS,
     "hidden_size": 16,
     "cross_attention_dim": 12,
     "cross_attention_dim_t5": 16,  # of eight heads
@@ -202,8 +193,7 @@ def _hunyuan_image() -> Example:
     config = {
         "in_channels": 4,
         "out_channels": 4,
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "num_layers": 1,
         "num_single_layers": 1,
         "num_refiner_layers": 1,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import STEPS, Example, Table, grid, r
-
-FRACTIONS = torch.tensor([0.1, 0.9])
+from tests.segquant.graph.tiny_denoisers import FRACTIONS, HEADS, STEPS, Example, Table, grid, latents_and_words, r
 
 
 def _krea() -> Example:
@@ -184,8 +182,7 @@ def _pixart() -> Example:
         "use_additional_conditions": True,
     }
     return config, {
-        "hidden_states": r(2, 4, 8, 8),
-        "encoder_hidden_states": r(2, 5, 12),
+        **latents_and_words(),
         "timestep": STEPS,
         "added_cond_kwargs": {"resolution": torch.tensor([[64.0, 64.0]] * 2), "aspect_ratio": torch.ones(2, 1)},
     }
@@ -195,8 +192,7 @@ SANA = {
     "in_channels": 4,
     "out_channels": 4,
     "num_layers": 1,
-    "attention_head_dim": 8,
-    "num_attention_heads": 2,
+    **HEADS,
     "num_cross_attention_heads": 2,
     "cross_attention_head_dim": 8,
     "cross_attention_dim": 16,
@@ -236,8 +232,7 @@ def _sd3() -> Example:
 
 def _transformer2d() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 16,
         "norm_num_groups": 4,
         "cross_attention_dim": 12,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import STEPS, Example, Table, r
-
-FRACTIONS = torch.tensor([0.1, 0.9])
+from tests.segquant.graph.tiny_denoisers import FRACTIONS, HEADS, STEPS, Example, Table, r
 
 
 def _ace_step() -> Example:
@@ -47,8 +45,7 @@ def _minimax_music() -> Example:
         "in_channels": 8,
         "condition_dim": 12,
         "num_layers": 1,
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "ff_inner_dim": 24,
         "rotary_dim": 4,
         "fourier_embedding_dim": 8,
@@ -78,8 +75,7 @@ def _stable_audio() -> Example:
         "sample_size": 8,
         "in_channels": 4,
         "num_layers": 1,
-        "attention_head_dim": 8,
-        "num_attention_heads": 2,
+        **HEADS,
         "num_key_value_attention_heads": 1,
         "out_channels": 4,
         "cross_attention_dim": 8,
@@ -137,8 +133,7 @@ def _t5_film() -> Example:
 
 def _temporal() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 16,
         "norm_num_groups": 4,
         "cross_attention_dim": None,
@@ -184,8 +179,7 @@ def _unidiffuser() -> Example:
         "text_dim": 12,
         "clip_img_dim": 10,
         "num_text_tokens": 5,
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 4,
         "out_channels": 4,
         "num_layers": 2,
@@ -207,8 +201,7 @@ def _unidiffuser() -> Example:
 
 def _prior() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "num_layers": 1,
         "embedding_dim": 12,
         "num_embeddings": 5,

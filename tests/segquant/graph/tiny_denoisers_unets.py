@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import Example, Table, r
+from tests.segquant.graph.tiny_denoisers import FRACTIONS, Example, Table, r
 
 STEP = torch.tensor([500])
 UNET = {
@@ -100,7 +100,7 @@ def _cascade() -> Example:
     }
     return config, {
         "sample": r(2, 4, 8, 8),
-        "timestep_ratio": torch.tensor([0.1, 0.9]),
+        "timestep_ratio": FRACTIONS,
         "clip_text_pooled": r(2, 1, 12),
         "clip_text": r(2, 5, 10),
         "clip_img": r(2, 1, 14),

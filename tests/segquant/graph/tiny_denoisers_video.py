@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import STEPS, Example, Table, r
+from tests.segquant.graph.tiny_denoisers import HEADS, STEPS, Example, Table, r
 
 STEP = torch.tensor([500.0])
 
 
 def _allegro() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "num_layers": 1,
         "cross_attention_dim": 16,
         "sample_width": 8,
@@ -55,8 +54,7 @@ def _anyflow(frames: int) -> dict[str, object]:
 
 def _cogvideo() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 4,
         "out_channels": 4,
         "time_embed_dim": 6,
@@ -183,8 +181,7 @@ def _hunyuan15() -> Example:
     config = {
         "in_channels": 4,
         "out_channels": 4,
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "num_layers": 1,
         "num_refiner_layers": 1,
         "mlp_ratio": 2.0,

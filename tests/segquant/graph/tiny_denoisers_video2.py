@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 
-from tests.segquant.graph.tiny_denoisers import STEPS, Example, Table, r
+from tests.segquant.graph.tiny_denoisers import HEADS, STEPS, Example, Table, r
 from tests.segquant.graph.tiny_denoisers_image2 import SANA, sana_inputs
 from tests.segquant.graph.tiny_denoisers_video import STEP, WAN, wan_inputs
 
 
 def _latte() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "in_channels": 4,
         "out_channels": 8,
         "num_layers": 1,
@@ -38,8 +37,7 @@ def _ltx() -> Example:
     config = {
         "in_channels": 4,
         "out_channels": 4,
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "cross_attention_dim": 16,
         "num_layers": 1,
         "caption_channels": 12,
@@ -58,8 +56,7 @@ def _ltx() -> Example:
 LTX2 = {
     "in_channels": 4,
     "out_channels": 4,
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
+    **HEADS,
     "cross_attention_dim": 16,
     "audio_in_channels": 4,
     "audio_out_channels": 4,
@@ -154,8 +151,7 @@ def _minimax_h3() -> Example:
 
 def _mochi() -> Example:
     config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
+        **HEADS,
         "num_layers": 2,
         "pooled_projection_dim": 16,
         "in_channels": 4,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from segquant import PRECISIONS, Method, QuantScheme, QuantSpec, presets
+from segquant.method.plan_file import read_plan
+from segquant.optimizers import SmoothQuant, SvdQuant
+from segquant.ranges import Percentile
 
 PRESETS = ("none", "rtn", "smoothquant", "gptq", "svdquant", "segquant_a", "segquant_g")
 
@@ -86,3 +90,41 @@ def test_unknown_names_come_with_the_nearest() -> None:
         presets.rtn("w8a8_tenser")
     with pytest.raises(ValueError, match="nearest: calibrator"):
         Method.from_dict({**presets.rtn().to_dict(), "calibrater": "gptq"})
+
+
+def test_settings_that_no_member_takes_wait_for_an_override() -> None:
+    method = Method.of("m", "w8a8", optimizer="smooth", alpha=0.3, rank=5, iterations=2, percentile=99.0)
+    assert method.optimizer == SmoothQuant(0.3) and method.value("rank") == 5 and method.value("damp") == 0.01
+    brought = method.changed(optimizer="svd", ranges="percentile")
+    assert brought.optimizer == SvdQuant(0.3, 5, "exact", 2) and brought.ranges == Percentile(99.0)
+    assert brought.changed(optimizer="smooth", ranges="amax") == method
+    assert Method.of("m", "w8a8", optimizer=SvdQuant(rank=4)).changed(alpha=0.1).optimizer == SvdQuant(0.1, 4)
+    assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+
+
+def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
+    """As the first version wrote it: every setting flat."""
+    old = {
+        "name": "old", "scheme": {"weight": {"dtype": "int4", "granularity": "group", "group_size": 32,
+        "dynamic": False}, "input": {"dtype": "int8", "granularity": "token", "group_size": None, "dynamic": True}},
+        "seglinear": True, "dualscale": False, "optimizer": "svd", "alpha": "search", "rank": None, "svd": "randomized",
+        "iterations": 1, "rotate": True, "calibrator": "gptq", "ranges": "mse", "percentile": 99.9, "act_order": False,
+        "damp": 0.02, "bias_correction": True, "cuts": "wrong", "skip": ["a.*"], "overrides": [["b", {"rank": 3}]],
+        "on_uncalled": "skip", "convolutions": True, "seed": 4, "budget": {"bytes": 1.2, "operations": 2.0,
+        "average_bits": None}, "reconstruction": {"rows": 64},
+    }  # fmt: skip
+    expected = Method.of(
+        "old", "w4a8", seglinear=True, optimizer="svd", svd="randomized", iterations=1, rotate=True, calibrator="gptq",
+        ranges="mse", act_order=False, damp=0.02, bias_correction=True, cuts="wrong", skip=["a.*"],
+        overrides={"b": {"rank": 3}}, on_uncalled="skip", convolutions=True, seed=4,
+        budget={"bytes": 1.2, "operations": 2.0}, reconstruction={"rows": 64},
+    )  # fmt: skip
+    assert Method.from_dict(old) == expected
+    choices = [{"layer": "x[0]", "choice": {"rank": 2, "precision": "w8a8_dynamic"}, "error": 0.1}]
+    plan = {"schema": 1, "method": {**old, "budget": None}, "budget": old["budget"], "layers": choices}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    read = read_plan(tmp_path / "plan.json")
+    chosen = {**dict(expected.targets.overrides), "x[[]0]": {"rank": 2, "precision": "w8a8_dynamic"}}
+    assert read == expected.changed(name="plan", budget=None, overrides=chosen)
+    with pytest.raises(ValueError, match="a method of version 9; this version reads 1 and 2"):
+        Method.from_dict({**expected.to_dict(), "version": 9})

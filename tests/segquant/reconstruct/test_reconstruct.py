@@ -16,7 +16,6 @@ from segquant.method.spec import Method
 from segquant.modules.swap import swap_
 from segquant.numerics import fake_quant
 from segquant.numerics import functional as F
-from segquant.observers.observe import linears
 from segquant.reconstruct.blocks import Block as ReconstructionBlock
 from segquant.reconstruct.blocks import _with_inputs_of, find_blocks, reconstruct_
 from segquant.reconstruct.calls import capture, keep_batches, require_repeatable
@@ -25,6 +24,11 @@ from tests.segquant.support import Block, block_segments, tensor
 
 WIDTH = 32
 SMALL = Reconstruction(steps=150, strength=30, beta_start=8)
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every nn.Linear by its first module name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 class Chain(nn.Module):
