@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import segquant
-from segquant import PRECISIONS, Method
 
-method = Method(
-    name="smooth_then_gptq",
-    scheme=PRECISIONS["w4a8"],
+method = segquant.Method.of(
+    "smooth_then_gptq",
+    "w4a8",
     seglinear=True,  # cut layers where the graph says so
-    optimizer="smooth",  # SmoothQuant, α searched for every piece
+    optimizer="smooth",  # SmoothQuant …
+    alpha="search",  # … with α searched for every piece
     calibrator="gptq",
     ranges="mse",
     overrides={
@@ -31,5 +31,5 @@ model.add_module("head", nn.Linear(64, 8))
 segquant.quantize_(model, method, [(torch.randn(32, 64),) for _ in range(8)])
 for name, layer in model.named_modules():
     if isinstance(layer, (nn.Linear, segquant.QuantLinear)):
-        bits = layer.layout.scheme.weight.bits if isinstance(layer, segquant.QuantLinear) else 32
-        print(f"{name}: {bits}-bit weights")
+        weight = layer.layout.scheme.weight if isinstance(layer, segquant.QuantLinear) else None
+        print(f"{name}: {weight.bits if weight else 32}-bit weights")

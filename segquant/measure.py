@@ -25,7 +25,8 @@ def layer_errors(
     """||Y − Ŷ||_F / ||Y||_F of every quantized linear or convolution on the *float* model's input, over all rows.
 
     Args:
-        float_model, quant_model: before and after; any tool may have quantized it.
+        float_model: before.
+        quant_model: after; any tool may have quantized it.
         batches: arguments of the model's forward.
         layers: names to compare; those of `quantized_layers` if None.
 

@@ -30,7 +30,8 @@ class QuantLinear(nn.Module):
 
     Args:
         layout: shape of the layer.
-        bias_dtype, device: of the (empty) tensors.
+        bias_dtype: of the (empty) bias.
+        device: of the (empty) tensors.
     """
 
     keep_packed = True
@@ -176,7 +177,8 @@ class QuantConv2d(QuantLinear):
     Args:
         layout: of the linear on patches.
         window: how the convolution slides.
-        bias_dtype, device: of the (empty) tensors.
+        bias_dtype: of the (empty) bias.
+        device: of the (empty) tensors.
     """
 
     def __init__(

@@ -66,7 +66,8 @@ class InputStats:
         keep_gram: `update` accumulates XᵀX as well.
         split_gram: … and once more for the rows of fold 0 alone.
         folds: by number; None until a row arrives.
-        gram_sum, gram_first: XᵀX of all rows and of fold 0's, float64 [in, in].
+        gram_sum: XᵀX of all rows, float64 [in, in].
+        gram_first: of fold 0's rows.
         salience: float32 [in], channel peaks averaged over denoiser calls, where they were collected.
     """
 

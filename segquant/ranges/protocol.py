@@ -45,7 +45,8 @@ class Range(Protocol):
         Args:
             weight: float [out, in].
             dtype: number format.
-            rows, columns: block sizes, summing to out and in.
+            rows: sizes of blocks, summing to out.
+            columns: likewise to in.
             importance: mean square of the input [in].
 
         Returns:
@@ -66,9 +67,11 @@ class Range(Protocol):
         """Range of a static input per piece: largest value and magnitude of the smallest, [pieces] each, at least 0.
 
         Args:
-            positive, negative: per channel [in], in the space that is quantized.
+            positive: largest values by channel [in], in the space that is quantized.
+            negative: magnitudes of the smallest ones [in].
             rows: a sample [n, in] in that space; None unless `input_rows`.
-            pieces, dual: channels per piece, and which pieces have one scale per sign.
+            pieces: channels per piece.
+            dual: which pieces have one scale per sign.
             spec: the input's format.
             importance: squared column norms of the weight [in].
         """

@@ -120,8 +120,8 @@ def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
         budget={"bytes": 1.2, "operations": 2.0}, reconstruction={"rows": 64},
     )  # fmt: skip
     assert Method.from_dict(old) == expected
-    choices = [{"layer": "x[0]", "choice": {"rank": 2, "precision": "w8a8_dynamic"}, "error": 0.1}]
-    plan = {"schema": 1, "method": {**old, "budget": None}, "budget": old["budget"], "layers": choices}
+    layers = [{"layer": "x[0]", "choice": {"rank": 2, "precision": "w8a8_dynamic"}, "error": 0.1}]
+    plan = {"schema": 1, "method": {**old, "budget": None}, "budget": old["budget"], "layers": layers}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     read = read_plan(tmp_path / "plan.json")
     chosen = {**dict(expected.targets.overrides), "x[[]0]": {"rank": 2, "precision": "w8a8_dynamic"}}
