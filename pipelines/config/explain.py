@@ -71,6 +71,11 @@ def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str
         return f"the hub has no repository {repo!r} that you may read; correct {key}.repo, or {fetch}"
     if any(isinstance(each, RevisionNotFoundError) for each in seen):
         return f"{repo} has no revision {config.revision!r}; correct {key}.revision, or {own}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{repo} wants to run code of its own, which is never done; {own} of a model of diffusers' own classes, or "
+            "set model.pipeline to a class of a package of yours"
+        )
     if "`safetensors` weights" in str(error):
         return f"{repo} has no safetensors file for one of its components{pickles_only(['.bin files'], key)}"
     return f"{key} needs {repo}, which is neither cached here nor reachable; {fetch}"

@@ -39,7 +39,7 @@ class Peer:
 
     Attributes:
         name: of the quantizer.
-        package: the tool as pip knows it.
+        package: the tool as pip knows it; any name where a package of one's own is not installed.
         precision, scheme: asked of the tool.
         apply: quantizes the named linears in place.
         options: what else the numbers depend on.
@@ -64,7 +64,7 @@ class Peer:
         return {
             "peer": self.name,
             "package": self.package,
-            "version": importlib.metadata.version(self.package),
+            "version": _version(self.package),
             "precision": self.precision,
             "scheme": dataclasses.asdict(self.scheme),
             "options": dict(self.options),
@@ -119,6 +119,14 @@ class Peer:
             return total
         modules = [quantized.get_submodule(name) for name in names]
         return total + sum(self.layer_bytes(module) - model_weight_bytes(module) for module in modules)
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None of a package that pip does not know, whose code is in the keys of stages instead."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class _Calibration:

@@ -27,7 +27,7 @@ def asked_metrics(config: MetricConfig) -> list[Metric]:
             raise PipelineError(f"metric.metrics: {name!r} is no metric; {nearest(name, METRICS)}")
         if name not in METRICS and not isinstance(found := own_code.find(name, "metric.metrics"), Metric):
             raise PipelineError(
-                f"metric.metrics: {name} is a {type(found).__name__}; make it a segquant_bench.eval.Metric"
+                f"metric.metrics: {name} is a {type(found).__name__}, not a Metric; name a segquant_bench.eval.Metric"
             )
     try:
         return find_metrics(config.metrics)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 from segquant_bench.eval import METRICS
 from segquant_bench.pipelines.config.sections import MetricConfig
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.stages.judgement import asked_metrics, check_metrics, foreign_code, needs_real
+from segquant_bench.pipelines.stages.judgement import asked_metrics, check_metrics, needs_real
+from segquant_bench.pipelines.stages.own import metric_code
 
 SOURCE = """
 from segquant_bench.eval import Metric, register_metric
@@ -47,18 +47,21 @@ def test_a_metric_of_the_users_own_is_named_by_its_path(source: Path) -> None:
     check_metrics(mixed)
 
 
-def test_its_file_is_part_of_the_key(source: Path) -> None:
-    assert foreign_code(config("psnr", "fid_ref", "clip_score", "lpips", "caption_top1")) == {}
-    assert foreign_code(config("psnr", "their_judgement.GLOW")) == {"glow": hashlib.sha256(SOURCE.encode()).hexdigest()}
-    source.write_text(SOURCE + "# another line")
-    assert foreign_code(config("their_judgement.GLOW"))["glow"] != hashlib.sha256(SOURCE.encode()).hexdigest()
+def test_its_code_is_part_of_the_key(source: Path) -> None:
+    assert metric_code(config("psnr", "fid_ref", "clip_score", "lpips", "caption_top1")) == {}
+    before = metric_code(config("psnr", "their_judgement.GLOW"))
+    assert before.keys() == {"own_code"}
+    source.write_text(SOURCE + "# a comment\n")
+    assert metric_code(config("psnr", "their_judgement.GLOW")) == before
+    source.write_text(SOURCE + "MORE = 1\n")
+    assert metric_code(config("psnr", "their_judgement.GLOW")) != before
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [("pnsr", "metric.metrics: 'pnsr' is no metric; .*psnr"),
-     ("their_judgement.DARK", "metric.metrics: metric 'their_judgement.DARK' cannot be imported"),
-     ("nowhere_at_all.GLOW", "metric.metrics: metric 'nowhere_at_all.GLOW' cannot be imported"),
+     ("their_judgement.DARK", "metric.metrics=their_judgement.DARK: their_judgement has no 'DARK'"),
+     ("nowhere_at_all.GLOW", "metric.metrics=nowhere_at_all.GLOW: there is no package 'nowhere_at_all' here"),
      ("their_judgement.compute", "metric.metrics: their_judgement.compute is a function, not a Metric")],
 )  # fmt: skip
 def test_what_is_no_metric_is_one_sentence(source: Path, name: str, sentence: str) -> None:

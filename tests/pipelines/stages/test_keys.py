@@ -30,8 +30,10 @@ VALUES = (
     "pipelines.data.datasets",  # prompts and pictures that it finds are in the keys
     "pipelines.data.files",
     "pipelines.data.layouts",
+    "pipelines.data.own",
     "pipelines.runtime",  # how results are kept, not what they are
     "pipelines.errors",
+    "pipelines.stages.own",  # hashes of the user's code, which are in the keys
     "pipelines.stages.judgement",  # which metrics are asked for
     "pipelines.stages.components.methods",  # which components, and their methods
     "segquant.errors",
@@ -192,7 +194,7 @@ EVERYTHING = AFTER_INPUTS | {"reference"}
         ("pipelines/stages/reference.py", "stages.reference", "", set()),
         ("pipelines/data/pictures.py", "PNG", "PNM", {"real", "evaluate"}),
         ("eval/metrics/statistics.py", " - ", " + ", {"evaluate"}),
-        ("eval/report/tables.py", "return", "assert True; return", set()),
+        ("eval/report/results_table.py", "return", "assert True; return", set()),
         ("eval/paper/layers.py", "return", "assert True; return", set()),
         ("eval/cli.py", "return", "assert True; return", set()),
         ("segquant/presets.py", "return", "assert True; return", set()),
