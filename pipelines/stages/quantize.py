@@ -31,13 +31,12 @@ ERRORS = "errors.json"
 
 
 def _depends(run: Run) -> dict[str, Any]:
+    """`model.offload` is left out: a denoiser whose blocks are on disk is quantized to the same numbers."""
     return {
         "method": run.method.to_dict(),
         **method_code(run.config.quantizer[TARGET], run.method),
         "batch_size": run.config.calibration.batch_size,
         "peers": code_digest("pipelines.peers") if isinstance(run.method, Peer) else None,
-        # what lies on disk is quantized by code of its own
-        "offload": code_digest("segquant.offload") if run.config.model.offload == "blocks" else None,
     }
 
 
