@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from segquant import Outcome
 from segquant.files import write_json
 from segquant.method.spec import Method
+from segquant.quantize.outcome import Outcome
 from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.runtime.own_code import TARGET

@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant import Outcome, QuantizationError, backends, set_backend_
+from segquant.errors import QuantizationError
 from segquant.files import write_json
 from segquant.graph.segments import Segments
+from segquant.layers.backends import backends, set_backend_
 from segquant.measure import model_errors
 from segquant.method.plan_file import PLAN, write_plan
 from segquant.method.spec import Method
 from segquant.modules.memory import free_bytes
 from segquant.modules.tensors import model_weight_bytes
 from segquant.quantize import quantize_with_outcome_
+from segquant.quantize.outcome import Outcome
 from segquant.serialize import load_quantized, save_quantized
 from segquant_bench.pipelines.config.backend import find_backend
 from segquant_bench.pipelines.errors import PipelineError, one_line

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant import Outcome
 from segquant.errors import QuantizationError
 from segquant.files import write_json
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.modules.tensors import model_weight_bytes
+from segquant.quantize.outcome import Outcome
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.sampling.samples import Batches
