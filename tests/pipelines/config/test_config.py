@@ -12,7 +12,7 @@ from segquant_bench.pipelines.config.quantizer import build_method, build_quanti
 from segquant_bench.pipelines.config.schema import RunConfig, config_hash, validate
 from segquant_bench.pipelines.errors import PipelineError, nearest
 from segquant_bench.pipelines.main import CONF
-from segquant_bench.pipelines.stages.judgement import check_metrics
+from segquant_bench.pipelines.stages.shared.judgement import check_metrics
 from tests.pipelines.conftest import Command, compose_config
 
 if TYPE_CHECKING:
