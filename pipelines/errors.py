@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 from collections.abc import Iterable, Iterator
+
+from segquant_bench.hints import nearest
 
 
 class PipelineError(Exception):
     """Bad input or a bad environment: one sentence that says what was asked, what is there, what to do."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a name that is not known: the nearest ones, or all of them where none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(repr(item) for item in close) + "?"
-    return "known are " + ", ".join(known) if known else "none are known here"
 
 
 RENAMED = {"encoders": "components", "calibration.sampler": "calibration.timesteps"}

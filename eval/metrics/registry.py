@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics import clip, distances, perceptual, pixel
 from segquant_bench.eval.metrics.metric import Metric, split_name
+from segquant_bench.hints import nearest
 
 METRICS: dict[str, Metric] = {}
 
@@ -39,8 +39,7 @@ def find_metric(name: str) -> Metric:
         return METRICS[name]
     module, _, attribute = name.rpartition(".")
     if not module:
-        near = difflib.get_close_matches(name, METRICS, n=2, cutoff=0.4) or METRICS
-        raise EvalError(f"metric {name!r} is unknown; nearest: {', '.join(near)}")
+        raise EvalError(f"metric {name!r} is unknown; {nearest(name, METRICS)}")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures.inputs import INPUTS, example_inputs
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line
 
 if TYPE_CHECKING:
     from torch import nn

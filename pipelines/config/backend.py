@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.own_paths import path_of
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime import own_code
 from segquant_bench.pipelines.runtime.own_code import TARGET
 

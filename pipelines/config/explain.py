@@ -11,8 +11,9 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
-from segquant_bench.pipelines.errors import causes, nearest, one_line, unknown_key
+from segquant_bench.pipelines.errors import causes, one_line, unknown_key
 
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d[\d.]*) ?(bytes|[KMGTP]?i?B)")
 _FREE = re.compile(r"of which (\d[\d.]* ?[KMGTP]?i?B) is free")

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.data.canny import control_picture
-from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from PIL import Image

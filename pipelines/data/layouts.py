@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.data.files import Entry, Source, load_yaml, parse_json, read_text
 from segquant_bench.pipelines.data.pictures import Picture, members
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line
 
 log = logging.getLogger(__name__)
 

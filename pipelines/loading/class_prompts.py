@@ -6,7 +6,8 @@ from typing import Any
 
 from diffusers import DiTPipeline
 
-from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.hints import nearest
+from segquant_bench.pipelines.errors import PipelineError
 
 IMAGENET_CLASSES = 1000
 

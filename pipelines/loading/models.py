@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.config.sections import ModelConfig
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.code_names import check_names
 from segquant_bench.pipelines.loading.components import offload_components
 from segquant_bench.pipelines.loading.files import (

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
 from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.config.quantizer import build_quantizer
@@ -19,7 +20,7 @@ from segquant_bench.pipelines.config.schema import DENOISER
 from segquant_bench.pipelines.config.schema import register as register_run
 from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig, PrecisionConfig
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line, one_of
+from segquant_bench.pipelines.errors import PipelineError, one_line, one_of
 from segquant_bench.pipelines.runtime.own_code import is_own
 from segquant_bench.pipelines.runtime.paths import CONF
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from segquant_bench.pipelines.errors import PipelineError, nearest, one_line
+from segquant_bench.hints import nearest
+from segquant_bench.pipelines.errors import PipelineError, one_line
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.stages.calibrate import CALIBRATE
 from segquant_bench.pipelines.stages.components.graphs import COMPONENT_GRAPHS
 from segquant_bench.pipelines.stages.components.inputs import COMPONENT_INPUTS

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segquant.method.spec import Method
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.files import read_index
 from segquant_bench.pipelines.stages.run import Run
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.sections import MetricConfig
-from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime import own_code
 
 if TYPE_CHECKING:

@@ -148,7 +148,7 @@ def test_bad_input_leaves_nothing(images, reference, prompts, backends, tmp_path
         bad(images, prompts, backends, output)
     with pytest.raises(EvalError, match="fid_gt compares with real pictures"):
         bad(images, prompts, backends, output, metrics=["fid_gt"])
-    with pytest.raises(EvalError, match="'pnsr' is unknown; nearest: psnr"):
+    with pytest.raises(EvalError, match="'pnsr' is unknown; did you mean 'psnr'"):
         bad(images, prompts, backends, output, metrics=["pnsr"])
     with pytest.raises(EvalError, match="no metrics were asked for"):
         bad(images, prompts, backends, output, metrics=[])

@@ -106,7 +106,7 @@ def test_what_is_no_metric_is_one_sentence(package: Path) -> None:
         ("their_metrics.light.NUMBER", "is a int, not a Metric"),
         ("their_metrics.light.DARKNESS", r"cannot be imported \(.*DARKNESS"),
         ("their_metrics.heavy.BRIGHTNESS", r"cannot be imported \(No module named 'their_metrics.heavy'"),
-        ("their_metrics/light", "is unknown; nearest"),
+        ("their_metrics/light", "is unknown; known are"),
     ):
         with pytest.raises(EvalError, match=sentence):
             find_metric(path)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from omegaconf import OmegaConf
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.quantizer import build_method, build_quantizer
 from segquant_bench.pipelines.config.schema import RunConfig, config_hash, validate
-from segquant_bench.pipelines.errors import PipelineError, nearest
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics
 from tests.pipelines.conftest import Command, compose_config
