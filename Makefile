@@ -47,7 +47,7 @@ lint: .venv/tested
 	$(BIN)/mypy
 
 docs: .venv/documented
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 train: setup
 	$(PIP) -e '.[train]'

@@ -81,9 +81,9 @@ def model_errors(
         for index, batch in enumerate(batches):
             count = 1 if parts is None else parts[index]
             exact, approximate = tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch))
-            for piece in _part_sums(exact, approximate, count):
-                pieces.append(_relative(*piece))
-                total = (total[0] + piece[0], total[1] + piece[1])
+            (whole,) = _part_sums(exact, approximate, 1)
+            total = (total[0] + whole[0], total[1] + whole[1])
+            pieces += [_relative(*piece) for piece in _part_sums(exact, approximate, count)]
     if not pieces:
         raise _no_batches()
     return ModelErrors(_layer_results(sums), _relative(*total), pieces)

@@ -33,6 +33,7 @@ def report_sweep() -> Path | None:
     folder, wanted = SweepFolder.current
     if not wanted or not any(folder.glob("*/results.json")):
         return None
+    # put off: matplotlib, which single runs and `segquant --help` do without
     from segquant_bench.eval.render import write_report
 
     write_report([folder], folder)

@@ -71,7 +71,7 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
         resolved: the resolved configuration.
         group: of the run if the configuration names none.
     """
-    import wandb
+    import wandb  # put off: most runs log nothing
 
     run = wandb.init(
         project=config.project,
@@ -85,28 +85,30 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
         settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
     )
     try:
-        parts = [part.get("layer_errors", {}) for part in results["components"].values()]
-        rows = [list(item) for found in (results["layer_errors"], *parts) for item in found.items()]
-        errors = wandb.Table(columns=["layer", "relative error"], data=rows)
-        run.log(
-            {
-                **summary_values(results),
-                "images": _pictures(wandb, results, folder, config.images),
-                "layer_errors": errors,
-            }
-        )
+        errors = wandb.Table(columns=["layer", "relative error"], data=_layer_rows(results))
+        pictures = _pictures(wandb, results, folder, config.images)
+        run.log({**summary_values(results), "images": pictures, "layer_errors": errors})
         files = _quantized(results, folder)
         if config.artifact and files:
-            artifact = wandb.Artifact(
-                _artifact_name(f"{results['model']}-{results['name']}"), type="model",
-                metadata={key: results[key] for key in DESCRIBED},
-            )  # fmt: skip
-            for path, name in files.items():
-                artifact.add_file(str(path), name=name, policy="immutable")
-            run.log_artifact(artifact)
+            run.log_artifact(_artifact(wandb, results, files))
     finally:
         run.finish()
     log.info("wandb: %s", run.settings.mode)
+
+
+def _layer_rows(results: dict[str, Any]) -> list[list[Any]]:
+    """Name and error of every quantized layer of every component."""
+    parts = [part.get("layer_errors", {}) for part in results["components"].values()]
+    return [list(item) for found in (results["layer_errors"], *parts) for item in found.items()]
+
+
+def _artifact(wandb: Any, results: dict[str, Any], files: dict[Path, str]) -> Any:
+    """An artifact with the files of the quantized model."""
+    name = _artifact_name(f"{results['model']}-{results['name']}")
+    artifact = wandb.Artifact(name, type="model", metadata={key: results[key] for key in DESCRIBED})
+    for path, inside in files.items():
+        artifact.add_file(str(path), name=inside, policy="immutable")
+    return artifact
 
 
 def _artifact_name(text: str) -> str:

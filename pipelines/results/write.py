@@ -21,11 +21,11 @@ from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.cache import Finished, link_tree
 from segquant_bench.pipelines.stages.components.quantize import RECORD as COMPONENTS
 from segquant_bench.pipelines.stages.generate import BACKENDS, pictures_folder
-from segquant_bench.pipelines.stages.graph import graph_record
 from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS
 from segquant_bench.pipelines.stages.reference import SIZE
 from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.segments import graph_record
 
 SCHEMA = 1
 

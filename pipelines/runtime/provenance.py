@@ -37,7 +37,7 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 def device_record(device: str) -> dict[str, object]:
     """Machine, processor, threads and accelerator behind a torch device such as "cpu" or "cuda"."""
-    import torch
+    import torch  # put off: keys need versions alone
 
     record: dict[str, object] = {
         "type": device,

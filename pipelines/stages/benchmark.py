@@ -14,12 +14,12 @@ from segquant_bench.pipelines.stages.embeddings import EMBEDDINGS
 from segquant_bench.pipelines.stages.evaluate import EVALUATE
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
-from segquant_bench.pipelines.stages.judgement import check_metrics
 from segquant_bench.pipelines.stages.polarity import POLARITY
 from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
 from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.judgement import check_metrics
 
 STAGES: tuple[Stage, ...] = (
     EMBEDDINGS,

@@ -7,9 +7,14 @@ from pathlib import Path
 from segquant.files import write_json
 from segquant_bench.pipelines.sampling import timesteps
 from segquant_bench.pipelines.sampling.samples import save_samples
-from segquant_bench.pipelines.stages.collecting import COLLECTING_CODE, collected, collecting_depends, step_weights
-from segquant_bench.pipelines.stages.inputs import STREAMS, quantizes_denoiser
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.collecting import (
+    COLLECTING_CODE,
+    collected,
+    collecting_depends,
+    step_weights,
+)
+from segquant_bench.pipelines.stages.shared.inputs import STREAMS, quantizes_denoiser
 
 
 def _compute(run: Run, folder: Path) -> None:

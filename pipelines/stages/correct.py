@@ -10,16 +10,16 @@ from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.correction.correction import save_correction
 from segquant_bench.pipelines.correction.fit import fit_correction
 from segquant_bench.pipelines.stages.components.quantize import quantized_components
-from segquant_bench.pipelines.stages.inputs import (
+from segquant_bench.pipelines.stages.quantize import quantized_denoiser
+from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.inputs import (
     SAMPLING_CODE,
     STREAMS,
     control_depends,
     prompt_inputs,
     sampling_depends,
 )
-from segquant_bench.pipelines.stages.quantize import quantized_denoiser
-from segquant_bench.pipelines.stages.quantized import in_place
-from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.quantized import in_place
 
 SPLIT = "calibration"
 

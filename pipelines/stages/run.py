@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARED_CODE = ("pipelines.stages.run", "pipelines.stages.inputs")
+SHARED_CODE = ("pipelines.stages.run", "pipelines.stages.shared.inputs")
 """What every stage gets its inputs from."""
 
 

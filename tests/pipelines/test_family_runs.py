@@ -21,9 +21,9 @@ from segquant_bench.pipelines.results.write import build_results, read_json, wri
 from segquant_bench.pipelines.sampling.samples import Batches, load_samples
 from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 from segquant_bench.pipelines.stages.components.quantize import quantized_components
-from segquant_bench.pipelines.stages.inputs import prompt_inputs
 from segquant_bench.pipelines.stages.quantize import quantized_denoiser
 from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.inputs import prompt_inputs
 from tests.pipelines.conftest import Tiny, compose_config
 from tests.tiny_families import tiny_family
 

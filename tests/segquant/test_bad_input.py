@@ -74,7 +74,7 @@ def test_segments_of_one_channel(method: Method, segments: Segments) -> None:
     model, layer = quantized(method, batches, segments)
     fresh = tensor(16, 64, seed=99)
     assert error(model, layer, fresh) < LIMIT[method.scheme.weight.bits]
-    if not method.rotate:
+    if not method.rotation:
         torch.testing.assert_close(layer(fresh).double(), brute_force(layer, fresh), rtol=1e-3, atol=1e-3)
 
 

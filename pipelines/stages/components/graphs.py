@@ -14,14 +14,14 @@ from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.sampling.samples import Batches
 from segquant_bench.pipelines.stages.components.inputs import component_batches
 from segquant_bench.pipelines.stages.components.methods import component_methods, has_components, kind_of
-from segquant_bench.pipelines.stages.graph import (
+from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.segments import (
     GRAPH_CODE,
     calibration_depends,
     read_segments,
     wants_graph,
     write_segments,
 )
-from segquant_bench.pipelines.stages.run import Run, Stage
 
 
 def component_segments(name: str, module: nn.Module, batches: Batches) -> dict[str, Segments]:

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.pipelines.sampling.samples import Batches, Sample, load_samples, save_samples
-from segquant_bench.pipelines.stages.collecting import COLLECTING_CODE, collected, collecting_depends, step_weights
 from segquant_bench.pipelines.stages.components.methods import has_components
 from segquant_bench.pipelines.stages.components.text_inputs import text_inputs
-from segquant_bench.pipelines.stages.inputs import (
+from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.collecting import (
+    COLLECTING_CODE,
+    collected,
+    collecting_depends,
+    step_weights,
+)
+from segquant_bench.pipelines.stages.shared.inputs import (
     STREAMS,
     control_depends,
     prompt_inputs,
     prompts_depends,
     text_depends,
 )
-from segquant_bench.pipelines.stages.run import Run, Stage
 
 
 def _inputs_depends(run: Run) -> dict[str, Any]:

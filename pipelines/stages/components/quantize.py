@@ -22,11 +22,11 @@ from segquant_bench.pipelines.sampling.samples import Batches
 from segquant_bench.pipelines.stages.components.graphs import component_cuts
 from segquant_bench.pipelines.stages.components.inputs import component_batches, component_samples
 from segquant_bench.pipelines.stages.components.methods import component_methods, has_components, kind_of
-from segquant_bench.pipelines.stages.graph import calibration_depends
-from segquant_bench.pipelines.stages.inputs import QUANTIZING_CODE
-from segquant_bench.pipelines.stages.own import method_code
-from segquant_bench.pipelines.stages.quantized import component_errors, load_model, quantize_copy, save_model
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.inputs import QUANTIZING_CODE
+from segquant_bench.pipelines.stages.shared.own import method_code
+from segquant_bench.pipelines.stages.shared.quantized import component_errors, load_model, quantize_copy, save_model
+from segquant_bench.pipelines.stages.shared.segments import calibration_depends
 
 RECORD = "components.json"
 
@@ -90,7 +90,7 @@ def _compute(run: Run, folder: Path) -> None:
 
 COMPONENTS = Stage(
     "components", _compute, needs=("component_inputs", "component_graphs"),
-    code=("pipelines.stages.quantized", *QUANTIZING_CODE), depends=_depends, when=has_components,
+    code=("pipelines.stages.shared.quantized", *QUANTIZING_CODE), depends=_depends, when=has_components,
 )  # fmt: skip
 """NAME/: each quantized component; components.json: errors, and bytes of every component."""
 

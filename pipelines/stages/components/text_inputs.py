@@ -63,15 +63,11 @@ def text_inputs(
 ) -> dict[str, list[Sample]]:
     """What the pipeline gives its text encoders for `prompts`, one prompt at a time, without any denoising.
 
+    The pipeline is stopped at the first call of its denoiser, so nothing recorded depends on `seed` and `stream`.
+
     Args:
-        pipeline: with the encoders as attributes.
-        denoiser: at whose first call the pipeline is stopped.
+        pipeline, denoiser, prompts, call, inputs: as for `sampling.generate.run_batches`.
         names: attributes of the encoders.
-        prompts: texts to encode.
-        call: further arguments of the pipeline.
-        seed: of the latents, with `stream`; nothing recorded depends on them.
-        stream: see `generate.prompt_seed`.
-        inputs: further arguments for the prompts of these indices, such as their control pictures.
 
     Returns:
         by encoder, the inputs of each call of each prompt (`Sample.step` counts a prompt's calls), on the CPU.

@@ -13,7 +13,7 @@ from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.errors import PipelineError, nearest
 from segquant_bench.pipelines.main import CONF
-from segquant_bench.pipelines.stages.judgement import check_metrics
+from segquant_bench.pipelines.stages.shared.judgement import check_metrics
 from tests.pipelines.conftest import Command, compose_config
 
 if TYPE_CHECKING:

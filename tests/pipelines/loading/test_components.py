@@ -21,9 +21,9 @@ from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.components import DeviceHook, DeviceSlot, hook_of
 from segquant_bench.pipelines.loading.models import load_pipeline
-from segquant_bench.pipelines.stages import quantized
 from segquant_bench.pipelines.stages.benchmark import open_run, run_all
-from segquant_bench.pipelines.stages.quantized import in_place, twin
+from segquant_bench.pipelines.stages.shared import quantized
+from segquant_bench.pipelines.stages.shared.quantized import in_place, twin
 from tests.pipelines.conftest import Tiny, compose_config
 from tests.tiny_families import tiny_family
 

@@ -25,8 +25,8 @@ from segquant_bench.pipelines.stages.components.graphs import component_segments
 from segquant_bench.pipelines.stages.components.methods import check_components, component_method
 from segquant_bench.pipelines.stages.components.quantize import load_component, quantize_component
 from segquant_bench.pipelines.stages.components.text_inputs import text_inputs
-from segquant_bench.pipelines.stages.quantized import component_errors, in_place
 from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.quantized import component_errors, in_place
 from tests.pipelines.conftest import Command, Tiny, compose_config
 from tests.tiny import tiny_text_encoder
 

@@ -11,8 +11,8 @@ import pytest
 from segquant_bench.eval import METRICS
 from segquant_bench.pipelines.config.sections import MetricConfig
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.stages.judgement import asked_metrics, check_metrics, needs_real
-from segquant_bench.pipelines.stages.own import metric_code
+from segquant_bench.pipelines.stages.shared.judgement import asked_metrics, check_metrics, needs_real
+from segquant_bench.pipelines.stages.shared.own import metric_code
 
 SOURCE = """
 from segquant_bench.eval import Metric, register_metric

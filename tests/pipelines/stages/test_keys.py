@@ -14,11 +14,11 @@ import pytest
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.runtime import meaning
 from segquant_bench.pipelines.runtime.paths import HOME
-from segquant_bench.pipelines.stages import inputs
 from segquant_bench.pipelines.stages.benchmark import STAGES, open_run
-from segquant_bench.pipelines.stages.collecting import COLLECTING_CODE
-from segquant_bench.pipelines.stages.inputs import CONTROL_CODE, QUANTIZING_CODE
 from segquant_bench.pipelines.stages.run import SHARED_CODE, Run, Stage
+from segquant_bench.pipelines.stages.shared import inputs
+from segquant_bench.pipelines.stages.shared.collecting import COLLECTING_CODE
+from segquant_bench.pipelines.stages.shared.inputs import CONTROL_CODE, QUANTIZING_CODE
 from tests.pipelines.conftest import Tiny, compose_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,8 +33,8 @@ VALUES = (
     "pipelines.data.own",
     "pipelines.runtime",  # how results are kept, not what they are
     "pipelines.errors",
-    "pipelines.stages.own",  # hashes of the user's code, which are in the keys
-    "pipelines.stages.judgement",  # which metrics are asked for
+    "pipelines.stages.shared.own",  # hashes of the user's code, which are in the keys
+    "pipelines.stages.shared.judgement",  # which metrics are asked for
     "pipelines.stages.components.methods",  # which components, and their methods
     "segquant.errors",
     "segquant.files",
@@ -45,9 +45,9 @@ VALUES = (
 )
 # Imports that count only for some runs, whose keys then hash that code (see `depends` of the stages).
 SOMETIMES = {
-    "pipelines.stages.quantized": ("pipelines.peers",),
+    "pipelines.stages.shared.quantized": ("pipelines.peers",),
     "pipelines.stages.quantize": ("pipelines.peers", "pipelines.loading.blocks"),
-    "pipelines.stages.inputs": CONTROL_CODE,
+    "pipelines.stages.shared.inputs": CONTROL_CODE,
     "pipelines.stages.run": ("pipelines.peers", "pipelines.loading"),  # stages that use the pipeline: see below
     "pipelines.loading.files": ("segquant.modules.memory",),  # whether there is room
     "pipelines.loading.components": ("segquant.modules",),

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 from segquant import Segments, find_segments
-from segquant_bench.pipelines.stages.graph import FILE, graph_record, read_segments, write_segments
 from segquant_bench.pipelines.stages.polarity import activation_pieces, polarity
+from segquant_bench.pipelines.stages.shared.segments import FILE, graph_record, read_segments, write_segments
 
 
 class Block(nn.Module):

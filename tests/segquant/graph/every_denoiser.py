@@ -27,16 +27,16 @@ from segquant.graph.capture.export import exported
 from segquant.graph.capture.record import recorded
 from segquant.graph.find import segments_of
 from segquant.graph.segments import Segments
-from tests.segquant.graph.tiny_denoisers import Table, exported_classes
-from tests.segquant.graph.tiny_denoisers_controlnets import CONTROLNETS, prepared
-from tests.segquant.graph.tiny_denoisers_flux import FLUX
-from tests.segquant.graph.tiny_denoisers_image import IMAGE
-from tests.segquant.graph.tiny_denoisers_image2 import IMAGE2
-from tests.segquant.graph.tiny_denoisers_other import OTHER
-from tests.segquant.graph.tiny_denoisers_unets import UNETS
-from tests.segquant.graph.tiny_denoisers_video import VIDEO
-from tests.segquant.graph.tiny_denoisers_video2 import VIDEO2
-from tests.segquant.graph.tiny_denoisers_video3 import VIDEO3
+from tests.segquant.graph.denoisers.tiny_denoisers import Table, exported_classes
+from tests.segquant.graph.denoisers.tiny_denoisers_controlnets import CONTROLNETS, prepared
+from tests.segquant.graph.denoisers.tiny_denoisers_flux import FLUX
+from tests.segquant.graph.denoisers.tiny_denoisers_image import IMAGE
+from tests.segquant.graph.denoisers.tiny_denoisers_image2 import IMAGE2
+from tests.segquant.graph.denoisers.tiny_denoisers_other import OTHER
+from tests.segquant.graph.denoisers.tiny_denoisers_unets import UNETS
+from tests.segquant.graph.denoisers.tiny_denoisers_video import VIDEO
+from tests.segquant.graph.denoisers.tiny_denoisers_video2 import VIDEO2
+from tests.segquant.graph.denoisers.tiny_denoisers_video3 import VIDEO3
 
 CLASSES = exported_classes()
 TABLE: Table = FLUX | IMAGE | IMAGE2 | VIDEO | VIDEO2 | VIDEO3 | OTHER | UNETS | CONTROLNETS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.segquant.graph.denoisers.tiny_denoisers_controlnets import CONTROLNETS
 from tests.segquant.graph.every_denoiser import (
     CLASSES,
     NOT_CAPTURED,
@@ -12,7 +13,6 @@ from tests.segquant.graph.every_denoiser import (
     check_planned,
     compared,
 )
-from tests.segquant.graph.tiny_denoisers_controlnets import CONTROLNETS
 
 NAMES = CONTROLNETS
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.segquant.graph.denoisers.tiny_denoisers_flux import FLUX
+from tests.segquant.graph.denoisers.tiny_denoisers_image import IMAGE
+from tests.segquant.graph.denoisers.tiny_denoisers_image2 import IMAGE2
 from tests.segquant.graph.every_denoiser import check_both_captures, check_planned, compared
-from tests.segquant.graph.tiny_denoisers_flux import FLUX
-from tests.segquant.graph.tiny_denoisers_image import IMAGE
-from tests.segquant.graph.tiny_denoisers_image2 import IMAGE2
 
 NAMES = FLUX | IMAGE | IMAGE2
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.segquant.graph.denoisers.tiny_denoisers_other import OTHER
+from tests.segquant.graph.denoisers.tiny_denoisers_unets import UNETS
 from tests.segquant.graph.every_denoiser import check_both_captures, check_planned, compared
-from tests.segquant.graph.tiny_denoisers_other import OTHER
-from tests.segquant.graph.tiny_denoisers_unets import UNETS
 
 NAMES = OTHER | UNETS
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.segquant.graph.denoisers.tiny_denoisers_video import VIDEO
+from tests.segquant.graph.denoisers.tiny_denoisers_video2 import VIDEO2
+from tests.segquant.graph.denoisers.tiny_denoisers_video3 import VIDEO3
 from tests.segquant.graph.every_denoiser import check_both_captures, check_planned, compared
-from tests.segquant.graph.tiny_denoisers_video import VIDEO
-from tests.segquant.graph.tiny_denoisers_video2 import VIDEO2
-from tests.segquant.graph.tiny_denoisers_video3 import VIDEO3
 
 # One class asks for autocast to float32, which the CPU does not have.
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")

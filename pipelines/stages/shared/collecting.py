@@ -12,7 +12,8 @@ from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.sampling import collect, timesteps
 from segquant_bench.pipelines.sampling.samples import Sample
-from segquant_bench.pipelines.stages.inputs import (
+from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.inputs import (
     QUANTIZING_CODE,
     STREAMS,
     control_depends,
@@ -20,9 +21,8 @@ from segquant_bench.pipelines.stages.inputs import (
     prompts_depends,
     sampling_depends,
 )
-from segquant_bench.pipelines.stages.run import Run
 
-COLLECTING_CODE = ("pipelines.loading", "pipelines.sampling", "pipelines.stages.collecting")
+COLLECTING_CODE = ("pipelines.loading", "pipelines.sampling", "pipelines.stages.shared.collecting")
 """What samples, and keeps what modules are called with."""
 
 

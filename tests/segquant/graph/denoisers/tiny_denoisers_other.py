@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import FRACTIONS, HEADS, STEPS, Example, Table, r
+from tests.segquant.graph.denoisers.tiny_denoisers import FRACTIONS, HEADS, STEPS, Example, Table, r
 
 
 def _ace_step() -> Example:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import Example, Table, r
-from tests.segquant.graph.tiny_denoisers_video import STEP
+from tests.segquant.graph.denoisers.tiny_denoisers import Example, Table, r
+from tests.segquant.graph.denoisers.tiny_denoisers_video import STEP
 
 KANDINSKY = {
     "in_visual_dim": 4,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.meaning import code_digest
-from segquant_bench.pipelines.stages.own import model_code
 from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.own import model_code
 
 if TYPE_CHECKING:
     from segquant_bench.pipelines.sampling.generate import PromptInputs

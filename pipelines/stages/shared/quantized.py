@@ -34,7 +34,7 @@ from segquant_bench.pipelines.loading.components import empty_cache, hook_of
 from segquant_bench.pipelines.peers import Peer, tensors_digest
 from segquant_bench.pipelines.runtime.progress import progress_bar
 from segquant_bench.pipelines.sampling.samples import Batches, Sample
-from segquant_bench.pipelines.stages.graph import wants_graph
+from segquant_bench.pipelines.stages.shared.segments import wants_graph
 
 PEER_RECORD = "peer.json"
 

@@ -13,7 +13,7 @@ from segquant_bench.pipelines.config.schema import REFERENCE
 from segquant_bench.pipelines.config.sections import MetricConfig, ModelConfig
 from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.own_modules import own_digest
-from segquant_bench.pipelines.stages.judgement import asked_metrics
+from segquant_bench.pipelines.stages.shared.judgement import asked_metrics
 
 
 def model_code(model: ModelConfig) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import FRACTIONS, Example, Table, grid, r
+from tests.segquant.graph.denoisers.tiny_denoisers import FRACTIONS, Example, Table, grid, r
 
 
 def flow_tokens(**config: object) -> Example:

@@ -8,10 +8,10 @@ import diffusers
 import torch
 from torch import nn
 
-from tests.segquant.graph.tiny_denoisers import Example, Table, r
-from tests.segquant.graph.tiny_denoisers_flux import flow_tokens
-from tests.segquant.graph.tiny_denoisers_image import HUNYUAN_DIT, hunyuan_dit_inputs
-from tests.segquant.graph.tiny_denoisers_image2 import (
+from tests.segquant.graph.denoisers.tiny_denoisers import Example, Table, r
+from tests.segquant.graph.denoisers.tiny_denoisers_flux import flow_tokens
+from tests.segquant.graph.denoisers.tiny_denoisers_image import HUNYUAN_DIT, hunyuan_dit_inputs
+from tests.segquant.graph.denoisers.tiny_denoisers_image2 import (
     SANA,
     SD3,
     qwen,
@@ -19,8 +19,8 @@ from tests.segquant.graph.tiny_denoisers_image2 import (
     sd3_inputs,
     z_image_inputs,
 )
-from tests.segquant.graph.tiny_denoisers_unets import UNET, blocks, sample
-from tests.segquant.graph.tiny_denoisers_video import COSMOS, STEP
+from tests.segquant.graph.denoisers.tiny_denoisers_unets import UNET, blocks, sample
+from tests.segquant.graph.denoisers.tiny_denoisers_video import COSMOS, STEP
 
 EDGES = (2, 3, 16, 16)
 
@@ -149,7 +149,7 @@ def several(single: str, example: Example, *, nets: int = 2, **listed: Any) -> E
 def prepared(name: str, model: nn.Module) -> nn.Module:
     """What a class needs before it can be called: this ControlNet takes its embedders from the transformer."""
     if name == "ZImageControlNetModel":
-        from tests.segquant.graph.tiny_denoisers_image2 import IMAGE2
+        from tests.segquant.graph.denoisers.tiny_denoisers_image2 import IMAGE2
 
         config, _ = IMAGE2["ZImageTransformer2DModel"]()
         return type(model).from_transformer(model, diffusers.ZImageTransformer2DModel(**config))

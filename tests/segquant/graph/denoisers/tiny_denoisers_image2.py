@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import FRACTIONS, HEADS, STEPS, Example, Table, grid, latents_and_words, r
+from tests.segquant.graph.denoisers.tiny_denoisers import (
+    FRACTIONS,
+    HEADS,
+    STEPS,
+    Example,
+    Table,
+    grid,
+    latents_and_words,
+    r,
+)
 
 
 def _krea() -> Example:

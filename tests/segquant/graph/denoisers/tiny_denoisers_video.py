@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.segquant.graph.tiny_denoisers import HEADS, STEPS, Example, Table, r
+from tests.segquant.graph.denoisers.tiny_denoisers import HEADS, STEPS, Example, Table, r
 
 STEP = torch.tensor([500.0])
 

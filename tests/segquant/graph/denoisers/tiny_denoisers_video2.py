@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 
-from tests.segquant.graph.tiny_denoisers import HEADS, STEPS, Example, Table, r
-from tests.segquant.graph.tiny_denoisers_image2 import SANA, sana_inputs
-from tests.segquant.graph.tiny_denoisers_video import STEP, WAN, wan_inputs
+from tests.segquant.graph.denoisers.tiny_denoisers import HEADS, STEPS, Example, Table, r
+from tests.segquant.graph.denoisers.tiny_denoisers_image2 import SANA, sana_inputs
+from tests.segquant.graph.denoisers.tiny_denoisers_video import STEP, WAN, wan_inputs
 
 
 def _latte() -> Example:

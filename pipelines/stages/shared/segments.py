@@ -1,0 +1,58 @@
+"""Where layers are cut, as files; and the calibration inputs that the graph is captured with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segquant.files import write_json
+from segquant.graph.segments import Segments
+from segquant_bench.pipelines.sampling.samples import Batches, load_samples
+from segquant_bench.pipelines.stages.run import Run
+
+if TYPE_CHECKING:
+    from segquant.method.spec import Method
+
+
+FILE = "segments.json"
+
+
+GRAPH_CODE = ("segquant.graph", "segquant.modules", "pipelines.sampling.samples", "pipelines.stages.shared.segments")
+
+
+def calibration_depends(run: Run) -> dict[str, Any]:
+    """How many calibration inputs go through the denoiser at once."""
+    return {"batch_size": run.config.calibration.batch_size}
+
+
+def calibration_batches(run: Run) -> Batches:
+    """The calibration inputs of the denoiser."""
+    samples = load_samples(run.folder("calibrate") / "calibration")
+    return Batches(samples, run.config.calibration.batch_size, run.device)
+
+
+def wants_graph(method: Method) -> bool:
+    """Whether the method, or a change of it for some layers, cuts layers or scales activations by their sign."""
+    changes = [dict(change) for _, change in method.targets.overrides]
+    return method.cuts.wants_graph or any(
+        bool(change.get(key)) for change in changes for key in ("seglinear", "dualscale")
+    )
+
+
+def write_segments(path: Path, segments: Mapping[str, Segments]) -> None:
+    """Write what `find_segments` found, every layer of it."""
+    write_json(path, {name: dataclasses.asdict(entry) for name, entry in segments.items()})
+
+
+def read_segments(path: Path) -> dict[str, Segments]:
+    """Inverse of `write_segments`."""
+    return {name: Segments(**entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def graph_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the file in `folder` says of the layers that are cut or that an activation feeds; the others left out."""
+    entries = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    return {name: entry for name, entry in entries.items() if any(value is not None for value in entry.values())}
