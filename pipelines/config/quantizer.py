@@ -80,6 +80,7 @@ def _checked(made: Any, target: str) -> Method | Peer:
 
     if not isinstance(made, Method | Peer):
         raise PipelineError(
-            f"{KEY}={target} returned {type(made).__name__}; return a segquant.Method, or a Peer of {PEERS}"
+            f"{KEY}={target} returned a {type(made).__name__}, which is no segquant.Method; set {KEY} to a function "
+            f"that returns one, or a Peer of {PEERS}"
         )
     return made

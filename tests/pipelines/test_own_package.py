@@ -285,3 +285,37 @@ def test_search_paths_that_are_not_there(folder: Path, monkeypatch: pytest.Monke
                          "file:///nowhere": "no directory /nowhere"}.items():  # fmt: skip
         with pytest.raises(PipelineError, match=words):
             check_search_path([f"hydra.searchpath=[{place}]"])
+
+
+TOOL = """
+from segquant import PRECISIONS
+from segquant_bench.pipelines.peers import Peer
+
+def apply(model, names, forward):
+    pass
+
+def tool(precision):
+    return Peer("tool", "not_installed", precision, PRECISIONS[precision], apply)
+"""
+
+
+def test_another_tool_of_one_s_own(package: Path, tiny: Tiny) -> None:
+    from segquant_bench.pipelines.peers import Peer
+
+    (package / "tool.py").write_text(TOOL)
+    (package / "conf" / "quantizer" / "tool.yaml").write_text(
+        f"_target_: {package.name}.tool.tool\nprecision: ${{precision.name}}\n"
+    )
+    own = ["quantizer=tool", "precision=w8a8", "backend=reference"]
+    peer = build_method(_compose(package, tiny, *own))
+    assert isinstance(peer, Peer) and peer.to_dict()["version"] is None
+    for override, words in {"quantize=[denoiser,text_encoder]": "quantizes the denoiser alone",
+                            "model.offload=blocks": "needs the whole denoiser in memory",
+                            "backend=halved": "runs its own layers"}.items():  # fmt: skip
+        with pytest.raises(PipelineError, match=words):
+            build_method(_compose(package, tiny, *own, override))
+    before = _keys(package, tiny, *own)
+    _edited(package / "tool.py", "pass", "raise SystemExit")
+    assert {name for name in STAGES if before[name] != _keys(package, tiny, *own)[name]} == {
+        "quantize", "generate", "evaluate"
+    }  # fmt: skip

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.quantizer import build_method, build_quantizer
-from segquant_bench.pipelines.config.schema import RunConfig, config_hash, validate
+from segquant_bench.pipelines.config.run_hash import config_hash
+from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics
