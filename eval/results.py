@@ -140,6 +140,7 @@ class RunResult:
     per_row_steps: tuple[int, ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quantizing: tuple[str, ...] = ()
 
     @property
     def every_layer_error(self) -> dict[str, float]:
@@ -212,6 +213,7 @@ def load_result(path: Path) -> RunResult:
         per_row_steps=tuple(int(v) for v in raw.get("per_row_steps") or ()),
         statistics=raw.get("statistics") or {},
         components=raw.get("components") or {},
+        quantizing=tuple(raw.get("quantizing") or ()),
     )
 
 

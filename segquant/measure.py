@@ -70,8 +70,8 @@ def model_errors(
 
     Args:
         float_model, quant_model, batches, layers: as for `layer_errors`.
-        parts: of every batch, how many parts its rows are: all output tensors are cut along their first axis into
-            that many equal pieces. One part per batch if None.
+        parts: of every batch, how many parts its rows are: output tensors are cut along their first axis into that
+            many equal pieces, an output list of that length into its entries. One part per batch if None.
 
     Raises:
         QuantizationError: the models do not match; there are no batches; rows that do not fall into equal parts.
@@ -80,31 +80,44 @@ def model_errors(
     with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
         for index, batch in enumerate(batches):
             count = 1 if parts is None else parts[index]
-            exact, approximate = tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch))
-            (whole,) = _part_sums(exact, approximate, 1)
+            exact, approximate = call(float_model, batch), call(quant_model, batch)
+            whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
-            pieces += [_relative(*piece) for piece in _part_sums(exact, approximate, count)]
+            pairs = zip(_parts(exact, count), _parts(approximate, count), strict=True)
+            pieces += [_relative(*_squares(*pair)) for pair in pairs]
     if not pieces:
         raise _no_batches()
     return ModelErrors(_layer_results(sums), _relative(*total), pieces)
 
 
-def _part_sums(exact: Sequence[Tensor], approximate: Sequence[Tensor], count: int) -> Iterator[tuple[float, float]]:
-    """Squared error and squares of each of `count` parts of some outputs."""
-    odd = [tuple(a.shape) for a in exact if count > 1 and (not a.dim() or a.shape[0] % count)]
-    if odd:
-        raise QuantizationError(
-            f"an output of shape {odd[0]} cannot be cut into {count} parts along its first axis; "
-            "measure batches of one part each"
-        )
-    pairs = [(_chunks(a, count), _chunks(b, count)) for a, b in zip(exact, approximate, strict=True)]
-    for index in range(count):
-        own = [(a[index], b[index]) for a, b in pairs]
-        yield sum(float((a - b).square().sum()) for a, b in own), sum(float(a.square().sum()) for a, _ in own)
+def _squares(exact: Sequence[Tensor], approximate: Sequence[Tensor]) -> tuple[float, float]:
+    """Squared error, and squares of what is exact."""
+    pairs = [(a.double(), b.double()) for a, b in zip(exact, approximate, strict=True)]
+    return sum(float((a - b).square().sum()) for a, b in pairs), sum(float(a.square().sum()) for a, _ in pairs)
+
+
+def _parts(output: Any, count: int) -> list[list[Tensor]]:
+    """The tensors of each of `count` parts of a model's output; some models return a list of one entry per row."""
+    if count == 1:
+        return [tensors_of(output)]
+    if isinstance(output, list) and len(output) == count:
+        return [tensors_of(entry) for entry in output]
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        by_entry = [_parts(entry, count) for entry in output]
+        return [[tensor for parts in by_entry for tensor in parts[index]] for index in range(count)]
+    chunks = [_chunks(tensor, count) for tensor in tensors_of(output)]
+    return [[pieces[index] for pieces in chunks] for index in range(count)]
 
 
 def _chunks(values: Tensor, count: int) -> Sequence[Tensor]:
-    return values.double().chunk(count) if count > 1 else [values.double()]
+    if not values.dim() or values.shape[0] % count:
+        raise QuantizationError(
+            f"an output of shape {tuple(values.shape)} cannot be cut into {count} parts along its first axis; "
+            "measure batches of one part each"
+        )
+    return values.chunk(count)
 
 
 @contextmanager
@@ -186,11 +199,7 @@ def _output_sums(
 ) -> Iterable[tuple[float, float]]:
     with torch.no_grad():
         for batch in batches:
-            exact, approximate = tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch))
-            difference = sum(
-                float((a.double() - b.double()).square().sum()) for a, b in zip(exact, approximate, strict=True)
-            )
-            yield difference, sum(float(a.double().square().sum()) for a in exact)
+            yield _squares(tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch)))
 
 
 def _relative(difference: float, total: float) -> float:

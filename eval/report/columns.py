@@ -17,7 +17,8 @@ from segquant_bench.eval.tables.table import Cell, Column, number
 
 REPLICATES = 1000
 BYTES_PER_MB = 1e6
-QUANTIZING = ("quantize", "components", "encoders")  # stages; the last is the second's name in older runs
+QUANTIZING = ("quantize", "components", "encoders")
+"""Stages of runs that do not name them; the last is the second's name in older runs."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def _quantize_peak(run: RunResult) -> Cell | None:
 
 
 def _quantizing(run: RunResult, key: str) -> list[float]:
-    """Of the denoiser's stage and of that of the other components."""
-    stages = [] if run.is_float else [run.stages[name] for name in QUANTIZING if name in run.stages]
+    """Of the stages that are the method's own: also that of the graph, where the method cuts by it."""
+    stages = [] if run.is_float else [run.stages[name] for name in run.quantizing or QUANTIZING if name in run.stages]
     return [float(stage[key]) for stage in stages if stage.get(key) is not None]
 
 

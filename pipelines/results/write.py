@@ -25,7 +25,7 @@ from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS
 from segquant_bench.pipelines.stages.reference import SIZE
 from segquant_bench.pipelines.stages.run import Run
-from segquant_bench.pipelines.stages.shared.segments import graph_record
+from segquant_bench.pipelines.stages.shared.segments import graph_record, wants_graph
 
 SCHEMA = 1
 
@@ -61,6 +61,14 @@ def stage_records(stages: dict[str, Finished], folder: Path) -> dict[str, dict[s
         del record["name"]
         records[name] = {**record, "path": os.path.relpath(stage.path, folder)}
     return records
+
+
+def quantizing_stages(run: Run) -> list[str]:
+    """Stages whose seconds and memory are the method's own: a graph counts where the method cuts by it."""
+    found = []
+    if run.config.quantizes_denoiser:
+        found = ["graph", "quantize"] if not isinstance(run.method, Peer) and wants_graph(run.method) else ["quantize"]
+    return found + [name for name in ("component_graphs", "components") if name in run.finished]
 
 
 def denoiser_errors(run: Run) -> dict[str, Any]:
@@ -134,6 +142,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
         "components": component_records(run),
         "correction": correction_record(run),
         "stages": stage_records(run.finished, folder),
+        "quantizing": quantizing_stages(run),
         "artifacts": {**artifacts, "evaluation": "evaluation", **copy_plan(run, folder)},
         "prompts": prompts,
         "versions": provenance.versions(),

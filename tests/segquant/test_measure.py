@@ -160,3 +160,25 @@ def test_rows_that_are_no_equal_parts_and_no_batches(pair) -> None:
     with pytest.raises(QuantizationError, match="no batches"):
         model_errors(model, quantized, [])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class _ListOfRows(nn.Module):
+    """As Z-Image: one tensor per row, whose first axis is its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        return {"sample": [row.T for row in self.linear(x)]}
+
+
+def test_an_output_list_is_cut_into_its_entries() -> None:
+    torch.manual_seed(0)
+    model = _ListOfRows().eval()
+    batches = [(torch.randn(4, 6, 8),), (torch.randn(2, 6, 8),)]
+    quantized = quantize_(copy.deepcopy(model), presets.rtn(precision="w4a8_channel"), batches)
+    apart = [(rows[index : index + 1],) for (rows,) in batches for index in range(len(rows))]
+    found = model_errors(model, quantized, batches, parts=[4, 2])
+    assert found.parts == pytest.approx(output_errors(model, quantized, apart), rel=1e-6)
+    assert len(set(found.parts)) == 6
