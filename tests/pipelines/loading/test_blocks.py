@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.blocks import offloaded_denoiser
@@ -67,7 +68,7 @@ def test_a_run_with_blocks_on_disk(quantizer: str, tiny: Tiny, tmp_path: Path) -
 )
 def test_what_offloading_leaves_out(overrides: list[str], words: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=words):
-        validate(compose_config([*tiny.overrides(tmp_path), "model.offload=blocks", *overrides]))
+        build_method(validate(compose_config([*tiny.overrides(tmp_path), "model.offload=blocks", *overrides])))
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:
