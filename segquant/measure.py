@@ -1,4 +1,4 @@
-"""Errors of a quantized model against the float one, on inputs that calibration did not see; and sizes."""
+"""Errors of a quantized model against the float one, and sizes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ LAYERS = (nn.Linear, nn.Conv2d)
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """||Y − Ŷ||_F / ||Y||_F of every quantized linear or convolution on the *float* model's input, over all rows.
+    """||Y − Ŷ||_F / ||Y||_F of every quantized layer on the *float* model's inputs, over all rows.
 
     Args:
         float_model: before.
-        quant_model: after; any tool may have quantized it.
-        batches: arguments of the model's forward.
-        layers: names to compare; those of `quantized_layers` if None.
+        quant_model: after; quantized by any tool.
+        batches: arguments of the forward.
+        layers: names to compare; `quantized_layers` if None.
 
     Returns:
-        by module name; quantized linears that were never called are left out. Where Y = 0 throughout, the
-        error is 0 if Ŷ is 0 too and inf if not.
+        by module name, without layers never called. Where Y = 0: 0 if Ŷ = 0, else inf.
 
     Raises:
         QuantizationError: the models do not match.
@@ -45,12 +44,12 @@ def layer_errors(
 
 @dataclass(frozen=True)
 class ModelErrors:
-    """Relative errors ||Y − Ŷ||_F / ||Y||_F of a quantized model.
+    """Relative errors ||Y − Ŷ||_F / ||Y||_F.
 
     Attributes:
-        layers: by module name, as `layer_errors`.
-        output: of the model's output over all batches, as `output_error`.
-        parts: of the model's output for every part of every batch, in order.
+        layers: see `layer_errors`.
+        output: see `output_error`.
+        parts: of the output, for every part of every batch in order.
     """
 
     layers: dict[str, float]
@@ -66,15 +65,17 @@ def model_errors(
     *,
     parts: Sequence[int] | None = None,
 ) -> ModelErrors:
-    """`layer_errors`, `output_error` and `output_errors`, with one pass of each model over the batches.
+    """`layer_errors`, `output_error` and `output_errors` in one pass of each model.
 
     Args:
-        float_model, quant_model, batches, layers: as for `layer_errors`.
-        parts: of every batch, how many parts its rows are: all output tensors are cut along their first axis into
-            that many equal pieces. One part per batch if None.
+        float_model: see `layer_errors`.
+        quant_model: see `layer_errors`.
+        batches: see `layer_errors`.
+        layers: see `layer_errors`.
+        parts: per batch, into how many equal pieces the outputs' first axis is cut; 1 each if None.
 
     Raises:
-        QuantizationError: the models do not match; there are no batches; rows that do not fall into equal parts.
+        QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
     total, pieces = (0.0, 0.0), list[float]()
     with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
@@ -90,7 +91,7 @@ def model_errors(
 
 
 def _part_sums(exact: Sequence[Tensor], approximate: Sequence[Tensor], count: int) -> Iterator[tuple[float, float]]:
-    """Squared error and squares of each of `count` parts of some outputs."""
+    """Squared error and squares of each part."""
     odd = [tuple(a.shape) for a in exact if count > 1 and (not a.dim() or a.shape[0] % count)]
     if odd:
         raise QuantizationError(
@@ -111,7 +112,7 @@ def _chunks(values: Tensor, count: int) -> Sequence[Tensor]:
 def _comparing(
     float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Within the block, every call of a float layer adds to its sums: squared error, squares, calls (float64 [3])."""
+    """Inside, float layers add to their sums per call: squared error, squares, calls (float64 [3])."""
     names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
@@ -136,10 +137,10 @@ def _layer_results(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
-    """Names of the modules of `quant_model` that stand for a quantized linear or convolution, whatever tool made them.
+    """Names of the quantized linears and convolutions in `quant_model`, whatever tool made them.
 
-    A QuantLinear is one; so is a module of another type than the float model's layer of that name, and a layer
-    whose weight became a tensor subclass.
+    Those are QuantLinears, modules whose type differs from the float layer's, and layers whose weight became a tensor
+    subclass.
     """
     originals = dict(float_model.named_modules())
     return [
@@ -165,12 +166,12 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
 
 
 def output_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> list[float]:
-    """Relative error ||Y − Ŷ||_F / ||Y||_F of the whole model's output, one per batch."""
+    """||Y − Ŷ||_F / ||Y||_F of the model's output, per batch."""
     return [_relative(*pair) for pair in _output_sums(float_model, quant_model, batches)]
 
 
 def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> float:
-    """Relative error ||Y − Ŷ||_F / ||Y||_F of the whole model's output, over all batches together."""
+    """||Y − Ŷ||_F / ||Y||_F of the model's output, over all batches."""
     pairs = list(_output_sums(float_model, quant_model, batches))
     if not pairs:
         raise _no_batches()
