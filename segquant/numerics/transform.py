@@ -1,4 +1,4 @@
-"""What a transform of a layer's input is: the protocol; its members are in `segquant.transforms`."""
+"""The protocol of a transform of a layer's input."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Buffers = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class Place:
-    """One branch of a layer: where a transform acts, with the numbers that it needs.
+    """One branch of a layer, where a transform acts.
 
     Args:
-        in_features: columns of the layer's input.
-        columns: sizes of its input segments.
+        in_features: columns of the input.
+        columns: sizes of its segments.
         branches: sizes of the runs of outputs that share one transformed input.
-        branch: which of these runs.
+        branch: which of them.
         tensors: the layer's buffers.
     """
 
@@ -61,7 +61,7 @@ class Transform(Protocol):
     """Whether a transformed channel is made of several: the input then is not cut, and has no sign of its own."""
 
     def buffers(self, place: Place) -> Buffers:
-        """The layer's buffers that belong to this transform; names are the layer's, so choose them apart."""
+        """The transform's buffers of the layer; names must differ from other buffers'."""
         return {}
 
     def rows(self, x: Tensor, place: Place) -> Tensor:
@@ -77,7 +77,7 @@ class Transform(Protocol):
         return weight
 
     def gram(self, gram: Tensor, place: Place) -> Tensor:
-        """The Gram matrix [in, in] of inputs."""
+        """The inputs' Gram matrix [in, in]."""
         return gram
 
     def extremes(self, positive: Tensor, negative: Tensor, place: Place) -> tuple[Tensor, Tensor] | None:
@@ -89,5 +89,5 @@ class Transform(Protocol):
         return None
 
     def operations(self, place: Place) -> float:
-        """Multiply-accumulates per input row, for all branches together."""
+        """Multiply-accumulates per input row, all branches together."""
         return 0.0
