@@ -1,4 +1,4 @@
-"""Errors of a quantized model against the float one, and sizes."""
+"""Errors of a quantized model, and sizes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def layer_errors(
 
     Args:
         float_model: before.
-        quant_model: after; quantized by any tool.
+        quant_model: after, by any tool.
         batches: arguments of the forward.
-        layers: names to compare; `quantized_layers` if None.
+        layers: to compare; `quantized_layers` if None.
 
     Returns:
-        by module name, without layers never called. Where Y = 0: 0 if Ŷ = 0, else inf.
+        by module name, if called. Where Y = 0: 0 if Ŷ = 0, else inf.
 
     Raises:
         QuantizationError: the models do not match.
@@ -48,8 +48,8 @@ class ModelErrors:
 
     Attributes:
         layers: see `layer_errors`.
-        output: see `output_error`.
-        parts: of the output, for every part of every batch in order.
+        output: over all batches.
+        parts: of the output, per part of every batch.
     """
 
     layers: dict[str, float]
@@ -68,10 +68,6 @@ def model_errors(
     """`layer_errors`, `output_error` and `output_errors` in one pass of each model.
 
     Args:
-        float_model: see `layer_errors`.
-        quant_model: see `layer_errors`.
-        batches: see `layer_errors`.
-        layers: see `layer_errors`.
         parts: per batch, into how many equal pieces the outputs' first axis is cut; 1 each if None.
 
     Raises:
@@ -91,7 +87,6 @@ def model_errors(
 
 
 def _part_sums(exact: Sequence[Tensor], approximate: Sequence[Tensor], count: int) -> Iterator[tuple[float, float]]:
-    """Squared error and squares of each part."""
     odd = [tuple(a.shape) for a in exact if count > 1 and (not a.dim() or a.shape[0] % count)]
     if odd:
         raise QuantizationError(
@@ -112,7 +107,7 @@ def _chunks(values: Tensor, count: int) -> Sequence[Tensor]:
 def _comparing(
     float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Inside, float layers add to their sums per call: squared error, squares, calls (float64 [3])."""
+    """Inside, float layers sum per call: squared error, squares, calls (float64 [3])."""
     names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
@@ -137,11 +132,7 @@ def _layer_results(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
-    """Names of the quantized linears and convolutions in `quant_model`, whatever tool made them.
-
-    Those are QuantLinears, modules whose type differs from the float layer's, and layers whose weight became a tensor
-    subclass.
-    """
+    """Names of layers that any tool quantized: QuantLinears, changed types, weights of a tensor subclass."""
     originals = dict(float_model.named_modules())
     return [
         name
@@ -166,12 +157,12 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
 
 
 def output_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> list[float]:
-    """||Y − Ŷ||_F / ||Y||_F of the model's output, per batch."""
+    """||Y − Ŷ||_F / ||Y||_F of the output, per batch."""
     return [_relative(*pair) for pair in _output_sums(float_model, quant_model, batches)]
 
 
 def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> float:
-    """||Y − Ŷ||_F / ||Y||_F of the model's output, over all batches."""
+    """||Y − Ŷ||_F / ||Y||_F of the output, over all batches."""
     pairs = list(_output_sums(float_model, quant_model, batches))
     if not pairs:
         raise _no_batches()

@@ -1,4 +1,4 @@
-"""Parts by name, for saved forms. Reading never imports by a name found in a file."""
+"""Parts by name, for saved forms. Reading never imports by a name in a file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def register(part: Part, *, name: str | None = None) -> Part:
     """Make a part known by its name; returns it. Also a class decorator.
 
     Args:
-        part: a class derived from Calibrator, Optimizer, Rotation, Range, Transform or Backend, with its own `name`; or
-            a QuantScheme, which becomes a precision.
+        part: a class derived from Calibrator, Optimizer, Rotation, Range, Transform or Backend with a `name`; or a
+            QuantScheme (a precision).
         name: for a QuantScheme only.
 
     Raises:
-        QuantizationError: no such slot, no name, or the name is taken.
+        QuantizationError: no such slot, no name, or it is taken.
     """
     slot = getattr(part, "slot", None)
     if slot not in _TABLES:
@@ -48,7 +48,7 @@ def register(part: Part, *, name: str | None = None) -> Part:
 
 
 def _is_redefined(known: Any, part: Any) -> bool:
-    """Whether `part` is the known class again, from a reloaded module."""
+    """Whether `part` is the known class from a reloaded module."""
     where = [(getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)) for kind in (known, part)]
     return isinstance(part, type) and where[0] == where[1]
 
@@ -58,8 +58,7 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
 
     Args:
         slot: one of SLOTS.
-        name: as registered.
-        asker: what in a file needs the part; None if a person typed the name.
+        asker: what in a file needs it; None if a person typed the name.
 
     Raises:
         QuantizationError: unknown name.
@@ -99,7 +98,7 @@ def from_dict(slot: str, values: Mapping[str, Any], *, asker: str) -> Any:
 
 
 def build(kind: type, values: Mapping[str, Any]) -> Any:
-    """A part from plain values: lists become tuples, mappings the dataclass of the field's default.
+    """A part from plain values; lists become tuples, mappings the dataclass of the field's default.
 
     Raises:
         QuantizationError: a key is no field.

@@ -1,4 +1,4 @@
-"""Save and load quantized models: a safetensors and a JSON file, published together."""
+"""Save and load quantized models: a safetensors and a JSON file."""
 
 from __future__ import annotations
 
@@ -41,21 +41,19 @@ def save_quantized(
     outcome: Outcome | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `quantized.safetensors` and `quantized.json`.
-
-    The folder appears by one rename and replaces an older saved model.
+    """Write `quantized.safetensors` and `quantized.json`; the folder appears by one rename and replaces an older one.
 
     Args:
         model: after `quantize_`.
         directory: to write; its parent is created.
-        outcome: of `quantize_with_outcome_`, kept for `read_outcome`.
+        outcome: of `quantize_with_outcome_`, for `read_outcome`.
         extra: JSON-ready additions to the manifest.
 
     Returns:
         the directory.
 
     Raises:
-        QuantizationError: no quantized linear, or something else is at the directory.
+        QuantizationError: no quantized linear, or something else is there.
     """
     target = Path(directory)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
@@ -131,7 +129,7 @@ def _dtype(tensor: Tensor | None) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A config as JSON: tuples to lists, keys to strings, anything else to its repr."""
+    """As JSON: tuples to lists, keys to strings, anything else to its repr."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -143,7 +141,7 @@ def read_outcome(directory: str | Path) -> Outcome | None:
     """The outcome saved with a model, or None.
 
     Raises:
-        QuantizationError: no quantized model, or a part of the method is not registered.
+        QuantizationError: no quantized model, or a part is not registered.
     """
     folder = Path(directory)
     manifest = _read_manifest(folder)
@@ -164,8 +162,8 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None, *, bac
 
     Args:
         directory: of `save_quantized`.
-        model: float model of the same architecture (meta device allowed), filled in place. If None, the recorded class
-            is built from its config (diffusers models).
+        model: float model of the same architecture (meta allowed), filled in place. If None, built from the recorded
+            class and config (diffusers).
         backend: see `set_backend_`.
 
     Returns:
@@ -249,7 +247,7 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def _model_class(module: str, name: str) -> Any:
-    """The class named in a manifest; None unless it is a module with a config."""
+    """None unless a module with a config."""
     try:
         kind = getattr(importlib.import_module(module), name, None)
     except ImportError:
@@ -292,7 +290,6 @@ def _layout(name: str, values: Mapping[str, Any]) -> Layout:
 
 
 def _size(module: nn.Module) -> tuple[int, int]:
-    """Input and output features of a float or quantized layer."""
     if isinstance(module, QuantLinear):
         return module.in_features, module.out_features
     assert isinstance(module.weight, Tensor)

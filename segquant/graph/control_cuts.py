@@ -12,14 +12,11 @@ Sizes = tuple[int, ...]
 
 
 def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments:
-    """As many pieces as the graph's, cut elsewhere.
-
-    Drawn uniformly among places the graph does not cut, and its own only if those are too few. A seed gives the same
-    cuts on every machine.
+    """As many pieces as the graph's, cut uniformly elsewhere (its own places only if others are too few).
 
     Args:
         segments: of one layer; an uncut side stays so.
-        seed: of the draw; mix in the layer's name.
+        seed: same cuts on every machine; mix in the layer's name.
         multiple: input pieces are multiples of it (the group size).
 
     Returns:
@@ -35,10 +32,7 @@ def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments
 
 
 def wrong_cuts(segments: Segments, *, multiple: int = 1) -> Segments:
-    """One piece more than the graph's (one less on a side too narrow), as equal as possible.
-
-    Arguments, result and errors as for `random_cuts`.
-    """
+    """One piece more than the graph's (one less on a side too narrow), as equal as possible; else as `random_cuts`."""
     output = segments.output and _equal_sizes(segments.output, 1)
     cut = segments.input and _equal_sizes(segments.input, _checked(segments.input, multiple))
     return _recut(segments, output, cut)
@@ -71,7 +65,6 @@ def _equal_sizes(sizes: Sizes, multiple: int) -> Sizes:
 
 
 def _recut(segments: Segments, output: Sizes | None, cut: Sizes | None) -> Segments:
-    """New sizes and input activations; a single piece is no cut."""
     output = output if output and len(output) > 1 else None
     if not segments.input or not cut or not segments.input_activations:
         return Segments(output, None, segments.activation)

@@ -26,18 +26,17 @@ def find_segments(
 ) -> dict[str, Segments]:
     """Where the graph cuts each linear layer and convolution, and which activation feeds it (arXiv 2507.14811).
 
-    A copy runs once on fake tensors, else torch.export is tried; no weight is read. Weights and arguments may be real,
-    fake or meta. A warning names each argument value that the forward branches on. A layer called several times keeps
-    what all calls agree on.
+    A copy runs on fake tensors, else torch.export is tried; no weight is read. Argument values that the forward branches
+    on are logged as warnings. Several calls of a layer keep what all agree on.
 
     Args:
-        model: any module.
+        model: any module; weights may be fake or meta.
         args: example positional arguments; only shapes and dtypes matter, unless values are read.
         kwargs: example keyword arguments.
 
     Returns:
-        `Segments` by name for every nn.Linear and nn.Conv2d, in `named_modules` order, under all names. `Segments()`
-        for a layer never called and, with a warning, one whose weight is used in part or transposed.
+        `Segments` for every nn.Linear and nn.Conv2d, under all names in `named_modules` order; `Segments()` if never
+        called or, with a warning, if its weight is used in part or transposed.
 
     Raises:
         QuantizationError: no such layer, the forward does not take these arguments, or it branches on values that a
@@ -85,7 +84,6 @@ def _segments_of_call(
 
 
 def _merged(name: str, calls: list[Segments]) -> Segments:
-    """What all calls of a layer agree on."""
     if not calls:
         return Segments()
     agreed: dict[str, Any] = {}

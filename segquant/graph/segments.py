@@ -12,10 +12,10 @@ class Segments:
     """How the graph cuts one nn.Linear or nn.Conv2d.
 
     Attributes:
-        output: sizes in channels of the output's pieces, in order; None if uncut.
+        output: channels of the output's pieces; None if uncut.
         input: likewise of the input; whole groups of a grouped convolution.
-        activation: what feeds the whole input: "silu", "gelu", "mish", "hardswish", "swiglu", "geglu" or None.
-        input_activations: the same per piece of `input`; None exactly where `input` is None.
+        activation: what feeds the input: "silu", "gelu", "mish", "hardswish", "swiglu", "geglu" or None.
+        input_activations: the same per piece of `input`.
 
     Raises:
         QuantizationError: fewer than two pieces, an empty piece, or activations that do not match.

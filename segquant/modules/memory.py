@@ -25,7 +25,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _left_in_group() -> int | None:
-    """What the control group's limit leaves (file cache is free); None without a limit."""
+    """Bytes below the control group's limit; None without one."""
     limit, used, stat = (CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not (limit.is_file() and used.is_file() and stat.is_file()):
         return None
@@ -37,6 +37,6 @@ def _left_in_group() -> int | None:
 
 
 def gram_limit(device: torch.device) -> int | None:
-    """Default bytes for Gram matrices: half of the free ones; None if unknown."""
+    """Default bytes for Gram matrices; None if unknown."""
     free = free_bytes(device)
     return None if free is None else int(free * SHARE)

@@ -1,7 +1,6 @@
 """Convolutions as linears on patches (im2col).
 
-Features are in_channels · kh · kw, the taps of a channel side by side. Smoothing divides all taps of a channel
-alike; cuts fall between channels. Grouped convolutions stay float.
+Features are in_channels · kh · kw, a channel's taps side by side, smoothed alike. Grouped convolutions stay float.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spe
     Args:
         positive: largest value, at least zero, [..., pieces].
         negative: magnitude of the smallest, likewise.
-        dual: pieces with one scale per sign; others get max(positive, negative) / code_max twice.
+        dual: pieces with a scale per sign; others get one scale twice.
     """
     plain = F.choose_scale(torch.maximum(positive, negative), spec.dtype)
     if not any(dual):
@@ -33,7 +33,7 @@ def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spe
 def dynamic_scales(
     x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...], spec: QuantSpec
 ) -> tuple[Tensor, Tensor]:
-    """Scales from the input itself, per token (or tensor) and piece, [..., pieces]."""
+    """Scales from the input, per token (or tensor) and piece, [..., pieces]."""
     if any(dual):
         positive = F.piece_max(x, columns).clamp_min_(0)
         negative = F.piece_max(-x, columns).clamp_min_(0)
@@ -52,10 +52,7 @@ def quantize_input(
     spec: QuantSpec,
     static: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Fake quantization of an input [..., in].
-
-    `static`: scales [pieces] for x ≥ 0 and below; None takes them from x.
-    """
+    """Fake quantization of [..., in]; `static`: scales [pieces] for x ≥ 0 and below, None: from x."""
     above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
     scale = F.expand_pieces(above, columns)
     if any(dual):
@@ -64,7 +61,7 @@ def quantize_input(
 
 
 def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
-    """Weight scales [len(rows), len(columns)] spread to broadcast to [out, in]."""
+    """Scales [len(rows), len(columns)] broadcastable to [out, in]."""
     wide = F.expand_pieces(scale, columns)
     if F.uniform(rows) and rows[0] == 1 or len(rows) == 1:
         return wide
@@ -73,7 +70,7 @@ def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int
 
 
 def dequantize_weight(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The quantized part of the weight, float32 [out, in], in each branch's transformed space."""
+    """The quantized weight, float32 [out, in], in each branch's transformed space."""
     codes, dtype = tensors["codes"], layout.weight_spec.dtype
     if dtype == "int4":
         codes = F.unpack_int4(codes, layout.in_features)

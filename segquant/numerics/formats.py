@@ -18,13 +18,13 @@ GRANULARITIES = ("tensor", "channel", "token", "group")
 
 
 def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    """ValueError with the nearest names unless `value` is in `choices`."""
+    """ValueError unless `value` is in `choices`."""
     if value not in choices:
         raise ValueError(f"unknown {what} {value!r}; {nearest(str(value), choices)}")
 
 
 def refuse_unknown(kind: type, values: Mapping[str, Any]) -> None:
-    """ValueError with the nearest name for a key that is no field of `kind`."""
+    """ValueError for a key that is no field of `kind`."""
     names = {field.name for field in dataclasses.fields(kind)}
     for key in values:
         if key not in names:
@@ -37,8 +37,8 @@ class QuantSpec:
 
     Args:
         dtype: "int8", "int4" (symmetric signed) or "fp8" (e4m3fn).
-        granularity: what shares a scale: "tensor" (or a segment), "channel" (a weight row), "token" (an activation row)
-            or "group" (`group_size` consecutive input channels of a row).
+        granularity: what shares a scale: "tensor" (or segment), "channel" (weight row), "token" (activation row) or
+            "group" (consecutive input channels of a row).
         group_size: input channels per group; only with "group".
         dynamic: scales taken at run time (activations only).
     """

@@ -1,7 +1,7 @@
 """Number formats as pure tensor functions.
 
-code = round(x / scale), ties to even, in float32 (float64 stays). Integers are signed, -128 … 127 and -8 … 7; fp8 is
-e4m3fn, saturating at ±448.
+code = round(x / scale), ties to even, in float32 (float64 stays). Integers: -128 … 127 and -8 … 7; fp8: e4m3fn,
+saturating at ±448.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ def choose_scale(amax: Tensor, dtype: str) -> Tensor:
 
 
 def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """DualScale's s₊ = max(x)/q_max and s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale).
-
-    A side never seen takes the other's scale; both are 1 if neither was.
+    """s₊ = max(x)/q_max, s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale); a zero side takes the other's.
 
     Args:
         positive: largest values, at least zero, any shape.
@@ -57,12 +55,7 @@ def _not_denormal(scale: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """Codes of `x`: int8 for "int8" and "int4", float8_e4m3fn for "fp8".
-
-    Args:
-        x: any float dtype.
-        scale: positive, broadcastable to `x`.
-    """
+    """Codes of x: int8 for "int8" and "int4", float8_e4m3fn for "fp8"; `scale` broadcasts."""
     ratio = computed(x) / scale
     if dtype == "fp8":
         return ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
@@ -76,12 +69,7 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """dequantize(quantize(x)) without the code dtype; float32 (or float64) out.
-
-    Args:
-        x: any float dtype; not modified.
-        scale: positive, broadcastable to `x`.
-    """
+    """dequantize(quantize(x)) in float32 (or float64); `scale` broadcasts."""
     ratio = computed(x) / scale
     if dtype == "fp8":
         rounded = ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(ratio.dtype)
@@ -91,20 +79,13 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
 
 
 def dual_fake_quantize(x: Tensor, positive: Tensor, negative: Tensor, dtype: str) -> Tensor:
-    """One scale per sign: round(x/s₊)·s₊ where x ≥ 0, round(x/s₋)·s₋ below."""
+    """round(x/s₊)·s₊ where x ≥ 0, round(x/s₋)·s₋ below."""
     x = computed(x)
     return fake_quantize(x, torch.where(x >= 0, positive, negative), dtype)
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Two codes per byte along the last dimension: even columns in the low nibble.
-
-    Args:
-        codes: int8 in -8 … 7, [..., n]; an odd n is padded with a zero.
-
-    Returns:
-        uint8 [..., ceil(n / 2)].
-    """
+    """int8 codes [..., n] to uint8 [..., ceil(n / 2)], even columns in the low nibble; odd n is padded with a zero."""
     if codes.shape[-1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
     nibbles = codes.view(torch.uint8) & 0x0F if codes.is_contiguous() else codes.contiguous().view(torch.uint8) & 0x0F
@@ -125,7 +106,7 @@ def uniform(sizes: tuple[int, ...]) -> bool:
 
 
 def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Maximum of every piece: [..., sum(sizes)] -> [..., len(sizes)]."""
+    """Maximum per piece: [..., sum(sizes)] -> [..., len(sizes)]."""
     if len(sizes) == 1:
         return x.amax(-1, keepdim=True)
     if uniform(sizes):
@@ -135,7 +116,7 @@ def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def expand_pieces(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Repeat each piece's value: [..., len(sizes)] -> [..., sum(sizes)]; one piece stays [..., 1]."""
+    """Repeat values over pieces: [..., len(sizes)] -> [..., sum(sizes)]; one piece stays [..., 1]."""
     if len(sizes) == 1:
         return values
     if uniform(sizes):

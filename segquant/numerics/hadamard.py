@@ -1,7 +1,6 @@
 """Randomized Hadamard rotation (QuaRot, arXiv 2404.00456, section 4; QuIP#, 2402.04396).
 
-Q = diag(signs) · blockdiag(H_n / √n, …) is orthogonal, so X Wᵀ = (X Q)(W Q)ᵀ; outliers spread over their block. H_n is
-Sylvester's matrix, n a power of two.
+With orthogonal Q = diag(signs) · blockdiag(H_n / √n, …), X Wᵀ = (X Q)(W Q)ᵀ; outliers spread over their block.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ RADIX = 32
 
 
 def hadamard_blocks(width: int) -> tuple[int, ...]:
-    """Powers of two that sum to `width`.
-
-    Equal blocks of the largest power of two dividing it if at least MIN_BLOCK, else its binary digits, largest first.
+    """Powers of two that sum to `width`: equal ones if at least MIN_BLOCK, else its binary digits, largest first.
 
     Raises:
         ValueError: width < 1.
@@ -37,7 +34,7 @@ def hadamard_blocks(width: int) -> tuple[int, ...]:
 
 
 def random_signs(width: int, seed: int) -> Tensor:
-    """Seeded ±1, int8 [width], on the CPU; the global generator is not used."""
+    """Seeded ±1, int8 [width], on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8) * 2 - 1
 
@@ -46,7 +43,7 @@ def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
     """x · diag(signs) · blockdiag(H_n / √n) along the last dimension; differentiable.
 
     Args:
-        x: [..., width], any float dtype; not modified.
+        x: [..., width], any float dtype.
         blocks: powers of two summing to width.
         signs: ±1, [width], on x's device.
 
@@ -80,7 +77,6 @@ def _check(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> None:
 
 
 def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
-    """Orthonormal Walsh–Hadamard transform of each block; runs of equal blocks go in one call."""
     parts, start = [], 0
     for size, run in itertools.groupby(blocks):
         count = len(tuple(run))
@@ -91,7 +87,7 @@ def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
 
 
 def _hadamard(values: Tensor) -> Tensor:
-    """Orthonormal transform of the last dimension: H_{a·b} = H_a ⊗ H_b, a factor of at most RADIX at a time."""
+    """H_{a·b} = H_a ⊗ H_b on the last dimension, orthonormal, a factor of at most RADIX at a time."""
     size, done = values.shape[-1], 1
     while done < size:
         radix = min(RADIX, size // done)

@@ -18,7 +18,7 @@ from segquant.numerics.transform import Place, Transform
 
 
 def group_pieces(columns: tuple[int, ...], group_size: int) -> tuple[int, ...]:
-    """Cut every column piece into groups; pieces must be multiples of `group_size`."""
+    """Cut column pieces into groups; `group_size` must divide them."""
     return tuple(group_size for size in columns for _ in range(size // group_size))
 
 
@@ -27,16 +27,13 @@ class Layout:
     """Where a linear is cut and which buffers it has.
 
     Args:
-        in_features: as nn.Linear.
-        out_features: as nn.Linear.
-        bias: whether there is one.
-        scheme: number formats; `scheme.weight` is not None.
+        scheme: its weight format is not None.
         rows: sizes of output segments, each one "tensor" to per-tensor scales.
         columns: sizes of input segments, each with its own scales.
-        dual: per input segment, whether it has one scale per sign.
+        dual: which input segments have a scale per sign.
         branches: sizes of the runs of outputs that share one transformed input.
-        transforms: applied to the input in this order, before quantization.
-        taps: columns per input channel, which share smoothing (a convolution's kernel positions).
+        transforms: of the input, in order.
+        taps: columns per input channel, which share smoothing.
     """
 
     in_features: int
@@ -76,18 +73,18 @@ class Layout:
 
     @cached_property
     def weight_columns(self) -> tuple[int, ...]:
-        """Runs of input channels that share a weight scale in a row."""
+        """Input channels per weight scale."""
         group = self.weight_spec.group_size
         return group_pieces(self.columns, group) if group else self.columns
 
     @cached_property
     def weight_rows(self) -> tuple[int, ...]:
-        """Runs of outputs that share a weight scale."""
+        """Outputs per weight scale."""
         return self.rows if self.weight_spec.granularity == "tensor" else (1,) * self.out_features
 
     @cached_property
     def input_columns(self) -> tuple[int, ...]:
-        """Runs of input channels that share an activation scale."""
+        """Input channels per activation scale."""
         spec = self.scheme.input
         return group_pieces(self.columns, spec.group_size) if spec and spec.group_size else self.columns
 
@@ -102,7 +99,7 @@ class Layout:
 
     @property
     def any_dual(self) -> bool:
-        """Whether any quantized input has a scale per sign."""
+        """Whether a quantized input has a scale per sign."""
         return self.scheme.input is not None and any(self.dual)
 
     @cached_property
@@ -154,7 +151,6 @@ class Layout:
         """Inverse of `to_dict`; reads version 1 too.
 
         Args:
-            values: saved form.
             asker: whose layout it is, for messages.
 
         Raises:
@@ -169,7 +165,6 @@ class Layout:
 
 
 def _from_first_version(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Version 1 (smooth, rotate, ranks, half) as today's form."""
     rest = {key: value for key, value in values.items() if key not in ("smooth", "rotate", "ranks", "half")}
     transforms: list[dict[str, Any]] = []
     if values["smooth"]:

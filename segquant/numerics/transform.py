@@ -15,7 +15,7 @@ Buffers = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class Place:
-    """One branch of a layer, where a transform acts.
+    """One branch of a layer.
 
     Args:
         in_features: columns of the input.
@@ -61,7 +61,7 @@ class Transform(Protocol):
     """Whether a transformed channel is made of several: the input then is not cut, and has no sign of its own."""
 
     def buffers(self, place: Place) -> Buffers:
-        """The transform's buffers of the layer; names must differ from other buffers'."""
+        """The layer's buffers for this transform, under names of its own."""
         return {}
 
     def rows(self, x: Tensor, place: Place) -> Tensor:
@@ -85,9 +85,9 @@ class Transform(Protocol):
         return None
 
     def beside(self, x: Tensor, place: Place) -> Tensor | None:
-        """What is added to the quantized product [..., rows], from this transform's own input; None: nothing."""
+        """Added to the quantized product [..., rows]; None: nothing."""
         return None
 
     def operations(self, place: Place) -> float:
-        """Multiply-accumulates per input row, all branches together."""
+        """Multiply-accumulates per row, all branches."""
         return 0.0

@@ -20,8 +20,7 @@ class BlockRunner(nn.Module):
 
     Args:
         name: dotted.
-        block: to call.
-        inputs: its arguments, by batch.
+        inputs: the block's arguments, by batch.
     """
 
     def __init__(self, name: str, block: nn.Module, inputs: list[Any]) -> None:
@@ -58,7 +57,7 @@ class BlockRunner(nn.Module):
 
 
 class BatchIndices:
-    """Batch numbers as batches of a `BlockRunner`, with the origins of the real ones if any."""
+    """Batch numbers as batches of a `BlockRunner`, with the real ones' origins."""
 
     def __init__(self, count: int, origins: Sequence[Any] | None) -> None:
         self._count = count
@@ -73,13 +72,7 @@ class BatchIndices:
 
 
 def stray_blocks(model: nn.Module, names: Sequence[str], batch: Any) -> list[str]:
-    """Blocks not called exactly once, or with parts called from elsewhere.
-
-    Args:
-        model: run once on `batch`.
-        names: of the blocks.
-        batch: arguments of the forward.
-    """
+    """Blocks not called exactly once, or with parts called from elsewhere, in a run on `batch`."""
     calls: Counter[str] = Counter()
     inside: list[str] = []
     strays: set[str] = set()

@@ -1,7 +1,6 @@
 """Forward passes side by side, which wait for each other at gates.
 
-Each pass is a thread, but one runs at a time in fixed order: between two gates, results and hook calls are those of
-passes run one after the other.
+Each is a thread, but one runs at a time in fixed order, as if run one after the other between two gates.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ class _AbandonedError(BaseException):
 
 
 class Walker(threading.Thread):
-    """One forward pass, which stops at gates.
+    """One forward pass without gradients.
 
     Args:
-        run: the pass; runs without gradients.
+        run: the pass.
         index: its number.
     """
 

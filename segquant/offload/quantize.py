@@ -1,7 +1,6 @@
 """Quantize block by block, with one block's float weights in memory and one reading of the data.
 
-All batches run in lockstep: when all wait at a block, it is brought in, observed, quantized, and hands each its float
-output. Connections between blocks stay in the waiting frames.
+All batches run in lockstep. When all wait at a block, it is brought in, observed and quantized.
 """
 
 from __future__ import annotations
@@ -64,13 +63,13 @@ def quantize_offloaded_with_outcome_(
     memory_limit: int | None = None,
     park: torch.device | str = "cpu",
 ) -> Outcome:
-    """`quantize_` of a model whose blocks are read in one by one; the layers come out the same.
+    """`quantize_` of a model whose blocks are read one by one; the layers come out the same.
 
     Args:
         offloaded: the float model; afterwards all of it is in memory, quantized.
         method: without a budget (`auto`) or block reconstruction.
-        batches: as for `quantize_`, read once; all their activations are in memory together.
-        segments: from `find_segments`; found on the first batch if None and wanted.
+        batches: read once; all their activations are in memory together.
+        segments: found on the first batch if None and wanted.
         progress: called with ("quantize", layers done, layers in all).
         memory_limit: bytes for Gram matrices per block; for the rest the block is run again.
         park: device of finished blocks.
@@ -117,8 +116,6 @@ def _check(method: Method, methods: Mapping[str, Method], batches: Sequence[Any]
 
 
 class _Run:
-    """What is done to each block as all batches stand before it, and to the layers in no block."""
-
     def __init__(
         self,
         offloaded: Offloaded,
@@ -137,7 +134,7 @@ class _Run:
         self._outside: list[str] = []
 
     def through(self, batches: list[Any], origins: Sequence[Any] | None) -> None:
-        """Take all batches through the model, quantizing every block on the way."""
+        """Take all batches through the model, quantizing every block."""
         model = self.offloaded.model
         deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
         folds = list(itertools.islice(deal, len(batches)))
@@ -166,7 +163,7 @@ class _Run:
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
-        """Statistics of layers in no block, one collector each, as batches take turns."""
+        """Statistics of layers in no block."""
         inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
         handles = []
         layers = quantizable(self.offloaded.model, self.method.targets.convolutions)
@@ -188,7 +185,7 @@ class _Run:
                 handle.remove()
 
     def _block(self, name: str, inputs: list[Any], origins: Sequence[Any] | None) -> list[Any]:
-        """Quantize a block on its inputs; returns its float outputs."""
+        """Quantize a block; its float outputs."""
         block = self.offloaded.bring(name)
         shell = BlockRunner(name, block, inputs)
         names = list(targets(shell, self.method))
@@ -239,5 +236,4 @@ class _Run:
 
 
 def _matching(method: Method, names: Sequence[str]) -> tuple[Any, ...]:
-    """The overrides that match one of the layers."""
     return tuple(pair for pair in method.targets.overrides if any(fnmatch.fnmatchcase(name, pair[0]) for name in names))

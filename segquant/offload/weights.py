@@ -1,7 +1,6 @@
 """Hooks that keep a block's parameters in memory only while it runs.
 
-A block is an entry of an outermost nn.ModuleList. Otherwise its parameters are on the meta device; everything else
-(embeddings, final layers, buffers) stays in memory.
+A block is an entry of an outermost nn.ModuleList. Everything else stays in memory.
 """
 
 from __future__ import annotations
@@ -27,12 +26,7 @@ Weights = Callable[[Collection[str]], dict[str, Tensor]]
 
 
 def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]:
-    """Blocks by name, in order: entries of outermost ModuleLists that hold parameters.
-
-    Args:
-        model: any module.
-        keep: names that are no blocks.
-    """
+    """Blocks by name, in order: entries of outermost ModuleLists that hold parameters, without `keep`."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in found):
@@ -42,13 +36,13 @@ def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]
 
 
 class FileWeights:
-    """Tensors of safetensors files, read one by one into main memory, never mapped.
+    """Tensors of safetensors files, read one by one, never mapped.
 
     Args:
-        files: tensor names must be unique across them.
+        files: with distinct tensor names.
 
     Raises:
-        QuantizationError: no files, or one that is not safetensors.
+        QuantizationError: no files, or not safetensors.
     """
 
     def __init__(self, files: Collection[Path]) -> None:
@@ -81,7 +75,7 @@ class FileWeights:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...]]]:
-    """Name, place in the file, dtype and shape of every tensor, from the header."""
+    """Name, place, dtype and shape of every tensor, from the header."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -111,11 +105,10 @@ def _read(file: FileIO, start: int, dtype: torch.dtype, shape: tuple[int, ...]) 
 class Offloaded:
     """A model whose blocks have their parameters in memory only while they run.
 
-    Submodules of a block may be called from outside; each brings in what it holds. Blocks are in `waiting` until `keep`
-    makes them ordinary modules.
+    A block's submodule called from outside brings in what it holds. Blocks are in `waiting` until `keep`.
 
     Args:
-        model: some or all parameters on the meta device; buffers real.
+        model: parameters may be meta; buffers are real.
         weights: where parameters are read.
         device: where the model runs.
         keep: blocks that stay in memory.
@@ -146,7 +139,7 @@ class Offloaded:
             part._buffers.update({k: v.to(self.device) for k, v in part._buffers.items() if v is not None})
 
     def _hooked(self, name: str, block: nn.Module) -> Iterator[Any]:
-        """Hooks on a block and all in it: the first one called brings in what it holds and takes it out on leaving."""
+        """Hooks on a block and all in it: the first one called brings in what it holds, and takes it out."""
 
         def enter(path: str) -> Callable[..., None]:
             def hook(module: nn.Module, *_: Any) -> None:
@@ -179,7 +172,7 @@ class Offloaded:
         self._release(self.waiting[name])
 
     def keep(self, name: str) -> None:
-        """Make a block an ordinary module from now on."""
+        """Make a block an ordinary module."""
         for handle in self._handles.pop(name):
             handle.remove()
         self._holder.pop(name, None)
@@ -212,7 +205,6 @@ class Offloaded:
         return nn.Parameter(tensor.to(self.device, old.dtype), requires_grad=False)
 
     def _release(self, module: nn.Module) -> None:
-        """Put the meta parameters back; shared ones stay shared."""
         empty: dict[int, nn.Parameter] = {}
         for part in module.modules():
             for key, parameter in part._parameters.items():

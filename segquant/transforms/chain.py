@@ -1,4 +1,4 @@
-"""All transforms of one branch in order."""
+"""All transforms of one branch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from segquant.numerics.transform import Place, Transform
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms in the order they act on the input.
-
-    With x₀ the input and xᵢ what transform i makes of it, the product is x_n @ weight(w).T + Σ beside_i(x_{i−1}).
-    """
+    """Transforms in the order they act: x_n @ weight(w).T + Σ beside_i(x_{i−1}) is the float product."""
 
     transforms: tuple[Transform, ...]
     place: Place
@@ -28,7 +25,7 @@ class Chain:
         return x
 
     def run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Transformed inputs, and what is added to the quantized product."""
+        """Transformed inputs, and what is added to the product."""
         beside = []
         for transform in self.transforms:
             extra = transform.beside(x, self.place)
@@ -38,7 +35,7 @@ class Chain:
         return x, beside
 
     def weight(self, weight: Tensor) -> Tensor:
-        """The branch's weight [rows, in] as it is quantized."""
+        """The transformed weight [rows, in]."""
         for transform in self.transforms:
             weight = transform.weight(weight, self.place)
         return weight
@@ -66,20 +63,20 @@ class Chain:
 
 
 def chain_of(layout: Layout, tensors: Mapping[str, Tensor], branch: int) -> Chain:
-    """The transforms of one branch, with the layer's buffers."""
+    """The transforms of one branch."""
     return Chain(layout.transforms, layout.place(tensors, branch))
 
 
 def hides_range(transforms: Sequence[Transform]) -> bool:
-    """Whether a transform's input range needs the rows."""
+    """Whether, after some transform, only the rows tell the range of inputs."""
     return any(type(transform).extremes is Transform.extremes for transform in transforms)
 
 
 def undo_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
-    """Every branch's float weight, from one in the space of the codes [out, in]."""
+    """Every branch's float weight, from the weight [out, in] in the codes' space."""
     return [chain_of(layout, tensors, b).undo(weight[rows]) for b, rows in enumerate(layout.branch_slices)]
 
 
 def apply_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
-    """Every branch's weight in the space of the codes, from a float weight [out, in]."""
+    """Inverse of `undo_all`: every branch's weight, from a float one [out, in]."""
     return [chain_of(layout, tensors, b).weight(weight[rows]) for b, rows in enumerate(layout.branch_slices)]

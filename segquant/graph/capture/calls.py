@@ -23,8 +23,8 @@ class Capture:
     """A flat graph of a model.
 
     Attributes:
-        graph: operators in execution order; `node.meta["val"]` holds the fake result.
-        calls: by layer name, the nodes that call it, possibly none.
+        graph: in execution order; `node.meta["val"]` is the fake result.
+        calls: by layer name, the nodes that call it.
         inputs: placeholders of the model's input tensors.
     """
 
@@ -41,7 +41,7 @@ def cuttable_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def note_called(model: nn.Module) -> set[str]:
-    """Names of the layers whose forward is called from now on; filled while the model runs."""
+    """Names of the layers called from now on; filled while the model runs."""
     ran: set[str] = set()
     for name, layer in cuttable_layers(model).items():
         layer.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
@@ -53,13 +53,13 @@ def find_calls(
 ) -> dict[str, list[Node]]:
     """The nodes that call each layer, recognised by its weight.
 
-    A layer has no calls, and a warning, where a node takes a part, a transpose or a function of its weight.
+    A layer has none, with a warning, where a node takes a part, a transpose or a function of its weight.
 
     Args:
         graph: flat.
         model: the captured one; layers share no weights.
         parameters: the parameter of each node that holds one.
-        ran: layers that were called; those without a call in the graph get a warning.
+        ran: layers that were called; those not in the graph get a warning.
     """
     layers = cuttable_layers(model)
     owners: dict[int, list[str]] = {}  # several names where one module object sits in several places
@@ -84,7 +84,6 @@ def find_calls(
 
 
 def _report(uncalled: list[str], apart: Set[str], ran: Set[str]) -> None:
-    """Log why layers have no call."""
     silent = [name for name in uncalled if name in ran and name not in apart]
     never = [name for name in uncalled if name not in ran and name not in apart]
     if apart:
@@ -100,7 +99,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _layers_of(weight: Node, weights: Mapping[Node, list[str]]) -> list[str]:
-    """Names of the layer with this weight, if at most cast, scaled or normalized with each entry in place."""
+    """Names of the layer with this weight, at most cast, scaled or normalized."""
     shape = ops.shape(weight)
     if shape is None:
         return []

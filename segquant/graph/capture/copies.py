@@ -40,7 +40,7 @@ def unreal(tensor: Tensor) -> bool:
 
 
 def device_of(model: nn.Module, example: Any) -> torch.device:
-    """The first device that is not meta, for fake tensors to pretend."""
+    """The first device that is not meta."""
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(example)]
     return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
@@ -52,12 +52,11 @@ def fake(tensor: Tensor, fake_mode: FakeTensorMode, device: torch.device) -> Ten
 
 
 def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device, *, values: bool = False) -> nn.Module:
-    """A copy with fake weights and no hooks but those that make a weight (`_weight_hooks`).
+    """A copy with fake weights, without hooks but those that make a weight.
 
     Args:
         model: weights real, fake or meta.
-        fake_mode: of the new tensors.
-        device: where they pretend to be.
+        device: where new tensors pretend to be.
         values: keep the values of buffers of at most `SMALL` elements.
     """
 
@@ -72,10 +71,7 @@ def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device,
 
 
 def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy without hooks that shares the model's weights.
-
-    Meta weights are drawn at random from a generator of their own, with standard deviation 1/√fan-in.
-    """
+    """A copy without hooks that shares weights; meta ones are drawn at random, standard deviation 1/√fan-in."""
     generator = torch.Generator().manual_seed(0)
 
     def weight(tensor: Tensor) -> Tensor:
@@ -96,7 +92,7 @@ def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
 def example_copy(
     args: Sequence[Any], kwargs: Mapping[str, Any], function: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copies of the arguments, with `function` of each tensor in them; what cannot be copied (a lock) is passed on."""
+    """Copies of the arguments, with `function` of each tensor; what cannot be copied (a lock) is passed on."""
     memo: dict[int, Any] = {id(tensor): function(tensor) for tensor in tensors_in((args, kwargs))}
 
     def copied(value: Any) -> Any:
@@ -109,7 +105,7 @@ def example_copy(
 
 
 def with_values(fake_mode: FakeTensorMode, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """For `example_copy`: tensors keep their values, on `device`; those without become fake."""
+    """For `example_copy`: tensors keep their values, on `device`; others become fake."""
     return lambda tensor: fake(tensor, fake_mode, device) if unreal(tensor) else tensor.detach().to(device, copy=True)
 
 
@@ -131,7 +127,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _copied(
     model: nn.Module, device: torch.device, weight: Callable[[Tensor], Tensor], buffer: Callable[[Tensor], Tensor]
 ) -> nn.Module:
-    """A deep copy in eval mode with new parameters and buffers; shared weights are split, to tell layers apart."""
+    """A deep copy in eval mode with new parameters; shared weights are split, to tell layers apart."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         kept = _weight_hooks(module)
@@ -167,17 +163,14 @@ def _copied(
 
 
 def _weight_hooks(module: nn.Module) -> set[int]:
-    """Keys of the hooks that make the weight (older weight and spectral norm, pruning).
-
-    Told by a plain tensor as weight and a hook that is an object; observers are mostly functions.
-    """
+    """Keys of the hooks that make the weight (older weight and spectral norm, pruning)."""
     if not isinstance(vars(module).get("weight"), Tensor):
         return set()
     return {key for key, hook in module._forward_pre_hooks.items() if not inspect.isroutine(hook)}
 
 
 def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str:
-    """Which attribute refuses copying, as the head of a sentence; "" if unknown."""
+    """Which attribute refuses copying, as the head of a sentence, or ""."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in ("_modules", "_parameters", "_buffers"):
@@ -189,7 +182,6 @@ def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str:
 
 
 def _restore_forward(module: nn.Module) -> None:
-    """Undo accelerate's replacement of a copy's forward."""
     old = vars(module).pop(_OLD, None)
     if old is None:
         return

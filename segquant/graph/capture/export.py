@@ -26,8 +26,6 @@ _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation
 
 
 class _Root(nn.Module):
-    """The model with a plain list of tensors as output."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -75,7 +73,6 @@ def _flatten(program: ExportedProgram, root: _Root, ran: Set[str]) -> Capture:
 
 
 def _inlined(module: GraphModule) -> tuple[Graph, dict[str, Node]]:
-    """One graph without subgraphs; its placeholders by their name in `module`."""
     flat = Graph()
     placeholders: dict[str, Node] = {}
 

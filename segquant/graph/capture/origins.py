@@ -1,4 +1,4 @@
-"""Which arguments a tensor comes from, which values were read, which operator failed."""
+"""Which arguments a tensor comes from, which values were read, what failed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Notes:
 
 
 class Origins(TorchDispatchMode):
-    """Follows tensors back to named arguments, by storage, while operators run."""
+    """Follows tensors back to named arguments, by storage."""
 
     supports_higher_order_operators = True
 
@@ -131,7 +131,7 @@ class Origins(TorchDispatchMode):
         return result
 
     def _positions(self, indices: Any) -> list[Any]:
-        """Masks with values as the positions they select, as fake tensors cannot count them."""
+        """Masks with values as the positions they select."""
         found: list[Any] = []
         for index in indices:
             if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and not unreal(index):
@@ -179,7 +179,7 @@ def _mutated(schema: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
 
 
 def _caller() -> tuple[str, str]:
-    """File and line, and the code, of the innermost frame outside torch and this file."""
+    """File, line and code of the innermost frame outside torch and this file."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_filename.startswith((_TORCH, "<")) or frame.f_code.co_filename == __file__

@@ -21,8 +21,8 @@ class Activations:
     """The activation that each tensor comes out of element for element, or None.
 
     Followed: casts, dropout, reshapes, permutes, parts, joins of equal activations, products with a positive number.
-    x · SiLU(y) is "swiglu", x · GELU(y) "geglu"; x · σ(x) is "silu", x · σ(1.702 x) "gelu". A tensor written to
-    through a view has none from there on.
+    x · SiLU(y) is "swiglu", x · GELU(y) "geglu", x · σ(x) "silu", x · σ(1.702 x) "gelu". A tensor written to through a
+    view has none afterwards.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -36,7 +36,7 @@ class Activations:
             self._names[node] = self._name(node)
 
     def of(self, node: Node, reader: Node) -> str | None:
-        """The activation of `node`'s tensor as the later node `reader` finds it."""
+        """The activation of `node`'s tensor as the later `reader` finds it."""
         name = self._names.get(node)
         if name is None:
             return None
@@ -79,7 +79,6 @@ class Activations:
 
 
 def _written(node: Node) -> Iterator[int]:
-    """Storages that an in-place operator writes to."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
@@ -91,7 +90,7 @@ def _written(node: Node) -> Iterator[int]:
 
 
 def _storage(node: Node) -> int | None:
-    """The memory of a node's tensor, shared by its views; None for tensors without (sparse, vmap's)."""
+    """The memory of a node's tensor; None for those without (sparse, vmap's)."""
     value = node.meta.get("val")
     try:
         return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

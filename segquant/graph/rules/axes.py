@@ -1,9 +1,8 @@
 """Follow a layer's channels through reshapes and permutes.
 
-A layout has one entry per dimension: a tuple of factors (size, stride), outermost first, whose sizes multiply to the
-dimension. The stride is the step in the layer's channel index, None for other things (batch, tokens). A linear's
-[2, 5, 24] output is ((2, None),), ((5, None),), ((24, 1),); viewed as [2, 5, 3, 8] it ends in ((3, 8),), ((8, 1),).
-Factors of size 1 are left out.
+A layout has per dimension a tuple of factors (size, stride), outermost first, whose sizes multiply to it. The stride is
+the step in channels, None for other things (batch, tokens). A linear's [2, 5, 24] output is ((2, None),), ((5, None),),
+((24, 1),); viewed as [2, 5, 3, 8] it ends in ((3, 8),), ((8, 1),). Factors of size 1 are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Layout = tuple[Dimension, ...]
 
 
 def channels_on(axis: int, shape: Sequence[int]) -> Layout:
-    """The layout of a layer's input or output with channels on dimension `axis`."""
+    """The layout of a layer's input or output with channels on `axis`."""
     return tuple(_normalised([(n, 1)]) if i == axis else other(n) for i, n in enumerate(shape))
 
 
@@ -40,7 +39,7 @@ def extent(layout: Layout) -> int:
 
 
 def outermost_stride(layout: Layout, axis: int) -> int | None:
-    """The stride of dimension `axis` if cutting it gives contiguous channel ranges, else None."""
+    """The stride of dimension `axis` if cutting it gives contiguous channels, else None."""
     if len(layout[axis]) != 1:
         return None
     size, stride = layout[axis][0]
@@ -54,7 +53,7 @@ def replace(layout: Layout, axis: int, dimension: Dimension) -> Layout:
 
 
 def mixed(layout: Layout, axes: Sequence[int], shape: Sequence[int]) -> Layout | None:
-    """The layout of a tensor of `shape` after positions on `axes` were mixed; None if channels were there."""
+    """The layout after positions on `axes` were mixed; None if channels were there."""
     if any(has_channels(layout[axis]) for axis in axes):
         return None
     return tuple(other(shape[i]) if i in axes else dimension for i, dimension in enumerate(layout))
@@ -65,7 +64,7 @@ def permute(layout: Layout, order: Sequence[int]) -> Layout:
 
 
 def reshape(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout after a row-major reshape; None where a factor is torn or sizes do not fit."""
+    """The layout after a row-major reshape; None where it does not fit."""
     rest = list(_normalised(factor for dimension in layout for factor in dimension))[::-1]
     result: list[Dimension] = []
     for wanted in shape:
@@ -89,7 +88,7 @@ def reshape(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout of an elementwise result of `shape` from that of one operand."""
+    """The layout of an elementwise result from that of an operand."""
     missing = len(shape) - len(layout)
     if missing < 0:
         return None
@@ -102,7 +101,7 @@ def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def operand(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout of an operand of `shape` from that of the elementwise result; None where it lacks channels."""
+    """The layout of an operand from that of an elementwise result; None where it lacks channels."""
     missing = len(layout) - len(shape)
     if missing < 0 or any(has_channels(dimension) for dimension in layout[:missing]):
         return None
@@ -115,7 +114,6 @@ def operand(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def _normalised(factors: Iterable[Factor]) -> Dimension:
-    """Drop factors of size 1 and join contiguous neighbours."""
     result: list[Factor] = []
     for size, stride in factors:
         if size == 1:

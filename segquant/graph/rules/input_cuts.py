@@ -30,7 +30,7 @@ _POSITIONAL_THROUGH = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Nodes that no model input reaches, and those made of sines and cosines only."""
+    """Nodes that no model input reaches, and those of sines and cosines only."""
 
     constant: frozenset[Node]
     positional: frozenset[Node]
@@ -74,10 +74,10 @@ class InputTracer:
     group-wise normalization, pooling, resampling, padding, depthwise convolution, products with a gate or mask, sums
     with a constant. A sum of two activations ends the walk.
 
-    - Concat, stack: cut if operands are contiguous channel ranges and not all are positional. An operand that is such
-      a concat counts as its parts; merged heads in it stay one piece.
-    - Heads: cut if a product of two activations (scaled_dot_product_attention, flex_attention, matmul, bmm, einsum) has
-      the outer part of the channels among its batch dimensions. Merged image patches are no heads.
+    - Concat, stack: cut if operands are contiguous channels and not all positional. An operand that is such a concat
+      counts as its parts; merged heads stay one piece.
+    - Heads: cut if a product of two activations (attention, matmul, bmm, einsum) has the outer part of the channels
+      among its batch dimensions. Merged image patches are no heads.
     """
 
     def __init__(self, origins: Provenance) -> None:
@@ -87,7 +87,7 @@ class InputTracer:
     def cut(self, call: Node) -> InputCut | None:
         """The input cut of the aten.linear or aten.conv2d node `call`, or None.
 
-        Pieces of a grouped convolution must be whole groups (single channels if depthwise); a cut inside one is none.
+        Pieces of a grouped convolution must be whole groups.
         """
         given = ops.source(call)
         shape = ops.shape(given)
@@ -102,7 +102,7 @@ class InputTracer:
         return found
 
     def _trace(self, place: Place) -> InputCut | None:
-        """Run `_step` with an explicit stack: the way back may be thousands of operators long."""
+        """Run `_step` with a stack: the way back may be thousands of operators long."""
         if place in self._known:
             return self._known[place]
         waiting = [(place, self._step(*place))]
@@ -121,7 +121,6 @@ class InputTracer:
         return answer
 
     def _step(self, node: Node, layout: Layout) -> Step:
-        """The cut at a place, from those behind it."""
         kind = ops.name(node)
         if kind in ops.BINARY:
             return (yield from self._binary(node, layout, kind))
@@ -218,12 +217,12 @@ def _at(node: Node, layout: Layout | None) -> Step:
 
 
 def _changed_at(node: Node, cut: InputCut | None) -> InputCut | None:
-    """The cut with activations read here, where the operator changes values."""
+    """The cut with activations read here, if values change."""
     return cut if cut is None or cut.nodes is None else InputCut(cut.sizes, (node,) * len(cut.sizes))
 
 
 def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
-    """The dimensions of a product's result that both operands share."""
+    """Dimensions of a product's result that both operands share."""
     if kind != "einsum":
         return list(range(len(layout) - 2))
     equation, operands = node.args[0], node.args[1]
@@ -237,10 +236,7 @@ def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
 
 
 def _before_window(layout: Layout, window: ops.Window, source: Node) -> Layout | None:
-    """The layout of the tensor that a window was cut from.
-
-    Its channel dimension keeps the factors though it is longer; only a product's batch dimensions can be read off it.
-    """
+    """The layout of the tensor that a window was cut from; only batch dimensions can be read off it."""
     shape = ops.shape(source)
     if shape is None:
         return None

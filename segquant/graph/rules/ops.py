@@ -57,7 +57,7 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 @dataclass(frozen=True)
 class Window:
-    """Indices start, start + step, … below stop of one axis; `keeps`: the axis stays."""
+    """Indices start, start + step, … below stop of an axis; `keeps`: it stays."""
 
     axis: int
     start: int
@@ -85,10 +85,7 @@ def argument(node: Node, position: int, key: str, default: Any = None) -> Any:
 
 
 def shape(node: Any) -> tuple[int, ...] | None:
-    """The non-empty shape of a node's tensor, else None.
-
-    A size that depends on values becomes one large prime, which no number of channels divides.
-    """
+    """The non-empty shape of a node's tensor, else None; a size that depends on values becomes a large prime."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if not isinstance(value, torch.Tensor):
         return None
@@ -97,7 +94,6 @@ def shape(node: Any) -> tuple[int, ...] | None:
 
 
 def _number(value: Any) -> int | None:
-    """A size or position, given as a number or the node computing it."""
     value = value.meta.get("val") if isinstance(value, Node) else value
     return _size(value) if isinstance(value, (int, torch.SymInt)) else None
 
@@ -113,7 +109,7 @@ def _size(value: int | torch.SymInt) -> int:
 
 
 def input_node(node: Node, position: int = 0) -> Node | None:
-    """The argument at a position if it is a node (a tensor or a split's result)."""
+    """The argument at a position if it is a node."""
     given = node.args[position] if len(node.args) > position else None
     return given if isinstance(given, Node) else None
 
@@ -130,7 +126,7 @@ def tensor_operands(node: Node) -> list[Node]:
 
 
 def channel_axis(node: Node, dims: int) -> int:
-    """The channel dimension of a layer's input and output."""
+    """The channel dimension of a layer's call."""
     return dims - 1 if name(node) == "linear" else dims - 3
 
 
@@ -140,7 +136,7 @@ def groups(node: Node) -> int:
 
 
 def mixed_axes(node: Node) -> tuple[int, ...] | None:
-    """The dimensions mixed by a pooling, resampling, padding or depthwise convolution; None for others."""
+    """The dimensions that a pooling, resampling, padding or depthwise convolution mixes; None for others."""
     kind, given, result = name(node), shape(source(node)), shape(node)
     if given is None or result is None or len(given) != len(result):
         return None
@@ -158,12 +154,12 @@ def mixed_axes(node: Node) -> tuple[int, ...] | None:
 
 
 def axis_of(value: Any, dims: int) -> int | None:
-    """A dimension counted from the front; None if no number or out of range."""
+    """A dimension counted from the front; None if out of range."""
     return value % dims if isinstance(value, int) and dims and -dims <= value < dims else None
 
 
 def permutation(node: Node, dims: int) -> tuple[int, ...] | None:
-    """`order`, where output dimension i is input dimension order[i]; found with a probe of distinct sizes."""
+    """`order`: output dimension i is input dimension order[i]."""
     if dims > len(_PRIMES):
         return None
     probe = cast(Callable[..., torch.Tensor], node.target)(
@@ -192,7 +188,7 @@ def pieces(node: Node) -> list[Window] | None:
 
 
 def window(node: Node) -> Window | None:
-    """The window that a slice, narrow, select, or getitem of a split opens on its `window_source`."""
+    """The window that a slice, narrow, select or split's getitem opens on its `window_source`."""
     kind = name(node)
     if kind == "getitem":
         split, index = input_node(node), node.args[1]

@@ -21,7 +21,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor on the way from the layer: its layout and channels [low, high)."""
+    """A tensor on the way, with channels [low, high)."""
 
     layout: Layout
     low: int
@@ -30,7 +30,7 @@ class _Value:
 
 @dataclass
 class _Cuts:
-    """By range of channels: how it is split, and slices taken of it."""
+    """By range of channels: splits and slices seen."""
 
     splits: dict[Range, set[tuple[Range, ...]]] = field(default_factory=lambda: defaultdict(set))
     slices: dict[Range, set[Range]] = field(default_factory=lambda: defaultdict(set))
@@ -52,7 +52,7 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
 
     Followed: casts, dropout, reshapes, permutes, elementwise functions, sums, pooling, resampling, padding, depthwise
     convolution. Pieces must be contiguous, unlike the halves of rotary heads. A piece cut again counts as its parts;
-    slices count if they tile the channels. Where consumers disagree the channels stay whole, with a log line.
+    slices count if they tile the channels. Channels on which consumers disagree stay whole, logged.
 
     Args:
         call: an aten.linear or aten.conv2d node.
@@ -142,7 +142,7 @@ def _note_glu(user: Node, value: _Value, cuts: _Cuts) -> None:
 
 
 def _part(value: _Value, window: Window) -> _Value | None:
-    """`value` in `window`; None if no contiguous range of channels."""
+    """None if no contiguous channels."""
     layout, axis, size = value.layout, window.axis, len(range(window.start, window.stop, window.step))
     if size < 1:
         return None
