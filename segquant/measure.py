@@ -25,8 +25,7 @@ def layer_errors(
     """||Y − Ŷ||_F / ||Y||_F of every quantized layer on the *float* model's inputs, over all rows.
 
     Args:
-        float_model: before.
-        quant_model: after, by any tool.
+        quant_model: by any tool.
         batches: arguments of the forward.
         layers: to compare; `quantized_layers` if None.
 
@@ -44,13 +43,7 @@ def layer_errors(
 
 @dataclass(frozen=True)
 class ModelErrors:
-    """Relative errors ||Y − Ŷ||_F / ||Y||_F.
-
-    Attributes:
-        layers: see `layer_errors`.
-        output: over all batches.
-        parts: of the output, per part of every batch.
-    """
+    """Relative errors ||Y − Ŷ||_F / ||Y||_F: by layer, of the output, and of the output per part of every batch."""
 
     layers: dict[str, float]
     output: float
@@ -65,7 +58,7 @@ def model_errors(
     *,
     parts: Sequence[int] | None = None,
 ) -> ModelErrors:
-    """`layer_errors`, `output_error` and `output_errors` in one pass of each model.
+    """`layer_errors`, `output_error` and `output_errors` in one pass of each model; arguments as for `layer_errors`.
 
     Args:
         parts: per batch, into how many equal pieces the outputs' first axis is cut; 1 each if None.

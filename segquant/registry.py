@@ -48,7 +48,6 @@ def register(part: Part, *, name: str | None = None) -> Part:
 
 
 def _is_redefined(known: Any, part: Any) -> bool:
-    """Whether `part` is the known class from a reloaded module."""
     where = [(getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)) for kind in (known, part)]
     return isinstance(part, type) and where[0] == where[1]
 

@@ -45,12 +45,9 @@ def save_quantized(
 
     Args:
         model: after `quantize_`.
-        directory: to write; its parent is created.
+        directory: returned; its parent is created.
         outcome: of `quantize_with_outcome_`, for `read_outcome`.
         extra: JSON-ready additions to the manifest.
-
-    Returns:
-        the directory.
 
     Raises:
         QuantizationError: no quantized linear, or something else is there.
@@ -129,7 +126,7 @@ def _dtype(tensor: Tensor | None) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON: tuples to lists, keys to strings, anything else to its repr."""
+    """As JSON; what JSON lacks becomes its repr."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -158,16 +155,12 @@ def read_outcome(directory: str | Path) -> Outcome | None:
 
 
 def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
-    """Read a saved model; its outputs are bit for bit those of the saved one.
+    """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.
 
     Args:
-        directory: of `save_quantized`.
-        model: float model of the same architecture (meta allowed), filled in place. If None, built from the recorded
-            class and config (diffusers).
+        model: float model of the same architecture (meta allowed), filled in place on its device. If None, built on the
+            CPU from the recorded class and config (diffusers).
         backend: see `set_backend_`.
-
-    Returns:
-        the model in eval mode, on the CPU or `model`'s device.
 
     Raises:
         QuantizationError: a file is missing, truncated, of another schema, or does not fit; a transform is not
@@ -247,7 +240,7 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def _model_class(module: str, name: str) -> Any:
-    """None unless a module with a config."""
+    """The named class; None unless a module with a config."""
     try:
         kind = getattr(importlib.import_module(module), name, None)
     except ImportError:

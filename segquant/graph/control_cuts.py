@@ -15,12 +15,12 @@ def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments
     """As many pieces as the graph's, cut uniformly elsewhere (its own places only if others are too few).
 
     Args:
-        segments: of one layer; an uncut side stays so.
+        segments: an uncut side stays so.
         seed: same cuts on every machine; mix in the layer's name.
         multiple: input pieces are multiples of it (the group size).
 
     Returns:
-        new sizes; an input piece keeps an activation only if all that it covers had it.
+        an input piece keeps an activation only if all that it covers had it.
 
     Raises:
         QuantizationError: `multiple` is below 1 or does not divide the input's width.

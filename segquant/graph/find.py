@@ -26,11 +26,11 @@ def find_segments(
 ) -> dict[str, Segments]:
     """Where the graph cuts each linear layer and convolution, and which activation feeds it (arXiv 2507.14811).
 
-    A copy runs on fake tensors, else torch.export is tried; no weight is read. Argument values that the forward branches
-    on are logged as warnings. Several calls of a layer keep what all agree on.
+    A copy runs on fake tensors, else torch.export is tried; no weight is read. Argument values that the forward
+    branches on are logged as warnings. Several calls of a layer keep what all agree on.
 
     Args:
-        model: any module; weights may be fake or meta.
+        model: any; weights may be fake or meta.
         args: example positional arguments; only shapes and dtypes matter, unless values are read.
         kwargs: example keyword arguments.
 

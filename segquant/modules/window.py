@@ -17,13 +17,10 @@ from segquant.errors import QuantizationError
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution slides over its input.
+    """How a convolution slides over its input; pairs are (height, width).
 
     Args:
-        kernel: (height, width).
-        stride: (height, width).
         padding: (left, right, top, bottom), in pixels.
-        dilation: (height, width).
         mode: of the padding: "zeros", "reflect", "replicate" or "circular".
     """
 

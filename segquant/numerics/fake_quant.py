@@ -13,11 +13,9 @@ from segquant.numerics.layout import Layout
 
 
 def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scales for x ≥ 0 and below, per input piece.
+    """Scales for x ≥ 0 and below, per input piece, from its largest value and the smallest's magnitude [..., pieces].
 
     Args:
-        positive: largest value, at least zero, [..., pieces].
-        negative: magnitude of the smallest, likewise.
         dual: pieces with a scale per sign; others get one scale twice.
     """
     plain = F.choose_scale(torch.maximum(positive, negative), spec.dtype)

@@ -35,12 +35,7 @@ def choose_scale(amax: Tensor, dtype: str) -> Tensor:
 
 
 def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """s₊ = max(x)/q_max, s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale); a zero side takes the other's.
-
-    Args:
-        positive: largest values, at least zero, any shape.
-        negative: magnitudes of the smallest, likewise.
-    """
+    """s₊ = max(x)/q_max, s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale); a zero side takes the other's."""
     positive, negative = computed(positive), computed(negative)
     above = _not_denormal(positive / code_max(dtype))
     below = _not_denormal(negative / -code_min(dtype))

@@ -43,12 +43,9 @@ def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
     """x · diag(signs) · blockdiag(H_n / √n) along the last dimension; differentiable.
 
     Args:
-        x: [..., width], any float dtype.
+        x: [..., width], any float dtype; float32 out (float64 stays).
         blocks: powers of two summing to width.
         signs: ±1, [width], on x's device.
-
-    Returns:
-        same shape; float32, or float64 where x is.
 
     Raises:
         ValueError: blocks or signs do not fit, or a block is no power of two.

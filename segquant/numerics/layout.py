@@ -30,10 +30,10 @@ class Layout:
         scheme: its weight format is not None.
         rows: sizes of output segments, each one "tensor" to per-tensor scales.
         columns: sizes of input segments, each with its own scales.
-        dual: which input segments have a scale per sign.
+        dual: input segments with a scale per sign.
         branches: sizes of the runs of outputs that share one transformed input.
         transforms: of the input, in order.
-        taps: columns per input channel, which share smoothing.
+        taps: columns per input channel, smoothed alike.
     """
 
     in_features: int

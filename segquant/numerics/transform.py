@@ -15,15 +15,7 @@ Buffers = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class Place:
-    """One branch of a layer.
-
-    Args:
-        in_features: columns of the input.
-        columns: sizes of its segments.
-        branches: sizes of the runs of outputs that share one transformed input.
-        branch: which of them.
-        tensors: the layer's buffers.
-    """
+    """One branch of a layer: its number, the layer's shape as in `Layout`, and its buffers."""
 
     in_features: int
     columns: tuple[int, ...]

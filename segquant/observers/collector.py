@@ -21,8 +21,7 @@ class Collector:
     Args:
         widths: input features by linear.
         split_gram: sum fold 0's Gram matrices apart.
-        reservoir: rows kept.
-        seed: of the rows kept.
+        reservoir: rows kept, drawn by `seed`.
     """
 
     def __init__(self, widths: Mapping[str, int], split_gram: bool, reservoir: int, seed: int) -> None:
@@ -122,6 +121,5 @@ def _check_same_data(stats: InputStats) -> None:
 
 
 def _item_peaks(x: Tensor) -> Tensor:
-    """Largest magnitudes per channel and item of [items, ..., in], float32."""
     items = x.shape[0] if x.dim() > 1 else 1
     return x.abs().reshape(items, -1, x.shape[-1]).amax(1).float()

@@ -74,7 +74,7 @@ class Grams:
 
     Args:
         widths: input features by linear.
-        limit: bytes; linears without room are deferred. None: no limit. One matrix more may exist in a call.
+        limit: bytes; linears without room are deferred. None: no limit. A call may take one matrix more.
         split: sum fold 0 apart too.
     """
 

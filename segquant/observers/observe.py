@@ -58,7 +58,6 @@ def observe(
         reservoir: rows kept per layer.
         seed: of the reservoir and the folds.
         only: linears and ungrouped nn.Conv2d to observe; all linears if None.
-        progress: called after every batch.
         total: batches, if `batches` has no length.
 
     Raises:
@@ -157,10 +156,7 @@ def _run(
 
 
 def deal_folds(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
-    """Folds of consecutive batches, each run of FOLDS in random order.
-
-    Batches of one origin share a fold: a prompt's tokens recur at all timesteps.
-    """
+    """Folds of consecutive batches, each run of FOLDS in random order; batches of one origin share a fold."""
     folds = _shuffled_folds(torch.Generator().manual_seed(seed))
     if origins is None:
         yield from folds

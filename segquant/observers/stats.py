@@ -1,6 +1,6 @@
 """Running statistics of one linear's input.
 
-Each fold has its own, so that hyper-parameters are judged on held-out rows.
+Each fold has its own ranges, moments and sample, so that hyper-parameters are judged on held-out rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FoldStats:
         square: sum of squares, float64 [in].
         absolute: sum of magnitudes, float64 [in].
         sample: [kept, in] in the input's dtype.
-        keys: the draws that decide which rows stay, [kept].
+        keys: draws of the kept rows.
     """
 
     positive: Tensor
@@ -41,14 +41,11 @@ class FoldStats:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One split.
+    """One split: `rows` [n, in], held out, of `calls` calls of `fold`.
 
     Attributes:
         positive: range of the other folds, as in `FoldStats`.
         negative: likewise.
-        rows: held-out rows [n, in].
-        calls: that `rows` come from.
-        fold: that `rows` come from.
         fit: sample of the other folds' rows [m, in].
         mean_abs: mean magnitude there [in].
     """
@@ -68,11 +65,10 @@ class InputStats:
 
     Args:
         name: for messages.
-        reservoir: rows kept, over all folds.
-        seed: of the reservoir.
+        reservoir: rows kept, over all folds, drawn by `seed`.
         keep_gram: `update` accumulates XᵀX.
         split_gram: and fold 0's alone.
-        folds: by number; None until a row arrives.
+        folds: None until a row arrives.
         gram_sum: XᵀX of all rows, float64 [in, in].
         gram_first: of fold 0's rows.
         salience: channel peaks averaged over denoiser calls, float32 [in].
@@ -139,12 +135,12 @@ class InputStats:
         return self.gram_sum
 
     def held_out(self, limit: int = 256, rows: int = 128, calls: int = 1, *, fit: bool = False) -> list[HeldOut]:
-        """Splits for hyper-parameters, one fold held out each, until there is enough; empty below two folds with rows.
+        """Splits for hyper-parameters: one fold held out each, until that is `rows` rows of `calls` calls.
+
+        Empty if fewer than two folds have rows.
 
         Args:
             limit: most rows of one fold's sample.
-            rows: held-out rows that are enough, with `calls`.
-            calls: calls that are enough.
             fit: give each split the other folds' sample.
         """
         splits: list[HeldOut] = []
@@ -167,7 +163,7 @@ class InputStats:
     def without_fold(self, fold: int) -> InputStats:
         """The statistics of all folds but one (salience: of all).
 
-        The Gram matrix is known for fold 0 with `split_gram`, else if the reservoir has all the fold's rows.
+        The Gram matrix is known for fold 0 with `split_gram`, else if the reservoir has all its rows.
 
         Raises:
             QuantizationError: no other fold has rows, or the Gram matrix is unknown.
@@ -228,7 +224,6 @@ class InputStats:
         self._sample(old, rows, keys)
 
     def _sample(self, fold: FoldStats, rows: Tensor, keys: Tensor) -> None:
-        """Keep the rows with the largest keys."""
         kept = len(fold.keys)
         if kept < self.reservoir // FOLDS:
             rows, keys = self._keep(rows, keys)

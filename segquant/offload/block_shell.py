@@ -16,12 +16,7 @@ from segquant.modules.tensors import tensors_of
 
 
 class BlockRunner(nn.Module):
-    """A block under its own name, called by batch number; keeps its outputs.
-
-    Args:
-        name: dotted.
-        inputs: the block's arguments, by batch.
-    """
+    """A block under its dotted name, called by batch number on `inputs`; keeps its outputs."""
 
     def __init__(self, name: str, block: nn.Module, inputs: list[Any]) -> None:
         super().__init__()

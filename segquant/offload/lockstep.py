@@ -21,12 +21,7 @@ class _AbandonedError(BaseException):
 
 
 class Walker(threading.Thread):
-    """One forward pass without gradients.
-
-    Args:
-        run: the pass.
-        index: its number.
-    """
+    """One forward pass `run`, without gradients."""
 
     def __init__(self, run: Callable[[], Any], index: int) -> None:
         super().__init__(name=f"segquant-pass-{index}", daemon=True)

@@ -66,16 +66,13 @@ def quantize_offloaded_with_outcome_(
     """`quantize_` of a model whose blocks are read one by one; the layers come out the same.
 
     Args:
-        offloaded: the float model; afterwards all of it is in memory, quantized.
+        offloaded: afterwards all of it is in memory, quantized, in eval mode.
         method: without a budget (`auto`) or block reconstruction.
         batches: read once; all their activations are in memory together.
         segments: found on the first batch if None and wanted.
         progress: called with ("quantize", layers done, layers in all).
         memory_limit: bytes for Gram matrices per block; for the rest the block is run again.
-        park: device of finished blocks.
-
-    Returns:
-        as `quantize_with_outcome_`. The model is in eval mode; what is in no block stays where it was.
+        park: device of finished blocks; what is in no block stays.
 
     Raises:
         QuantizationError: as `quantize_`; the method needs the whole model; batches take different ways.
@@ -134,7 +131,6 @@ class _Run:
         self._outside: list[str] = []
 
     def through(self, batches: list[Any], origins: Sequence[Any] | None) -> None:
-        """Take all batches through the model, quantizing every block."""
         model = self.offloaded.model
         deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
         folds = list(itertools.islice(deal, len(batches)))
@@ -163,7 +159,6 @@ class _Run:
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
-        """Statistics of layers in no block."""
         inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
         handles = []
         layers = quantizable(self.offloaded.model, self.method.targets.convolutions)
@@ -185,7 +180,6 @@ class _Run:
                 handle.remove()
 
     def _block(self, name: str, inputs: list[Any], origins: Sequence[Any] | None) -> list[Any]:
-        """Quantize a block; its float outputs."""
         block = self.offloaded.bring(name)
         shell = BlockRunner(name, block, inputs)
         names = list(targets(shell, self.method))
@@ -225,7 +219,6 @@ class _Run:
         return progress
 
     def rest(self) -> None:
-        """Quantize the layers in no block."""
         names = [name for name in self._outside if name in self.methods]
         if not names:
             return

@@ -75,7 +75,6 @@ class FileWeights:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...]]]:
-    """Name, place, dtype and shape of every tensor, from the header."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -139,7 +138,7 @@ class Offloaded:
             part._buffers.update({k: v.to(self.device) for k, v in part._buffers.items() if v is not None})
 
     def _hooked(self, name: str, block: nn.Module) -> Iterator[Any]:
-        """Hooks on a block and all in it: the first one called brings in what it holds, and takes it out."""
+        """The first one called brings in what it holds, and takes it out."""
 
         def enter(path: str) -> Callable[..., None]:
             def hook(module: nn.Module, *_: Any) -> None:

@@ -78,5 +78,5 @@ def undo_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> l
 
 
 def apply_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
-    """Inverse of `undo_all`: every branch's weight, from a float one [out, in]."""
+    """Every branch's weight in the codes' space, from a float one [out, in]."""
     return [chain_of(layout, tensors, b).weight(weight[rows]) for b, rows in enumerate(layout.branch_slices)]

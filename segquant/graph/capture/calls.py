@@ -58,8 +58,8 @@ def find_calls(
     Args:
         graph: flat.
         model: the captured one; layers share no weights.
-        parameters: the parameter of each node that holds one.
-        ran: layers that were called; those not in the graph get a warning.
+        parameters: what nodes hold.
+        ran: layers that were called.
     """
     layers = cuttable_layers(model)
     owners: dict[int, list[str]] = {}  # several names where one module object sits in several places
@@ -99,7 +99,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _layers_of(weight: Node, weights: Mapping[Node, list[str]]) -> list[str]:
-    """Names of the layer with this weight, at most cast, scaled or normalized."""
+    """Names of the layer with this weight, if only cast, scaled or normalized."""
     shape = ops.shape(weight)
     if shape is None:
         return []

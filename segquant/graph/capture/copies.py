@@ -55,7 +55,6 @@ def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device,
     """A copy with fake weights, without hooks but those that make a weight.
 
     Args:
-        model: weights real, fake or meta.
         device: where new tensors pretend to be.
         values: keep the values of buffers of at most `SMALL` elements.
     """
@@ -92,7 +91,7 @@ def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
 def example_copy(
     args: Sequence[Any], kwargs: Mapping[str, Any], function: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copies of the arguments, with `function` of each tensor; what cannot be copied (a lock) is passed on."""
+    """Copies of the arguments, with `function` of each tensor; what cannot be copied is passed on."""
     memo: dict[int, Any] = {id(tensor): function(tensor) for tensor in tensors_in((args, kwargs))}
 
     def copied(value: Any) -> Any:
@@ -127,7 +126,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _copied(
     model: nn.Module, device: torch.device, weight: Callable[[Tensor], Tensor], buffer: Callable[[Tensor], Tensor]
 ) -> nn.Module:
-    """A deep copy in eval mode with new parameters; shared weights are split, to tell layers apart."""
+    """A deep copy in eval mode; shared weights are split, to tell layers apart."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         kept = _weight_hooks(module)
@@ -163,7 +162,7 @@ def _copied(
 
 
 def _weight_hooks(module: nn.Module) -> set[int]:
-    """Keys of the hooks that make the weight (older weight and spectral norm, pruning)."""
+    """Hooks that make the weight: older weight and spectral norm, pruning."""
     if not isinstance(vars(module).get("weight"), Tensor):
         return set()
     return {key for key, hook in module._forward_pre_hooks.items() if not inspect.isroutine(hook)}

@@ -77,7 +77,7 @@ def first_line(error: BaseException) -> str:
 def _blame(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device, error: Exception
 ) -> tuple[str, str]:
-    """Where a run on fake weights fails, and the arguments there ("" if unknown)."""
+    """Where a run on fake weights fails, and the arguments there."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     given = example_copy(args, kwargs, with_values(fake_mode, device))
     origins, inside = Origins(), _Inside(fake_copy(model, fake_mode, device, values=True))
@@ -106,7 +106,7 @@ def _operator(failure: Failure) -> str:
 
 
 class _Inside:
-    """The modules that the forward is in, and their arguments."""
+    """The modules that the forward is in."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -49,7 +49,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Failure:
-    """The operator that raised, its shapes, and the arguments they come from."""
+    """The operator that raised, and the arguments it depends on."""
 
     error: BaseException
     operator: str
@@ -103,7 +103,6 @@ class Origins(TorchDispatchMode):
             self.notes.reads.setdefault((place, code), Read(place, code, shown))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator; note origins, reads and failure."""
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self._origin(tensor) for tensor in given]
@@ -179,7 +178,6 @@ def _mutated(schema: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
 
 
 def _caller() -> tuple[str, str]:
-    """File, line and code of the innermost frame outside torch and this file."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_filename.startswith((_TORCH, "<")) or frame.f_code.co_filename == __file__

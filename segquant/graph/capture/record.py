@@ -81,7 +81,7 @@ def _run(
 
 
 def _require_room(model: nn.Module, device: torch.device) -> bool:
-    """Whether weights must be drawn; raises where they would not fit in memory."""
+    """Whether weights must be drawn; refused where they would not fit."""
     needed = sum(p.numel() * p.element_size() for p in model.parameters() if unreal(p))
     free = free_bytes(device)
     if free is not None and needed > free:

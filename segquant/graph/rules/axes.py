@@ -1,8 +1,8 @@
 """Follow a layer's channels through reshapes and permutes.
 
-A layout has per dimension a tuple of factors (size, stride), outermost first, whose sizes multiply to it. The stride is
-the step in channels, None for other things (batch, tokens). A linear's [2, 5, 24] output is ((2, None),), ((5, None),),
-((24, 1),); viewed as [2, 5, 3, 8] it ends in ((3, 8),), ((8, 1),). Factors of size 1 are left out.
+A layout has per dimension a tuple of factors (size, stride), outermost first, whose sizes multiply to it. The stride
+is the step in channels, None for other things (batch, tokens). A linear's [2, 5, 24] output, viewed as [2, 5, 3, 8],
+is ((2, None),), ((5, None),), ((3, 8),), ((8, 1),). Factors of size 1 are left out.
 """
 
 from __future__ import annotations

@@ -217,12 +217,10 @@ def _at(node: Node, layout: Layout | None) -> Step:
 
 
 def _changed_at(node: Node, cut: InputCut | None) -> InputCut | None:
-    """The cut with activations read here, if values change."""
     return cut if cut is None or cut.nodes is None else InputCut(cut.sizes, (node,) * len(cut.sizes))
 
 
 def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
-    """Dimensions of a product's result that both operands share."""
     if kind != "einsum":
         return list(range(len(layout) - 2))
     equation, operands = node.args[0], node.args[1]

@@ -67,7 +67,7 @@ class Window:
 
 
 def name(node: Node) -> str:
-    """The operator's name without namespace, overload and in-place underscore; "" if none."""
+    """Without namespace, overload and in-place underscore; "" if none."""
     if node.op != "call_function":
         return ""
     if node.target is operator.getitem:
@@ -223,7 +223,7 @@ def window_source(node: Node) -> Node | None:
 
 
 def joined(node: Node) -> tuple[int, list[Node], bool] | None:
-    """(result axis, operands, whether operands have that axis) of a concat or stack."""
+    """(result axis, operands, whether they have that axis) of a concat or stack."""
     result, parts = shape(node), node.args[0] if node.args else None
     if result is None or not isinstance(parts, (list, tuple)) or any(shape(part) is None for part in parts):
         return None

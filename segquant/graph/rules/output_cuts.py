@@ -30,7 +30,7 @@ class _Value:
 
 @dataclass
 class _Cuts:
-    """By range of channels: splits and slices seen."""
+    """By range of channels."""
 
     splits: dict[Range, set[tuple[Range, ...]]] = field(default_factory=lambda: defaultdict(set))
     slices: dict[Range, set[Range]] = field(default_factory=lambda: defaultdict(set))
@@ -56,7 +56,7 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
 
     Args:
         call: an aten.linear or aten.conv2d node.
-        order: each node's position in the graph.
+        order: position by node.
         useful: `leading_to_cuts(graph)`.
     """
     shape = ops.shape(call)
@@ -80,7 +80,6 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
 
 
 def _follow(user: Node, node: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _Value]]:
-    """What `value`, the tensor of `node`, becomes in `user`; adds to `cuts`."""
     kind = ops.name(user)
     if kind in ops.SPLIT:
         return _follow_split(user, value, cuts)
@@ -142,7 +141,7 @@ def _note_glu(user: Node, value: _Value, cuts: _Cuts) -> None:
 
 
 def _part(value: _Value, window: Window) -> _Value | None:
-    """None if no contiguous channels."""
+    """`value` in `window`; None if no contiguous channels."""
     layout, axis, size = value.layout, window.axis, len(range(window.start, window.stop, window.step))
     if size < 1:
         return None
