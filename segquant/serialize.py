@@ -158,8 +158,8 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None, *, bac
     """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.
 
     Args:
-        model: float model of the same architecture (meta allowed), filled in place on its device. If None, built on the
-            CPU from the recorded class and config (diffusers).
+        model: float model of the same architecture, filled in place on its device (the CPU if on meta). If None, built
+            on the CPU from the recorded class and config (diffusers).
         backend: see `set_backend_`.
 
     Raises:

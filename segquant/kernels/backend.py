@@ -38,7 +38,6 @@ class Backend(Protocol):
         """What `linear` needs; made once, dropped when the layer's tensors change or move.
 
         Args:
-            layout: of the layer.
             tensors: those of `layout.buffers()`, and "bias" if any; read-only.
         """
 

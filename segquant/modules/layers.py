@@ -17,7 +17,7 @@ def quantizable(model: nn.Module, convolutions: bool = True) -> dict[str, nn.Mod
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """The layer itself, or a linear on a convolution's patches that shares its weights.
+    """The layer, or a linear on a convolution's patches that shares its weights.
 
     Raises:
         TypeError: neither a linear nor an ungrouped convolution.

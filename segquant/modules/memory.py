@@ -25,7 +25,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _left_in_group() -> int | None:
-    """Bytes below the control group's limit; None without one."""
+    """Bytes below the control group's limit, file cache counted as free; None without one."""
     limit, used, stat = (CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not (limit.is_file() and used.is_file() and stat.is_file()):
         return None

@@ -31,7 +31,7 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def model_weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers as stored: shared ones once, tensor subclasses by the tensors inside."""
+    """Bytes of parameters and buffers as stored: shared ones once, tensor subclasses by what is inside."""
     return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(model))
 
 

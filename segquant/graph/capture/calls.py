@@ -119,7 +119,6 @@ def _layers_of(weight: Node, weights: Mapping[Node, list[str]]) -> list[str]:
 
 
 def _made_from(weight: Node, weights: Mapping[Node, list[str]]) -> set[str]:
-    """Names of all layers whose parameters go into this weight."""
     pending, seen = [weight], {weight}
     found: set[str] = set()
     while pending:

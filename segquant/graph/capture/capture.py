@@ -24,8 +24,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """The graph of `model(*args, **kwargs)`; the model is not touched.
 
     Raises:
-        QuantizationError: the arguments do not fit the signature, or both ways fail; names the model's class, the
-            argument and the cause.
+        QuantizationError: the arguments do not fit, or both ways fail; names class, argument and cause.
     """
     check_shapes(model)
     check_arguments(model, args, kwargs)
@@ -35,7 +34,6 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from printing a traceback per operator that refuses fake tensors."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.level
     log.setLevel(logging.CRITICAL)

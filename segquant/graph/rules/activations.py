@@ -90,7 +90,7 @@ def _written(node: Node) -> Iterator[int]:
 
 
 def _storage(node: Node) -> int | None:
-    """The memory of a node's tensor; None for those without (sparse, vmap's)."""
+    """The memory of a node's tensor; None if it has none."""
     value = node.meta.get("val")
     try:
         return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
@@ -120,7 +120,7 @@ def _identity_source(node: Node) -> Node:
 
 
 def _positive_factor(node: Node) -> float | None:
-    """c > 0 of c · x, or 1 / c of x / c; else None."""
+    """c > 0 of c · x, or 1 / c of x / c."""
     divides = "div" in ops.name(node)
     operands = enumerate(node.args[:2])
     numbers = [(i, float(a)) for i, a in operands if isinstance(a, int | float) and not isinstance(a, bool)]

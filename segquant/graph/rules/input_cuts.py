@@ -37,7 +37,7 @@ class Provenance:
 
 
 def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
-    """Which nodes are constant or positional; `inputs` are the model inputs' placeholders."""
+    """Which nodes are constant or positional; `inputs`: placeholders."""
     given = frozenset(inputs)
     constant: set[Node] = set()
     positional: set[Node] = set()
@@ -56,7 +56,7 @@ def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
 
 @dataclass(frozen=True)
 class InputCut:
-    """Sizes in channels, and the node of each piece's activation; no nodes for attention heads."""
+    """Sizes in channels, and the node of each piece's activation; none for heads."""
 
     sizes: tuple[int, ...]
     nodes: tuple[Node, ...] | None
