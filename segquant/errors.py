@@ -1,4 +1,4 @@
-"""The one exception that the library raises for input it cannot work with."""
+"""The library's one exception."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class QuantizationError(ValueError):
-    """A layer, a calibration set or a file that cannot be quantized; the message says what to do about it."""
+    """A layer, calibration set or file that cannot be quantized; the message says what to do."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A short hint with the names closest to `name`, or all of them when none is close."""
+    """A hint: the names closest to `name`, or all of them."""
     options = sorted(choices)
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     if close:

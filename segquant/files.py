@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever interrupts their writing."""
+"""Write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; NaN and infinities raise ValueError, since JSON has none."""
+    """Write indented JSON; NaN and infinities raise ValueError."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -21,10 +21,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a hidden file beside `path`, and rename it when it is complete.
-
-    The folder is made if missing. An error or an interrupt leaves what was there before.
-    """
+    """Let `write` fill a hidden file beside `path`, then rename it. Makes the folder; a failure leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Errors of a quantized model against the float one, on inputs that calibration did not see; and sizes."""
+"""Errors of a quantized model, and sizes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ LAYERS = (nn.Linear, nn.Conv2d)
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """||Y − Ŷ||_F / ||Y||_F of every quantized linear or convolution on the *float* model's input, over all rows.
+    """||Y − Ŷ||_F / ||Y||_F of every quantized layer on the *float* model's inputs, over all rows.
 
     Args:
-        float_model: before.
-        quant_model: after; any tool may have quantized it.
-        batches: arguments of the model's forward.
-        layers: names to compare; those of `quantized_layers` if None.
+        quant_model: by any tool.
+        batches: arguments of the forward.
+        layers: to compare; `quantized_layers` if None.
 
     Returns:
-        by module name; quantized linears that were never called are left out. Where Y = 0 throughout, the
-        error is 0 if Ŷ is 0 too and inf if not.
+        by module name, if called. Where Y = 0: 0 if Ŷ = 0, else inf.
 
     Raises:
         QuantizationError: the models do not match.
@@ -45,13 +43,7 @@ def layer_errors(
 
 @dataclass(frozen=True)
 class ModelErrors:
-    """Relative errors ||Y − Ŷ||_F / ||Y||_F of a quantized model.
-
-    Attributes:
-        layers: by module name, as `layer_errors`.
-        output: of the model's output over all batches, as `output_error`.
-        parts: of the model's output for every part of every batch, in order.
-    """
+    """Relative errors ||Y − Ŷ||_F / ||Y||_F: by layer, of the output, and of the output per part of every batch."""
 
     layers: dict[str, float]
     output: float
@@ -66,15 +58,14 @@ def model_errors(
     *,
     parts: Sequence[int] | None = None,
 ) -> ModelErrors:
-    """`layer_errors`, `output_error` and `output_errors`, with one pass of each model over the batches.
+    """`layer_errors`, `output_error` and `output_errors` in one pass of each model; arguments as for `layer_errors`.
 
     Args:
-        float_model, quant_model, batches, layers: as for `layer_errors`.
-        parts: of every batch, how many parts its rows are: output tensors are cut along their first axis into that
-            many equal pieces, an output list of that length into its entries. One part per batch if None.
+        parts: per batch, into how many equal pieces the outputs' first axis is cut, or a list of that length into its
+            entries; 1 each if None.
 
     Raises:
-        QuantizationError: the models do not match; there are no batches; rows that do not fall into equal parts.
+        QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
     total, pieces = (0.0, 0.0), list[float]()
     with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
@@ -124,7 +115,7 @@ def _chunks(values: Tensor, count: int) -> Sequence[Tensor]:
 def _comparing(
     float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Within the block, every call of a float layer adds to its sums: squared error, squares, calls (float64 [3])."""
+    """Inside, float layers sum per call: squared error, squares, calls (float64 [3])."""
     names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
@@ -149,11 +140,7 @@ def _layer_results(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
-    """Names of the modules of `quant_model` that stand for a quantized linear or convolution, whatever tool made them.
-
-    A QuantLinear is one; so is a module of another type than the float model's layer of that name, and a layer
-    whose weight became a tensor subclass.
-    """
+    """Names of layers that any tool quantized: QuantLinears, changed types, weights of a tensor subclass."""
     originals = dict(float_model.named_modules())
     return [
         name
@@ -178,12 +165,12 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
 
 
 def output_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> list[float]:
-    """Relative error ||Y − Ŷ||_F / ||Y||_F of the whole model's output, one per batch."""
+    """||Y − Ŷ||_F / ||Y||_F of the output, per batch."""
     return [_relative(*pair) for pair in _output_sums(float_model, quant_model, batches)]
 
 
 def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> float:
-    """Relative error ||Y − Ŷ||_F / ||Y||_F of the whole model's output, over all batches together."""
+    """||Y − Ŷ||_F / ||Y||_F of the output, over all batches."""
     pairs = list(_output_sums(float_model, quant_model, batches))
     if not pairs:
         raise _no_batches()

@@ -1,7 +1,4 @@
-"""Names of parts, so that saved forms can name them and read them back.
-
-Reading a file only ever looks a name up here; it never imports anything by a name found in the file.
-"""
+"""Parts by name, for saved forms. Reading never imports by a name in a file."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ _TABLES: dict[str, dict[str, Any]] = {slot: {} for slot in SLOTS}
 
 
 def table(slot: str) -> dict[str, Any]:
-    """Everything registered in one slot, by name."""
+    """All parts of one slot, by name."""
     return _TABLES[slot]
 
 
 def register(part: Part, *, name: str | None = None) -> Part:
-    """Make a part known by its name; also a class decorator. Returns the part.
+    """Make a part known by its name; returns it. Also a class decorator.
 
     Args:
-        part: a class that derives from Calibrator, Optimizer, Rotation, Range, Transform or Backend and has a `name`
-            of its own; or a QuantScheme, which becomes a precision.
-        name: of a QuantScheme; classes bring their own.
+        part: a class derived from Calibrator, Optimizer, Rotation, Range, Transform or Backend with a `name`; or a
+            QuantScheme (a precision).
+        name: for a QuantScheme only.
 
     Raises:
-        QuantizationError: no such slot, no name, or the name is taken by another part.
+        QuantizationError: no such slot, no name, or it is taken.
     """
     slot = getattr(part, "slot", None)
     if slot not in _TABLES:
@@ -51,7 +48,6 @@ def register(part: Part, *, name: str | None = None) -> Part:
 
 
 def _is_redefined(known: Any, part: Any) -> bool:
-    """Whether a class is the same one again, of a module that was reloaded."""
     where = [(getattr(kind, "__module__", None), getattr(kind, "__qualname__", None)) for kind in (known, part)]
     return isinstance(part, type) and where[0] == where[1]
 
@@ -61,11 +57,10 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
 
     Args:
         slot: one of SLOTS.
-        name: as registered.
-        asker: of a file, what was made with the part; None if a person typed the name.
+        asker: what in a file needs it; None if a person typed the name.
 
     Raises:
-        QuantizationError: there is none.
+        QuantizationError: unknown name.
     """
     found = _TABLES[slot].get(name) if isinstance(name, str) else None
     if found is None and asker is None:
@@ -79,12 +74,12 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
 
 
 def fields_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
-    """Fields of a part's dataclass by name; none of a class that is no dataclass."""
+    """Dataclass fields by name; empty for other classes."""
     return {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
 
 
 def to_dict(part: Any) -> dict[str, Any]:
-    """JSON-ready form of a part: its name and its fields."""
+    """A part's name and fields, JSON-ready."""
     values = dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else {}
     return {"name": part.name, **values}
 
@@ -93,7 +88,7 @@ def from_dict(slot: str, values: Mapping[str, Any], *, asker: str) -> Any:
     """Inverse of `to_dict`.
 
     Raises:
-        QuantizationError: the name is not registered, or a key is no field.
+        QuantizationError: unknown name or key.
     """
     if not isinstance(values, Mapping) or "name" not in values:
         raise QuantizationError(f"{asker} has {values!r} as its {slot}; it must be a name and its fields")
@@ -102,11 +97,11 @@ def from_dict(slot: str, values: Mapping[str, Any], *, asker: str) -> Any:
 
 
 def build(kind: type, values: Mapping[str, Any]) -> Any:
-    """A part from plain values: lists become tuples, a mapping the dataclass that the field's default is.
+    """A part from plain values; lists become tuples, mappings the dataclass of the field's default.
 
     Raises:
         QuantizationError: a key is no field.
-        ValueError: what the part itself refuses.
+        ValueError: the part refuses a value.
     """
     known = fields_of(kind)
     for key in values:
@@ -116,7 +111,7 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default; MISSING without one."""
+    """A field's default, or MISSING."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 

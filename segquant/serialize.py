@@ -1,4 +1,4 @@
-"""save_quantized / load_quantized: one safetensors file and one JSON file, published together or not at all."""
+"""Save and load quantized models: a safetensors and a JSON file."""
 
 from __future__ import annotations
 
@@ -41,21 +41,16 @@ def save_quantized(
     outcome: Outcome | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a quantized model: `quantized.safetensors` and `quantized.json`.
-
-    The folder appears by one rename when all of it is on disk; an older one of the same name is replaced.
+    """Write `quantized.safetensors` and `quantized.json`; the folder appears by one rename and replaces an older one.
 
     Args:
         model: after `quantize_`.
-        directory: to write; its parent is created.
-        outcome: of `quantize_with_outcome_`; what was done is then kept with the model (`read_outcome`).
-        extra: JSON-ready things to keep in the manifest.
-
-    Returns:
-        the directory.
+        directory: returned; its parent is created.
+        outcome: of `quantize_with_outcome_`, for `read_outcome`.
+        extra: JSON-ready additions to the manifest.
 
     Raises:
-        QuantizationError: the model has no quantized linear, or the directory is taken by something else.
+        QuantizationError: no quantized linear, or something else is there.
     """
     target = Path(directory)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
@@ -88,7 +83,7 @@ def _publish(temporary: Path, target: Path) -> None:
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict with every shared tensor once, and alias -> kept name for the others."""
+    """State dict without duplicates, and alias -> kept name."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
@@ -131,7 +126,7 @@ def _dtype(tensor: Tensor | None) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A config as JSON: tuples become lists, keys strings; anything else that JSON lacks becomes its repr."""
+    """As JSON; what JSON lacks becomes its repr."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -140,10 +135,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_outcome(directory: str | Path) -> Outcome | None:
-    """What was done to a saved model; None if that was not saved with it.
+    """The outcome saved with a model, or None.
 
     Raises:
-        QuantizationError: no quantized model, or a method with a part that is not registered.
+        QuantizationError: no quantized model, or a part is not registered.
     """
     folder = Path(directory)
     manifest = _read_manifest(folder)
@@ -160,20 +155,16 @@ def read_outcome(directory: str | Path) -> Outcome | None:
 
 
 def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
-    """Read a model written by `save_quantized`; its outputs are bit for bit those of the saved one.
+    """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.
 
     Args:
-        directory: as given to `save_quantized`.
-        model: a float model of the same architecture (or one built on the meta device) to fill in place. If None,
-            the recorded class is built from its recorded config, which works for diffusers models.
-        backend: how its quantized layers run; see `set_backend_`.
-
-    Returns:
-        the model, on the CPU (or `model`'s device), in eval mode.
+        model: float model of the same architecture, filled in place on its device (the CPU if on meta). If None, built
+            on the CPU from the recorded class and config (diffusers).
+        backend: see `set_backend_`.
 
     Raises:
-        QuantizationError: a file is missing, truncated, from another schema, or does not fit the model; a layer has a
-            transform that is not registered; the backend cannot run a layer.
+        QuantizationError: a file is missing, truncated, of another schema, or does not fit; a transform is not
+            registered; the backend cannot run a layer.
     """
     folder = Path(directory)
     manifest = _read_manifest(folder)
@@ -249,7 +240,7 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def _model_class(module: str, name: str) -> Any:
-    """The class of a name found in a manifest; None unless it is a module with a config."""
+    """The named class; None unless a module with a config."""
     try:
         kind = getattr(importlib.import_module(module), name, None)
     except ImportError:
@@ -292,7 +283,6 @@ def _layout(name: str, values: Mapping[str, Any]) -> Layout:
 
 
 def _size(module: nn.Module) -> tuple[int, int]:
-    """Features of a row that goes into a float or quantized layer, and of one that comes out."""
     if isinstance(module, QuantLinear):
         return module.in_features, module.out_features
     assert isinstance(module.weight, Tensor)

@@ -1,1 +1,1 @@
-"""SegLinear's question (arXiv 2507.14811): where does the static graph cut a layer?"""
+"""Where the static graph cuts a layer (SegLinear, arXiv 2507.14811)."""

@@ -1,7 +1,4 @@
-"""Controls for SegLinear (arXiv 2507.14811, Table 6): cuts at random places, or a wrong number of them.
-
-They would gain as much as the graph's cuts if only the number of scales mattered.
-"""
+"""Controls for SegLinear (arXiv 2507.14811, Table 6): random cuts, or one too many."""
 
 from __future__ import annotations
 
@@ -15,18 +12,15 @@ Sizes = tuple[int, ...]
 
 
 def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments:
-    """As many pieces as the graph's, cut at other places.
-
-    Drawn uniformly among the places where the graph does not cut; the graph's own are used only if there are too few.
-    The same `seed` gives the same cuts on every machine.
+    """As many pieces as the graph's, cut uniformly elsewhere (its own places only if others are too few).
 
     Args:
-        segments: of one layer, from the graph; a side without a cut stays so.
-        seed: of the draw; mix in the layer's name for different cuts of equal layers.
-        multiple: input pieces are multiples of it (the group size of per-group scales).
+        segments: an uncut side stays so.
+        seed: same cuts on every machine; mix in the layer's name.
+        multiple: input pieces are multiples of it (the group size).
 
     Returns:
-        segments with new sizes. A new input piece has an activation only if all that it covers had that one.
+        an input piece keeps an activation only if all that it covers had it.
 
     Raises:
         QuantizationError: `multiple` is below 1 or does not divide the input's width.
@@ -38,11 +32,7 @@ def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments
 
 
 def wrong_cuts(segments: Segments, *, multiple: int = 1) -> Segments:
-    """One piece more than the graph's, as equal as possible.
-
-    More scales than the graph's cut, so that it would win if their number mattered. A side too narrow for another
-    piece gets one less. Arguments, result and errors as for `random_cuts`.
-    """
+    """One piece more than the graph's (one less on a side too narrow), as equal as possible; else as `random_cuts`."""
     output = segments.output and _equal_sizes(segments.output, 1)
     cut = segments.input and _equal_sizes(segments.input, _checked(segments.input, multiple))
     return _recut(segments, output, cut)
@@ -75,7 +65,6 @@ def _equal_sizes(sizes: Sizes, multiple: int) -> Sizes:
 
 
 def _recut(segments: Segments, output: Sizes | None, cut: Sizes | None) -> Segments:
-    """New sizes, and the activation of every new input piece; a single piece is no cut."""
     output = output if output and len(output) > 1 else None
     if not segments.input or not cut or not segments.input_activations:
         return Segments(output, None, segments.activation)

@@ -1,4 +1,4 @@
-"""find_segments: read off the static graph where SegLinear cuts layers and DualScale applies."""
+"""Read cuts and activations off the static graph."""
 
 from __future__ import annotations
 
@@ -24,28 +24,23 @@ logger = logging.getLogger(__name__)
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Segments]:
-    """Where the graph of `model` cuts each linear layer and convolution, and which activation feeds it.
+    """Where the graph cuts each linear layer and convolution, and which activation feeds it (arXiv 2507.14811).
 
-    A copy runs once on fake tensors while its operators are recorded: no weight is read and the model is not changed.
-    Weights and arguments may be real, fake or on the meta device. Where the forward branches on values of arguments, a
-    warning names each value read (`capture.record`). Where recording fails, torch.export is tried.
-
-    The rules (`rules.output_cuts`, `rules.input_cuts`, `rules.activations`) are the patterns of SegLinear and DualScale
-    (arXiv 2507.14811). A layer that is called several times keeps what all calls agree on.
+    A copy runs on fake tensors, else torch.export is tried; no weight is read. Argument values that the forward
+    branches on are logged as warnings. Several calls of a layer keep what all agree on.
 
     Args:
-        model: any module.
-        args: example positional arguments of its forward; only shapes and dtypes matter, unless it reads values.
+        model: any; weights may be fake or meta.
+        args: example positional arguments; only shapes and dtypes matter, unless values are read.
         kwargs: example keyword arguments.
 
     Returns:
-        `Segments` by name for every nn.Linear and nn.Conv2d, in the order of `named_modules` (a module in two places
-        has two). `Segments()` for a layer that is never called, and, with a warning, for one of whose weight the
-        forward takes a part or a transpose.
+        `Segments` for every nn.Linear and nn.Conv2d, under all names in `named_modules` order; `Segments()` if never
+        called or, with a warning, if its weight is used in part or transposed.
 
     Raises:
-        QuantizationError: the model has no such layer, its forward does not take these arguments, or it branches on
-            values that a tensor does not have.
+        QuantizationError: no such layer, the forward does not take these arguments, or it branches on values that a
+            tensor does not have.
     """
     if not isinstance(args, (tuple, list)):
         raise QuantizationError(
@@ -61,7 +56,7 @@ def find_segments(
 
 
 def segments_of(captured: Capture) -> dict[str, Segments]:
-    """The segments of every layer of a captured graph."""
+    """Segments of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)
     found = Activations(captured.graph)
@@ -89,7 +84,6 @@ def _segments_of_call(
 
 
 def _merged(name: str, calls: list[Segments]) -> Segments:
-    """What all calls of one layer agree on."""
     if not calls:
         return Segments()
     agreed: dict[str, Any] = {}

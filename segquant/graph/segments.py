@@ -1,4 +1,4 @@
-"""Where one linear layer or convolution is cut (SegLinear, arXiv 2507.14811)."""
+"""Cuts of one linear layer or convolution (SegLinear, arXiv 2507.14811)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ class Segments:
     """How the graph cuts one nn.Linear or nn.Conv2d.
 
     Attributes:
-        output: sizes in channels of the output's pieces, in order, summing to the layer's output channels; None if
-            the output is not cut.
-        input: likewise of the input's pieces; of a grouped convolution each is whole groups.
-        activation: what feeds the whole input: "silu", "gelu", "mish", "hardswish", gated "swiglu" or "geglu"; None
-            otherwise. ReLU has no negative side to scale and is not named.
-        input_activations: the same for each piece of `input`; None exactly where `input` is None.
+        output: channels of the output's pieces; None if uncut.
+        input: likewise of the input; whole groups of a grouped convolution.
+        activation: what feeds the input: "silu", "gelu", "mish", "hardswish", "swiglu", "geglu" or None.
+        input_activations: the same per piece of `input`.
 
     Raises:
-        QuantizationError: fewer than two pieces, an empty piece, or activations that do not match the pieces.
+        QuantizationError: fewer than two pieces, an empty piece, or activations that do not match.
     """
 
     output: tuple[int, ...] | None = None
@@ -59,7 +57,7 @@ def _checked_sizes(side: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def column_segments(segments: Segments | None, taps: int) -> Segments | None:
-    """Segments in columns of the patches instead of channels."""
+    """Segments in patch columns instead of channels."""
     if segments is None or segments.input is None or taps == 1:
         return segments
     return replace(segments, input=tuple(size * taps for size in segments.input))

@@ -1,1 +1,1 @@
-"""Ways to run a quantized linear; one signature, chosen explicitly."""
+"""Ways to run a quantized linear."""

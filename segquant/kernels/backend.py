@@ -32,20 +32,15 @@ class Backend(Protocol):
     name: ClassVar[str]
 
     def why_not(self, layout: Layout, device: torch.device) -> str | None:
-        """Why this backend cannot run such a layer there, as the end of a sentence; None if it can."""
+        """Why this backend cannot run such a layer, as the end of a sentence; None if it can."""
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Any:
-        """What `linear` wants of the layer: made once, dropped whenever the layer's tensors change or move.
+        """What `linear` needs; made once, dropped when the layer's tensors change or move.
 
         Args:
-            layout: of the layer.
-            tensors: those that `layout.buffers()` names, and "bias" where the layer has one; not to be modified.
+            tensors: those of `layout.buffers()`, and "bias" if any; read-only.
         """
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        """[..., in] -> [..., out], in x's dtype; x is not modified.
-
-        Args:
-            packed: from `pack`.
-        """
+        """[..., in] -> [..., out], in x's dtype; x is not modified."""
         ...

@@ -1,4 +1,4 @@
-"""The defining arithmetic of a quantized linear: float32 on the formats' exact grids, any device."""
+"""Reference arithmetic: float32 on the formats' exact grids, any device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segquant.transforms.chain import chain_of
 
 @dataclass(frozen=True)
 class Packed:
-    """The layer's tensors, and its dequantized weight [out, in] in the space of the codes, float32."""
+    """The layer's tensors, and its dequantized weight, float32 [out, in], in the space of the codes."""
 
     tensors: Mapping[str, Tensor]
     weight: Tensor
@@ -27,10 +27,9 @@ class Packed:
 @register
 @dataclass(frozen=True)
 class Reference(Backend):
-    """What every other backend is measured against: runs every layer on any device.
+    """Runs every layer on any device; other backends are measured against it.
 
-    For branch b with rows B and X_b the transformed input, Y[..., B] = Q(X_b) Ŵ_Bᵀ, plus what the transforms add
-    beside it (the low-rank branch), bias last.
+    Branch b, rows B: Y[..., B] = Q(X_b) Ŵ_Bᵀ, plus what transforms add, plus bias.
     """
 
     name: ClassVar[str] = "reference"

@@ -1,1 +1,1 @@
-"""Helpers about nn.Module: which layers, how they are called, replaced, and what they hold."""
+"""Helpers about nn.Module."""

@@ -1,4 +1,4 @@
-"""Calling a model on calibration batches."""
+"""Run a model on a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run the model on a dict of keyword arguments, a sequence of positional ones, or one tensor."""
+    """Run the model on a dict of keyword arguments, a sequence, or one tensor."""
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, Sequence):

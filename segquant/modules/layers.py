@@ -1,4 +1,4 @@
-"""Which modules are quantized, and each as a linear on rows: an nn.Linear, or an ungrouped nn.Conv2d on its patches."""
+"""Which modules are quantized, each as a linear on rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from segquant.modules.window import Window
 
 
 def quantizable(model: nn.Module, convolutions: bool = True) -> dict[str, nn.Module]:
-    """Every nn.Linear, and if wanted every ungrouped nn.Conv2d, by its first module name."""
+    """Every nn.Linear, and ungrouped nn.Conv2d if wanted, by its first module name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -17,7 +17,7 @@ def quantizable(model: nn.Module, convolutions: bool = True) -> dict[str, nn.Mod
 
 
 def as_linear(module: nn.Module) -> nn.Linear:
-    """The linear that a layer is: itself, or that on a convolution's patches, with the very same weights.
+    """The layer, or a linear on a convolution's patches that shares its weights.
 
     Raises:
         TypeError: neither a linear nor an ungrouped convolution.
@@ -35,23 +35,23 @@ def as_linear(module: nn.Module) -> nn.Linear:
 
 
 def window_of(module: nn.Module) -> Window | None:
-    """The window of a convolution, None of a linear."""
+    """A convolution's window; None for a linear."""
     return Window.of(module) if isinstance(module, nn.Conv2d) else None
 
 
 def taps_of(module: nn.Module) -> int:
-    """Columns of a layer's rows per input channel: 1 of a linear."""
+    """Row columns per input channel; 1 for a linear."""
     window = window_of(module)
     return 1 if window is None else window.taps
 
 
 def width_of(module: nn.Module) -> int:
-    """Features of a row of the layer's input."""
+    """Features of an input row."""
     assert isinstance(module.weight, Tensor)
     return module.weight[0].numel()
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
-    """Rows [..., in] of a layer's input: the input itself, or a convolution's patches."""
+    """Rows [..., in]: the input, or a convolution's patches."""
     window = window_of(module)
     return x if window is None else window.patches(x)

@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""Free memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes free on a device; for the CPU what Linux calls available, within the control group's limit.
-
-    None where it cannot be known: other systems, other devices.
-    """
+    """Free bytes of a device (CPU: available, within the control group's limit); None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu" or not MEMINFO.is_file():
@@ -28,7 +25,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _left_in_group() -> int | None:
-    """What the control group's limit leaves, files cached on its account counted as free; None without a limit."""
+    """Bytes below the control group's limit, file cache counted as free; None without one."""
     limit, used, stat = (CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if not (limit.is_file() and used.is_file() and stat.is_file()):
         return None
@@ -40,6 +37,6 @@ def _left_in_group() -> int | None:
 
 
 def gram_limit(device: torch.device) -> int | None:
-    """Default bytes for Gram matrices: half of what is free; None where that is not known."""
+    """Default bytes for Gram matrices; None if unknown."""
     free = free_bytes(device)
     return None if free is None else int(free * SHARE)

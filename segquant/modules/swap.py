@@ -1,4 +1,4 @@
-"""Replace submodules by identity, and undo it."""
+"""Replace submodules by identity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def swap_(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Replace submodules by identity (id of the old module), wherever they hang, aliases included."""
+    """Replace submodules by id of the old module, aliases included."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and id(child) in replacements:
@@ -18,7 +18,7 @@ def swap_(model: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
 
 @contextmanager
 def swapped(model: nn.Module, replacements: Mapping[int, nn.Module]) -> Iterator[nn.Module]:
-    """The model with `replacements` in place, put back on leaving; a model that is itself replaced is not touched."""
+    """The model with `replacements`, undone on leaving; if it is itself replaced, its replacement."""
     if id(model) in replacements:
         yield replacements[id(model)]
         return
@@ -32,7 +32,7 @@ def swapped(model: nn.Module, replacements: Mapping[int, nn.Module]) -> Iterator
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode restored on leaving."""
+    """Eval mode inside; each module's own mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The tensors behind a model's output, parameters and buffers."""
+"""Tensors in a model's output, parameters and buffers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 
 def is_wrapper(tensor: Tensor) -> bool:
-    """Whether a tensor is a subclass that holds other tensors (codes, scales) instead of its own values."""
+    """Whether the subclass holds other tensors (codes, scales) instead of values."""
     return hasattr(type(tensor), "__tensor_flatten__")
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Values of a tensor, dequantized where a tool hands quantized tensors from layer to layer."""
+    """The tensor's values, dequantized if needed."""
     return tensor.dequantize() if is_wrapper(tensor) else tensor
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The float tensors in a model's output (tensor, tuple, dict, or a diffusers output), in order."""
+    """Float tensors of an output (tensor, tuple, dict, diffusers output), in order."""
     if isinstance(output, Tensor):
         return [plain(output)] if output.is_floating_point() else []
     if isinstance(output, Mapping):
@@ -31,15 +31,12 @@ def tensors_of(output: Any) -> list[Tensor]:
 
 
 def model_weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, shared ones once; quantized layers count what they store.
-
-    Tensor subclasses (as torchao and optimum-quanto use them for weights) count the tensors inside.
-    """
+    """Bytes of parameters and buffers as stored: shared ones once, tensor subclasses by what is inside."""
     return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(model))
 
 
 def stored_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Every plain tensor behind a model's parameters and buffers, once each, tensor subclasses unpacked."""
+    """Every plain parameter and buffer tensor once, subclasses unpacked."""
     found: dict[int, Tensor] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         found.update((id(inner), inner) for inner in _unpacked(tensor))

@@ -1,8 +1,6 @@
-"""Convolutions as linears on patches (im2col), so that every method of this library works for nn.Conv2d.
+"""Convolutions as linears on patches (im2col).
 
-A kernel of kh × kw makes a linear of in_channels · kh · kw features: channel by channel, the kh · kw taps of a channel
-side by side. All taps of a channel see the same values at different places, so smoothing must divide them alike
-(`ties`). A cut between channels falls between runs of taps. Grouped convolutions stay in floating point.
+Features are in_channels · kh · kw, a channel's taps side by side, smoothed alike. Grouped convolutions stay float.
 """
 
 from __future__ import annotations
@@ -19,10 +17,9 @@ from segquant.errors import QuantizationError
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution slides over its input.
+    """How a convolution slides over its input; pairs are (height, width).
 
     Args:
-        kernel, stride, dilation: (height, width).
         padding: (left, right, top, bottom), in pixels.
         mode: of the padding: "zeros", "reflect", "replicate" or "circular".
     """
@@ -35,7 +32,7 @@ class Window:
 
     @classmethod
     def of(cls, convolution: nn.Conv2d) -> Window:
-        """That of a convolution; its padding may be "same"."""
+        """The window of a convolution; its padding may be "same"."""
         left, right, top, bottom = convolution._reversed_padding_repeated_twice
         return cls(
             kernel=_pair(convolution.kernel_size),
@@ -47,10 +44,10 @@ class Window:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Window:
-        """Inverse of `dataclasses.asdict`; JSON makes lists of tuples.
+        """Inverse of `dataclasses.asdict`, from JSON.
 
         Raises:
-            QuantizationError: a field is missing, unknown or not a pair (padding: four) of integers.
+            QuantizationError: a field is missing, unknown, or not a pair (padding: four) of integers.
         """
         try:
             given = dict(values)
@@ -66,17 +63,17 @@ class Window:
 
     @property
     def taps(self) -> int:
-        """Columns of the patches per input channel."""
+        """Patch columns per input channel."""
         return self.kernel[0] * self.kernel[1]
 
     def patches(self, x: Tensor) -> Tensor:
-        """Rows that the weight is multiplied with: [batch, channels, h, w] -> [batch, positions, channels · taps]."""
+        """[batch, channels, h, w] -> [batch, positions, channels · taps]."""
         if any(self.padding):
             x = nnf.pad(x, self.padding, "constant" if self.mode == "zeros" else self.mode)
         return nnf.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
 
     def apply(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The convolution of [batch, channels, h, w] whose product with patches is `product`: [batch, out, h', w']."""
+        """The convolution by `product` on patches: [batch, channels, h, w] -> [batch, out, h', w']."""
         rows = product(self.patches(x))
         output: Tensor = rows.transpose(1, 2).unflatten(2, self._size(x.shape[-2], x.shape[-1]))
         return output

@@ -1,1 +1,1 @@
-"""What a number is: formats, their arithmetic, rotations, and the layout of a quantized layer."""
+"""Number formats, their arithmetic, and layouts."""

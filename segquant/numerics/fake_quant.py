@@ -1,4 +1,4 @@
-"""Fake quantization of inputs, and weights from their codes: float32 on the formats' exact grids, any device."""
+"""Fake quantization in float32 on the formats' exact grids, any device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from segquant.numerics.layout import Layout
 
 
 def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scales for values x ≥ 0 and for values below, per input piece.
+    """Scales for x ≥ 0 and below, per input piece, from its largest value and the smallest's magnitude [..., pieces].
 
     Args:
-        positive, negative: largest value and magnitude of the smallest, at least zero, shape [..., pieces].
-        dual: which pieces have one scale per sign; the others get max(positive, negative) / code_max twice.
+        dual: pieces with a scale per sign; others get one scale twice.
     """
     plain = F.choose_scale(torch.maximum(positive, negative), spec.dtype)
     if not any(dual):
@@ -32,7 +31,7 @@ def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spe
 def dynamic_scales(
     x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...], spec: QuantSpec
 ) -> tuple[Tensor, Tensor]:
-    """Scales from the input itself: per token (or whole tensor) and piece, shape [..., pieces]."""
+    """Scales from the input, per token (or tensor) and piece, [..., pieces]."""
     if any(dual):
         positive = F.piece_max(x, columns).clamp_min_(0)
         negative = F.piece_max(-x, columns).clamp_min_(0)
@@ -51,10 +50,7 @@ def quantize_input(
     spec: QuantSpec,
     static: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Fake quantization of an input [..., in].
-
-    `static` holds the scales [pieces] for x ≥ 0 and below; None takes them from x.
-    """
+    """Fake quantization of [..., in]; `static`: scales [pieces] for x ≥ 0 and below, None: from x."""
     above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
     scale = F.expand_pieces(above, columns)
     if any(dual):
@@ -63,7 +59,7 @@ def quantize_input(
 
 
 def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
-    """Weight scales [len(rows), len(columns)] spread over the weight; broadcastable to [out, in]."""
+    """Scales [len(rows), len(columns)] broadcastable to [out, in]."""
     wide = F.expand_pieces(scale, columns)
     if F.uniform(rows) and rows[0] == 1 or len(rows) == 1:
         return wide
@@ -72,7 +68,7 @@ def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int
 
 
 def dequantize_weight(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The quantized part of the weight, float32 [out, in], in the smoothed (and rotated) space of each branch."""
+    """The quantized weight, float32 [out, in], in each branch's transformed space."""
     codes, dtype = tensors["codes"], layout.weight_spec.dtype
     if dtype == "int4":
         codes = F.unpack_int4(codes, layout.in_features)
@@ -83,7 +79,7 @@ def dequantize_weight(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def store_codes(codes: Tensor, dtype: str) -> Tensor:
-    """Codes of `functional.quantize` as a layer keeps them: int4 two per byte, fp8 as uint8."""
+    """Codes as a layer keeps them: int4 two per byte, fp8 as uint8."""
     if dtype == "int4":
         return F.pack_int4(codes)
     return codes.view(torch.uint8) if dtype == "fp8" else codes

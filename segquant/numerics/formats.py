@@ -1,7 +1,4 @@
-"""Number formats: what a quantized tensor and a quantized layer look like, and the named precisions.
-
-Frozen, validated on construction, and they survive a JSON round trip.
-"""
+"""Number formats and named precisions: frozen, validated, JSON-ready."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ GRANULARITIES = ("tensor", "channel", "token", "group")
 
 
 def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    """ValueError with the nearest names unless `value` is one of `choices`."""
+    """ValueError unless `value` is in `choices`."""
     if value not in choices:
         raise ValueError(f"unknown {what} {value!r}; {nearest(str(value), choices)}")
 
 
 def refuse_unknown(kind: type, values: Mapping[str, Any]) -> None:
-    """ValueError with the nearest name for a key that is no field of the dataclass `kind`."""
+    """ValueError for a key that is no field of `kind`."""
     names = {field.name for field in dataclasses.fields(kind)}
     for key in values:
         if key not in names:
@@ -40,10 +37,10 @@ class QuantSpec:
 
     Args:
         dtype: "int8", "int4" (symmetric signed) or "fp8" (e4m3fn).
-        granularity: what shares a scale: "tensor" (a segment where the layer is cut), "channel" (one weight
-            row), "token" (one activation row) or "group" (`group_size` consecutive input channels of a row).
-        group_size: input channels per group, only with granularity "group".
-        dynamic: scales are taken from the tensor itself at run time (activations only).
+        granularity: what shares a scale: "tensor" (or segment), "channel" (weight row), "token" (activation row) or
+            "group" (consecutive input channels of a row).
+        group_size: input channels per group; only with "group".
+        dynamic: scales taken at run time (activations only).
     """
 
     dtype: Dtype
@@ -64,13 +61,13 @@ class QuantSpec:
 
     @property
     def bits(self) -> int:
-        """Bits of one code."""
+        """Bits per code."""
         return 4 if self.dtype == "int4" else 8
 
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Format of a layer's weight and of its input; None leaves that side in floating point."""
+    """Format of a layer's weight and input; None stays floating point."""
 
     weight: QuantSpec | None
     input: QuantSpec | None
@@ -93,12 +90,12 @@ class QuantScheme:
 
     @property
     def static_input(self) -> bool:
-        """Whether the input's scales are fixed at calibration time."""
+        """Whether calibration fixes the input's scales."""
         return self.input is not None and not self.input.dynamic
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantScheme:
-        """Inverse of `dataclasses.asdict`; unknown keys raise ValueError with the nearest name."""
+        """Inverse of `dataclasses.asdict`; unknown keys raise ValueError."""
         refuse_unknown(cls, values)
         specs = {}
         for side in ("weight", "input"):
@@ -129,7 +126,7 @@ PRECISIONS |= {
 
 
 def scheme_of(precision: str) -> QuantScheme:
-    """The scheme of a named precision; ValueError with the nearest names if there is none."""
+    """The scheme of a named precision, else ValueError."""
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; {nearest(precision, PRECISIONS)}")
     return PRECISIONS[precision]

@@ -1,8 +1,7 @@
-"""Number formats as pure tensor functions: nothing here writes into its arguments.
+"""Number formats as pure tensor functions.
 
-A scale divides, as in torch: code = round(x / scale). All arithmetic is in float32 (float64 stays float64).
-Integer formats are symmetric and signed, codes -128 … 127 and -8 … 7; ties round to even. fp8 is e4m3fn with
-saturation at ±448.
+code = round(x / scale), ties to even, in float32 (float64 stays). Integers: -128 … 127 and -8 … 7; fp8: e4m3fn,
+saturating at ±448.
 """
 
 from __future__ import annotations
@@ -15,40 +14,28 @@ FP8_MAX = 448.0
 
 
 def code_max(dtype: str) -> float:
-    """Largest positive code of `dtype`."""
+    """Largest code."""
     return FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][1])
 
 
 def code_min(dtype: str) -> float:
-    """Most negative code of `dtype`."""
+    """Most negative code."""
     return -FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][0])
 
 
 def computed(x: Tensor) -> Tensor:
-    """x as it is computed with: float32, or float64 where it is that."""
+    """x in float32, or float64 if it is that."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def choose_scale(amax: Tensor, dtype: str) -> Tensor:
-    """Symmetric scale amax / code_max; 1 where amax is zero, so that zeros stay zeros.
-
-    Args:
-        amax: largest absolute values, any shape, float.
-        dtype: number format.
-    """
+    """amax / code_max of any shape; 1 where amax is zero."""
     amax = computed(amax)
     return torch.where(amax > 0, _not_denormal(amax / code_max(dtype)), torch.ones_like(amax))
 
 
 def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """DualScale's pair s₊ = max(x)/q_max and s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale).
-
-    A side that was never seen takes the other side's scale, both 1 if neither was.
-
-    Args:
-        positive: largest values, clamped to at least zero, any shape.
-        negative: magnitudes of the smallest values, at least zero, same shape.
-    """
+    """s₊ = max(x)/q_max, s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale); a zero side takes the other's."""
     positive, negative = computed(positive), computed(negative)
     above = _not_denormal(positive / code_max(dtype))
     below = _not_denormal(negative / -code_min(dtype))
@@ -63,12 +50,7 @@ def _not_denormal(scale: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """Codes of `x`: int8 tensors for "int8" and "int4", float8_e4m3fn for "fp8".
-
-    Args:
-        x: values, any float dtype.
-        scale: positive, broadcastable to `x`.
-    """
+    """Codes of x: int8 for "int8" and "int4", float8_e4m3fn for "fp8"; `scale` broadcasts."""
     ratio = computed(x) / scale
     if dtype == "fp8":
         return ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
@@ -77,17 +59,12 @@ def quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Values codes · scale, in the scale's dtype."""
+    """codes · scale, in the scale's dtype."""
     return codes.to(scale.dtype) * scale
 
 
 def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """dequantize(quantize(x)) without the detour through the code dtype; float32 (or float64) out.
-
-    Args:
-        x: values, any float dtype; not modified.
-        scale: positive, broadcastable to `x`.
-    """
+    """dequantize(quantize(x)) in float32 (or float64); `scale` broadcasts."""
     ratio = computed(x) / scale
     if dtype == "fp8":
         rounded = ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(ratio.dtype)
@@ -97,20 +74,13 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
 
 
 def dual_fake_quantize(x: Tensor, positive: Tensor, negative: Tensor, dtype: str) -> Tensor:
-    """Fake quantization with one scale per sign: round(x/s₊)·s₊ where x ≥ 0, round(x/s₋)·s₋ below."""
+    """round(x/s₊)·s₊ where x ≥ 0, round(x/s₋)·s₋ below."""
     x = computed(x)
     return fake_quantize(x, torch.where(x >= 0, positive, negative), dtype)
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Two codes per byte along the last dimension: even columns in the low nibble, odd ones in the high.
-
-    Args:
-        codes: int8 in -8 … 7, shape [..., n]; an odd n is padded with a zero.
-
-    Returns:
-        uint8, shape [..., ceil(n / 2)].
-    """
+    """int8 codes [..., n] to uint8 [..., ceil(n / 2)], even columns in the low nibble; odd n is padded with a zero."""
     if codes.shape[-1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
     nibbles = codes.view(torch.uint8) & 0x0F if codes.is_contiguous() else codes.contiguous().view(torch.uint8) & 0x0F
@@ -118,7 +88,7 @@ def pack_int4(codes: Tensor) -> Tensor:
 
 
 def unpack_int4(packed: Tensor, columns: int) -> Tensor:
-    """Inverse of `pack_int4`: int8 codes of shape [..., columns]."""
+    """Inverse of `pack_int4`: int8 [..., columns]."""
     low, high = packed & 0x0F, packed >> 4
     nibbles = torch.stack((low, high), dim=-1).flatten(-2)[..., :columns]
     # sign extension of a nibble: 8 … 15 stand for -8 … -1
@@ -126,12 +96,12 @@ def unpack_int4(packed: Tensor, columns: int) -> Tensor:
 
 
 def uniform(sizes: tuple[int, ...]) -> bool:
-    """Whether all pieces have the same size."""
+    """Whether all sizes are equal."""
     return len(set(sizes)) == 1
 
 
 def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Maximum over every piece of the last dimension: [..., sum(sizes)] -> [..., len(sizes)]."""
+    """Maximum per piece: [..., sum(sizes)] -> [..., len(sizes)]."""
     if len(sizes) == 1:
         return x.amax(-1, keepdim=True)
     if uniform(sizes):
@@ -141,10 +111,7 @@ def piece_max(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def expand_pieces(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Repeat the value of each piece over its channels: [..., len(sizes)] -> [..., sum(sizes)].
-
-    One piece stays [..., 1], which broadcasts.
-    """
+    """Repeat values over pieces: [..., len(sizes)] -> [..., sum(sizes)]; one piece stays [..., 1]."""
     if len(sizes) == 1:
         return values
     if uniform(sizes):

@@ -1,8 +1,6 @@
-"""Randomized Hadamard rotation of a linear's input (QuaRot, arXiv 2404.00456, section 4; QuIP#, 2402.04396).
+"""Randomized Hadamard rotation (QuaRot, arXiv 2404.00456, section 4; QuIP#, 2402.04396).
 
-With the orthogonal Q = diag(signs) · blockdiag(H_n / √n, …), X Wᵀ = (X Q)(W Q)ᵀ: rotating the rows of the input
-and of the weight alike changes nothing before rounding, while an outlier channel is spread over its whole block.
-H_n is Sylvester's Hadamard matrix, which exists for powers of two; other widths are cut into such blocks.
+With orthogonal Q = diag(signs) · blockdiag(H_n / √n, …), X Wᵀ = (X Q)(W Q)ᵀ; outliers spread over their block.
 """
 
 from __future__ import annotations
@@ -22,10 +20,7 @@ RADIX = 32
 
 
 def hadamard_blocks(width: int) -> tuple[int, ...]:
-    """Powers of two that sum to `width`.
-
-    Equal blocks of the largest power of two that divides it, if that is at least MIN_BLOCK (one call transforms
-    them all); else its binary digits, largest first.
+    """Powers of two that sum to `width`: equal ones if at least MIN_BLOCK, else its binary digits, largest first.
 
     Raises:
         ValueError: width < 1.
@@ -39,24 +34,21 @@ def hadamard_blocks(width: int) -> tuple[int, ...]:
 
 
 def random_signs(width: int, seed: int) -> Tensor:
-    """Seeded ±1, int8 [width], on the CPU; torch's global generator is left alone."""
+    """Seeded ±1, int8 [width], on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8) * 2 - 1
 
 
 def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
-    """x · diag(signs) · blockdiag(H_n / √n) along the last dimension.
+    """x · diag(signs) · blockdiag(H_n / √n) along the last dimension; differentiable.
 
     Args:
-        x: [..., width], any float dtype; not modified. Differentiable.
-        blocks: powers of two summing to width, as `hadamard_blocks` gives them.
+        x: [..., width], any float dtype; float32 out (float64 stays).
+        blocks: powers of two summing to width.
         signs: ±1, [width], on x's device.
 
-    Returns:
-        same shape; float32, or float64 where x is.
-
     Raises:
-        ValueError: blocks that are no powers of two, or blocks or signs that do not fit the width.
+        ValueError: blocks or signs do not fit, or a block is no power of two.
     """
     _check(x, blocks, signs)
     values = computed(x)
@@ -64,7 +56,7 @@ def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
 
 
 def unrotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
-    """Inverse of `rotate`, with the same arguments: H_n is symmetric, so only the order changes."""
+    """Inverse of `rotate`, same arguments."""
     _check(x, blocks, signs)
     values = computed(x)
     return _transform(values, blocks) * signs.to(values.dtype)
@@ -82,7 +74,6 @@ def _check(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> None:
 
 
 def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
-    """Orthonormal Walsh–Hadamard transform of each block; runs of equal blocks go in one call."""
     parts, start = [], 0
     for size, run in itertools.groupby(blocks):
         count = len(tuple(run))
@@ -93,7 +84,7 @@ def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
 
 
 def _hadamard(values: Tensor) -> Tensor:
-    """Orthonormal transform of the last dimension: H_{a·b} = H_a ⊗ H_b, one factor of at most RADIX at a time."""
+    """H_{a·b} = H_a ⊗ H_b on the last dimension, orthonormal, a factor of at most RADIX at a time."""
     size, done = values.shape[-1], 1
     while done < size:
         radix = min(RADIX, size // done)

@@ -1,4 +1,4 @@
-"""Layout: the shape of a quantized linear, without its numbers."""
+"""The shape of a quantized linear, without its numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segquant.numerics.transform import Place, Transform
 
 
 def group_pieces(columns: tuple[int, ...], group_size: int) -> tuple[int, ...]:
-    """Cut every column piece into groups of `group_size`; pieces must be multiples of it."""
+    """Cut column pieces into groups; `group_size` must divide them."""
     return tuple(group_size for size in columns for _ in range(size // group_size))
 
 
@@ -27,15 +27,13 @@ class Layout:
     """Where a linear is cut and which buffers it has.
 
     Args:
-        in_features, out_features, bias: as in nn.Linear.
-        scheme: number formats; `scheme.weight` is not None.
-        rows: output segments, sizes summing to out_features; each is one "tensor" to per-tensor scales.
-        columns: input segments, sizes summing to in_features, each with its own scales.
-        dual: per input segment, whether its activation has one scale per sign.
-        branches: sizes of the runs of outputs that share one transformed (hence one quantized) input; one run
-            unless output segments are transformed apart.
-        transforms: what is done to the input before it is quantized, in this order; tensors are the layer's buffers.
-        taps: columns per input channel, which share its smoothing: the kernel's positions of a convolution.
+        scheme: its weight format is not None.
+        rows: sizes of output segments, each one "tensor" to per-tensor scales.
+        columns: sizes of input segments, each with its own scales.
+        dual: input segments with a scale per sign.
+        branches: sizes of the runs of outputs that share one transformed input.
+        transforms: of the input, in order.
+        taps: columns per input channel, smoothed alike.
     """
 
     in_features: int
@@ -75,24 +73,24 @@ class Layout:
 
     @cached_property
     def weight_columns(self) -> tuple[int, ...]:
-        """Runs of input channels that share a weight scale within a row."""
+        """Input channels per weight scale."""
         group = self.weight_spec.group_size
         return group_pieces(self.columns, group) if group else self.columns
 
     @cached_property
     def weight_rows(self) -> tuple[int, ...]:
-        """Runs of outputs that share a weight scale."""
+        """Outputs per weight scale."""
         return self.rows if self.weight_spec.granularity == "tensor" else (1,) * self.out_features
 
     @cached_property
     def input_columns(self) -> tuple[int, ...]:
-        """Runs of input channels that share an activation scale."""
+        """Input channels per activation scale."""
         spec = self.scheme.input
         return group_pieces(self.columns, spec.group_size) if spec and spec.group_size else self.columns
 
     @cached_property
     def input_dual(self) -> tuple[bool, ...]:
-        """`dual` for every entry of `input_columns`."""
+        """`dual` per entry of `input_columns`."""
         spec = self.scheme.input
         if spec is None or not spec.group_size:
             return self.dual
@@ -101,7 +99,7 @@ class Layout:
 
     @property
     def any_dual(self) -> bool:
-        """Whether a quantized input has a scale per sign anywhere."""
+        """Whether a quantized input has a scale per sign."""
         return self.scheme.input is not None and any(self.dual)
 
     @cached_property
@@ -110,15 +108,15 @@ class Layout:
         return slices(self.branches)
 
     def transform(self, name: str) -> Transform | None:
-        """The transform of a name, None if the layer has none."""
+        """The transform of this name, or None."""
         return next((transform for transform in self.transforms if transform.name == name), None)
 
     def place(self, tensors: Mapping[str, Tensor] | None = None, branch: int = 0) -> Place:
-        """Where the layer's transforms act in one branch."""
+        """Where the transforms act in one branch."""
         return Place(self.in_features, self.columns, self.branches, branch, tensors or {})
 
     def buffers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of every buffer by name (the bias, whose dtype is the model's, left out)."""
+        """Shape and dtype of every buffer by name, without the bias."""
         weight, n = self.weight_spec, len(self.branches)
         width = (self.in_features + 1) // 2 if weight.dtype == "int4" else self.in_features
         code = torch.int8 if weight.dtype == "int8" else torch.uint8
@@ -142,7 +140,7 @@ class Layout:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary; `from_dict` is its inverse."""
+        """JSON-ready; inverse of `from_dict`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["scheme"] = dataclasses.asdict(self.scheme)
         values["transforms"] = [registry.to_dict(transform) for transform in self.transforms]
@@ -150,13 +148,13 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], asker: str = "a layer") -> Layout:
-        """Inverse of `to_dict`; reads the first version too, which named smoothing, rotation and ranks one by one.
+        """Inverse of `to_dict`; reads version 1 too.
 
         Args:
             asker: whose layout it is, for messages.
 
         Raises:
-            QuantizationError: a transform that is not registered.
+            QuantizationError: a transform is not registered.
         """
         if "transforms" not in values:
             values = _from_first_version(values)
@@ -167,7 +165,6 @@ class Layout:
 
 
 def _from_first_version(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved form of version 1 (smooth, rotate, ranks, half) as that of today."""
     rest = {key: value for key, value in values.items() if key not in ("smooth", "rotate", "ranks", "half")}
     transforms: list[dict[str, Any]] = []
     if values["smooth"]:

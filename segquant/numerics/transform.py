@@ -1,4 +1,4 @@
-"""What a transform of a layer's input is: the protocol; its members are in `segquant.transforms`."""
+"""The protocol of a transform of a layer's input."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ Buffers = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class Place:
-    """One branch of a layer: where a transform acts, with the numbers that it needs.
-
-    Args:
-        in_features: columns of the layer's input.
-        columns: sizes of its input segments.
-        branches: sizes of the runs of outputs that share one transformed input.
-        branch: which of these runs.
-        tensors: the layer's buffers.
-    """
+    """One branch of a layer: its number, the layer's shape as in `Layout`, and its buffers."""
 
     in_features: int
     columns: tuple[int, ...]
@@ -61,7 +53,7 @@ class Transform(Protocol):
     """Whether a transformed channel is made of several: the input then is not cut, and has no sign of its own."""
 
     def buffers(self, place: Place) -> Buffers:
-        """The layer's buffers that belong to this transform; names are the layer's, so choose them apart."""
+        """The layer's buffers for this transform, under names of its own."""
         return {}
 
     def rows(self, x: Tensor, place: Place) -> Tensor:
@@ -77,7 +69,7 @@ class Transform(Protocol):
         return weight
 
     def gram(self, gram: Tensor, place: Place) -> Tensor:
-        """The Gram matrix [in, in] of inputs."""
+        """The inputs' Gram matrix [in, in]."""
         return gram
 
     def extremes(self, positive: Tensor, negative: Tensor, place: Place) -> tuple[Tensor, Tensor] | None:
@@ -85,9 +77,9 @@ class Transform(Protocol):
         return None
 
     def beside(self, x: Tensor, place: Place) -> Tensor | None:
-        """What is added to the quantized product [..., rows], from this transform's own input; None: nothing."""
+        """Added to the quantized product [..., rows]; None: nothing."""
         return None
 
     def operations(self, place: Place) -> float:
-        """Multiply-accumulates per input row, for all branches together."""
+        """Multiply-accumulates per row, all branches."""
         return 0.0

@@ -1,1 +1,1 @@
-"""One pass over the calibration inputs: running statistics of every layer's input."""
+"""Running statistics of every layer's input, in one pass."""

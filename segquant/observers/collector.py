@@ -1,4 +1,4 @@
-"""What is collected while calibration data goes through the model: one object that every linear's hook reports to."""
+"""What all layers' hooks report to."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from segquant.observers.stats import InputStats
 
 
 class Collector:
-    """Statistics of some linears, over one reading of the data or more: only Gram matrices need several.
+    """Statistics of some linears.
 
     Args:
         widths: input features by linear.
         split_gram: sum fold 0's Gram matrices apart.
-        reservoir, seed: of the rows kept.
+        reservoir: rows kept, drawn by `seed`.
     """
 
     def __init__(self, widths: Mapping[str, int], split_gram: bool, reservoir: int, seed: int) -> None:
@@ -35,16 +35,16 @@ class Collector:
 
     @property
     def deferred(self) -> set[str]:
-        """Linears whose Gram matrix found no room in this pass."""
+        """Linears whose Gram matrix found no room."""
         return self._grams.deferred
 
     def add_salience(self, layers: Mapping[str, nn.Module]) -> None:
-        """Average channel peaks over time too, against the salience of the layers' weights."""
+        """Average channel peaks over time, against the weights' salience."""
         for name, layer in layers.items():
             self._peaks[name] = TemporalSalience(as_linear(layer).weight.detach().abs().amax(0).float())
 
     def check_limit(self, names: Collection[str], limit: int | None) -> None:
-        """Raise QuantizationError if a single matrix is beyond the limit."""
+        """Raise QuantizationError if one matrix exceeds the limit."""
         grams = Grams(self.widths, limit, self.split_gram)
         for name in names:
             size = grams.matrix_bytes(self.widths[name])
@@ -55,18 +55,18 @@ class Collector:
                 )
 
     def begin_pass(self, names: Collection[str], limit: int | None, again: bool) -> None:
-        """Start over reading the data, for the Gram matrices of `names`; `again`: it can be read once more."""
+        """Start a reading, with Gram matrices of `names`; `again`: another is possible."""
         self._passes, self._again, self._wanted = self._passes + 1, again, set(names)
         self._grams = Grams(self.widths, limit, self.split_gram)
 
     def begin_call(self, fold: int | None) -> None:
-        """Before every forward pass; its rows go to `fold`, or over all folds if None."""
+        """Before a forward pass; its rows go to `fold`, or over all if None."""
         self.check_again()
         self._fold = fold
         self._grams.begin_call()
 
     def check_again(self) -> None:
-        """Raise QuantizationError, as early as may be, if the data has to be read again and cannot be."""
+        """Raise QuantizationError if another reading is needed and impossible."""
         if self.deferred and not self._again:
             raise QuantizationError(
                 f"the Gram matrices of {len(self.deferred)} layers do not fit memory_limit beside the others, so the "
@@ -75,7 +75,7 @@ class Collector:
             )
 
     def update(self, name: str, x: Tensor) -> None:
-        """Take in an input [..., in] of a linear."""
+        """Take in an input [..., in]."""
         if not x.numel():
             return
         if self._passes == 1:
@@ -86,7 +86,7 @@ class Collector:
             self._grams.update(name, x, self._fold)
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        """A forward pre-hook (with keyword arguments) that takes in the inputs of the layer `name`."""
+        """A forward pre-hook (with kwargs) for the layer `name`."""
 
         def take_in(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.update(name, input_rows(layer, args[0] if args else kwargs["input"]))
@@ -97,7 +97,7 @@ class Collector:
         """A linear's statistics, handed over.
 
         Raises:
-            QuantizationError: NaN or inf; another reading of the data was of other data.
+            QuantizationError: NaN or inf; another reading had other data.
         """
         stats = self._stats.pop(name)
         stats.check_finite()
@@ -111,7 +111,7 @@ class Collector:
 
 
 def _check_same_data(stats: InputStats) -> None:
-    """The diagonal of XᵀX and the sums of squares come from different readings and must agree."""
+    """diag(XᵀX) must be the sums of squares, which may come from another reading."""
     squares = stats.mean_square.double() * stats.rows
     if stats.gram_sum is None or not torch.allclose(stats.gram_sum.diagonal(), squares, rtol=1e-2):
         raise QuantizationError(
@@ -121,6 +121,5 @@ def _check_same_data(stats: InputStats) -> None:
 
 
 def _item_peaks(x: Tensor) -> Tensor:
-    """Largest magnitudes per channel of every item of an input [items, ..., in], float32; a vector is one item."""
     items = x.shape[0] if x.dim() > 1 else 1
     return x.abs().reshape(items, -1, x.shape[-1]).amax(1).float()

@@ -1,8 +1,6 @@
-"""Gram matrices XᵀX of many linears within a memory limit; each distinct input is multiplied and stored once.
+"""Gram matrices XᵀX within a memory limit; linears with equal inputs share one.
 
-Linears with the same inputs (queries, keys and values) share a matrix. Which ones do is found call by call: a linear's
-state is the sequence of its inputs so far, and linears in one state share a sum. The first to get its next input
-makes the next state; the others join it, or go on from the old sum if they get another input.
+Linears that had the same inputs so far are in one state and share a sum; they part at the first other input.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ ENTRY_BYTES = 12
 
 @dataclass
 class Sum:
-    """Σ xᵀx: a float64 total and a float32 sum of the last `waiting` rows."""
+    """Σ xᵀx: float64, and float32 for the last `waiting` rows."""
 
     total: Tensor | None = None
     pending: Tensor | None = None
@@ -50,7 +48,7 @@ class Sum:
         return Sum(total, pending, self.waiting)
 
     def value(self) -> Tensor | None:
-        """XᵀX, float64 [in, in], or None before the first row; nothing may be added afterwards."""
+        """XᵀX, float64 [in, in], None before the first row; add nothing afterwards."""
         self._flush()
         return self.total
 
@@ -62,7 +60,7 @@ class Sum:
 
 @dataclass
 class _State:
-    """Sums over all rows and over those of fold 0, how many linears stand here, and the call that made it."""
+    """Sums over all rows and fold 0's, for `members` linears; `call` made it."""
 
     number: int
     call: int
@@ -72,13 +70,12 @@ class _State:
 
 
 class Grams:
-    """Gram matrices of the inputs of some linears, during one reading of the data.
+    """Gram matrices of some linears' inputs during one reading.
 
     Args:
         widths: input features by linear.
-        limit: bytes that the matrices may take; linears that find no room are deferred. None: no limit. While a
-            call is under way one more matrix may exist, and so it may if linears that shared cease to.
-        split: sum fold 0 apart as well.
+        limit: bytes; linears without room are deferred. None: no limit. A call may take one matrix more.
+        split: sum fold 0 apart too.
     """
 
     def __init__(self, widths: Mapping[str, int], limit: int | None = None, split: bool = False) -> None:
@@ -93,12 +90,12 @@ class Grams:
         self._used = 0
 
     def begin_call(self) -> None:
-        """Before every forward pass of the model: tensors of the last one are gone."""
+        """Call before every forward pass."""
         self._moves, self._tokens = {}, _Tokens()
         self._call += 1
 
     def update(self, name: str, x: Tensor, fold: int | None) -> None:
-        """Take in an input [..., in] of a linear; `fold` None deals its rows over all folds."""
+        """Take in an input [..., in]; `fold` None deals its rows over all folds."""
         if name in self.deferred or not x.numel():
             return
         state = self._at.get(name, self._root)
@@ -121,13 +118,13 @@ class Grams:
         self._at[name] = following
 
     def sums(self, name: str) -> tuple[Tensor | None, Tensor | None]:
-        """XᵀX over all rows and (if split) over fold 0's; None where no row arrived. Hands them over."""
+        """XᵀX over all rows and (if split) fold 0's, handed over; None without rows."""
         self._moves = {}
         state = self._at.pop(name, self._root)
         return state.whole.value(), state.first.value()
 
     def matrix_bytes(self, width: int) -> int:
-        """Bytes that a linear of `width` inputs takes up while data is read."""
+        """Bytes that a linear takes while data is read."""
         return ENTRY_BYTES * width * width * (2 if self.split else 1)
 
     def _admit(self, name: str) -> bool:
@@ -145,15 +142,13 @@ class Grams:
 
 
 class _Tokens:
-    """Numbers for the distinct tensors of one forward pass."""
-
     def __init__(self) -> None:
         self._count = 0
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
         self._small: list[tuple[Tensor, int, int]] = []
 
     def number(self, x: Tensor) -> int:
-        """The same number for the same tensor (unchanged since), or for equal ones of few rows."""
+        """The same number for the same unchanged tensor, or equal ones of few rows."""
         known = self._known.get(id(x))
         if known is not None and known[0]() is x and known[1] == _version(x):
             return known[2]
@@ -180,5 +175,5 @@ def _is_small(x: Tensor) -> bool:
 
 
 def _version(x: Tensor) -> int:
-    """Count of in-place changes; tensors made in inference mode cannot be changed outside of it and have none."""
+    """Count of in-place changes; inference tensors have none."""
     return 0 if x.is_inference() else x._version

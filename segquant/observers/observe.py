@@ -1,7 +1,6 @@
-"""One pass over the calibration inputs: running statistics of the input of every linear (or convolution).
+"""Statistics of every layer's input in one pass.
 
-Whole batches share a fold of `InputStats`, since rows of one denoiser call resemble each other; with a single
-batch the rows themselves are dealt, in contiguous runs.
+A batch goes to one fold, as its rows resemble each other; a single batch's rows are dealt in contiguous runs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from segquant.observers.stats import FOLDS, InputStats
 
 @dataclass(frozen=True)
 class Observed:
-    """Complete statistics of some linears, after `passes` readings of the data; `last`: there are no more."""
+    """Statistics after `passes` readings; `last`: there are no more."""
 
     stats: dict[str, InputStats]
     passes: int
@@ -45,28 +44,24 @@ def observe(
     progress: Progress | None = None,
     total: int = 0,
 ) -> dict[str, InputStats]:
-    """Statistics of the input of every nn.Linear, by module name, from one forward pass per batch.
+    """Input statistics of every nn.Linear by module name, from one forward pass per batch.
 
-    A convolution's are those of the patches of its input (see `modules.window`). A layer that is called several
-    times, or shared under several names, merges its calls under its first name; one that is never called has
-    `rows == 0`. Linears fed by the very same tensors share one Gram matrix.
+    Of a convolution: of its patches. Shared layers merge under their first name; one never called has `rows == 0`.
 
     Args:
-        model: runs as it is (device, dtype); in eval mode meanwhile, without gradients.
-        batches: tuples or dicts of the forward's arguments (or a lone tensor). Where the iterable has an attribute
-            `origins` (one hashable per batch, the prompt for example), batches of one origin are held out together.
+        model: runs as it is, in eval mode, without gradients.
+        batches: the forward's arguments (tuple, dict or tensor). Batches of one origin, given by an attribute `origins`
+            (a hashable per batch), share a fold.
         gram: collect XᵀX for all layers, none, or those named.
-        split_gram: keep fold 0's share of XᵀX apart, for `InputStats.without_fold(0)`.
-        salience: average the peaks of the channels over denoiser calls (`TemporalSalience`), an item of the
-            input's first dimension at a time.
+        split_gram: keep fold 0's XᵀX apart, for `InputStats.without_fold(0)`.
+        salience: average channel peaks per item of the first dimension (`TemporalSalience`).
         reservoir: rows kept per layer.
-        seed: of the reservoir and of the deal of batches to folds.
-        only: names of the linears and ungrouped nn.Conv2d to observe; all linears if None.
-        progress: called after every batch.
-        total: number of batches for `progress`, where `batches` has no length.
+        seed: of the reservoir and the folds.
+        only: linears and ungrouped nn.Conv2d to observe; all linears if None.
+        total: batches, if `batches` has no length.
 
     Raises:
-        QuantizationError: no batches, or NaN or inf in some layer's input (named).
+        QuantizationError: no batches, or NaN or inf in a layer's input (named).
     """
     (found,) = observe_in_groups(
         model, batches, gram=gram, split_gram=split_gram, salience=salience, reservoir=reservoir, seed=seed,
@@ -89,20 +84,17 @@ def observe_in_groups(
     total: int = 0,
     memory_limit: int | None = None,
 ) -> Iterator[Observed]:
-    """`observe` in as many readings of the data as Gram matrices need that share `memory_limit` bytes.
+    """`observe` in as many readings as Gram matrices within `memory_limit` need; the numbers are the same.
 
-    The first group has every linear that needs no Gram matrix or found room for one; each further group has some of
-    the others. Drop a group's statistics before asking for the next one to stay within the limit. The model must not
-    change between groups. The grouping does not change the numbers.
+    Other arguments as for `observe`. The first group has all linears without a Gram matrix. Drop a group's statistics
+    before asking for the next; do not change the model between.
 
     Args:
-        memory_limit: bytes for Gram matrices (while data is read; see `Grams`); no limit if None.
         batches: iterable more than once, unless one reading suffices.
-        others: as for `observe`.
+        memory_limit: bytes for Gram matrices; None: no limit.
 
     Raises:
-        QuantizationError: as `observe`; a single matrix exceeds the limit; the data must be read again and cannot
-            be, or is other data then.
+        QuantizationError: as `observe`; one matrix exceeds the limit; rereading is impossible or gives other data.
     """
     layers = quantizable(model, convolutions=only is not None)
     layers = {name: layer for name, layer in layers.items() if only is None or name in only}
@@ -129,7 +121,6 @@ def observe_in_groups(
 
 @contextmanager
 def _collecting(model: nn.Module, layers: Mapping[str, nn.Module], collector: Collector) -> Iterator[None]:
-    """Hooks on `layers`, the model in eval mode, no gradients; all as it was afterwards."""
     handles = [
         layer.register_forward_pre_hook(collector.hook(name), with_kwargs=True) for name, layer in layers.items()
     ]
@@ -165,11 +156,7 @@ def _run(
 
 
 def deal_folds(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
-    """Folds of consecutive batches, each run of FOLDS in random order: no fold sees a single timestep.
-
-    Batches of one origin share a fold: a prompt's text tokens are the same at all of its timesteps, and would else
-    be in every fold, fitted and held out.
-    """
+    """Folds of consecutive batches, each run of FOLDS in random order; batches of one origin share a fold."""
     folds = _shuffled_folds(torch.Generator().manual_seed(seed))
     if origins is None:
         yield from folds

@@ -1,4 +1,4 @@
-"""Spearman's-ρ-guided salience calibration of PTQ4DiT (arXiv 2405.16005), a running statistic."""
+"""Salience calibration of PTQ4DiT (arXiv 2405.16005)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 along the last dimension, ties sharing their mean rank; float64, same shape."""
+    """Ranks from 1 along the last dimension, ties averaged; float64."""
     ordered = values.sort(-1).values
     below = torch.searchsorted(ordered, values.contiguous(), right=False)
     up_to = torch.searchsorted(ordered, values.contiguous(), right=True)
@@ -15,11 +15,7 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Spearman's rank correlation along the last dimension, float64; 0 where one side is constant.
-
-    Args:
-        a, b: [..., n], leading dimensions broadcast.
-    """
+    """Spearman's rank correlation of [..., n], float64; 0 where a side is constant."""
     x, y = average_ranks(a), average_ranks(b)
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
     spread = (x.square().sum(-1) * y.square().sum(-1)).sqrt()
@@ -28,13 +24,10 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 class TemporalSalience:
-    """Running Σ η_t s(X_t) / Σ η_t with η_t = exp(−ρ(s(X_t), s(W))), one item of a denoiser call at a time.
-
-    The paper has one term per timestep. Here each item (an image with its timestep) is a term, which is the same
-    average if every timestep has as many items, and does not ask which timestep an item came from.
+    """Running Σ η_t s(X_t) / Σ η_t, η_t = exp(−ρ(s(X_t), s(W))); a term per item, in the paper per timestep.
 
     Args:
-        weight_salience: largest magnitudes per input channel of the weight, [in].
+        weight_salience: largest magnitude per input channel, [in].
     """
 
     def __init__(self, weight_salience: Tensor) -> None:
@@ -44,7 +37,7 @@ class TemporalSalience:
         self.items = 0
 
     def update(self, items: Tensor) -> None:
-        """Take in the largest magnitudes per channel of some items, [items, in]."""
+        """Take in items' channel peaks [items, in]."""
         if items.shape[0] == 0:
             return
         eta = (-spearman(items, self.weight_salience)).exp()
@@ -54,10 +47,10 @@ class TemporalSalience:
 
     @property
     def value(self) -> Tensor:
-        """The calibrated salience of the input, float32 [in].
+        """The salience, float32 [in].
 
         Raises:
-            ValueError: no item was taken in.
+            ValueError: no item yet.
         """
         if not self.items:
             raise ValueError("the temporal salience has seen no input; call update with calibration items first")

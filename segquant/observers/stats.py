@@ -1,8 +1,6 @@
-"""Running statistics of one linear's input: ranges, moments, a sample of rows and, if asked, the Gram matrix.
+"""Running statistics of one linear's input.
 
-Batches are dealt to FOLDS folds, each with its own ranges and its own small reservoir of rows, so that
-hyper-parameters can be judged on rows that did not fit them (`InputStats.held_out`, `InputStats.without_fold`),
-while final scales come from all rows (`InputStats.positive`, `.negative`, `.gram`).
+Each fold has its own ranges, moments and sample, so that hyper-parameters are judged on held-out rows.
 """
 
 from __future__ import annotations
@@ -20,11 +18,15 @@ FOLDS = 4
 
 @dataclass
 class FoldStats:
-    """Ranges, energy and a sample of the rows of one fold.
+    """Statistics of one fold.
 
-    positive, negative: per channel largest value and magnitude of the smallest, at least 0, float32 [in];
-    square, absolute: float64 [in], sums of squares and of magnitudes; rows, calls: seen;
-    sample: [kept, in] in the input's dtype; keys: the draws that decide which rows stay, [kept].
+    Attributes:
+        positive: largest value per channel, at least 0, float32 [in].
+        negative: magnitude of the smallest, likewise.
+        square: sum of squares, float64 [in].
+        absolute: sum of magnitudes, float64 [in].
+        sample: [kept, in] in the input's dtype.
+        keys: draws of the kept rows.
     """
 
     positive: Tensor
@@ -39,10 +41,13 @@ class FoldStats:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One split: ranges of all other folds, and rows [n, in] of `calls` calls that they have not seen.
+    """One split: `rows` [n, in], held out, of `calls` calls of `fold`.
 
-    `fold` is the fold that the rows come from: `InputStats.without_fold(fold)` has all the rest. `fit` [m, in] is a
-    sample of the other folds' rows, `mean_abs` [in] the mean magnitude there.
+    Attributes:
+        positive: range of the other folds, as in `FoldStats`.
+        negative: likewise.
+        fit: sample of the other folds' rows [m, in].
+        mean_abs: mean magnitude there [in].
     """
 
     positive: Tensor
@@ -56,19 +61,17 @@ class HeldOut:
 
 @dataclass
 class InputStats:
-    """Running statistics of one linear's input; all tensors on the input's device.
+    """Running statistics of one linear's input, on its device.
 
     Args:
-        name: of the linear, for messages.
-        in_features: width of the input.
-        reservoir: rows kept, over all folds.
-        seed: of the reservoir.
-        keep_gram: `update` accumulates XᵀX as well.
-        split_gram: … and once more for the rows of fold 0 alone.
-        folds: by number; None until a row arrives.
+        name: for messages.
+        reservoir: rows kept, over all folds, drawn by `seed`.
+        keep_gram: `update` accumulates XᵀX.
+        split_gram: and fold 0's alone.
+        folds: None until a row arrives.
         gram_sum: XᵀX of all rows, float64 [in, in].
         gram_first: of fold 0's rows.
-        salience: float32 [in], channel peaks averaged over denoiser calls, where they were collected.
+        salience: channel peaks averaged over denoiser calls, float32 [in].
     """
 
     name: str
@@ -93,7 +96,7 @@ class InputStats:
 
     @property
     def calls(self) -> int:
-        """Calls seen. Rows of one call share a timestep, so this says how much is really known."""
+        """Calls seen; rows of one call share a timestep."""
         return sum(fold.calls for fold in self.folds if fold is not None)
 
     @property
@@ -118,12 +121,12 @@ class InputStats:
 
     @property
     def sample(self) -> Tensor:
-        """The rows kept, of all folds, float32 [n, in]."""
+        """Kept rows, float32 [n, in]."""
         return torch.cat([fold.sample for fold in self._seen()]).float()
 
     @property
     def gram(self) -> Tensor:
-        """XᵀX over all rows, float64 [in, in]; shared between layers with the same input: do not modify."""
+        """XᵀX, float64 [in, in]; shared between layers, do not modify."""
         if self.gram_sum is None:
             raise QuantizationError(
                 f"{self.name}: this method needs the Gram matrix of the layer's input, which was "
@@ -132,15 +135,13 @@ class InputStats:
         return self.gram_sum
 
     def held_out(self, limit: int = 256, rows: int = 128, calls: int = 1, *, fit: bool = False) -> list[HeldOut]:
-        """Splits to choose hyper-parameters on: one fold held out at a time, until there is enough.
+        """Splits for hyper-parameters: one fold held out each, until that is `rows` rows of `calls` calls.
 
-        Layers with many rows thus use one split, layers with few (AdaLN sees one row per image) all of them.
-        Empty if there are fewer than two folds with rows.
+        Empty if fewer than two folds have rows.
 
         Args:
-            limit: most rows taken of one fold's sample.
-            rows, calls: stop once this many rows, and rows from this many calls, are held out in all.
-            fit: give each split the other folds' sample too.
+            limit: most rows of one fold's sample.
+            fit: give each split the other folds' sample.
         """
         splits: list[HeldOut] = []
         if len(self._seen()) < 2:
@@ -160,14 +161,12 @@ class InputStats:
         return splits
 
     def without_fold(self, fold: int) -> InputStats:
-        """The same statistics from all folds but one, to fit on what the held-out rows have not seen.
+        """The statistics of all folds but one (salience: of all).
 
-        Ranges, moments and samples are exact for every fold. The Gram matrix needs the held-out fold's own:
-        that of fold 0 was kept apart by `split_gram`; for others it is taken from the reservoir, which must
-        hold all of the fold's rows. The time-weighted salience is a single running number and stays as it is.
+        The Gram matrix is known for fold 0 with `split_gram`, else if the reservoir has all its rows.
 
         Raises:
-            QuantizationError: no other fold has rows, or the fold's Gram matrix cannot be known.
+            QuantizationError: no other fold has rows, or the Gram matrix is unknown.
         """
         others = [None if index == fold else entry for index, entry in enumerate(self.folds)]
         if not any(others):
@@ -225,7 +224,6 @@ class InputStats:
         self._sample(old, rows, keys)
 
     def _sample(self, fold: FoldStats, rows: Tensor, keys: Tensor) -> None:
-        """Let the rows with the largest keys stay; ever fewer newcomers are among them, so few rows are moved."""
         kept = len(fold.keys)
         if kept < self.reservoir // FOLDS:
             rows, keys = self._keep(rows, keys)
@@ -239,7 +237,7 @@ class InputStats:
         fold.sample[slots.to(rows.device)] = rows[fresh.to(rows.device)]
 
     def _keep(self, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows with the largest keys: a uniform sample without replacement, whatever the batching."""
+        """Rows with the largest keys: a uniform sample, whatever the batching."""
         chosen = torch.topk(keys, min(self.reservoir // FOLDS, len(keys))).indices
         return rows[chosen.to(rows.device)].clone(), keys[chosen]
 
@@ -253,7 +251,7 @@ class InputStats:
         return seen
 
     def check_finite(self) -> None:
-        """Raise QuantizationError if NaN or inf went through this layer."""
+        """Raise QuantizationError if NaN or inf came in."""
         for fold in self.folds:
             if fold is not None and not bool(torch.isfinite(fold.square).all()):
                 raise QuantizationError(
@@ -263,7 +261,7 @@ class InputStats:
 
 
 def product(rows: Tensor) -> Tensor:
-    """XᵀX of rows [n, in]: multiplied in float32, float64 [in, in] to be summed."""
+    """XᵀX of rows [n, in], multiplied in float32, as float64 [in, in]."""
     values = rows.float()
     return (values.T @ values).double()
 

@@ -1,4 +1,4 @@
-"""A block of a model run by itself, under its own name, on inputs that were kept."""
+"""Run one block of a model on kept inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from segquant.modules.tensors import tensors_of
 
 
 class BlockRunner(nn.Module):
-    """A block under its own name in the model, called by the number of a batch; keeps its outputs.
-
-    Args:
-        name: dotted.
-        block: to call.
-        inputs: its arguments, by batch.
-    """
+    """A block under its dotted name, called by batch number on `inputs`; keeps its outputs."""
 
     def __init__(self, name: str, block: nn.Module, inputs: list[Any]) -> None:
         super().__init__()
@@ -51,14 +45,14 @@ class BlockRunner(nn.Module):
         return output
 
     def fill(self) -> None:
-        """Run the block on all inputs that it has not seen."""
+        """Run the block on all inputs not seen yet."""
         for index, filled in enumerate(self._filled):
             if not filled:
                 self(index)
 
 
 class BatchIndices:
-    """Numbers of the batches, as batches of a `BlockRunner`, with the origins of the real ones if they have any."""
+    """Batch numbers as batches of a `BlockRunner`, with the real ones' origins."""
 
     def __init__(self, count: int, origins: Sequence[Any] | None) -> None:
         self._count = count
@@ -73,13 +67,7 @@ class BatchIndices:
 
 
 def stray_blocks(model: nn.Module, names: Sequence[str], batch: Any) -> list[str]:
-    """Blocks that cannot be done one after the other: not called just once, or with parts called from elsewhere.
-
-    Args:
-        model: run once on `batch`, as it is.
-        names: of the blocks.
-        batch: arguments of the model's forward.
-    """
+    """Blocks not called exactly once, or with parts called from elsewhere, in a run on `batch`."""
     calls: Counter[str] = Counter()
     inside: list[str] = []
     strays: set[str] = set()

@@ -1,7 +1,6 @@
-"""Forward passes side by side: each stops at a gate until all others have come there too.
+"""Forward passes side by side, which wait for each other at gates.
 
-Every pass is a thread, but only one of them runs at a time, and they take turns in a fixed order: what they compute,
-and the order in which hooks see it, is that of one pass after the other between two gates.
+Each is a thread, but one runs at a time in fixed order, as if run one after the other between two gates.
 """
 
 from __future__ import annotations
@@ -18,16 +17,11 @@ from segquant.errors import QuantizationError
 
 
 class _AbandonedError(BaseException):
-    """Another pass failed; no code of the model's may catch this."""
+    """Another pass failed; no model code may catch this."""
 
 
 class Walker(threading.Thread):
-    """One forward pass, which stops where it comes to a gate.
-
-    Args:
-        run: the pass; runs without gradients.
-        index: its number.
-    """
+    """One forward pass `run`, without gradients."""
 
     def __init__(self, run: Callable[[], Any], index: int) -> None:
         super().__init__(name=f"segquant-pass-{index}", daemon=True)
@@ -55,7 +49,7 @@ class Walker(threading.Thread):
             self._stopped.release()
 
     def advance(self, output: Any = None) -> None:
-        """Go on until the next gate or the end; `output` is what the gate that it stands at returns.
+        """Go on to the next gate or the end; `output` is the current gate's result.
 
         Raises:
             BaseException: what the pass raised.
@@ -70,7 +64,7 @@ class Walker(threading.Thread):
             raise self.error
 
     def wait(self, gate: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Called within the pass: stop at a gate, and return its output once that is there."""
+        """Called in the pass: stop at a gate and return its output."""
         self.gate, self.arguments = gate, (args, kwargs)
         del args, kwargs
         self._stopped.release()
@@ -90,7 +84,7 @@ class Walker(threading.Thread):
 
 @contextmanager
 def gated(modules: Mapping[str, nn.Module]) -> Iterator[Callable[[str], None]]:
-    """Within the block, walkers that call one of `modules` stop there. Yields a function that opens a gate for good."""
+    """Inside, walkers stop at calls of `modules`. Yields a function that opens a gate for good."""
     before = {name: vars(module).get("forward") for name, module in modules.items()}
 
     def gate(name: str) -> Callable[..., Any]:
@@ -120,7 +114,7 @@ def gated(modules: Mapping[str, nn.Module]) -> Iterator[Callable[[str], None]]:
 
 
 def common_gate(walkers: Sequence[Walker]) -> str | None:
-    """Where all passes stand; None if they are through."""
+    """The gate where all passes stand; None if they are through."""
     gates = {walker.gate for walker in walkers}
     if len(gates) > 1:
         told = " and ".join(sorted("the end" if gate is None else gate for gate in gates)[:2])

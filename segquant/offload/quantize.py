@@ -1,8 +1,6 @@
-"""Quantize a model block by block, with one block's float weights in memory at a time and one reading of the data.
+"""Quantize block by block, with one block's float weights in memory and one reading of the data.
 
-All calibration batches go through the model side by side (`lockstep`): each waits where it comes to a block; once all
-are there, the block is brought in, observed on all of their inputs, quantized, and hands each its float output. No
-rule says how blocks are connected: skip connections and residuals stay in the frames that wait.
+All batches run in lockstep. When all wait at a block, it is brought in, observed and quantized.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ def quantize_offloaded_(
     memory_limit: int | None = None,
     park: torch.device | str = "cpu",
 ) -> nn.Module:
-    """As `quantize_offloaded_with_outcome_`, which see; returns the quantized model."""
+    """`quantize_offloaded_with_outcome_`, returning the model."""
     quantize_offloaded_with_outcome_(
         offloaded, method, batches, segments, progress=progress, memory_limit=memory_limit, park=park
     )
@@ -65,20 +63,16 @@ def quantize_offloaded_with_outcome_(
     memory_limit: int | None = None,
     park: torch.device | str = "cpu",
 ) -> Outcome:
-    """`quantize_` of a model whose blocks are read in one by one; the layers come out the same.
+    """`quantize_` of a model whose blocks are read one by one; the layers come out the same.
 
     Args:
-        offloaded: the float model. Afterwards none of its blocks waits any more: all of it is in memory, quantized.
-        method: without a budget (`auto`) and without block reconstruction, which need the whole model at once.
-        batches: as for `quantize_`, gone through once; activations of all of them are in memory together.
-        segments: from `find_segments`, found on the first batch if None and the method wants them.
+        offloaded: afterwards all of it is in memory, quantized, in eval mode.
+        method: without a budget (`auto`) or block reconstruction.
+        batches: read once; all their activations are in memory together.
+        segments: found on the first batch if None and wanted.
         progress: called with ("quantize", layers done, layers in all).
-        memory_limit: bytes for Gram matrices, per block; what does not fit is observed by running the block again.
-        park: where blocks are put when they are done.
-
-    Returns:
-        what was done, as of `quantize_with_outcome_`. The model is in evaluation mode; what is in no block is where it
-        was.
+        memory_limit: bytes for Gram matrices per block; for the rest the block is run again.
+        park: device of finished blocks; what is in no block stays.
 
     Raises:
         QuantizationError: as `quantize_`; the method needs the whole model; batches take different ways.
@@ -119,8 +113,6 @@ def _check(method: Method, methods: Mapping[str, Method], batches: Sequence[Any]
 
 
 class _Run:
-    """One quantization: what is done to each block as all batches stand before it, and to the layers in no block."""
-
     def __init__(
         self,
         offloaded: Offloaded,
@@ -139,7 +131,6 @@ class _Run:
         self._outside: list[str] = []
 
     def through(self, batches: list[Any], origins: Sequence[Any] | None) -> None:
-        """Take all batches through the model; every block is quantized when they have passed it."""
         model = self.offloaded.model
         deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
         folds = list(itertools.islice(deal, len(batches)))
@@ -168,7 +159,6 @@ class _Run:
 
     @contextmanager
     def _collecting(self) -> Iterator[None]:
-        """Statistics of the layers that are in no block: each has a collector of its own, as batches take turns."""
         inside = {id(part) for block in self.offloaded.waiting.values() for part in block.modules()}
         handles = []
         layers = quantizable(self.offloaded.model, self.method.targets.convolutions)
@@ -190,7 +180,6 @@ class _Run:
                 handle.remove()
 
     def _block(self, name: str, inputs: list[Any], origins: Sequence[Any] | None) -> list[Any]:
-        """Quantize a block on its inputs; its float outputs."""
         block = self.offloaded.bring(name)
         shell = BlockRunner(name, block, inputs)
         names = list(targets(shell, self.method))
@@ -230,7 +219,6 @@ class _Run:
         return progress
 
     def rest(self) -> None:
-        """Quantize the layers that are in no block."""
         names = [name for name in self._outside if name in self.methods]
         if not names:
             return
@@ -241,5 +229,4 @@ class _Run:
 
 
 def _matching(method: Method, names: Sequence[str]) -> tuple[Any, ...]:
-    """The overrides that match one of the layers; others are of other blocks."""
     return tuple(pair for pair in method.targets.overrides if any(fnmatch.fnmatchcase(name, pair[0]) for name in names))

@@ -1,8 +1,6 @@
-"""Weights that are in memory only while their block runs: hooks that bring a block's parameters in and out.
+"""Hooks that keep a block's parameters in memory only while it runs.
 
-A block is an entry of an nn.ModuleList that sits in no other one's entry, whatever the architecture; its parameters
-lie on the meta device until it is called, and again afterwards. Everything else (embeddings, final layers, buffers)
-stays in memory.
+A block is an entry of an outermost nn.ModuleList. Everything else stays in memory.
 """
 
 from __future__ import annotations
@@ -28,12 +26,7 @@ Weights = Callable[[Collection[str]], dict[str, Tensor]]
 
 
 def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]:
-    """The blocks of a model by name, in order: entries of outermost ModuleLists that hold parameters.
-
-    Args:
-        model: any module.
-        keep: names that are not to be blocks.
-    """
+    """Blocks by name, in order: entries of outermost ModuleLists that hold parameters, without `keep`."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in found):
@@ -43,13 +36,13 @@ def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]
 
 
 class FileWeights:
-    """The tensors of safetensors files, read by name into main memory; files are never mapped, nor read as a whole.
+    """Tensors of safetensors files, read one by one, never mapped.
 
     Args:
-        files: with names that no two of them share.
+        files: with distinct tensor names.
 
     Raises:
-        QuantizationError: no files, or one that is no safetensors file.
+        QuantizationError: no files, or not safetensors.
     """
 
     def __init__(self, files: Collection[Path]) -> None:
@@ -60,7 +53,7 @@ class FileWeights:
             self._places.update((entry[0], (path, *entry[1:])) for entry in _entries(path))
 
     def check(self, names: Iterable[str]) -> None:
-        """Raise QuantizationError if a tensor is in none of the files."""
+        """Raise QuantizationError if a tensor is missing."""
         missing = [name for name in names if name not in self._places]
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -82,7 +75,6 @@ class FileWeights:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...]]]:
-    """Name, place in the file, dtype and shape of every tensor, from the file's header."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -112,17 +104,16 @@ def _read(file: FileIO, start: int, dtype: torch.dtype, shape: tuple[int, ...]) 
 class Offloaded:
     """A model whose blocks have their parameters in memory only while they run.
 
-    Submodules of a block may be called from outside of it; what is called brings in what it holds. The model's own
-    code is untouched. Blocks are named in `waiting` until `keep` makes them ordinary modules again.
+    A block's submodule called from outside brings in what it holds. Blocks are in `waiting` until `keep`.
 
     Args:
-        model: with parameters on the meta device, all or some; buffers are real.
+        model: parameters may be meta; buffers are real.
         weights: where parameters are read.
         device: where the model runs.
         keep: blocks that stay in memory.
 
     Raises:
-        QuantizationError: a weight is missing or of another shape; the model has no block.
+        QuantizationError: a weight is missing or of another shape; no block.
     """
 
     def __init__(
@@ -147,7 +138,7 @@ class Offloaded:
             part._buffers.update({k: v.to(self.device) for k, v in part._buffers.items() if v is not None})
 
     def _hooked(self, name: str, block: nn.Module) -> Iterator[Any]:
-        """Hooks on a block and all in it: who comes first brings in what it holds, and takes it out on leaving."""
+        """The first one called brings in what it holds, and takes it out."""
 
         def enter(path: str) -> Callable[..., None]:
             def hook(module: nn.Module, *_: Any) -> None:
@@ -168,7 +159,7 @@ class Offloaded:
                 yield module.register_forward_hook(leave, always_call=True)
 
     def bring(self, name: str) -> nn.Module:
-        """A block, in memory until `keep` or `release`; its hooks are idle meanwhile."""
+        """A block, in memory until `keep` or `release`, its hooks idle."""
         block = self.waiting[name]
         self._holder[name] = self.model  # no module of the block, so that no hook takes it out
         self._bring(name, block)
@@ -180,7 +171,7 @@ class Offloaded:
         self._release(self.waiting[name])
 
     def keep(self, name: str) -> None:
-        """Let a block be an ordinary module from now on, with whatever it holds."""
+        """Make a block an ordinary module."""
         for handle in self._handles.pop(name):
             handle.remove()
         self._holder.pop(name, None)
@@ -213,7 +204,6 @@ class Offloaded:
         return nn.Parameter(tensor.to(self.device, old.dtype), requires_grad=False)
 
     def _release(self, module: nn.Module) -> None:
-        """Put the meta parameters back; one that several modules share is one afterwards too."""
         empty: dict[int, nn.Parameter] = {}
         for part in module.modules():
             for key, parameter in part._parameters.items():

@@ -1,1 +1,1 @@
-"""What is done to a layer's input, and undone in its weight: smoothing, rotation, the low-rank branch."""
+"""Smoothing, rotation, and the low-rank branch."""

@@ -1,4 +1,4 @@
-"""All transforms of one branch of a layer, one after the other."""
+"""All transforms of one branch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,19 @@ from segquant.numerics.transform import Place, Transform
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms in the order in which they act on the input, at one place.
-
-    With x₀ the input and xᵢ what the i-th transform makes of it, the float product is
-    x_n @ weight(w).T + Σ beside_i(x_{i−1}).
-    """
+    """Transforms in the order they act: x_n @ weight(w).T + Σ beside_i(x_{i−1}) is the float product."""
 
     transforms: tuple[Transform, ...]
     place: Place
 
     def rows(self, x: Tensor) -> Tensor:
-        """Inputs [..., in] as they are quantized."""
+        """Transformed inputs [..., in]."""
         for transform in self.transforms:
             x = transform.rows(x, self.place)
         return x
 
     def run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Inputs as they are quantized, and what is added to the quantized product."""
+        """Transformed inputs, and what is added to the product."""
         beside = []
         for transform in self.transforms:
             extra = transform.beside(x, self.place)
@@ -39,7 +35,7 @@ class Chain:
         return x, beside
 
     def weight(self, weight: Tensor) -> Tensor:
-        """The branch's weight [rows, in] as it is quantized."""
+        """The transformed weight [rows, in]."""
         for transform in self.transforms:
             weight = transform.weight(weight, self.place)
         return weight
@@ -51,13 +47,13 @@ class Chain:
         return weight
 
     def gram(self, gram: Tensor) -> Tensor:
-        """The Gram matrix [in, in] of inputs as they are quantized."""
+        """Gram matrix [in, in] of transformed inputs."""
         for transform in self.transforms:
             gram = transform.gram(gram, self.place)
         return gram
 
     def extremes(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Ranges [in] of inputs as they are quantized; None if that takes rows."""
+        """Ranges [in] of transformed inputs; None if that takes rows."""
         for transform in self.transforms:
             found = transform.extremes(positive, negative, self.place)
             if found is None:
@@ -67,20 +63,20 @@ class Chain:
 
 
 def chain_of(layout: Layout, tensors: Mapping[str, Tensor], branch: int) -> Chain:
-    """The transforms of one branch of a layer, with its buffers."""
+    """The transforms of one branch."""
     return Chain(layout.transforms, layout.place(tensors, branch))
 
 
 def hides_range(transforms: Sequence[Transform]) -> bool:
-    """Whether one of the transforms leaves the range of inputs known of rows alone."""
+    """Whether, after some transform, only the rows tell the range of inputs."""
     return any(type(transform).extremes is Transform.extremes for transform in transforms)
 
 
 def undo_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
-    """The float weight of every branch, from that in the space of the codes [out, in]."""
+    """Every branch's float weight, from the weight [out, in] in the codes' space."""
     return [chain_of(layout, tensors, b).undo(weight[rows]) for b, rows in enumerate(layout.branch_slices)]
 
 
 def apply_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
-    """The weight of every branch in the space of the codes, from a float weight [out, in]."""
+    """Every branch's weight in the codes' space, from a float one [out, in]."""
     return [chain_of(layout, tensors, b).weight(weight[rows]) for b, rows in enumerate(layout.branch_slices)]

@@ -1,4 +1,4 @@
-"""The 16-bit low-rank branch of SVDQuant (arXiv 2411.05007, section 4): W = U D + R, R is quantized."""
+"""SVDQuant's 16-bit low-rank branch (arXiv 2411.05007, section 4): W = U D + R, R is quantized."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 @register
 @dataclass(frozen=True)
 class LowRank(Transform):
-    """X as it is, W less U D; X Dᵀ Uᵀ beside the quantized product.
+    """X unchanged, W less U D; X Dᵀ Uᵀ beside the quantized product.
 
-    Buffers `low_rank_down`: D of all branches, [sum of ranks, in]; `low_rank_up`: U of all branches, flat.
+    Buffers `low_rank_down`: D of all branches, [sum of ranks, in]; `low_rank_up`: U of all, flat.
 
     Args:
-        ranks: rank of each branch, 0 without.
-        half: dtype of the factors, "float16" or "bfloat16".
+        ranks: per branch, 0 without.
+        half: the factors' dtype, "float16" or "bfloat16".
     """
 
     ranks: tuple[int, ...]
@@ -68,7 +68,7 @@ class LowRank(Transform):
         return float(sum(rank * (place.in_features + size) for rank, size in pairs))
 
     def factors(self, place: Place) -> tuple[Tensor, Tensor]:
-        """Float32 (down [rank, in], up [rows, rank]) of one branch; float64 stays float64."""
+        """Float32 (down [rank, in], up [rows, rank]) of one branch; float64 stays."""
         before = self.ranks[: place.branch]
         start, rank, size = sum(before), self.ranks[place.branch], place.branches[place.branch]
         offset = sum(r * o for r, o in zip(before, place.branches[: place.branch], strict=True))

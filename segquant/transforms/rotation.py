@@ -1,4 +1,4 @@
-"""Randomized block-diagonal Hadamard rotation of the input (QuaRot, arXiv 2404.00456, section 4)."""
+"""Randomized block-diagonal Hadamard rotation (QuaRot, arXiv 2404.00456, section 4)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from segquant.registry import register
 @register
 @dataclass(frozen=True)
 class Rotation(Transform):
-    """X Q and W Q, every input segment by itself. Buffer `rotation_signs`: ±1, int8 [in], for all branches."""
+    """X Q and W Q per input segment. Buffer `rotation_signs`: ±1, int8 [in], all branches."""
 
     name: ClassVar[str] = "rotation"
     mixes: ClassVar[bool] = True
 
     def blocks(self, columns: tuple[int, ...]) -> tuple[int, ...]:
-        """Sizes of the Hadamard blocks, summing to the sum of `columns`."""
+        """Hadamard block sizes, summing to `sum(columns)`."""
         return tuple(block for size in columns for block in hadamard_blocks(size))
 
     def buffers(self, place: Place) -> Buffers:
@@ -41,5 +41,5 @@ class Rotation(Transform):
         return self.rows(self.rows(gram, place).T, place)
 
     def operations(self, place: Place) -> float:
-        """log2(n) additions per channel, in blocks of n."""
+        """log2(n) additions per channel in blocks of n."""
         return float(len(place.branches) * sum(b * (b.bit_length() - 1) for b in self.blocks(place.columns)))

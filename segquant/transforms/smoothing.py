@@ -1,4 +1,4 @@
-"""Smoothing: inputs divided, weight columns multiplied by a positive vector (SmoothQuant, arXiv 2211.10438)."""
+"""Smoothing (SmoothQuant, arXiv 2211.10438)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segquant.registry import register
 @register
 @dataclass(frozen=True)
 class Smoothing(Transform):
-    """X / s and s W. Buffer `smooth`: s, float32 [branches, in]."""
+    """X / s and s W. Buffer `smooth`: s > 0, float32 [branches, in]."""
 
     name: ClassVar[str] = "smoothing"
 

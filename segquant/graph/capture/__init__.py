@@ -1,1 +1,1 @@
-"""Capture a model's graph without its weights: record its operators, or export it."""
+"""Capture a model's graph without its weights."""

@@ -1,4 +1,4 @@
-"""A captured graph, and which of its nodes call which layer."""
+"""A captured graph, and the nodes that call each layer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Capture:
     """A flat graph of a model.
 
     Attributes:
-        graph: operators in the order of execution; `node.meta["val"]` holds the fake result.
-        calls: by layer name, the nodes that call it; an empty list where there is none.
-        inputs: placeholders of the tensors passed to the model.
+        graph: in execution order; `node.meta["val"]` is the fake result.
+        calls: by layer name, the nodes that call it.
+        inputs: placeholders of the model's input tensors.
     """
 
     graph: Graph
@@ -34,14 +34,14 @@ class Capture:
 
 
 def cuttable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every nn.Linear and nn.Conv2d under each of its names, in the order of `named_modules`."""
+    """Every nn.Linear and nn.Conv2d under all its names, in `named_modules` order."""
     return {
         name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, CUTTABLE)
     }
 
 
 def note_called(model: nn.Module) -> set[str]:
-    """The names of the layers of `model` whose forward is called from now on; filled while it runs."""
+    """Names of the layers called from now on; filled while the model runs."""
     ran: set[str] = set()
     for name, layer in cuttable_layers(model).items():
         layer.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
@@ -51,16 +51,15 @@ def note_called(model: nn.Module) -> set[str]:
 def find_calls(
     graph: Graph, model: nn.Module, parameters: Mapping[Node, Tensor], ran: Set[str] = frozenset()
 ) -> dict[str, list[Node]]:
-    """The nodes of `graph` that call each layer of `model`, recognised by the weight they take.
+    """The nodes that call each layer, recognised by its weight.
 
-    A layer has no calls, and a warning names it, where a node takes a part, a transpose or a function of its weight:
-    the rows of such a weight are not the layer's outputs.
+    A layer has none, with a warning, where a node takes a part, a transpose or a function of its weight.
 
     Args:
         graph: flat.
-        model: the captured one; no two of its layers share a weight.
-        parameters: the parameter that a node holds.
-        ran: layers that were called; a warning names those without a call in the graph.
+        model: the captured one; layers share no weights.
+        parameters: what nodes hold.
+        ran: layers that were called.
     """
     layers = cuttable_layers(model)
     owners: dict[int, list[str]] = {}  # several names where one module object sits in several places
@@ -85,7 +84,6 @@ def find_calls(
 
 
 def _report(uncalled: list[str], apart: Set[str], ran: Set[str]) -> None:
-    """Log why layers have no call."""
     silent = [name for name in uncalled if name in ran and name not in apart]
     never = [name for name in uncalled if name not in ran and name not in apart]
     if apart:
@@ -101,7 +99,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _layers_of(weight: Node, weights: Mapping[Node, list[str]]) -> list[str]:
-    """All names of the layer whose weight this is: cast, scaled, normalized, with each entry in its place."""
+    """Names of the layer with this weight, if only cast, scaled or normalized."""
     shape = ops.shape(weight)
     if shape is None:
         return []
@@ -121,7 +119,6 @@ def _layers_of(weight: Node, weights: Mapping[Node, list[str]]) -> list[str]:
 
 
 def _made_from(weight: Node, weights: Mapping[Node, list[str]]) -> set[str]:
-    """The names of all layers whose parameters this weight is made from, in whatever way."""
     pending, seen = [weight], {weight}
     found: set[str] = set()
     while pending:

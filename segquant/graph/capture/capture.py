@@ -1,4 +1,4 @@
-"""From a model to one flat graph of operators: recorded while it runs on fake tensors, else exported."""
+"""Capture one flat graph: recorded on fake tensors, else exported."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Capture:
-    """The graph of `model` called with `args` and `kwargs`; the model itself is not touched.
+    """The graph of `model(*args, **kwargs)`; the model is not touched.
 
     Raises:
-        QuantizationError: the arguments do not fit the forward's signature, or neither way of capturing gets
-            through; the message names the model's class, the argument and the cause.
+        QuantizationError: the arguments do not fit, or both ways fail; names class, argument and cause.
     """
     check_shapes(model)
     check_arguments(model, args, kwargs)
@@ -35,7 +34,6 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from printing a traceback for each operator that refuses fake tensors: the message says it once."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.level
     log.setLevel(logging.CRITICAL)

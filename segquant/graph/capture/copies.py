@@ -1,4 +1,4 @@
-"""Copies of a model and of its example inputs that a capture may run without touching the originals."""
+"""Copies of a model and its example inputs, to run freely."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _OLD = "_old_forward"
 
 
 def unreal(tensor: Tensor) -> bool:
-    """Whether a tensor has no values to read."""
+    """Whether a tensor has no values."""
     return tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
 
 
 def device_of(model: nn.Module, example: Any) -> torch.device:
-    """The first device that is not meta: fake tensors pretend to be there, as some models ask for it."""
+    """The first device that is not meta."""
     tensors = [*model.parameters(), *model.buffers(), *tensors_in(example)]
     return next((t.device for t in tensors if t.device.type != "meta"), torch.device("cpu"))
 
@@ -52,14 +52,10 @@ def fake(tensor: Tensor, fake_mode: FakeTensorMode, device: torch.device) -> Ten
 
 
 def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device, *, values: bool = False) -> nn.Module:
-    """A copy with the same structure, fake tensors for weights, and no hooks (they would see fake tensors).
-
-    But for the hooks that make a layer's weight, see `_weight_hooks`.
+    """A copy with fake weights, without hooks but those that make a weight.
 
     Args:
-        model: weights may be real, fake or on the meta device.
-        fake_mode: of the new tensors.
-        device: where they pretend to be.
+        device: where new tensors pretend to be.
         values: keep the values of buffers of at most `SMALL` elements.
     """
 
@@ -74,10 +70,7 @@ def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device,
 
 
 def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy without hooks that shares the model's weights.
-
-    Weights on the meta device are drawn at random, with a generator of their own and standard deviation 1/√fan-in.
-    """
+    """A copy without hooks that shares weights; meta ones are drawn at random, standard deviation 1/√fan-in."""
     generator = torch.Generator().manual_seed(0)
 
     def weight(tensor: Tensor) -> Tensor:
@@ -98,10 +91,7 @@ def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
 def example_copy(
     args: Sequence[Any], kwargs: Mapping[str, Any], function: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copies of the arguments, which a forward may write to, with `function` of each tensor in `tensors_in`.
-
-    An object that cannot be copied (a lock, a generator) is passed on as it is.
-    """
+    """Copies of the arguments, with `function` of each tensor; what cannot be copied is passed on."""
     memo: dict[int, Any] = {id(tensor): function(tensor) for tensor in tensors_in((args, kwargs))}
 
     def copied(value: Any) -> Any:
@@ -114,7 +104,7 @@ def example_copy(
 
 
 def with_values(fake_mode: FakeTensorMode, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """For `example_copy`: tensors keep their values, on the copy's device; those without any become fake ones."""
+    """For `example_copy`: tensors keep their values, on `device`; others become fake."""
     return lambda tensor: fake(tensor, fake_mode, device) if unreal(tensor) else tensor.detach().to(device, copy=True)
 
 
@@ -136,10 +126,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def _copied(
     model: nn.Module, device: torch.device, weight: Callable[[Tensor], Tensor], buffer: Callable[[Tensor], Tensor]
 ) -> nn.Module:
-    """A deep copy in evaluation mode with new parameters and buffers.
-
-    Layers that share a weight get one each, so that the weight tells which layer a call is.
-    """
+    """A deep copy in eval mode; shared weights are split, to tell layers apart."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         kept = _weight_hooks(module)
@@ -175,17 +162,14 @@ def _copied(
 
 
 def _weight_hooks(module: nn.Module) -> set[int]:
-    """Keys of the hooks that make the weight before each forward: torch's older weight and spectral norm, pruning.
-
-    Told by a weight that is a plain tensor, and by hooks that are objects: observers are functions as a rule.
-    """
+    """Hooks that make the weight: older weight and spectral norm, pruning."""
     if not isinstance(vars(module).get("weight"), Tensor):
         return set()
     return {key for key, hook in module._forward_pre_hooks.items() if not inspect.isroutine(hook)}
 
 
 def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str:
-    """Where the attribute is that copy refuses, as the head of a sentence; "" if none does by itself."""
+    """Which attribute refuses copying, as the head of a sentence, or ""."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in ("_modules", "_parameters", "_buffers"):
@@ -197,7 +181,6 @@ def _uncopied(model: nn.Module, memo: dict[int, Any]) -> str:
 
 
 def _restore_forward(module: nn.Module) -> None:
-    """Undo accelerate's replacement of a copy's forward."""
     old = vars(module).pop(_OLD, None)
     if old is None:
         return

@@ -1,4 +1,4 @@
-"""The graph of a model by torch.export, its subgraphs inlined: for what cannot be recorded."""
+"""Capture by torch.export, subgraphs inlined."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation
 
 
 class _Root(nn.Module):
-    """The model, returning a plain list of tensors whatever its own output class is."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -47,7 +45,7 @@ def exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], d
     """Export a fake copy of `model`, called with fake copies of `args` and `kwargs`.
 
     Raises:
-        Exception: whatever torch.export raises for a model that it does not take.
+        Exception: whatever torch.export raises.
     """
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports sympy, half a second of `import segquant`
 
@@ -75,7 +73,6 @@ def _flatten(program: ExportedProgram, root: _Root, ran: Set[str]) -> Capture:
 
 
 def _inlined(module: GraphModule) -> tuple[Graph, dict[str, Node]]:
-    """One graph without subgraphs, and its placeholders by their name in `module`."""
     flat = Graph()
     placeholders: dict[str, Node] = {}
 
@@ -104,7 +101,7 @@ def _inlined(module: GraphModule) -> tuple[Graph, dict[str, Node]]:
 
 
 def _subgraph(owner: GraphModule, node: Node) -> tuple[GraphModule, int] | None:
-    """The graph that a wrapper operator runs, and its position among the arguments (operands follow it)."""
+    """The graph that a wrapper operator runs, and its argument position; operands follow."""
     for position, argument in _subgraph_names(node):
         inner = owner.get_submodule(argument)
         if isinstance(inner, GraphModule):

@@ -1,4 +1,4 @@
-"""What to tell a user whose model could not be run on the example arguments: which argument, which layer, why."""
+"""Explain why a model did not run: which argument, which layer, why."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_shapes(model: nn.Module) -> None:
 
 
 def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that the forward's signature does not have, or that lack some.
+    """Refuse unknown or missing arguments.
 
     Raises:
         QuantizationError: names the argument.
@@ -55,7 +55,7 @@ def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
 def failure_message(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device, error: Exception
 ) -> str:
-    """One sentence on why the forward failed, with the arguments that the failing operator depends on."""
+    """Why the forward failed, in one sentence, with the arguments that the operator depends on."""
     head = f"the graph of {type(model).__name__} called with {_listed(args, kwargs)} could not be read"
     if isinstance(error, (ValuesNeeded, DataDependentOutputException, DynamicOutputShapeException)):
         hollow = [name for name, value in _named(args, kwargs) if any(map(unreal, tensors_in(value)))]
@@ -77,7 +77,7 @@ def first_line(error: BaseException) -> str:
 def _blame(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device, error: Exception
 ) -> tuple[str, str]:
-    """Where a run on fake weights fails in the same way, and the arguments that arrive there ("" if unknown)."""
+    """Where a run on fake weights fails, and the arguments there."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     given = example_copy(args, kwargs, with_values(fake_mode, device))
     origins, inside = Origins(), _Inside(fake_copy(model, fake_mode, device, values=True))
@@ -106,7 +106,7 @@ def _operator(failure: Failure) -> str:
 
 
 class _Inside:
-    """The modules that a forward is in, innermost last, and what they were called with."""
+    """The modules that the forward is in."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

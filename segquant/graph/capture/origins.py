@@ -1,4 +1,4 @@
-"""Which arguments a tensor was computed from, which of its values were read, and which operator failed."""
+"""Which arguments a tensor comes from, which values were read, what failed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _INDEXING = frozenset(
 
 
 class ValuesNeeded(Exception):
-    """A forward read a value that a fake tensor does not have."""
+    """A forward read a value of a fake tensor."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A value of a tensor that left the graph: what the code makes of it holds for the example inputs alone."""
+    """A value that Python read: the graph holds for the example inputs alone."""
 
     place: str
     code: str
@@ -49,7 +49,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Failure:
-    """The operator that raised `error`, the shapes it was given, and the arguments they come from."""
+    """The operator that raised, and the arguments it depends on."""
 
     error: BaseException
     operator: str
@@ -73,7 +73,7 @@ class _Notes:
 
 
 class Origins(TorchDispatchMode):
-    """Follows every tensor back to the arguments that `name` gave it, storage by storage, while operators run."""
+    """Follows tensors back to named arguments, by storage."""
 
     supports_higher_order_operators = True
 
@@ -84,15 +84,15 @@ class Origins(TorchDispatchMode):
         self.notes = _Notes()
 
     def name(self, tensor: Tensor, label: str) -> None:
-        """From here on `tensor` counts as the argument `label`."""
+        """Let `tensor` count as argument `label`."""
         self._note([tensor], _Origin(frozenset([label])))
 
     def names(self, tensors: Iterable[Tensor]) -> frozenset[str]:
-        """The arguments that any of the tensors depends on."""
+        """The arguments that the tensors depend on."""
         return frozenset().union(*(self._origin(tensor).names for tensor in tensors))
 
     def read(self, tensor: Tensor, value: Callable[[], Any]) -> None:
-        """Note that Python reads a tensor; refused where it has no values of its own."""
+        """Note that Python reads a tensor; refused where it has no values."""
         origin = self._origin(tensor)
         place, code = _caller()
         if unreal(tensor) or origin.hollow:
@@ -103,7 +103,6 @@ class Origins(TorchDispatchMode):
             self.notes.reads.setdefault((place, code), Read(place, code, shown))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator; note where its results come from, what it reads, and if it fails."""
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self._origin(tensor) for tensor in given]
@@ -131,7 +130,7 @@ class Origins(TorchDispatchMode):
         return result
 
     def _positions(self, indices: Any) -> list[Any]:
-        """Masks with values as the positions that they select: a fake tensor cannot count what a mask leaves."""
+        """Masks with values as the positions they select."""
         found: list[Any] = []
         for index in indices:
             if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) and not unreal(index):
@@ -154,7 +153,7 @@ class Origins(TorchDispatchMode):
 
 
 class Reads(TorchFunctionMode):
-    """Tells `origins` of the reads that do not go through an operator: tolist and numpy."""
+    """Tells `origins` of reads without an operator: tolist and numpy."""
 
     def __init__(self, origins: Origins) -> None:
         super().__init__()
@@ -179,7 +178,6 @@ def _mutated(schema: Any, args: Any, kwargs: Any) -> Iterable[Tensor]:
 
 
 def _caller() -> tuple[str, str]:
-    """File and line of the innermost frame outside torch and this file, and the code there."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (
         frame.f_code.co_filename.startswith((_TORCH, "<")) or frame.f_code.co_filename == __file__

@@ -1,4 +1,4 @@
-"""The graph of a model by running it once on fake tensors and recording the operators."""
+"""Record the operators of one run on fake tensors."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ _VALUES = (ValuesNeeded, DataDependentOutputException, DynamicOutputShapeExcepti
 
 
 def recorded(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Capture:
-    """Run a copy of `model` on the values of `args` and `kwargs` and record the operators.
+    """Run a copy of `model` on the arguments' values and record its operators.
 
-    Weights are fake, and so is all that depends on them, unless the forward reads such a value (say, to send
-    tokens to experts): then it is run once more with the weights' values, random ones for those on the meta
-    device. Reads that depend on an argument are logged as warnings: the graph holds for these values alone.
+    Weights are fake, or real (random for meta) if the forward reads values that depend on them. Reads that depend on an
+    argument are logged as warnings.
 
     Raises:
-        QuantizationError: the forward reads values of arguments that have none, or weights to be drawn at
-            random do not fit in memory.
+        QuantizationError: the forward reads arguments without values, or random weights do not fit in memory.
         Exception: whatever the forward raises.
     """
     try:
@@ -83,7 +81,7 @@ def _run(
 
 
 def _require_room(model: nn.Module, device: torch.device) -> bool:
-    """Whether weights have to be drawn; refused where they would not fit beside what is there."""
+    """Whether weights must be drawn; refused where they would not fit."""
     needed = sum(p.numel() * p.element_size() for p in model.parameters() if unreal(p))
     free = free_bytes(device)
     if free is not None and needed > free:

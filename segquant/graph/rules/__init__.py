@@ -1,1 +1,1 @@
-"""Read cuts and activations off a captured graph."""
+"""Read cuts and activations off a graph."""

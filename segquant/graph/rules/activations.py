@@ -1,4 +1,4 @@
-"""Activations: does a tensor come out of SiLU, GELU or a gated form of them?"""
+"""Which tensors come out of SiLU, GELU or a gated form."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _QUICK_GELU = 1.702
 
 
 class Activations:
-    """The name of the activation that each tensor of a graph comes out of, element for element; None if of none.
+    """The activation that each tensor comes out of element for element, or None.
 
-    Followed: casts, dropout, reshapes, permutes, parts of the tensor, joining of parts that all come out of
-    the same activation, and products with a positive number. x · SiLU(y) is "swiglu", x · GELU(y) "geglu";
-    x · σ(x) is "silu" and x · σ(1.702 x) "gelu", as they are written in some models. A tensor that was written
-    to through a view of it has none from there on.
+    Followed: casts, dropout, reshapes, permutes, parts, joins of equal activations, products with a positive number.
+    x · SiLU(y) is "swiglu", x · GELU(y) "geglu", x · σ(x) "silu", x · σ(1.702 x) "gelu". A tensor written to through a
+    view has none afterwards.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -37,7 +36,7 @@ class Activations:
             self._names[node] = self._name(node)
 
     def of(self, node: Node, reader: Node) -> str | None:
-        """The activation of the tensor of `node` as `reader`, a later node, finds it."""
+        """The activation of `node`'s tensor as the later `reader` finds it."""
         name = self._names.get(node)
         if name is None:
             return None
@@ -80,7 +79,6 @@ class Activations:
 
 
 def _written(node: Node) -> Iterator[int]:
-    """The storages that an operator in place writes to."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
@@ -92,7 +90,7 @@ def _written(node: Node) -> Iterator[int]:
 
 
 def _storage(node: Node) -> int | None:
-    """The memory of a node's tensor, the same for all views of it; None for those that have none (sparse, vmap's)."""
+    """The memory of a node's tensor; None if it has none."""
     value = node.meta.get("val")
     try:
         return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
@@ -122,7 +120,7 @@ def _identity_source(node: Node) -> Node:
 
 
 def _positive_factor(node: Node) -> float | None:
-    """c > 0 of a product c · x with a number, or 1 / c of x / c; None otherwise."""
+    """c > 0 of c · x, or 1 / c of x / c."""
     divides = "div" in ops.name(node)
     operands = enumerate(node.args[:2])
     numbers = [(i, float(a)) for i, a in operands if isinstance(a, int | float) and not isinstance(a, bool)]

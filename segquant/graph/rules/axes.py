@@ -1,10 +1,8 @@
-"""Which dimension of a tensor the channels of a layer are on, followed through reshapes and permutes.
+"""Follow a layer's channels through reshapes and permutes.
 
-A layout has one entry for each dimension of the tensor: a tuple of factors, outermost first, whose sizes
-multiply to the dimension. A factor is (size, stride). The stride is the step in the channel index of the
-layer, or None where the factor has nothing to do with channels (batch, tokens). A [2, 5, 24] output of a linear layer
-has the layout ((2, None),), ((5, None),), ((24, 1),); viewed as [2, 5, 3, 8] the last two entries are
-((3, 8),) and ((8, 1),). Factors of size 1 carry nothing and are left out.
+A layout has per dimension a tuple of factors (size, stride), outermost first, whose sizes multiply to it. The stride
+is the step in channels, None for other things (batch, tokens). A linear's [2, 5, 24] output, viewed as [2, 5, 3, 8],
+is ((2, None),), ((5, None),), ((3, 8),), ((8, 1),). Factors of size 1 are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ Layout = tuple[Dimension, ...]
 
 
 def channels_on(axis: int, shape: Sequence[int]) -> Layout:
-    """The layout of an input or output of a layer whose channels are on dimension `axis`."""
+    """The layout of a layer's input or output with channels on `axis`."""
     return tuple(_normalised([(n, 1)]) if i == axis else other(n) for i, n in enumerate(shape))
 
 
@@ -36,12 +34,12 @@ def has_channels(dimension: Dimension) -> bool:
 
 
 def extent(layout: Layout) -> int:
-    """How many channels of the layer the tensor holds."""
+    """How many channels the tensor holds."""
     return prod(size for dimension in layout for size, stride in dimension if stride is not None)
 
 
 def outermost_stride(layout: Layout, axis: int) -> int | None:
-    """The stride of dimension `axis` if cutting it cuts the channels into contiguous ranges, else None."""
+    """The stride of dimension `axis` if cutting it gives contiguous channels, else None."""
     if len(layout[axis]) != 1:
         return None
     size, stride = layout[axis][0]
@@ -55,7 +53,7 @@ def replace(layout: Layout, axis: int, dimension: Dimension) -> Layout:
 
 
 def mixed(layout: Layout, axes: Sequence[int], shape: Sequence[int]) -> Layout | None:
-    """The layout of a tensor of `shape` whose positions on `axes` were mixed; None where channels were on them."""
+    """The layout after positions on `axes` were mixed; None if channels were there."""
     if any(has_channels(layout[axis]) for axis in axes):
         return None
     return tuple(other(shape[i]) if i in axes else dimension for i, dimension in enumerate(layout))
@@ -66,7 +64,7 @@ def permute(layout: Layout, order: Sequence[int]) -> Layout:
 
 
 def reshape(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout after a row-major reshape; None where a factor would be torn or the sizes do not fit."""
+    """The layout after a row-major reshape; None where it does not fit."""
     rest = list(_normalised(factor for dimension in layout for factor in dimension))[::-1]
     result: list[Dimension] = []
     for wanted in shape:
@@ -90,7 +88,7 @@ def reshape(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout of an elementwise result of `shape` of which the tensor is one operand."""
+    """The layout of an elementwise result from that of an operand."""
     missing = len(shape) - len(layout)
     if missing < 0:
         return None
@@ -103,7 +101,7 @@ def broadcast(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def operand(layout: Layout, shape: Sequence[int]) -> Layout | None:
-    """The layout of the operand of `shape` of an elementwise result; None where it lacks some channels."""
+    """The layout of an operand from that of an elementwise result; None where it lacks channels."""
     missing = len(layout) - len(shape)
     if missing < 0 or any(has_channels(dimension) for dimension in layout[:missing]):
         return None
@@ -116,7 +114,6 @@ def operand(layout: Layout, shape: Sequence[int]) -> Layout | None:
 
 
 def _normalised(factors: Iterable[Factor]) -> Dimension:
-    """Drop factors of size 1 and join neighbours that are one contiguous range."""
     result: list[Factor] = []
     for size, stride in factors:
         if size == 1:

@@ -1,4 +1,4 @@
-"""Input cuts and activations: what the input of a layer is made of."""
+"""Input cuts: what a layer's input is made of."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _POSITIONAL_THROUGH = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Nodes that no input of the model reaches, and those made of sines, cosines and such nodes only."""
+    """Nodes that no model input reaches, and those of sines and cosines only."""
 
     constant: frozenset[Node]
     positional: frozenset[Node]
 
 
 def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
-    """Which nodes of a graph are constant or positional; `inputs`: the placeholders of the model's inputs."""
+    """Which nodes are constant or positional; `inputs`: placeholders."""
     given = frozenset(inputs)
     constant: set[Node] = set()
     positional: set[Node] = set()
@@ -56,7 +56,7 @@ def provenance(graph: Graph, inputs: Iterable[Node]) -> Provenance:
 
 @dataclass(frozen=True)
 class InputCut:
-    """Sizes in channels, and the node that each piece's activation is read from; no nodes for attention heads."""
+    """Sizes in channels, and the node of each piece's activation; none for heads."""
 
     sizes: tuple[int, ...]
     nodes: tuple[Node, ...] | None
@@ -68,18 +68,16 @@ Step = Generator[Place, "InputCut | None", "InputCut | None"]
 
 
 class InputTracer:
-    """Walks back from the input of a layer's node to a concat, a stack, or an attention with merged heads.
+    """Walks back from a layer's input to a concat, a stack, or an attention with merged heads.
 
-    Followed: casts, dropout, reshapes, permutes, slices and concats of tokens, elementwise functions,
-    token- or group-wise normalization, pooling, resampling, padding, depthwise convolution, products with a
-    gate or a mask, sums with a constant. A sum of two activations ends the walk.
+    Followed: casts, dropout, reshapes, permutes, slices and concats of tokens, elementwise functions, token- or
+    group-wise normalization, pooling, resampling, padding, depthwise convolution, products with a gate or mask, sums
+    with a constant. A sum of two activations ends the walk.
 
-    - Concat, stack: a cut where the operands are contiguous ranges of channels and at least one operand is
-      not positional (made of sines, cosines and constants only). An operand that is such a concat itself
-      counts as its parts; merged heads inside an operand stay one piece.
-    - Heads: a cut where an attention's product (scaled_dot_product_attention, flex_attention, matmul, bmm,
-      einsum of two activations) has the outer part of the channels among its batch dimensions. A reshape that
-      merges other things (patches of an image) is none.
+    - Concat, stack: cut if operands are contiguous channels and not all positional. An operand that is such a concat
+      counts as its parts; merged heads stay one piece.
+    - Heads: cut if a product of two activations (attention, matmul, bmm, einsum) has the outer part of the channels
+      among its batch dimensions. Merged image patches are no heads.
     """
 
     def __init__(self, origins: Provenance) -> None:
@@ -87,11 +85,9 @@ class InputTracer:
         self._known: dict[Place, InputCut | None] = {}
 
     def cut(self, call: Node) -> InputCut | None:
-        """The cut of the input of the aten.linear or aten.conv2d node `call`, or None.
+        """The input cut of the aten.linear or aten.conv2d node `call`, or None.
 
-        The weight of a convolution in groups, [out, in / groups, ...], has no columns for single channels: a
-        piece must be whole groups (of one channel each if depthwise), so that each row of the weight meets one
-        piece only. A cut inside a group counts as none.
+        Pieces of a grouped convolution must be whole groups.
         """
         given = ops.source(call)
         shape = ops.shape(given)
@@ -106,7 +102,7 @@ class InputTracer:
         return found
 
     def _trace(self, place: Place) -> InputCut | None:
-        """Answer `_step`'s questions from a stack of its own: the way back may be thousands of operators long."""
+        """Run `_step` with a stack: the way back may be thousands of operators long."""
         if place in self._known:
             return self._known[place]
         waiting = [(place, self._step(*place))]
@@ -125,7 +121,6 @@ class InputTracer:
         return answer
 
     def _step(self, node: Node, layout: Layout) -> Step:
-        """The cut at a place, from those at the places behind it."""
         kind = ops.name(node)
         if kind in ops.BINARY:
             return (yield from self._binary(node, layout, kind))
@@ -222,12 +217,10 @@ def _at(node: Node, layout: Layout | None) -> Step:
 
 
 def _changed_at(node: Node, cut: InputCut | None) -> InputCut | None:
-    """The cut, where an operator on the way changes the values: the activations are read off it."""
     return cut if cut is None or cut.nodes is None else InputCut(cut.sizes, (node,) * len(cut.sizes))
 
 
 def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
-    """The dimensions of a product's result that both operands share: the product treats each index apart."""
     if kind != "einsum":
         return list(range(len(layout) - 2))
     equation, operands = node.args[0], node.args[1]
@@ -241,11 +234,7 @@ def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
 
 
 def _before_window(layout: Layout, window: ops.Window, source: Node) -> Layout | None:
-    """The layout of the tensor that a window was cut out of.
-
-    A dimension with channels keeps the channels' factors although it is longer than they are; nothing but
-    a product's batch dimensions can be read off such a layout, as reshape and concat check the sizes.
-    """
+    """The layout of the tensor that a window was cut from; only batch dimensions can be read off it."""
     shape = ops.shape(source)
     if shape is None:
         return None

@@ -1,4 +1,4 @@
-"""What the ATen operators of a graph do to the dimensions of a tensor."""
+"""What ATen operators do to dimensions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 @dataclass(frozen=True)
 class Window:
-    """Indices start, start + step, … below stop of one axis of a tensor; `keeps` says if the axis stays."""
+    """Indices start, start + step, … below stop of an axis; `keeps`: it stays."""
 
     axis: int
     start: int
@@ -67,7 +67,7 @@ class Window:
 
 
 def name(node: Node) -> str:
-    """The operator's name without namespace, overload and in-place underscore; "" for a node that is no operator."""
+    """Without namespace, overload and in-place underscore; "" if none."""
     if node.op != "call_function":
         return ""
     if node.target is operator.getitem:
@@ -78,18 +78,14 @@ def name(node: Node) -> str:
 
 
 def argument(node: Node, position: int, key: str, default: Any = None) -> Any:
-    """The argument of an operator, given by position or by name."""
+    """An argument by position or name."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(key, default)
 
 
 def shape(node: Any) -> tuple[int, ...] | None:
-    """The non-empty shape of a node's tensor; None for anything else.
-
-    A size that depends on values (tokens sent to an expert, say) counts as a large prime, the same wherever it
-    comes back: no number of channels divides it, and products with it are told apart.
-    """
+    """The non-empty shape of a node's tensor, else None; a size that depends on values becomes a large prime."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if not isinstance(value, torch.Tensor):
         return None
@@ -98,7 +94,6 @@ def shape(node: Any) -> tuple[int, ...] | None:
 
 
 def _number(value: Any) -> int | None:
-    """A size or position given as a number or as the node that computes it."""
     value = value.meta.get("val") if isinstance(value, Node) else value
     return _size(value) if isinstance(value, (int, torch.SymInt)) else None
 
@@ -114,7 +109,7 @@ def _size(value: int | torch.SymInt) -> int:
 
 
 def input_node(node: Node, position: int = 0) -> Node | None:
-    """The argument at a position if it is a node: a tensor, or what a split returns."""
+    """The argument at a position if it is a node."""
     given = node.args[position] if len(node.args) > position else None
     return given if isinstance(given, Node) else None
 
@@ -126,25 +121,22 @@ def source(node: Node) -> Node | None:
 
 
 def tensor_operands(node: Node) -> list[Node]:
-    """The positional arguments that are tensors."""
+    """The positional tensor arguments."""
     return [a for a in node.args if isinstance(a, Node) and shape(a) is not None]
 
 
 def channel_axis(node: Node, dims: int) -> int:
-    """The dimension that the channels of a layer's call are on, in its input as in its output."""
+    """The channel dimension of a layer's call."""
     return dims - 1 if name(node) == "linear" else dims - 3
 
 
 def groups(node: Node) -> int:
-    """How many groups a convolution's channels fall into; 1 for a linear layer."""
+    """A convolution's groups; 1 for a linear."""
     return 1 if name(node) == "linear" else int(argument(node, 6, "groups", 1))
 
 
 def mixed_axes(node: Node) -> tuple[int, ...] | None:
-    """The dimensions whose positions a pooling, resampling, padding or depthwise convolution mixes.
-
-    None for other operators. The indices of every other dimension stay apart.
-    """
+    """The dimensions that a pooling, resampling, padding or depthwise convolution mixes; None for others."""
     kind, given, result = name(node), shape(source(node)), shape(node)
     if given is None or result is None or len(given) != len(result):
         return None
@@ -162,12 +154,12 @@ def mixed_axes(node: Node) -> tuple[int, ...] | None:
 
 
 def axis_of(value: Any, dims: int) -> int | None:
-    """A dimension counted from the front; None if it is no number or out of range."""
+    """A dimension counted from the front; None if out of range."""
     return value % dims if isinstance(value, int) and dims and -dims <= value < dims else None
 
 
 def permutation(node: Node, dims: int) -> tuple[int, ...] | None:
-    """`order` such that output dimension i is input dimension order[i]: read off a probe of distinct sizes."""
+    """`order`: output dimension i is input dimension order[i]."""
     if dims > len(_PRIMES):
         return None
     probe = cast(Callable[..., torch.Tensor], node.target)(
@@ -177,7 +169,7 @@ def permutation(node: Node, dims: int) -> tuple[int, ...] | None:
 
 
 def pieces(node: Node) -> list[Window] | None:
-    """The windows that a chunk, split or unbind opens on its input, in order."""
+    """Windows of a chunk, split or unbind, in order."""
     whole, parts = shape(node.args[0]), node.meta.get("val")
     if whole is None or not isinstance(parts, (list, tuple)):
         return None
@@ -196,7 +188,7 @@ def pieces(node: Node) -> list[Window] | None:
 
 
 def window(node: Node) -> Window | None:
-    """The window that a slice, narrow, select, or getitem of a split opens on its `window_source`."""
+    """The window that a slice, narrow, select or split's getitem opens on its `window_source`."""
     kind = name(node)
     if kind == "getitem":
         split, index = input_node(node), node.args[1]
@@ -223,7 +215,7 @@ def window(node: Node) -> Window | None:
 
 
 def window_source(node: Node) -> Node | None:
-    """The tensor that `window(node)` is a part of."""
+    """The tensor that `window(node)` is part of."""
     if name(node) != "getitem":
         return source(node)
     split = input_node(node)
@@ -231,7 +223,7 @@ def window_source(node: Node) -> Node | None:
 
 
 def joined(node: Node) -> tuple[int, list[Node], bool] | None:
-    """(axis of the result, operands, whether the operands have that axis too) of a concat or stack."""
+    """(result axis, operands, whether they have that axis) of a concat or stack."""
     result, parts = shape(node), node.args[0] if node.args else None
     if result is None or not isinstance(parts, (list, tuple)) or any(shape(part) is None for part in parts):
         return None

@@ -1,4 +1,4 @@
-"""Output cuts: a layer whose channels are chunked, split, unbound or sliced apart."""
+"""Output cuts: channels that are chunked, split, unbound or sliced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Value:
-    """A tensor on the way from the layer: where its channels are, and which of them, [low, high)."""
+    """A tensor on the way, with channels [low, high)."""
 
     layout: Layout
     low: int
@@ -30,14 +30,14 @@ class _Value:
 
 @dataclass
 class _Cuts:
-    """What was seen: for each range of channels, the ways it is split, and the slices taken of it."""
+    """By range of channels."""
 
     splits: dict[Range, set[tuple[Range, ...]]] = field(default_factory=lambda: defaultdict(set))
     slices: dict[Range, set[Range]] = field(default_factory=lambda: defaultdict(set))
 
 
 def leading_to_cuts(graph: Graph) -> frozenset[Node]:
-    """The nodes from which a chunk, split, unbind, slice or GLU can be reached: those worth following."""
+    """The nodes that reach a chunk, split, unbind, slice or GLU."""
     found: set[Node] = set()
     for node in reversed(graph.nodes):
         kind = ops.name(node)
@@ -48,16 +48,15 @@ def leading_to_cuts(graph: Graph) -> frozenset[Node]:
 
 
 def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> tuple[int, ...] | None:
-    """Sizes of the channel ranges that the graph cuts the output of a layer's node into; None if it cuts none.
+    """Sizes of the channel ranges that a layer's output is cut into, or None.
 
-    Followed: operators that keep channels apart (casts, dropout, reshapes, permutes, elementwise functions, sums,
-    pooling, resampling, padding, depthwise convolution). Pieces must be contiguous ranges of channels, which the halves
-    of each head in rotary embeddings are not. A piece that is cut again counts as its parts; slices count if they
-    tile the channels. Channels that consumers cut in different ways stay whole, with a log line.
+    Followed: casts, dropout, reshapes, permutes, elementwise functions, sums, pooling, resampling, padding, depthwise
+    convolution. Pieces must be contiguous, unlike the halves of rotary heads. A piece cut again counts as its parts;
+    slices count if they tile the channels. Channels on which consumers disagree stay whole, logged.
 
     Args:
         call: an aten.linear or aten.conv2d node.
-        order: position of each node in the graph.
+        order: position by node.
         useful: `leading_to_cuts(graph)`.
     """
     shape = ops.shape(call)
@@ -81,7 +80,6 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
 
 
 def _follow(user: Node, node: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _Value]]:
-    """What becomes of `value`, the tensor of `node`, in its consumer `user`; cuts are noted in `cuts`."""
     kind = ops.name(user)
     if kind in ops.SPLIT:
         return _follow_split(user, value, cuts)
@@ -143,7 +141,7 @@ def _note_glu(user: Node, value: _Value, cuts: _Cuts) -> None:
 
 
 def _part(value: _Value, window: Window) -> _Value | None:
-    """The part of `value` in `window`; None where it is no contiguous range of channels."""
+    """`value` in `window`; None if no contiguous channels."""
     layout, axis, size = value.layout, window.axis, len(range(window.start, window.stop, window.step))
     if size < 1:
         return None
@@ -163,7 +161,7 @@ def _part(value: _Value, window: Window) -> _Value | None:
 
 
 def _resolve(whole: Range, cuts: _Cuts, call: Node) -> list[Range]:
-    """Cut `whole` where its consumers agree on it, then each piece in the same way."""
+    """Cut `whole` where consumers agree, then each piece likewise."""
     ways = set(cuts.splits.get(whole, ()))
     slices = sorted(cuts.slices.get(whole, set()) - {whole})
     edges = [whole[0], *(high for _, high in slices)]
