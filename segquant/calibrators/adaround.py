@@ -1,9 +1,8 @@
-"""AdaRound: learn for every weight whether it is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
+"""AdaRound: learn whether each weight is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
 
-A weight on the grid's cell [lower, lower + gap] is lower + gap · h(V) with the rectified sigmoid
-h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V starts where h reproduces the float weight, and follows the
-reconstruction error plus λ · mean(1 − |2h − 1|^β) (eq. 24), whose β falls so that h is free at first and ends at 0
-or 1. `reconstruct` uses the same pieces for whole blocks (BRECQ, Li et al. 2021, arXiv 2102.05426).
+A weight in the cell [lower, lower + gap] is lower + gap · h(V), with h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23).
+V starts where h gives the float weight, and minimizes the reconstruction error plus λ · mean(1 − |2h − 1|^β)
+(eq. 24) while β falls. `reconstruct` does so for blocks (BRECQ, arXiv 2102.05426).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ ZETA, GAMMA = 1.1, -0.1
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
-    """h(V), eq. 23: any shape, values in [0, 1]."""
+    """h(V) in [0, 1], eq. 23."""
     return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp_(0, 1)
 
 
@@ -37,11 +36,7 @@ def regulariser(h: Tensor, beta: float) -> Tensor:
 def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Lower neighbour on the format's grid, and the distance to the next one up.
 
-    Values beyond the grid belong to its outermost cell, so that both neighbours are always codes.
-
-    Args:
-        values: weights over scales, float, any shape.
-        dtype: number format.
+    `values` are weights over scales. Those beyond the grid belong to its outermost cell.
     """
     if dtype == "fp8":
         bytes_ = torch.arange(256, device=values.device).to(torch.uint8).view(torch.float8_e4m3fn).to(values.dtype)
@@ -57,13 +52,13 @@ class Rounding:
     """The rounding of one weight while it is learnt.
 
     Args:
-        weight: unrounded, float [out, in]; float64 is computed in float64, else in float32.
+        weight: unrounded, float [out, in]; computed in float32 unless float64.
         scale: broadcastable to the weight.
-        dtype: number format.
 
     Attributes:
-        v: the learnt V [out, in]; `v.grad` is set by `descend`.
-        lower, gap: the cell of every weight, in units of the weight.
+        v: the learnt V [out, in].
+        lower: lower end of every weight's cell, in units of the weight.
+        gap: width of the cells.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, dtype: str) -> None:
@@ -79,12 +74,11 @@ class Rounding:
         return torch.addcmul(self.lower, self.gap, self._h).requires_grad_()
 
     def descend(self, gradient: Tensor, strength: float, beta: float) -> None:
-        """Set V's gradient: the loss's with respect to the last `soft`, plus the regulariser's, through h.
+        """Set V's gradient: the loss's and the regulariser's, through h.
 
         Args:
-            gradient: of the loss with respect to the weight; not modified.
+            gradient: of the loss with respect to the last `soft`.
             strength: factor of Σ(1 − |2h − 1|^β).
-            beta: its exponent.
         """
         found, h = gradient * self.gap, self._h
         centred = 2 * h - 1
@@ -103,7 +97,7 @@ def learn_(roundings: Sequence[Rounding], loss: Callable[[list[Tensor]], Tensor]
     """Adam on V of all roundings together.
 
     Args:
-        loss: of the soft weights, called once per step, about 1 for rounding to nearest.
+        loss: of the soft weights, called once per step; about 1 for rounding to nearest.
     """
     optimiser = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr, fused=True)
     strength = settings.strength / sum(rounding.v.numel() for rounding in roundings)
@@ -127,20 +121,17 @@ def adaround(
     *,
     seed: int = 0,
 ) -> Tensor:
-    """One weight on the grid given by `scale`, rounded so that ||X Ŵᵀ − Y|| is small.
+    """One weight rounded to the grid of `scale` so that ||X Ŵᵀ − Y|| is small.
 
     Args:
         rows: X [n, in], quantized if the layer's input will be.
         target: Y [n, out], the float layer's output without its bias.
         weight: float [out, in].
         scale: broadcastable to the weight, fixed.
-        dtype: number format.
-        settings: `batch` is in rows of X; `held_out`, `rows` and the memory limit do not apply.
-        seed: of the order of the rows.
+        settings: `batch` counts rows of X; `held_out`, `rows` and `memory_limit` do not apply.
 
     Returns:
-        dequantized weight [out, in]; `quantize(result, scale)` gives its codes, none further than one step from
-        the code below the float weight.
+        dequantized weight [out, in]; `quantize(result, scale)` gives its codes.
     """
     settings = settings or Reconstruction()
     rounding = Rounding(weight, scale, dtype)

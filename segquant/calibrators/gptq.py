@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323): round column by column and move each column's error onto those not yet rounded."""
+"""GPTQ (arXiv 2210.17323): round column by column; columns not yet rounded make up for the error."""
 
 from __future__ import annotations
 
@@ -22,15 +22,9 @@ SHRINKAGE = 0.5
 
 
 def shrink_gram(gram: Tensor, rows: int) -> Tensor:
-    """Pull a Gram matrix of few rows towards its diagonal, which is what a handful of rows can tell reliably.
+    """Shrink the off-diagonal of XᵀX [in, in] by rows / (rows + SHRINKAGE · in).
 
-    Off-diagonal entries keep the share rows / (rows + SHRINKAGE · in), a linear shrinkage as Ledoit and Wolf's.
-    Few rows (AdaLN sees one per image) thus lead to plain rounding instead of to weights fitted to them; with
-    many thousands of rows next to nothing changes.
-
-    Args:
-        gram: XᵀX, [in, in]; not modified.
-        rows: rows of X.
+    A linear shrinkage as Ledoit and Wolf's: few rows lead to plain rounding. The input is not modified.
     """
     keep = rows / (rows + SHRINKAGE * gram.shape[0])
     return gram * keep + torch.diag(gram.diagonal() * (1 - keep))
@@ -39,7 +33,7 @@ def shrink_gram(gram: Tensor, rows: int) -> Tensor:
 def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
     """Upper triangular U with UᵀU = (H + λI)⁻¹ (GPTQ, Algorithm 1), λ = damp · mean(diag H).
 
-    Channels with H_jj = 0 (never seen) count as uncorrelated. λ grows tenfold until the factor exists.
+    Channels with H_jj = 0 count as uncorrelated. λ grows tenfold until the factor exists.
 
     Args:
         hessian: symmetric, positive semi-definite, float [in, in]; not modified.
@@ -82,33 +76,32 @@ def gptq(
     act_order: bool = True,
     block: int = 128,
 ) -> Tensor:
-    """Weight on the grid given by `scale`, rounded so that ||X(W − Ŵ)ᵀ|| is small.
+    """Weight rounded to the grid of `scale` so that ||X(W − Ŵ)ᵀ|| is small.
 
     Args:
-        weight: float [out, in]; float64 is computed in float64, else in float32.
-        hessian: 2XᵀX or any positive multiple, [in, in].
-        scale: broadcastable to the weight; fixed beforehand, so that any blocks work in any order.
-        dtype: number format.
+        weight: float [out, in]; computed in float32 unless float64.
+        hessian: any positive multiple of XᵀX, [in, in].
+        scale: broadcastable to the weight.
         damp: share of the mean diagonal added to the diagonal.
         act_order: largest diagonal first.
-        block: columns whose updates are gathered into one matrix product.
+        block: columns per matrix product.
 
     Returns:
-        dequantized weight, same shape; `quantize(result, scale)` gives its codes.
+        dequantized weight; `quantize(result, scale)` gives its codes.
     """
     return round_with(weight, factorize(hessian, damp, act_order), scale, dtype, block=block)
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What GPTQ needs of a Hessian: the column order (None: as they come) and `inverse_cholesky` in that order."""
+    """The column order (None: as they come) and `inverse_cholesky` in that order."""
 
     order: Tensor | None
     upper: Tensor
 
 
 def factorize(hessian: Tensor, damp: float = 0.01, act_order: bool = True) -> Factor:
-    """The part of GPTQ that does not depend on the weight, to be shared between several roundings."""
+    """The part of GPTQ that does not depend on the weight."""
     if not act_order:
         return Factor(None, inverse_cholesky(hessian, damp))
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)

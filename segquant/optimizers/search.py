@@ -56,10 +56,10 @@ class Scaling:
     """How an optimizer finds a smoothing vector.
 
     Args:
-        alpha: in [0, 1], or how it is searched; None where no α decides the vector.
+        alpha: in [0, 1], or how it is searched; None: no α.
         rule: from α to a vector.
-        weight_alone: α is judged by the rounded weight, inputs left as they are.
-        rank_share: rank of one branch's low-rank part, which the search takes part in its layer; 0 without.
+        weight_alone: judge α by the rounded weight, inputs left as they are.
+        rank_share: rank of one branch's low-rank part, counted in the search.
         balances: the vector balances saliences (PTQ4DiT).
     """
 
@@ -78,12 +78,10 @@ class Scaling:
 def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Tensor, Tensor, Alphas]:
     """Every output and input segment smoothed with its own α, unless that says "search_layer".
 
-    Args:
-        headroom: static scales may get some.
-
     Returns:
-        smoothing vectors [branches, in], headroom of static scales [branches, input segments], and the α of every
-        block. α that `problem.known` has are taken instead of searched.
+        smoothing vectors [branches, in], headroom of static scales [branches, input segments] (if `headroom`), and the
+        α
+        of every block, taken from `problem.known` if it is there.
     """
     weight, layout, stats = problem.weight, problem.layout, stats_of(problem)
     vectors = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
@@ -104,13 +102,13 @@ def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Ten
 
 
 def stats_of(problem: Problem) -> InputStats:
-    """Its statistics, which are there wherever `needs` asks for them or inputs are static."""
+    """The problem's statistics, which must be there."""
     assert problem.stats is not None
     return problem.stats
 
 
 def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, Choice]:
-    """α and headroom of every block; the α that are known if there are any."""
+    """α and headroom of every block; known α are not searched."""
     layout, stats, alphas = problem.layout, stats_of(problem), problem.known
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
     few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or problem.hidden  # whose range is that of a sample
@@ -262,9 +260,8 @@ class BlockSimulation:
 
 
 def extremes_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest values and magnitudes of the smallest [in], at least 0, of sampled rows [n, in].
+    """Largest values and magnitudes of the smallest [in], at least 0, of rows [n, in].
 
-    They stand in where a rotation hides the range of inputs (a rotated input is close to normal, so the few values
-    beyond cost little).
+    They stand in for ranges that a rotation hides.
     """
     return rows.amax(0).clamp_min(0), (-rows.amin(0)).clamp_min(0)

@@ -26,7 +26,7 @@ FLOAT16_MAX = 6e4
 
 @dataclass(frozen=True)
 class Split:
-    """One branch, split and rounded: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
+    """One branch, split: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
 
     quantized: Tensor
     scale: Tensor
@@ -41,8 +41,7 @@ class SvdQuant(SmoothQuant):
 
     Args:
         alpha: as SmoothQuant's.
-        rank: of the low-rank branch; None is SVDQuant's 32, but never more than a 32nd of the layer's smaller side,
-            so that the branch stays a small share of a small layer's bytes too.
+        rank: None is SVDQuant's 32, but at most a 32nd of the layer's smaller side.
         svd: "exact", or "randomized" (Halko et al. 2011) for large layers.
         iterations: rounds of refitting the branch to what the quantizer left.
     """
@@ -109,7 +108,7 @@ class SvdQuant(SmoothQuant):
         return rank
 
     def _ranks(self, problem: Problem, fitted: Fitted) -> tuple[int, ...]:
-        """Rank of each branch: the budget of one rank-r branch on the whole layer goes where the energy is."""
+        """Rank of each branch: the layer's budget goes where the energy is."""
         layout, smooth = problem.layout, fitted.tensors["smooth"]
         rank = self._checked_rank(layout, problem.name)
         if len(layout.branches) == 1:
@@ -128,7 +127,7 @@ class SvdQuant(SmoothQuant):
         return tuple(ranks)
 
     def _split(self, branch: Branch, rank: int, seed: int) -> Split:
-        """Split one branch, and optionally refit the low-rank part to what the quantizer left."""
+        """Split a branch, and perhaps refit its low-rank part."""
         weight, gram = branch.weight, branch.gram
         up, down = _half(*truncated(weight, rank, self.svd, seed))
         quantized, scale = branch.round(weight - up.float() @ down.float())

@@ -19,8 +19,8 @@ def weight_scale(weight: Tensor, dtype: str, rows: tuple[int, ...], columns: tup
 
     Args:
         weight: float [out, in].
-        dtype: number format.
-        rows, columns: block sizes, summing to out and in; (1, 1, …) rows are per-channel scales.
+        rows: block sizes, summing to out; (1, 1, …) for per-channel scales.
+        columns: block sizes, summing to in.
 
     Returns:
         float32 (float64 for a float64 weight), shape [len(rows), len(columns)].

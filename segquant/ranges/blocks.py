@@ -1,4 +1,4 @@
-"""A weight's blocks as rows of numbers, so that whatever picks a scale from a block is written once."""
+"""Apply a function to every block of a weight."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def map_blocks(
     """`pick` of every block, [len(rows), len(columns)].
 
     Args:
-        pick: takes the blocks of each tensor as [..., numbers] and returns [...]; one call where all blocks have
-            the same size, else one per size of rows and columns that are not all equal.
-        tensors: each [out, in] (or expanded to it).
-        rows, columns: block sizes, summing to out and in.
+        pick: from the blocks of each tensor [..., numbers] to [...]; called once per block size.
+        tensors: each [out, in], or expanded to it.
+        rows: block sizes, summing to out.
+        columns: block sizes, summing to in.
     """
     if not F.uniform(rows):
         cuts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)

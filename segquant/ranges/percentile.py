@@ -1,4 +1,4 @@
-"""Ranges from a percentile of the magnitudes instead of their maximum (Wu et al. 2020, arXiv 2004.09602, section 4)."""
+"""Ranges from a percentile of the magnitudes (Wu et al. 2020, arXiv 2004.09602, section 4)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from segquant.registry import register
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile along the last dimension with linear interpolation, of any number of values.
-
-    As `torch.quantile`, which refuses more than 16 million of them. Only the values above the quantile are
-    sorted, so high quantiles of long rows are cheap.
+    """Quantile along the last dimension, linearly interpolated; `torch.quantile` refuses more than 16 million values.
 
     Args:
         values: [..., n], float32 or float64, n ≥ 1.
-        q: in [0, 1].
+        q: in [0, 1]; high ones are cheap, only the values above are sorted.
     """
     count = values.shape[-1]
     place = (count - 1) * (1 - q)  # counted from the top
@@ -36,14 +33,13 @@ def percentile_range(
 ) -> tuple[Tensor, Tensor]:
     """Ranges of a static input, per piece: what `fake_quant.input_scales` takes.
 
-    A piece with one scale gets the percentile of |x| on both sides. A piece with one scale per sign gets the
-    percentile of its positive values and that of its negative values' magnitudes, each among its own kind only: a
-    side that is rare (what is left below zero by SiLU) would else be cut off entirely.
+    A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign's
+    values alone, lest a rare side be cut off.
 
     Args:
         rows: sampled inputs [n, in], any float dtype.
         pieces: channels per piece, summing to in.
-        dual: per piece, whether it has one scale per sign.
+        dual: which pieces have one scale per sign.
         percentile: in (0, 100]; 100 is the maximum.
 
     Returns:
@@ -70,7 +66,7 @@ def _share(percentile: float) -> float:
 
 
 def _one_side(magnitudes: Tensor, q: float) -> Tensor:
-    """The quantile; the maximum where the quantile is zero, and 0 for a side that has no values."""
+    """The quantile, or the maximum where that is zero; 0 without values."""
     if not magnitudes.numel():
         return magnitudes.new_zeros(())
     found = quantile(magnitudes, q)
@@ -80,11 +76,7 @@ def _one_side(magnitudes: Tensor, q: float) -> Tensor:
 @register
 @dataclass(frozen=True)
 class Percentile(Amax):
-    """Static inputs by a percentile of their magnitudes; weights keep their maximum.
-
-    Args:
-        percentile: in (50, 100].
-    """
+    """Static inputs by a percentile, in (50, 100], of their magnitudes; weights keep their maximum."""
 
     percentile: float = 99.9
     name: ClassVar[str] = "percentile"

@@ -44,7 +44,6 @@ class Range(Protocol):
 
         Args:
             weight: float [out, in].
-            dtype: number format.
             rows: sizes of blocks, summing to out.
             columns: likewise to in.
             importance: mean square of the input [in].
@@ -67,12 +66,11 @@ class Range(Protocol):
         """Range of a static input per piece: largest value and magnitude of the smallest, [pieces] each, at least 0.
 
         Args:
-            positive: largest values by channel [in], in the space that is quantized.
+            positive: largest values by channel [in], in the quantized space.
             negative: magnitudes of the smallest ones [in].
-            rows: a sample [n, in] in that space; None unless `input_rows`.
+            rows: a sample [n, in]; None unless `input_rows`.
             pieces: channels per piece.
             dual: which pieces have one scale per sign.
-            spec: the input's format.
             importance: squared column norms of the weight [in].
         """
         ...
@@ -81,11 +79,11 @@ class Range(Protocol):
         """Whether static scales get room beyond the range, as held-out rows show it.
 
         Args:
-            hidden: the range is known of sampled rows alone (after a rotation).
-            doubtful: the optimizer says that a fresh row is likely to lie beyond it (see `Optimizer.doubts`).
+            hidden: only sampled rows tell the range (after a rotation).
+            doubtful: see `Optimizer.doubts`.
         """
         return False
 
     def in_search(self) -> Range:
-        """What stands for this range while an optimizer searches: itself, or something far cheaper."""
+        """This range, or a cheaper one, for an optimizer's search."""
         return self
