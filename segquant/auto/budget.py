@@ -1,4 +1,4 @@
-"""What candidates cost, and which to take for every layer so that all of them together keep within a budget."""
+"""What candidates cost, and which to take within a budget over all layers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Limits:
     bits: float | None = None
 
     def excess(self, totals: tuple[float, float, float]) -> float:
-        """Sum of the relative amounts by which totals (bytes, operations, bits) exceed the limits; 0 if none does."""
+        """Sum of the relative amounts by which (bytes, operations, bits) exceed the limits."""
         limits = (self.bytes, self.operations, self.bits)
         pairs = zip(totals, limits, strict=True)
         return sum(max(0.0, total / limit - 1) for total, limit in pairs if limit is not None)
@@ -50,7 +50,7 @@ class Limits:
 class Layer:
     """A layer with its candidates; `plain` is rounding to nearest at the precision asked for.
 
-    `gain` is the share of the layer's relative error that arrives at the model's output (`sensitivity.output_gains`).
+    `gain` is as in `sensitivity.output_gains`.
     """
 
     name: str
@@ -75,9 +75,7 @@ def buffer_bytes(buffers: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> int:
 
 
 def layer_operations(layout: Layout) -> float:
-    """Multiply-accumulates per input row: the product, once more where inputs have a scale per sign, and what the
-    transforms take.
-    """
+    """Multiply-accumulates per input row: the product (twice with a scale per sign) and the transforms."""
     product = layout.in_features * layout.out_features
     dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
     return float(product + dual) + sum(transform.operations(layout.place()) for transform in layout.transforms)
@@ -98,10 +96,8 @@ def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
 def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
     """One candidate per layer: least Σ (gain · error)² within the limits, greedily.
 
-    Every layer starts at its best candidate. As long as a limit is exceeded, the exchange that costs the least
-    error per unit of excess it takes away is made; then, what fits without exceeding anything is taken back. This is
-    the usual heuristic for a multiple-choice knapsack: the more layers, the closer to the best, but without a bound
-    where several limits bind at once.
+    From the best candidates, the exchange with the least error per unit of excess is made until no limit is exceeded;
+    then better ones that still fit are taken. A heuristic for the multiple-choice knapsack, without a bound.
 
     Raises:
         ValueError: the limits are exceeded and no single exchange brings the totals nearer to them.

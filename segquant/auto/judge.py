@@ -1,8 +1,7 @@
-"""`auto`: every layer takes the candidate with the least output error on rows that did not fit it, within a budget.
+"""`auto`: every layer takes the candidate with the least output error on held-out rows, within a budget.
 
-This is what "adaptively combines complementary techniques" (arXiv 2507.14811) is taken to mean here. A candidate is
-solved on the statistics of all folds but one (`InputStats.without_fold`) and judged on that fold's rows against
-the float layer. Only errors and costs are kept; the choice under the budget is made over all layers together.
+Our reading of "adaptively combines complementary techniques" (arXiv 2507.14811). Candidates are solved without one
+fold (`InputStats.without_fold`) and judged on that fold's rows.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ KEPT = 1
 
 
 def pinned(method: Method, name: str) -> frozenset[str]:
-    """Fields that the user's overrides fix for this layer: `auto` leaves them alone."""
+    """Fields that the user's overrides fix for this layer."""
     keys = {key for pattern, values in method.targets.overrides if fnmatch.fnmatchcase(name, pattern) for key in values}
     return frozenset(keys)
 
@@ -72,8 +71,6 @@ def layer_candidates(
         layer: float linear or convolution.
         base: the layer's own method, with a budget.
         stats: of its input, with the Gram matrix of fold 0 kept apart.
-        segments: where the graph cuts it.
-        name: for messages.
         fixed: fields that stay as they are in `base`.
 
     Raises:
@@ -97,7 +94,7 @@ def layer_candidates(
 
 
 class _Judge:
-    """Solves and judges candidates of one layer; smoothing vectors are searched once per transform and fold."""
+    """Solves and judges candidates of one layer; smoothing is searched once per transform and fold."""
 
     def __init__(
         self,
@@ -140,8 +137,7 @@ class _Judge:
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
         """The candidate, without credit for a gain over the preset that may well be chance.
 
-        The least of many errors that were measured on few rows is mostly luck. A gain counts from GAIN standard errors
-        of the mean difference on; rows of one call resemble each other, so calls count as independent, not rows.
+        A gain counts from GAIN standard errors of the mean difference on, calls taken as independent.
         """
         difference = self.wrong[id(strong)] - self.wrong[id(candidate)]
         calls = min(sum(split.calls for split in self.folds), len(difference))
@@ -151,7 +147,7 @@ class _Judge:
         return replace(candidate, error=max(candidate.error, strong.error))
 
     def _all(self, changes: Sequence[Change]) -> list[Candidate]:
-        """The candidates, each once: changes that differ in fixed fields alone are the same."""
+        """The candidates, each once, fixed fields applied."""
         found = (self(change) for change in changes)
         return list({id(candidate): candidate for candidate in found if candidate is not None}.values())
 
@@ -186,7 +182,7 @@ class _Judge:
         return found
 
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
-        """The layer solved without fold `index`, before bias correction; candidates that share it are neighbours."""
+        """The layer solved without fold `index`, before bias correction; the last one is kept."""
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]
@@ -213,7 +209,7 @@ def _bias(linear: nn.Linear) -> Tensor | None:
 
 
 def _folds(stats: InputStats) -> list[HeldOut]:
-    """Folds to judge on: fold 0 alone, whose Gram matrix was kept apart, unless the reservoir holds every row."""
+    """Folds to judge on: all if the reservoir holds every row, else fold 0."""
     splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS)
     if not splits:
         raise QuantizationError(

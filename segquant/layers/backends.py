@@ -19,18 +19,14 @@ def backends(model: nn.Module) -> dict[str, str]:
 
 
 def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn.Module:
-    """Choose how a model's quantized layers run, in place.
+    """Choose how a model's quantized layers run, in place; returns the model.
 
     Args:
-        model: after `quantize_` or `load_quantized`; on the device on which it will run.
-        name: of a registered backend.
-        fallback: of the one for layers that `name` cannot run; None: refuse instead.
-
-    Returns:
-        the same model.
+        model: quantized, on the device on which it will run.
+        fallback: backend for layers that `name` cannot run; None: refuse them.
 
     Raises:
-        QuantizationError: an unknown name; layers that neither can run, named with the reason. Nothing is changed then.
+        QuantizationError: an unknown name, or layers that neither can run; nothing is changed then.
     """
     order: list[Backend] = [registry.find("backend", each)() for each in (name, fallback) if each is not None]
     chosen: dict[str, Backend] = {}

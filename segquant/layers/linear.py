@@ -25,13 +25,8 @@ from segquant.transforms.chain import undo_all
 class QuantLinear(nn.Module):
     """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
 
-    The state dict holds the codes (int4 two per byte), float32 scales, the transforms' tensors and the bias; `layout`
-    says how they fit together, `backend` how the layer runs. `.to(dtype)` casts the bias alone.
-
-    Args:
-        layout: shape of the layer.
-        bias_dtype: of the (empty) bias.
-        device: of the (empty) tensors.
+    The state dict holds codes (int4 two per byte), float32 scales, transforms' tensors and bias. `backend` says how the
+    layer runs. `.to(dtype)` casts the bias alone.
     """
 
     keep_packed = True
@@ -65,7 +60,7 @@ class QuantLinear(nn.Module):
 
     @staticmethod
     def from_tensors(layout: Layout, tensors: Mapping[str, Tensor], window: Window | None = None) -> QuantLinear:
-        """A layer around given buffers (those of `Layout.buffers()`, and "bias" where there is one)."""
+        """A layer around `Layout.buffers()`, and "bias" where there is one."""
         bias = tensors.get("bias")
         module = QuantLinear.empty(
             layout, window, bias_dtype=torch.float32 if bias is None else bias.dtype, device="meta"
@@ -82,12 +77,10 @@ class QuantLinear(nn.Module):
         *,
         name: str = "linear",
     ) -> QuantLinear:
-        """Quantize one layer by itself; a convolution becomes a QuantConv2d.
+        """Quantize one nn.Linear, or an ungrouped nn.Conv2d to a QuantConv2d; the float layer is not modified.
 
         Args:
-            linear: the float layer, an nn.Linear or an ungrouped nn.Conv2d; not modified.
-            method: what to do.
-            stats: of its input, as `observe` returns them; needed unless the method looks at weights alone.
+            stats: of its input, from `observe`; needed unless the method looks at weights alone.
             segments: where the graph cuts it; uncut if None.
             name: for error messages.
 
@@ -116,7 +109,7 @@ class QuantLinear(nn.Module):
         return torch.cat(undo_all(self.layout, tensors, dequantize_weight(self.layout, tensors)))
 
     def weight_bytes(self) -> int:
-        """Bytes of everything stored for this layer: codes, scales, the transforms' tensors, bias."""
+        """Bytes of codes, scales, the transforms' tensors and bias."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, input: Tensor) -> Tensor:
@@ -133,7 +126,7 @@ class QuantLinear(nn.Module):
         self._packed = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The buffers by name, those of `layout.buffers()` and "bias" where there is one."""
+        """`layout.buffers()` by name, and "bias" where there is one."""
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def extra_repr(self) -> str:
@@ -171,14 +164,7 @@ class QuantLinear(nn.Module):
 class QuantConv2d(QuantLinear):
     """A convolution as a `QuantLinear` on the patches of its input (see `segquant.modules.window`).
 
-    "Per token" means per patch, the channels of a patch being `in_features`. The input's scales are those of the
-    values that the window sees, padding included.
-
-    Args:
-        layout: of the linear on patches.
-        window: how the convolution slides.
-        bias_dtype: of the (empty) bias.
-        device: of the (empty) tensors.
+    `in_features` and "per token" refer to patches. The input's scales count padding.
     """
 
     def __init__(
@@ -199,7 +185,7 @@ class QuantConv2d(QuantLinear):
         return folded
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype; the input is not modified."""
+        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype."""
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:

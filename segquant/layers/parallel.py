@@ -1,4 +1,4 @@
-"""Solve layers one after the other or several at a time; the numbers are the same either way."""
+"""Solve layers in turn, or several at a time with the same numbers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ def solve_in_turn(
 ) -> Iterator[tuple[nn.Module, QuantLinear]]:
     """Every float layer with its quantized one, in order, as they are done.
 
-    `layers` and `stats` are used up: a layer's statistics are given back as soon as it is solved, and so is the layer
-    itself once the caller lets go of it.
+    Uses up `layers` and `stats`, so that both are freed as they are done.
 
     Args:
-        workers: layers solved at once, each in a thread; each thread in turn uses torch's own.
+        workers: layers solved at once, each in a thread that uses torch's own.
 
     Raises:
         QuantizationError: as `QuantLinear.from_float`; layers not yet begun are left alone.

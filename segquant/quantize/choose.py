@@ -30,7 +30,7 @@ SENSITIVITY_BATCHES = 2
 
 @dataclass(frozen=True)
 class Choice:
-    """What every layer shall do, the statistics if one reading gave them all, and the number of readings."""
+    """Every layer's plan, the statistics if one reading gave them all, and the number of readings."""
 
     layers: list[LayerPlan]
     stats: Mapping[str, InputStats] | None

@@ -49,26 +49,25 @@ def quantize_(
     """Replace the model's linears and (ungrouped) 2-D convolutions by quantized ones, in place; deterministic.
 
     Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes
-    one QuantLinear under all of them. None of `memory_limit`, `streaming` and `workers` changes the result.
+    one QuantLinear. `memory_limit`, `streaming` and `workers` do not change the result.
 
     Args:
         model: float model.
         method: what to do; see `presets`.
-        batches: arguments of the model's forward, as `observe` takes them; read only as far as the method needs it
-            (one batch for the segments, all for statistics), and once unless Gram matrices exceed `memory_limit`.
-        segments: from `find_segments`, found on the first batch if None and the method wants them.
-        stats: from an earlier `observe` of the same model; then `batches` serves the segments alone (and `auto`, which
-            sends a few of them through the model to weigh its layers).
+        batches: arguments of the model's forward, as for `observe`; read as far as the method needs, once unless Gram
+            matrices exceed `memory_limit`.
+        segments: from `find_segments`; found on the first batch if None.
+        stats: of an earlier `observe`; `batches` then serves only segments and `auto`.
         progress: called with (stage, done, total) after every batch and layer.
-        memory_limit: bytes for Gram matrices; the data is read once per group of layers that fits. Half of the free
-            memory if None.
-        streaming: put every layer in place as soon as it is solved, so that float layers are freed on the way (in
-            the last group, since the float model must be whole for the others; not with calibrator "adaround"). An
-            error then leaves a model that is partly quantized.
+        memory_limit: bytes for Gram matrices, the data being read per group of layers that fits; half of the free
+            memory
+            if None.
+        streaming: put layers in place as they are solved (in the last group), to free float ones; not with "adaround".
+            An error leaves a partly quantized model.
         workers: layers solved at once, in threads.
 
     Returns:
-        the same model. `quantize_with_outcome_` tells what was done to it.
+        the same model; `quantize_with_outcome_` tells what was done.
 
     Raises:
         QuantizationError: naming the layer, and what to do.
@@ -90,7 +89,7 @@ def quantize_with_outcome_(
     streaming: bool = False,
     workers: int = 1,
 ) -> Outcome:
-    """As `quantize_`, which see; returns what was done to the model."""
+    """As `quantize_`; returns what was done to the model."""
     options = _Options(progress, memory_limit, streaming, workers)
     return _quantize(model, method, batches, segments, stats, options)
 
