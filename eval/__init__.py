@@ -1,6 +1,6 @@
 """The judgement: folders of pictures go in, metrics with intervals, tables and figures come out.
 
-Nothing here imports torch until pictures are judged, so that reading results and rendering reports does not.
+torch is imported only when pictures are judged.
 """
 
 from segquant_bench.eval.errors import EvalError

@@ -1,4 +1,4 @@
-"""`segquant-report`: tables, grid, comparisons and one page, rendered from results on disk."""
+"""`segquant-report`: renders the report from results on disk."""
 
 from __future__ import annotations
 

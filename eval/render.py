@@ -1,4 +1,4 @@
-"""The report of finished runs: tables, figures and one page, from what lies on disk."""
+"""The report of finished runs, from what lies on disk."""
 
 from __future__ import annotations
 
@@ -44,16 +44,15 @@ def write_report(
     Args:
         directories: run or sweep folders.
         output: where the report goes; by default the first directory.
-        grid: whether to draw the picture grid (it needs the pictures).
+        grid: whether to draw the picture grid (needs the pictures).
         rows: prompts in the grid.
 
     Returns:
-        the files written: table.md, table.csv, table.tex, comparisons.md, comparisons.csv, metrics.png,
-        grid.png (one more per further model, dataset, seed or choice of prompts), report.html, and what
-        `paper.extras` finds.
+        the files written: table.md, table.csv, table.tex, comparisons.md, comparisons.csv, metrics.png, grid.png (more
+        for further groups), report.html, and those of `paper.extras`.
 
     Raises:
-        EvalError: no results, a broken results.json, or pictures that are missing.
+        EvalError: no results, a broken results.json, or missing pictures.
     """
     runs = load_results(directories)
     folder = Path(directories[0] if output is None else output)
@@ -89,7 +88,7 @@ def _contents(runs: Sequence[RunResult], grid: bool, rows: int) -> tuple[dict[st
 
 
 def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, bytes]:
-    """The grids by file name; the first group's is grid.png."""
+    """The grids by file name."""
     if not grid:
         return {}
     return {name: picture_grid(members, rows) for name, members in grid_groups(runs).items()}

@@ -1,4 +1,4 @@
-"""How well a picture fits its caption: CLIPScore, and retrieval of the caption among others."""
+"""How well a picture fits its caption: CLIPScore, and retrieval of the caption."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def top1(
 ) -> np.ndarray:
     """1.0 where a picture is strictly closest to its own caption among `candidates` captions, else 0.0; [n].
 
-    The others are drawn without replacement from the remaining different captions, anew for every picture.
+    The others are drawn per picture, without replacement, from the remaining different captions.
 
     Raises:
         EvalError: fewer different captions than candidates.
@@ -72,7 +72,7 @@ def caption_embeddings(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def picture_embeddings(evaluation: Evaluation, kind: str) -> np.ndarray:
-    """Unit-length embeddings of the pictures of one kind (see `Evaluation.paths`), float32 [n, d]."""
+    """Unit-length embeddings of one kind of pictures (see `Evaluation.paths`), float32 [n, d]."""
     scorer: Scorer = evaluation.network(SCORER)
     return evaluation.once(f"clip/{kind}", lambda: scorer.embed_pictures(evaluation.paths(kind), evaluation.cache))
 
@@ -124,8 +124,7 @@ def retrieval_accuracy(
 ) -> EvalResult:
     """Share of pictures closest to their own caption among `backends.candidates` captions, own included.
 
-    The other captions are drawn from `pool`, by default `prompts`. The interval is a 95 % bootstrap over
-    pictures. Raises EvalError as `evaluate` does.
+    Others are drawn from `pool`, by default `prompts`. With a 95 % bootstrap interval; EvalError as `evaluate`.
     """
     paths = list_numbered(Path(images), len(prompts), "generated")
     scorer = _load_scorer(backends)

@@ -30,27 +30,23 @@ def evaluate(
     bootstrap: int = 1000,
     cache: Path | None = None,
 ) -> list[EvalResult]:
-    """Judge the PNGs of `images`.
+    """Judge the PNGs of `images`; one EvalResult per metric, in the order asked.
 
     Args:
         images: folder of 00000.png … in prompt order.
         prompts: one caption per picture.
         reference: the unquantized model's pictures of the same prompts and latents, likewise named.
         real: any PNGs, the real pictures of `fid_gt`.
-        metrics: names from `METRICS`, or Python paths of metrics of one's own (see `Metric`).
-        backends: which networks judge.
-        output: folder that receives metrics.json, per_image.json and features.safetensors (the FID features
-            "features" and the bootstrap replicates of the set distances, "replicates/NAME").
-        seed: of the bootstrap and of caption_top1's candidates; runs of equal seed and n can be paired.
-        bootstrap: number of replicates; FID and KID draw at most 100 above 1,000 pictures.
-        cache: folder that remembers features by picture content, across calls.
-
-    Returns:
-        one EvalResult per metric, in the order asked.
+        metrics: names from `METRICS`, or Python paths of one's own (see `Metric`).
+        output: folder for metrics.json, per_image.json and features.safetensors ("features" of FID, and
+            "replicates/NAME" of the set distances).
+        seed: runs of equal seed and n can be paired.
+        bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
+        cache: folder that remembers features by picture content.
 
     Raises:
         EvalError: folders that do not fit the prompts or each other, files that are no PNG, an unknown
-            metric, weights that are not at hand.
+            metric, missing weights.
     """
     asked = find_metrics(metrics)
     evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)
@@ -76,7 +72,7 @@ def _check_folders(evaluation: Evaluation, metrics: Sequence[Metric]) -> None:
 
 
 def _checked(metric: Metric, result: EvalResult) -> EvalResult:
-    """The result; EvalError if it is not one of this metric, whose name and direction reports rely on."""
+    """The result; EvalError if it is not one of this metric."""
     found = (split_name(result.name)[0], result.direction, result.against, result.unit)
     wanted = (metric.name, metric.direction, metric.against, metric.unit)
     if found != wanted:

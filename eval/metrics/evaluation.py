@@ -23,18 +23,19 @@ class Evaluation:
     """Pictures, prompts and networks of one `evaluate`; loads and computes everything at most once.
 
     Attributes:
-        images: the pictures that are judged, in prompt order.
+        images: the judged pictures, in prompt order.
         prompts: one caption per picture.
-        reference: the unquantized model's pictures, in the same order; None if not given.
-        real: real pictures, any number; None if not given.
-        backends: which networks judge, where they run and how many pictures at a time.
-        seed: of the bootstrap and of whatever else a metric draws.
+        reference: the unquantized model's pictures, in the same order.
+        real: real pictures, any number.
+        backends: which networks judge, and where.
+        seed: of everything that draws.
         counts: the bootstrap's resamples, int64 [replicates, n].
-        cache: folder that remembers features across evaluations; None for none.
+        cache: folder that remembers features across evaluations.
         per_image: by result name, one value per picture; per_image.json.
-        per_image_unquantized: the same of the unquantized model's pictures.
+        per_image_unquantized: the same of the reference.
         replicates: by result name, float64 [replicates]; features.safetensors.
-        tensors, metadata: what else features.safetensors holds.
+        tensors: more of features.safetensors.
+        metadata: likewise.
     """
 
     images: list[Path]
@@ -88,7 +89,7 @@ class Evaluation:
 
     @cached_property
     def same_as_reference(self) -> bool:
-        """True if every picture has the reference's bytes, as in the unquantized model's own run."""
+        """True if every picture has the reference's bytes."""
         return self.reference is not None and content_hash(self.images) == content_hash(self.reference)
 
     @property

@@ -20,8 +20,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
     """The PNGs of a folder, sorted by name.
 
     Raises:
-        EvalError: no such folder, no PNG in it, pictures of another format beside them, a file that only
-            calls itself PNG, or transparency (which has no defined colour).
+        EvalError: no such folder, no PNG, other picture formats, a file that is no PNG inside, or transparency.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -42,7 +41,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
 
 
 def list_numbered(folder: Path, n: int, what: str) -> list[Path]:
-    """The pictures 00000.png … of `n` prompts, in prompt order; EvalError if they are not exactly those."""
+    """The pictures 00000.png … of `n` prompts; EvalError if they are not exactly those."""
     pictures = list_pictures(folder, what)
     if len(pictures) != n:
         raise EvalError(f"{folder} holds {len(pictures)} PNGs for {n} prompts; generate one {what} picture per prompt")
@@ -65,7 +64,7 @@ def _check_header(path: Path) -> None:
 
 
 def check_sizes(images: Sequence[Path], reference: Sequence[Path]) -> None:
-    """EvalError unless picture i of both lists has the same width and height."""
+    """EvalError unless picture i of both lists has the same size."""
     for ours, theirs in zip(images, reference, strict=True):
         with Image.open(ours) as a, Image.open(theirs) as b:
             if a.size != b.size:

@@ -1,4 +1,4 @@
-"""What a metric is: one value that answers every question the benchmark and the report have about it."""
+"""What a metric is."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Metric:
         return f"{self.name}[{network}]" if network else self.name
 
     def result(self, value: float, n: int, interval: Interval | None, *, backend: str, network: str = "") -> EvalResult:
-        """A result of this metric: value over `n` pictures, and its 95 % interval (None where it has none)."""
+        """A result of this metric: value over `n` pictures, and its 95 % interval."""
         return EvalResult(
             self.full_name(network), value, n, self.direction, interval, backend, self.against, unit=self.unit
         )
@@ -110,11 +110,10 @@ class Metric:
         """The mean of one value per picture, with its bootstrap interval; the values are kept for comparisons.
 
         Args:
-            evaluation: the pictures that are judged.
             values: float [n], in prompt order.
             backend: the software and weights that computed them, with version.
-            network: short name of the network, part of the result's name.
-            unquantized: the same of the unquantized model's pictures; gives the paired difference (`delta`).
+            network: its short name, part of the result's name.
+            unquantized: values of the unquantized model's pictures; gives `delta`.
         """
         name = self.full_name(network)
         if values.shape != (len(evaluation.images),):

@@ -27,7 +27,7 @@ INK, PALE, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class GridColumn:
-    """One column: the method, the precision below it (may be empty) and the folder of pictures."""
+    """The method, the precision below it (may be empty) and the pictures."""
 
     title: str
     subtitle: str
@@ -35,7 +35,7 @@ class GridColumn:
 
 
 def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs that share prompts and latents, hence one grid, by its file name, in table order; the first is grid.png."""
+    """Runs that share prompts and latents, by their grid's file name; the first is grid.png."""
     groups: dict[object, list[RunResult]] = {}
     for run in sort_runs(runs):
         groups.setdefault(data_key(run), []).append(run)
@@ -54,7 +54,7 @@ def _safe(name: str) -> str:
 
 
 def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
-    """The unquantized model (its own run, or the reference pictures of another), then every run."""
+    """The unquantized model (its run, or another's reference), then every run."""
     names = labels(runs)
     found = []
     if not runs[0].is_float:
@@ -75,10 +75,9 @@ def _folder(run: RunResult, kind: str) -> Path:
 
 
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
-    """A PNG of `rows` prompts, evenly spread over the run's prompts, for runs of one group.
+    """A PNG of `rows` prompts, evenly spread, for runs of one group.
 
-    Small pictures are enlarged by whole factors without smoothing, so that every pixel is seen; large ones
-    are reduced.
+    Small pictures are enlarged by whole factors without smoothing, large ones reduced.
 
     Raises:
         EvalError: pictures are missing.
@@ -116,7 +115,6 @@ def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
 
 
 def _draw_head(draw: ImageDraw.ImageDraw, head: tuple[list[str], list[str]], left: int, bottom: int, tile: int) -> None:
-    """Both lines centred over the column, standing on its first picture."""
     lines = [(text, _font(FONT_SIZE, bold=True), INK) for text in head[0]]
     lines += [(text, _font(FONT_SIZE - 2), PALE) for text in head[1]]
     y = bottom - GAP // 2 - (FONT_SIZE + 5) * len(lines)
@@ -139,7 +137,7 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) ->
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken after spaces and underscores, inside a word if need be."""
+    """Lines no wider than `width` pixels, broken after spaces and underscores, or inside words."""
     lines: list[str] = []
     current = ""
     for piece in _pieces(text):
@@ -167,7 +165,7 @@ def _pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships: no system font is needed."""
+    """DejaVu Sans, which matplotlib ships."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

@@ -43,8 +43,7 @@ def render_page(
     legend: str,
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The whole page as text, of tables, PNGs by file name and folded (title, HTML) sections; nothing is loaded
-    from outside."""
+    """The page of tables, PNGs by file name and folded (title, HTML) sections."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
@@ -83,7 +82,7 @@ def _bold(text: str) -> str:
 
 
 def _headline(comparisons: Sequence[Comparison]) -> str:
-    """Per pair of methods, the verdict on the main numbers in one line."""
+    """Per pair of methods, the verdict on the main numbers."""
     pairs: dict[tuple[str, ...], list[Comparison]] = {}
     for c in comparisons:
         if is_headline(c):

@@ -1,4 +1,4 @@
-"""One figure of the main numbers with their intervals: a panel per precision and metric, a line per method."""
+"""The main numbers with their intervals: a panel per precision and metric, a line per method."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG for quantized runs; None where there is nothing to draw.
-
-    Every precision of every model, dataset and seed is a row of panels with axes of its own: errors at 4 bits are
-    many times those at 8.
-    """
+    """A PNG for quantized runs, None if nothing to draw; every group and precision is a row with axes of its own."""
     quantized = [run for run in runs if not run.is_float]
     shown = _shown(columns(quantized))
     if not shown:

@@ -1,4 +1,4 @@
-"""Comparisons as files: all of them as CSV, and the ones that answer the first question in words."""
+"""Comparisons as CSV, and in words."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ def comparisons_markdown(
     """What ours are better than: a heading per precision, a line per method of ours and main number.
 
     Args:
-        comparisons: all of them.
         refused: sentences on what could not be compared.
         full: name of the CSV that has them all.
     """

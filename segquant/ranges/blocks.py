@@ -19,10 +19,10 @@ def map_blocks(
     """`pick` of every block, [len(rows), len(columns)].
 
     Args:
-        pick: from the blocks of each tensor [..., numbers] to [...]; called once per block size.
+        pick: from blocks [..., numbers] of each tensor to [...].
         tensors: each [out, in], or expanded to it.
         rows: block sizes, summing to out.
-        columns: block sizes, summing to in.
+        columns: likewise to in.
     """
     if not F.uniform(rows):
         cuts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)

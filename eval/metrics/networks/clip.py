@@ -37,8 +37,6 @@ class Scorer:
         model: has `encode_image` and `encode_text`.
         preprocess: PIL picture → float32 [3, side, side].
         tokenize: captions → int64 [n, context].
-        device: where `model` runs.
-        batch_size: pictures or captions per forward pass.
     """
 
     name: str
@@ -63,7 +61,7 @@ class Scorer:
         return torch.cat(found).numpy()
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Unit-length embeddings, float32 [n, d]; warns of captions that fill the context and may be cut."""
+        """Unit-length embeddings, float32 [n, d]; warns of captions that may be cut."""
         found, full = [], 0
         with torch.inference_mode():
             for start in range(0, len(captions), self.batch_size):
@@ -77,7 +75,7 @@ class Scorer:
 
 @contextmanager
 def _quiet_root() -> Iterator[None]:
-    """open_clip reports every step of loading to the root logger; its warnings still pass."""
+    """Only warnings of the root logger, to which open_clip reports every step."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(max(level, logging.WARNING))
@@ -91,8 +89,7 @@ def load_scorer(backends: Backends) -> Scorer:
     """The scorer that `backends.clip` and `backends.clip_path` name.
 
     Raises:
-        EvalError: the folder or its files are missing, the architecture is unknown, or the weights
-            cannot be had.
+        EvalError: files are missing, the architecture is unknown, or the weights cannot be had.
     """
     import open_clip  # takes seconds, and most metrics do not need it
 
@@ -123,7 +120,7 @@ def load_scorer(backends: Backends) -> Scorer:
 
 
 def _source(backends: Backends, architectures: Sequence[str]) -> tuple[str, str | None]:
-    """open_clip's name of the model, and of its weights unless a folder holds both."""
+    """open_clip's name of the model, and of its weights unless in a folder with it."""
     name, where = backends.clip, backends.clip_path
     if where is not None and not Path(where).is_file():
         _check_folder(name, Path(where))
