@@ -28,12 +28,10 @@ class EvalResult:
         value: may be infinite (PSNR of identical pictures).
         n: number of pictures.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        interval: 95 % bootstrap interval over pictures.
-        backend: the software and weights that computed it, with version.
-        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None.
-        delta: ``value`` minus the unquantized model's own, where that is defined.
-        delta_interval: 95 % paired bootstrap interval of ``delta``.
-        unit: ``"dB"``; empty for none.
+        interval: 95 % bootstrap interval.
+        backend: software and weights, with version.
+        against: ``"reference"``, ``"real"``, ``"prompt"``, or None.
+        delta: ``value`` minus the unquantized model's own, where defined.
     """
 
     name: str
@@ -107,10 +105,8 @@ def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
 class RunResult:
     """One `results.json`, whose path is `path`.
 
-    `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` (cuts
-    and
-    activations) and `polarity` (signs of activations), by layer. `components` holds every component's bytes, and errors
-    where text encoders or ControlNets are quantized, layers named "COMPONENT.LAYER"; `layer_errors` are the denoiser's.
+    `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
+    `polarity`, by layer. `components` holds every component's bytes, and errors of quantized ones beside the denoiser.
     """
 
     path: Path
@@ -227,11 +223,7 @@ def _rename(raw: dict[str, Any]) -> None:
 
 
 def load_results(directories: Iterable[Path]) -> list[RunResult]:
-    """Every `results.json` below the directories, the last of each repeated configuration.
-
-    Raises:
-        EvalError: a directory is missing, or there is no `results.json`.
-    """
+    """Every `results.json` below the directories, the last of each configuration; EvalError if none."""
     directories = [Path(d) for d in directories]
     paths: set[Path] = set()
     for directory in directories:

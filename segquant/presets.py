@@ -130,11 +130,7 @@ def q_diffusion(
 ) -> Method:
     """Q-Diffusion (2302.04304): concatenated inputs in two pieces, AdaRound by block reconstruction.
 
-    Its split of skip connections is the input half of SegLinear; it leaves outputs whole, so use `seglinear` only for
-    models with concatenated inputs.
-
-    Args:
-        reconstruction: a `Reconstruction` or its fields; None is the default one.
+    It leaves outputs whole, so use `seglinear` only for models with concatenated inputs.
     """
     if not isinstance(reconstruction, Reconstruction):
         reconstruction = Reconstruction(**(reconstruction or {}))
@@ -198,8 +194,7 @@ def segquant_r(
 ) -> Method:
     """SegQuant-G with a rotation, and ranges of least squared error.
 
-    The paper only names rotations (SpinQuant). DualScale does nothing here, rotated inputs having no sign of their own;
-    SegLinear cuts outputs.
+    DualScale does nothing here: rotated inputs have no sign of their own.
     """
     own = {"alpha": alpha, "rank": rank, "svd": svd, "iterations": iterations, "act_order": act_order, "damp": damp}
     return _with_gptq("segquant_r", precision, own, {"rotate": True, "ranges": "mse", **common})
@@ -218,11 +213,9 @@ def auto(
 ) -> Method:
     """Every layer by itself: the candidate with the least output error on held-out rows, within a budget.
 
-    `seglinear` and `dualscale` allow choices. `rotate`, `ranges` and `bias_correction` are always chosen, unless an
-    override pins them (`overrides={"*": {"rotate": True}}`).
-
-    Args:
-        budget: a `Budget` or its fields; None is the default one.
+    `seglinear` and `dualscale` allow choices. `rotate`, `ranges` and `bias_correction` are chosen unless an override
+    pins
+    them (`overrides={"*": {"rotate": True}}`).
     """
     if not isinstance(budget, Budget):
         budget = Budget(**(budget or {}))
@@ -230,11 +223,7 @@ def auto(
 
 
 def plan(precision: str | None = None, *, path: str | Path | None = None) -> Method:
-    """The choices of an earlier `auto`, read from its (perhaps edited) plan file.
-
-    Args:
-        precision: refused unless it is the plan's own; None takes the plan's.
-        path: of the plan.json.
+    """The choices of an earlier `auto`, read from its (perhaps edited) plan.json.
 
     Raises:
         ValueError: no path, no such file, no plan, or another precision.

@@ -29,16 +29,12 @@ class Backends:
 
     Attributes:
         fid: ``"inception"`` (clean-fid's), ``"effnet_lite0"``, or ``"auto"``: Inception if its weights are found.
-            Part of the metric's name.
-        inception: clean-fid's ``inception-2015-12-05.pt`` or its folder; searched in /tmp and
-            ``$TORCH_HOME/hub/checkpoints`` as well.
-        clip: label of the CLIP scorer, part of the metric's name; an open_clip architecture such as ``"ViT-L-14"``
-            unless `clip_path` is a folder.
+        inception: ``inception-2015-12-05.pt`` or its folder, besides /tmp and ``$TORCH_HOME/hub/checkpoints``.
+        clip: label of the CLIP scorer; an open_clip architecture unless `clip_path` is a folder.
         clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file.
-        clip_pretrained: open_clip's tag of weights from its cache or the hub, if `clip_path` is None.
+        clip_pretrained: open_clip's tag of weights, if `clip_path` is None.
         candidates: captions that compete in `caption_top1`, own included.
         lpips: trunk of LPIPS; weights in ``$TORCH_HOME/hub/checkpoints``.
-        batch_size: pictures per forward pass.
     """
 
     fid: str = "auto"

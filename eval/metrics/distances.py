@@ -30,9 +30,9 @@ Replicates = Callable[..., np.ndarray]
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to features `x` [n, d] and `y` [m, d].
 
-    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), with unbiased
-    covariances. With A, B the centred features over √(n−1), √(m−1), tr (Σx Σy)^½ is the sum of the singular
-    values of A Bᵀ: exact, and n × m instead of d × d.
+    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), unbiased covariances. With A,
+    B the
+    centred features over √(n−1), √(m−1), tr (Σx Σy)^½ is the sum of the singular values of A Bᵀ.
     """
     x, y = _checked(x, y)
     return _distance(x, y, np.ones(len(x)), np.ones(len(y)))
@@ -58,7 +58,6 @@ def _distance(x: np.ndarray, y: np.ndarray, x_counts: np.ndarray, y_counts: np.n
 
 
 def _combine(gap: float, x_trace: float, y_trace: float, root_trace: float) -> float:
-    """The distance from its terms; rounding noise of equal sets becomes zero."""
     value = float(gap + x_trace + y_trace - 2.0 * root_trace)
     return value if value > 1e-12 * (x_trace + y_trace) else 0.0
 
@@ -73,14 +72,12 @@ def _mean_and_root(x: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _nuclear_norm(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum of the singular values of A Bᵀ."""
     if min(len(a), len(b)) > a.shape[1]:
         a, b = _triangle(a), _triangle(b)
     return float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
 
 
 def _triangle(matrix: np.ndarray) -> np.ndarray:
-    """R of the QR decomposition."""
     return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 

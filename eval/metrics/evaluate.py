@@ -34,19 +34,16 @@ def evaluate(
 
     Args:
         images: folder of 00000.png … in prompt order.
-        prompts: one caption per picture.
-        reference: the unquantized model's pictures of the same prompts and latents, likewise named.
-        real: any PNGs, the real pictures of `fid_gt`.
-        metrics: names from `METRICS`, or Python paths of one's own (see `Metric`).
-        output: folder for metrics.json, per_image.json and features.safetensors ("features" of FID, and
-            "replicates/NAME" of the set distances).
+        reference: the unquantized model's pictures, likewise named.
+        real: any PNGs, for `fid_gt`.
+        metrics: names from `METRICS`, or Python paths (see `Metric`).
+        output: folder for metrics.json, per_image.json and features.safetensors.
         seed: runs of equal seed and n can be paired.
         bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
         cache: folder that remembers features by picture content.
 
     Raises:
-        EvalError: folders that do not fit the prompts or each other, files that are no PNG, an unknown
-            metric, missing weights.
+        EvalError: folders that do not fit, files that are no PNG, an unknown metric, missing weights.
     """
     asked = find_metrics(metrics)
     evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)
@@ -72,7 +69,6 @@ def _check_folders(evaluation: Evaluation, metrics: Sequence[Metric]) -> None:
 
 
 def _checked(metric: Metric, result: EvalResult) -> EvalResult:
-    """The result; EvalError if it is not one of this metric."""
     found = (split_name(result.name)[0], result.direction, result.against, result.unit)
     wanted = (metric.name, metric.direction, metric.against, metric.unit)
     if found != wanted:
@@ -81,7 +77,6 @@ def _checked(metric: Metric, result: EvalResult) -> EvalResult:
 
 
 def _write(output: Path, results: Sequence[EvalResult], evaluation: Evaluation) -> None:
-    """metrics.json, per_image.json and features.safetensors; see `evaluate`."""
     n = len(evaluation.images)
     save_json(output / "metrics.json", {"schema": 1, "n": n, "metrics": [r.to_dict() for r in results]})
     per_image = {

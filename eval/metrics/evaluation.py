@@ -26,16 +26,12 @@ class Evaluation:
         images: the judged pictures, in prompt order.
         prompts: one caption per picture.
         reference: the unquantized model's pictures, in the same order.
-        real: real pictures, any number.
-        backends: which networks judge, and where.
-        seed: of everything that draws.
         counts: the bootstrap's resamples, int64 [replicates, n].
         cache: folder that remembers features across evaluations.
         per_image: by result name, one value per picture; per_image.json.
         per_image_unquantized: the same of the reference.
-        replicates: by result name, float64 [replicates]; features.safetensors.
+        replicates: by result name, float64 [replicates].
         tensors: more of features.safetensors.
-        metadata: likewise.
     """
 
     images: list[Path]

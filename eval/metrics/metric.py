@@ -111,8 +111,8 @@ class Metric:
 
         Args:
             values: float [n], in prompt order.
-            backend: the software and weights that computed them, with version.
-            network: its short name, part of the result's name.
+            backend: software and weights, with version.
+            network: part of the result's name.
             unquantized: values of the unquantized model's pictures; gives `delta`.
         """
         name = self.full_name(network)

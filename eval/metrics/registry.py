@@ -28,12 +28,9 @@ for _family in (distances.METRICS, clip.METRICS, perceptual.METRICS, pixel.METRI
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name, or at a Python path such as ``their_pkg.metrics.BRIGHTNESS``.
+    """The metric of that name, or at a Python path such as ``their_pkg.metrics.BRIGHTNESS``; else EvalError.
 
     The path is imported: take it from the user, never from a file of results.
-
-    Raises:
-        EvalError: an unknown name, or a path without a metric.
     """
     if name in METRICS:
         return METRICS[name]

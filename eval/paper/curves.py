@@ -168,7 +168,6 @@ def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
 
 
 def _line(panel: Axes, curve: Curve, style: dict[str, Any], *, band: bool) -> Artist:
-    """Draw the line and perhaps its band; returns what the legend shows."""
     if band:
         edges = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
         low, high = zip(*edges, strict=True)

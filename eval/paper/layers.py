@@ -135,7 +135,6 @@ def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> Tab
 
 
 def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> list[Row]:
-    """Geometric means over layers, and their ratios to the layers without cuts."""
     means = _cells([_geometric_mean([value for value in values if value]) for values in errors.values()])
     found = [row([f"geometric mean of {title}", ""], means)]
     if "no cuts" in errors:

@@ -134,7 +134,6 @@ def _encoder_error(run: RunResult) -> Cell | None:
 
 
 def _encoders_mb(run: RunResult) -> Cell | None:
-    """All text encoders, quantized or not."""
     sizes = [part["weight_bytes"] for name, part in run.components.items() if "text_encoder" in name]
     return number(sum(sizes) / BYTES_PER_MB) if sizes else None
 
@@ -150,7 +149,6 @@ def _compression(run: RunResult) -> Cell | None:
 
 
 def _quantize_seconds(run: RunResult) -> Cell | None:
-    """Of all quantized components together."""
     found = _quantizing(run, "seconds")
     return number(sum(found)) if found else None
 
@@ -161,7 +159,6 @@ def _quantize_peak(run: RunResult) -> Cell | None:
 
 
 def _quantizing(run: RunResult, key: str) -> list[float]:
-    """Of the denoiser's stage and that of the other components."""
     stages = [] if run.is_float else [run.stages[name] for name in QUANTIZING if name in run.stages]
     return [float(stage[key]) for stage in stages if stage.get(key) is not None]
 

@@ -107,7 +107,6 @@ def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
 
 
 def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
-    """Left edges of the columns; a wider gap where the precision changes."""
     found = [LABEL_WIDTH]
     for before, column in pairwise(columns):
         found.append(found[-1] + tile + GAP * (1 if column.subtitle == before.subtitle else 3))
@@ -165,7 +164,6 @@ def _pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -187,7 +185,6 @@ def _tile_size(picture: Image.Image) -> int:
 
 
 def _fit(picture: Image.Image, tile: int) -> Image.Image:
-    """The picture centred in a square of `tile` pixels."""
     side = max(picture.size)
     width, height = (max(round(edge * tile / side), 1) for edge in picture.size)
     kind = Image.Resampling.NEAREST if tile % side == 0 else Image.Resampling.LANCZOS

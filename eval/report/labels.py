@@ -119,7 +119,6 @@ def is_subject(run: RunResult) -> bool:
 
 
 def _backend(run: RunResult) -> str:
-    """The backend's name, or the path of one's own."""
     found = run.config.get("backend") or BACKEND
     return str(found.get("_target_") if isinstance(found, Mapping) else found)
 
@@ -141,13 +140,11 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
-    """By `id` of the run: its method, with the settings in which runs of a group that share it differ.
+    """By `id` of the run: its method, with the settings (but `untold` ones) in which runs of a group that share it
+    differ.
 
-    Same names of different packages get their module: "mine (their_pkg.methods)". Settings read "+seglinear" or
-    "alpha=0.5"; runs with all settings alike (or unknown) go by their own names.
-
-    Args:
-        untold: dotted settings to leave out.
+    Settings read "+seglinear" or "alpha=0.5"; runs with all alike (or unknown) go by their own names. Same names of
+    different packages get their module.
     """
     families: dict[object, list[RunResult]] = {}
     for run in runs:

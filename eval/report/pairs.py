@@ -21,13 +21,7 @@ PICTURES, LAYERS, CALLS = "pictures", "layers", "denoiser calls"
 
 @dataclass(frozen=True)
 class Names:
-    """What two compared runs are called.
-
-    Attributes:
-        precision: of both.
-        where: model, dataset, seed or prompts, if the runs differ in them.
-        headline: ours against somebody else's.
-    """
+    """What two compared runs are called; `where` is what differs among runs in model, dataset, seed or prompts."""
 
     ours: str
     theirs: str
@@ -51,13 +45,11 @@ class Comparison(Names):
     """One paired comparison: the first run minus the second, for errors first over second.
 
     Attributes:
-        metric: the result's name with its network, or the error's.
         kind: ``"difference"``, or ``"ratio"`` (a geometric mean over pairs).
         interval: 95 % paired bootstrap interval.
         n: number of pairs.
         pairs: what they are pairs of, ``"pictures"``.
         verdict: ``"better"``, ``"worse"`` or ``"not distinguishable"``.
-        unit: of a difference.
     """
 
     metric: str
@@ -134,7 +126,6 @@ class Pair:
         return found + self._errors(), list(dict.fromkeys(refused))
 
     def _picture_metrics(self) -> list[tuple[EvalResult, Callable[[EvalResult], Difference]]]:
-        """Results that both runs have, and how each is compared."""
         ways = {"pictures": self._by_picture, "resamples": self._by_resample}
         mutual = [m for m in self.ours.metrics if self.theirs.metric(m.name) is not None]
         asked = [(m, self._paired(m)) for m in sorted(mutual, key=lambda m: place(m.name))]

@@ -51,13 +51,11 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
 
 
 def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:
-    """The main metrics in their order, then the errors."""
     main = [q for q in quantities if (metric := known_metric(q.key)) is not None and metric.headline]
     return [*sorted(main, key=lambda q: place(q.key)), *(q for q in quantities if q.key in ERRORS)]
 
 
 def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
-    """The precision, and above it what else tells the groups apart."""
     told = [part for part in places(runs)[id(run)].split(", ") if part]
     told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
     return "\n".join([*told, run.precision])

@@ -39,7 +39,6 @@ def has_results(table: Table) -> bool:
 
 
 def _keys(runs: Sequence[RunResult]) -> Keys:
-    """What names a run; model, dataset, seed and prompts only where they differ."""
     names = labels(runs)
     every: Keys = [
         (Column("model", "key"), lambda run: run.model),

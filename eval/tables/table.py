@@ -22,9 +22,8 @@ class Cell:
 
     Attributes:
         text: not yet escaped.
-        value: the number behind `text`, which CSV writes at full precision.
-        interval: of `value`.
-        verdict: ``"better"``, ``"worse"`` or ``"tie"``: its colour in HTML.
+        value: the number, which CSV writes at full precision.
+        verdict: ``"better"``, ``"worse"`` or ``"tie"``.
     """
 
     text: str
@@ -42,8 +41,8 @@ class Column:
     """The head of a column.
 
     Attributes:
-        kind: ``"key"`` (names, left), ``"number"`` (right) or ``"count"`` (right, but a key in HTML).
-        detail: what the title leaves open, such as a metric's network.
+        kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
+        detail: such as a metric's network.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
         intervals: whether CSV has columns for interval edges.
     """

@@ -19,7 +19,6 @@ class Candidate:
     Args:
         change: flat settings of a method.
         error: expected relative output error ||Y − Ŷ|| / ||Y||.
-        bytes: stored for the layer.
         operations: multiply-accumulates per input row.
         bits: weight bits times weights.
     """
@@ -94,13 +93,13 @@ def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
 
 
 def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
-    """One candidate per layer: least Σ (gain · error)² within the limits, greedily.
+    """One candidate per layer: least Σ (gain · error)² within the limits, by a greedy heuristic.
 
     From the best candidates, the exchange with the least error per unit of excess is made until no limit is exceeded;
-    then better ones that still fit are taken. A heuristic for the multiple-choice knapsack, without a bound.
+    then better ones that still fit are taken.
 
     Raises:
-        ValueError: the limits are exceeded and no single exchange brings the totals nearer to them.
+        ValueError: the limits are exceeded and no exchange brings the totals nearer.
     """
     chosen = [min(layer.candidates, key=lambda c: c.error) for layer in layers]
     while (excess := limits.excess(_totals(chosen))) > 0:
@@ -144,7 +143,6 @@ def _cheapest_exchange(
 
 
 def _refill(layers: Sequence[Layer], chosen: list[Candidate], limits: Limits) -> None:
-    """Take better candidates wherever they still fit, largest gain first."""
     while True:
         totals, best, gain = _totals(chosen), None, 0.0
         for index, layer in enumerate(layers):

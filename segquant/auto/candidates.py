@@ -29,10 +29,7 @@ def precision_name(scheme: QuantScheme) -> str | None:
 
 
 def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
-    """Precisions that a layer may change to where widths are mixed.
-
-    None for floating-point inputs, or if the precision's groups do not divide the layer's inputs.
-    """
+    """Precisions that a layer may change to; none for floating-point inputs or groups that do not divide the inputs."""
     assert scheme.weight is not None
     if scheme.input is None:
         return []

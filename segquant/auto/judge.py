@@ -119,7 +119,6 @@ class _Judge:
         self.wrong: dict[int, Tensor] = {}
 
     def rounds(self, scheme: Change) -> list[Candidate]:
-        """Both rounds at one precision, the preset first."""
         base = changed(self.base, scheme) if scheme else self.base
         shape = self.linear.in_features, self.linear.out_features
         default = {**preset(base, self.segments, *shape), **scheme}
@@ -135,9 +134,7 @@ class _Judge:
         return [strong, *(c for c in low_rank if c is not strong), *other]
 
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
-        """The candidate, without credit for a gain over the preset that may well be chance.
-
-        A gain counts from GAIN standard errors of the mean difference on, calls taken as independent.
+        """Without credit for a gain over the preset below GAIN standard errors of the mean; calls count as independent.
         """
         difference = self.wrong[id(strong)] - self.wrong[id(candidate)]
         calls = min(sum(split.calls for split in self.folds), len(difference))
@@ -147,7 +144,6 @@ class _Judge:
         return replace(candidate, error=max(candidate.error, strong.error))
 
     def _all(self, changes: Sequence[Change]) -> list[Candidate]:
-        """The candidates, each once, fixed fields applied."""
         found = (self(change) for change in changes)
         return list({id(candidate): candidate for candidate in found if candidate is not None}.values())
 
@@ -241,6 +237,5 @@ def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
 
 
 def _readable(change: Mapping[str, object], base: Method) -> dict[str, object]:
-    """The choice without what is the base's own anyway."""
     own = {"precision": precision_name(base.scheme)}
     return {key: value for key, value in change.items() if value != (own[key] if key in own else base.value(key))}

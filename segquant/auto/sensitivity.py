@@ -25,18 +25,14 @@ def output_gains(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Relative change of the model's output per relative change of each layer's output.
+    """Relative change of the model's output per relative change of each layer's output; 0 if never called.
 
-    White noise of NOISE times the output's norm is added to one layer at a time. Errors nearly independent between
-    layers add up in squares: output error² ≈ Σ (gain · layer error)².
+    White noise of NOISE times the output's norm is added to one layer at a time. Errors independent between layers
+    add up in squares: output error² ≈ Σ (gain · layer error)².
 
     Args:
         model: float model; runs once per batch, and once more per layer and batch.
-        batches: a few arguments of its forward.
-        progress: called with ("sensitivity", done, total) after every layer.
-
-    Returns:
-        by name, at least 0; 0 for a layer that is never called.
+        progress: called with ("sensitivity", done, total).
     """
     generators: dict[torch.device, torch.Generator] = {}
 

@@ -1,8 +1,8 @@
 """AdaRound: learn whether each weight is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
 
-A weight in the cell [lower, lower + gap] is lower + gap · h(V), with h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23).
-V starts where h gives the float weight, and minimizes the reconstruction error plus λ · mean(1 − |2h − 1|^β)
-(eq. 24) while β falls. `reconstruct` does so for blocks (BRECQ, arXiv 2102.05426).
+A weight in the cell [lower, lower + gap] is lower + gap · h(V), h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V
+minimizes
+the reconstruction error plus λ · mean(1 − |2h − 1|^β) (eq. 24) while β falls.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ def regulariser(h: Tensor, beta: float) -> Tensor:
 
 
 def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """Lower neighbour on the format's grid, and the distance to the next one up.
-
-    `values` are weights over scales. Those beyond the grid belong to its outermost cell.
+    """Lower neighbour of weights over scales on the grid, and the distance to the next; the outermost cell for those
+    beyond.
     """
     if dtype == "fp8":
         bytes_ = torch.arange(256, device=values.device).to(torch.uint8).view(torch.float8_e4m3fn).to(values.dtype)
@@ -49,11 +48,7 @@ def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
 
 
 class Rounding:
-    """The rounding of one weight while it is learnt.
-
-    Args:
-        weight: unrounded, float [out, in]; computed in float32 unless float64.
-        scale: broadcastable to the weight.
+    """The rounding of one weight [out, in] while it is learnt.
 
     Attributes:
         v: the learnt V [out, in].
@@ -74,12 +69,7 @@ class Rounding:
         return torch.addcmul(self.lower, self.gap, self._h).requires_grad_()
 
     def descend(self, gradient: Tensor, strength: float, beta: float) -> None:
-        """Set V's gradient: the loss's and the regulariser's, through h.
-
-        Args:
-            gradient: of the loss with respect to the last `soft`.
-            strength: factor of Σ(1 − |2h − 1|^β).
-        """
+        """Set V's gradient: that of the loss, given for the last `soft`, plus that of strength · Σ(1 − |2h − 1|^β)."""
         found, h = gradient * self.gap, self._h
         centred = 2 * h - 1
         found.addcmul_(centred.sign(), centred.abs_().pow_(beta - 1), value=-2 * strength * beta)
@@ -94,11 +84,7 @@ class Rounding:
 
 
 def learn_(roundings: Sequence[Rounding], loss: Callable[[list[Tensor]], Tensor], settings: Reconstruction) -> None:
-    """Adam on V of all roundings together.
-
-    Args:
-        loss: of the soft weights, called once per step; about 1 for rounding to nearest.
-    """
+    """Adam on V of all roundings together; `loss` of soft weights is about 1 for rounding to nearest."""
     optimiser = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr, fused=True)
     strength = settings.strength / sum(rounding.v.numel() for rounding in roundings)
     for step in range(settings.steps):
@@ -121,17 +107,15 @@ def adaround(
     *,
     seed: int = 0,
 ) -> Tensor:
-    """One weight rounded to the grid of `scale` so that ||X Ŵᵀ − Y|| is small.
+    """One weight [out, in] rounded to the grid of `scale` so that ||X Ŵᵀ − Y|| is small.
 
     Args:
         rows: X [n, in], quantized if the layer's input will be.
         target: Y [n, out], the float layer's output without its bias.
-        weight: float [out, in].
-        scale: broadcastable to the weight, fixed.
         settings: `batch` counts rows of X; `held_out`, `rows` and `memory_limit` do not apply.
 
     Returns:
-        dequantized weight [out, in]; `quantize(result, scale)` gives its codes.
+        dequantized weight; `quantize(result, scale)` gives its codes.
     """
     settings = settings or Reconstruction()
     rounding = Rounding(weight, scale, dtype)

@@ -10,23 +10,18 @@ LEAST_ROWS = 4
 
 
 def sample_bias_correction(target: Tensor, output: Tensor, independent: int | None = None) -> Tensor:
-    """Mean of (target − output) per output channel over sampled rows, shrunk towards zero.
+    """Mean of (target − output) [n, out] over sampled rows, shrunk towards zero: [out].
 
-    Unlike the closed form (W − Ŵ) E[x] it sees the input's rounding too. With t_o the mean over its standard error,
-    channels are multiplied by one positive-part James–Stein factor (Efron and Morris 1973, with unknown variances)
+    With t_o the mean over its standard error and ν = n − 1, all channels are multiplied by one positive-part
+    James–Stein
+    factor (Efron and Morris 1973, with unknown variances)
 
-        max(0, 1 − [ν / (ν − 2)] / mean_o t_o²),  ν = n − 1.
+        max(0, 1 − [ν / (ν − 2)] / mean_o t_o²).
 
-    Fewer than LEAST_ROWS rows give zeros. Channels with the same error in every row are corrected in full and do not
-    count in the factor.
+    Fewer than LEAST_ROWS rows give zeros. Channels with the same error in every row are corrected in full.
 
     Args:
-        target: the float layer's output [n, out].
-        output: the quantized layer's on the same rows.
         independent: how many rows count as independent, e.g. the calls; n if None.
-
-    Returns:
-        [out], float32, or float64 where the target is.
 
     Raises:
         ValueError: shapes that differ, or more independent rows than rows.
@@ -49,7 +44,6 @@ def sample_bias_correction(target: Tensor, output: Tensor, independent: int | No
 
 
 def _shrinkage(mean: Tensor, variance: Tensor, count: int) -> Tensor:
-    """The James–Stein factor per channel; `variance` is that of the mean."""
     # rounding in float64 leaves a constant error with a variance of this order, not with zero
     noisy = variance > torch.finfo(mean.dtype).eps * mean.square()
     if not bool(noisy.any()):

@@ -22,10 +22,7 @@ SHRINKAGE = 0.5
 
 
 def shrink_gram(gram: Tensor, rows: int) -> Tensor:
-    """Shrink the off-diagonal of XᵀX [in, in] by rows / (rows + SHRINKAGE · in).
-
-    A linear shrinkage as Ledoit and Wolf's: few rows lead to plain rounding. The input is not modified.
-    """
+    """XᵀX [in, in] with its off-diagonal times rows / (rows + SHRINKAGE · in), as Ledoit and Wolf do."""
     keep = rows / (rows + SHRINKAGE * gram.shape[0])
     return gram * keep + torch.diag(gram.diagonal() * (1 - keep))
 
@@ -33,10 +30,8 @@ def shrink_gram(gram: Tensor, rows: int) -> Tensor:
 def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
     """Upper triangular U with UᵀU = (H + λI)⁻¹ (GPTQ, Algorithm 1), λ = damp · mean(diag H).
 
-    Channels with H_jj = 0 count as uncorrelated. λ grows tenfold until the factor exists.
-
-    Args:
-        hessian: symmetric, positive semi-definite, float [in, in]; not modified.
+    Channels with H_jj = 0 count as uncorrelated. λ grows tenfold until the factor exists. H, float [in, in], is not
+    modified.
 
     Raises:
         QuantizationError: not finite, or not factorable after all retries.
@@ -76,10 +71,9 @@ def gptq(
     act_order: bool = True,
     block: int = 128,
 ) -> Tensor:
-    """Weight rounded to the grid of `scale` so that ||X(W − Ŵ)ᵀ|| is small.
+    """Weight [out, in] rounded to the grid of `scale` so that ||X(W − Ŵ)ᵀ|| is small.
 
     Args:
-        weight: float [out, in]; computed in float32 unless float64.
         hessian: any positive multiple of XᵀX, [in, in].
         scale: broadcastable to the weight.
         damp: share of the mean diagonal added to the diagonal.
@@ -123,7 +117,6 @@ def round_with(weight: Tensor, factor: Factor, scale: Tensor, dtype: str, *, blo
 
 
 def _round_columns(columns: Tensor, scales: Tensor, upper: Tensor, dtype: str, block: int) -> Tensor:
-    """GPTQ's double loop on `columns` [in, out], which is overwritten."""
     rounded = torch.empty_like(columns)
     diagonal = upper.diagonal().tolist()
     for start in range(0, columns.shape[0], block):

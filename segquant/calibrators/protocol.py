@@ -55,11 +55,11 @@ class Calibrator(Protocol):
 
         Args:
             weight: float [rows, in], in the quantized space; not to be modified.
-            scale: positive, broadcastable to the weight; fixed.
+            scale: positive, broadcastable to the weight.
             prepared: from `prepare`.
 
         Returns:
-            dequantized weight [rows, in]; `functional.quantize(result, scale, dtype)` gives its codes.
+            dequantized [rows, in]; `functional.quantize(result, scale, dtype)` gives its codes.
         """
         ...
 

@@ -80,8 +80,8 @@ class QuantLinear(nn.Module):
         """Quantize one nn.Linear, or an ungrouped nn.Conv2d to a QuantConv2d; the float layer is not modified.
 
         Args:
-            stats: of its input, from `observe`; needed unless the method looks at weights alone.
-            segments: where the graph cuts it; uncut if None.
+            stats: of its input, from `observe`, unless the method needs weights alone.
+            segments: where it is cut.
             name: for error messages.
 
         Raises:
@@ -130,7 +130,6 @@ class QuantLinear(nn.Module):
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def extra_repr(self) -> str:
-        """One line for print(model)."""
         layout = self.layout
         parts = [f"{layout.in_features}, {layout.out_features}", f"weight={layout.weight_spec.dtype}"]
         if len(layout.rows) > 1:
@@ -189,7 +188,6 @@ class QuantConv2d(QuantLinear):
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:
-        """One line for print(model)."""
         return f"{super().extra_repr()}, kernel={self.window.kernel}, stride={self.window.stride}"
 
 

@@ -22,12 +22,10 @@ def solve_in_turn(
     segments: Mapping[str, Segments],
     workers: int = 1,
 ) -> Iterator[tuple[nn.Module, QuantLinear]]:
-    """Every float layer with its quantized one, in order, as they are done.
-
-    Uses up `layers` and `stats`, so that both are freed as they are done.
+    """Every float layer with its quantized one, in order; uses up `layers` and `stats` to free them.
 
     Args:
-        workers: layers solved at once, each in a thread that uses torch's own.
+        workers: threads, each solving a layer.
 
     Raises:
         QuantizationError: as `QuantLinear.from_float`; layers not yet begun are left alone.

@@ -1,6 +1,6 @@
 """Flat names of a method's settings: `rank`, `act_order` … of members; `optimizer`, `calibrator` … for members.
 
-A setting that no present member takes waits in `Method.spare` for an override that brings one in.
+A setting without a member waits in `Method.spare`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def attribute(name: str) -> str:
 
 
 def value_of(method: HasParts, name: str) -> Any:
-    """The value of a flat name; if no member takes it, the one in `spare`, else the default."""
+    """A flat name's value, in the present member, `spare`, or by default."""
     if name in CUTS:
         return getattr(method.cuts, CUTS[name])
     if name in TARGETS:
@@ -107,7 +107,6 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
 
 
 def _with_settings(method: HasParts, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Members with their settings, and the settings that wait."""
     waiting = {**method.spare}
     for member in _members(method):
         waiting |= {key: getattr(member, key) for key in registry.fields_of(type(member))}
@@ -129,7 +128,6 @@ def _with_settings(method: HasParts, chosen: Mapping[str, Any], given: Mapping[s
 
 
 def _member(name: str, slot: str, value: Any) -> Any:
-    """A member, its class, or None, from a name, a member, or its saved form."""
     if name == "rotate" and isinstance(value, bool):
         return registry.find(slot, DEFAULT_ROTATION) if value else None
     if isinstance(value, Mapping):
@@ -144,12 +142,10 @@ def _taken(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _plain(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings turned into the dataclasses that `kind`'s fields hold."""
     return {key: getattr(registry.build(kind, {key: value}), key) for key, value in values.items()}
 
 
 def _spare(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Waiting settings, checked by a member that takes them, without defaults."""
     found, kinds = {}, settings()
     for key in sorted(values.keys() & kinds.keys()):  # a member that is not registered takes its settings with it
         kind, value = kinds[key][0], values[key]

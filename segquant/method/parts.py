@@ -16,9 +16,9 @@ class Cuts:
     """Where layers are cut.
 
     Args:
-        seglinear: cut linears at the graph's segments.
-        dualscale: one scale per sign for inputs that come out of an activation.
-        control: "graph", or a control of Table 6: "random" places, "wrong" number of pieces.
+        seglinear: cut at the graph's segments.
+        dualscale: a scale per sign after activations.
+        control: "graph", or of Table 6 "random" places, "wrong" number of pieces.
     """
 
     seglinear: bool = False
@@ -40,7 +40,7 @@ class Targets:
 
     Args:
         skip: globs of module names left in floating point.
-        overrides: (glob, flat fields) pairs; later matches win. "precision" names another scheme, "skip" True skips.
+        overrides: (glob, flat fields) pairs; later ones win. Takes "precision" and "skip" too.
         on_uncalled: "error" or "skip", for layers that calibration never called.
         convolutions: quantize ungrouped nn.Conv2d too.
     """
@@ -60,12 +60,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Budget:
-    """What `auto` may spend, relative to plain rounding at the same precision.
+    """What `auto` may spend, relative to plain rounding.
 
     Args:
-        bytes: size of the quantized layers, codes and scales.
+        bytes: of codes and scales.
         operations: multiply-accumulates per input row.
-        average_bits: largest average of weight bits where layers may take 4 or 8; None: all as the precision says.
+        average_bits: largest average of weight bits, if layers may take 4 or 8.
     """
 
     bytes: float = 1.1

@@ -24,13 +24,11 @@ class LayerPlan:
     """What one layer does, and what that costs.
 
     Args:
-        layer: module name.
         choice: flat settings that differ from the base's.
-        error: expected relative output error, on held-out rows; None after an edit.
-        bytes: stored for the layer.
+        error: expected relative output error; None after an edit.
         operations: multiply-accumulates per input row, in multiples of the layer's own.
-        plain: error of plain rounding at the base precision.
-        gain: share of the layer's error that reaches the model's output.
+        plain: error of plain rounding.
+        gain: share of the error that reaches the model's output.
     """
 
     layer: str
@@ -60,11 +58,7 @@ def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
 
 
 def read_plan(path: Path) -> Method:
-    """The method of a plan file.
-
-    Raises:
-        ValueError: no such file, no plan, or an unknown field.
-    """
+    """The method of a plan file; ValueError if it is none, or names an unknown field."""
     if not path.is_file():
         raise ValueError(f"there is no plan {path}; give the plan.json of a run of quantizer=auto")
     try:

@@ -36,15 +36,15 @@ class Method:
         name: for people and tables.
         scheme: number formats.
         cuts: where layers are cut.
-        optimizer: what is done to a layer before its weight is rounded.
+        optimizer: works on a layer before its weight is rounded.
         rotation: turns the optimized input, and the weight with it.
-        calibrator: how a weight is rounded.
+        calibrator: rounds weights.
         ranges: where scales come from.
-        bias_correction: add the mean output error on calibration rows to the bias.
+        bias_correction: add the mean output error to the bias.
         targets: which layers.
         seed: of everything that draws.
-        budget: let `auto` choose every layer's settings within it; None: as the members say.
-        spare: flat settings for members that an override may bring in.
+        budget: for `auto`, which then chooses every layer's settings.
+        spare: flat settings for members of overrides.
     """
 
     name: str
@@ -76,9 +76,7 @@ class Method:
     def of(cls, name: str, precision: str | QuantScheme, **settings: Any) -> Method:
         """A method from flat names, `Method.of("mine", "w4a8", optimizer="svd", rank=16, calibrator="gptq")`.
 
-        Args:
-            precision: a name in PRECISIONS, or a scheme.
-            settings: `optimizer`, `calibrator`, `ranges` and `rotate` take names or members.
+        Members are given by name or as they are.
 
         Raises:
             ValueError: an unknown name, or a value that its part refuses.
@@ -95,7 +93,6 @@ class Method:
         return value_of(self, name)
 
     def _overridden(self, values: Mapping[str, Any], pattern: str) -> Method | None:
-        """This method with an override's fields; None where it says skip."""
         values = dict(values)
         fixed = _FIXED | {key for kind in registry.table("calibrator").values() for key in kind.whole_model}
         known = flat_names() - fixed | {"precision", "skip"}

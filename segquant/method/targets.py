@@ -58,7 +58,6 @@ def _alteration(layer: nn.Module) -> str:
 
 
 def _is_ours(hook: object) -> bool:
-    """Whether this library set the hook."""
     return (getattr(hook, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
 
 

@@ -13,16 +13,9 @@ from segquant.optimizers.smooth import floored, seen_range
 
 
 def balance(salience_x: Tensor, salience_w: Tensor) -> Tensor:
-    """s = sqrt(s(X) / s(W)): X / s and W · s both have the salience sqrt(s(X)·s(W)).
+    """s = sqrt(s(X) / s(W)), float [in]; all ones where one side is entirely zero.
 
-    Small saliences are floored, dead channels count as average, as in `optimizers.smooth`.
-
-    Args:
-        salience_x: at least 0, [in].
-        salience_w: likewise.
-
-    Returns:
-        positive float32 [in] (float64 for float64 saliences); all ones where one side is entirely zero.
+    Small saliences are floored, dead channels count as average.
     """
     dtype = torch.float64 if salience_x.dtype == torch.float64 else torch.float32
     if not bool((salience_x > 0).any()) or not bool((salience_w > 0).any()):

@@ -23,11 +23,9 @@ class Problem:
     Args:
         weight: float32 [out, in].
         layout: cuts, number formats, planned transforms.
-        stats: of its input; None where the method needs no data.
-        ranges: where scales will come from.
-        turn: the rotation after the optimizer's own transforms.
+        stats: of its input, if the method needs data.
+        turn: the rotation after the optimizer's transforms.
         turn_tensors: its buffers.
-        seed: of everything that draws.
         name: for messages.
         known: `Fitted.found` of an earlier fit with the same `search_key`.
     """
@@ -53,10 +51,10 @@ class Fitted:
     """What an optimizer found for a layer.
 
     Args:
-        transforms: in the order in which they act on the input, before the rotation.
+        transforms: in the order in which they act, before the rotation.
         tensors: their buffers.
         margin: headroom of static scales over the range seen, [branches, input segments].
-        found: what a like fit may reuse (see `Problem.known`).
+        found: see `Problem.known`.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -70,8 +68,8 @@ class Branch:
     """One branch of a layer, ready to be rounded.
 
     Args:
-        weight: float32 [rows, in], transformed as the input is.
-        gram: XᵀX of the transformed input [in, in], if the method needs it.
+        weight: float32 [rows, in], transformed.
+        gram: XᵀX of the transformed input [in, in], if needed.
         round: from a weight [rows, in] to it on its grid, and the grid's scales.
     """
 

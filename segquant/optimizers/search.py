@@ -57,9 +57,8 @@ class Scaling:
 
     Args:
         alpha: in [0, 1], or how it is searched; None: no α.
-        rule: from α to a vector.
-        weight_alone: judge α by the rounded weight, inputs left as they are.
-        rank_share: rank of one branch's low-rank part, counted in the search.
+        weight_alone: judge α by the rounded weight alone.
+        rank_share: a branch's rank in the search.
         balances: the vector balances saliences (PTQ4DiT).
     """
 
@@ -76,12 +75,10 @@ class Scaling:
 
 
 def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Tensor, Tensor, Alphas]:
-    """Every output and input segment smoothed with its own α, unless that says "search_layer".
+    """Every block's own α, or one per layer if that says "search_layer"; known α are not searched.
 
     Returns:
-        smoothing vectors [branches, in], headroom of static scales [branches, input segments] (if `headroom`), and the
-        α
-        of every block, taken from `problem.known` if it is there.
+        smoothing vectors [branches, in], headroom of static scales [branches, input segments], α by block.
     """
     weight, layout, stats = problem.weight, problem.layout, stats_of(problem)
     vectors = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
@@ -108,7 +105,6 @@ def stats_of(problem: Problem) -> InputStats:
 
 
 def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, Choice]:
-    """α and headroom of every block; known α are not searched."""
     layout, stats, alphas = problem.layout, stats_of(problem), problem.known
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
     few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or problem.hidden  # whose range is that of a sample
@@ -132,8 +128,6 @@ def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, 
 
 
 class _Search:
-    """The search for one block (output branch × input segment)."""
-
     def __init__(self, problem: Problem, scaling: Scaling, block: Block, splits: Sequence[HeldOut]) -> None:
         layout = problem.layout
         rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
@@ -174,7 +168,6 @@ def _everything(stats: InputStats) -> HeldOut:
 
 
 def _cut(split: HeldOut, columns: slice) -> HeldOut:
-    """A split's columns of one input segment."""
     return replace(
         split,
         positive=split.positive[columns],
@@ -236,7 +229,6 @@ class BlockSimulation:
         return self.hidden or self.ranges.input_rows
 
     def _ranges(self, split: HeldOut, importance: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Ranges of a static input; None where there is none."""
         spec = self.input_spec
         if spec is None or spec.dynamic:
             return None

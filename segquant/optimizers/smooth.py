@@ -44,16 +44,7 @@ class Choice:
 
 
 def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
-    """s_j = amax(X_j)^α / amax(W_j)^(1−α), with geometric mean 1.
-
-    Args:
-        input_amax: largest magnitudes per input channel, float [in].
-        weight_amax: likewise.
-        alpha: migration strength in [0, 1].
-
-    Returns:
-        positive float32 [in]; all ones where one of the ranges is entirely zero.
-    """
+    """s_j = amax(X_j)^α / amax(W_j)^(1−α), float32 [in], with geometric mean 1; ones where one side is all zero."""
     if not bool((input_amax > 0).any()) or not bool((weight_amax > 0).any()):
         return torch.ones_like(input_amax, dtype=torch.float32)
     logs = alpha * seen_range(input_amax).log() - (1 - alpha) * floored(weight_amax).log()
@@ -107,16 +98,7 @@ def alpha_errors(
     alphas: Sequence[float | None] = (None, *ALPHAS),
     margins: Sequence[float] = (1.0,),
 ) -> Errors:
-    """Squared output error of the quantized layer on held-out rows, summed over splits, by α at its best margin.
-
-    Args:
-        weight: float32 [out, in].
-        splits: from `InputStats.held_out`.
-        simulate: the layer as it would run.
-        rule: from α to a smoothing vector.
-        alphas: candidates; None is no smoothing.
-        margins: factors on the ranges of static inputs.
-    """
+    """Squared output error of the quantized layer on held-out rows by α, at its best of `margins` for static ranges."""
     errors = {alpha: dict.fromkeys(margins, 0.0) for alpha in alphas}
     for split in splits:
         target = split.rows @ weight.T
@@ -155,7 +137,6 @@ def _margin_errors(
     alpha: float | None,
     margins: Sequence[float],
 ) -> dict[float, float]:
-    """Squared output error on one split at one α, by margin."""
     scale = None if alpha is None else rule(split, weight.abs().amax(0), alpha)
     layer = simulate(weight if scale is None else weight * scale)
     smoothed = split if scale is None else smooth_split(split, scale)

@@ -18,9 +18,7 @@ POWER_ITERATIONS = 3
 def truncated(weight: Tensor, rank: int, how: str = "exact", seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rank-r approximation of a weight [out, in]: up [out, r], down [r, in], float32, r at most min(out, in).
 
-    Args:
-        how: "exact", or "randomized": cheaper for small ranks, and within 1 % of it where the spectrum decays.
-        seed: of the randomized form.
+    `how` is "exact", or "randomized": cheaper for small ranks, its error within 1 % where the spectrum decays.
 
     Raises:
         ValueError: an unknown `how`, or rank < 1.
@@ -32,10 +30,7 @@ def truncated(weight: Tensor, rank: int, how: str = "exact", seed: int = 0) -> t
 
 
 def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-r approximation in the Frobenius norm (Eckart–Young): up [out, r], down [r, in], float32.
-
-    From the eigenvectors of the smaller Gram matrix in float64. Rank is cut to min(out, in).
-    """
+    """Best rank-r approximation in the Frobenius norm (Eckart–Young): up [out, r], down [r, in], float32."""
     out, width = weight.shape
     rank = min(rank, out, width)
     values = weight.double()
@@ -65,10 +60,7 @@ def random_low_rank(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tenso
 
 
 def weighted_low_rank(target: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """argmin over rank-r L of ||X(target − L)ᵀ||_F with gram = XᵀX: up [out, r], down [r, in], float32.
-
-    With gram = C Cᵀ, damped, it is the truncated SVD of target·C, times C⁻¹.
-    """
+    """argmin over rank-r L of ||X(target − L)ᵀ||_F with gram = XᵀX: up [out, r], down [r, in], float32."""
     matrix = gram.double()
     mean = float(matrix.diagonal().mean()) or 1.0
     damping = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) * (1e-4 * mean)
@@ -78,7 +70,6 @@ def weighted_low_rank(target: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, 
 
 
 def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each component the same norm on both sides, for the sake of 16 bits."""
     a, b = up.norm(dim=0), down.norm(dim=1)
     ratio = torch.where((a > 0) & (b > 0), (b / a.clamp_min(1e-30)).sqrt(), torch.ones_like(a))
     return (up * ratio).float(), (down / ratio[:, None]).float()

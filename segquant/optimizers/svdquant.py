@@ -41,9 +41,9 @@ class SvdQuant(SmoothQuant):
 
     Args:
         alpha: as SmoothQuant's.
-        rank: None is SVDQuant's 32, but at most a 32nd of the layer's smaller side.
-        svd: "exact", or "randomized" (Halko et al. 2011) for large layers.
-        iterations: rounds of refitting the branch to what the quantizer left.
+        rank: None is 32, but at most a 32nd of the layer's smaller side.
+        svd: "exact", or "randomized" for large layers.
+        iterations: refits of the branch to what the quantizer left.
     """
 
     rank: int | None = None
@@ -127,7 +127,6 @@ class SvdQuant(SmoothQuant):
         return tuple(ranks)
 
     def _split(self, branch: Branch, rank: int, seed: int) -> Split:
-        """Split a branch, and perhaps refit its low-rank part."""
         weight, gram = branch.weight, branch.gram
         up, down = _half(*truncated(weight, rank, self.svd, seed))
         quantized, scale = branch.round(weight - up.float() @ down.float())

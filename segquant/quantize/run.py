@@ -52,18 +52,14 @@ def quantize_(
     one QuantLinear. `memory_limit`, `streaming` and `workers` do not change the result.
 
     Args:
-        model: float model.
         method: what to do; see `presets`.
-        batches: arguments of the model's forward, as for `observe`; read as far as the method needs, once unless Gram
-            matrices exceed `memory_limit`.
+        batches: as for `observe`; read as far as needed, once unless Gram matrices exceed `memory_limit`.
         segments: from `find_segments`; found on the first batch if None.
         stats: of an earlier `observe`; `batches` then serves only segments and `auto`.
         progress: called with (stage, done, total) after every batch and layer.
-        memory_limit: bytes for Gram matrices, the data being read per group of layers that fits; half of the free
-            memory
-            if None.
-        streaming: put layers in place as they are solved (in the last group), to free float ones; not with "adaround".
-            An error leaves a partly quantized model.
+        memory_limit: bytes for Gram matrices; half of the free memory if None.
+        streaming: put layers in place as they are solved, to free float ones; not with "adaround". An error leaves a
+            partly quantized model.
         workers: layers solved at once, in threads.
 
     Returns:
@@ -96,8 +92,6 @@ def quantize_with_outcome_(
 
 @dataclass(frozen=True)
 class _Options:
-    """What changes how the work is done, not its result."""
-
     progress: Progress | None
     memory_limit: int | None
     streaming: bool
@@ -185,7 +179,6 @@ def _solve(
 
 
 def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:
-    """Segments from the first batch, and all batches again."""
     first, batches = head(batches, 1)
     if not first:
         raise QuantizationError("there are no calibration batches; give at least one, or segments")

@@ -16,14 +16,7 @@ CACHE = 1 << 16
 def map_blocks(
     pick: Callable[..., Tensor], tensors: tuple[Tensor, ...], rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> Tensor:
-    """`pick` of every block, [len(rows), len(columns)].
-
-    Args:
-        pick: from blocks [..., numbers] of each tensor to [...].
-        tensors: each [out, in], or expanded to it.
-        rows: block sizes, summing to out.
-        columns: likewise to in.
-    """
+    """`pick`, from blocks [..., numbers] of tensors [out, in] to [...], of every block: [len(rows), len(columns)]."""
     if not F.uniform(rows):
         cuts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
         return torch.cat([map_blocks(pick, cut, (size,), columns) for cut, size in zip(cuts, rows, strict=True)])

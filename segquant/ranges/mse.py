@@ -32,13 +32,10 @@ def mse_weight_scale(
     *,
     shrink: tuple[float, ...] = SHRINK,
 ) -> Tensor:
-    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)².
-
-    Shapes as in `amax.weight_scale`.
+    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)²; shapes as in `amax.weight_scale`.
 
     Args:
-        importance: at least 0, [in]; the input's mean square makes the sum the expected squared output error, for
-            uncorrelated channels. All ones if None.
+        importance: at least 0, [in]; e.g. the input's mean square. All ones if None.
         shrink: shares of the maximum to try, starting with 1.
     """
     values = weight if weight.dtype == torch.float64 else weight.float()
@@ -70,22 +67,18 @@ def mse_input_range(
     *,
     shrink: tuple[float, ...] = SHRINK,
 ) -> tuple[Tensor, Tensor]:
-    """Ranges of a static input, shrunk per piece to the least Σ importance_j (x_tj − x̂_tj)² over sampled rows.
+    """Ranges of a static input (positive, negative), [pieces], with the least Σ importance_j (x_tj − x̂_tj)² over rows.
 
     A piece with one scale has one share for both sides, one with a scale per sign a share for each.
 
     Args:
-        rows: sampled inputs [n, in], any float dtype.
+        rows: sampled inputs [n, in].
         positive: ranges [pieces], as `fake_quant.input_scales` takes them.
         negative: likewise.
         pieces: channels per piece.
         dual: which pieces have one scale per sign.
-        importance: at least 0, [in]; the weight's squared column norms make the sum the expected squared output
-            error, for uncorrelated channels. All ones if None.
+        importance: at least 0, [in]; e.g. the weight's squared column norms. All ones if None.
         shrink: shares to try, starting with 1.
-
-    Returns:
-        (positive, negative), [pieces].
     """
     values = rows if rows.dtype == torch.float64 else rows.float()
     apart = torch.tensor(dual, device=positive.device)
@@ -104,7 +97,6 @@ def mse_input_range(
 
 
 def _piece_sums(error: Tensor, pieces: tuple[int, ...]) -> Tensor:
-    """Sum over the rows and the channels of every piece, float64 [pieces]."""
     channels = error.sum(0, dtype=torch.float64)
     return torch.stack([piece.sum() for piece in channels.split(pieces)])
 

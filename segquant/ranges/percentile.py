@@ -14,11 +14,8 @@ from segquant.registry import register
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile along the last dimension, linearly interpolated; `torch.quantile` refuses more than 16 million values.
-
-    Args:
-        values: [..., n], float32 or float64, n ≥ 1.
-        q: in [0, 1]; high ones are cheap, only the values above are sorted.
+    """Quantile of values [..., n] along the last dimension, linearly interpolated, without `torch.quantile`'s limit of
+    n.
     """
     count = values.shape[-1]
     place = (count - 1) * (1 - q)  # counted from the top
@@ -31,19 +28,15 @@ def quantile(values: Tensor, q: float) -> Tensor:
 def percentile_range(
     rows: Tensor, pieces: tuple[int, ...], dual: tuple[bool, ...], percentile: float
 ) -> tuple[Tensor, Tensor]:
-    """Ranges of a static input, per piece: what `fake_quant.input_scales` takes.
+    """Ranges of a static input per piece, (positive, negative), for `fake_quant.input_scales`: [pieces], at least 0.
 
-    A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign's
-    values alone, lest a rare side be cut off.
+    A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign.
 
     Args:
-        rows: sampled inputs [n, in], any float dtype.
+        rows: sampled inputs [n, in].
         pieces: channels per piece, summing to in.
         dual: which pieces have one scale per sign.
         percentile: in (0, 100]; 100 is the maximum.
-
-    Returns:
-        (positive, negative), each at least 0, [pieces], float32 or float64 as the rows.
     """
     q = _share(percentile)
     values = rows if rows.dtype == torch.float64 else rows.float()
@@ -66,7 +59,6 @@ def _share(percentile: float) -> float:
 
 
 def _one_side(magnitudes: Tensor, q: float) -> Tensor:
-    """The quantile, or the maximum where that is zero; 0 without values."""
     if not magnitudes.numel():
         return magnitudes.new_zeros(())
     found = quantile(magnitudes, q)

@@ -40,16 +40,13 @@ class Range(Protocol):
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> Tensor:
-        """Scales of a weight's blocks.
+        """Positive scales of a weight's blocks: float32 (float64 for a float64 weight), [len(rows), len(columns)].
 
         Args:
             weight: float [out, in].
             rows: sizes of blocks, summing to out.
             columns: likewise to in.
             importance: mean square of the input [in].
-
-        Returns:
-            float32 (float64 for a float64 weight), positive, [len(rows), len(columns)].
         """
         ...
 
@@ -67,8 +64,8 @@ class Range(Protocol):
 
         Args:
             positive: largest values by channel [in], in the quantized space.
-            negative: magnitudes of the smallest ones [in].
-            rows: a sample [n, in]; None unless `input_rows`.
+            negative: magnitudes of the smallest ones.
+            rows: a sample [n, in], if `input_rows`.
             pieces: channels per piece.
             dual: which pieces have one scale per sign.
             importance: squared column norms of the weight [in].

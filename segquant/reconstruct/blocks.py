@@ -1,8 +1,7 @@
 """Block reconstruction: learn the rounding of a block's linears together (BRECQ, arXiv 2102.05426).
 
-The calibrator of Q-Diffusion (arXiv 2302.04304, §4): AdaRound's V, fitted so that the quantized block gives the float
-block's output. A block is an entry of an nn.ModuleList that holds at least two quantized linears and no smaller such
-entry; every other quantized linear is a block of its own. Only codes change, to a neighbour of the weight.
+The calibrator of Q-Diffusion (arXiv 2302.04304, §4), by AdaRound's V. A block is an entry of an nn.ModuleList that
+holds at least two quantized linears and no smaller such entry; every other quantized linear is a block of its own.
 """
 
 from __future__ import annotations
@@ -51,16 +50,15 @@ def reconstruct_(
     Args:
         model: float model, in which nothing is swapped yet.
         solved: QuantLinear, rounded to nearest, by the id of its float linear.
-        batches: as for `observe`; read once. A bounded number of items is kept.
-        learn: keys of `solved` whose rounding is learnt; all if None. The others take part as they are.
-        progress: called with ("reconstruct", done, total) after every block.
+        batches: as for `observe`; read once.
+        learn: keys of `solved` that are learnt; all if None.
+        progress: called with ("reconstruct", done, total).
 
     Returns:
-        by block, the squared output error relative to rounding to nearest, on held-out calls (on all if there are too
-        few); 1 where rounding to nearest was kept.
+        by block, the squared output error relative to rounding to nearest, on held-out calls if enough.
 
     Raises:
-        QuantizationError: no batches (an iterator that an earlier pass has used up).
+        QuantizationError: no batches.
     """
     settings = settings or Reconstruction()
     kept = keep_batches(batches, settings.rows, seed)
@@ -173,7 +171,6 @@ def _reconstruct_block(
 
 
 def _stand_ins(module: nn.Module, solved: Mapping[int, nn.Module]) -> dict[int, SoftLinear]:
-    """For every quantized linear in a module, learnt or not."""
     inside = {id(child): child for child in module.modules() if id(child) in solved}
     return {key: SoftLinear(*_pair(child, solved[key])) for key, child in inside.items()}
 
@@ -197,7 +194,6 @@ def _squares(module: nn.Module, call: Call) -> Tensor:
 
 
 def _errors(module: nn.Module, calls: Sequence[Call]) -> list[float]:
-    """Mean of `_squares` over calls."""
     with torch.no_grad():
         return torch.stack([_squares(module, call).double() for call in calls]).mean(0).tolist()
 

@@ -73,11 +73,7 @@ def require_repeatable(batches: Iterable[Any]) -> None:
 
 
 def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
-    """Whole batches drawn uniformly until they hold `items` items, in their order; copies, on their device.
-
-    Raises:
-        QuantizationError: there are none.
-    """
+    """Copies of whole batches, drawn uniformly until they hold `items` items; QuantizationError if there are none."""
     generator = torch.Generator().manual_seed(seed)
     kept: list[tuple[float, int, int, Any]] = []
     for index, batch in enumerate(batches):
@@ -107,12 +103,7 @@ def call_order(model: nn.Module, batches: Sequence[Any], wanted: Collection[int]
 def capture(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Any], memory_limit: int | None = None
 ) -> dict[str, list[Call]]:
-    """Calls of the first of `modules` (as many as fit, but at least one) over all batches, by name.
-
-    Args:
-        modules: of `model`, by name, in the order in which they are wanted.
-        memory_limit: bytes of all calls together, judged by the first batch; None: no limit.
-    """
+    """Calls of the first of `modules` (at least one, within `memory_limit` bytes) over all batches, by name."""
     first = _record(model, modules, batches[:1])
     fitting, total = list(modules), 0
     if memory_limit is not None:
@@ -136,7 +127,6 @@ def _record(model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequenc
 
 
 def _run(model: nn.Module, batches: Sequence[Any], handles: list[RemovableHandle]) -> None:
-    """Forward passes under hooks, which are removed afterwards."""
     try:
         with torch.no_grad():
             for batch in batches:

@@ -19,12 +19,7 @@ from segquant.transforms.chain import apply_all
 
 
 def unrounded_weight(weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the codes stand for before rounding: float32 [out, in], comparable with `dequantize_weight`.
-
-    Args:
-        weight: float linear's, [out, in].
-        tensors: of the QuantLinear, see `Layout.buffers`.
-    """
+    """What the codes of a weight [out, in] stand for before rounding: float32, comparable with `dequantize_weight`."""
     return torch.cat(apply_all(layout, tensors, weight.float()))
 
 

@@ -47,10 +47,10 @@ def solve_layer(
     """Layout and buffers of the quantized layer, on the weight's device; and what the optimizer found.
 
     Args:
-        fitted: of an earlier call with the same statistics, cuts, ranges and `search_key`; spares the fit.
-        known: `Fitted.found` of one with the same cuts and `search_key`; spares the search for α.
+        fitted: of a call with the same statistics, cuts, ranges and `search_key`.
+        known: `Fitted.found` of one with the same cuts and `search_key`.
         prepared: of an earlier call with that fit; what it lacks is added.
-        taps: columns per input channel, where `linear` is a convolution's product.
+        taps: columns per input channel, of a convolution.
     """
     layout = lay_out_layer(linear, method, segments, name, taps)
     if method.needs and (stats is None or stats.rows == 0):
@@ -84,7 +84,6 @@ def solve_layer(
 
 
 def _check(layout: Layout, tensors: Mapping[str, Tensor], method: Method, name: str) -> None:
-    """Refuse tensors that the transforms did not announce."""
     for key, (shape, dtype) in layout.buffers().items():
         found = tensors.get(key)
         if found is None or (tuple(found.shape), found.dtype) != (tuple(shape), dtype):
@@ -149,7 +148,6 @@ def _codes(layout: Layout, rounded: Rounded) -> dict[str, Tensor]:
 
 
 def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted: Fitted) -> dict[str, Tensor]:
-    """Activation scales of all branches, from all calibration rows."""
     spec, stats = layout.scheme.input, problem.stats
     assert spec is not None and stats is not None
     looks = hides_range(layout.transforms) or problem.ranges.input_rows

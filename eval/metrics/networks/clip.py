@@ -32,9 +32,8 @@ class Scorer:
 
     Attributes:
         name: part of the metrics' names.
-        backend: model and open_clip's version, for the record.
+        backend: model and open_clip's version.
         key: changes with the weights; names cached features.
-        model: has `encode_image` and `encode_text`.
         preprocess: PIL picture → float32 [3, side, side].
         tokenize: captions → int64 [n, context].
     """
@@ -120,7 +119,6 @@ def load_scorer(backends: Backends) -> Scorer:
 
 
 def _source(backends: Backends, architectures: Sequence[str]) -> tuple[str, str | None]:
-    """open_clip's name of the model, and of its weights unless in a folder with it."""
     name, where = backends.clip, backends.clip_path
     if where is not None and not Path(where).is_file():
         _check_folder(name, Path(where))

@@ -29,9 +29,9 @@ class Extractor:
     """A network behind FID and KID.
 
     Attributes:
-        name: short name, part of the metric's name.
-        backend: network, weights and clean-fid version, for the record.
-        size: side in pixels to which clean-fid resizes pictures.
+        name: part of the metric's name.
+        backend: network, weights and clean-fid version.
+        size: side in pixels.
         model: float32 [n, 3, size, size] in 0–255 → float32 [n, d].
     """
 
@@ -57,11 +57,7 @@ def find_inception(given: str | Path | None) -> Path | None:
 
 
 def fid_extractor(backends: Backends) -> Extractor:
-    """The network that `backends.fid` names.
-
-    Raises:
-        EvalError: Inception's weights are not on disk.
-    """
+    """The network that `backends.fid` names; EvalError if Inception's weights are missing."""
     device = torch.device(backends.device)
     weights = None if backends.fid == "effnet_lite0" else find_inception(backends.inception)
     if weights is None and backends.fid == "inception":

@@ -62,11 +62,7 @@ def lpips_weights(trunk: str) -> Path:
 
 
 def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
-    """LPIPS (Zhang et al., arXiv 1801.03924) by torchmetrics, pictures at their own size.
-
-    Raises:
-        EvalError: the trunk's weights are not in torch's hub folder.
-    """
+    """LPIPS (Zhang et al., arXiv 1801.03924) by torchmetrics; EvalError if the trunk's weights are missing."""
     lpips_weights(trunk)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -95,11 +91,11 @@ def _unit(path: Path) -> Tensor:
 
 
 def perceptual(pairs: Pairs, model: EffNetLite0, device: str | torch.device, batch_size: int) -> np.ndarray:
-    """LPIPS-like distance on EfficientNet-Lite0, not comparable with LPIPS numbers.
+    """LPIPS-like distance on EfficientNet-Lite0, not comparable with LPIPS numbers; 0 to 4.
 
-    With φ_l the output of stage l at strides 2 … 32, of unit length over channels:
-    d(a, b) = 1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|², which is LPIPS (eq. 1) with channel weights one and the mean
-    over stages; 0 to 4. Pictures are resized to 224 × 224 as clean-fid does.
+    d(a, b) = 1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|² (LPIPS, eq. 1, channel weights one, mean over stages), φ_l
+    being the
+    output at strides 2 … 32, of unit length over channels. Pictures are resized to 224 × 224.
     """
     values = []
     with torch.inference_mode():
