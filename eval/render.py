@@ -42,7 +42,7 @@ def write_report(
     """Render every `results.json` below `directories` into `output` (the first directory); returns the files written.
 
     Args:
-        grid: whether to draw the picture grid (needs the pictures).
+        grid: whether to draw the pictures.
         rows: prompts in the grid.
 
     Raises:

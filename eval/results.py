@@ -1,4 +1,4 @@
-"""What an evaluation hands on: `EvalResult` for one number, `RunResult` for one `results.json`."""
+"""`EvalResult` for one number, `RunResult` for one `results.json`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class EvalResult:
 
     Attributes:
         name: metric and network: ``fid_ref[effnet_lite0]``, ``psnr``.
-        value: may be infinite (PSNR of identical pictures).
+        value: may be infinite.
         n: number of pictures.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
         interval: 95 % bootstrap interval.
         backend: software and weights, with version.
         against: ``"reference"``, ``"real"``, ``"prompt"``, or None.
-        delta: ``value`` minus the unquantized model's own, where defined.
+        delta: ``value`` minus the unquantized model's own.
     """
 
     name: str

@@ -1,7 +1,4 @@
-"""One function per named method, with its own parameters and those of `Common`; each returns a frozen `Method`.
-
-`precision` is a name in PRECISIONS.
-"""
+"""One function per named method; each returns a frozen `Method`. `precision` is a name in PRECISIONS."""
 
 from __future__ import annotations
 
@@ -130,7 +127,7 @@ def q_diffusion(
 ) -> Method:
     """Q-Diffusion (2302.04304): concatenated inputs in two pieces, AdaRound by block reconstruction.
 
-    It leaves outputs whole, so use `seglinear` only for models with concatenated inputs.
+    Use `seglinear` only for models with concatenated inputs.
     """
     if not isinstance(reconstruction, Reconstruction):
         reconstruction = Reconstruction(**(reconstruction or {}))
@@ -146,7 +143,7 @@ def svdquant(
     iterations: int = 0,
     **common: Unpack[Common],
 ) -> Method:
-    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch (rank: `SvdQuant`), the rest rounded."""
+    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch, the rest rounded."""
     return _method(
         "svdquant", precision, common, optimizer="svd", alpha=alpha, rank=rank, svd=svd, iterations=iterations
     )

@@ -30,9 +30,9 @@ def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
 def top1(
     pictures: np.ndarray, own: Sequence[str], embeddings: dict[str, np.ndarray], *, candidates: int, seed: int
 ) -> np.ndarray:
-    """1.0 where a picture is strictly closest to its own caption among `candidates` captions, else 0.0; [n].
+    """1.0 where a picture is strictly closest to its own caption among `candidates` different captions, else 0.0; [n].
 
-    The others are drawn per picture, without replacement, from the remaining different captions.
+    The others are drawn per picture.
 
     Raises:
         EvalError: fewer different captions than candidates.
@@ -122,9 +122,9 @@ def retrieval_accuracy(
     pool: Sequence[str] | None = None,
     seed: int = 0,
 ) -> EvalResult:
-    """Share of pictures closest to their own caption among `backends.candidates` captions, own included.
+    """Share of pictures closest to their own caption among `backends.candidates` captions, the others from `pool`.
 
-    Others are drawn from `pool`, by default `prompts`. With a 95 % bootstrap interval; EvalError as `evaluate`.
+    With a 95 % bootstrap interval; EvalError as `evaluate`.
     """
     paths = list_numbered(Path(images), len(prompts), "generated")
     scorer = _load_scorer(backends)

@@ -30,9 +30,8 @@ Replicates = Callable[..., np.ndarray]
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to features `x` [n, d] and `y` [m, d].
 
-    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), unbiased covariances. With A,
-    B the
-    centred features over √(n−1), √(m−1), tr (Σx Σy)^½ is the sum of the singular values of A Bᵀ.
+    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), unbiased covariances; the last
+    trace is the sum of the singular values of A Bᵀ, A and B being the scaled centred features.
     """
     x, y = _checked(x, y)
     return _distance(x, y, np.ones(len(x)), np.ones(len(y)))
@@ -82,7 +81,7 @@ def _triangle(matrix: np.ndarray) -> np.ndarray:
 
 
 def _compress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same inner products in fewer dimensions: the span of all rows."""
+    """The same inner products in fewer dimensions."""
     both = np.concatenate([x, y])
     if len(both) >= both.shape[1]:
         return x, y
@@ -113,7 +112,7 @@ def _replicates_fixed(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³: KID (Bińkowski et al., arXiv 1801.01401, eq. 4).
 
-    Over all pictures at once, not multiplied by 1000. May be negative.
+    Over all pictures at once; may be negative.
     """
     x, y = _checked(x, y)
     return float(kernel_replicates(x, y, np.ones((1, len(x)), dtype=np.int64), paired=False)[0])

@@ -1,4 +1,4 @@
-"""`evaluate`: the metrics of one folder of pictures, and the per-picture values behind them."""
+"""`evaluate`: the metrics of one folder of pictures."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def evaluate(
         output: folder for metrics.json, per_image.json and features.safetensors.
         seed: runs of equal seed and n can be paired.
         bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
-        cache: folder that remembers features by picture content.
+        cache: folder that remembers features.
 
     Raises:
-        EvalError: folders that do not fit, files that are no PNG, an unknown metric, missing weights.
+        EvalError: folders that do not fit, no PNG, an unknown metric, missing weights.
     """
     asked = find_metrics(metrics)
     evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)

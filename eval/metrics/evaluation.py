@@ -27,11 +27,10 @@ class Evaluation:
         prompts: one caption per picture.
         reference: the unquantized model's pictures, in the same order.
         counts: the bootstrap's resamples, int64 [replicates, n].
-        cache: folder that remembers features across evaluations.
-        per_image: by result name, one value per picture; per_image.json.
+        cache: folder that remembers features.
+        per_image: by result name, one value per picture.
         per_image_unquantized: the same of the reference.
         replicates: by result name, float64 [replicates].
-        tensors: more of features.safetensors.
     """
 
     images: list[Path]

@@ -58,7 +58,7 @@ Panels = dict[str, list[Curve]]
 def step_curves(runs: Sequence[RunResult]) -> Panels:
     """Mean relative error of the denoiser's output by sampling step, per precision and model.
 
-    Only runs with at least three different steps; intervals are a bootstrap over a step's calls.
+    Only runs with at least three different steps.
     """
     known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
     names, where = labels(known), places(known)
@@ -124,10 +124,7 @@ def curves_csv(panels: Panels, axis: str) -> str:
 
 
 def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
-    """A PNG of panels side by side, errors on a logarithmic axis; x too if `doubling`.
-
-    Intervals are bands where at most BANDS lines share a panel.
-    """
+    """A PNG of panels side by side, errors on a logarithmic axis; x too if `doubling`."""
     styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
@@ -149,7 +146,7 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
 
 
 def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """By label: warm colours for SegQuant and auto, cold for others; dashed when they repeat."""
+    """By label: warm colours for SegQuant and auto, cold for others."""
     found: dict[str, dict[str, Any]] = {}
     counts = {True: 0, False: 0}
     for curve in curves:

@@ -1,4 +1,4 @@
-"""Which runs are compared with which: paired, on the same model, prompts, latents and precision."""
+"""Which runs are compared, in pairs of the same model, prompts, latents and precision."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ UNQUANTIZED = "unquantized"
 
 
 def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
-    """SegQuant, auto and the user's own methods against every quantized run before them of the same group; variants
-    against their method's first run, and those against each other method's first.
+    """Comparisons in table order, and a sentence per pair that cannot be compared.
 
-    Returns:
-        the comparisons, in table order, and a sentence per pair of series that cannot be compared.
+    SegQuant, auto and the user's own methods against every quantized run before them of the same group; variants
+    against their method's first run, and those against each other method's first.
     """
     found: list[Comparison] = []
     refused: list[str] = []
@@ -54,7 +53,7 @@ def _alone(run: RunResult, name: str) -> str:
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
-    """Earlier runs to compare with: those on the same components, and the quantizer's first on others."""
+    """Earlier runs to compare with: on the same components, and the quantizer's first on others."""
     group = [run for run in before if group_key(run) == group_key(ours)]
     elsewhere: dict[object, RunResult] = {}
     for run in before:

@@ -35,7 +35,7 @@ class GridColumn:
 
 
 def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs that share prompts and latents, by their grid's file name; the first is grid.png."""
+    """Runs that share prompts and latents, by their grid's file name."""
     groups: dict[object, list[RunResult]] = {}
     for run in sort_runs(runs):
         groups.setdefault(data_key(run), []).append(run)
@@ -75,12 +75,9 @@ def _folder(run: RunResult, kind: str) -> Path:
 
 
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
-    """A PNG of `rows` prompts, evenly spread, for runs of one group.
+    """A PNG of `rows` prompts, evenly spread, for runs of one group; EvalError if pictures are missing.
 
-    Small pictures are enlarged by whole factors without smoothing, large ones reduced.
-
-    Raises:
-        EvalError: pictures are missing.
+    Small pictures are enlarged by whole factors, unsmoothed.
     """
     prompts = runs[0].prompts
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))

@@ -1,7 +1,4 @@
-"""Which methods and precisions eval knows, and their order in tables.
-
-Unknown ones stand after the known (tools before ours), the user's own methods last (`labels.sort_runs`).
-"""
+"""Which methods and precisions eval knows, and their order in tables; unknown ones stand after them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in reading order, which may be compared, and what each is called."""
+"""Runs in reading order, which may be compared, and their names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNTOLD = ("_target_", "name", "precision")
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
     """By model, dataset, seed and prompts; then by precision, components, method and job number.
 
-    The unquantized model comes first, and only once.
+    The unquantized model comes first, only once.
     """
     unique: dict[object, RunResult] = {}
     for run in runs:
@@ -89,10 +89,7 @@ def quantized_parts(run: RunResult) -> tuple[str, ...]:
 
 
 def method_name(run: RunResult) -> str:
-    """The quantizer, a correction at sampling time, and other components as "+NAME".
-
-    "rtn@controlnet" left the denoiser as it is.
-    """
+    """The quantizer, a correction at sampling time, other components as "+NAME", or "@NAME" without the denoiser."""
     correction = settings(run).get("correction.method") or "none"
     added = [] if correction in ("none", run.quantizer) else [correction]
     parts = quantized_parts(run)
@@ -143,8 +140,7 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
     """By `id` of the run: its method, with the settings (but `untold` ones) in which runs of a group that share it
     differ.
 
-    Settings read "+seglinear" or "alpha=0.5"; runs with all alike (or unknown) go by their own names. Same names of
-    different packages get their module.
+    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
     """
     families: dict[object, list[RunResult]] = {}
     for run in runs:

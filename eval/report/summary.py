@@ -54,7 +54,7 @@ def comparisons_markdown(
 
     Args:
         refused: sentences on what could not be compared.
-        full: name of the CSV that has them all.
+        full: name of the CSV.
     """
     told = [c for c in comparisons if c.headline and is_headline(c)]
     lines = [

@@ -44,7 +44,7 @@ class Column:
         kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
         detail: such as a metric's network.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        intervals: whether CSV has columns for interval edges.
+        intervals: CSV has columns for interval edges.
     """
 
     title: str

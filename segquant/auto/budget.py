@@ -1,4 +1,4 @@
-"""What candidates cost, and which to take within a budget over all layers."""
+"""What candidates cost, and which to take within a budget."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass
 class Layer:
-    """A layer with its candidates; `plain` is rounding to nearest at the precision asked for.
+    """A layer with its candidates; `plain` is rounding to nearest.
 
     `gain` is as in `sensitivity.output_gains`.
     """
@@ -94,9 +94,6 @@ def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
 
 def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
     """One candidate per layer: least Σ (gain · error)² within the limits, by a greedy heuristic.
-
-    From the best candidates, the exchange with the least error per unit of excess is made until no limit is exceeded;
-    then better ones that still fit are taken.
 
     Raises:
         ValueError: the limits are exceeded and no exchange brings the totals nearer.

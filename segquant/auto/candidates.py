@@ -1,4 +1,4 @@
-"""What `auto` may do with one layer: first transforms, then how to round under the best of them."""
+"""What `auto` may do with one layer: transforms, then roundings under the best of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RANKS = (0.5, 1.0, 2.0, 4.0)
 
 
 def precision_name(scheme: QuantScheme) -> str | None:
-    """The name of a scheme in PRECISIONS, None for one of the user's own."""
+    """The name of a scheme in PRECISIONS, or None."""
     return next((name for name, known in PRECISIONS.items() if known == scheme), None)
 
 
@@ -63,7 +63,7 @@ def preset(base: Method, segments: Segments | None, in_features: int, out_featur
 
 
 def transforms(base: Method, segments: Segments | None) -> list[Change]:
-    """First round: smoothing, rotation and scales per sign, on the graph's cuts if any, with plain rounding."""
+    """First round: smoothing, rotation and scales per sign, rounded plainly."""
     found: list[Change] = [dict(PLAIN)]
     quantized_input = base.scheme.input is not None
     rule = "smooth" if quantized_input else "awq"
@@ -105,7 +105,7 @@ def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
 def _may_shrink(base: Method, change: Change) -> bool:
     """Whether ranges of least squared error are a candidate.
 
-    Not for static scales of unrotated inputs: on few rows clipping looks best, and fresh rows get clipped.
+    Not for static scales of unrotated inputs: fresh rows get clipped.
     """
     return not base.scheme.static_input or bool(change.get("rotate", base.value("rotate")))
 

@@ -1,7 +1,6 @@
 """`auto`: every layer takes the candidate with the least output error on held-out rows, within a budget.
 
-Our reading of "adaptively combines complementary techniques" (arXiv 2507.14811). Candidates are solved without one
-fold (`InputStats.without_fold`) and judged on that fold's rows.
+Our reading of "adaptively combines complementary techniques" (arXiv 2507.14811).
 """
 
 from __future__ import annotations
@@ -68,9 +67,8 @@ def layer_candidates(
     """All candidates of a layer with their errors and costs.
 
     Args:
-        layer: float linear or convolution.
         base: the layer's own method, with a budget.
-        stats: of its input, with the Gram matrix of fold 0 kept apart.
+        stats: of its input, with fold 0's Gram matrix kept apart.
         fixed: fields that stay as they are in `base`.
 
     Raises:
@@ -94,7 +92,7 @@ def layer_candidates(
 
 
 class _Judge:
-    """Solves and judges candidates of one layer; smoothing is searched once per transform and fold."""
+    """Judges candidates of one layer; smoothing is searched once per transform and fold."""
 
     def __init__(
         self,
@@ -134,8 +132,7 @@ class _Judge:
         return [strong, *(c for c in low_rank if c is not strong), *other]
 
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
-        """Without credit for a gain over the preset below GAIN standard errors of the mean; calls count as independent.
-        """
+        """Without credit for a gain over the preset below GAIN standard errors, calls being independent."""
         difference = self.wrong[id(strong)] - self.wrong[id(candidate)]
         calls = min(sum(split.calls for split in self.folds), len(difference))
         noise = float(difference.std()) / calls**0.5 if calls > 1 else float("inf")

@@ -1,8 +1,7 @@
 """AdaRound: learn whether each weight is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
 
-A weight in the cell [lower, lower + gap] is lower + gap · h(V), h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V
-minimizes
-the reconstruction error plus λ · mean(1 − |2h − 1|^β) (eq. 24) while β falls.
+A weight is lower + gap · h(V), h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V minimizes the reconstruction error plus λ
+· mean(1 − |2h − 1|^β) (eq. 24) while β falls.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class Rounding:
     """The rounding of one weight [out, in] while it is learnt.
 
     Attributes:
-        v: the learnt V [out, in].
-        lower: lower end of every weight's cell, in units of the weight.
+        v: the learnt V.
+        lower: lower end of every cell, in units of the weight.
         gap: width of the cells.
     """
 
@@ -107,15 +106,12 @@ def adaround(
     *,
     seed: int = 0,
 ) -> Tensor:
-    """One weight [out, in] rounded to the grid of `scale` so that ||X Ŵᵀ − Y|| is small.
+    """One weight [out, in] rounded to the grid of `scale` so that ||X Ŵᵀ − Y|| is small; returned dequantized.
 
     Args:
         rows: X [n, in], quantized if the layer's input will be.
         target: Y [n, out], the float layer's output without its bias.
         settings: `batch` counts rows of X; `held_out`, `rows` and `memory_limit` do not apply.
-
-    Returns:
-        dequantized weight; `quantize(result, scale)` gives its codes.
     """
     settings = settings or Reconstruction()
     rounding = Rounding(weight, scale, dtype)

@@ -1,4 +1,4 @@
-"""Bias correction (Nagel et al., arXiv 1906.04721, section 4.2): a layer's mean error goes into its bias."""
+"""Bias correction (Nagel et al., arXiv 1906.04721, section 4.2)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ def sample_bias_correction(target: Tensor, output: Tensor, independent: int | No
     """Mean of (target − output) [n, out] over sampled rows, shrunk towards zero: [out].
 
     With t_o the mean over its standard error and ν = n − 1, all channels are multiplied by one positive-part
-    James–Stein
-    factor (Efron and Morris 1973, with unknown variances)
+    James–Stein factor (Efron and Morris 1973, with unknown variances)
 
         max(0, 1 − [ν / (ν − 2)] / mean_o t_o²).
 
     Fewer than LEAST_ROWS rows give zeros. Channels with the same error in every row are corrected in full.
 
     Args:
-        independent: how many rows count as independent, e.g. the calls; n if None.
+        independent: rows that count as independent, e.g. calls.
 
     Raises:
         ValueError: shapes that differ, or more independent rows than rows.

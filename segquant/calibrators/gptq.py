@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323): round column by column; columns not yet rounded make up for the error."""
+"""GPTQ (arXiv 2210.17323): round column by column; later columns make up for the error."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ def shrink_gram(gram: Tensor, rows: int) -> Tensor:
 def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
     """Upper triangular U with UᵀU = (H + λI)⁻¹ (GPTQ, Algorithm 1), λ = damp · mean(diag H).
 
-    Channels with H_jj = 0 count as uncorrelated. λ grows tenfold until the factor exists. H, float [in, in], is not
-    modified.
+    Channels with H_jj = 0 count as uncorrelated. λ grows tenfold until the factor exists.
 
     Raises:
-        QuantizationError: not finite, or not factorable after all retries.
+        QuantizationError: not finite, or never factorable.
     """
     if not torch.isfinite(hessian).all():
         raise QuantizationError(
@@ -71,7 +70,7 @@ def gptq(
     act_order: bool = True,
     block: int = 128,
 ) -> Tensor:
-    """Weight [out, in] rounded to the grid of `scale` so that ||X(W − Ŵ)ᵀ|| is small.
+    """Weight [out, in] rounded to the grid of `scale` so that ||X(W − Ŵ)ᵀ|| is small; returned dequantized.
 
     Args:
         hessian: any positive multiple of XᵀX, [in, in].
@@ -79,9 +78,6 @@ def gptq(
         damp: share of the mean diagonal added to the diagonal.
         act_order: largest diagonal first.
         block: columns per matrix product.
-
-    Returns:
-        dequantized weight; `quantize(result, scale)` gives its codes.
     """
     return round_with(weight, factorize(hessian, damp, act_order), scale, dtype, block=block)
 
@@ -135,12 +131,7 @@ def _round_columns(columns: Tensor, scales: Tensor, upper: Tensor, dtype: str, b
 @register
 @dataclass(frozen=True)
 class Gptq(Calibrator):
-    """GPTQ.
-
-    Args:
-        act_order: largest diagonal of the Hessian first.
-        damp: share of the mean diagonal added to the diagonal.
-    """
+    """GPTQ; fields as in `gptq`."""
 
     act_order: bool = True
     damp: float = 0.01

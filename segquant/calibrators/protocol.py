@@ -76,7 +76,6 @@ class Calibrator(Protocol):
         """Change the codes of solved layers, with the float model and all data; needs "second_pass".
 
         Args:
-            model: float model, nothing swapped yet.
             solved: QuantLinear by the id of its float layer.
             learn: keys of `solved` that have this calibrator.
         """

@@ -11,17 +11,17 @@ class Reconstruction:
     """Settings for learning the rounding.
 
     Args:
-        rows: calibration items kept for the second pass.
+        rows: calibration items kept.
         steps: Adam steps per block.
-        batch: items per step, in whole calls of the block.
-        lr: Adam's learning rate for V, which must travel about ±2.4.
+        batch: items per step, in whole calls.
+        lr: for V, which must travel about ±2.4.
         strength: λ, relative to an error that is 1 for rounding to nearest.
         warmup: share of the steps over which the rate rises from 0.
         beta_start: β at first; annealed by a cosine.
         beta_end: β at last.
         held_out: share of the calls that judge; a block without gain keeps rounding to nearest.
         quantized_inputs: fit blocks on quantized inputs (as BRECQ).
-        memory_limit: bytes of block inputs and outputs held at a time.
+        memory_limit: bytes of block inputs and outputs.
     """
 
     rows: int = 256

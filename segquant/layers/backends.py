@@ -19,11 +19,10 @@ def backends(model: nn.Module) -> dict[str, str]:
 
 
 def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn.Module:
-    """Choose how a model's quantized layers run, in place; returns the model.
+    """Choose how a model's quantized layers run, in place; returns the model, which must be on its final device.
 
     Args:
-        model: quantized, on the device on which it will run.
-        fallback: backend for layers that `name` cannot run; None: refuse them.
+        fallback: for layers that `name` cannot run; None: refuse them.
 
     Raises:
         QuantizationError: an unknown name, or layers that neither can run; nothing is changed then.

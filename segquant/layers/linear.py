@@ -25,8 +25,8 @@ from segquant.transforms.chain import undo_all
 class QuantLinear(nn.Module):
     """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
 
-    The state dict holds codes (int4 two per byte), float32 scales, transforms' tensors and bias. `backend` says how the
-    layer runs. `.to(dtype)` casts the bias alone.
+    The state dict holds codes (int4 two per byte), float32 scales, transforms' tensors and bias. `.to(dtype)` casts the
+    bias alone.
     """
 
     keep_packed = True

@@ -41,7 +41,7 @@ class Targets:
     Args:
         skip: globs of module names left in floating point.
         overrides: (glob, flat fields) pairs; later ones win. Takes "precision" and "skip" too.
-        on_uncalled: "error" or "skip", for layers that calibration never called.
+        on_uncalled: "error" or "skip", for layers never called.
         convolutions: quantize ungrouped nn.Conv2d too.
     """
 

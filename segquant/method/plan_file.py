@@ -1,4 +1,4 @@
-"""The plan that `auto` chose, as a file to read, edit and run again."""
+"""The plan that `auto` chose, as a file to edit and run again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LayerPlan:
     Args:
         choice: flat settings that differ from the base's.
         error: expected relative output error; None after an edit.
-        operations: multiply-accumulates per input row, in multiples of the layer's own.
+        operations: per input row, in multiples of the layer's own.
         plain: error of plain rounding.
         gain: share of the error that reaches the model's output.
     """

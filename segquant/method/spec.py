@@ -1,4 +1,4 @@
-"""The named method: how a model is quantized, without data and segments. Formats are in `numerics.formats`."""
+"""The named method: how a model is quantized, without data and segments."""
 
 from __future__ import annotations
 
@@ -35,15 +35,13 @@ class Method:
     Args:
         name: for people and tables.
         scheme: number formats.
-        cuts: where layers are cut.
         optimizer: works on a layer before its weight is rounded.
         rotation: turns the optimized input, and the weight with it.
         calibrator: rounds weights.
         ranges: where scales come from.
         bias_correction: add the mean output error to the bias.
-        targets: which layers.
         seed: of everything that draws.
-        budget: for `auto`, which then chooses every layer's settings.
+        budget: lets `auto` choose every layer's settings.
         spare: flat settings for members of overrides.
     """
 

@@ -1,7 +1,7 @@
 """PTQ4DiT (arXiv 2405.16005): Channel-wise Salience Balancing and Spearman's-ρ-guided Salience Calibration.
 
-A channel's salience is its largest magnitude. The input's is averaged over sampling steps with weights
-η_t ∝ exp(−ρ_t), ρ_t being Spearman's correlation with the weight's.
+The input's largest magnitudes are averaged over sampling steps with weights η_t ∝ exp(−ρ_t), ρ_t being Spearman's
+correlation with the weight's.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Optimizer(Protocol):
 
     @property
     def search_key(self) -> Any:
-        """What decides `fit`, hashable: candidates of `auto` that agree in it share one fit."""
+        """What decides `fit`, hashable: candidates of `auto` that agree in it share one."""
         return self
 
     def fit(self, problem: Problem) -> Fitted:
@@ -138,20 +138,16 @@ class Optimizer(Protocol):
         ...
 
     def doubts(self, segments: int) -> bool:
-        """Whether a fresh row is likely to lie beyond the range seen, with the input in `segments` pieces."""
+        """Whether fresh rows are likely to lie beyond the range seen."""
         return segments > 1
 
     def round(self, branches: Iterable[Branch], problem: Problem, fitted: Fitted) -> Rounded:
-        """Round every branch, in order; override it to split something off first (as SVDQuant)."""
+        """Round every branch, in order; override it to split something off first."""
         found = [branch.round(branch.weight) for branch in branches]
         return Rounded([quantized for quantized, _ in found], [scale for _, scale in found])
 
     def added(self, layout: Layout, name: str) -> tuple[Transform, ...]:
-        """Transforms that `round` will add to a layer of one branch, for costs.
-
-        Raises:
-            QuantizationError: as `round` refuses the layer for its size.
-        """
+        """Transforms that `round` will add to a layer of one branch; QuantizationError if it would refuse."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Optimizers that scale input channels: SmoothQuant, AWQ, PTQ4DiT's balancing, and none."""
+"""Optimizers that scale input channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Smoothing of a whole layer: every segment with its own α, judged on the layer as it will run."""
+"""Smoothing of a whole layer, every segment with its own α."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _salience(stats: InputStats) -> Tensor:
 
 
 def _everything(stats: InputStats) -> HeldOut:
-    """The ranges of all folds in the shape that rules take; no rows."""
+    """The ranges of all folds in the shape that rules take."""
     none = stats.positive.new_zeros(0, stats.in_features)
     return HeldOut(stats.positive, stats.negative, none, mean_abs=stats.mean_abs)
 
@@ -179,7 +179,7 @@ def _cut(split: HeldOut, columns: slice) -> HeldOut:
 
 
 class BlockSimulation:
-    """One block (output branch × input segment) of the quantized layer, rounded to nearest; `inputs`: those too."""
+    """One block (output branch × input segment) of the quantized layer, rounded to nearest."""
 
     def __init__(self, problem: Problem, scaling: Scaling, block: Block, ranges: Range, inputs: bool = True) -> None:
         layout = problem.layout
@@ -252,8 +252,5 @@ class BlockSimulation:
 
 
 def extremes_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest values and magnitudes of the smallest [in], at least 0, of rows [n, in].
-
-    They stand in for ranges that a rotation hides.
-    """
+    """Largest values and magnitudes of the smallest [in], at least 0, of rows [n, in]."""
     return rows.amax(0).clamp_min(0), (-rows.amin(0)).clamp_min(0)

@@ -36,7 +36,7 @@ Errors = dict[float | None, float]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found: α (None: no smoothing), headroom of static scales, squared errors by α."""
+    """α (None: no smoothing), headroom of static scales, squared errors by α."""
 
     alpha: float | None
     margin: float = 1.0
@@ -66,7 +66,7 @@ def floored(amax: Tensor) -> Tensor:
 
 
 def seen_range(amax: Tensor) -> Tensor:
-    """`floored` ranges of an input; a channel that was always 0 counts as an average one, in case it wakes."""
+    """`floored` ranges of an input; a channel that was always 0 counts as an average one."""
     values = floored(amax)
     return torch.where(amax > 0, values, values[amax > 0].mean())
 
@@ -98,7 +98,7 @@ def alpha_errors(
     alphas: Sequence[float | None] = (None, *ALPHAS),
     margins: Sequence[float] = (1.0,),
 ) -> Errors:
-    """Squared output error of the quantized layer on held-out rows by α, at its best of `margins` for static ranges."""
+    """Squared output error of the quantized layer on held-out rows by α, at its best margin."""
     errors = {alpha: dict.fromkeys(margins, 0.0) for alpha in alphas}
     for split in splits:
         target = split.rows @ weight.T

@@ -18,7 +18,7 @@ POWER_ITERATIONS = 3
 def truncated(weight: Tensor, rank: int, how: str = "exact", seed: int = 0) -> tuple[Tensor, Tensor]:
     """Rank-r approximation of a weight [out, in]: up [out, r], down [r, in], float32, r at most min(out, in).
 
-    `how` is "exact", or "randomized": cheaper for small ranks, its error within 1 % where the spectrum decays.
+    `how` is "exact", or "randomized": cheaper for small ranks.
 
     Raises:
         ValueError: an unknown `how`, or rank < 1.
@@ -76,6 +76,6 @@ def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rank_share(layout: Layout, rank: int) -> float:
-    """Rank of one branch if the layer's budget of rank · (in + out) numbers is dealt evenly."""
+    """Rank of one branch if rank · (in + out) numbers are dealt evenly."""
     total = sum(layout.in_features + rows for rows in layout.branches)
     return rank * (layout.in_features + layout.out_features) / total

@@ -40,7 +40,6 @@ class SvdQuant(SmoothQuant):
     """SVDQuant.
 
     Args:
-        alpha: as SmoothQuant's.
         rank: None is 32, but at most a 32nd of the layer's smaller side.
         svd: "exact", or "randomized" for large layers.
         iterations: refits of the branch to what the quantizer left.

@@ -17,10 +17,10 @@ class Outcome:
     """What was done to a model.
 
     Args:
-        method: as carried out; of `auto` with one override per layer.
-        segments: where layers were cut, by name.
+        method: as carried out; of `auto` with an override per layer.
+        segments: by layer.
         passes: readings of all the data.
-        choices: of `auto`, by layer; else None.
+        choices: of `auto`.
     """
 
     method: Method

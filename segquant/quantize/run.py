@@ -48,22 +48,22 @@ def quantize_(
 ) -> nn.Module:
     """Replace the model's linears and (ungrouped) 2-D convolutions by quantized ones, in place; deterministic.
 
-    Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes
-    one QuantLinear. `memory_limit`, `streaming` and `workers` do not change the result.
+    Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes one
+    QuantLinear. `memory_limit`, `streaming` and `workers` do not change the result.
 
     Args:
-        method: what to do; see `presets`.
+        method: see `presets`.
         batches: as for `observe`; read as far as needed, once unless Gram matrices exceed `memory_limit`.
-        segments: from `find_segments`; found on the first batch if None.
+        segments: found on the first batch if None.
         stats: of an earlier `observe`; `batches` then serves only segments and `auto`.
         progress: called with (stage, done, total) after every batch and layer.
         memory_limit: bytes for Gram matrices; half of the free memory if None.
-        streaming: put layers in place as they are solved, to free float ones; not with "adaround". An error leaves a
-            partly quantized model.
+        streaming: put layers in place as they are solved; not with "adaround". An error leaves a partly quantized
+            model.
         workers: layers solved at once, in threads.
 
     Returns:
-        the same model; `quantize_with_outcome_` tells what was done.
+        the same model; see `quantize_with_outcome_`.
 
     Raises:
         QuantizationError: naming the layer, and what to do.

@@ -1,7 +1,4 @@
-"""Ranges with the least squared rounding error (Nagel et al., arXiv 2106.08295, section 3.1), by grid search.
-
-Candidates are shares of the maximum, 1 among them.
-"""
+"""Ranges with the least squared rounding error (Nagel et al., arXiv 2106.08295, section 3.1), by grid search."""
 
 from __future__ import annotations
 
@@ -32,11 +29,9 @@ def mse_weight_scale(
     *,
     shrink: tuple[float, ...] = SHRINK,
 ) -> Tensor:
-    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)²; shapes as in `amax.weight_scale`.
+    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)²; see `Range.weight_scale`.
 
-    Args:
-        importance: at least 0, [in]; e.g. the input's mean square. All ones if None.
-        shrink: shares of the maximum to try, starting with 1.
+    `shrink` are shares of the maximum to try, starting with 1.
     """
     values = weight if weight.dtype == torch.float64 else weight.float()
     weights = None if importance is None else importance.to(values).expand_as(values)
@@ -73,11 +68,11 @@ def mse_input_range(
 
     Args:
         rows: sampled inputs [n, in].
-        positive: ranges [pieces], as `fake_quant.input_scales` takes them.
+        positive: ranges [pieces].
         negative: likewise.
         pieces: channels per piece.
         dual: which pieces have one scale per sign.
-        importance: at least 0, [in]; e.g. the weight's squared column norms. All ones if None.
+        importance: at least 0, [in]; e.g. the weight's squared column norms.
         shrink: shares to try, starting with 1.
     """
     values = rows if rows.dtype == torch.float64 else rows.float()

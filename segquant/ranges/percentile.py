@@ -14,9 +14,7 @@ from segquant.registry import register
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile of values [..., n] along the last dimension, linearly interpolated, without `torch.quantile`'s limit of
-    n.
-    """
+    """Quantile of values [..., n] along the last dimension, linearly interpolated, for any n."""
     count = values.shape[-1]
     place = (count - 1) * (1 - q)  # counted from the top
     index = min(int(place), count - 1)
@@ -28,7 +26,7 @@ def quantile(values: Tensor, q: float) -> Tensor:
 def percentile_range(
     rows: Tensor, pieces: tuple[int, ...], dual: tuple[bool, ...], percentile: float
 ) -> tuple[Tensor, Tensor]:
-    """Ranges of a static input per piece, (positive, negative), for `fake_quant.input_scales`: [pieces], at least 0.
+    """Ranges of a static input per piece, (positive, negative), [pieces], at least 0.
 
     A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign.
 
@@ -36,7 +34,7 @@ def percentile_range(
         rows: sampled inputs [n, in].
         pieces: channels per piece, summing to in.
         dual: which pieces have one scale per sign.
-        percentile: in (0, 100]; 100 is the maximum.
+        percentile: in (0, 100].
     """
     q = _share(percentile)
     values = rows if rows.dtype == torch.float64 else rows.float()

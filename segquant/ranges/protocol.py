@@ -76,7 +76,7 @@ class Range(Protocol):
         """Whether static scales get room beyond the range, as held-out rows show it.
 
         Args:
-            hidden: only sampled rows tell the range (after a rotation).
+            hidden: only sampled rows tell the range.
             doubtful: see `Optimizer.doubts`.
         """
         return False

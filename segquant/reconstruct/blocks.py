@@ -1,7 +1,7 @@
 """Block reconstruction: learn the rounding of a block's linears together (BRECQ, arXiv 2102.05426).
 
-The calibrator of Q-Diffusion (arXiv 2302.04304, §4), by AdaRound's V. A block is an entry of an nn.ModuleList that
-holds at least two quantized linears and no smaller such entry; every other quantized linear is a block of its own.
+As in Q-Diffusion (arXiv 2302.04304, §4). A block is an entry of an nn.ModuleList that holds at least two quantized
+linears and no smaller such entry; every other quantized linear is a block of its own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def reconstruct_(
         progress: called with ("reconstruct", done, total).
 
     Returns:
-        by block, the squared output error relative to rounding to nearest, on held-out calls if enough.
+        by block, the squared output error relative to rounding to nearest.
 
     Raises:
         QuantizationError: no batches.
@@ -112,7 +112,7 @@ def _pair(linear: nn.Module, quantized: nn.Module) -> tuple[nn.Module, QuantLine
 
 
 def _in_order(model: nn.Module, blocks: list[Block], batches: Sequence[Any]) -> list[Block]:
-    """Blocks in call order; one whose forward is bypassed falls into its linears."""
+    """Blocks in call order; one whose forward is bypassed is split."""
     order = call_order(model, batches, {id(block.module) for block in blocks})
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     found: list[Block] = []
@@ -131,7 +131,7 @@ def _in_order(model: nn.Module, blocks: list[Block], batches: Sequence[Any]) -> 
 def _with_inputs_of(
     model: nn.Module, before: Mapping[int, nn.Module], block: Block, calls: list[Call], kept: Sequence[Any]
 ) -> list[Call]:
-    """The same calls with the inputs that the blocks quantized so far give."""
+    """The same calls, inputs coming from the blocks quantized so far."""
     with swapped(model, before):
         other = capture(model, {block.name: block.module}, kept)[block.name]
     return [Call(new.args, new.kwargs, call.output) for new, call in zip(other, calls, strict=True)]
@@ -176,7 +176,7 @@ def _stand_ins(module: nn.Module, solved: Mapping[int, nn.Module]) -> dict[int, 
 
 
 def _draws(calls: Sequence[Call], items: int, generator: torch.Generator) -> Iterator[list[Call]]:
-    """Calls of each step, in random order again and again; as many as hold `items` items."""
+    """Calls of each step in random order, as many as hold `items` items."""
     drawn: list[Call] = []
     while True:
         for index in torch.randperm(len(calls), generator=generator).tolist():

@@ -18,11 +18,7 @@ from segquant.registry import register
 @register
 @dataclass(frozen=True)
 class AdaRound(Nearest):
-    """Round to nearest, then learn the rounding block by block (see `reconstruct.blocks`).
-
-    Args:
-        reconstruction: settings of the second pass, the same for the whole model.
-    """
+    """Round to nearest, then learn the rounding block by block (see `reconstruct.blocks`)."""
 
     reconstruction: Reconstruction = Reconstruction()
     name: ClassVar[str] = "adaround"

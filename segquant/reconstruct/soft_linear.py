@@ -37,7 +37,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class SoftLinear(nn.Module):
-    """A QuantLinear or QuantConv2d while its rounding is learnt, on weights between codes.
+    """A QuantLinear or QuantConv2d while its rounding is learnt.
 
     Attributes:
         rounding: V of every weight.

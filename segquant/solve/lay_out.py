@@ -14,7 +14,7 @@ from segquant.numerics.transform import Transform
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
     """Where the layer is cut and which inputs get a scale per sign.
 
-    Input segments that the group size does not divide are not cut. `taps` is the columns per channel (see `Layout`).
+    Input segments that the group size does not divide are not cut.
 
     Raises:
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.

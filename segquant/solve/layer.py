@@ -1,6 +1,6 @@
 """Quantize one linear from its weight and the statistics of its input.
 
-lay out -> optimize (per segment) -> rotate -> round, perhaps split off a low-rank branch -> scales -> bias.
+lay out -> optimize (per segment) -> rotate -> round, perhaps split -> scales -> bias.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def solve_layer(
     Args:
         fitted: of a call with the same statistics, cuts, ranges and `search_key`.
         known: `Fitted.found` of one with the same cuts and `search_key`.
-        prepared: of an earlier call with that fit; what it lacks is added.
-        taps: columns per input channel, of a convolution.
+        prepared: of a call with that fit; what it lacks is added.
+        taps: columns per input channel.
     """
     layout = lay_out_layer(linear, method, segments, name, taps)
     if method.needs and (stats is None or stats.rows == 0):
@@ -107,7 +107,7 @@ def _problem(
 def _branches(
     problem: Problem, chains: list[Chain], layout: Layout, method: Method, prepared: Prepared
 ) -> Iterator[Branch]:
-    """Every branch in its transformed space, one at a time: Gram matrices are large."""
+    """Every branch in its transformed space, one at a time to save memory."""
     stats, needs, calibrator = problem.stats, method.needs, method.calibrator
     gram = shrink_gram(stats.gram, stats.rows) if "gram" in needs and stats is not None else None
     weighs = "stats" in method.ranges.needs and stats is not None

@@ -1,4 +1,4 @@
-"""Distances to the unquantized model's picture: psnr, ssim, lpips, perceptual; one float64 per pair."""
+"""Distances to the unquantized model's picture; one float64 per pair."""
 
 from __future__ import annotations
 
@@ -93,9 +93,8 @@ def _unit(path: Path) -> Tensor:
 def perceptual(pairs: Pairs, model: EffNetLite0, device: str | torch.device, batch_size: int) -> np.ndarray:
     """LPIPS-like distance on EfficientNet-Lite0, not comparable with LPIPS numbers; 0 to 4.
 
-    d(a, b) = 1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|² (LPIPS, eq. 1, channel weights one, mean over stages), φ_l
-    being the
-    output at strides 2 … 32, of unit length over channels. Pictures are resized to 224 × 224.
+    1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|² (LPIPS, eq. 1, channel weights one, mean over stages), φ_l being the
+    output at strides 2 … 32, of unit length over channels, of pictures resized to 224 × 224.
     """
     values = []
     with torch.inference_mode():
