@@ -1,4 +1,4 @@
-"""Atomic writes, so that an interrupted evaluation leaves no half file."""
+"""Atomic writes."""
 
 from __future__ import annotations
 

@@ -223,7 +223,11 @@ def _rename(raw: dict[str, Any]) -> None:
 
 
 def load_results(directories: Iterable[Path]) -> list[RunResult]:
-    """Every `results.json` below the directories, the last of each configuration; EvalError if none."""
+    """Every `results.json` below the directories, the last of each configuration.
+
+    Raises:
+        EvalError: a directory or every `results.json` is missing.
+    """
     directories = [Path(d) for d in directories]
     paths: set[Path] = set()
     for directory in directories:

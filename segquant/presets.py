@@ -52,7 +52,7 @@ def _needs_quantized_input(name: str, precision: str) -> None:
 
 
 def none(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
-    """The model as it is; other arguments are checked and ignored, for sweeps."""
+    """The model as it is; other arguments are checked and ignored."""
     scheme_of(precision)
     return _method("none", precision, {**common, "overrides": ()}, scheme=QuantScheme(None, None))
 
@@ -63,7 +63,7 @@ def rtn(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
 
 
 def percentile(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
-    """Round to nearest; static inputs scaled by the 99.9th percentile of their magnitudes.
+    """Round to nearest; static inputs scaled by the 99.9th percentile.
 
     Raises:
         ValueError: the precision has no static inputs.
@@ -157,7 +157,7 @@ def segquant_a(
     svd: str = "exact",
     **common: Unpack[Common],
 ) -> Method:
-    """SegQuant-A (2507.14811): SmoothQuant with α searched per segment, AMax; at 4-bit weights SVDQuant."""
+    """SegQuant-A (2507.14811): SmoothQuant with α per segment; at 4-bit weights SVDQuant."""
     cuts: dict[str, Any] = {"seglinear": True, "dualscale": True, **common}
     return _method("segquant_a", precision, cuts, optimizer=_optimizer(precision), alpha=alpha, rank=rank, svd=svd)
 
@@ -189,10 +189,7 @@ def segquant_r(
     damp: float = 0.01,
     **common: Unpack[Common],
 ) -> Method:
-    """SegQuant-G with a rotation, and ranges of least squared error.
-
-    DualScale does nothing here: rotated inputs have no sign of their own.
-    """
+    """SegQuant-G with a rotation (which leaves nothing for DualScale), and ranges of least squared error."""
     own = {"alpha": alpha, "rank": rank, "svd": svd, "iterations": iterations, "act_order": act_order, "damp": damp}
     return _with_gptq("segquant_r", precision, own, {"rotate": True, "ranges": "mse", **common})
 
@@ -210,9 +207,8 @@ def auto(
 ) -> Method:
     """Every layer by itself: the candidate with the least output error on held-out rows, within a budget.
 
-    `seglinear` and `dualscale` allow choices. `rotate`, `ranges` and `bias_correction` are chosen unless an override
-    pins
-    them (`overrides={"*": {"rotate": True}}`).
+    `rotate`, `ranges` and `bias_correction` are chosen unless an override pins them (`overrides={"*": {"rotate":
+    True}}`), `seglinear` and `dualscale` only where they are on.
     """
     if not isinstance(budget, Budget):
         budget = Budget(**(budget or {}))

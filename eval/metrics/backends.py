@@ -15,9 +15,7 @@ LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 
 @dataclass(frozen=True)
 class Network:
-    """A network that metrics share; `load` is called once per evaluation, imports torch itself, and may raise
-    EvalError.
-    """
+    """A network that metrics share; `load` is called once per evaluation, imports torch, and may raise EvalError."""
 
     name: str
     load: Callable[[Backends], Any]

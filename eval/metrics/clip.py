@@ -1,4 +1,4 @@
-"""How well a picture fits its caption: CLIPScore, and retrieval of the caption."""
+"""How well a picture fits its caption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """100 · max(cos, 0) of row i with row i (CLIPScore's scale as torchmetrics has it), float64 [n]."""
+    """100 · max(cos, 0) of row i with row i, float64 [n]."""
     cosine = np.einsum("nd,nd->n", pictures.astype(np.float64), captions.astype(np.float64))
     found: np.ndarray = 100.0 * np.maximum(cosine, 0.0)
     return found
@@ -122,7 +122,7 @@ def retrieval_accuracy(
     pool: Sequence[str] | None = None,
     seed: int = 0,
 ) -> EvalResult:
-    """Share of pictures closest to their own caption among `backends.candidates` captions, the others from `pool`.
+    """Share of pictures closest to their own among `backends.candidates` captions, the others from `pool` (`prompts`).
 
     With a 95 % bootstrap interval; EvalError as `evaluate`.
     """

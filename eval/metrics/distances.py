@@ -182,7 +182,7 @@ def set_distance(
     order: int = LAST,
     headline: bool = False,
 ) -> Metric:
-    """A metric of two sets of features: the pictures' and those of `against`."""
+    """A metric of the features of the pictures and of `against`."""
 
     def compute(evaluation: Evaluation) -> EvalResult:
         extractor = evaluation.network(EXTRACTOR)

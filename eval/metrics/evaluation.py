@@ -1,4 +1,4 @@
-"""The pictures of one evaluation and what was computed from them so far."""
+"""The pictures of one evaluation and what was computed from them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Evaluation:
 
     Attributes:
         images: the judged pictures, in prompt order.
-        prompts: one caption per picture.
-        reference: the unquantized model's pictures, in the same order.
+        reference: the unquantized model's, in the same order.
         counts: the bootstrap's resamples, int64 [replicates, n].
         cache: folder that remembers features.
         per_image: by result name, one value per picture.
@@ -72,7 +71,7 @@ class Evaluation:
         return cls(ours, list(prompts), theirs, truth, backends, seed, counts, cache)
 
     def once(self, key: str, compute: Callable[[], T]) -> T:
-        """`compute()` the first time that `key` is asked for, the same object afterwards."""
+        """`compute()` the first time, the same object for `key` afterwards."""
         if key not in self._made:
             self._made[key] = compute()
         found: T = self._made[key]

@@ -20,7 +20,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
     """The PNGs of a folder, sorted by name.
 
     Raises:
-        EvalError: no such folder, no PNG, other picture formats, a file that is no PNG inside, or transparency.
+        EvalError: no such folder, no PNG, other formats or broken files in it, or transparency.
     """
     folder = Path(folder)
     if not folder.is_dir():

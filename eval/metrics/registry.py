@@ -1,4 +1,4 @@
-"""Every metric by its name, and how to register one's own."""
+"""Every metric by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METRICS: dict[str, Metric] = {}
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Make a metric known by its name, and return it. EvalError if another one has that name."""
+    """Make a metric known by its name, and return it; EvalError if the name is taken."""
     if not isinstance(metric, Metric):
         raise EvalError(f"register_metric takes a Metric, got {metric!r}")
     if METRICS.setdefault(metric.name, metric) != metric:
@@ -57,11 +57,11 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def known_metric(result_name: str) -> Metric | None:
-    """The metric behind a result's name, network in brackets included; None if not registered."""
+    """The metric behind a result's name; None if not registered."""
     return METRICS.get(split_name(result_name)[0])
 
 
 def place(result_name: str) -> tuple[int, int]:
-    """Where a result stands in comparisons and figures; unregistered ones come last."""
+    """Where a result stands in comparisons and figures."""
     metric = known_metric(result_name)
     return (1, 0) if metric is None else (0, metric.order)

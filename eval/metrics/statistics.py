@@ -1,7 +1,4 @@
-"""Bootstrap intervals over pictures, paired between methods.
-
-A resample is kept as counts, int64 [replicates, n]. The same counts pair two methods.
-"""
+"""Bootstrap intervals over pictures, paired between methods by equal counts, int64 [replicates, n]."""
 
 from __future__ import annotations
 
@@ -35,10 +32,7 @@ def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> Interva
 
 
 def recentred_interval(value: float, replicates: np.ndarray, level: float = LEVEL) -> Interval:
-    """Percentile interval moved so that the replicates' mean falls on `value`.
-
-    For statistics that grow when pictures repeat, such as the Fréchet distance.
-    """
+    """Percentile interval moved so that the replicates' mean falls on `value`, for statistics like FID."""
     low, high = percentile_interval(replicates, level)
     shift = value - float(np.mean(replicates))
     return low + shift, high + shift
@@ -53,7 +47,7 @@ def mean_interval(values: np.ndarray, counts: np.ndarray) -> Interval | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference between two runs, its 95 % interval and the number of pairs."""
+    """A paired difference, its 95 % interval and the number of pairs."""
 
     value: float
     interval: Interval
@@ -68,11 +62,7 @@ class Difference:
 
 
 def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: int, seed: int) -> Difference:
-    """Mean of ours − theirs over pairs, with its bootstrap interval.
-
-    Raises:
-        EvalError: different lengths or fewer than two pairs.
-    """
+    """Mean of ours − theirs, with its bootstrap interval; EvalError for different lengths or fewer than two pairs."""
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) < 2:
         raise EvalError(f"a paired comparison needs two equally long series, got {ours.shape} and {theirs.shape}")

@@ -56,10 +56,7 @@ Panels = dict[str, list[Curve]]
 
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
-    """Mean relative error of the denoiser's output by sampling step, per precision and model.
-
-    Only runs with at least three different steps.
-    """
+    """Mean relative error of the denoiser's output by sampling step, of runs with at least three."""
     known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
     names, where = labels(known), places(known)
     panels: Panels = {}
@@ -80,7 +77,6 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Runs with a quantized denoiser; of those that share it the one with the fewest components."""
     found: dict[object, RunResult] = {}
     for run in sorted(sort_runs(runs), key=lambda run: len(quantized_parts(run))):
         if DENOISER in quantized_parts(run):
@@ -89,10 +85,7 @@ def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
 
 
 def size_curves(runs: Sequence[RunResult]) -> Panels:
-    """Output and layer error over the number of calibration prompts, by error and precision.
-
-    Only methods with at least two such numbers.
-    """
+    """Output and layer error over the number of calibration prompts, of methods with at least two."""
     known = [run for run in _quantized(runs) if settings(run).get(PROMPTS) is not None]
     names, where = labels(known, (PROMPTS,)), places(known)
     lines: dict[tuple[str, str], list[RunResult]] = {}

@@ -1,4 +1,4 @@
-"""The paper's other tables and figures, where the runs allow: layers, cuts, signs, steps."""
+"""The paper's other tables and figures, where the runs allow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Extras:
 
 
 def extras(runs: Sequence[RunResult]) -> Extras:
-    """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*, where there is something to show."""
+    """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*, where not empty."""
     found = Extras({}, {}, [])
     sources = provenance_markdown(runs)
     if any(run.every_layer_error for run in runs):

@@ -1,4 +1,4 @@
-"""Errors layer by layer: all (Table 12 of arXiv 2507.14811), and of cut ones (Tables 3 and 6)."""
+"""Errors by layer: all (Table 12 of arXiv 2507.14811), and of cut ones (Tables 3 and 6)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cut_of(run: RunResult, layer: str) -> str:
 
 
 def layer_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """Table 12: layers in rows, methods in columns, a table per precision with at most MOST_COLUMNS methods."""
+    """Table 12: layers in rows, at most MOST_COLUMNS methods in columns, per precision."""
     ordered = [run for run in sort_runs(runs) if run.every_layer_error]
     names = labels(ordered)
     groups: dict[object, list[RunResult]] = {}
@@ -90,9 +90,8 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 
 
 def cut_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """Tables 3 and 6: cut layers' errors without cuts, with the graph's, random and wrong ones.
-
-    A table per method and precision with runs of different cuts.
+    """Tables 3 and 6, per method and precision: cut layers' errors without cuts and with the graph's, random or wrong
+    ones.
     """
     families: dict[object, dict[str, list[RunResult]]] = {}
     for run in sort_runs(runs):

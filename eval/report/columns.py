@@ -81,12 +81,12 @@ def _quantity(
 
 
 def layer_error(run: RunResult) -> Cell | None:
-    """Geometric mean over quantized layers of the relative output error, with a bootstrap interval."""
+    """Geometric mean over quantized layers of the relative output error."""
     return _geometric_mean([e for e in run.every_layer_error.values() if e > 0.0], run.seed)
 
 
 def output_error(run: RunResult) -> Cell | None:
-    """Relative error of the denoiser's output on held-out inputs; interval over calls."""
+    """Relative error of the denoiser's output on held-out inputs."""
     if DENOISER not in quantized_parts(run) or run.output_error is None:
         return None
     rows = np.array(run.per_row_output_errors)
@@ -128,7 +128,7 @@ def _quantized_bytes(run: RunResult, key: str) -> int | None:
 
 
 def _encoder_error(run: RunResult) -> Cell | None:
-    """Largest relative output error of quantized components beside the denoiser."""
+    """Largest of the components beside the denoiser."""
     errors = [part["output_error"] for part in run.components.values() if "output_error" in part]
     return number(max(errors)) if errors else None
 

@@ -1,4 +1,4 @@
-"""What an evaluation left in its folder: values by picture, and bootstrap replicates."""
+"""What an evaluation left in its folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _read_json(path: Path) -> Any:
 
 
 def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, str]]:
-    """Bootstrap replicates of FID or KID, and what they were drawn with (seed, n)."""
+    """Bootstrap replicates of FID or KID, and their seed and n."""
     path = _evaluation_file(run, "features.safetensors")
     try:
         with safe_open(path, framework="numpy") as stored:

@@ -133,7 +133,7 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) ->
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken after spaces and underscores, or inside words."""
+    """Lines no wider than `width` pixels, broken inside words if need be."""
     lines: list[str] = []
     current = ""
     for piece in _pieces(text):

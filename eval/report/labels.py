@@ -59,17 +59,17 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
-    """What the pictures are of; only runs that share it share a grid or an axis."""
+    """Runs that share a grid or an axis share it."""
     return (run.model, run.dataset, run.seed, run.prompts)
 
 
 def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
-    """Runs that may be compared: same model, prompts, latents, bits and quantized components."""
+    """Runs that may be compared share it."""
     return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run, what differs among the runs of model, dataset, seed and prompts."""
+    """By `id` of the run, what of model, dataset, seed and prompts differs among the runs."""
     told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
     told += [lambda run: f"seed {run.seed}", prompts_name]
     differing = [name for name in told if len({name(run) for run in runs}) > 1]
@@ -137,8 +137,8 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
-    """By `id` of the run: its method, with the settings (but `untold` ones) in which runs of a group that share it
-    differ.
+    """By `id` of the run: its method, with the settings in which runs of a group that share it differ, but `untold`
+    ones.
 
     Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
     """

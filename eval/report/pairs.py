@@ -21,7 +21,7 @@ PICTURES, LAYERS, CALLS = "pictures", "layers", "denoiser calls"
 
 @dataclass(frozen=True)
 class Names:
-    """What two compared runs are called; `where` is what differs among runs in model, dataset, seed or prompts."""
+    """What two compared runs are called; `where` tells their model, dataset, seed and prompts if needed."""
 
     ours: str
     theirs: str
@@ -92,7 +92,7 @@ def _fields(names: Names) -> tuple[str, str, str, str, bool]:
 
 
 def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Difference | None:
-    """Mean of log(ours/theirs) over pairs without zeros, with its bootstrap interval; None for fewer than two."""
+    """Mean of log(ours/theirs) over pairs without zeros; None for fewer than two."""
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0.0 and b > 0.0]
     if len(both) < 2:
         return None
@@ -114,7 +114,7 @@ class Pair:
     names: Names
 
     def compare(self) -> tuple[list[Comparison], list[str]]:
-        """Every metric both runs have: pictures first, then layers and denoiser outputs."""
+        """Every metric both runs have: pictures, layers, denoiser outputs."""
         found: list[Comparison] = []
         refused: list[str] = []
         for result, compare in self._picture_metrics():
@@ -132,7 +132,6 @@ class Pair:
         return [(m, ways[paired]) for m, paired in asked if paired is not None]
 
     def _paired(self, result: EvalResult) -> str | None:
-        """How the metric is compared; by what the runs left, if it is not registered."""
         metric = known_metric(result.name)
         if metric is not None:
             return metric.paired

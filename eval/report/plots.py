@@ -1,4 +1,4 @@
-"""The main numbers with their intervals: a panel per precision and metric, a line per method."""
+"""The main numbers: a panel per precision and metric, a line per method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG for quantized runs, None if nothing to draw; every group and precision is a row with axes of its own."""
+    """A PNG for quantized runs, a row of panels per group; None if there is nothing to draw."""
     quantized = [run for run in runs if not run.is_float]
     shown = _shown(columns(quantized))
     if not shown:

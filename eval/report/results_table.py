@@ -17,7 +17,7 @@ STAGE_COSTS = ("seconds", "peak_memory_mb")
 def results_table(runs: Sequence[RunResult], judged: bool | None = None) -> Table:
     """One row per run, a group per precision, the best of each group in bold.
 
-    `judged`: only columns of the judgement (True), of size and cost (False), or all (None).
+    `judged`: columns of the judgement (True), of size and cost (False), or all.
     """
     ordered = sort_runs(runs)
     shown = [quantity for quantity in columns(ordered) if judged in (None, quantity.judged)]
@@ -55,7 +55,7 @@ def _keys(runs: Sequence[RunResult]) -> Keys:
 
 
 def export_table(runs: Sequence[RunResult]) -> Table:
-    """Every number of every run, for CSV: metrics, deltas, cost of every stage."""
+    """Every number of every run, for CSV."""
     ordered = sort_runs(runs)
     shown, names = columns(ordered), metric_names(ordered)
     stages = list(dict.fromkeys(stage for run in ordered for stage in run.stages))

@@ -11,7 +11,7 @@ ROWS_ON_LINES = "results"
 
 
 def to_html(table: Table, css: str = "") -> str:
-    """A `<table>` of class `css`; intervals below values. A title adds a heading and a scrolling box."""
+    """A `<table>` of class `css`, intervals below values; with a title, in a scrolling box."""
     end = "\n" if css == ROWS_ON_LINES else ""
     head = "".join(map(_head, table.columns))
     body = end.join(

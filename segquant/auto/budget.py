@@ -17,8 +17,8 @@ class Candidate:
     """One way to quantize one layer.
 
     Args:
-        change: flat settings of a method.
-        error: expected relative output error ||Y − Ŷ|| / ||Y||.
+        change: flat settings.
+        error: expected ||Y − Ŷ|| / ||Y||.
         operations: multiply-accumulates per input row.
         bits: weight bits times weights.
     """
@@ -47,10 +47,7 @@ class Limits:
 
 @dataclass
 class Layer:
-    """A layer with its candidates; `plain` is rounding to nearest.
-
-    `gain` is as in `sensitivity.output_gains`.
-    """
+    """A layer with its candidates; `plain` is rounding to nearest, `gain` as in `output_gains`."""
 
     name: str
     plain: Candidate
@@ -74,7 +71,7 @@ def buffer_bytes(buffers: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> int:
 
 
 def layer_operations(layout: Layout) -> float:
-    """Multiply-accumulates per input row: the product (twice with a scale per sign) and the transforms."""
+    """Multiply-accumulates per input row: the product, twice with a scale per sign, and transforms."""
     product = layout.in_features * layout.out_features
     dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
     return float(product + dual) + sum(transform.operations(layout.place()) for transform in layout.transforms)

@@ -29,7 +29,7 @@ def precision_name(scheme: QuantScheme) -> str | None:
 
 
 def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
-    """Precisions that a layer may change to; none for floating-point inputs or groups that do not divide the inputs."""
+    """Other precisions that a layer may take; none where groups do not divide it, or inputs are floats."""
     assert scheme.weight is not None
     if scheme.input is None:
         return []
@@ -40,7 +40,7 @@ def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
 
 
 def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
-    """Ranks to try for the low-rank branch of a layer of that size."""
+    """Ranks to try for the low-rank branch."""
     rank, smaller = _default_rank(base, in_features, out_features), min(in_features, out_features)
     return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
 
@@ -88,7 +88,7 @@ def branches(strong: Change, ranks: Sequence[int]) -> list[Change]:
 
 
 def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
-    """Second round, on each of the best transforms: no cuts, GPTQ, ranges, bias correction."""
+    """Second round, on the best transforms: no cuts, GPTQ, ranges, bias correction."""
     found: list[Change] = []
     for change in best:
         # what shares a smoothing, a Hessian and a solution stands together
@@ -103,15 +103,12 @@ def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
 
 
 def _may_shrink(base: Method, change: Change) -> bool:
-    """Whether ranges of least squared error are a candidate.
-
-    Not for static scales of unrotated inputs: fresh rows get clipped.
-    """
+    """Whether to try ranges of least squared error. Not for static unrotated inputs: fresh rows get clipped."""
     return not base.scheme.static_input or bool(change.get("rotate", base.value("rotate")))
 
 
 def changed(base: Method, change: Change) -> Method:
-    """The candidate as a method of its own; ValueError where it makes no sense."""
+    """The candidate's method; ValueError where it makes no sense."""
     return base.changed(**{**change, "budget": None, "overrides": (), "skip": ()})
 
 

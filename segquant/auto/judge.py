@@ -92,8 +92,6 @@ def layer_candidates(
 
 
 class _Judge:
-    """Judges candidates of one layer; smoothing is searched once per transform and fold."""
-
     def __init__(
         self,
         layer: nn.Module,
@@ -132,7 +130,7 @@ class _Judge:
         return [strong, *(c for c in low_rank if c is not strong), *other]
 
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
-        """Without credit for a gain over the preset below GAIN standard errors, calls being independent."""
+        """Drops a gain over the preset below GAIN standard errors, with calls as independent samples."""
         difference = self.wrong[id(strong)] - self.wrong[id(candidate)]
         calls = min(sum(split.calls for split in self.folds), len(difference))
         noise = float(difference.std()) / calls**0.5 if calls > 1 else float("inf")
@@ -175,7 +173,7 @@ class _Judge:
         return found
 
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
-        """The layer solved without fold `index`, before bias correction; the last one is kept."""
+        """The layer solved without fold `index`, before bias correction."""
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]

@@ -33,9 +33,7 @@ def regulariser(h: Tensor, beta: float) -> Tensor:
 
 
 def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """Lower neighbour of weights over scales on the grid, and the distance to the next; the outermost cell for those
-    beyond.
-    """
+    """The lower neighbour on the grid, and the distance to the next. Values beyond the grid get its outermost cell."""
     if dtype == "fp8":
         bytes_ = torch.arange(256, device=values.device).to(torch.uint8).view(torch.float8_e4m3fn).to(values.dtype)
         grid = torch.unique(bytes_[bytes_.isfinite()])
@@ -68,7 +66,7 @@ class Rounding:
         return torch.addcmul(self.lower, self.gap, self._h).requires_grad_()
 
     def descend(self, gradient: Tensor, strength: float, beta: float) -> None:
-        """Set V's gradient: that of the loss, given for the last `soft`, plus that of strength · Σ(1 − |2h − 1|^β)."""
+        """Set V's gradient: that of the loss at the last `soft`, plus that of strength · Σ(1 − |2h − 1|^β)."""
         found, h = gradient * self.gap, self._h
         centred = 2 * h - 1
         found.addcmul_(centred.sign(), centred.abs_().pow_(beta - 1), value=-2 * strength * beta)
@@ -83,7 +81,7 @@ class Rounding:
 
 
 def learn_(roundings: Sequence[Rounding], loss: Callable[[list[Tensor]], Tensor], settings: Reconstruction) -> None:
-    """Adam on V of all roundings together; `loss` of soft weights is about 1 for rounding to nearest."""
+    """Adam on V of all roundings together; `loss` is about 1 for rounding to nearest."""
     optimiser = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr, fused=True)
     strength = settings.strength / sum(rounding.v.numel() for rounding in roundings)
     for step in range(settings.steps):

@@ -47,7 +47,7 @@ class Calibrator(Protocol):
     """Fields that hold for the whole model: no override may change them."""
 
     def prepare(self, inputs: Inputs) -> Any:
-        """What `round` needs of the input, whatever the weight; `auto` shares it between candidates."""
+        """What `round` needs of the input, whatever the weight."""
         return inputs
 
     def round(self, weight: Tensor, scale: Tensor, dtype: str, prepared: Any) -> Tensor:

@@ -12,7 +12,7 @@ class Reconstruction:
 
     Args:
         rows: calibration items kept.
-        steps: Adam steps per block.
+        steps: per block.
         batch: items per step, in whole calls.
         lr: for V, which must travel about ±2.4.
         strength: λ, relative to an error that is 1 for rounding to nearest.
@@ -20,7 +20,7 @@ class Reconstruction:
         beta_start: β at first; annealed by a cosine.
         beta_end: β at last.
         held_out: share of the calls that judge; a block without gain keeps rounding to nearest.
-        quantized_inputs: fit blocks on quantized inputs (as BRECQ).
+        quantized_inputs: fit blocks on quantized inputs.
         memory_limit: bytes of block inputs and outputs.
     """
 

@@ -25,8 +25,7 @@ from segquant.transforms.chain import undo_all
 class QuantLinear(nn.Module):
     """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
 
-    The state dict holds codes (int4 two per byte), float32 scales, transforms' tensors and bias. `.to(dtype)` casts the
-    bias alone.
+    The state dict holds codes (int4 two per byte), float32 scales, transforms and bias; `.to(dtype)` casts the bias.
     """
 
     keep_packed = True
@@ -104,7 +103,7 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, transforms undone: float32 [out, in]."""
+        """The float weight, transforms undone: float32 [out, in]."""
         tensors = self.tensors()
         return torch.cat(undo_all(self.layout, tensors, dequantize_weight(self.layout, tensors)))
 
@@ -113,7 +112,7 @@ class QuantLinear(nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the input's dtype; the input is not modified."""
+        """[..., in] -> [..., out], in the input's dtype."""
         packed = self._packed
         if packed is None:
             packed = self.backend.pack(self.layout, self.tensors())
@@ -130,6 +129,7 @@ class QuantLinear(nn.Module):
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def extra_repr(self) -> str:
+        """One line for print(model)."""
         layout = self.layout
         parts = [f"{layout.in_features}, {layout.out_features}", f"weight={layout.weight_spec.dtype}"]
         if len(layout.rows) > 1:
@@ -161,10 +161,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantConv2d(QuantLinear):
-    """A convolution as a `QuantLinear` on the patches of its input (see `segquant.modules.window`).
-
-    `in_features` and "per token" refer to patches. The input's scales count padding.
-    """
+    """A convolution as a `QuantLinear` on the patches of its input (see `segquant.modules.window`)."""
 
     def __init__(
         self,
@@ -179,7 +176,7 @@ class QuantConv2d(QuantLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, transforms undone: float32 [out, in, kh, kw]."""
+        """The float weight, transforms undone: float32 [out, in, kh, kw]."""
         folded: Tensor = super().weight.unflatten(1, (-1, *self.window.kernel))
         return folded
 
@@ -188,6 +185,7 @@ class QuantConv2d(QuantLinear):
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:
+        """One line for print(model)."""
         return f"{super().extra_repr()}, kernel={self.window.kernel}, stride={self.window.stride}"
 
 

@@ -43,7 +43,7 @@ M = TypeVar("M", bound=HasParts)
 
 
 def settings() -> dict[str, list[type]]:
-    """Every setting of a registered member, and the classes that take it."""
+    """Names of all members' settings, and the classes that take each."""
     found: dict[str, list[type]] = {}
     for slot in MEMBERS.values():
         for kind in registry.table(slot).values():
@@ -63,7 +63,7 @@ def attribute(name: str) -> str:
 
 
 def value_of(method: HasParts, name: str) -> Any:
-    """A flat name's value, in the present member, `spare`, or by default."""
+    """A flat name's value: the member's, else `spare`'s, else the default."""
     if name in CUTS:
         return getattr(method.cuts, CUTS[name])
     if name in TARGETS:

@@ -65,7 +65,7 @@ class Budget:
     Args:
         bytes: of codes and scales.
         operations: multiply-accumulates per input row.
-        average_bits: largest average of weight bits, if layers may take 4 or 8.
+        average_bits: most weight bits on average, if layers may take 4 or 8.
     """
 
     bytes: float = 1.1

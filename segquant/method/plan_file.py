@@ -28,7 +28,7 @@ class LayerPlan:
         error: expected relative output error; None after an edit.
         operations: per input row, in multiples of the layer's own.
         plain: error of plain rounding.
-        gain: share of the error that reaches the model's output.
+        gain: see `output_gains`.
     """
 
     layer: str
@@ -58,7 +58,7 @@ def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
 
 
 def read_plan(path: Path) -> Method:
-    """The method of a plan file; ValueError if it is none, or names an unknown field."""
+    """The method of a plan file; ValueError if there is none, or for an unknown field."""
     if not path.is_file():
         raise ValueError(f"there is no plan {path}; give the plan.json of a run of quantizer=auto")
     try:

@@ -35,9 +35,7 @@ class Method:
     Args:
         name: for people and tables.
         scheme: number formats.
-        optimizer: works on a layer before its weight is rounded.
         rotation: turns the optimized input, and the weight with it.
-        calibrator: rounds weights.
         ranges: where scales come from.
         bias_correction: add the mean output error to the bias.
         seed: of everything that draws.

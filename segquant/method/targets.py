@@ -62,7 +62,7 @@ def _is_ours(hook: object) -> bool:
 
 
 def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
-    """The method of each layer, overrides applied, limited to what the layer can do."""
+    """The method of each layer, overrides applied."""
     found = {name: method.for_layer(name) for name in layers}
     return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
 
@@ -79,7 +79,7 @@ def refuse_unmatched(model: nn.Module, method: Method) -> None:
 
 
 def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
-    """The graph's cuts, or the controls of Table 6 where the method asks for them."""
+    """The graph's cuts, or the controls of Table 6."""
     found = dict(segments)
     for name, method in methods.items():
         if name not in found or method.cuts.control == "graph":
@@ -96,7 +96,7 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
 def layer_method(method: Method, module: nn.Module) -> Method:
     """What of a method a layer can do.
 
-    A convolution is not rotated, and gets a smaller group size where the method's does not divide its patches.
+    Convolutions are not rotated, and get a smaller group size if the method's does not divide them.
     """
     if not isinstance(module, nn.Conv2d):
         return method

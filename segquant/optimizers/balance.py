@@ -1,7 +1,6 @@
 """PTQ4DiT (arXiv 2405.16005): Channel-wise Salience Balancing and Spearman's-ρ-guided Salience Calibration.
 
-The input's largest magnitudes are averaged over sampling steps with weights η_t ∝ exp(−ρ_t), ρ_t being Spearman's
-correlation with the weight's.
+Input peaks are averaged over sampling steps with weights η_t ∝ exp(−ρ_t), ρ_t Spearman's correlation with the weight.
 """
 
 from __future__ import annotations
@@ -13,10 +12,7 @@ from segquant.optimizers.smooth import floored, seen_range
 
 
 def balance(salience_x: Tensor, salience_w: Tensor) -> Tensor:
-    """s = sqrt(s(X) / s(W)), float [in]; all ones where one side is entirely zero.
-
-    Small saliences are floored, dead channels count as average.
-    """
+    """s = sqrt(s(X) / s(W)), float [in]; all ones where one side is entirely zero."""
     dtype = torch.float64 if salience_x.dtype == torch.float64 else torch.float32
     if not bool((salience_x > 0).any()) or not bool((salience_w > 0).any()):
         return torch.ones_like(salience_x, dtype=dtype)

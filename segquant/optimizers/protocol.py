@@ -1,4 +1,4 @@
-"""Optimizer: what is done to a layer before its weight is rounded; Rotation: what turns its input."""
+"""Optimizer: works on a layer before its weight is rounded. Rotation: turns its input."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ class Problem:
 
     Args:
         weight: float32 [out, in].
-        layout: cuts, number formats, planned transforms.
-        stats: of its input, if the method needs data.
+        layout: cuts, formats, planned transforms.
+        stats: of its input, if needed.
         turn: the rotation after the optimizer's transforms.
         turn_tensors: its buffers.
-        name: for messages.
         known: `Fitted.found` of an earlier fit with the same `search_key`.
     """
 
@@ -42,7 +41,7 @@ class Problem:
 
     @property
     def hidden(self) -> bool:
-        """Whether only sampled rows tell the input's range, since it is rotated."""
+        """Whether only sampled rows tell the input's range."""
         return hides_range(self.turn)
 
 
@@ -51,7 +50,7 @@ class Fitted:
     """What an optimizer found for a layer.
 
     Args:
-        transforms: in the order in which they act, before the rotation.
+        transforms: in the order in which they act.
         tensors: their buffers.
         margin: headroom of static scales over the range seen, [branches, input segments].
         found: see `Problem.known`.
@@ -70,7 +69,7 @@ class Branch:
     Args:
         weight: float32 [rows, in], transformed.
         gram: XᵀX of the transformed input [in, in], if needed.
-        round: from a weight [rows, in] to it on its grid, and the grid's scales.
+        round: gives a weight [rows, in] on its grid, and the grid's scales.
     """
 
     weight: Tensor
@@ -80,7 +79,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's weight on its grid and the scales, by branch; transforms that rounding added."""
+    """A layer's weight on its grid and the scales, by branch; transforms that were added."""
 
     quantized: list[Tensor]
     scales: list[Tensor]
@@ -130,7 +129,7 @@ class Optimizer(Protocol):
 
     @property
     def search_key(self) -> Any:
-        """What decides `fit`, hashable: candidates of `auto` that agree in it share one."""
+        """What decides `fit`, hashable: candidates of `auto` with the same key share one."""
         return self
 
     def fit(self, problem: Problem) -> Fitted:
@@ -138,7 +137,7 @@ class Optimizer(Protocol):
         ...
 
     def doubts(self, segments: int) -> bool:
-        """Whether fresh rows are likely to lie beyond the range seen."""
+        """Whether fresh rows are likely to lie beyond the range seen, with the input in `segments` pieces."""
         return segments > 1
 
     def round(self, branches: Iterable[Branch], problem: Problem, fitted: Fitted) -> Rounded:

@@ -70,7 +70,7 @@ class SmoothQuant(Optimizer):
         return fit_scales(problem, self.scaling(problem), self.doubts(len(problem.layout.columns)))
 
     def doubts(self, segments: int) -> bool:
-        """Also true of a searched α, which goes with the range it was found for."""
+        """Also for a searched α."""
         return isinstance(self.alpha, str) or super().doubts(segments)
 
 
@@ -103,7 +103,7 @@ class Balance(Optimizer):
 
 
 def check_alpha(alpha: float | str) -> None:
-    """ValueError unless α is in [0, 1] or says how it is searched."""
+    """ValueError unless α is in [0, 1] or a kind of search."""
     if isinstance(alpha, str):
         check_choice("alpha", alpha, (SEARCH, SEARCH_LAYER))
     elif not 0 <= alpha <= 1:

@@ -59,7 +59,7 @@ class Scaling:
         alpha: in [0, 1], or how it is searched; None: no α.
         weight_alone: judge α by the rounded weight alone.
         rank_share: a branch's rank in the search.
-        balances: the vector balances saliences (PTQ4DiT).
+        balances: PTQ4DiT's rule.
     """
 
     alpha: float | str | None = None

@@ -66,7 +66,7 @@ def floored(amax: Tensor) -> Tensor:
 
 
 def seen_range(amax: Tensor) -> Tensor:
-    """`floored` ranges of an input; a channel that was always 0 counts as an average one."""
+    """`floored` ranges of an input, with channels that were always 0 at the average."""
     values = floored(amax)
     return torch.where(amax > 0, values, values[amax > 0].mean())
 

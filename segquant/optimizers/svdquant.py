@@ -1,4 +1,4 @@
-"""SVDQuant (arXiv 2411.05007): smoothing, a 16-bit low-rank branch, the rest rounded."""
+"""SVDQuant (arXiv 2411.05007)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLOAT16_MAX = 6e4
 
 @dataclass(frozen=True)
 class Split:
-    """One branch, split: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
+    """One branch: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
 
     quantized: Tensor
     scale: Tensor
@@ -37,7 +37,7 @@ class Split:
 @register
 @dataclass(frozen=True)
 class SvdQuant(SmoothQuant):
-    """SVDQuant.
+    """Smoothing, a 16-bit low-rank branch, the rest rounded.
 
     Args:
         rank: None is 32, but at most a 32nd of the layer's smaller side.
@@ -107,7 +107,6 @@ class SvdQuant(SmoothQuant):
         return rank
 
     def _ranks(self, problem: Problem, fitted: Fitted) -> tuple[int, ...]:
-        """Rank of each branch: the layer's budget goes where the energy is."""
         layout, smooth = problem.layout, fitted.tensors["smooth"]
         rank = self._checked_rank(layout, problem.name)
         if len(layout.branches) == 1:

@@ -58,8 +58,7 @@ def quantize_(
         stats: of an earlier `observe`; `batches` then serves only segments and `auto`.
         progress: called with (stage, done, total) after every batch and layer.
         memory_limit: bytes for Gram matrices; half of the free memory if None.
-        streaming: put layers in place as they are solved; not with "adaround". An error leaves a partly quantized
-            model.
+        streaming: replace layers as they are solved (not with "adaround"); an error leaves some replaced.
         workers: layers solved at once, in threads.
 
     Returns:
@@ -142,7 +141,7 @@ def _require_repeatable(methods: Mapping[str, Method], batches: Iterable[Any]) -
 
 
 def _lay_out(layers: Mapping[str, nn.Module], methods: Mapping[str, Method], segments: Mapping[str, Segments]) -> None:
-    """Refuse layers that a method does not fit, before any data is read."""
+    """Refuse layers before any data is read."""
     for name, layer in layers.items():
         lay_out_layer(as_linear(layer), methods[name], segments.get(name), name, taps_of(layer))
 
@@ -158,7 +157,6 @@ def _solve(
     stats: Mapping[str, InputStats] | None,
     options: _Options,
 ) -> Outcome:
-    """Solve all layers and put them in place; uses `layers` up."""
     learnt: dict[Calibrator, set[int]] = {}
     for name, entry in methods.items():
         if "second_pass" in entry.calibrator.needs:

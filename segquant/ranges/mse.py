@@ -72,7 +72,7 @@ def mse_input_range(
         negative: likewise.
         pieces: channels per piece.
         dual: which pieces have one scale per sign.
-        importance: at least 0, [in]; e.g. the weight's squared column norms.
+        importance: e.g. the weight's squared column norms [in].
         shrink: shares to try, starting with 1.
     """
     values = rows if rows.dtype == torch.float64 else rows.float()
@@ -132,5 +132,5 @@ class Mse(Range):
         return hidden
 
     def in_search(self) -> Range:
-        """The maximum: shrunk ranges cost much and hardly move the best α."""
+        """The maximum, which is far cheaper."""
         return Amax()

@@ -140,7 +140,7 @@ def _with_inputs_of(
 def _reconstruct_block(
     block: Block, solved: Mapping[int, nn.Module], calls: list[Call], settings: Reconstruction, seed: int
 ) -> float:
-    """Learn and write one block's codes; returns its relative error on unseen calls."""
+    """Learn and write one block's codes; returns its relative error."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(calls), generator=generator).tolist()
     apart = min(max(1, round(settings.held_out * len(calls))), len(calls) - 1) if settings.held_out else 0

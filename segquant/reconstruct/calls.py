@@ -1,4 +1,4 @@
-"""Calls of modules inside a model, on a bounded choice of calibration items."""
+"""Calls of modules inside a model, on some calibration items."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def require_repeatable(batches: Iterable[Any]) -> None:
 
 
 def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
-    """Copies of whole batches, drawn uniformly until they hold `items` items; QuantizationError if there are none."""
+    """Copies of whole batches, drawn uniformly until there are `items` items; QuantizationError if there are none."""
     generator = torch.Generator().manual_seed(seed)
     kept: list[tuple[float, int, int, Any]] = []
     for index, batch in enumerate(batches):
@@ -87,7 +87,7 @@ def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
 
 
 def call_order(model: nn.Module, batches: Sequence[Any], wanted: Collection[int]) -> dict[int, int]:
-    """Position of every module that is called, by id; runs batches until all `wanted` ids were met."""
+    """Position of every called module, by id; runs batches until all `wanted` are met."""
     order: dict[int, int] = {}
 
     def note(module: nn.Module, _: Any) -> None:

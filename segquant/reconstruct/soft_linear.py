@@ -19,13 +19,11 @@ from segquant.transforms.chain import apply_all
 
 
 def unrounded_weight(weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the codes of a weight [out, in] stand for before rounding: float32, comparable with `dequantize_weight`."""
+    """A weight [out, in] before its codes are rounded, comparable with `dequantize_weight`."""
     return torch.cat(apply_all(layout, tensors, weight.float()))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Output as it is; the input's gradient as if nothing were rounded."""
-
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         ctx.weight = weight

@@ -172,7 +172,7 @@ def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted
 def correct_bias(
     linear: nn.Linear, layout: Layout, tensors: Mapping[str, Tensor], stats: InputStats
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """The layer with its mean error on the sampled rows moved into its (perhaps new) bias."""
+    """The layer with its mean error on the sampled rows moved into its bias."""
     sample, bias = stats.sample, linear.bias
     target = nn.functional.linear(sample, linear.weight.detach().float())
     if bias is not None:

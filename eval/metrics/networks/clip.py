@@ -74,7 +74,6 @@ class Scorer:
 
 @contextmanager
 def _quiet_root() -> Iterator[None]:
-    """Only warnings of the root logger, to which open_clip reports every step."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(max(level, logging.WARNING))
@@ -85,11 +84,7 @@ def _quiet_root() -> Iterator[None]:
 
 
 def load_scorer(backends: Backends) -> Scorer:
-    """The scorer that `backends.clip` and `backends.clip_path` name.
-
-    Raises:
-        EvalError: files are missing, the architecture is unknown, or the weights cannot be had.
-    """
+    """The scorer that `backends.clip` and `backends.clip_path` name; EvalError if it cannot be had."""
     import open_clip  # takes seconds, and most metrics do not need it
 
     name, where = backends.clip, backends.clip_path

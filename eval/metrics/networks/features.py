@@ -31,7 +31,6 @@ class Extractor:
     Attributes:
         name: part of the metric's name.
         backend: network, weights and clean-fid version.
-        size: side in pixels.
         model: float32 [n, 3, size, size] in 0–255 → float32 [n, d].
     """
 

@@ -35,7 +35,7 @@ def psnr(pairs: Pairs) -> np.ndarray:
 
 
 def psnr_ceiling(picture: Path) -> float:
-    """The largest finite PSNR at 8 bits: one channel of one pixel off by one."""
+    """The largest finite PSNR at 8 bits."""
     return float(10.0 * np.log10(255.0**2 * read_rgb(picture).size))
 
 

@@ -13,7 +13,7 @@ from segquant_bench.eval.metrics.images import read_rgb
 
 
 def resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """clean-fid's "clean" resizer: PIL bicubic in float; uint8 [h, w, 3] → float32 [size, size, 3]."""
+    """clean-fid's "clean" resizer: uint8 [h, w, 3] → float32 [size, size, 3]."""
     from cleanfid.resize import make_resizer
 
     found: Callable[[np.ndarray], np.ndarray] = make_resizer("PIL", False, "bicubic", (size, size))
