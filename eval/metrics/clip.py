@@ -30,12 +30,9 @@ def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
 def top1(
     pictures: np.ndarray, own: Sequence[str], embeddings: dict[str, np.ndarray], *, candidates: int, seed: int
 ) -> np.ndarray:
-    """1.0 where a picture is strictly closest to its own caption among `candidates` different captions, else 0.0; [n].
+    """1.0 where a picture is closest to its own caption among `candidates` different ones, else 0.0; [n].
 
-    The others are drawn per picture.
-
-    Raises:
-        EvalError: fewer different captions than candidates.
+    The others are drawn per picture; EvalError if there are fewer.
     """
     pool = sorted(embeddings)
     if len(pool) < candidates:

@@ -42,16 +42,15 @@ class Metric:
     work without it.
 
     Attributes:
-        name: lower case, digits and underscores. The result's name may add a network: ``fid_ref[inception]``.
+        name: lower case, digits and underscores; a result's name may add a network: ``fid_ref[inception]``.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        compute: the result for an `Evaluation`; see `per_picture` and `result`.
-        unit: behind the numbers in tables, ``"dB"``; empty for none.
-        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None if a picture is
-            judged by itself. The folders of the first two are asked for before anything is computed.
-        networks: loaded before anything is computed, so that missing weights are told early.
-        paired: how two runs are compared: by ``"pictures"`` (the values of per_image.json), by ``"resamples"``
-            (bootstrap replicates of a metric of all pictures together), or not (None).
-        order: place in comparisons and figures; equal ones keep the order of registration.
+        compute: the result; see `per_picture` and `result`.
+        unit: ``"dB"``; empty for none.
+        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None; the first two
+            need their folders.
+        networks: loaded before anything is computed, to miss weights early.
+        paired: how two runs are compared: by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
+        order: place in comparisons and figures; equal ones by registration.
         headline: shown in the figure and at the top of the page.
     """
 

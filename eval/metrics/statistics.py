@@ -39,7 +39,7 @@ def recentred_interval(value: float, replicates: np.ndarray, level: float = LEVE
 
 
 def mean_interval(values: np.ndarray, counts: np.ndarray) -> Interval | None:
-    """Interval of the mean of `values` [n]; None for fewer than two."""
+    """Interval of the mean of `values` [n], n ≥ 2."""
     if len(values) < 2:
         return None
     return percentile_interval(mean_replicates(values, counts))
@@ -72,6 +72,6 @@ def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: 
 
 
 def paired_replicate_difference(ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray], n: int) -> Difference:
-    """Difference of two statistics with replicates of the same counts (FID, KID)."""
+    """Difference of two statistics with replicates of the same counts."""
     value = ours[0] - theirs[0]
     return Difference(value, recentred_interval(value, ours[1] - theirs[1]), n)

@@ -1,4 +1,4 @@
-"""Which runs are compared, in pairs of the same model, prompts, latents and precision."""
+"""Which runs are compared."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ def _alone(run: RunResult, name: str) -> str:
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
-    """Earlier runs to compare with: on the same components, and the quantizer's first on others."""
     group = [run for run in before if group_key(run) == group_key(ours)]
     elsewhere: dict[object, RunResult] = {}
     for run in before:

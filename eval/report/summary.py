@@ -52,9 +52,7 @@ def comparisons_markdown(
 ) -> str:
     """What ours are better than: a heading per precision, a line per method of ours and main number.
 
-    Args:
-        refused: sentences on what could not be compared.
-        full: name of the CSV.
+    `refused` are sentences on what could not be compared, `full` names the CSV.
     """
     told = [c for c in comparisons if c.headline and is_headline(c)]
     lines = [

@@ -22,7 +22,7 @@ class Cell:
 
     Attributes:
         text: not yet escaped.
-        value: the number, which CSV writes at full precision.
+        value: the number, for CSV.
         verdict: ``"better"``, ``"worse"`` or ``"tie"``.
     """
 
@@ -43,7 +43,7 @@ class Column:
     Attributes:
         kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
         detail: such as a metric's network.
-        direction: ``"lower"`` or ``"higher"``, whichever is better.
+        direction: ``"lower"`` or ``"higher"`` is better.
         intervals: CSV has columns for interval edges.
     """
 
@@ -67,7 +67,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and groups of rows, a rule between groups and above `summary`."""
+    """Groups of rows, a rule between groups and above `summary`."""
 
     columns: tuple[Column, ...]
     groups: tuple[tuple[Row, ...], ...]

@@ -1,4 +1,4 @@
-"""Which backend runs each quantized layer of a model."""
+"""Which backend runs each quantized layer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ NAMED = 3
 
 
 def backends(model: nn.Module) -> dict[str, str]:
-    """The backend's name of every quantized layer, by module name."""
+    """The backend's name by quantized layer."""
     return {name: layer.backend.name for name, layer in _layers(model).items()}
 
 
 def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn.Module:
-    """Choose how a model's quantized layers run, in place; returns the model, which must be on its final device.
+    """Choose how the quantized layers run, in place, for a model on its final device; returns the model.
 
-    Args:
-        fallback: for layers that `name` cannot run; None: refuse them.
+    `fallback` runs layers that `name` cannot.
 
     Raises:
         QuantizationError: an unknown name, or layers that neither can run; nothing is changed then.

@@ -114,7 +114,7 @@ class Optimizer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of "stats" (ranges and sampled rows), "gram" (XᵀX), "salience" (peaks by timestep, PTQ4DiT)."""
+        """Of "stats" (ranges and sampled rows), "gram" (XᵀX), "salience" (peaks by timestep)."""
         return frozenset()
 
     @property
@@ -124,12 +124,12 @@ class Optimizer(Protocol):
 
     @property
     def apart(self) -> bool:
-        """Whether output segments are transformed apart, each with its own quantized input."""
+        """Whether output segments are transformed apart."""
         return bool(self.transforms)
 
     @property
     def search_key(self) -> Any:
-        """What decides `fit`, hashable: candidates of `auto` with the same key share one."""
+        """What decides `fit`, hashable: candidates with the same key share one."""
         return self
 
     def fit(self, problem: Problem) -> Fitted:

@@ -17,7 +17,7 @@ class Outcome:
     """What was done to a model.
 
     Args:
-        method: as carried out; of `auto` with an override per layer.
+        method: as carried out.
         segments: by layer.
         passes: readings of all the data.
         choices: of `auto`.

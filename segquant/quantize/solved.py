@@ -1,4 +1,4 @@
-"""Statistics in groups of layers, and the layers solved from them."""
+"""Statistics in groups of layers, and layers solved from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Solved:
-    """Quantized layers by the id of the float one, and names of all; put in place at once if `streaming`."""
+    """Quantized layers by the id of the float one, and all names; replaced at once if `streaming`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Range: where the scales of weights and of static inputs come from."""
+"""Range: where scales come from."""
 
 from __future__ import annotations
 
@@ -75,12 +75,10 @@ class Range(Protocol):
     def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
         """Whether static scales get room beyond the range, as held-out rows show it.
 
-        Args:
-            hidden: only sampled rows tell the range.
-            doubtful: see `Optimizer.doubts`.
+        `hidden`: only sampled rows tell the range; `doubtful`: see `Optimizer.doubts`.
         """
         return False
 
     def in_search(self) -> Range:
-        """This range, or a cheaper one, for an optimizer's search."""
+        """This range, or a cheaper one, while an optimizer searches."""
         return self

@@ -1,4 +1,4 @@
-"""Where a layer is cut, before any number is looked at."""
+"""Where a layer is cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segquant.numerics.transform import Transform
 
 
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
-    """Where the layer is cut and which inputs get a scale per sign.
+    """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
 
     Input segments that the group size does not divide are not cut.
 
@@ -67,7 +67,6 @@ def _mixes(method: Method) -> bool:
 def _cuts(
     linear: nn.Linear, method: Method, segments: Segments | None, groups: list[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str | None, ...]]:
-    """Output cut, input cut, and the activation before each input piece."""
     rows: tuple[int, ...] = (linear.out_features,)
     columns: tuple[int, ...] = (linear.in_features,)
     if segments is None:

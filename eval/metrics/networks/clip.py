@@ -33,7 +33,7 @@ class Scorer:
     Attributes:
         name: part of the metrics' names.
         backend: model and open_clip's version.
-        key: changes with the weights; names cached features.
+        key: changes with the weights.
         preprocess: PIL picture → float32 [3, side, side].
         tokenize: captions → int64 [n, context].
     """
