@@ -48,7 +48,7 @@ class Metric:
         unit: ``"dB"``; empty for none.
         against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None; the first two
             need their folders.
-        networks: loaded before anything is computed, to miss weights early.
+        networks: loaded before anything is computed, so that missing weights are told early.
         paired: how two runs are compared: by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
         order: place in comparisons and figures; equal ones by registration.
         headline: shown in the figure and at the top of the page.

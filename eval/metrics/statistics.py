@@ -39,7 +39,7 @@ def recentred_interval(value: float, replicates: np.ndarray, level: float = LEVE
 
 
 def mean_interval(values: np.ndarray, counts: np.ndarray) -> Interval | None:
-    """Interval of the mean of `values` [n], n ≥ 2."""
+    """Interval of the mean of `values` [n]; None if n < 2."""
     if len(values) < 2:
         return None
     return percentile_interval(mean_replicates(values, counts))
