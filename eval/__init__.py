@@ -1,7 +1,4 @@
-"""The judgement: folders of pictures go in, metrics with intervals, tables and figures come out.
-
-Nothing here imports torch until pictures are judged, so that reading results and rendering reports does not.
-"""
+"""The judgement: folders of pictures go in, metrics with intervals, tables and figures come out."""
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends, Network

@@ -1,4 +1,4 @@
-"""`segquant-report`: tables, grid, comparisons and one page, rendered from results on disk."""
+"""`segquant-report`: renders the report from results on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segquant_bench.eval.render import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of `segquant-report`; 0 on success, 2 with one sentence on stderr for bad input."""
+    """`segquant-report`; 0 on success, 2 with one sentence on stderr for bad input."""
     parser = argparse.ArgumentParser(
         prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
     )

@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to a fault of the program."""
+"""The exception that means "the input is wrong"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atomic writes, so that an interrupted evaluation leaves no half file."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Write indented JSON at once; NaN and infinities are refused, JSON has none."""
+    """Write indented JSON at once; NaN and infinities are refused."""
     save_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The report of finished runs: tables, figures and one page, from what lies on disk."""
+"""The report of finished runs, from what lies on disk."""
 
 from __future__ import annotations
 
@@ -39,21 +39,14 @@ log = logging.getLogger(__name__)
 def write_report(
     directories: Sequence[Path], output: Path | None = None, *, grid: bool = True, rows: int = 8
 ) -> dict[str, Path]:
-    """Render every `results.json` below `directories`.
+    """Render every `results.json` below `directories` into `output` (the first directory); returns the files written.
 
     Args:
-        directories: run or sweep folders.
-        output: where the report goes; by default the first directory.
-        grid: whether to draw the picture grid (it needs the pictures).
+        grid: whether to draw the pictures.
         rows: prompts in the grid.
 
-    Returns:
-        the files written: table.md, table.csv, table.tex, comparisons.md, comparisons.csv, metrics.png,
-        grid.png (one more per further model, dataset, seed or choice of prompts), report.html, and what
-        `paper.extras` finds.
-
     Raises:
-        EvalError: no results, a broken results.json, or pictures that are missing.
+        EvalError: no results, a broken results.json, or missing pictures.
     """
     runs = load_results(directories)
     folder = Path(directories[0] if output is None else output)
@@ -66,7 +59,6 @@ def write_report(
 
 
 def _contents(runs: Sequence[RunResult], grid: bool, rows: int) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Texts and pictures by file name."""
     ordered = sort_runs(runs)
     comparisons, refused = compare_runs(runs)
     comparisons += against_unquantized(runs)
@@ -89,7 +81,6 @@ def _contents(runs: Sequence[RunResult], grid: bool, rows: int) -> tuple[dict[st
 
 
 def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, bytes]:
-    """The grids by file name; the first group's is grid.png."""
     if not grid:
         return {}
     return {name: picture_grid(members, rows) for name, members in grid_groups(runs).items()}

@@ -1,4 +1,4 @@
-"""What an evaluation hands on: `EvalResult` for one number, `RunResult` for one `results.json`."""
+"""`EvalResult` for one number, `RunResult` for one `results.json`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,14 @@ class EvalResult:
     """One metric of one folder of pictures.
 
     Attributes:
-        name: metric and, where there is one, its network: ``fid_ref[effnet_lite0]``, ``psnr``.
-        value: the metric over all pictures; may be infinite (PSNR of identical pictures).
-        n: number of pictures judged.
+        name: metric and network: ``fid_ref[effnet_lite0]``, ``psnr``.
+        value: may be infinite.
+        n: number of pictures.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        interval: 95 % bootstrap interval of ``value`` over pictures, or None where it has none.
-        backend: the software and weights that computed it, with version.
-        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None if
-            pictures are judged by themselves.
-        delta: ``value`` minus the unquantized model's own value; None where that is not defined
-            (a metric that already compares with the unquantized model).
-        delta_interval: 95 % paired bootstrap interval of ``delta``.
-        unit: of ``value``, ``"dB"``; empty for none.
+        interval: 95 % bootstrap interval.
+        backend: software and weights, with version.
+        against: ``"reference"``, ``"real"``, ``"prompt"``, or None.
+        delta: ``value`` minus the unquantized model's own.
     """
 
     name: str
@@ -56,7 +52,7 @@ class EvalResult:
             raise EvalError(f"against of {self.name} is {self.against!r}, must be one of {AGAINST}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; infinities become the strings "inf" and "-inf" because JSON has none."""
+        """Plain JSON types; infinities become the strings "inf" and "-inf"."""
         return {
             "name": self.name,
             "value": encode_float(self.value),
@@ -91,7 +87,7 @@ class EvalResult:
 
 
 def encode_float(value: float) -> float | str:
-    """A float as JSON can hold it: "inf" / "-inf" as strings. NaN is a fault and is refused."""
+    """A float for JSON: "inf" / "-inf" as strings, NaN refused."""
     if math.isnan(value):
         raise EvalError("a metric came out as NaN; look for broken pictures or a broken scorer")
     return str(value) if math.isinf(value) else float(value)
@@ -107,12 +103,10 @@ def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One `results.json`; `path` is the file, and `folder(kind)` resolves its relative folders.
+    """One `results.json`, whose path is `path`.
 
-    `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` holds what the graph says
-    (`segments`: cuts and activations by layer) and the signs of activations (`polarity`, by layer); both may be empty.
-    `components` holds, where text encoders or ControlNets are quantized, bytes of every component of the pipeline and
-    the errors of those, whose layers are named "COMPONENT.LAYER"; `layer_errors` are the denoiser's.
+    `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
+    `polarity`, by layer. `components` holds every component's bytes, and errors of quantized ones beside the denoiser.
     """
 
     path: Path
@@ -158,7 +152,7 @@ class RunResult:
         return next((m for m in self.metrics if m.name == name), None)
 
     def folder(self, kind: str) -> Path | None:
-        """The folder recorded under `artifacts[kind]`, relative to `results.json`; None if not recorded."""
+        """The folder `artifacts[kind]`, relative to `results.json`; None if not recorded."""
         relative = self.artifacts.get(kind)
         return None if relative is None else (self.path.parent / relative).resolve()
 
@@ -218,7 +212,7 @@ def load_result(path: Path) -> RunResult:
 
 
 def _rename(raw: dict[str, Any]) -> None:
-    """Give what older runs called otherwise its name of today."""
+    """Rename what older runs called otherwise."""
     stages, config = raw.get("stages", {}), raw.get("config") or {}
     calibration = config.get("calibration") or {}
     for found, old, new in (
@@ -231,10 +225,10 @@ def _rename(raw: dict[str, Any]) -> None:
 
 
 def load_results(directories: Iterable[Path]) -> list[RunResult]:
-    """Every `results.json` below the directories, the last of each repeated configuration.
+    """Every `results.json` below the directories, the last of each configuration.
 
     Raises:
-        EvalError: a directory is missing, or there is no `results.json` in any of them.
+        EvalError: a directory or every `results.json` is missing.
     """
     directories = [Path(d) for d in directories]
     paths: set[Path] = set()

@@ -1,7 +1,4 @@
-"""One plain function per named method; each returns a frozen `Method`.
-
-All take `precision` (a name in PRECISIONS), their own parameters, and those of `Common`.
-"""
+"""One function per named method; each returns a frozen `Method`. `precision` is a name in PRECISIONS."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from segquant.optimizers.search import SEARCH
 
 
 class Common(TypedDict, total=False):
-    """What every preset takes besides its own parameters: flat settings, see `method.flat`."""
+    """What every preset takes: flat settings, see `method.flat`."""
 
     seglinear: bool
     dualscale: bool
@@ -55,7 +52,7 @@ def _needs_quantized_input(name: str, precision: str) -> None:
 
 
 def none(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
-    """The model as it is; the other arguments are accepted (and checked) so that sweeps can pass them."""
+    """The model as it is; other arguments are checked and ignored."""
     scheme_of(precision)
     return _method("none", precision, {**common, "overrides": ()}, scheme=QuantScheme(None, None))
 
@@ -66,10 +63,10 @@ def rtn(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
 
 
 def percentile(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
-    """Round to nearest; static inputs are scaled by a percentile (99.9) of their magnitudes.
+    """Round to nearest; static inputs scaled by the 99.9th percentile.
 
     Raises:
-        ValueError: the precision has no static inputs, whose range alone it is about.
+        ValueError: the precision has no static inputs.
     """
     if not scheme_of(precision).static_input:
         raise ValueError(
@@ -79,7 +76,7 @@ def percentile(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Meth
 
 
 def mse(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
-    """Round to nearest; every weight block and static input piece at the range of least squared error."""
+    """Round to nearest; ranges of least squared error."""
     return _method("mse", precision, {"ranges": "mse", **common})
 
 
@@ -87,7 +84,7 @@ def smoothquant(precision: str = "w8a8_tensor", *, alpha: float | str = 0.5, **c
     """SmoothQuant (2211.10438) at a fixed α.
 
     Raises:
-        ValueError: the precision leaves activations in floating point: there is nothing to smooth.
+        ValueError: the precision leaves activations in floating point.
     """
     _needs_quantized_input("smoothquant", precision)
     return _method("smoothquant", precision, common, optimizer="smooth", alpha=alpha)
@@ -107,17 +104,17 @@ def gptq(
 
 
 def awq(precision: str = "w4a16", *, alpha: float | str = SEARCH, **common: Unpack[Common]) -> Method:
-    """AWQ (2306.00978): scales mean|X_j|^α by the error that weight rounding alone causes; clipped weight ranges."""
+    """AWQ (2306.00978): scales mean|X_j|^α by the rounded weight's error; clipped weight ranges."""
     return _method("awq", precision, {"ranges": "mse", **common}, optimizer="awq", alpha=alpha)
 
 
 def quarot(precision: str = "w4a4", *, calibrator: str = "gptq", **common: Unpack[Common]) -> Method:
-    """QuaRot (2404.00456) per layer: randomized Hadamard rotation of inputs and weights, then GPTQ."""
+    """QuaRot (2404.00456) per layer: randomized Hadamard rotation, then GPTQ."""
     return _method("quarot", precision, {"rotate": True, **common}, calibrator=calibrator)
 
 
 def ptq4dit(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
-    """PTQ4DiT (2405.16005): channel salience balanced at the geometric mean, timesteps weighted by Spearman's ρ."""
+    """PTQ4DiT (2405.16005): channel salience balanced, timesteps weighted by Spearman's ρ."""
     _needs_quantized_input("ptq4dit", precision)
     return _method("ptq4dit", precision, common, optimizer="balance")
 
@@ -130,11 +127,7 @@ def q_diffusion(
 ) -> Method:
     """Q-Diffusion (2302.04304): concatenated inputs in two pieces, AdaRound by block reconstruction.
 
-    Its split of UNet skip connections is the input half of SegLinear; output segments are left whole in the paper,
-    so switch `seglinear` on for models with concatenated inputs alone.
-
-    Args:
-        reconstruction: a `Reconstruction` or its fields; None is the default one.
+    Use `seglinear` only for models with concatenated inputs.
     """
     if not isinstance(reconstruction, Reconstruction):
         reconstruction = Reconstruction(**(reconstruction or {}))
@@ -150,7 +143,7 @@ def svdquant(
     iterations: int = 0,
     **common: Unpack[Common],
 ) -> Method:
-    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch (rank: `SvdQuant`), the rest rounded."""
+    """SVDQuant (2411.05007): smoothing (α per layer), a 16-bit branch, the rest rounded."""
     return _method(
         "svdquant", precision, common, optimizer="svd", alpha=alpha, rank=rank, svd=svd, iterations=iterations
     )
@@ -164,7 +157,7 @@ def segquant_a(
     svd: str = "exact",
     **common: Unpack[Common],
 ) -> Method:
-    """SegQuant-A (2507.14811): SmoothQuant with α searched per segment, AMax; at 4-bit weights SVDQuant."""
+    """SegQuant-A (2507.14811): SmoothQuant with α per segment; at 4-bit weights SVDQuant."""
     cuts: dict[str, Any] = {"seglinear": True, "dualscale": True, **common}
     return _method("segquant_a", precision, cuts, optimizer=_optimizer(precision), alpha=alpha, rank=rank, svd=svd)
 
@@ -196,11 +189,7 @@ def segquant_r(
     damp: float = 0.01,
     **common: Unpack[Common],
 ) -> Method:
-    """SegQuant-G with a rotation as further optimizer, and ranges of least squared error.
-
-    The paper names rotations (SpinQuant) as members of its optimizer slot without trying them. A rotated input has no
-    sign of its own left, so DualScale does nothing here; SegLinear cuts the outputs.
-    """
+    """SegQuant-G with a rotation (which leaves nothing for DualScale), and ranges of least squared error."""
     own = {"alpha": alpha, "rank": rank, "svd": svd, "iterations": iterations, "act_order": act_order, "damp": damp}
     return _with_gptq("segquant_r", precision, own, {"rotate": True, "ranges": "mse", **common})
 
@@ -216,13 +205,10 @@ def auto(
     budget: Budget | Mapping[str, Any] | None = None,
     **common: Unpack[Common],
 ) -> Method:
-    """Every layer by itself: the candidate with the least output error on rows kept apart, within a budget.
+    """Every layer by itself: the candidate with the least output error on held-out rows, within a budget.
 
-    `seglinear` and `dualscale` allow what may be chosen. `rotate`, `ranges` and `bias_correction` are chosen, whatever
-    is given here; an override pins them (`overrides={"*": {"rotate": True}}`).
-
-    Args:
-        budget: a `Budget` or its fields; None is the default one.
+    `rotate`, `ranges` and `bias_correction` are chosen unless an override pins them (`overrides={"*": {"rotate":
+    True}}`), `seglinear` and `dualscale` only where they are on.
     """
     if not isinstance(budget, Budget):
         budget = Budget(**(budget or {}))
@@ -230,14 +216,10 @@ def auto(
 
 
 def plan(precision: str | None = None, *, path: str | Path | None = None) -> Method:
-    """The choices of an earlier `auto`, read from its (perhaps edited) plan file.
-
-    Args:
-        precision: refused unless it is the plan's own; None takes the plan's.
-        path: of the plan.json.
+    """The choices of an earlier `auto`, read from its (perhaps edited) plan.json.
 
     Raises:
-        ValueError: no path, the file is missing or is no plan, or the plan is for another precision.
+        ValueError: no path, no such file, no plan, or another precision.
     """
     if path is None:
         raise ValueError("quantizer plan needs quantizer.path=FILE, the plan.json of a run of quantizer=auto")

@@ -15,10 +15,7 @@ LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 
 @dataclass(frozen=True)
 class Network:
-    """A network that metrics share: `load` is called at most once per evaluation, and raises EvalError if it cannot.
-
-    `load` imports torch itself, so that a metric's name and unit can be read without it.
-    """
+    """A network that metrics share; `load` is called once per evaluation, imports torch, and may raise EvalError."""
 
     name: str
     load: Callable[[Backends], Any]
@@ -29,20 +26,13 @@ class Backends:
     """The networks behind the metrics.
 
     Attributes:
-        fid: ``"inception"`` (clean-fid's, needs its weights on disk), ``"effnet_lite0"`` (embedded), or
-            ``"auto"``: Inception where its weights are found, else the embedded one. The choice is logged
-            and is part of the metric's name.
-        inception: clean-fid's ``inception-2015-12-05.pt`` or the folder that holds it; searched in /tmp and
-            ``$TORCH_HOME/hub/checkpoints`` as well.
-        clip: label of the CLIP scorer, part of the metric's name. Any label will do where `clip_path` is a
-            folder; else it is an open_clip architecture such as ``"ViT-L-14"``.
-        clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file
-            for the architecture `clip`.
-        clip_pretrained: open_clip's tag of weights to take from its cache or the hub, if `clip_path` is None.
-        candidates: captions that compete in `caption_top1`, the picture's own included.
-        lpips: trunk of LPIPS; its weights must be in ``$TORCH_HOME/hub/checkpoints``.
-        device: where the networks run.
-        batch_size: pictures per forward pass.
+        fid: ``"inception"`` (clean-fid's), ``"effnet_lite0"``, or ``"auto"``: Inception if its weights are found.
+        inception: ``inception-2015-12-05.pt`` or its folder, besides /tmp and ``$TORCH_HOME/hub/checkpoints``.
+        clip: label of the CLIP scorer; an open_clip architecture unless `clip_path` is a folder.
+        clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file.
+        clip_pretrained: open_clip's tag of weights, if `clip_path` is None.
+        candidates: captions that compete in `caption_top1`, own included.
+        lpips: trunk of LPIPS; weights in ``$TORCH_HOME/hub/checkpoints``.
     """
 
     fid: str = "auto"

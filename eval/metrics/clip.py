@@ -1,4 +1,4 @@
-"""How well a picture fits its caption: CLIPScore, and retrieval of the caption among others."""
+"""How well a picture fits its caption."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """100 · max(cos, 0) of row i with row i (CLIPScore's scale as torchmetrics has it), float64 [n]."""
+    """100 · max(cos, 0) of row i with row i, float64 [n]."""
     cosine = np.einsum("nd,nd->n", pictures.astype(np.float64), captions.astype(np.float64))
     found: np.ndarray = 100.0 * np.maximum(cosine, 0.0)
     return found
@@ -30,12 +30,9 @@ def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
 def top1(
     pictures: np.ndarray, own: Sequence[str], embeddings: dict[str, np.ndarray], *, candidates: int, seed: int
 ) -> np.ndarray:
-    """1.0 where a picture is strictly closest to its own caption among `candidates` captions, else 0.0; [n].
+    """1.0 where a picture is closest to its own caption among `candidates` different ones, else 0.0; [n].
 
-    The others are drawn without replacement from the remaining different captions, anew for every picture.
-
-    Raises:
-        EvalError: fewer different captions than candidates.
+    The others are drawn per picture; EvalError if there are fewer.
     """
     pool = sorted(embeddings)
     if len(pool) < candidates:
@@ -72,7 +69,7 @@ def caption_embeddings(evaluation: Evaluation) -> dict[str, np.ndarray]:
 
 
 def picture_embeddings(evaluation: Evaluation, kind: str) -> np.ndarray:
-    """Unit-length embeddings of the pictures of one kind (see `Evaluation.paths`), float32 [n, d]."""
+    """Unit-length embeddings of one kind of pictures (see `Evaluation.paths`), float32 [n, d]."""
     scorer: Scorer = evaluation.network(SCORER)
     return evaluation.once(f"clip/{kind}", lambda: scorer.embed_pictures(evaluation.paths(kind), evaluation.cache))
 
@@ -122,10 +119,9 @@ def retrieval_accuracy(
     pool: Sequence[str] | None = None,
     seed: int = 0,
 ) -> EvalResult:
-    """Share of pictures closest to their own caption among `backends.candidates` captions, own included.
+    """Share of pictures closest to their own among `backends.candidates` captions, the others from `pool` (`prompts`).
 
-    The other captions are drawn from `pool`, by default `prompts`. The interval is a 95 % bootstrap over
-    pictures. Raises EvalError as `evaluate` does.
+    With a 95 % bootstrap interval; EvalError as `evaluate`.
     """
     paths = list_numbered(Path(images), len(prompts), "generated")
     scorer = _load_scorer(backends)

@@ -1,4 +1,4 @@
-"""FID and KID: distances between two sets of features, and their bootstrap replicates. Pure float64 numpy."""
+"""FID and KID between two sets of features, and their bootstrap replicates. Pure float64 numpy."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ Replicates = Callable[..., np.ndarray]
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to features `x` [n, d] and `y` [m, d].
 
-    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), with unbiased
-    covariances. With A, B the centred features over √(n−1), √(m−1), tr (Σx Σy)^½ is the sum of the singular
-    values of A Bᵀ: exact, and a matter of n × m instead of a d × d matrix root.
+    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), unbiased covariances; the last
+    trace is the sum of the singular values of A Bᵀ, A and B being the scaled centred features.
     """
     x, y = _checked(x, y)
     return _distance(x, y, np.ones(len(x)), np.ones(len(y)))
@@ -41,8 +40,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 def frechet_replicates(x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, paired: bool) -> np.ndarray:
     """`frechet_distance` in every resample; float64 [replicates].
 
-    `paired` resamples rows of x and y together (picture i of two models); otherwise y is kept as it is
-    (one fixed set of real pictures).
+    `paired` resamples rows of x and y together; otherwise y stays as it is.
     """
     x, y = _checked(x, y)
     if not paired:
@@ -59,13 +57,12 @@ def _distance(x: np.ndarray, y: np.ndarray, x_counts: np.ndarray, y_counts: np.n
 
 
 def _combine(gap: float, x_trace: float, y_trace: float, root_trace: float) -> float:
-    """The distance from its terms; what rounding leaves of equal sets, of either sign, is zero."""
     value = float(gap + x_trace + y_trace - 2.0 * root_trace)
     return value if value > 1e-12 * (x_trace + y_trace) else 0.0
 
 
 def _mean_and_root(x: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and a matrix A with AᵀA the covariance of x repeated `counts` times; rows drawn 0 times vanish."""
+    """Mean and a matrix A with AᵀA the covariance of x repeated `counts` times."""
     drawn = counts > 0
     rows, weights = x[drawn], counts[drawn].astype(np.float64)
     total = weights.sum()
@@ -74,19 +71,17 @@ def _mean_and_root(x: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _nuclear_norm(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum of the singular values of A Bᵀ."""
     if min(len(a), len(b)) > a.shape[1]:
         a, b = _triangle(a), _triangle(b)
     return float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
 
 
 def _triangle(matrix: np.ndarray) -> np.ndarray:
-    """R of the QR decomposition."""
     return np.asarray(np.linalg.qr(matrix, mode="r"))
 
 
 def _compress(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates in the span of all rows: the same inner products in fewer dimensions."""
+    """The same inner products in fewer dimensions."""
     both = np.concatenate([x, y])
     if len(both) >= both.shape[1]:
         return x, y
@@ -117,7 +112,7 @@ def _replicates_fixed(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³: KID (Bińkowski et al., arXiv 1801.01401, eq. 4).
 
-    Over all pictures at once, not averaged over random subsets; not multiplied by 1000. May be negative.
+    Over all pictures at once; may be negative.
     """
     x, y = _checked(x, y)
     return float(kernel_replicates(x, y, np.ones((1, len(x)), dtype=np.int64), paired=False)[0])
@@ -167,7 +162,7 @@ EXTRACTOR = Network("fid", _load_extractor)
 
 
 def features(evaluation: Evaluation, kind: str) -> np.ndarray:
-    """FID features of the pictures of one kind (see `Evaluation.paths`), float32 [n, d]."""
+    """FID features of one kind of pictures (see `Evaluation.paths`), float32 [n, d]."""
     from segquant_bench.eval.metrics.networks.features import fid_features  # torch: only where pictures are judged
 
     def compute() -> np.ndarray:
@@ -187,7 +182,7 @@ def set_distance(
     order: int = LAST,
     headline: bool = False,
 ) -> Metric:
-    """A metric of two sets of features: the pictures' and those of what they are compared with."""
+    """A metric of the features of the pictures and of `against`."""
 
     def compute(evaluation: Evaluation) -> EvalResult:
         extractor = evaluation.network(EXTRACTOR)

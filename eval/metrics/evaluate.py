@@ -1,4 +1,4 @@
-"""`evaluate`: the metrics of one folder of pictures, and the per-picture values behind them."""
+"""`evaluate`: the metrics of one folder of pictures."""
 
 from __future__ import annotations
 
@@ -30,27 +30,20 @@ def evaluate(
     bootstrap: int = 1000,
     cache: Path | None = None,
 ) -> list[EvalResult]:
-    """Judge the PNGs of `images`.
+    """Judge the PNGs of `images`; one EvalResult per metric, in the order asked.
 
     Args:
         images: folder of 00000.png … in prompt order.
-        prompts: one caption per picture.
-        reference: the unquantized model's pictures of the same prompts and latents, likewise named.
-        real: any PNGs, the real pictures of `fid_gt`.
-        metrics: names from `METRICS`, or Python paths of metrics of one's own (see `Metric`).
-        backends: which networks judge.
-        output: folder that receives metrics.json, per_image.json and features.safetensors (the FID features
-            "features" and the bootstrap replicates of the set distances, "replicates/NAME").
-        seed: of the bootstrap and of caption_top1's candidates; runs of equal seed and n can be paired.
-        bootstrap: number of replicates; FID and KID draw at most 100 above 1,000 pictures.
-        cache: folder that remembers features by picture content, across calls.
-
-    Returns:
-        one EvalResult per metric, in the order asked.
+        reference: the unquantized model's pictures, likewise named.
+        real: any PNGs, for `fid_gt`.
+        metrics: names from `METRICS`, or Python paths (see `Metric`).
+        output: folder for metrics.json, per_image.json and features.safetensors.
+        seed: runs of equal seed and n can be paired.
+        bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
+        cache: folder that remembers features.
 
     Raises:
-        EvalError: folders that do not fit the prompts or each other, files that are no PNG, an unknown
-            metric, weights that are not at hand.
+        EvalError: folders that do not fit, no PNG, an unknown metric, missing weights.
     """
     asked = find_metrics(metrics)
     evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)
@@ -76,7 +69,6 @@ def _check_folders(evaluation: Evaluation, metrics: Sequence[Metric]) -> None:
 
 
 def _checked(metric: Metric, result: EvalResult) -> EvalResult:
-    """The result; EvalError if it is not one of this metric, whose name and direction reports rely on."""
     found = (split_name(result.name)[0], result.direction, result.against, result.unit)
     wanted = (metric.name, metric.direction, metric.against, metric.unit)
     if found != wanted:
@@ -85,7 +77,6 @@ def _checked(metric: Metric, result: EvalResult) -> EvalResult:
 
 
 def _write(output: Path, results: Sequence[EvalResult], evaluation: Evaluation) -> None:
-    """metrics.json, per_image.json and features.safetensors; see `evaluate`."""
     n = len(evaluation.images)
     save_json(output / "metrics.json", {"schema": 1, "n": n, "metrics": [r.to_dict() for r in results]})
     per_image = {

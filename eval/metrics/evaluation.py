@@ -1,4 +1,4 @@
-"""The pictures of one evaluation and what was computed from them so far."""
+"""The pictures of one evaluation and what was computed from them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,13 @@ class Evaluation:
     """Pictures, prompts and networks of one `evaluate`; loads and computes everything at most once.
 
     Attributes:
-        images: the pictures that are judged, in prompt order.
-        prompts: one caption per picture.
-        reference: the unquantized model's pictures, in the same order; None if not given.
-        real: real pictures, any number; None if not given.
-        backends: which networks judge, where they run and how many pictures at a time.
-        seed: of the bootstrap and of whatever else a metric draws.
+        images: the judged pictures, in prompt order.
+        reference: the unquantized model's, in the same order.
         counts: the bootstrap's resamples, int64 [replicates, n].
-        cache: folder that remembers features across evaluations; None for none.
-        per_image: by result name, one value per picture; per_image.json.
-        per_image_unquantized: the same of the unquantized model's pictures.
-        replicates: by result name, float64 [replicates]; features.safetensors.
-        tensors, metadata: what else features.safetensors holds.
+        cache: folder that remembers features.
+        per_image: by result name, one value per picture.
+        per_image_unquantized: the same of the reference.
+        replicates: by result name, float64 [replicates].
     """
 
     images: list[Path]
@@ -76,7 +71,7 @@ class Evaluation:
         return cls(ours, list(prompts), theirs, truth, backends, seed, counts, cache)
 
     def once(self, key: str, compute: Callable[[], T]) -> T:
-        """`compute()` the first time that `key` is asked for, the same object afterwards."""
+        """`compute()` the first time, the same object for `key` afterwards."""
         if key not in self._made:
             self._made[key] = compute()
         found: T = self._made[key]
@@ -88,7 +83,7 @@ class Evaluation:
 
     @cached_property
     def same_as_reference(self) -> bool:
-        """True if every picture has the reference's bytes, as in the unquantized model's own run."""
+        """True if every picture has the reference's bytes."""
         return self.reference is not None and content_hash(self.images) == content_hash(self.reference)
 
     @property

@@ -17,12 +17,7 @@ _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def list_pictures(folder: Path, what: str) -> list[Path]:
-    """The PNGs of a folder, sorted by name.
-
-    Raises:
-        EvalError: no such folder, no PNG in it, pictures of another format beside them, a file that only
-            calls itself PNG, or transparency (which has no defined colour).
-    """
+    """The PNGs of a folder, sorted by name; EvalError if there are none, or others, broken or transparent ones."""
     folder = Path(folder)
     if not folder.is_dir():
         raise EvalError(f"the folder of {what} pictures, {folder}, does not exist; generate them first")
@@ -42,7 +37,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
 
 
 def list_numbered(folder: Path, n: int, what: str) -> list[Path]:
-    """The pictures 00000.png … of `n` prompts, in prompt order; EvalError if they are not exactly those."""
+    """The pictures 00000.png … of `n` prompts; EvalError if they are not those."""
     pictures = list_pictures(folder, what)
     if len(pictures) != n:
         raise EvalError(f"{folder} holds {len(pictures)} PNGs for {n} prompts; generate one {what} picture per prompt")
@@ -65,7 +60,7 @@ def _check_header(path: Path) -> None:
 
 
 def check_sizes(images: Sequence[Path], reference: Sequence[Path]) -> None:
-    """EvalError unless picture i of both lists has the same width and height."""
+    """EvalError unless pictures i have the same size."""
     for ours, theirs in zip(images, reference, strict=True):
         with Image.open(ours) as a, Image.open(theirs) as b:
             if a.size != b.size:
@@ -91,7 +86,7 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def content_hash(paths: Sequence[Path]) -> str:
-    """sha256 over the bytes of the files in order; names and times do not count."""
+    """sha256 over the bytes of the files in order."""
     digest = hashlib.sha256()
     for path in paths:
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a metric is: one value that answers every question the benchmark and the report have about it."""
+"""What a metric is."""
 
 from __future__ import annotations
 
@@ -42,16 +42,15 @@ class Metric:
     work without it.
 
     Attributes:
-        name: lower case, digits and underscores. The result's name may add a network: ``fid_ref[inception]``.
+        name: lower case, digits and underscores; a result's name may add a network: ``fid_ref[inception]``.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        compute: the result for an `Evaluation`; see `per_picture` and `result`.
-        unit: behind the numbers in tables, ``"dB"``; empty for none.
-        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None if a picture is
-            judged by itself. The folders of the first two are asked for before anything is computed.
+        compute: the result; see `per_picture` and `result`.
+        unit: ``"dB"``; empty for none.
+        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None; the first two
+            need their folders.
         networks: loaded before anything is computed, so that missing weights are told early.
-        paired: how two runs are compared: by ``"pictures"`` (the values of per_image.json), by ``"resamples"``
-            (bootstrap replicates of a metric of all pictures together), or not (None).
-        order: place in comparisons and figures; equal ones keep the order of registration.
+        paired: how two runs are compared: by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
+        order: place in comparisons and figures; equal ones by registration.
         headline: shown in the figure and at the top of the page.
     """
 
@@ -93,7 +92,7 @@ class Metric:
         return f"{self.name}[{network}]" if network else self.name
 
     def result(self, value: float, n: int, interval: Interval | None, *, backend: str, network: str = "") -> EvalResult:
-        """A result of this metric: value over `n` pictures, and its 95 % interval (None where it has none)."""
+        """A result of this metric: value over `n` pictures, and its 95 % interval."""
         return EvalResult(
             self.full_name(network), value, n, self.direction, interval, backend, self.against, unit=self.unit
         )
@@ -110,11 +109,10 @@ class Metric:
         """The mean of one value per picture, with its bootstrap interval; the values are kept for comparisons.
 
         Args:
-            evaluation: the pictures that are judged.
             values: float [n], in prompt order.
-            backend: the software and weights that computed them, with version.
-            network: short name of the network, part of the result's name.
-            unquantized: the same of the unquantized model's pictures; gives the paired difference (`delta`).
+            backend: software and weights, with version.
+            network: part of the result's name.
+            unquantized: values of the unquantized model's pictures; gives `delta`.
         """
         name = self.full_name(network)
         if values.shape != (len(evaluation.images),):

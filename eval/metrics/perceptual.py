@@ -1,4 +1,4 @@
-"""Per-picture comparisons with the unquantized model's picture, by a network: LPIPS and a distance like it."""
+"""LPIPS, and a distance like it, to the unquantized model's picture."""
 
 from __future__ import annotations
 

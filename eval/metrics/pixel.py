@@ -1,4 +1,4 @@
-"""Per-picture comparisons with the unquantized model's picture, without a network: PSNR and SSIM."""
+"""PSNR and SSIM to the unquantized model's picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every metric by its name, and the way in for metrics of one's own."""
+"""Every metric by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ METRICS: dict[str, Metric] = {}
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Make a metric known by its name, and return it. EvalError if another one has that name."""
+    """Make a metric known by its name, and return it; EvalError if the name is taken."""
     if not isinstance(metric, Metric):
         raise EvalError(f"register_metric takes a Metric, got {metric!r}")
     if METRICS.setdefault(metric.name, metric) != metric:
@@ -28,12 +28,9 @@ for _family in (distances.METRICS, clip.METRICS, perceptual.METRICS, pixel.METRI
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name, or the one at a Python path such as ``their_pkg.metrics.BRIGHTNESS``.
+    """The metric of that name, or at a Python path such as ``their_pkg.metrics.BRIGHTNESS``; else EvalError.
 
-    The path is imported: it must come from the user's command line or configuration, never from a file of results.
-
-    Raises:
-        EvalError: the name is unknown (the nearest are told), or the path leads to no metric.
+    The path is imported: take it from the user, never from a file of results.
     """
     if name in METRICS:
         return METRICS[name]
@@ -50,7 +47,7 @@ def find_metric(name: str) -> Metric:
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
-    """The metrics of the names, in their order; EvalError for an unknown one and for an empty or repeating list."""
+    """The metrics of the names; EvalError for an unknown one, none, or repeated ones."""
     if not names:
         raise EvalError(f"no metrics were asked for; choose from {', '.join(METRICS)}")
     found = [find_metric(name) for name in names]
@@ -60,11 +57,11 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def known_metric(result_name: str) -> Metric | None:
-    """The metric behind a result's name, network in brackets included; None for one that is not registered here."""
+    """The metric behind a result's name; None if not registered."""
     return METRICS.get(split_name(result_name)[0])
 
 
 def place(result_name: str) -> tuple[int, int]:
-    """Where a result stands in comparisons and figures; those of unregistered metrics come last."""
+    """Where a result stands in comparisons and figures."""
     metric = known_metric(result_name)
     return (1, 0) if metric is None else (0, metric.order)

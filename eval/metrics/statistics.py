@@ -1,8 +1,4 @@
-"""Bootstrap intervals over pictures, paired between methods.
-
-A resample is kept as counts, int64 [replicates, n]: how often each picture was drawn. Two methods that are
-resampled with the same counts are paired, because picture i of both comes from one prompt and one latent.
-"""
+"""Bootstrap intervals over pictures, paired between methods by equal counts, int64 [replicates, n]."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ Interval = tuple[float, float]
 
 
 def bootstrap_counts(n: int, replicates: int, seed: int) -> np.ndarray:
-    """Draw `replicates` resamples of `n` items with replacement; int64 [replicates, n], rows sum to n."""
+    """`replicates` resamples of `n` items with replacement; int64 [replicates, n], rows sum to n."""
     if n < 1 or replicates < 1:
         raise EvalError(f"a bootstrap needs items and replicates, got n={n} and replicates={replicates}")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=replicates)
@@ -36,18 +32,14 @@ def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> Interva
 
 
 def recentred_interval(value: float, replicates: np.ndarray, level: float = LEVEL) -> Interval:
-    """Percentile interval moved so that the replicates' mean falls on `value`.
-
-    For statistics that grow when pictures repeat, such as the Fréchet distance: a resample holds only
-    about 63 % distinct pictures, so its replicates sit above the value they are meant to surround.
-    """
+    """Percentile interval moved so that the replicates' mean falls on `value`, for statistics like FID."""
     low, high = percentile_interval(replicates, level)
     shift = value - float(np.mean(replicates))
     return low + shift, high + shift
 
 
 def mean_interval(values: np.ndarray, counts: np.ndarray) -> Interval | None:
-    """Interval of the mean of `values` [n]; None for fewer than two values."""
+    """Interval of the mean of `values` [n]; None if n < 2."""
     if len(values) < 2:
         return None
     return percentile_interval(mean_replicates(values, counts))
@@ -55,7 +47,7 @@ def mean_interval(values: np.ndarray, counts: np.ndarray) -> Interval | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference `value` between two runs, its 95 % interval and the number of pairs."""
+    """A paired difference, its 95 % interval and the number of pairs."""
 
     value: float
     interval: Interval
@@ -70,11 +62,7 @@ class Difference:
 
 
 def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: int, seed: int) -> Difference:
-    """Mean of ours − theirs over pairs, with its paired bootstrap interval.
-
-    Raises:
-        EvalError: different lengths or fewer than two pairs.
-    """
+    """Mean of ours − theirs, with its bootstrap interval; EvalError for different lengths or fewer than two pairs."""
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) < 2:
         raise EvalError(f"a paired comparison needs two equally long series, got {ours.shape} and {theirs.shape}")
@@ -84,6 +72,6 @@ def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: 
 
 
 def paired_replicate_difference(ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray], n: int) -> Difference:
-    """Difference of two statistics whose replicates were drawn with the same counts (FID, KID)."""
+    """Difference of two statistics with replicates of the same counts."""
     value = ours[0] - theirs[0]
     return Difference(value, recentred_interval(value, ours[1] - theirs[1]), n)

@@ -1,4 +1,4 @@
-"""Errors along an axis: sampling steps (Figure 3 of arXiv 2507.14811) or the number of calibration prompts."""
+"""Errors over sampling steps (Figure 3 of arXiv 2507.14811) or calibration prompts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MARKERS = "osD^vP*X<>"
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its label, x, values and their 95 % intervals (None where there are none)."""
+    """One line: its label, x, values and their 95 % intervals."""
 
     label: str
     ours: bool
@@ -56,11 +56,7 @@ Panels = dict[str, list[Curve]]
 
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
-    """Mean relative error of the denoiser's output at every sampling step, by precision and model.
-
-    Only runs that recorded the steps of their held-out calls, at three different ones or more; the interval is a
-    bootstrap over the calls of a step.
-    """
+    """Mean relative error of the denoiser's output by sampling step, of runs with at least three."""
     known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
     names, where = labels(known), places(known)
     panels: Panels = {}
@@ -81,7 +77,6 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
-    """Runs whose denoiser is quantized, in table order; of those that share it the one with the fewest components."""
     found: dict[object, RunResult] = {}
     for run in sorted(sort_runs(runs), key=lambda run: len(quantized_parts(run))):
         if DENOISER in quantized_parts(run):
@@ -90,10 +85,7 @@ def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
 
 
 def size_curves(runs: Sequence[RunResult]) -> Panels:
-    """Output and layer error over the number of calibration prompts, by error and precision.
-
-    Only methods that were run with at least two numbers of prompts.
-    """
+    """Output and layer error over the number of calibration prompts, of methods with at least two."""
     known = [run for run in _quantized(runs) if settings(run).get(PROMPTS) is not None]
     names, where = labels(known, (PROMPTS,)), places(known)
     lines: dict[tuple[str, str], list[RunResult]] = {}
@@ -125,10 +117,7 @@ def curves_csv(panels: Panels, axis: str) -> str:
 
 
 def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
-    """A PNG, panels side by side, the methods' errors on a logarithmic axis; x too if `doubling`.
-
-    Intervals are bands, drawn where at most BANDS lines share a panel; the CSV has them all.
-    """
+    """A PNG of panels side by side, errors on a logarithmic axis; x too if `doubling`."""
     styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
@@ -150,7 +139,7 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
 
 
 def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """By label: warm colours for SegQuant and auto, cold ones for the others; dashed when they come round again."""
+    """By label: warm colours for SegQuant and auto, cold for others."""
     found: dict[str, dict[str, Any]] = {}
     counts = {True: 0, False: 0}
     for curve in curves:
@@ -169,7 +158,6 @@ def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
 
 
 def _line(panel: Axes, curve: Curve, style: dict[str, Any], *, band: bool) -> Artist:
-    """Draw the line and, if wanted, a band for its intervals; returns what the legend shows."""
     if band:
         edges = [interval or (value, value) for value, interval in zip(curve.y, curve.intervals, strict=True)]
         low, high = zip(*edges, strict=True)

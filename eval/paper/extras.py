@@ -1,4 +1,4 @@
-"""The paper's other tables and figures, for whatever the runs at hand allow: errors by layer, cuts, signs, steps."""
+"""The paper's other tables and figures, where the runs allow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segquant_bench.eval.tables.table import Table
 
 @dataclass(frozen=True)
 class Extras:
-    """Further files of a report: texts and pictures by file name, and sections of the page (title, HTML)."""
+    """Further files of a report by name, and sections of the page (title, HTML)."""
 
     texts: dict[str, str]
     pictures: dict[str, bytes]
@@ -27,7 +27,7 @@ class Extras:
 
 
 def extras(runs: Sequence[RunResult]) -> Extras:
-    """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*; each only where there is something to show."""
+    """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*, where not empty."""
     found = Extras({}, {}, [])
     sources = provenance_markdown(runs)
     if any(run.every_layer_error for run in runs):

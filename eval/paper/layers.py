@@ -1,4 +1,4 @@
-"""Errors layer by layer: all of them (Table 12 of arXiv 2507.14811), and of those that are cut (Tables 3 and 6)."""
+"""Errors by layer: all (Table 12 of arXiv 2507.14811), and of cut ones (Tables 3 and 6)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _keys(run: RunResult, name: str) -> tuple[str, ...]:
 
 
 def cut_of(run: RunResult, layer: str) -> str:
-    """What the graph says of a layer: ``out 6, in 2, silu``; empty where it says nothing."""
+    """The graph's cuts and activation of a layer: ``out 6, in 2, silu``."""
     plan: dict[str, Any] = run.statistics.get("segments", {}).get(layer, {})
     told = [f"{name} {len(plan[side])}" for name, side in (("out", "output"), ("in", "input")) if plan.get(side)]
     activations = dict.fromkeys(name for name in [plan.get("activation"), *(plan.get("input_activations") or ())])
@@ -55,7 +55,7 @@ def cut_of(run: RunResult, layer: str) -> str:
 
 
 def layer_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """Table 12: layers in rows, methods in columns, a table per precision with at most MOST_COLUMNS methods."""
+    """Table 12: layers in rows, at most MOST_COLUMNS methods in columns, per precision."""
     ordered = [run for run in sort_runs(runs) if run.every_layer_error]
     names = labels(ordered)
     groups: dict[object, list[RunResult]] = {}
@@ -90,9 +90,8 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 
 
 def cut_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """Tables 3 and 6: the cut layers' errors without cuts, with the graph's, and with random and wrong ones.
-
-    A table for every method and precision of which runs with different cuts are there.
+    """Tables 3 and 6, per method and precision: cut layers' errors without cuts and with the graph's, random or wrong
+    ones.
     """
     families: dict[object, dict[str, list[RunResult]]] = {}
     for run in sort_runs(runs):
@@ -135,7 +134,6 @@ def _cut_sheet(family: dict[str, list[RunResult]], names: dict[int, str]) -> Tab
 
 
 def _summary(title: str, errors: dict[str, list[float | None]], seed: int) -> list[Row]:
-    """Geometric means over layers, and their ratios to the layers without cuts where those are there."""
     means = _cells([_geometric_mean([value for value in values if value]) for values in errors.values()])
     found = [row([f"geometric mean of {title}", ""], means)]
     if "no cuts" in errors:

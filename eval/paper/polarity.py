@@ -20,12 +20,12 @@ NOTE = (
 
 
 def kind_of(layer: str) -> str:
-    """The layer's name with the numbers of blocks as *: ``blocks.*.norm1.linear``."""
+    """The layer's name with block numbers as *: ``blocks.*.norm1.linear``."""
     return re.sub(r"\.\d+(?=\.)", ".*", layer)
 
 
 def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """One table per model and set of calibration inputs, the same for all methods that were calibrated on them."""
+    """One table per model and set of calibration inputs."""
     found: dict[tuple[str, str, str], Table] = {}
     for run in runs:
         records = run.statistics.get("polarity")
@@ -36,7 +36,7 @@ def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
 
 
 def _stage_key(run: RunResult) -> str:
-    """What tells sets of calibration inputs apart; older runs have the signs in the stage "statistics"."""
+    """What tells calibration inputs apart; older runs have the signs in "statistics"."""
     stage: dict[str, Any] = run.stages.get("polarity") or run.stages.get("statistics") or {}
     return str(stage.get("key", ""))
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float, wspace: float | None = None) -> Figure:
-    """An empty figure in inches; `wspace` between panels, as a share of their width."""
+    """An empty figure in inches; `wspace` as a share of the panels' width."""
     # matplotlib takes a second to import, which reports without figures do not need to wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

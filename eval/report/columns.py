@@ -1,4 +1,4 @@
-"""What a run has to show: the numbers of the results table, each with its interval."""
+"""The numbers of the results table, each with its interval."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUANTIZING = ("quantize", "components", "encoders")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number that runs have: `key` for machines, `head` for people; `judged` ones get a best value."""
+    """A number of runs: `key` for machines, `head` for people; `judged` ones get a best value."""
 
     key: str
     head: Column
@@ -32,7 +32,7 @@ class Quantity:
 
 
 def columns(runs: Sequence[RunResult]) -> list[Quantity]:
-    """Every metric found in the runs, in order of first appearance, then errors, size and cost."""
+    """Every metric found in the runs, then errors, size and cost."""
     found = [_metric(next(m for run in runs for m in run.metrics if m.name == name)) for name in metric_names(runs)]
     found += [
         _quantity("layer_error", "layer error", "relative", "lower", layer_error),
@@ -49,12 +49,12 @@ def columns(runs: Sequence[RunResult]) -> list[Quantity]:
 
 
 def metric_names(runs: Sequence[RunResult]) -> list[str]:
-    """Names of all metrics of the runs, in order of first appearance."""
+    """Names of all metrics, in order of first appearance."""
     return list(dict.fromkeys(metric.name for run in runs for metric in run.metrics))
 
 
 def metric_unit(result: EvalResult) -> str:
-    """What the metric says, or the result if the metric is not registered here."""
+    """The registered metric's unit, else the result's."""
     metric = known_metric(result.name)
     return result.unit if metric is None else metric.unit
 
@@ -82,15 +82,12 @@ def _quantity(
 
 
 def layer_error(run: RunResult) -> Cell | None:
-    """Geometric mean over layers of the relative output error, with a bootstrap interval over layers.
-
-    The layers of all components that were quantized; those without error (left unquantized) are not part of it.
-    """
+    """Geometric mean over quantized layers of the relative output error."""
     return _geometric_mean([e for e in run.every_layer_error.values() if e > 0.0], run.seed)
 
 
 def output_error(run: RunResult) -> Cell | None:
-    """Relative error of the denoiser's output on held-out inputs; the interval is over denoiser calls."""
+    """Relative error of the denoiser's output on held-out inputs."""
     if DENOISER not in quantized_parts(run) or run.output_error is None:
         return None
     rows = np.array(run.per_row_output_errors)
@@ -124,7 +121,7 @@ def _weight_mb(run: RunResult) -> Cell | None:
 
 
 def _quantized_bytes(run: RunResult, key: str) -> int | None:
-    """Of the components that were quantized together; of the denoiser where none was."""
+    """Of the quantized components; of the denoiser where none is."""
     parts = quantized_parts(run) or (DENOISER,)
     sizes = [getattr(run, key) if part == DENOISER else run.components.get(part, {}).get(key) for part in parts]
     known = [size for size in sizes if size is not None]
@@ -132,13 +129,12 @@ def _quantized_bytes(run: RunResult, key: str) -> int | None:
 
 
 def _encoder_error(run: RunResult) -> Cell | None:
-    """Largest relative error of the outputs of quantized components beside the denoiser."""
+    """Largest of the components beside the denoiser."""
     errors = [part["output_error"] for part in run.components.values() if "output_error" in part]
     return number(max(errors)) if errors else None
 
 
 def _encoders_mb(run: RunResult) -> Cell | None:
-    """All text encoders of the pipeline, quantized or not."""
     sizes = [part["weight_bytes"] for name, part in run.components.items() if "text_encoder" in name]
     return number(sum(sizes) / BYTES_PER_MB) if sizes else None
 
@@ -154,7 +150,6 @@ def _compression(run: RunResult) -> Cell | None:
 
 
 def _quantize_seconds(run: RunResult) -> Cell | None:
-    """Of all quantized components together."""
     found = _quantizing(run, "seconds")
     return number(sum(found)) if found else None
 
@@ -171,7 +166,7 @@ def _quantizing(run: RunResult, key: str) -> list[float]:
 
 
 def best_runs(quantity: Quantity, runs: Sequence[RunResult]) -> set[int]:
-    """`id` of the runs with the best value of their group; only where quantized runs differ."""
+    """`id` of the best runs of each group; only where quantized runs differ."""
     if quantity.head.direction is None or not quantity.judged:
         return set()
     groups: dict[object, list[tuple[float, int]]] = {}

@@ -1,4 +1,4 @@
-"""Which runs are compared with which: paired, on the same model, prompts, latents and precision."""
+"""Which runs are compared."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ UNQUANTIZED = "unquantized"
 
 
 def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]]:
-    """SegQuant, auto and the user's own methods against every quantized run before them of the same group; every
-    method's variants (an ablation's runs) against its first, and theirs against the first run of each other method.
+    """Comparisons in table order, and a sentence per pair that cannot be compared.
 
-    Returns:
-        the comparisons, in table order, and one sentence for every pair of series that cannot be compared.
+    SegQuant, auto and the user's own methods against every quantized run before them of the same group; variants
+    against their method's first run, and those against each other method's first.
     """
     found: list[Comparison] = []
     refused: list[str] = []
@@ -54,10 +53,6 @@ def _alone(run: RunResult, name: str) -> str:
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
-    """Which of the runs that stand before it in the table a run is compared with.
-
-    Those on the same components, and the first run of the same quantizer on more or fewer components.
-    """
     group = [run for run in before if group_key(run) == group_key(ours)]
     elsewhere: dict[object, RunResult] = {}
     for run in before:
@@ -75,7 +70,7 @@ def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
 
 
 def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
-    """Every metric's paired difference to the unquantized model, where the evaluation recorded one."""
+    """Every metric's paired difference to the unquantized model, where recorded."""
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names, where = labels(ordered), places(ordered)
     found = []

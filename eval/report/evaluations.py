@@ -1,4 +1,4 @@
-"""What an evaluation left in its folder: values by picture, and bootstrap replicates."""
+"""What an evaluation left in its folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from segquant_bench.eval.results import RunResult
 
 
 def read_per_image(run: RunResult, name: str) -> np.ndarray:
-    """The metric's value for every picture, float64 [n], from the run's evaluation folder."""
+    """The metric's value for every picture, float64 [n]."""
     path = _evaluation_file(run, "per_image.json")
     try:
         return np.array([float(v) for v in _read_json(path)["metrics"][name]])
@@ -31,7 +31,7 @@ def _read_json(path: Path) -> Any:
 
 
 def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, str]]:
-    """Bootstrap replicates of FID or KID, and what they were drawn with (seed, n)."""
+    """Bootstrap replicates of FID or KID, and their seed and n."""
     path = _evaluation_file(run, "features.safetensors")
     try:
         with safe_open(path, framework="numpy") as stored:
@@ -50,12 +50,12 @@ def _evaluation_file(run: RunResult, name: str) -> Path:
 
 
 def has_per_image(run: RunResult, name: str) -> bool:
-    """Whether the evaluation kept the metric's value for every picture."""
+    """Whether `read_per_image` has values."""
     return _holds(lambda: read_per_image(run, name))
 
 
 def has_replicates(run: RunResult, name: str) -> bool:
-    """Whether the evaluation kept the metric's bootstrap replicates."""
+    """Whether `read_replicates` has values."""
     return _holds(lambda: read_replicates(run, name))
 
 

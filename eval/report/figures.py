@@ -27,7 +27,7 @@ INK, PALE, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class GridColumn:
-    """One column: the method, the precision below it (may be empty) and the folder of pictures."""
+    """The method, the precision below it (may be empty) and the pictures."""
 
     title: str
     subtitle: str
@@ -35,7 +35,7 @@ class GridColumn:
 
 
 def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs that share prompts and latents, hence one grid, by its file name, in table order; the first is grid.png."""
+    """Runs that share prompts and latents, by their grid's file name."""
     groups: dict[object, list[RunResult]] = {}
     for run in sort_runs(runs):
         groups.setdefault(data_key(run), []).append(run)
@@ -54,7 +54,7 @@ def _safe(name: str) -> str:
 
 
 def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
-    """The unquantized model (its own run, or the reference pictures of another), then every run."""
+    """The unquantized model (its run, or another's reference), then every run."""
     names = labels(runs)
     found = []
     if not runs[0].is_float:
@@ -75,13 +75,9 @@ def _folder(run: RunResult, kind: str) -> Path:
 
 
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
-    """A PNG of `rows` prompts, evenly spread over the run's prompts, for runs of one group.
+    """A PNG of `rows` prompts, evenly spread, for runs of one group; EvalError if pictures are missing.
 
-    Small pictures are enlarged by whole factors without smoothing, so that every pixel is seen; large ones
-    are reduced.
-
-    Raises:
-        EvalError: pictures are missing.
+    Small pictures are enlarged by whole factors, unsmoothed.
     """
     prompts = runs[0].prompts
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
@@ -108,7 +104,6 @@ def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
 
 
 def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
-    """Left edges of the columns; a wider gap where the precision changes."""
     found = [LABEL_WIDTH]
     for before, column in pairwise(columns):
         found.append(found[-1] + tile + GAP * (1 if column.subtitle == before.subtitle else 3))
@@ -116,7 +111,6 @@ def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
 
 
 def _draw_head(draw: ImageDraw.ImageDraw, head: tuple[list[str], list[str]], left: int, bottom: int, tile: int) -> None:
-    """Both lines centred over the column, standing on its first picture."""
     lines = [(text, _font(FONT_SIZE, bold=True), INK) for text in head[0]]
     lines += [(text, _font(FONT_SIZE - 2), PALE) for text in head[1]]
     y = bottom - GAP // 2 - (FONT_SIZE + 5) * len(lines)
@@ -139,7 +133,7 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) ->
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken after spaces and underscores, inside a word if need be."""
+    """Lines no wider than `width` pixels, broken inside words if need be."""
     lines: list[str] = []
     current = ""
     for piece in _pieces(text):
@@ -167,7 +161,6 @@ def _pieces(text: str) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships: no system font is needed."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -189,7 +182,6 @@ def _tile_size(picture: Image.Image) -> int:
 
 
 def _fit(picture: Image.Image, tile: int) -> Image.Image:
-    """The picture centred in a square of `tile` pixels."""
     side = max(picture.size)
     width, height = (max(round(edge * tile / side), 1) for edge in picture.size)
     kind = Image.Resampling.NEAREST if tile % side == 0 else Image.Resampling.LANCZOS

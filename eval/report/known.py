@@ -1,8 +1,4 @@
-"""Which methods and precisions eval knows: what is ours, and the order in which tables have them.
-
-A tool or precision without an entry stands after the known ones (tools before ours), by name. Methods of the user's own
-package stand last of all (`labels.sort_runs`).
-"""
+"""Which methods and precisions eval knows, and their order in tables; unknown ones stand after them."""
 
 from __future__ import annotations
 
@@ -28,12 +24,12 @@ def is_ours(quantizer: str) -> bool:
 
 
 def precision_rank(precision: str) -> Rank:
-    """Known precisions in the order of the tables, others after them by name."""
+    """Known precisions in table order, others after them by name."""
     return _rank(precision, PRECISIONS)
 
 
 def method_rank(quantizer: str) -> tuple[int, Rank]:
-    """Baselines in the order of their papers, other methods and tools after them by name, ours last."""
+    """Baselines in the order of their papers, others by name, ours last."""
     ours = OURS.index(quantizer) + 1 if quantizer in OURS else 0
     return (ours, _rank(quantizer, BASELINES))
 

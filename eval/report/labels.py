@@ -1,4 +1,4 @@
-"""Runs in reading order, which of them may be compared, and what each is called."""
+"""Runs in reading order, which may be compared, and their names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNTOLD = ("_target_", "name", "precision")
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
     """By model, dataset, seed and prompts; then by precision, components, method and job number.
 
-    The unquantized model comes first, and once: a sweep over precisions runs it at each, where it is the same.
+    The unquantized model comes first, only once.
     """
     unique: dict[object, RunResult] = {}
     for run in runs:
@@ -59,17 +59,17 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
-    """What the pictures are of: runs in which it differs share neither a picture grid nor an axis."""
+    """Runs that share a grid or an axis share it."""
     return (run.model, run.dataset, run.seed, run.prompts)
 
 
 def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
-    """Runs that may be compared: same model, prompts, latents, bits and quantized components."""
+    """Runs that may be compared share it."""
     return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run: of model, dataset, seed and prompts what differs among the runs; empty where nothing does."""
+    """By `id` of the run, what of model, dataset, seed and prompts differs among the runs."""
     told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
     told += [lambda run: f"seed {run.seed}", prompts_name]
     differing = [name for name in told if len({name(run) for run in runs}) > 1]
@@ -77,22 +77,19 @@ def places(runs: Sequence[RunResult]) -> dict[int, str]:
 
 
 def prompts_name(run: RunResult) -> str:
-    """``128 prompts (1f2e3d)``: their number, and the start of a hash of them."""
+    """``128 prompts (1f2e3d)``: their number, and a hash of them."""
     digest = hashlib.sha256("\n".join(run.prompts).encode()).hexdigest()
     return f"{len(run.prompts)} prompts ({digest[:6]})"
 
 
 def quantized_parts(run: RunResult) -> tuple[str, ...]:
-    """The components that were quantized, the denoiser first; none of the unquantized model."""
+    """The quantized components, the denoiser first."""
     named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
     return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
 
 
 def method_name(run: RunResult) -> str:
-    """The quantizer, the correction at sampling time where one was added to it, and components it was used on.
-
-    Those beside the denoiser as "+NAME"; "rtn@controlnet" left the denoiser as it is.
-    """
+    """The quantizer, a correction at sampling time, other components as "+NAME", or "@NAME" without the denoiser."""
     correction = settings(run).get("correction.method") or "none"
     added = [] if correction in ("none", run.quantizer) else [correction]
     parts = quantized_parts(run)
@@ -103,7 +100,7 @@ def method_name(run: RunResult) -> str:
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """What a run's configuration says of how it quantizes and what runs its layers, by dotted key."""
+    """A run's configuration of method and backend, by dotted key."""
     found = {
         key: value
         for section in VARIED
@@ -114,18 +111,17 @@ def settings(run: RunResult) -> dict[str, Any]:
 
 
 def is_subject(run: RunResult) -> bool:
-    """Whether a report is about the run's method, and compares it with others: SegQuant's, auto, and the user's own."""
+    """Whether the report is about the run's method: SegQuant's, auto, the user's own."""
     return is_ours(run.quantizer) or bool(home(run))
 
 
 def _backend(run: RunResult) -> str:
-    """The name of what runs the quantized layers, or the path of one's own."""
     found = run.config.get("backend") or BACKEND
     return str(found.get("_target_") if isinstance(found, Mapping) else found)
 
 
 def home(run: RunResult) -> str:
-    """The module of the user's own package that a run's method comes from; empty for methods of this repository."""
+    """The module of the user's own method; empty for methods of this repository."""
     quantizer = run.config.get("quantizer")
     target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
     return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
@@ -141,15 +137,10 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
-    """By `id` of the run: its method; where runs of a group share it, with the settings in which they differ.
+    """By `id` of the run: its method, with the settings in which runs of a group that share it differ, but `untold`
+    ones.
 
-    Methods of one name from different packages are told with their module: "mine (their_pkg.methods)". A switch that
-    is on is told as "+seglinear", another setting as "alpha=0.5"; runs of one method whose settings are all alike (or
-    unknown) go by their own names.
-
-    Args:
-        runs: those that stand together.
-        untold: dotted settings that are not told, since an axis or a column tells them.
+    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
     """
     families: dict[object, list[RunResult]] = {}
     for run in runs:

@@ -43,8 +43,7 @@ def render_page(
     legend: str,
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The whole page as text, of tables, PNGs by file name and folded (title, HTML) sections; nothing is loaded
-    from outside."""
+    """The page of tables, PNGs by file name and folded (title, HTML) sections."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
@@ -83,7 +82,6 @@ def _bold(text: str) -> str:
 
 
 def _headline(comparisons: Sequence[Comparison]) -> str:
-    """Per pair of methods, the verdict on the main numbers in one line."""
     pairs: dict[tuple[str, ...], list[Comparison]] = {}
     for c in comparisons:
         if is_headline(c):
@@ -105,7 +103,6 @@ def _colour(verdict: str) -> str:
 
 
 def _titles(runs: Sequence[RunResult]) -> dict[str, str]:
-    """Of the pictures, by file name."""
     found = {
         "metrics.png": "Main numbers with intervals",
         "timesteps.png": "Error over the sampling steps",
@@ -130,7 +127,6 @@ def _pairs_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def _pair_rows(comparisons: Sequence[Comparison]) -> tuple[Row, ...]:
-    """The pair is named in its first row only."""
     found = []
     for number, c in enumerate(comparisons):
         names = ("", "") if number else (c.setting, f"{c.ours} vs {c.theirs}")

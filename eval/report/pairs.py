@@ -1,4 +1,4 @@
-"""Two runs compared: picture by picture, layer by layer, denoiser call by denoiser call."""
+"""Two runs compared by picture, layer and denoiser call."""
 
 from __future__ import annotations
 
@@ -21,15 +21,7 @@ PICTURES, LAYERS, CALLS = "pictures", "layers", "denoiser calls"
 
 @dataclass(frozen=True)
 class Names:
-    """What two compared runs are called.
-
-    Attributes:
-        ours: label of the first run.
-        theirs: label of the second.
-        precision: of both.
-        where: their model, dataset, seed or prompts, where these differ among the runs; else empty.
-        headline: whether a method of ours is compared with somebody else's.
-    """
+    """What two compared runs are called; `where` tells their model, dataset, seed and prompts if needed."""
 
     ours: str
     theirs: str
@@ -39,7 +31,7 @@ class Names:
 
     @property
     def pair(self) -> tuple[str, str, str, str]:
-        """What comparisons of the same two runs have in common."""
+        """What comparisons of the same two runs share."""
         return (self.where, self.precision, self.ours, self.theirs)
 
     @property
@@ -50,17 +42,14 @@ class Names:
 
 @dataclass(frozen=True)
 class Comparison(Names):
-    """One paired comparison of two runs: the first minus the second, or for errors the first over the second.
+    """One paired comparison: the first run minus the second, for errors first over second.
 
     Attributes:
-        metric: name of the result, network included, or of the error.
         kind: ``"difference"``, or ``"ratio"`` (a geometric mean over pairs).
-        value: the difference or ratio.
-        interval: its 95 % paired bootstrap interval.
+        interval: 95 % paired bootstrap interval.
         n: number of pairs.
         pairs: what they are pairs of, ``"pictures"``.
         verdict: ``"better"``, ``"worse"`` or ``"not distinguishable"``.
-        unit: of a difference; empty for none.
     """
 
     metric: str
@@ -81,7 +70,7 @@ class Comparison(Names):
 
     @property
     def count(self) -> str:
-        """Number of pairs, and of what unless pictures: ``128``, ``88 layers``."""
+        """``128`` pictures, or ``88 layers``."""
         return str(self.n) if self.pairs == PICTURES else f"{self.n} {self.pairs}"
 
     def sentence(self) -> str:
@@ -91,7 +80,7 @@ class Comparison(Names):
 
 
 def difference(names: Names, result: EvalResult, gap: Difference) -> Comparison:
-    """A comparison of one metric of pictures; `result` tells its name, unit and direction."""
+    """A comparison of one metric of pictures."""
     return Comparison(
         *_fields(names), result.name, "difference", gap.value, gap.interval, gap.n, PICTURES,
         gap.verdict(result.direction), metric_unit(result),
@@ -103,10 +92,7 @@ def _fields(names: Names) -> tuple[str, str, str, str, bool]:
 
 
 def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Difference | None:
-    """Mean of log(ours/theirs) over pairs, with its paired bootstrap interval; None for fewer than two pairs.
-
-    Pairs where either is zero (a layer left unquantized) do not count.
-    """
+    """Mean of log(ours/theirs) over pairs without zeros; None for fewer than two."""
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0.0 and b > 0.0]
     if len(both) < 2:
         return None
@@ -128,7 +114,7 @@ class Pair:
     names: Names
 
     def compare(self) -> tuple[list[Comparison], list[str]]:
-        """Every metric both runs have: pictures first, then layers and denoiser outputs."""
+        """Every metric both runs have: pictures, layers, denoiser outputs."""
         found: list[Comparison] = []
         refused: list[str] = []
         for result, compare in self._picture_metrics():
@@ -140,14 +126,12 @@ class Pair:
         return found + self._errors(), list(dict.fromkeys(refused))
 
     def _picture_metrics(self) -> list[tuple[EvalResult, Callable[[EvalResult], Difference]]]:
-        """Results that both runs have, in the metrics' order, and how each is compared."""
         ways = {"pictures": self._by_picture, "resamples": self._by_resample}
         mutual = [m for m in self.ours.metrics if self.theirs.metric(m.name) is not None]
         asked = [(m, self._paired(m)) for m in sorted(mutual, key=lambda m: place(m.name))]
         return [(m, ways[paired]) for m, paired in asked if paired is not None]
 
     def _paired(self, result: EvalResult) -> str | None:
-        """How the metric is compared; for one that is not registered here, as what the runs left of it allows."""
         metric = known_metric(result.name)
         if metric is not None:
             return metric.paired

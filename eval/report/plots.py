@@ -1,4 +1,4 @@
-"""One figure of the main numbers with their intervals: a panel per precision and metric, a line per method."""
+"""The main numbers: a panel per precision and metric, a line per method."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG for quantized runs; None where there is nothing to draw.
-
-    Every precision of every model, dataset and seed is a row of panels with axes of its own: errors at 4 bits are
-    many times those at 8.
-    """
+    """A PNG for quantized runs, a row of panels per group; None if there is nothing to draw."""
     quantized = [run for run in runs if not run.is_float]
     shown = _shown(columns(quantized))
     if not shown:
@@ -55,13 +51,11 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
 
 
 def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:
-    """The main metrics in their order, then the errors."""
     main = [q for q in quantities if (metric := known_metric(q.key)) is not None and metric.headline]
     return [*sorted(main, key=lambda q: place(q.key)), *(q for q in quantities if q.key in ERRORS)]
 
 
 def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
-    """The precision, and above it what else tells the groups apart."""
     told = [part for part in places(runs)[id(run)].split(", ") if part]
     told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
     return "\n".join([*told, run.precision])

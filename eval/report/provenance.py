@@ -1,4 +1,4 @@
-"""Where numbers come from: what a reader needs to trust them, or to make them again."""
+"""Where numbers come from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segquant_bench.eval.results import RunResult
 
 
 def provenance(runs: Sequence[RunResult]) -> list[str]:
-    """Sentences that say with what, where and from which configuration the runs' numbers come."""
+    """Sentences on software, machine and configuration of the runs."""
     found = []
     versions = {name: value for run in runs for name, value in run.versions.items()}
     if versions:
@@ -38,11 +38,11 @@ def provenance_markdown(runs: Sequence[RunResult]) -> str:
 
 
 def sources_markdown(runs: Sequence[RunResult]) -> str:
-    """One line per metric, what computed it; then versions, device, commit and configuration hashes."""
+    """What computed each metric; then versions, device, commit and configuration hashes."""
     lines = [f"- `{name}`: {backend}\n" for name, backend in backends(runs).items()]
     return "".join(lines) + provenance_markdown(runs)
 
 
 def backends(runs: Sequence[RunResult]) -> dict[str, str]:
-    """By name of the metric, the software and weights that computed it."""
+    """The software and weights behind each metric, by name."""
     return {metric.name: metric.backend for run in runs for metric in run.metrics}

@@ -1,4 +1,4 @@
-"""The tables of finished runs: what is read, and the export with everything in it."""
+"""The tables of finished runs: to read, and to export."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ STAGE_COSTS = ("seconds", "peak_memory_mb")
 def results_table(runs: Sequence[RunResult], judged: bool | None = None) -> Table:
     """One row per run, a group per precision, the best of each group in bold.
 
-    Args:
-        runs: in any order.
-        judged: only the columns of the judgement (True), only those of size and cost (False), or all (None).
+    `judged`: columns of the judgement (True), of size and cost (False), or all.
     """
     ordered = sort_runs(runs)
     shown = [quantity for quantity in columns(ordered) if judged in (None, quantity.judged)]
@@ -41,7 +39,6 @@ def has_results(table: Table) -> bool:
 
 
 def _keys(runs: Sequence[RunResult]) -> Keys:
-    """What names a run; model, dataset, seed and prompts only where they differ."""
     names = labels(runs)
     every: Keys = [
         (Column("model", "key"), lambda run: run.model),
@@ -58,7 +55,7 @@ def _keys(runs: Sequence[RunResult]) -> Keys:
 
 
 def export_table(runs: Sequence[RunResult]) -> Table:
-    """Every number of every run, for CSV: metrics, their deltas, and the cost of every stage."""
+    """Every number of every run, for CSV."""
     ordered = sort_runs(runs)
     shown, names = columns(ordered), metric_names(ordered)
     stages = list(dict.fromkeys(stage for run in ordered for stage in run.stages))

@@ -1,4 +1,4 @@
-"""Comparisons as files: all of them as CSV, and the ones that answer the first question in words."""
+"""Comparisons as CSV, and in words."""
 
 from __future__ import annotations
 
@@ -52,10 +52,7 @@ def comparisons_markdown(
 ) -> str:
     """What ours are better than: a heading per precision, a line per method of ours and main number.
 
-    Args:
-        comparisons: all of them.
-        refused: sentences on what could not be compared.
-        full: name of the CSV that has them all.
+    `refused` are sentences on what could not be compared, `full` names the CSV.
     """
     told = [c for c in comparisons if c.headline and is_headline(c)]
     lines = [

@@ -17,7 +17,7 @@ def format_number(value: float, digits: int | None = None) -> str:
 
 
 def decimals(value: float) -> int:
-    """Decimals that leave a number with three or four significant digits, at most five."""
+    """Decimals for three or four significant digits, at most five."""
     if abs(value) < 5e-6:
         return 0
     return min(max(2 - math.floor(math.log10(abs(value))), 1 if abs(value) < 1000 else 0), 5)

@@ -9,7 +9,7 @@ from segquant_bench.eval.tables.table import Cell, Column, Table
 
 
 def to_csv(table: Table) -> str:
-    """One line per row; the edges of intervals in columns of their own, empty where there are none."""
+    """One line per row, numbers at full precision, interval edges in their own columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")  # quotes commas, quotes and line ends itself
     writer.writerow([name for column in table.columns for name in _names(column)])

@@ -11,10 +11,7 @@ ROWS_ON_LINES = "results"
 
 
 def to_html(table: Table, css: str = "") -> str:
-    """A `<table>`, with the class `css` if given; intervals stand below their values.
-
-    One with a title gets a heading, and a box in which a wide one scrolls.
-    """
+    """A `<table>` of class `css`, intervals below values; with a title, in a scrolling box."""
     end = "\n" if css == ROWS_ON_LINES else ""
     head = "".join(map(_head, table.columns))
     body = end.join(

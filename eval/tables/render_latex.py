@@ -15,10 +15,7 @@ _CHARACTERS = {
 
 
 def to_latex(table: Table) -> str:
-    r"""A booktabs tabular (needs ``\usepackage{booktabs}``), its title a comment, a rule between groups.
-
-    One for all columns of the results would be too wide for a page: pass its parts.
-    """
+    """A booktabs tabular, its title a comment, a rule between groups."""
     comment = f"% {table.title}" if table.title else f"{PACKAGES}; intervals are 95 % bootstrap intervals"
     spec = "".join("l" if column.kind == "key" else "r" for column in table.columns)
     lines = [" ".join(comment.splitlines()), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]

@@ -9,7 +9,7 @@ from segquant_bench.eval.tables.table import Cell, Column, Table
 
 
 def to_markdown(table: Table) -> str:
-    """A heading where there is a title; one line per row, intervals behind their values."""
+    """Title as a heading; one line per row, intervals behind their values."""
     align = ["---" if column.kind == "key" else "---:" for column in table.columns]
     lines = [[_head(column) for column in table.columns], align]
     lines += [[_cell(cell) for cell in row] for block in table.blocks for row in block]

@@ -1,4 +1,4 @@
-"""The one table behind Markdown, LaTeX, CSV and HTML; see `render_markdown` and its siblings."""
+"""The one table behind Markdown, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ class Cell:
     """What stands in one place of a table.
 
     Attributes:
-        text: as it is shown, not yet escaped.
-        bold: whether it is set bold.
-        value: the number behind `text`, which CSV writes at full precision; None for text.
-        interval: of `value`, shown behind or below it.
-        verdict: ``"better"``, ``"worse"`` or ``"tie"``: its colour in HTML; empty for none.
+        text: not yet escaped.
+        value: the number, for CSV.
+        verdict: ``"better"``, ``"worse"`` or ``"tie"``.
     """
 
     text: str
@@ -43,12 +41,10 @@ class Column:
     """The head of a column.
 
     Attributes:
-        title: its name.
-        kind: ``"key"`` (names, left), ``"number"`` (right) or ``"count"`` (right, but a key in HTML).
-        detail: what the title leaves open, such as the network of a metric.
-        unit: of its numbers; empty for none.
-        direction: ``"lower"`` or ``"higher"``, whichever is better; None if neither is.
-        intervals: whether CSV has columns for the edges of its intervals.
+        kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
+        detail: such as a metric's network.
+        direction: ``"lower"`` or ``"higher"`` is better.
+        intervals: CSV has columns for interval edges.
     """
 
     title: str
@@ -60,18 +56,18 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """↑ or ↓, whichever is better; empty where neither is."""
+        """↑ or ↓, whichever is better; else empty."""
         return ARROWS[self.direction]
 
     @property
     def name(self) -> str:
-        """Title and detail, ``fid_ref [effnet_lite0]``, which may break at the space."""
+        """Title and detail, ``fid_ref [effnet_lite0]``."""
         return f"{self.title} [{self.detail}]" if self.detail else self.title
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and groups of rows, a rule between groups; `summary` rows stand under a rule of their own."""
+    """Groups of rows, a rule between groups and above `summary`."""
 
     columns: tuple[Column, ...]
     groups: tuple[tuple[Row, ...], ...]
@@ -95,7 +91,7 @@ class Table:
 
 
 def number(value: float, interval: Interval | None = None, *, bold: bool = False) -> Cell:
-    """A cell that shows a number with three to four significant digits."""
+    """A cell with three to four significant digits."""
     return Cell(format_number(value), bold, float(value), interval)
 
 

@@ -1,4 +1,4 @@
-"""What candidates cost, and which to take for every layer so that all of them together keep within a budget."""
+"""What candidates cost, and which to take within a budget."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ class Candidate:
     """One way to quantize one layer.
 
     Args:
-        change: flat settings of a method.
-        error: expected relative output error ||Y − Ŷ|| / ||Y||.
-        bytes: stored for the layer.
+        change: flat settings.
+        error: expected ||Y − Ŷ|| / ||Y||.
         operations: multiply-accumulates per input row.
         bits: weight bits times weights.
     """
@@ -40,7 +39,7 @@ class Limits:
     bits: float | None = None
 
     def excess(self, totals: tuple[float, float, float]) -> float:
-        """Sum of the relative amounts by which totals (bytes, operations, bits) exceed the limits; 0 if none does."""
+        """Sum of the relative amounts by which (bytes, operations, bits) exceed the limits."""
         limits = (self.bytes, self.operations, self.bits)
         pairs = zip(totals, limits, strict=True)
         return sum(max(0.0, total / limit - 1) for total, limit in pairs if limit is not None)
@@ -48,10 +47,7 @@ class Limits:
 
 @dataclass
 class Layer:
-    """A layer with its candidates; `plain` is rounding to nearest at the precision asked for.
-
-    `gain` is the share of the layer's relative error that arrives at the model's output (`sensitivity.output_gains`).
-    """
+    """A layer with its candidates; `plain` is rounding to nearest, `gain` as in `output_gains`."""
 
     name: str
     plain: Candidate
@@ -75,9 +71,7 @@ def buffer_bytes(buffers: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> int:
 
 
 def layer_operations(layout: Layout) -> float:
-    """Multiply-accumulates per input row: the product, once more where inputs have a scale per sign, and what the
-    transforms take.
-    """
+    """Multiply-accumulates per input row: the product, twice with a scale per sign, and transforms."""
     product = layout.in_features * layout.out_features
     dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
     return float(product + dual) + sum(transform.operations(layout.place()) for transform in layout.transforms)
@@ -96,15 +90,10 @@ def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
 
 
 def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
-    """One candidate per layer: least Σ (gain · error)² within the limits, greedily.
-
-    Every layer starts at its best candidate. As long as a limit is exceeded, the exchange that costs the least
-    error per unit of excess it takes away is made; then, what fits without exceeding anything is taken back. This is
-    the usual heuristic for a multiple-choice knapsack: the more layers, the closer to the best, but without a bound
-    where several limits bind at once.
+    """One candidate per layer: least Σ (gain · error)² within the limits, by a greedy heuristic.
 
     Raises:
-        ValueError: the limits are exceeded and no single exchange brings the totals nearer to them.
+        ValueError: the limits are exceeded and no exchange brings the totals nearer.
     """
     chosen = [min(layer.candidates, key=lambda c: c.error) for layer in layers]
     while (excess := limits.excess(_totals(chosen))) > 0:
@@ -148,7 +137,6 @@ def _cheapest_exchange(
 
 
 def _refill(layers: Sequence[Layer], chosen: list[Candidate], limits: Limits) -> None:
-    """Take better candidates wherever they still fit, largest gain first."""
     while True:
         totals, best, gain = _totals(chosen), None, 0.0
         for index, layer in enumerate(layers):

@@ -1,4 +1,4 @@
-"""What `auto` may do with one layer, in two rounds: transforms first, then how to round under the best of them."""
+"""What `auto` may do with one layer: transforms, then roundings under the best of them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,12 @@ RANKS = (0.5, 1.0, 2.0, 4.0)
 
 
 def precision_name(scheme: QuantScheme) -> str | None:
-    """The name of a scheme in PRECISIONS, None for one of the user's own."""
+    """The name of a scheme in PRECISIONS, or None."""
     return next((name for name, known in PRECISIONS.items() if known == scheme), None)
 
 
 def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
-    """Precisions that a layer may change to where widths are mixed: the other weight width, inputs of 8 bits.
-
-    None where inputs stay in floating point, or where the precision's groups do not divide the layer's inputs.
-    """
+    """Other precisions that a layer may take; none where groups do not divide it, or inputs are floats."""
     assert scheme.weight is not None
     if scheme.input is None:
         return []
@@ -43,7 +40,7 @@ def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
 
 
 def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
-    """Ranks to try for the low-rank branch of a layer of that size, none beyond its smaller side."""
+    """Ranks to try for the low-rank branch."""
     rank, smaller = _default_rank(base, in_features, out_features), min(in_features, out_features)
     return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
 
@@ -53,7 +50,7 @@ def _default_rank(base: Method, in_features: int, out_features: int) -> int:
 
 
 def preset(base: Method, segments: Segments | None, in_features: int, out_features: int) -> Change:
-    """What `segquant_r` does to the layer: the choice that others have to beat."""
+    """What `segquant_r` does to the layer: the choice to beat."""
     assert base.scheme.weight is not None
     has_rows = segments is not None and segments.output is not None  # a rotated input is not cut
     found: Change = {
@@ -66,7 +63,7 @@ def preset(base: Method, segments: Segments | None, in_features: int, out_featur
 
 
 def transforms(base: Method, segments: Segments | None) -> list[Change]:
-    """First round: smoothing, rotation and scales per sign with plain rounding, on the graph's cuts if any."""
+    """First round: smoothing, rotation and scales per sign, rounded plainly."""
     found: list[Change] = [dict(PLAIN)]
     quantized_input = base.scheme.input is not None
     rule = "smooth" if quantized_input else "awq"
@@ -91,7 +88,7 @@ def branches(strong: Change, ranks: Sequence[int]) -> list[Change]:
 
 
 def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
-    """Second round, on each transform to go on with: without cuts, GPTQ, ranges, bias correction."""
+    """Second round, on the best transforms: no cuts, GPTQ, ranges, bias correction."""
     found: list[Change] = []
     for change in best:
         # what shares a smoothing, a Hessian and a solution stands together
@@ -106,16 +103,12 @@ def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
 
 
 def _may_shrink(base: Method, change: Change) -> bool:
-    """Whether ranges of least squared error are a candidate.
-
-    Not for static scales of inputs as they come: on few rows a range that clips a little looks best, and then meets the
-    rows that it clips. Rotated inputs have no such tails, and their headroom is judged besides.
-    """
+    """Whether to try ranges of least squared error. Not for static unrotated inputs: fresh rows get clipped."""
     return not base.scheme.static_input or bool(change.get("rotate", base.value("rotate")))
 
 
 def changed(base: Method, change: Change) -> Method:
-    """The candidate as a method of its own; ValueError where it makes no sense."""
+    """The candidate's method; ValueError where it makes no sense."""
     return base.changed(**{**change, "budget": None, "overrides": (), "skip": ()})
 
 

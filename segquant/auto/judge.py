@@ -1,8 +1,6 @@
-"""`auto`: every layer takes the candidate with the least output error on rows that did not fit it, within a budget.
+"""`auto`: every layer takes the candidate with the least output error on held-out rows, within a budget.
 
-This is what "adaptively combines complementary techniques" (arXiv 2507.14811) is taken to mean here. A candidate is
-solved on the statistics of all folds but one (`InputStats.without_fold`) and judged on that fold's rows against
-the float layer. Only errors and costs are kept; the choice under the budget is made over all layers together.
+Our reading of "adaptively combines complementary techniques" (arXiv 2507.14811).
 """
 
 from __future__ import annotations
@@ -52,7 +50,7 @@ KEPT = 1
 
 
 def pinned(method: Method, name: str) -> frozenset[str]:
-    """Fields that the user's overrides fix for this layer: `auto` leaves them alone."""
+    """Fields that the user's overrides fix for this layer."""
     keys = {key for pattern, values in method.targets.overrides if fnmatch.fnmatchcase(name, pattern) for key in values}
     return frozenset(keys)
 
@@ -69,11 +67,8 @@ def layer_candidates(
     """All candidates of a layer with their errors and costs.
 
     Args:
-        layer: float linear or convolution.
         base: the layer's own method, with a budget.
-        stats: of its input, with the Gram matrix of fold 0 kept apart.
-        segments: where the graph cuts it.
-        name: for messages.
+        stats: of its input, with fold 0's Gram matrix kept apart.
         fixed: fields that stay as they are in `base`.
 
     Raises:
@@ -97,8 +92,6 @@ def layer_candidates(
 
 
 class _Judge:
-    """Solves and judges candidates of one layer; smoothing vectors are searched once per transform and fold."""
-
     def __init__(
         self,
         layer: nn.Module,
@@ -122,7 +115,6 @@ class _Judge:
         self.wrong: dict[int, Tensor] = {}
 
     def rounds(self, scheme: Change) -> list[Candidate]:
-        """Both rounds at one precision, the preset first."""
         base = changed(self.base, scheme) if scheme else self.base
         shape = self.linear.in_features, self.linear.out_features
         default = {**preset(base, self.segments, *shape), **scheme}
@@ -138,11 +130,7 @@ class _Judge:
         return [strong, *(c for c in low_rank if c is not strong), *other]
 
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
-        """The candidate, without credit for a gain over the preset that may well be chance.
-
-        The least of many errors that were measured on few rows is mostly luck. A gain counts from GAIN standard errors
-        of the mean difference on; rows of one call resemble each other, so calls count as independent, not rows.
-        """
+        """Drops a gain over the preset below GAIN standard errors, with calls as independent samples."""
         difference = self.wrong[id(strong)] - self.wrong[id(candidate)]
         calls = min(sum(split.calls for split in self.folds), len(difference))
         noise = float(difference.std()) / calls**0.5 if calls > 1 else float("inf")
@@ -151,7 +139,6 @@ class _Judge:
         return replace(candidate, error=max(candidate.error, strong.error))
 
     def _all(self, changes: Sequence[Change]) -> list[Candidate]:
-        """The candidates, each once: changes that differ in fixed fields alone are the same."""
         found = (self(change) for change in changes)
         return list({id(candidate): candidate for candidate in found if candidate is not None}.values())
 
@@ -186,7 +173,7 @@ class _Judge:
         return found
 
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
-        """The layer solved without fold `index`, before bias correction; candidates that share it are neighbours."""
+        """The layer solved without fold `index`, before bias correction."""
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]
@@ -213,7 +200,7 @@ def _bias(linear: nn.Linear) -> Tensor | None:
 
 
 def _folds(stats: InputStats) -> list[HeldOut]:
-    """Folds to judge on: fold 0 alone, whose Gram matrix was kept apart, unless the reservoir holds every row."""
+    """Folds to judge on: all if the reservoir holds every row, else fold 0."""
     splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS)
     if not splits:
         raise QuantizationError(
@@ -245,6 +232,5 @@ def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
 
 
 def _readable(change: Mapping[str, object], base: Method) -> dict[str, object]:
-    """The choice without what is the base's own anyway."""
     own = {"precision": precision_name(base.scheme)}
     return {key: value for key, value in change.items() if value != (own[key] if key in own else base.value(key))}

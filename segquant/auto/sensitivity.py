@@ -1,4 +1,4 @@
-"""How much of a layer's error arrives at the model's output: what makes errors of different layers comparable."""
+"""How much of a layer's error reaches the model's output: makes layers comparable."""
 
 from __future__ import annotations
 
@@ -25,21 +25,13 @@ def output_gains(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Relative change of the model's output per relative change of each layer's output.
+    """Relative change of the model's output per relative change of each layer's output; 0 if never called.
 
-    White noise of NOISE times the norm of the layer's output is added to it, one layer at a time. Errors of rounding
-    are no white noise, but the same for all layers in this respect; and being nearly independent between layers,
-    their squares add up: output error² ≈ Σ (gain · layer error)².
+    White noise of NOISE times the output's norm is added to one layer at a time, in one run per layer and batch. Errors
+    add up in squares: output error² ≈ Σ (gain · layer error)².
 
     Args:
-        model: float model; runs once per batch, and once more per layer and batch.
-        batches: a few arguments of its forward.
-        layers: by name, parts of the model.
-        seed: of the noise.
-        progress: called with ("sensitivity", done, total) after every layer.
-
-    Returns:
-        by name, at least 0; 0 for a layer that the forward never calls.
+        progress: called with ("sensitivity", done, total).
     """
     generators: dict[torch.device, torch.Generator] = {}
 

@@ -1,4 +1,4 @@
-"""Round a weight onto its grid; move what is left into the bias. AdaRound's member is in `segquant.reconstruct`."""
+"""How a weight is rounded; bias correction. AdaRound is in `segquant.reconstruct`."""
 
 from __future__ import annotations
 

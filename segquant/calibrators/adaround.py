@@ -1,9 +1,7 @@
-"""AdaRound: learn for every weight whether it is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
+"""AdaRound: learn whether each weight is rounded down or up (Nagel et al. 2020, arXiv 2004.10568).
 
-A weight on the grid's cell [lower, lower + gap] is lower + gap · h(V) with the rectified sigmoid
-h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V starts where h reproduces the float weight, and follows the
-reconstruction error plus λ · mean(1 − |2h − 1|^β) (eq. 24), whose β falls so that h is free at first and ends at 0
-or 1. `reconstruct` uses the same pieces for whole blocks (BRECQ, Li et al. 2021, arXiv 2102.05426).
+A weight is lower + gap · h(V), h(V) = clip(σ(V)(ζ − γ) + γ, 0, 1) (eq. 23). V minimizes the reconstruction error plus λ
+· mean(1 − |2h − 1|^β) (eq. 24) while β falls.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ ZETA, GAMMA = 1.1, -0.1
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
-    """h(V), eq. 23: any shape, values in [0, 1]."""
+    """h(V) in [0, 1], eq. 23."""
     return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp_(0, 1)
 
 
@@ -35,14 +33,7 @@ def regulariser(h: Tensor, beta: float) -> Tensor:
 
 
 def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
-    """Lower neighbour on the format's grid, and the distance to the next one up.
-
-    Values beyond the grid belong to its outermost cell, so that both neighbours are always codes.
-
-    Args:
-        values: weights over scales, float, any shape.
-        dtype: number format.
-    """
+    """The lower neighbour on the grid, and the distance to the next. Values beyond the grid get its outermost cell."""
     if dtype == "fp8":
         bytes_ = torch.arange(256, device=values.device).to(torch.uint8).view(torch.float8_e4m3fn).to(values.dtype)
         grid = torch.unique(bytes_[bytes_.isfinite()])
@@ -54,16 +45,12 @@ def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
 
 
 class Rounding:
-    """The rounding of one weight while it is learnt.
-
-    Args:
-        weight: unrounded, float [out, in]; float64 is computed in float64, else in float32.
-        scale: broadcastable to the weight.
-        dtype: number format.
+    """The rounding of one weight [out, in] while it is learnt.
 
     Attributes:
-        v: the learnt V [out, in]; `v.grad` is set by `descend`.
-        lower, gap: the cell of every weight, in units of the weight.
+        v: the learnt V.
+        lower: lower end of every cell, in units of the weight.
+        gap: width of the cells.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor, dtype: str) -> None:
@@ -79,13 +66,7 @@ class Rounding:
         return torch.addcmul(self.lower, self.gap, self._h).requires_grad_()
 
     def descend(self, gradient: Tensor, strength: float, beta: float) -> None:
-        """Set V's gradient: the loss's with respect to the last `soft`, plus the regulariser's, through h.
-
-        Args:
-            gradient: of the loss with respect to the weight; not modified.
-            strength: factor of Σ(1 − |2h − 1|^β).
-            beta: its exponent.
-        """
+        """Set V's gradient: that of the loss at the last `soft`, plus that of strength · Σ(1 − |2h − 1|^β)."""
         found, h = gradient * self.gap, self._h
         centred = 2 * h - 1
         found.addcmul_(centred.sign(), centred.abs_().pow_(beta - 1), value=-2 * strength * beta)
@@ -100,11 +81,7 @@ class Rounding:
 
 
 def learn_(roundings: Sequence[Rounding], loss: Callable[[list[Tensor]], Tensor], settings: Reconstruction) -> None:
-    """Adam on V of all roundings together.
-
-    Args:
-        loss: of the soft weights, called once per step, about 1 for rounding to nearest.
-    """
+    """Adam on V of all roundings together; `loss` is about 1 for rounding to nearest."""
     optimiser = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr, fused=True)
     strength = settings.strength / sum(rounding.v.numel() for rounding in roundings)
     for step in range(settings.steps):
@@ -127,20 +104,12 @@ def adaround(
     *,
     seed: int = 0,
 ) -> Tensor:
-    """One weight on the grid given by `scale`, rounded so that ||X Ŵᵀ − Y|| is small.
+    """One weight [out, in] rounded to the grid of `scale` so that ||X Ŵᵀ − Y|| is small; returned dequantized.
 
     Args:
         rows: X [n, in], quantized if the layer's input will be.
         target: Y [n, out], the float layer's output without its bias.
-        weight: float [out, in].
-        scale: broadcastable to the weight, fixed.
-        dtype: number format.
-        settings: `batch` is in rows of X; `held_out`, `rows` and the memory limit do not apply.
-        seed: of the order of the rows.
-
-    Returns:
-        dequantized weight [out, in]; `quantize(result, scale)` gives its codes, none further than one step from
-        the code below the float weight.
+        settings: `batch` counts rows of X; `held_out`, `rows` and `memory_limit` do not apply.
     """
     settings = settings or Reconstruction()
     rounding = Rounding(weight, scale, dtype)

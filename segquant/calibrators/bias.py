@@ -1,4 +1,4 @@
-"""Bias correction (Nagel et al., arXiv 1906.04721, section 4.2): a rounded layer's mean error goes into its bias."""
+"""Bias correction (Nagel et al., arXiv 1906.04721, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,17 @@ LEAST_ROWS = 4
 
 
 def sample_bias_correction(target: Tensor, output: Tensor, independent: int | None = None) -> Tensor:
-    """What to add to the bias by sampled rows: mean(target − output) per output channel, shrunk towards zero.
+    """Mean of (target − output) [n, out] over sampled rows, shrunk towards zero: [out].
 
-    Unlike the closed form (W − Ŵ) E[x] it sees the rounding of the input too. Yet a mean over n rows is off by its
-    standard error, and adding a mean that is all noise makes the layer worse on fresh rows. With t_o the mean over its
-    standard error, every channel is therefore multiplied by one James–Stein factor (positive part; Efron and
-    Morris 1973, with unknown variances)
+    With t_o the mean over its standard error and ν = n − 1, all channels are multiplied by one positive-part
+    James–Stein factor (Efron and Morris 1973, with unknown variances)
 
-        max(0, 1 − [ν / (ν − 2)] / mean_o t_o²),  ν = n − 1,
+        max(0, 1 − [ν / (ν − 2)] / mean_o t_o²).
 
-    where ν / (ν − 2) is what mean t² would be if no channel had a bias. Pooling over channels is what makes the
-    factor itself trustworthy for few rows; working with t makes it free of the channels' units. Fewer than
-    LEAST_ROWS rows say nothing, and give zeros. Channels whose error is the same in every row have no noise: they
-    are corrected in full and have no say in the factor.
+    Fewer than LEAST_ROWS rows give zeros. Channels with the same error in every row are corrected in full.
 
     Args:
-        target, output: outputs of the float and of the quantized layer on the same rows, [n, out].
-        independent: how many of the rows count as independent (calls, where the rows of a call resemble each
-            other); all n if None.
-
-    Returns:
-        [out], float32, or float64 where the target is.
+        independent: rows that count as independent, e.g. calls.
 
     Raises:
         ValueError: shapes that differ, or more independent rows than rows.
@@ -53,7 +43,6 @@ def sample_bias_correction(target: Tensor, output: Tensor, independent: int | No
 
 
 def _shrinkage(mean: Tensor, variance: Tensor, count: int) -> Tensor:
-    """The James–Stein factor per channel; `variance` is that of the mean."""
     # rounding in float64 leaves a constant error with a variance of this order, not with zero
     noisy = variance > torch.finfo(mean.dtype).eps * mean.square()
     if not bool(noisy.any()):

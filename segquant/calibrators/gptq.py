@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323): round column by column and move each column's error onto those not yet rounded."""
+"""GPTQ (arXiv 2210.17323): round column by column; later columns make up for the error."""
 
 from __future__ import annotations
 
@@ -22,16 +22,7 @@ SHRINKAGE = 0.5
 
 
 def shrink_gram(gram: Tensor, rows: int) -> Tensor:
-    """Pull a Gram matrix of few rows towards its diagonal, which is what a handful of rows can tell reliably.
-
-    Off-diagonal entries keep the share rows / (rows + SHRINKAGE · in), a linear shrinkage as Ledoit and Wolf's.
-    Few rows (AdaLN sees one per image) thus lead to plain rounding instead of to weights fitted to them; with
-    many thousands of rows next to nothing changes.
-
-    Args:
-        gram: XᵀX, [in, in]; not modified.
-        rows: rows of X.
-    """
+    """XᵀX [in, in] with its off-diagonal times rows / (rows + SHRINKAGE · in), as Ledoit and Wolf do."""
     keep = rows / (rows + SHRINKAGE * gram.shape[0])
     return gram * keep + torch.diag(gram.diagonal() * (1 - keep))
 
@@ -39,13 +30,10 @@ def shrink_gram(gram: Tensor, rows: int) -> Tensor:
 def inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
     """Upper triangular U with UᵀU = (H + λI)⁻¹ (GPTQ, Algorithm 1), λ = damp · mean(diag H).
 
-    Channels with H_jj = 0 (never seen) count as uncorrelated. λ grows tenfold until the factor exists.
-
-    Args:
-        hessian: symmetric, positive semi-definite, float [in, in]; not modified.
+    Channels with H_jj = 0 count as uncorrelated. λ grows tenfold until the factor exists.
 
     Raises:
-        QuantizationError: not finite, or not factorable after all retries.
+        QuantizationError: not finite, or never factorable.
     """
     if not torch.isfinite(hessian).all():
         raise QuantizationError(
@@ -82,33 +70,28 @@ def gptq(
     act_order: bool = True,
     block: int = 128,
 ) -> Tensor:
-    """Weight on the grid given by `scale`, rounded so that ||X(W − Ŵ)ᵀ|| is small.
+    """Weight [out, in] rounded to the grid of `scale` so that ||X(W − Ŵ)ᵀ|| is small; returned dequantized.
 
     Args:
-        weight: float [out, in]; float64 is computed in float64, else in float32.
-        hessian: 2XᵀX or any positive multiple, [in, in].
-        scale: broadcastable to the weight; fixed beforehand, so that any blocks work in any order.
-        dtype: number format.
+        hessian: any positive multiple of XᵀX, [in, in].
+        scale: broadcastable to the weight.
         damp: share of the mean diagonal added to the diagonal.
         act_order: largest diagonal first.
-        block: columns whose updates are gathered into one matrix product.
-
-    Returns:
-        dequantized weight, same shape; `quantize(result, scale)` gives its codes.
+        block: columns per matrix product.
     """
     return round_with(weight, factorize(hessian, damp, act_order), scale, dtype, block=block)
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What GPTQ needs of a Hessian: the column order (None: as they come) and `inverse_cholesky` in that order."""
+    """The column order (None: as they come) and `inverse_cholesky` in that order."""
 
     order: Tensor | None
     upper: Tensor
 
 
 def factorize(hessian: Tensor, damp: float = 0.01, act_order: bool = True) -> Factor:
-    """The part of GPTQ that does not depend on the weight, to be shared between several roundings."""
+    """The part of GPTQ that does not depend on the weight."""
     if not act_order:
         return Factor(None, inverse_cholesky(hessian, damp))
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
@@ -130,7 +113,6 @@ def round_with(weight: Tensor, factor: Factor, scale: Tensor, dtype: str, *, blo
 
 
 def _round_columns(columns: Tensor, scales: Tensor, upper: Tensor, dtype: str, block: int) -> Tensor:
-    """GPTQ's double loop on `columns` [in, out], which is overwritten."""
     rounded = torch.empty_like(columns)
     diagonal = upper.diagonal().tolist()
     for start in range(0, columns.shape[0], block):
@@ -149,12 +131,7 @@ def _round_columns(columns: Tensor, scales: Tensor, upper: Tensor, dtype: str, b
 @register
 @dataclass(frozen=True)
 class Gptq(Calibrator):
-    """GPTQ.
-
-    Args:
-        act_order: largest diagonal of the Hessian first.
-        damp: share of the mean diagonal added to the diagonal.
-    """
+    """GPTQ; fields as in `gptq`."""
 
     act_order: bool = True
     damp: float = 0.01

@@ -14,10 +14,10 @@ from segquant.modules.calls import Progress
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is known of a branch's input, in the space that is quantized.
+    """What is known of a branch's input, in the quantized space.
 
     Args:
-        gram: XᵀX [in, in], float64, shrunk towards its diagonal where rows are few; with need "gram".
+        gram: XᵀX [in, in], float64, shrunk towards its diagonal; with need "gram".
         rows: a sample [n, in]; with need "stats".
     """
 
@@ -47,20 +47,19 @@ class Calibrator(Protocol):
     """Fields that hold for the whole model: no override may change them."""
 
     def prepare(self, inputs: Inputs) -> Any:
-        """What `round` wants of the input, whatever the weight: `auto` shares it between candidates."""
+        """What `round` needs of the input, whatever the weight."""
         return inputs
 
     def round(self, weight: Tensor, scale: Tensor, dtype: str, prepared: Any) -> Tensor:
         """The weight on its grid.
 
         Args:
-            weight: float [rows, in], in the space that is quantized; not to be modified.
-            scale: positive, broadcastable to the weight; fixed.
-            dtype: number format.
+            weight: float [rows, in], in the quantized space; not to be modified.
+            scale: positive, broadcastable to the weight.
             prepared: from `prepare`.
 
         Returns:
-            dequantized weight [rows, in]; `functional.quantize(result, scale, dtype)` gives its codes.
+            dequantized [rows, in]; `functional.quantize(result, scale, dtype)` gives its codes.
         """
         ...
 
@@ -74,12 +73,10 @@ class Calibrator(Protocol):
         seed: int,
         progress: Progress | None,
     ) -> None:
-        """Change the codes of solved layers with the float model and the data at hand; with need "second_pass".
+        """Change the codes of solved layers, with the float model and all data; needs "second_pass".
 
         Args:
-            model: float model, nothing swapped yet.
-            solved: QuantLinear by the id of the float layer it will replace.
-            batches: all of the data once more.
+            solved: QuantLinear by the id of its float layer.
             learn: keys of `solved` that have this calibrator.
         """
         raise QuantizationError(f"calibrator {self.name!r} needs a second pass and has no refine_; define it")

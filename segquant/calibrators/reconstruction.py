@@ -8,25 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Settings of the rounding's optimisation.
+    """Settings for learning the rounding.
 
     Args:
-        rows: calibration items (rows of the model's batches) kept for the second pass, drawn uniformly.
-        steps: Adam steps per block.
-        batch: items per step; whole calls of the block are drawn until there are as many.
-        lr: Adam's learning rate for V. Few steps want a large one: V has to travel about ±2.4 to saturate.
-        strength: λ, relative to a reconstruction error that is 1 for rounding to nearest. In hundreds of steps
-            instead of AdaRound's ten thousands it must be large, or most weights are still undecided at the end.
-        warmup: share of the steps over which the rate rises from 0. The error starts at almost 0 (h gives the float
-            weight), so Adam's first full steps would only follow noise.
-        beta_start, beta_end: annealing of β over the steps (cosine, as in AdaRound; from 20 at first there, which
-            leaves weights near the middle of their cell without any slope for most of a short run).
-        held_out: share of the kept calls that judge the result instead of fitting it: a block for which they
-            show no gain keeps its rounding to nearest.
-        quantized_inputs: blocks are fitted on the inputs that the quantized blocks before them produce (as
-            BRECQ and Q-Diffusion do), against the float model's outputs; else on the float model's inputs.
-        memory_limit: bytes of block inputs and outputs held at a time; blocks that do not fit together are
-            captured by further runs over the kept items.
+        rows: calibration items kept.
+        steps: per block.
+        batch: items per step, in whole calls.
+        lr: for V, which must travel about ±2.4.
+        strength: λ, relative to an error that is 1 for rounding to nearest.
+        warmup: share of the steps over which the rate rises from 0.
+        beta_start: β at first; annealed by a cosine.
+        beta_end: β at last.
+        held_out: share of the calls that judge; a block without gain keeps rounding to nearest.
+        quantized_inputs: fit blocks on quantized inputs.
+        memory_limit: bytes of block inputs and outputs.
     """
 
     rows: int = 256

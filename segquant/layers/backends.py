@@ -1,4 +1,4 @@
-"""Which backend runs each quantized layer of a model."""
+"""Which backend runs each quantized layer."""
 
 from __future__ import annotations
 
@@ -14,23 +14,17 @@ NAMED = 3
 
 
 def backends(model: nn.Module) -> dict[str, str]:
-    """The backend's name of every quantized layer, by module name."""
+    """The backend's name by quantized layer."""
     return {name: layer.backend.name for name, layer in _layers(model).items()}
 
 
 def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn.Module:
-    """Choose how a model's quantized layers run, in place.
+    """Choose how the quantized layers run, in place, for a model on its final device; returns the model.
 
-    Args:
-        model: after `quantize_` or `load_quantized`; on the device on which it will run.
-        name: of a registered backend.
-        fallback: of the one for layers that `name` cannot run; None: refuse instead.
-
-    Returns:
-        the same model.
+    `fallback` runs layers that `name` cannot.
 
     Raises:
-        QuantizationError: an unknown name; layers that neither can run, named with the reason. Nothing is changed then.
+        QuantizationError: an unknown name, or layers that neither can run; nothing is changed then.
     """
     order: list[Backend] = [registry.find("backend", each)() for each in (name, fallback) if each is not None]
     chosen: dict[str, Backend] = {}

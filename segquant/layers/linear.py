@@ -25,13 +25,7 @@ from segquant.transforms.chain import undo_all
 class QuantLinear(nn.Module):
     """A linear whose weight is stored as codes and whose input is fake quantized on the fly.
 
-    The state dict holds the codes (int4 two per byte), float32 scales, the transforms' tensors and the bias; `layout`
-    says how they fit together, `backend` how the layer runs. `.to(dtype)` casts the bias alone.
-
-    Args:
-        layout: shape of the layer.
-        bias_dtype: of the (empty) bias.
-        device: of the (empty) tensors.
+    The state dict holds codes (int4 two per byte), float32 scales, transforms and bias; `.to(dtype)` casts the bias.
     """
 
     keep_packed = True
@@ -65,7 +59,7 @@ class QuantLinear(nn.Module):
 
     @staticmethod
     def from_tensors(layout: Layout, tensors: Mapping[str, Tensor], window: Window | None = None) -> QuantLinear:
-        """A layer around given buffers (those of `Layout.buffers()`, and "bias" where there is one)."""
+        """A layer around `Layout.buffers()`, and "bias" where there is one."""
         bias = tensors.get("bias")
         module = QuantLinear.empty(
             layout, window, bias_dtype=torch.float32 if bias is None else bias.dtype, device="meta"
@@ -82,13 +76,11 @@ class QuantLinear(nn.Module):
         *,
         name: str = "linear",
     ) -> QuantLinear:
-        """Quantize one layer by itself; a convolution becomes a QuantConv2d.
+        """Quantize one nn.Linear, or an ungrouped nn.Conv2d to a QuantConv2d; the float layer is not modified.
 
         Args:
-            linear: the float layer, an nn.Linear or an ungrouped nn.Conv2d; not modified.
-            method: what to do.
-            stats: of its input, as `observe` returns them; needed unless the method looks at weights alone.
-            segments: where the graph cuts it; uncut if None.
+            stats: of its input, from `observe`, unless the method needs weights alone.
+            segments: where it is cut.
             name: for error messages.
 
         Raises:
@@ -111,16 +103,16 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, transforms undone: float32 [out, in]."""
+        """The float weight, transforms undone: float32 [out, in]."""
         tensors = self.tensors()
         return torch.cat(undo_all(self.layout, tensors, dequantize_weight(self.layout, tensors)))
 
     def weight_bytes(self) -> int:
-        """Bytes of everything stored for this layer: codes, scales, the transforms' tensors, bias."""
+        """Bytes of codes, scales, the transforms' tensors and bias."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the input's dtype; the input is not modified."""
+        """[..., in] -> [..., out], in the input's dtype."""
         packed = self._packed
         if packed is None:
             packed = self.backend.pack(self.layout, self.tensors())
@@ -133,7 +125,7 @@ class QuantLinear(nn.Module):
         self._packed = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The buffers by name, those of `layout.buffers()` and "bias" where there is one."""
+        """`layout.buffers()` by name, and "bias" where there is one."""
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
     def extra_repr(self) -> str:
@@ -169,17 +161,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantConv2d(QuantLinear):
-    """A convolution as a `QuantLinear` on the patches of its input (see `segquant.modules.window`).
-
-    "Per token" means per patch, the channels of a patch being `in_features`. The input's scales are those of the
-    values that the window sees, padding included.
-
-    Args:
-        layout: of the linear on patches.
-        window: how the convolution slides.
-        bias_dtype: of the (empty) bias.
-        device: of the (empty) tensors.
-    """
+    """A convolution as a `QuantLinear` on the patches of its input (see `segquant.modules.window`)."""
 
     def __init__(
         self,
@@ -194,12 +176,12 @@ class QuantConv2d(QuantLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The float weight that this layer stands for, transforms undone: float32 [out, in, kh, kw]."""
+        """The float weight, transforms undone: float32 [out, in, kh, kw]."""
         folded: Tensor = super().weight.unflatten(1, (-1, *self.window.kernel))
         return folded
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype; the input is not modified."""
+        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype."""
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Solve layers one after the other or several at a time; the numbers are the same either way."""
+"""Solve layers in turn, or several at a time with the same numbers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,10 @@ def solve_in_turn(
     segments: Mapping[str, Segments],
     workers: int = 1,
 ) -> Iterator[tuple[nn.Module, QuantLinear]]:
-    """Every float layer with its quantized one, in order, as they are done.
-
-    `layers` and `stats` are used up: a layer's statistics are given back as soon as it is solved, and so is the layer
-    itself once the caller lets go of it.
+    """Every float layer with its quantized one, in order; uses up `layers` and `stats` to free them.
 
     Args:
-        workers: layers solved at once, each in a thread; each thread in turn uses torch's own.
+        workers: threads, each solving a layer.
 
     Raises:
         QuantizationError: as `QuantLinear.from_float`; layers not yet begun are left alone.

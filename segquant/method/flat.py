@@ -1,8 +1,6 @@
-"""The flat names of a method's settings, as presets, overrides and the choices of `auto` use them.
+"""Flat names of a method's settings: `rank`, `act_order` … of members; `optimizer`, `calibrator` … for members.
 
-`rank`, `alpha`, `act_order` … are fields of whatever member takes them; `optimizer`, `calibrator`, `ranges` and
-`rotate` name the members. A setting that no present member takes waits in `Method.spare`: an override that brings in
-such a member finds it there.
+A setting without a member waits in `Method.spare`.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ DEFAULT_ROTATION = "hadamard"
 
 
 class HasParts(Protocol):
-    """What `Method`, which is above this module, has of parts and members."""
+    """What this module needs of `Method`, which imports it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -45,7 +43,7 @@ M = TypeVar("M", bound=HasParts)
 
 
 def settings() -> dict[str, list[type]]:
-    """Every setting of a registered member, and the classes that take it."""
+    """Names of all members' settings, and the classes that take each."""
     found: dict[str, list[type]] = {}
     for slot in MEMBERS.values():
         for kind in registry.table(slot).values():
@@ -65,7 +63,7 @@ def attribute(name: str) -> str:
 
 
 def value_of(method: HasParts, name: str) -> Any:
-    """The value of a flat name; of a setting that no member of the method takes, what a member brought in would get."""
+    """A flat name's value: the member's, else `spare`'s, else the default."""
     if name in CUTS:
         return getattr(method.cuts, CUTS[name])
     if name in TARGETS:
@@ -89,7 +87,7 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     """The method with other values of flat names ("precision" for the scheme).
 
     Raises:
-        ValueError: an unknown name, with the nearest; or a value that its part refuses.
+        ValueError: an unknown name, or a value that its part refuses.
     """
     changes = dict(changes)
     if "precision" in changes:
@@ -109,7 +107,6 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
 
 
 def _with_settings(method: HasParts, chosen: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Members with their settings, and the settings that wait."""
     waiting = {**method.spare}
     for member in _members(method):
         waiting |= {key: getattr(member, key) for key in registry.fields_of(type(member))}
@@ -131,7 +128,6 @@ def _with_settings(method: HasParts, chosen: Mapping[str, Any], given: Mapping[s
 
 
 def _member(name: str, slot: str, value: Any) -> Any:
-    """A member, its class, or None, from what a person gives: a name, a member, or its saved form."""
     if name == "rotate" and isinstance(value, bool):
         return registry.find(slot, DEFAULT_ROTATION) if value else None
     if isinstance(value, Mapping):
@@ -146,12 +142,10 @@ def _taken(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def _plain(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as the fields of `kind` hold them (a mapping becomes the dataclass that the default is)."""
     return {key: getattr(registry.build(kind, {key: value}), key) for key, value in values.items()}
 
 
 def _spare(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that wait, checked by a member that takes them, without those that are what it has anyway."""
     found, kinds = {}, settings()
     for key in sorted(values.keys() & kinds.keys()):  # a member that is not registered takes its settings with it
         kind, value = kinds[key][0], values[key]

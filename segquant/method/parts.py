@@ -1,4 +1,4 @@
-"""The parts of a method that are no members of a slot: cuts, targets, the budget of `auto`."""
+"""Parts of a method outside the slots: cuts, targets, the budget of `auto`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Cuts:
     """Where layers are cut.
 
     Args:
-        seglinear: cut linears where the graph says so, each piece with its own parameters.
-        dualscale: one scale per sign for inputs that come out of an activation function.
-        control: "graph", or a control of the paper's Table 6: "random" places or the "wrong" number of pieces.
+        seglinear: cut at the graph's segments.
+        dualscale: a scale per sign after activations.
+        control: "graph", or of Table 6 "random" places, "wrong" number of pieces.
     """
 
     seglinear: bool = False
@@ -39,12 +39,10 @@ class Targets:
     """Which layers are quantized.
 
     Args:
-        skip: globs of module names that stay in floating point.
-        overrides: (glob, flat fields) pairs; a layer takes the fields of every glob that matches it, later ones win.
-            "precision" names another scheme, "skip" True leaves the layer in floating point.
-        on_uncalled: "error" or "skip" (leave in floating point) for layers that calibration never called.
-        convolutions: quantize ungrouped nn.Conv2d too (a UNet whole); False leaves everything but linears in floating
-            point, as the paper's authors do.
+        skip: globs of module names left in floating point.
+        overrides: (glob, flat fields) pairs; later ones win. Takes "precision" and "skip" too.
+        on_uncalled: "error" or "skip", for layers never called.
+        convolutions: quantize ungrouped nn.Conv2d too.
     """
 
     skip: tuple[str, ...] = ()
@@ -62,14 +60,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Budget:
-    """What `auto` may spend, relative to plain rounding at the same precision.
+    """What `auto` may spend, relative to plain rounding.
 
     Args:
-        bytes: largest size of the quantized layers, as a multiple of what rounding stores (codes and scales).
-        operations: most multiply-accumulates per input row, as a multiple of the layers' own (low-rank
-            branches, rotations, a second integer product for DualScale).
-        average_bits: allow layers to take more or fewer weight bits (4 or 8) than the precision says, as long as
-            the average per weight stays at or below this; None leaves every layer at the precision's.
+        bytes: of codes and scales.
+        operations: multiply-accumulates per input row.
+        average_bits: most weight bits on average, if layers may take 4 or 8.
     """
 
     bytes: float = 1.1
@@ -89,7 +85,7 @@ class Budget:
 def pairs_of(
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]],
 ) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    """Overrides as pairs, from a mapping or from pairs."""
+    """Overrides as (glob, fields) pairs."""
     pairs: Iterable[Any] = overrides.items() if isinstance(overrides, Mapping) else overrides
     found = []
     for pair in pairs:

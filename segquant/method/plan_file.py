@@ -1,4 +1,4 @@
-"""The plan that `auto` chose, as a file that can be read, edited and run again."""
+"""The plan that `auto` chose, as a file to edit and run again."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ class LayerPlan:
     """What one layer does, and what that costs.
 
     Args:
-        layer: module name.
-        choice: flat settings that differ from the base's, as in an override.
-        error: expected relative output error, from rows that did not fit the candidate; None after an edit.
-        bytes: stored for the layer.
-        operations: multiply-accumulates per input row, in multiples of the layer's own.
-        plain: error of plain rounding at the base precision, to compare with.
-        gain: share of the layer's error that arrives at the model's output, by which layers compete for the budget.
+        choice: flat settings that differ from the base's.
+        error: expected relative output error; None after an edit.
+        operations: per input row, in multiples of the layer's own.
+        plain: error of plain rounding.
+        gain: see `output_gains`.
     """
 
     layer: str
@@ -43,7 +41,7 @@ class LayerPlan:
 
 
 def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:
-    """The method that does what the plan says: `base` with one override per layer."""
+    """`base` with one override per layer of the plan."""
     pairs = [(glob.escape(entry.layer), dict(entry.choice)) for entry in layers if entry.choice]
     return base.changed(name=name, budget=None, overrides=(*base.targets.overrides, *pairs))
 
@@ -60,11 +58,7 @@ def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
 
 
 def read_plan(path: Path) -> Method:
-    """The method of a plan file.
-
-    Raises:
-        ValueError: the file is missing or is no plan; a layer's choice names an unknown field.
-    """
+    """The method of a plan file; ValueError if there is none, or for an unknown field."""
     if not path.is_file():
         raise ValueError(f"there is no plan {path}; give the plan.json of a run of quantizer=auto")
     try:

@@ -1,7 +1,4 @@
-"""The named method: everything that decides how a model is quantized, except data and segments.
-
-Frozen, validated on construction, and it survives a JSON round trip. Number formats are in `numerics.formats`.
-"""
+"""The named method: how a model is quantized, without data and segments."""
 
 from __future__ import annotations
 
@@ -31,24 +28,19 @@ _FIXED = {*OWN, *TARGETS, "cuts"} - {"bias_correction"}
 
 @dataclass(frozen=True)
 class Method:
-    """Everything that decides how a model is quantized; data and segments come from the outside.
+    """How a model is quantized; frozen, validated, and it survives a JSON round trip.
 
-    Overrides, presets and `Method.of` use flat names instead (see `method.flat`): `seglinear`, `dualscale`, `cuts`,
-    `rotate`, `skip`, `overrides` …, and every field of a member by its own name.
+    Overrides, presets and `Method.of` use flat names (see `method.flat`).
 
     Args:
         name: for people and tables.
         scheme: number formats.
-        cuts: where layers are cut.
-        optimizer: what is done to a layer before its weight is rounded.
-        rotation: turns the (optimized) input, and the weight with it; None without.
-        calibrator: how a weight is rounded.
-        ranges: what scales of weights and static inputs come from.
-        bias_correction: add the mean output error, as calibration rows show it, to the bias.
-        targets: which layers.
-        seed: of the reservoir of rows and of everything else that draws.
-        budget: let every layer choose its own settings within this budget (`auto`); None: as the members say.
-        spare: flat settings of members that an override may bring in.
+        rotation: turns the optimized input, and the weight with it.
+        ranges: where scales come from.
+        bias_correction: add the mean output error to the bias.
+        seed: of everything that draws.
+        budget: lets `auto` choose every layer's settings.
+        spare: flat settings for members of overrides.
     """
 
     name: str
@@ -80,12 +72,10 @@ class Method:
     def of(cls, name: str, precision: str | QuantScheme, **settings: Any) -> Method:
         """A method from flat names, `Method.of("mine", "w4a8", optimizer="svd", rank=16, calibrator="gptq")`.
 
-        Args:
-            precision: a name in PRECISIONS, or a scheme.
-            settings: as overrides have them; `optimizer`, `calibrator`, `ranges` and `rotate` take names or members.
+        Members are given by name or as they are.
 
         Raises:
-            ValueError: an unknown name, with the nearest, or a value that its part refuses.
+            ValueError: an unknown name, or a value that its part refuses.
         """
         scheme = precision if isinstance(precision, QuantScheme) else scheme_of(precision)
         return changed(cls(name, scheme), settings)
@@ -99,7 +89,6 @@ class Method:
         return value_of(self, name)
 
     def _overridden(self, values: Mapping[str, Any], pattern: str) -> Method | None:
-        """This method with an override's fields; None where it says skip."""
         values = dict(values)
         fixed = _FIXED | {key for kind in registry.table("calibrator").values() for key in kind.whole_model}
         known = flat_names() - fixed | {"precision", "skip"}
@@ -114,7 +103,7 @@ class Method:
             raise ValueError(f"override {pattern!r}: {error}") from error
 
     def for_layer(self, name: str) -> Method | None:
-        """The method of one layer, overrides applied; None if it stays in floating point."""
+        """The layer's method, overrides applied; None if it is skipped."""
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.targets.skip):
             return None
         matching = [pair for pair in self.targets.overrides if fnmatch.fnmatchcase(name, pair[0])]
@@ -128,7 +117,7 @@ class Method:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What observe must collect: of "stats", "gram", "salience"; and "second_pass" of the data."""
+        """What observe must collect: "stats", "gram", "salience"; "second_pass" of the data."""
         if self.scheme.weight is None:
             return frozenset()
         found = self.optimizer.needs | self.calibrator.needs | self.ranges.needs
@@ -161,10 +150,10 @@ class Method:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Method:
-        """Inverse of `to_dict`; reads version 1 too, whose settings were flat.
+        """Inverse of `to_dict`; reads version 1 (flat settings) too.
 
         Raises:
-            ValueError: unknown keys, with the nearest name; another version; a member that is not registered.
+            ValueError: unknown keys, another version, or an unregistered member.
         """
         values = dict(values)
         version = values.pop("version", 1)

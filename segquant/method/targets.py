@@ -1,4 +1,4 @@
-"""Which layers of a model a method is about, what it does to each, and where they are cut."""
+"""Which layers a method quantizes, how, and where they are cut."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from segquant.numerics.formats import QuantScheme, QuantSpec
 
 
 def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
-    """The layers that `method` quantizes, by first name: all but those that `skip` or an override leaves out."""
+    """The layers that `method` quantizes, by first name."""
     layers = quantizable(model, method.targets.convolutions)
     return {name: module for name, module in layers.items() if method.for_layer(name) is not None}
 
 
 def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Method) -> None:
-    """Refuse a method whose `layers` of the model (see `targets`) are none."""
+    """QuantizationError if `layers` is empty."""
     if not layers:
         raise QuantizationError(
             f"method {method.name!r} finds no layer to quantize; skip={list(method.targets.skip)} leaves "
@@ -34,10 +34,10 @@ def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Me
 
 
 def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
-    """Refuse layers that compute something else than their class: a quantized layer would compute the plain product.
+    """Refuse layers that compute more than their class does.
 
     Raises:
-        QuantizationError: a subclass with a forward of its own, or a layer with forward hooks.
+        QuantizationError: a forward of its own, or forward hooks.
     """
     for name, layer in layers.items():
         reason = _alteration(layer)
@@ -58,18 +58,17 @@ def _alteration(layer: nn.Module) -> str:
 
 
 def _is_ours(hook: object) -> bool:
-    """Whether a hook is of this library, which takes its own off again."""
     return (getattr(hook, "__module__", None) or "").partition(".")[0] == __name__.partition(".")[0]
 
 
 def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
-    """What is done to each layer: overrides applied, and what a convolution cannot do left out."""
+    """The method of each layer, overrides applied."""
     found = {name: method.for_layer(name) for name in layers}
     return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
 
 
 def refuse_unmatched(model: nn.Module, method: Method) -> None:
-    """An override that matches no layer is a typing error: the numbers would silently be others."""
+    """QuantizationError for an override that matches no layer."""
     names = list(quantizable(model, method.targets.convolutions))
     for pattern, _ in method.targets.overrides:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
@@ -80,7 +79,7 @@ def refuse_unmatched(model: nn.Module, method: Method) -> None:
 
 
 def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
-    """The graph's cuts, or the controls of Table 6 where the method asks for them."""
+    """The graph's cuts, or the controls of Table 6."""
     found = dict(segments)
     for name, method in methods.items():
         if name not in found or method.cuts.control == "graph":
@@ -97,8 +96,7 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
 def layer_method(method: Method, module: nn.Module) -> Method:
     """What of a method a layer can do.
 
-    A convolution is not rotated: a Hadamard matrix over channels would have to be multiplied at every pixel. Where the
-    group size does not divide its patches (the first one has few channels), it gets the next smaller one that does.
+    Convolutions are not rotated, and get a smaller group size if the method's does not divide them.
     """
     if not isinstance(module, nn.Conv2d):
         return method

@@ -1,4 +1,4 @@
-"""The randomized Hadamard rotation of QuaRot as a part of a method."""
+"""The randomized Hadamard rotation of QuaRot."""
 
 from __future__ import annotations
 

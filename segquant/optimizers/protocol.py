@@ -1,4 +1,4 @@
-"""Optimizer: what is done to a layer before its weight is rounded; Rotation: its part that turns the input."""
+"""Optimizer: works on a layer before its weight is rounded. Rotation: turns its input."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ class Problem:
 
     Args:
         weight: float32 [out, in].
-        layout: its cuts and number formats; the transforms are those that are planned.
-        stats: of its input; None where nothing of the method needs data.
-        ranges: where scales will come from.
-        turn: the rotation that follows the optimizer's own transforms, and its buffers.
-        seed: of everything that draws.
-        name: of the layer, for messages.
-        known: `Fitted.found` of an earlier fit of the same layer by an optimizer with the same `search_key`.
+        layout: cuts, formats, planned transforms.
+        stats: of its input, if needed.
+        turn: the rotation after the optimizer's transforms.
+        turn_tensors: its buffers.
+        known: `Fitted.found` of an earlier fit with the same `search_key`.
     """
 
     weight: Tensor
@@ -43,7 +41,7 @@ class Problem:
 
     @property
     def hidden(self) -> bool:
-        """Whether the range of inputs is known of sampled rows alone, once the rotation has turned them."""
+        """Whether only sampled rows tell the input's range."""
         return hides_range(self.turn)
 
 
@@ -52,10 +50,10 @@ class Fitted:
     """What an optimizer found for a layer.
 
     Args:
-        transforms: in the order in which they act on the input; the rotation comes after them.
+        transforms: in the order in which they act.
         tensors: their buffers.
-        margin: headroom of static scales over the range that was seen, [branches, input segments]; None: none.
-        found: whatever a like fit may reuse (see `Problem.known`).
+        margin: headroom of static scales over the range seen, [branches, input segments].
+        found: see `Problem.known`.
     """
 
     transforms: tuple[Transform, ...] = ()
@@ -69,9 +67,9 @@ class Branch:
     """One branch of a layer, ready to be rounded.
 
     Args:
-        weight: float32 [rows, in], transformed as the input is.
-        gram: XᵀX of the transformed input [in, in]; None unless something of the method needs it.
-        round: from a weight [rows, in] to the weight on its grid and the scales of that grid.
+        weight: float32 [rows, in], transformed.
+        gram: XᵀX of the transformed input [in, in], if needed.
+        round: gives a weight [rows, in] on its grid, and the grid's scales.
     """
 
     weight: Tensor
@@ -81,7 +79,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A layer's weight on its grid and the grid's scales, by branch; and transforms that splitting it took."""
+    """A layer's weight on its grid and the scales, by branch; transforms that were added."""
 
     quantized: list[Tensor]
     scales: list[Tensor]
@@ -116,22 +114,22 @@ class Optimizer(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of "stats" (ranges and sampled rows), "gram" (XᵀX), "salience" (peaks by timestep, PTQ4DiT)."""
+        """Of "stats" (ranges and sampled rows), "gram" (XᵀX), "salience" (peaks by timestep)."""
         return frozenset()
 
     @property
     def transforms(self) -> tuple[Transform, ...]:
-        """What `fit` returns, before any number is looked at: for layouts and costs."""
+        """What `fit` will return, for layouts and costs."""
         return ()
 
     @property
     def apart(self) -> bool:
-        """Whether output segments are transformed apart, each with its own quantized input."""
+        """Whether output segments are transformed apart."""
         return bool(self.transforms)
 
     @property
     def search_key(self) -> Any:
-        """What decides `fit`, hashable: candidates of `auto` that agree in it share what the first one found."""
+        """What decides `fit`, hashable: candidates with the same key share one."""
         return self
 
     def fit(self, problem: Problem) -> Fitted:
@@ -139,23 +137,16 @@ class Optimizer(Protocol):
         ...
 
     def doubts(self, segments: int) -> bool:
-        """Whether a fresh row is likely to lie beyond the range that was seen, where the input has `segments`.
-
-        Each piece has seen a part of the values only.
-        """
+        """Whether fresh rows are likely to lie beyond the range seen, with the input in `segments` pieces."""
         return segments > 1
 
     def round(self, branches: Iterable[Branch], problem: Problem, fitted: Fitted) -> Rounded:
-        """Round every branch, in order; override it to split something off the weight first (as SVDQuant)."""
+        """Round every branch, in order; override it to split something off first."""
         found = [branch.round(branch.weight) for branch in branches]
         return Rounded([quantized for quantized, _ in found], [scale for _, scale in found])
 
     def added(self, layout: Layout, name: str) -> tuple[Transform, ...]:
-        """Transforms that `round` will add to a layer of one branch, for costs; nothing of the weight is known.
-
-        Raises:
-            QuantizationError: as `round` refuses the layer for its size.
-        """
+        """Transforms that `round` will add to a layer of one branch; QuantizationError if it would refuse."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""SmoothQuant, AWQ, PTQ4DiT's balancing, and none of them: optimizers that scale input channels."""
+"""Optimizers that scale input channels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATS = frozenset({"stats"})
 
 
 def fit_scales(problem: Problem, scaling: Scaling, doubtful: bool) -> Fitted:
-    """Smoothing vectors by α, and the headroom of static scales that goes with them."""
+    """Smoothing vectors by α, and the headroom of static scales."""
     headroom = problem.layout.scheme.static_input and problem.ranges.wants_headroom(problem.hidden, doubtful)
     if not (scaling.scales or headroom):
         return Fitted()
@@ -44,8 +44,7 @@ class SmoothQuant(Optimizer):
     """SmoothQuant (arXiv 2211.10438).
 
     Args:
-        alpha: migration strength in [0, 1]; "search" (0.0, 0.1 … 1.0 and no smoothing) for every segment by itself,
-            "search_layer" with one α for all segments of a layer.
+        alpha: in [0, 1]; "search" (0.0, 0.1 … 1.0, and none) per segment, or "search_layer" for the whole layer.
     """
 
     alpha: float | str = SEARCH
@@ -64,25 +63,21 @@ class SmoothQuant(Optimizer):
         return self.name, self.alpha
 
     def scaling(self, problem: Problem) -> Scaling:
-        """How α makes a smoothing vector, and the layer on which it is judged."""
+        """How α makes a smoothing vector, and how it is judged."""
         return Scaling(self.alpha)
 
     def fit(self, problem: Problem) -> Fitted:
         return fit_scales(problem, self.scaling(problem), self.doubts(len(problem.layout.columns)))
 
     def doubts(self, segments: int) -> bool:
-        """Also of a searched α, since it goes with the range it was found for."""
+        """Also for a searched α."""
         return isinstance(self.alpha, str) or super().doubts(segments)
 
 
 @register
 @dataclass(frozen=True)
 class Awq(SmoothQuant):
-    """AWQ (arXiv 2306.00978): scales mean|X_j|^α, α by the error of the rounded weight alone.
-
-    Args:
-        alpha: as SmoothQuant's.
-    """
+    """AWQ (arXiv 2306.00978): scales mean|X_j|^α, α by the error of the rounded weight alone."""
 
     name: ClassVar[str] = "awq"
 
@@ -108,7 +103,7 @@ class Balance(Optimizer):
 
 
 def check_alpha(alpha: float | str) -> None:
-    """ValueError unless α is in [0, 1] or says how it is searched."""
+    """ValueError unless α is in [0, 1] or a kind of search."""
     if isinstance(alpha, str):
         check_choice("alpha", alpha, (SEARCH, SEARCH_LAYER))
     elif not 0 <= alpha <= 1:

@@ -1,4 +1,4 @@
-"""Smoothing of a whole layer: every segment with its own α, judged on the layer as it will run."""
+"""Smoothing of a whole layer, every segment with its own α."""
 
 from __future__ import annotations
 
@@ -56,11 +56,10 @@ class Scaling:
     """How an optimizer finds a smoothing vector.
 
     Args:
-        alpha: in [0, 1], or how it is searched; None where no α decides the vector.
-        rule: from α to a vector.
-        weight_alone: α is judged by the rounded weight, inputs left as they are.
-        rank_share: rank of one branch's low-rank part, which the search takes part in its layer; 0 without.
-        balances: the vector balances saliences (PTQ4DiT).
+        alpha: in [0, 1], or how it is searched; None: no α.
+        weight_alone: judge α by the rounded weight alone.
+        rank_share: a branch's rank in the search.
+        balances: PTQ4DiT's rule.
     """
 
     alpha: float | str | None = None
@@ -76,14 +75,10 @@ class Scaling:
 
 
 def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Tensor, Tensor, Alphas]:
-    """Every output and input segment smoothed with its own α, unless that says "search_layer".
-
-    Args:
-        headroom: static scales may get some.
+    """Every block's own α, or one per layer if that says "search_layer"; known α are not searched.
 
     Returns:
-        smoothing vectors [branches, in], headroom of static scales [branches, input segments], and the α of every
-        block. α that `problem.known` has are taken instead of searched.
+        smoothing vectors [branches, in], headroom of static scales [branches, input segments], α by block.
     """
     weight, layout, stats = problem.weight, problem.layout, stats_of(problem)
     vectors = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
@@ -104,13 +99,12 @@ def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Ten
 
 
 def stats_of(problem: Problem) -> InputStats:
-    """Its statistics, which are there wherever `needs` asks for them or inputs are static."""
+    """The problem's statistics, which must be there."""
     assert problem.stats is not None
     return problem.stats
 
 
 def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, Choice]:
-    """α and headroom of every block; the α that are known if there are any."""
     layout, stats, alphas = problem.layout, stats_of(problem), problem.known
     blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
     few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or problem.hidden  # whose range is that of a sample
@@ -134,8 +128,6 @@ def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, 
 
 
 class _Search:
-    """The search for one block (output branch × input segment)."""
-
     def __init__(self, problem: Problem, scaling: Scaling, block: Block, splits: Sequence[HeldOut]) -> None:
         layout = problem.layout
         rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
@@ -170,13 +162,12 @@ def _salience(stats: InputStats) -> Tensor:
 
 
 def _everything(stats: InputStats) -> HeldOut:
-    """The ranges of all folds in the shape that rules take; no rows."""
+    """The ranges of all folds in the shape that rules take."""
     none = stats.positive.new_zeros(0, stats.in_features)
     return HeldOut(stats.positive, stats.negative, none, mean_abs=stats.mean_abs)
 
 
 def _cut(split: HeldOut, columns: slice) -> HeldOut:
-    """A split's columns of one input segment."""
     return replace(
         split,
         positive=split.positive[columns],
@@ -188,7 +179,7 @@ def _cut(split: HeldOut, columns: slice) -> HeldOut:
 
 
 class BlockSimulation:
-    """One block (output branch × input segment) of the quantized layer, rounded to nearest; `inputs`: those too."""
+    """One block (output branch × input segment) of the quantized layer, rounded to nearest."""
 
     def __init__(self, problem: Problem, scaling: Scaling, block: Block, ranges: Range, inputs: bool = True) -> None:
         layout = problem.layout
@@ -238,7 +229,6 @@ class BlockSimulation:
         return self.hidden or self.ranges.input_rows
 
     def _ranges(self, split: HeldOut, importance: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Ranges of a static input; None where there is none."""
         spec = self.input_spec
         if spec is None or spec.dynamic:
             return None
@@ -262,9 +252,5 @@ class BlockSimulation:
 
 
 def extremes_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest values and magnitudes of the smallest [in], at least 0, of sampled rows [n, in].
-
-    They stand in where a rotation hides the range of inputs (a rotated input is close to normal, so the few values
-    beyond cost little).
-    """
+    """Largest values and magnitudes of the smallest [in], at least 0, of rows [n, in]."""
     return rows.amax(0).clamp_min(0), (-rows.amin(0)).clamp_min(0)

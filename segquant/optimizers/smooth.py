@@ -36,7 +36,7 @@ Errors = dict[float | None, float]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found: α (None: no smoothing), headroom of static scales, squared errors by α."""
+    """α (None: no smoothing), headroom of static scales, squared errors by α."""
 
     alpha: float | None
     margin: float = 1.0
@@ -44,17 +44,7 @@ class Choice:
 
 
 def smoothing(input_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
-    """s_j = amax(X_j)^α / amax(W_j)^(1−α), with geometric mean 1.
-
-    The common factor is free (every scale follows it); mean 1 keeps values where 16 bits are safe.
-
-    Args:
-        input_amax, weight_amax: largest magnitudes per input channel, float [in].
-        alpha: migration strength in [0, 1].
-
-    Returns:
-        positive float32 [in]; all ones where one of the ranges is entirely zero.
-    """
+    """s_j = amax(X_j)^α / amax(W_j)^(1−α), float32 [in], with geometric mean 1; ones where one side is all zero."""
     if not bool((input_amax > 0).any()) or not bool((weight_amax > 0).any()):
         return torch.ones_like(input_amax, dtype=torch.float32)
     logs = alpha * seen_range(input_amax).log() - (1 - alpha) * floored(weight_amax).log()
@@ -76,17 +66,13 @@ def floored(amax: Tensor) -> Tensor:
 
 
 def seen_range(amax: Tensor) -> Tensor:
-    """`floored` ranges of an input, where a channel that was 0 throughout counts as an average one.
-
-    Nothing is known of such a channel. Taken for a tiny one it would be blown up, and, should it wake, drown all
-    others in a scale that is taken at run time.
-    """
+    """`floored` ranges of an input, with channels that were always 0 at the average."""
     values = floored(amax)
     return torch.where(amax > 0, values, values[amax > 0].mean())
 
 
 def smooth_split(split: HeldOut, scale: Tensor) -> HeldOut:
-    """A split in the smoothed space: amax(X / s) = amax(X) / s, both signs likewise."""
+    """A split in the smoothed space: ranges divided by `scale`."""
     fit = None if split.fit is None else split.fit / scale
     positive, negative = split.positive / scale, split.negative / scale
     return replace(split, positive=positive, negative=negative, rows=split.rows / scale, fit=fit)
@@ -112,18 +98,7 @@ def alpha_errors(
     alphas: Sequence[float | None] = (None, *ALPHAS),
     margins: Sequence[float] = (1.0,),
 ) -> Errors:
-    """Squared output error of the really quantized layer on held-out rows, pooled over splits, by α.
-
-    At each α it is that of the margin that suits it best.
-
-    Args:
-        weight: float32 [out, in].
-        splits: from `InputStats.held_out`.
-        simulate: the layer as it would run.
-        rule: from α to a smoothing vector.
-        alphas: candidates; None is no smoothing at all.
-        margins: factors on the ranges of static inputs.
-    """
+    """Squared output error of the quantized layer on held-out rows by α, at its best margin."""
     errors = {alpha: dict.fromkeys(margins, 0.0) for alpha in alphas}
     for split in splits:
         target = split.rows @ weight.T
@@ -142,11 +117,7 @@ def best_margin(
     *,
     rule: Rule = smoothquant_rule,
 ) -> float:
-    """The headroom of static scales over the range that calibration saw.
-
-    Too little of it clips fresh rows and costs far more than too much, so it is the widest margin that is as good
-    as the best within what so few rows can tell (TOLERANCE).
-    """
+    """Headroom of static scales: the widest margin whose error is within TOLERANCE of the best."""
     if not splits or len(margins) == 1:
         return margins[0]
     errors = dict.fromkeys(margins, 0.0)
@@ -166,7 +137,6 @@ def _margin_errors(
     alpha: float | None,
     margins: Sequence[float],
 ) -> dict[float, float]:
-    """Squared output error on one split at one α, by margin; the weight is rounded once."""
     scale = None if alpha is None else rule(split, weight.abs().amax(0), alpha)
     layer = simulate(weight if scale is None else weight * scale)
     smoothed = split if scale is None else smooth_split(split, scale)
@@ -175,10 +145,10 @@ def _margin_errors(
 
 
 def best_alpha(errors: Errors) -> float | None:
-    """The α with the least error, no smoothing (None) winning ties."""
+    """The α with the least error; None (no smoothing) wins ties."""
     return min(errors, key=lambda alpha: errors[alpha])
 
 
 def few_of(margins: Sequence[float]) -> Sequence[float]:
-    """The margins at which α is chosen: every other one, which finds nearly the same α in half the time."""
+    """Every other margin: enough to choose α."""
     return margins[::2]

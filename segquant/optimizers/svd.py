@@ -16,14 +16,9 @@ POWER_ITERATIONS = 3
 
 
 def truncated(weight: Tensor, rank: int, how: str = "exact", seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Rank-r approximation of a weight: up [out, r], down [r, in], float32, r at most min(out, in).
+    """Rank-r approximation of a weight [out, in]: up [out, r], down [r, in], float32, r at most min(out, in).
 
-    Args:
-        weight: float [out, in].
-        rank: at least 1.
-        how: "exact" (`low_rank`) or "randomized" (`random_low_rank`: far cheaper where the rank is a small share
-            of a large weight; within 1 % of the exact error where the spectrum decays).
-        seed: of the randomized form.
+    `how` is "exact", or "randomized": cheaper for small ranks.
 
     Raises:
         ValueError: an unknown `how`, or rank < 1.
@@ -35,11 +30,7 @@ def truncated(weight: Tensor, rank: int, how: str = "exact", seed: int = 0) -> t
 
 
 def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-r approximation in the Frobenius norm (Eckart–Young): up [out, r], down [r, in], float32.
-
-    Taken from the eigenvectors of the smaller Gram matrix in float64, which is far cheaper than an SVD.
-    A rank beyond min(out, in) is cut to it.
-    """
+    """Best rank-r approximation in the Frobenius norm (Eckart–Young): up [out, r], down [r, in], float32."""
     out, width = weight.shape
     rank = min(rank, out, width)
     values = weight.double()
@@ -53,7 +44,7 @@ def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def random_low_rank(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Randomized form of `low_rank` (Halko et al. 2011, Algorithm 4.4), same shapes; seeded, float32."""
+    """Randomized `low_rank` (Halko et al. 2011, Algorithm 4.4); seeded."""
     out, width = weight.shape
     rank = min(rank, out, width)
     wide = min(rank + max(OVERSAMPLING, rank // 2), out, width)
@@ -69,10 +60,7 @@ def random_low_rank(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tenso
 
 
 def weighted_low_rank(target: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """argmin over rank-r L of ||X(target − L)ᵀ||_F with gram = XᵀX: up [out, r], down [r, in], float32.
-
-    With gram = C Cᵀ (Cholesky, slightly damped) it is the truncated SVD of target·C, times C⁻¹.
-    """
+    """argmin over rank-r L of ||X(target − L)ᵀ||_F with gram = XᵀX: up [out, r], down [r, in], float32."""
     matrix = gram.double()
     mean = float(matrix.diagonal().mean()) or 1.0
     damping = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) * (1e-4 * mean)
@@ -82,13 +70,12 @@ def weighted_low_rank(target: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, 
 
 
 def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each component the same norm on both sides, so that 16-bit factors lose the least."""
     a, b = up.norm(dim=0), down.norm(dim=1)
     ratio = torch.where((a > 0) & (b > 0), (b / a.clamp_min(1e-30)).sqrt(), torch.ones_like(a))
     return (up * ratio).float(), (down / ratio[:, None]).float()
 
 
 def rank_share(layout: Layout, rank: int) -> float:
-    """Rank of one branch if the whole layer's budget of rank · (in + out) numbers is dealt evenly."""
+    """Rank of one branch if rank · (in + out) numbers are dealt evenly."""
     total = sum(layout.in_features + rows for rows in layout.branches)
     return rank * (layout.in_features + layout.out_features) / total

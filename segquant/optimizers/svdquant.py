@@ -1,4 +1,4 @@
-"""SVDQuant (arXiv 2411.05007): smoothing, a 16-bit low-rank branch, the rest rounded."""
+"""SVDQuant (arXiv 2411.05007)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLOAT16_MAX = 6e4
 
 @dataclass(frozen=True)
 class Split:
-    """One branch, split and rounded: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
+    """One branch: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
 
     quantized: Tensor
     scale: Tensor
@@ -37,14 +37,12 @@ class Split:
 @register
 @dataclass(frozen=True)
 class SvdQuant(SmoothQuant):
-    """SVDQuant.
+    """Smoothing, a 16-bit low-rank branch, the rest rounded.
 
     Args:
-        alpha: as SmoothQuant's.
-        rank: of the low-rank branch; None is SVDQuant's 32, but never more than a 32nd of the layer's smaller side,
-            so that the branch stays a small share of a small layer's bytes too.
-        svd: "exact", or "randomized" (Halko et al. 2011) for large layers.
-        iterations: rounds of refitting the branch to what the quantizer left.
+        rank: None is 32, but at most a 32nd of the layer's smaller side.
+        svd: "exact", or "randomized" for large layers.
+        iterations: refits of the branch to what the quantizer left.
     """
 
     rank: int | None = None
@@ -109,7 +107,6 @@ class SvdQuant(SmoothQuant):
         return rank
 
     def _ranks(self, problem: Problem, fitted: Fitted) -> tuple[int, ...]:
-        """Rank of each branch: the budget of one rank-r branch on the whole layer goes where the energy is."""
         layout, smooth = problem.layout, fitted.tensors["smooth"]
         rank = self._checked_rank(layout, problem.name)
         if len(layout.branches) == 1:
@@ -128,7 +125,6 @@ class SvdQuant(SmoothQuant):
         return tuple(ranks)
 
     def _split(self, branch: Branch, rank: int, seed: int) -> Split:
-        """Split one branch, and optionally refit the low-rank part to what the quantizer left."""
         weight, gram = branch.weight, branch.gram
         up, down = _half(*truncated(weight, rank, self.svd, seed))
         quantized, scale = branch.round(weight - up.float() @ down.float())

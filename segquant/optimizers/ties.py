@@ -16,7 +16,7 @@ def tie(values: Tensor, taps: int) -> Tensor:
 
 
 def tie_rule(rule: Rule, taps: int) -> Rule:
-    """A smoothing rule that sees channels, where columns are their taps, and gives all taps the same value."""
+    """A smoothing rule with the same value for all taps of a channel."""
     if taps == 1:
         return rule
 

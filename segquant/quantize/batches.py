@@ -1,4 +1,4 @@
-"""Calibration batches: the first of them, and how a forward is called with one."""
+"""Calibration batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`auto`: every layer's choice, from one more reading of the data."""
+"""`auto`: every layer's choice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SENSITIVITY_BATCHES = 2
 
 @dataclass(frozen=True)
 class Choice:
-    """What every layer shall do, the statistics if one reading gave them all, and the number of readings."""
+    """Every layer's plan, the statistics if one reading sufficed, and the number of readings."""
 
     layers: list[LayerPlan]
     stats: Mapping[str, InputStats] | None
@@ -47,7 +47,7 @@ def choose(
     memory_limit: int | None,
     progress: Progress | None,
 ) -> Choice:
-    """Judge the candidates of all layers, and choose within the budget."""
+    """Judge all candidates, and choose within the budget."""
     methods = layer_methods(layers, method)
     first, batches = head(batches, SENSITIVITY_BATCHES)
     found: list[Layer] = []

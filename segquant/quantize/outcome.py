@@ -17,10 +17,10 @@ class Outcome:
     """What was done to a model.
 
     Args:
-        method: as it was carried out; of `auto` that with one override per layer.
-        segments: where layers were cut, by name.
+        method: as carried out.
+        segments: by layer.
         passes: readings of all the data.
-        choices: of `auto`, by layer; None of every other method.
+        choices: of `auto`.
     """
 
     method: Method
@@ -41,11 +41,7 @@ class Outcome:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Outcome:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: a method that cannot be read.
-        """
+        """Inverse of `to_dict`; ValueError for a method that cannot be read."""
         plan = values.get("plan")
         return cls(
             Method.from_dict(values["method"]),

@@ -48,27 +48,21 @@ def quantize_(
 ) -> nn.Module:
     """Replace the model's linears and (ungrouped) 2-D convolutions by quantized ones, in place; deterministic.
 
-    Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes
-    one QuantLinear under all of them. None of `memory_limit`, `streaming` and `workers` changes the result.
+    Nothing is replaced before everything is solved, unless `streaming`. A layer shared under several names becomes one
+    QuantLinear. `memory_limit`, `streaming` and `workers` do not change the result.
 
     Args:
-        model: float model.
-        method: what to do; see `presets`.
-        batches: arguments of the model's forward, as `observe` takes them; read only as far as the method needs it
-            (one batch for the segments, all for statistics), and once unless Gram matrices exceed `memory_limit`.
-        segments: from `find_segments`, found on the first batch if None and the method wants them.
-        stats: from an earlier `observe` of the same model; then `batches` serves the segments alone (and `auto`, which
-            sends a few of them through the model to weigh its layers).
+        method: see `presets`.
+        batches: as for `observe`; read as far as needed, once unless Gram matrices exceed `memory_limit`.
+        segments: found on the first batch if None.
+        stats: of an earlier `observe`; `batches` then serves only segments and `auto`.
         progress: called with (stage, done, total) after every batch and layer.
-        memory_limit: bytes for Gram matrices; the data is read once per group of layers that fits. Half of the free
-            memory if None.
-        streaming: put every layer in place as soon as it is solved, so that float layers are freed on the way (in
-            the last group, since the float model must be whole for the others; not with calibrator "adaround"). An
-            error then leaves a model that is partly quantized.
+        memory_limit: bytes for Gram matrices; half of the free memory if None.
+        streaming: replace layers as they are solved (not with "adaround"); an error leaves some replaced.
         workers: layers solved at once, in threads.
 
     Returns:
-        the same model. `quantize_with_outcome_` tells what was done to it.
+        the same model; see `quantize_with_outcome_`.
 
     Raises:
         QuantizationError: naming the layer, and what to do.
@@ -90,15 +84,13 @@ def quantize_with_outcome_(
     streaming: bool = False,
     workers: int = 1,
 ) -> Outcome:
-    """As `quantize_`, which see; returns what was done to the model."""
+    """As `quantize_`; returns what was done to the model."""
     options = _Options(progress, memory_limit, streaming, workers)
     return _quantize(model, method, batches, segments, stats, options)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """What changes how the work is done, not its result."""
-
     progress: Progress | None
     memory_limit: int | None
     streaming: bool
@@ -149,7 +141,7 @@ def _require_repeatable(methods: Mapping[str, Method], batches: Iterable[Any]) -
 
 
 def _lay_out(layers: Mapping[str, nn.Module], methods: Mapping[str, Method], segments: Mapping[str, Segments]) -> None:
-    """Refuse layers that a method does not fit, before any data is read."""
+    """Refuse layers before any data is read."""
     for name, layer in layers.items():
         lay_out_layer(as_linear(layer), methods[name], segments.get(name), name, taps_of(layer))
 
@@ -165,7 +157,6 @@ def _solve(
     stats: Mapping[str, InputStats] | None,
     options: _Options,
 ) -> Outcome:
-    """Solve all layers and put them in place; uses `layers` up."""
     learnt: dict[Calibrator, set[int]] = {}
     for name, entry in methods.items():
         if "second_pass" in entry.calibrator.needs:
@@ -186,7 +177,6 @@ def _solve(
 
 
 def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:
-    """Segments from the first batch, and all batches again."""
     first, batches = head(batches, 1)
     if not first:
         raise QuantizationError("there are no calibration batches; give at least one, or segments")

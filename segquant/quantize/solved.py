@@ -1,4 +1,4 @@
-"""Statistics in groups of layers, and the layers solved from them."""
+"""Statistics in groups of layers, and layers solved from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Solved:
-    """Quantized layers by the id of the float one, put in place at once if `streaming`; and the names of all."""
+    """Quantized layers by the id of the float one, and all names; replaced at once if `streaming`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Solved:
         self.names: list[str] = []
 
     def add(self, layers: dict[str, nn.Module], group: Observed) -> None:
-        """Solve those of `layers` whose statistics the group has (in the last group: all), and take them out of it."""
+        """Solve those of `layers` that the group has (the last group: all), and remove them."""
         named = {name: layers.pop(name) for name in list(layers) if name in group.stats or group.last}
         if any(entry.needs for entry in self.methods.values()):
             named = called(named, group.stats, self.method)
@@ -66,7 +66,7 @@ def observed(
     memory_limit: int | None,
     progress: Progress | None,
 ) -> Iterator[Observed]:
-    """Statistics that the methods need, in groups of layers; one group without any if they need none."""
+    """Statistics in groups of layers; one empty group if no method needs them."""
     if stats is not None or not any(entry.needs for entry in methods.values()):
         yield Observed(dict(stats or {}), 0, True)
         return

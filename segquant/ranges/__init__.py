@@ -1,4 +1,4 @@
-"""Ranges that scales are taken from: the maximum, a percentile, the least squared error."""
+"""Ranges for scales: the maximum, a percentile, the least squared error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A weight's blocks as rows of numbers, so that whatever picks a scale from a block is written once."""
+"""Apply a function to every block of a weight."""
 
 from __future__ import annotations
 
@@ -16,14 +16,7 @@ CACHE = 1 << 16
 def map_blocks(
     pick: Callable[..., Tensor], tensors: tuple[Tensor, ...], rows: tuple[int, ...], columns: tuple[int, ...]
 ) -> Tensor:
-    """`pick` of every block, [len(rows), len(columns)].
-
-    Args:
-        pick: takes the blocks of each tensor as [..., numbers] and returns [...]; one call where all blocks have
-            the same size, else one per size of rows and columns that are not all equal.
-        tensors: each [out, in] (or expanded to it).
-        rows, columns: block sizes, summing to out and in.
-    """
+    """`pick`, from blocks [..., numbers] of tensors [out, in] to [...], of every block: [len(rows), len(columns)]."""
     if not F.uniform(rows):
         cuts = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
         return torch.cat([map_blocks(pick, cut, (size,), columns) for cut, size in zip(cuts, rows, strict=True)])

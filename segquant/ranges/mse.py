@@ -1,8 +1,4 @@
-"""Ranges with the least squared rounding error: clip a little, round everything else finer.
-
-"Mean squared error" ranges of Nagel et al. (arXiv 2106.08295, section 3.1), by grid search. Every candidate is a share
-of the maximum and the maximum itself is among them, so the range found is never worse on the error measured.
-"""
+"""Ranges with the least squared rounding error (Nagel et al., arXiv 2106.08295, section 3.1), by grid search."""
 
 from __future__ import annotations
 
@@ -33,16 +29,9 @@ def mse_weight_scale(
     *,
     shrink: tuple[float, ...] = SHRINK,
 ) -> Tensor:
-    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)².
+    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)²; see `Range.weight_scale`.
 
-    Args:
-        weight, dtype, rows, columns: as in `amax.weight_scale`.
-        importance: at least 0, [in]; the mean square of the input makes the sum the expected squared error of
-            the output, for uncorrelated channels. All ones if None.
-        shrink: shares of the maximum to try, starting with 1.
-
-    Returns:
-        shape and dtype as `amax.weight_scale`.
+    `shrink` are shares of the maximum to try, starting with 1.
     """
     values = weight if weight.dtype == torch.float64 else weight.float()
     weights = None if importance is None else importance.to(values).expand_as(values)
@@ -73,22 +62,18 @@ def mse_input_range(
     *,
     shrink: tuple[float, ...] = SHRINK,
 ) -> tuple[Tensor, Tensor]:
-    """Ranges of a static input, shrunk per piece to the least Σ importance_j (x_tj − x̂_tj)² over sampled rows.
+    """Ranges of a static input (positive, negative), [pieces], with the least Σ importance_j (x_tj − x̂_tj)² over rows.
 
-    A piece with one scale has one share for both sides; one with a scale per sign has a share for each, found
-    apart, since a value's rounding depends on its own side's scale alone.
+    A piece with one scale has one share for both sides, one with a scale per sign a share for each.
 
     Args:
-        rows: sampled inputs [n, in], any float dtype; a sample may lack the rarest peaks that the ranges know.
-        positive, negative: ranges [pieces], as `fake_quant.input_scales` takes them.
-        pieces, dual: channels per piece and which pieces have one scale per sign.
-        spec: the input's format.
-        importance: at least 0, [in]; the squared norm of the weight's columns makes the sum the expected squared
-            error of the output, for uncorrelated channels. All ones if None.
+        rows: sampled inputs [n, in].
+        positive: ranges [pieces].
+        negative: likewise.
+        pieces: channels per piece.
+        dual: which pieces have one scale per sign.
+        importance: e.g. the weight's squared column norms [in].
         shrink: shares to try, starting with 1.
-
-    Returns:
-        (positive, negative), [pieces].
     """
     values = rows if rows.dtype == torch.float64 else rows.float()
     apart = torch.tensor(dual, device=positive.device)
@@ -107,7 +92,6 @@ def mse_input_range(
 
 
 def _piece_sums(error: Tensor, pieces: tuple[int, ...]) -> Tensor:
-    """Sum over the rows and the channels of every piece, float64 [pieces]."""
     channels = error.sum(0, dtype=torch.float64)
     return torch.stack([piece.sum() for piece in channels.split(pieces)])
 
@@ -148,5 +132,5 @@ class Mse(Range):
         return hidden
 
     def in_search(self) -> Range:
-        """Shrunk ranges cost many times a rounding and hardly move the best α."""
+        """The maximum, which is far cheaper."""
         return Amax()

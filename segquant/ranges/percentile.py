@@ -1,4 +1,4 @@
-"""Ranges from a percentile of the magnitudes instead of their maximum (Wu et al. 2020, arXiv 2004.09602, section 4)."""
+"""Ranges from a percentile of the magnitudes (Wu et al. 2020, arXiv 2004.09602, section 4)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ from segquant.registry import register
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile along the last dimension with linear interpolation, of any number of values.
-
-    As `torch.quantile`, which refuses more than 16 million of them. Only the values above the quantile are
-    sorted, so high quantiles of long rows are cheap.
-
-    Args:
-        values: [..., n], float32 or float64, n ≥ 1.
-        q: in [0, 1].
-    """
+    """Quantile of values [..., n] along the last dimension, linearly interpolated, for any n."""
     count = values.shape[-1]
     place = (count - 1) * (1 - q)  # counted from the top
     index = min(int(place), count - 1)
@@ -34,20 +26,15 @@ def quantile(values: Tensor, q: float) -> Tensor:
 def percentile_range(
     rows: Tensor, pieces: tuple[int, ...], dual: tuple[bool, ...], percentile: float
 ) -> tuple[Tensor, Tensor]:
-    """Ranges of a static input, per piece: what `fake_quant.input_scales` takes.
+    """Ranges of a static input per piece, (positive, negative), [pieces], at least 0.
 
-    A piece with one scale gets the percentile of |x| on both sides. A piece with one scale per sign gets the
-    percentile of its positive values and that of its negative values' magnitudes, each among its own kind only: a
-    side that is rare (what is left below zero by SiLU) would else be cut off entirely.
+    A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign.
 
     Args:
-        rows: sampled inputs [n, in], any float dtype.
+        rows: sampled inputs [n, in].
         pieces: channels per piece, summing to in.
-        dual: per piece, whether it has one scale per sign.
-        percentile: in (0, 100]; 100 is the maximum.
-
-    Returns:
-        (positive, negative), each at least 0, [pieces], float32 or float64 as the rows.
+        dual: which pieces have one scale per sign.
+        percentile: in (0, 100].
     """
     q = _share(percentile)
     values = rows if rows.dtype == torch.float64 else rows.float()
@@ -70,7 +57,6 @@ def _share(percentile: float) -> float:
 
 
 def _one_side(magnitudes: Tensor, q: float) -> Tensor:
-    """The quantile; the maximum where the quantile is zero, and 0 for a side that has no values."""
     if not magnitudes.numel():
         return magnitudes.new_zeros(())
     found = quantile(magnitudes, q)
@@ -80,11 +66,7 @@ def _one_side(magnitudes: Tensor, q: float) -> Tensor:
 @register
 @dataclass(frozen=True)
 class Percentile(Amax):
-    """Static inputs by a percentile of their magnitudes; weights keep their maximum.
-
-    Args:
-        percentile: in (50, 100].
-    """
+    """Static inputs by a percentile, in (50, 100], of their magnitudes; weights keep their maximum."""
 
     percentile: float = 99.9
     name: ClassVar[str] = "percentile"

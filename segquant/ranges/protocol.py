@@ -1,4 +1,4 @@
-"""Range: where the scales of weights and of static inputs come from."""
+"""Range: where scales come from."""
 
 from __future__ import annotations
 
@@ -40,17 +40,13 @@ class Range(Protocol):
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> Tensor:
-        """Scales of a weight's blocks.
+        """Positive scales of a weight's blocks: float32 (float64 for a float64 weight), [len(rows), len(columns)].
 
         Args:
             weight: float [out, in].
-            dtype: number format.
             rows: sizes of blocks, summing to out.
             columns: likewise to in.
             importance: mean square of the input [in].
-
-        Returns:
-            float32 (float64 for a float64 weight), positive, [len(rows), len(columns)].
         """
         ...
 
@@ -67,12 +63,11 @@ class Range(Protocol):
         """Range of a static input per piece: largest value and magnitude of the smallest, [pieces] each, at least 0.
 
         Args:
-            positive: largest values by channel [in], in the space that is quantized.
-            negative: magnitudes of the smallest ones [in].
-            rows: a sample [n, in] in that space; None unless `input_rows`.
+            positive: largest values by channel [in], in the quantized space.
+            negative: magnitudes of the smallest ones.
+            rows: a sample [n, in], if `input_rows`.
             pieces: channels per piece.
             dual: which pieces have one scale per sign.
-            spec: the input's format.
             importance: squared column norms of the weight [in].
         """
         ...
@@ -80,12 +75,10 @@ class Range(Protocol):
     def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
         """Whether static scales get room beyond the range, as held-out rows show it.
 
-        Args:
-            hidden: the range is known of sampled rows alone (after a rotation).
-            doubtful: the optimizer says that a fresh row is likely to lie beyond it (see `Optimizer.doubts`).
+        `hidden`: only sampled rows tell the range; `doubtful`: see `Optimizer.doubts`.
         """
         return False
 
     def in_search(self) -> Range:
-        """What stands for this range while an optimizer searches: itself, or something far cheaper."""
+        """This range, or a cheaper one, while an optimizer searches."""
         return self

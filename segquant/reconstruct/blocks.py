@@ -1,9 +1,7 @@
 """Block reconstruction: learn the rounding of a block's linears together (BRECQ, arXiv 2102.05426).
 
-The calibrator of Q-Diffusion (arXiv 2302.04304, §4): AdaRound's V of every weight of a block, fitted so that the
-block with its quantized inputs and weights gives the float block's output. A block is an entry of an nn.ModuleList
-that holds at least two quantized linears and no smaller such entry; every other quantized linear is a block of its
-own. Scales, smoothing and low-rank branches stay as they are; codes end at one of the two neighbours of the weight.
+As in Q-Diffusion (arXiv 2302.04304, §4). A block is an entry of an nn.ModuleList that holds at least two quantized
+linears and no smaller such entry; every other quantized linear is a block of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Block:
-    """A module, and (float, quantized) pairs of the linears in it whose rounding is learnt with it."""
+    """A module, and the (float, quantized) linears learnt with it."""
 
     name: str
     module: nn.Module
@@ -51,19 +49,16 @@ def reconstruct_(
 
     Args:
         model: float model, in which nothing is swapped yet.
-        solved: QuantLinear (solved with round to nearest) by the id of the float linear it will replace.
-        batches: as for `observe`; read once, from the start. A bounded number of items is kept.
-        settings: steps, rate, items; the defaults if None.
-        learn: keys of `solved` whose rounding is learnt; all if None. The others take part as they are.
-        seed: of the choice of items and of the order in which they are used.
-        progress: called with ("reconstruct", done, total) after every block.
+        solved: QuantLinear, rounded to nearest, by the id of its float linear.
+        batches: as for `observe`; read once.
+        learn: keys of `solved` that are learnt; all if None.
+        progress: called with ("reconstruct", done, total).
 
     Returns:
-        by block, the squared output error as a multiple of rounding to nearest's, on the calls kept apart
-        (on all calls if there are too few); 1 where rounding to nearest was kept.
+        by block, the squared output error relative to rounding to nearest.
 
     Raises:
-        QuantizationError: no batches (an iterator that an earlier pass has used up).
+        QuantizationError: no batches.
     """
     settings = settings or Reconstruction()
     kept = keep_batches(batches, settings.rows, seed)
@@ -89,7 +84,7 @@ def reconstruct_(
 
 
 def find_blocks(model: nn.Module, solved: Mapping[int, nn.Module]) -> list[Block]:
-    """Blocks by the rule above; a linear that hangs in several blocks belongs to the first."""
+    """Blocks by the rule above; a linear in several belongs to the first."""
     entries: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
@@ -117,7 +112,7 @@ def _pair(linear: nn.Module, quantized: nn.Module) -> tuple[nn.Module, QuantLine
 
 
 def _in_order(model: nn.Module, blocks: list[Block], batches: Sequence[Any]) -> list[Block]:
-    """Blocks in the order in which the model calls them; one whose forward is bypassed falls into its linears."""
+    """Blocks in call order; one whose forward is bypassed is split."""
     order = call_order(model, batches, {id(block.module) for block in blocks})
     names = {id(module): name for name, module in reversed(list(model.named_modules()))}
     found: list[Block] = []
@@ -136,7 +131,7 @@ def _in_order(model: nn.Module, blocks: list[Block], batches: Sequence[Any]) -> 
 def _with_inputs_of(
     model: nn.Module, before: Mapping[int, nn.Module], block: Block, calls: list[Call], kept: Sequence[Any]
 ) -> list[Call]:
-    """The same calls with the inputs that a model with the blocks so far quantized gives them."""
+    """The same calls, inputs coming from the blocks quantized so far."""
     with swapped(model, before):
         other = capture(model, {block.name: block.module}, kept)[block.name]
     return [Call(new.args, new.kwargs, call.output) for new, call in zip(other, calls, strict=True)]
@@ -145,7 +140,7 @@ def _with_inputs_of(
 def _reconstruct_block(
     block: Block, solved: Mapping[int, nn.Module], calls: list[Call], settings: Reconstruction, seed: int
 ) -> float:
-    """Learn and write one block's codes; returns its error relative to nearest rounding on unseen calls."""
+    """Learn and write one block's codes; returns its relative error."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(calls), generator=generator).tolist()
     apart = min(max(1, round(settings.held_out * len(calls))), len(calls) - 1) if settings.held_out else 0
@@ -176,13 +171,12 @@ def _reconstruct_block(
 
 
 def _stand_ins(module: nn.Module, solved: Mapping[int, nn.Module]) -> dict[int, SoftLinear]:
-    """For every quantized linear in a module, learnt or not: gradients go through all of them."""
     inside = {id(child): child for child in module.modules() if id(child) in solved}
     return {key: SoftLinear(*_pair(child, solved[key])) for key, child in inside.items()}
 
 
 def _draws(calls: Sequence[Call], items: int, generator: torch.Generator) -> Iterator[list[Call]]:
-    """Calls of one step after the other: all in random order, then again; as many as hold `items` items."""
+    """Calls of each step in random order, as many as hold `items` items."""
     drawn: list[Call] = []
     while True:
         for index in torch.randperm(len(calls), generator=generator).tolist():
@@ -200,12 +194,11 @@ def _squares(module: nn.Module, call: Call) -> Tensor:
 
 
 def _errors(module: nn.Module, calls: Sequence[Call]) -> list[float]:
-    """Mean of `_squares` over calls."""
     with torch.no_grad():
         return torch.stack([_squares(module, call).double() for call in calls]).mean(0).tolist()
 
 
 def _relative(squares: Tensor, units: list[float]) -> Tensor:
-    """Mean of squares / units over the outputs that rounding touches at all: streams of any size count the same."""
+    """Mean of squares / units over the outputs that rounding touches."""
     parts = [square / unit for square, unit in zip(squares.unbind(), units, strict=True) if unit > 0]
     return torch.stack(parts).mean()

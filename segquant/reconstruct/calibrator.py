@@ -1,4 +1,4 @@
-"""AdaRound by block reconstruction as a calibrator; it stands here because it runs the model."""
+"""AdaRound as a calibrator; here because it runs the model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ from segquant.registry import register
 @register
 @dataclass(frozen=True)
 class AdaRound(Nearest):
-    """Round to nearest, then learn the rounding block by block (AdaRound, BRECQ; see `reconstruct.blocks`).
-
-    Args:
-        reconstruction: settings of the second pass, the same for the whole model.
-    """
+    """Round to nearest, then learn the rounding block by block (see `reconstruct.blocks`)."""
 
     reconstruction: Reconstruction = Reconstruction()
     name: ClassVar[str] = "adaround"

@@ -1,4 +1,4 @@
-"""What modules inside a model are called with and what they return, on a bounded choice of calibration items."""
+"""Calls of modules inside a model, on some calibration items."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from segquant.modules.calls import call
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: detached copies of its arguments and of what it returned."""
+    """One call of a module: detached copies of its arguments and result."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -25,7 +25,7 @@ class Call:
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of dicts, lists and tuples with `function` applied to its tensors; anything else as it is."""
+    """A nest of dicts, lists and tuples with `function` applied to its tensors."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -39,7 +39,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Detached copies of all tensors in a nest, so that work in place on the originals does not reach them."""
+    """Detached copies of all tensors in a nest."""
     return map_tensors(value, lambda tensor: tensor.detach().clone())
 
 
@@ -56,7 +56,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def items_of(value: Any) -> int:
-    """Leading dimension of the first tensor that has more than one, in a nest of tensors; 1 without any."""
+    """Leading dimension of a nest's first tensor that has more than one; 1 without any."""
     return next((tensor.shape[0] for tensor in tensors_in(value) if tensor.dim() > 1), 1)
 
 
@@ -67,17 +67,13 @@ _READ_TWICE = (
 
 
 def require_repeatable(batches: Iterable[Any]) -> None:
-    """Raise QuantizationError, before any work is done, if `batches` can be gone through only once."""
+    """QuantizationError if `batches` can be gone through only once."""
     if iter(batches) is batches:
         raise QuantizationError(_READ_TWICE)
 
 
 def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
-    """Whole batches drawn uniformly until they hold at least `items` items, in their order; copies, on their device.
-
-    Raises:
-        QuantizationError: there are none.
-    """
+    """Copies of whole batches, drawn uniformly until there are `items` items; QuantizationError if there are none."""
     generator = torch.Generator().manual_seed(seed)
     kept: list[tuple[float, int, int, Any]] = []
     for index, batch in enumerate(batches):
@@ -91,7 +87,7 @@ def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
 
 
 def call_order(model: nn.Module, batches: Sequence[Any], wanted: Collection[int]) -> dict[int, int]:
-    """Position of every module that is called, by its id; batches are run until all `wanted` ids were met."""
+    """Position of every called module, by id; runs batches until all `wanted` are met."""
     order: dict[int, int] = {}
 
     def note(module: nn.Module, _: Any) -> None:
@@ -107,16 +103,7 @@ def call_order(model: nn.Module, batches: Sequence[Any], wanted: Collection[int]
 def capture(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Any], memory_limit: int | None = None
 ) -> dict[str, list[Call]]:
-    """Calls of the first of `modules` (as many as fit, but at least one) over all batches.
-
-    Args:
-        modules: of `model`, by name, in the order in which they are wanted.
-        batches: of the model's forward.
-        memory_limit: bytes of all calls together, judged by the first batch; None takes all modules.
-
-    Returns:
-        calls by name, for a beginning of `modules`.
-    """
+    """Calls of the first of `modules` (at least one, within `memory_limit` bytes) over all batches, by name."""
     first = _record(model, modules, batches[:1])
     fitting, total = list(modules), 0
     if memory_limit is not None:
@@ -140,7 +127,6 @@ def _record(model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequenc
 
 
 def _run(model: nn.Module, batches: Sequence[Any], handles: list[RemovableHandle]) -> None:
-    """Forward passes under hooks, which are removed afterwards."""
     try:
         with torch.no_grad():
             for batch in batches:

@@ -19,21 +19,11 @@ from segquant.transforms.chain import apply_all
 
 
 def unrounded_weight(weight: Tensor, layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What the codes stand for before rounding: every branch transformed.
-
-    Args:
-        weight: float linear's, [out, in].
-        layout, tensors: of the QuantLinear, see `Layout.buffers`.
-
-    Returns:
-        float32 [out, in], comparable with `dequantize_weight`.
-    """
+    """A weight [out, in] before its codes are rounded, comparable with `dequantize_weight`."""
     return torch.cat(apply_all(layout, tensors, weight.float()))
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Output as it is; the input's gradient is that of the float linear, as if nothing were rounded."""
-
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         ctx.weight = weight
@@ -45,11 +35,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class SoftLinear(nn.Module):
-    """Stands for a QuantLinear (or QuantConv2d) while its rounding is learnt: its arithmetic, on weights between codes.
+    """A QuantLinear or QuantConv2d while its rounding is learnt.
 
     Attributes:
         rounding: V of every weight.
-        current: weight [out, in] that the forward uses, in the space of the codes; set from outside.
+        current: weight [out, in] of the forward, in the space of the codes; set from outside.
     """
 
     def __init__(self, layer: nn.Module, quantized: QuantLinear) -> None:
@@ -70,7 +60,7 @@ class SoftLinear(nn.Module):
         return dequantize_weight(self.layout, self._tensors)
 
     def forward(self, input: Tensor) -> Tensor:
-        """As the layer, in the input's dtype; gradients flow to `current` and straight to the input."""
+        """As the layer; gradients flow to `current` and straight to the input."""
         return self._product(input) if self.window is None else self.window.apply(self._product, input)
 
     def _product(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a layer is cut, before any number is looked at."""
+"""Where a layer is cut."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from segquant.numerics.transform import Transform
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
     """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
 
-    Input segments that the group size does not divide are not cut: the groups are the finer grid anyway. `taps` is the
-    number of columns per channel (see `Layout`); segments count channels.
+    Input segments that the group size does not divide are not cut.
 
     Raises:
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
@@ -56,7 +55,7 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
 
 
 def planned(method: Method) -> tuple[Transform, ...]:
-    """Transforms of the input that the method has for every layer, before any number is looked at."""
+    """Transforms of the input that the method has for every layer."""
     turn = () if method.rotation is None else (method.rotation.transform,)
     return (*method.optimizer.transforms, *turn)
 
@@ -68,7 +67,6 @@ def _mixes(method: Method) -> bool:
 def _cuts(
     linear: nn.Linear, method: Method, segments: Segments | None, groups: list[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str | None, ...]]:
-    """Output cut, input cut, and the activation that each input piece comes out of."""
     rows: tuple[int, ...] = (linear.out_features,)
     columns: tuple[int, ...] = (linear.in_features,)
     if segments is None:

@@ -1,6 +1,6 @@
-"""Quantize one linear from its weight and the statistics of its input; no other layer is needed.
+"""Quantize one linear from its weight and the statistics of its input.
 
-lay out -> optimize (per segment) -> rotate -> round, perhaps a low-rank branch split off -> scales -> bias.
+lay out -> optimize (per segment) -> rotate -> round, perhaps split -> scales -> bias.
 """
 
 from __future__ import annotations
@@ -44,16 +44,13 @@ def solve_layer(
     prepared: Prepared | None = None,
     taps: int = 1,
 ) -> tuple[Layout, dict[str, Tensor], Fitted]:
-    """Layout and buffers of the quantized layer, on the weight's device; see `QuantLinear.from_float`.
+    """Layout and buffers of the quantized layer, on the weight's device; and what the optimizer found.
 
     Args:
-        fitted: of an earlier call with the same statistics, cuts, ranges and `search_key`, to spare the fit.
-        known: `Fitted.found` of an earlier call with the same cuts and `search_key`, to spare the search for α alone.
-        prepared: of an earlier call with that fit; what it lacks is added.
-        taps: columns per input channel: those of a convolution's kernel, of which `linear` is the product.
-
-    Returns:
-        layout, buffers, and what the optimizer found.
+        fitted: of a call with the same statistics, cuts, ranges and `search_key`.
+        known: `Fitted.found` of one with the same cuts and `search_key`.
+        prepared: of a call with that fit; what it lacks is added.
+        taps: columns per input channel.
     """
     layout = lay_out_layer(linear, method, segments, name, taps)
     if method.needs and (stats is None or stats.rows == 0):
@@ -87,7 +84,6 @@ def solve_layer(
 
 
 def _check(layout: Layout, tensors: Mapping[str, Tensor], method: Method, name: str) -> None:
-    """Refuse tensors that are not what the transforms said, which is an error of whoever wrote the optimizer."""
     for key, (shape, dtype) in layout.buffers().items():
         found = tensors.get(key)
         if found is None or (tuple(found.shape), found.dtype) != (tuple(shape), dtype):
@@ -111,7 +107,7 @@ def _problem(
 def _branches(
     problem: Problem, chains: list[Chain], layout: Layout, method: Method, prepared: Prepared
 ) -> Iterator[Branch]:
-    """Every branch in its own transformed space, one after the other: Gram matrices are large."""
+    """Every branch in its transformed space, one at a time to save memory."""
     stats, needs, calibrator = problem.stats, method.needs, method.calibrator
     gram = shrink_gram(stats.gram, stats.rows) if "gram" in needs and stats is not None else None
     weighs = "stats" in method.ranges.needs and stats is not None
@@ -131,7 +127,7 @@ def _branches(
 
 
 class _Rounding:
-    """From a branch's weight [rows, in] to it on its grid, and the scales of that grid."""
+    """From a branch's weight [rows, in] to it on its grid, and the grid's scales."""
 
     def __init__(self, method: Method, layout: Layout, importance: Tensor | None, prepared: Any) -> None:
         self.method, self.layout, self.importance, self.prepared = method, layout, importance, prepared
@@ -152,7 +148,6 @@ def _codes(layout: Layout, rounded: Rounded) -> dict[str, Tensor]:
 
 
 def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted: Fitted) -> dict[str, Tensor]:
-    """Activation scales of all branches from all calibration rows (held-out ones included)."""
     spec, stats = layout.scheme.input, problem.stats
     assert spec is not None and stats is not None
     looks = hides_range(layout.transforms) or problem.ranges.input_rows
@@ -177,7 +172,7 @@ def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted
 def correct_bias(
     linear: nn.Linear, layout: Layout, tensors: Mapping[str, Tensor], stats: InputStats
 ) -> tuple[Layout, dict[str, Tensor]]:
-    """The solved layer with its mean error on the sampled rows moved into its bias, which it gets if it has none."""
+    """The layer with its mean error on the sampled rows moved into its bias."""
     sample, bias = stats.sample, linear.bias
     target = nn.functional.linear(sample, linear.weight.detach().float())
     if bias is not None:

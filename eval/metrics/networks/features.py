@@ -1,4 +1,4 @@
-"""The networks behind FID and KID: clean-fid's Inception, or the embedded EfficientNet-Lite0."""
+"""The networks behind FID and KID: clean-fid's Inception, or EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ class Extractor:
     """A network behind FID and KID.
 
     Attributes:
-        name: short name, part of the metric's name.
-        backend: network, weights and clean-fid version, for the record.
-        size: side in pixels to which clean-fid's own resizer brings every picture.
+        name: part of the metric's name.
+        backend: network, weights and clean-fid version.
         model: float32 [n, 3, size, size] in 0–255 → float32 [n, d].
-        device: where `model` runs.
     """
 
     name: str
@@ -44,7 +42,7 @@ class Extractor:
 
 
 def find_inception(given: str | Path | None) -> Path | None:
-    """clean-fid's Inception weights in the given place, /tmp or torch's hub folder; None if nowhere."""
+    """clean-fid's Inception weights in the given place, /tmp or torch's hub folder."""
     places = [Path("/tmp"), Path(torch.hub.get_dir()) / "checkpoints"]
     if given is not None:
         places.insert(0, Path(given))
@@ -58,11 +56,7 @@ def find_inception(given: str | Path | None) -> Path | None:
 
 
 def fid_extractor(backends: Backends) -> Extractor:
-    """The network that `backends.fid` names.
-
-    Raises:
-        EvalError: Inception is asked for and its weights are not on disk.
-    """
+    """The network that `backends.fid` names; EvalError if Inception's weights are missing."""
     device = torch.device(backends.device)
     weights = None if backends.fid == "effnet_lite0" else find_inception(backends.inception)
     if weights is None and backends.fid == "inception":
@@ -83,7 +77,7 @@ def fid_extractor(backends: Backends) -> Extractor:
 
 
 def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.ndarray:
-    """Features float32 [n, d] of the pictures, in order, by clean-fid's own file pipeline."""
+    """Features float32 [n, d], in order, by clean-fid's own file pipeline."""
     from cleanfid.fid import get_files_features
 
     found: np.ndarray = get_files_features(

@@ -1,7 +1,4 @@
-"""Distances between a picture and the unquantized model's: psnr, ssim, lpips and perceptual.
-
-Every function returns one float64 per pair; averaging is the caller's.
-"""
+"""Distances to the unquantized model's picture; one float64 per pair."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def psnr(pairs: Pairs) -> np.ndarray:
 
 
 def psnr_ceiling(picture: Path) -> float:
-    """The largest finite PSNR of 8-bit pictures of this size: one channel of one pixel off by one."""
+    """The largest finite PSNR at 8 bits."""
     return float(10.0 * np.log10(255.0**2 * read_rgb(picture).size))
 
 
@@ -54,7 +51,7 @@ def ssim(pairs: Pairs) -> np.ndarray:
 
 
 def lpips_weights(trunk: str) -> Path:
-    """Where torch keeps the trunk's ImageNet weights; EvalError if they are not there."""
+    """Where torch keeps the trunk's ImageNet weights; EvalError if missing."""
     weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_FILES[trunk]
     if not weights.is_file():
         raise EvalError(
@@ -65,11 +62,7 @@ def lpips_weights(trunk: str) -> Path:
 
 
 def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
-    """LPIPS (Zhang et al., arXiv 1801.03924) by torchmetrics, pictures at their own size.
-
-    Raises:
-        EvalError: the trunk's weights are not in torch's hub folder (torchmetrics ships only the heads).
-    """
+    """LPIPS (Zhang et al., arXiv 1801.03924) by torchmetrics; EvalError if the trunk's weights are missing."""
     lpips_weights(trunk)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -84,7 +77,7 @@ def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
 
 
 def each_pair(pairs: Pairs, measure: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-    """One pair at a time: pairs need not share a size, and memory does not grow with their number."""
+    """One pair at a time: pairs need not share a size."""
     values = []
     with torch.inference_mode():
         for ours, theirs in pairs:
@@ -98,12 +91,10 @@ def _unit(path: Path) -> Tensor:
 
 
 def perceptual(pairs: Pairs, model: EffNetLite0, device: str | torch.device, batch_size: int) -> np.ndarray:
-    """LPIPS-like distance on EfficientNet-Lite0; not LPIPS, and not comparable with its numbers.
+    """LPIPS-like distance on EfficientNet-Lite0, not comparable with LPIPS numbers; 0 to 4.
 
-    With φ_l the output of stage l at strides 2 … 32, scaled to unit length over channels at every position:
-    d(a, b) = 1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|². That is LPIPS (arXiv 1801.03924, eq. 1) with all
-    channel weights one and the mean over stages, so 0 for equal pictures and at most 4. Pictures are brought
-    to 224 × 224 by clean-fid's resizer.
+    1/5 Σ_l 1/(H_l W_l) Σ_hw |φ_l(a) − φ_l(b)|² (LPIPS, eq. 1, channel weights one, mean over stages), φ_l being the
+    output at strides 2 … 32, of unit length over channels, of pictures resized to 224 × 224.
     """
     values = []
     with torch.inference_mode():
