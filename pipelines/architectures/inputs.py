@@ -1,9 +1,8 @@
 """Example arguments of a denoiser's forward, from its class and configuration.
 
-`inputs.json` says for each class what its pipeline passes: these are calls, from which the graph is captured, no rules
-for a graph. A tensor is {"shape": […], "dtype": …}; a size is a number or an expression of the configuration's keys;
-"$if" leaves an argument out where its expression is false; "$sizes" names what follows from the pipeline's call (its
-keys are in `Call`), by the first of several expressions whose names are all known. Everything else stands for itself.
+`inputs.json` says what each class's pipeline passes. A tensor is {"shape": […], "dtype": …}; a size is a number or an
+expression of the configuration's keys. "$if" leaves an argument out where its expression is false. "$sizes" names
+sizes of the pipeline's `Call`: the first expression counts whose names are all known. Anything else is literal.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 class Call(TypedDict, total=False):
-    """What a pipeline is called with and works with, as far as it is known.
+    """What is known of a pipeline's call.
 
     Args:
         height, width: of the picture, in pixels.
@@ -51,9 +50,9 @@ def example_inputs(
 
     Args:
         class_name: of diffusers.
-        config: its whole configuration, defaults filled in, as `model.config` has it.
-        device: of the tensors. They are uninitialized: shapes and dtypes are what counts.
-        call: of the pipeline; what it lacks is as by default, at the class's own size.
+        config: all of it, defaults filled in.
+        device: of the tensors, which are uninitialized.
+        call: of the pipeline; what it lacks is at the class's default.
 
     Raises:
         PipelineError: the class is none of `known_classes`, or the configuration lacks a size.
@@ -84,7 +83,7 @@ def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
 
 
 def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
-    """`value` with tensors in the place of their descriptions; conditional entries decided."""
+    """`value` with tensors for their descriptions; conditional entries decided."""
     import torch  # put off: slow, and a finished run needs none of it
 
     if isinstance(value, list):
@@ -104,10 +103,10 @@ def _holds(value: Any, config: Mapping[str, Any]) -> bool:
 
 
 def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
-    """Value of an expression of configuration keys and constants with +, -, *, // and ==.
+    """Value of an expression of keys and constants with +, -, *, // and ==.
 
     Raises:
-        ValueError: the configuration lacks a key, or there is something else in the expression.
+        ValueError: a key is missing, or anything else is in the expression.
     """
 
     def value(node: ast.expr) -> Any:

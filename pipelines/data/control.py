@@ -1,4 +1,4 @@
-"""Control pictures: what a pipeline with a ControlNet is given besides a prompt."""
+"""Control pictures of a ControlNet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ARGUMENTS = ("control_image", "image")
 
 
 class ControlPictures:
-    """Control pictures of one split's prompts, made of their real pictures: arguments of the pipeline's call.
+    """Arguments of the pipeline's call: control pictures of one split, made of its real pictures.
 
     Args:
-        dataset: with a real picture for every prompt of the split.
+        dataset: with a real picture for every prompt.
         split: "evaluation", "calibration" or "held_out".
         kind: a key of `KINDS`.
         size: width and height of generated pictures.
-        argument: of the pipeline's call that takes them.
+        argument: of the pipeline's call.
     """
 
     def __init__(self, dataset: Dataset, split: str, kind: str, size: tuple[int, int], argument: str) -> None:
@@ -38,16 +38,16 @@ class ControlPictures:
         self.make = KINDS[kind]
 
     def __call__(self, indices: range) -> dict[str, list[Image.Image]]:
-        """The control pictures of some prompts."""
+        """Those of some prompts."""
         pictures = self.dataset.read(self.split, indices, self.size)
         return {self.argument: [self.make(picture) for picture in pictures]}
 
 
 def control_argument(pipeline: Any, config: ModelConfig) -> str | None:
-    """The argument of the pipeline's call that takes control pictures; None for a pipeline without.
+    """The call's argument for control pictures; None without a ControlNet.
 
     Raises:
-        PipelineError: the pipeline has a ControlNet and `model.control` is not set, or the other way round.
+        PipelineError: a ControlNet without `model.control`, or the other way round.
     """
     has = getattr(pipeline, "controlnet", None) is not None
     name = type(pipeline).__name__

@@ -1,4 +1,4 @@
-"""A pipeline put together as its configuration asks: embeddings from disk instead of text encoders, blocks on disk."""
+"""A pipeline put together as its configuration asks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from segquant_bench.pipelines.loading.models import (
 
 
 def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str], folder: Path) -> None:
-    """Encode `prompts` with the pipeline's text encoders, which are loaded and released; nothing else is loaded.
+    """Encode `prompts` with the text encoders alone, which are released again.
 
     Args:
         config: of the model.
@@ -39,7 +39,7 @@ def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str
 
 
 def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
-    """Everything of the pipeline that diffusers has a model class for, without weights."""
+    """Every component that is a model, without weights."""
     dtype = getattr(torch, config.dtype)
     empty: dict[str, Any] = {}
     for name, entry in read_index(directory).items():
@@ -58,7 +58,7 @@ def assemble(config: ModelConfig, directory: Path, embeddings: Path | None) -> A
     Args:
         config: of the model.
         directory: of the pipeline.
-        embeddings: what `write_embeddings` wrote, to be used instead of text encoders; None loads those.
+        embeddings: from `write_embeddings`; None loads the text encoders.
 
     Raises:
         PipelineError: as `load_pipeline`; a denoiser that cannot be offloaded.

@@ -1,4 +1,4 @@
-"""Names of code in a model's files: refused before diffusers or transformers could import anything by them."""
+"""Names of code in a model's files, refused before anything is imported by them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ REMOTE = "auto_map"
 
 
 def check_names(config: ModelConfig, directory: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline directory whose files name code of their own.
-
-    A class of the user's own package is fine where the configuration names it: `model.pipeline`, `model.parts`.
+    """Refuse a directory whose files name code; classes that `model.pipeline` or `model.parts` name are fine.
 
     Args:
         config: of the model.
@@ -57,7 +55,7 @@ def _is_known(library: Any) -> bool:
 
 
 def _check_files(folder: Path, kind: str) -> None:
-    """Refuse `auto_map` beside an Auto class: transformers would ask on the terminal whether to run what it names."""
+    """Refuse `auto_map` beside an Auto class: transformers would offer to run it."""
     if not kind.startswith("Auto"):
         return
     for file in sorted(folder.glob("*.json")):

@@ -1,4 +1,4 @@
-"""What `segquant-plan` takes: the model, quantizer and quantize of a run, and models that no run could load."""
+"""The configuration of `segquant-plan`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _GROUP = "model="
 class PlanModel(ModelConfig):
     """The model of a run, or one without weights.
 
-    Besides the keys of a run: `architecture` names a shipped configuration; `target` MODULE:FUNCTION that returns a
-    module, or a module and the keyword arguments of its forward; `inputs` the shapes of these arguments where they
-    are not known, {hidden_states: [1, 16, 64, 64]}. `dtype` is that of the model before quantization.
+    Besides a run's keys: `architecture` names a shipped configuration; `target` MODULE:FUNCTION returns a module,
+    perhaps with keyword arguments of its forward; `inputs` their shapes, {hidden_states: [1, 16, 64, 64]}. `dtype` is
+    that before quantization.
     """
 
     name: str = "model"
@@ -43,12 +43,12 @@ class PlanModel(ModelConfig):
     inputs: Any = None
 
     def __post_init__(self) -> None:
-        """A plan needs no weights; `compose_plan` checks what it needs."""
+        """No weights needed; `compose_plan` checks."""
 
 
 @dataclass
 class PlanConfig:
-    """One plan; `precisions` are those at which sizes are estimated, all of them if empty."""
+    """One plan; sizes are estimated at `precisions`, all if empty."""
 
     model: PlanModel = field(default_factory=PlanModel)
     quantizer: Any = MISSING
@@ -58,17 +58,17 @@ class PlanConfig:
 
 
 def model_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
-    """What `model=` takes: options of conf/model, and shipped configurations that no run can generate with.
+    """Options of conf/model, and shipped configurations without one.
 
     Args:
-        folders: further directories of configurations.
+        folders: further configuration directories.
     """
     options = {path.stem for folder in (CONF, *folders) for path in (folder / "model").glob("*.yaml")}
     return tuple(sorted(options | set(architecture_names())))
 
 
 def compose_plan(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a command line; `model=NAME` of a shipped configuration without an option reads that.
+    """The configuration of a command line; `model=NAME` may be a shipped configuration.
 
     Raises:
         PipelineError: no model, more than one, a value that no plan can have, or no such directory of configurations.
@@ -128,7 +128,7 @@ def _check(config: DictConfig) -> None:
 
 
 def _register_precision(config: DictConfig) -> None:
-    """Make a precision of one's own known, and the only one that is planned unless others are named too."""
+    """Register one's own precision, and plan it alone unless others are named."""
     if OmegaConf.is_missing(config.precision, "name"):
         return
     try:
@@ -144,7 +144,7 @@ def _register_precision(config: DictConfig) -> None:
 
 
 def methods_of(config: DictConfig) -> dict[str, Any]:
-    """The quantizer's `Method` at each precision, and the sentence why not where it refuses one.
+    """The `Method` at each precision, or why it is refused.
 
     Raises:
         PipelineError: the quantizer is another tool, decides by data, refuses all precisions, or has bad values.
@@ -167,7 +167,7 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
 
 
 def _quantizer_of(config: DictConfig) -> dict[str, Any]:
-    """The quantizer's own settings; PipelineError for one that plans nothing from the graph."""
+    """The quantizer's settings; PipelineError if it cannot plan."""
     given = None if config.quantizer is None else OmegaConf.to_container(config.quantizer, resolve=True)
     if not isinstance(given, dict) or "_target_" not in given:
         raise PipelineError(
