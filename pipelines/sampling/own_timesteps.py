@@ -1,4 +1,4 @@
-"""Calibration timesteps of the user's own package: a function (steps, seed, …) that weighs every step."""
+"""The user's own weights of timesteps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ KEY = "calibration.timesteps"
 
 
 def own_weights(timesteps: Mapping[str, Any], steps: int, seed: int) -> np.ndarray:
-    """What the user's function weighs the steps of the schedule with; asked once per process.
+    """What the user's function weighs the steps with; asked once per process.
 
     Args:
-        timesteps: `_target_`, and further arguments of it.
+        timesteps: `_target_`, and further arguments.
         steps: their number; step 0 is the noisiest.
         seed: of the calibration.
 

@@ -41,12 +41,12 @@ STAGES: tuple[Stage, ...] = (
 
 
 def open_run(config: RunConfig) -> Run:
-    """A run of which nothing is computed yet."""
+    """A run, nothing computed yet."""
     return Run(config, STAGES)
 
 
 def run_all(run: Run) -> None:
-    """Compute all stages that the run wants, in order; what can be refused without work is refused first.
+    """Compute all wanted stages in order, after cheap checks.
 
     Raises:
         PipelineError: for what the user can mend.

@@ -1,8 +1,4 @@
-"""What the pipeline calls its text encoders with.
-
-A text encoder runs before the denoiser. Its inputs are recorded from the pipeline itself, which is run up to its
-first denoiser call: token ids of prompts and negative prompts as it makes them.
-"""
+"""Inputs of text encoders, recorded from the pipeline itself."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
 
 
 class _DenoiserReachedError(Exception):
-    """The pipeline calls its denoiser: all text is encoded."""
+    """All text is encoded."""
 
 
 class _Recorder:
-    """A forward pre-hook that keeps an encoder's inputs; `prompt` is the one being encoded."""
+    """A forward pre-hook that keeps an encoder's inputs."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -30,7 +26,6 @@ class _Recorder:
         self.prompt, self.calls = 0, 0
 
     def begin(self, prompt: int) -> None:
-        """The next prompt's calls follow."""
         self.prompt, self.calls = prompt, 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -61,9 +56,9 @@ def text_inputs(
     stream: int,
     inputs: PromptInputs | None = None,
 ) -> dict[str, list[Sample]]:
-    """What the pipeline gives its text encoders for `prompts`, one prompt at a time, without any denoising.
+    """What the pipeline gives its text encoders, one prompt at a time.
 
-    The pipeline is stopped at the first call of its denoiser, so nothing recorded depends on `seed` and `stream`.
+    It stops at the first denoiser call, so nothing depends on `seed` and `stream`.
 
     Args:
         pipeline, denoiser, prompts, call, inputs: as for `sampling.generate.run_batches`.
@@ -73,7 +68,7 @@ def text_inputs(
         by encoder, the inputs of each call of each prompt (`Sample.step` counts a prompt's calls), on the CPU.
 
     Raises:
-        PipelineError: no prompts, an encoder whose forward the pipeline does not call, or inputs of another kind.
+        PipelineError: no prompts, an encoder that is not called, or inputs of another kind.
     """
     if not prompts:
         raise PipelineError("there are no prompts to calibrate text encoders on; set calibration.prompts")
