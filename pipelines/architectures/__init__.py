@@ -28,12 +28,9 @@ class Architecture:
     """One denoiser, without its weights.
 
     Args:
-        name: of its file.
         repository: on the hub.
         component: its folder there, None where the repository is this one model.
         licence: of the repository's weights.
-        class_name: of diffusers.
-        config: of the class.
         note: further remarks, or empty.
     """
 

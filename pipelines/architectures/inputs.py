@@ -49,7 +49,6 @@ def example_inputs(
     """Keyword arguments of one call of the class's forward; batch of one.
 
     Args:
-        class_name: of diffusers.
         config: all of it, defaults filled in.
         device: of the tensors, which are uninitialized.
         call: of the pipeline; what it lacks is at the class's default.
@@ -74,7 +73,6 @@ def example_inputs(
 
 
 def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
-    """The first number, or the value of the first expression whose names are known."""
     for choice in choices[:-1]:
         names = {node.id for node in ast.walk(ast.parse(choice)) if isinstance(node, ast.Name)}
         if names <= known.keys():

@@ -64,7 +64,6 @@ class DatasetConfig:
             at_least("dataset.size", self.size, 1)
 
     def _check_own(self) -> None:
-        """Refuse keys that would be ignored."""
         foreign = ("layout", "root", "table", "split", "calibration_split", "caption", "archive", "real")
         given = [key for key in (*foreign, "evaluation_prompts") if getattr(self, key) is not None]
         if given:
@@ -82,7 +81,6 @@ class DatasetConfig:
             )
 
     def _check_layout(self) -> None:
-        """Refuse keys that would be ignored."""
         needed = "table" if self.layout == "folder" else "root"
         if getattr(self, needed) is None:
             raise PipelineError(f"dataset.layout={self.layout} needs dataset.{needed}=PATH; set it")

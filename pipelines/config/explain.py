@@ -50,13 +50,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 
 def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str:
-    """Why a repository cannot be had.
-
-    Args:
-        config: with its repository.
-        key: where it stands in the configuration.
-        error: of the download.
-    """
+    """Why a repository cannot be had."""
     # Put off: only a failed download needs the hub's errors.
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

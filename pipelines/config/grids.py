@@ -118,7 +118,6 @@ def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> l
 
 
 def _overrides(grid: Mapping[str, Any]) -> list[str]:
-    """As on the command line; a YAML list is a sweep's choices."""
     return [
         f"{key}={','.join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value}"
         for key, value in grid.items()

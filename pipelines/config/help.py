@@ -47,7 +47,6 @@ def options_page() -> str:
 
 
 def _group_lines(name: str, folders: list[Path], chosen: str | None) -> Iterator[str]:
-    """The group's question, then its options; the chosen one has a star."""
     files = {file.stem: file for folder in reversed(folders) for file in (folder / name).glob("*.yaml")}
     yield f"  {name}=".ljust(_NAME + 3) + QUESTIONS.get(name, "")
     for option, file in sorted(files.items()):

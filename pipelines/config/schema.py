@@ -74,7 +74,6 @@ class RunConfig:
         self._check_components()
 
     def _check_names(self) -> None:
-        """Refuse names that no folder can have, or that tables use otherwise."""
         for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
             if NAME.fullmatch(name) is None:
                 raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
@@ -85,7 +84,6 @@ class RunConfig:
             )
 
     def _check_parts(self) -> None:
-        """Refuse missing prompts and a quantizer named after an unused part."""
         parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
         section, wanted = ("", "") if self.has_own_quantizer else parts.get(self.quantizer_name, ("", ""))
         if section and getattr(self, section).name != wanted:
@@ -100,7 +98,6 @@ class RunConfig:
             )
 
     def _check_offload(self) -> None:
-        """Refuse what needs a denoiser in memory, or text encoders that are gone."""
         if self.calibration.timesteps == "loss":
             self.check_whole("calibration.timesteps=loss")
         if self.model.embeddings == "cached" and self.text_encoders:
@@ -134,7 +131,6 @@ class RunConfig:
             )
 
     def _check_components(self) -> None:
-        """Refuse a list of components that no run can mean; whether the pipeline has them is seen later."""
         named = list(dict.fromkeys(self.quantize))
         if named != self.quantize or not named:
             raise PipelineError(
@@ -152,7 +148,6 @@ class RunConfig:
             self._check_float_denoiser()
 
     def _check_float_denoiser(self) -> None:
-        """Refuse what concerns a quantized denoiser where `quantize` leaves it out."""
         asked = f"quantize=[{','.join(self.quantize)}] leaves the denoiser as it is"
         if self.is_corrected:
             raise PipelineError(

@@ -31,7 +31,6 @@ def check_shipped(run: RunConfig) -> None:
 
 
 def _paths(run: RunConfig) -> Iterator[tuple[str, Path]]:
-    """Key -> file that the run reads."""
     named = {
         "model.path": run.model.path,
         **{f"model.parts.{name}.path": part.path for name, part in run.model.parts.items()},

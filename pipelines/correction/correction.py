@@ -134,7 +134,6 @@ def fit_step(config: CorrectionConfig, quantized: Tensor, exact: Tensor) -> Step
     """The fit of `config.method` at one timestep.
 
     Args:
-        config: method and its parameters.
         quantized: prediction, [n, channels, …] or [n, tokens, channels].
         exact: the unquantized model's on the same inputs.
     """

@@ -49,10 +49,7 @@ def fit_correction(
     Args:
         pipeline: with the unquantized denoiser under `name`; it is put back.
         name: attribute of the denoiser.
-        quantized: on the pipeline's device.
         prompts: for calibration; their latents go through the scheduler together.
-        call: further arguments of the pipeline.
-        config: method and parameters.
         seed: of the latents, with `stream` and the prompt's index.
         stream: keeps calibration latents apart from evaluation's.
         batch_size: prompts through the denoisers at once.
@@ -263,7 +260,6 @@ def _cut(value: Any, total: int, rows: slice, shared: Collection[str], name: str
 
 
 def _like(output: Any, values: Tensor) -> Any:
-    """`values` in the form of a denoiser's output."""
     if isinstance(output, Tensor):
         return values
     return (values, *output[1:]) if isinstance(output, tuple) else type(output)(sample=values)

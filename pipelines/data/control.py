@@ -30,7 +30,6 @@ class ControlPictures:
         split: "evaluation", "calibration" or "held_out".
         kind: a key of `KINDS`.
         size: width and height of generated pictures.
-        argument: of the pipeline's call.
     """
 
     def __init__(self, dataset: Dataset, split: str, kind: str, size: tuple[int, int], argument: str) -> None:

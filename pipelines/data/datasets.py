@@ -36,7 +36,6 @@ class Dataset:
     """Evaluation and calibration prompts, which never overlap, and real pictures.
 
     Attributes:
-        name: of the data set.
         evaluation: prompts of the judged pictures, in order.
         calibration: prompts that a quantizer sees.
         held_out: prompts for layer errors.
@@ -130,7 +129,6 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
 
 
 def _read(config: DatasetConfig) -> Source:
-    """All entries, with the configured calibration prompts if any."""
     root = None if config.root is None else Path(config.root)
     own = None if config.calibration_prompts is None else Path(config.calibration_prompts)
     if config._target_ is not None:
@@ -197,7 +195,6 @@ def _alone(left: list[Entry], entries: list[Entry]) -> list[Entry]:
 
 
 def _unseen(calibration: list[Entry], evaluation: list[Entry]) -> list[Entry]:
-    """Entries whose prompt is not evaluated, each prompt once."""
     seen = {entry.prompt for entry in evaluation}
     kept = []
     for entry in calibration:
@@ -235,7 +232,6 @@ def _check_available(available: list[Entry], wanted: int, config: DatasetConfig)
 
 
 def _real_pictures(config: DatasetConfig, source: Source, drawn: list[Entry]) -> tuple[Picture, ...]:
-    """The data set's own, or those of the drawn prompts."""
     if not config.pictures:
         return ()
     pictures = source.real or tuple(entry.picture for entry in drawn if entry.picture is not None)
@@ -249,7 +245,6 @@ def _real_pictures(config: DatasetConfig, source: Source, drawn: list[Entry]) ->
 
 
 def _record(config: DatasetConfig, splits: Mapping[str, list[Entry]], total: int) -> dict[str, Any]:
-    """What results say of the subset, alike on every machine."""
     hashes = {
         f"{name}_hash": _hash([[entry.key, entry.prompt] for entry in splits[name]])
         for name in ("evaluation", "calibration", "held_out")

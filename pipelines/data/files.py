@@ -131,7 +131,6 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
     """A CSV or JSONL table with columns prompt (caption, text), file (file_name, image) and perhaps split.
 
     Args:
-        path: of the table.
         root: what `file` is relative to; None: the table's folder.
         pictures: whether every prompt needs one.
     """
@@ -155,7 +154,6 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
 
 
 def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
-    """Line name, prompt, picture and split of every row."""
     text, kind = read_text(path, "table"), path.suffix.lower()
     if kind == ".csv":
         numbered: list[tuple[int, Any]] = _csv_rows(text, path)

@@ -37,8 +37,6 @@ def find_pictures(root: Path, names: Collection[str], folders: tuple[str, ...], 
     """Where a data set's pictures lie: in the zip as published, or unpacked.
 
     Args:
-        root: of the data set.
-        names: relative paths of the pictures.
         folders: below `root`, tried in order; also prefixes in a zip.
         archive: the zip below `root`.
 
@@ -98,7 +96,6 @@ def read_coco(root: Path, split: str, calibration_split: str | None, caption: st
     """COCO captions (arXiv 1504.00325).
 
     Args:
-        root: of the data set.
         split: val2017, val2014 …
         calibration_split: another one, whose pictures may be missing; None: what is not evaluated of `split`.
         caption: "first" takes the caption with the smallest id; "all" joins a picture's five by spaces.

@@ -25,7 +25,6 @@ def read_own(target: str, arguments: Mapping[str, Any]) -> Source:
 
     Args:
         target: its dotted path.
-        arguments: of it.
 
     Raises:
         PipelineError: no such function, it fails, or it returns no entries.

@@ -44,7 +44,6 @@ class Picture:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """Errors within become one sentence that names what was read."""
     try:
         yield
     except Image.DecompressionBombError as error:
@@ -56,7 +55,6 @@ def _named(what: str) -> Iterator[None]:
 
 @contextmanager
 def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]:
-    """From picture to bytes; every zip is opened once."""
     with ExitStack() as stack:
         archives = {}
         for path in sorted({picture.path for picture in pictures if picture.member is not None}):
@@ -107,7 +105,6 @@ def pictures_digest(pictures: Sequence[Picture]) -> str:
 
 
 def _decode(blob: bytes, picture: Picture) -> Image.Image:
-    """RGB of 8 bits, upright by EXIF, transparency on white."""
     with _named(f"the picture {picture}"), Image.open(io.BytesIO(blob)) as opened:
         deep = opened.mode.startswith(("I", "F"))
         if deep and not _is_grey16(opened):
@@ -148,7 +145,6 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Im
     """The picture at `size`, by Pillow's antialiased bicubic filter, as in clean-fid.
 
     Args:
-        image: of any size.
         size: width and height in pixels.
         fit: "crop" cuts the largest centred piece first; "stretch" changes proportions.
     """
@@ -163,7 +159,6 @@ def read_pictures(pictures: Sequence[Picture], size: tuple[int, int], fit: str |
     """RGB pictures of `size`, in order.
 
     Args:
-        pictures: where they lie.
         size: width and height in pixels.
         fit: as for `fit_picture`; None: they must have that size.
 
@@ -185,8 +180,6 @@ def write_pictures(pictures: Sequence[Picture], output: Path, size: tuple[int, i
     """Write 00000.png … into the new folder `output`.
 
     Args:
-        pictures: where they lie.
-        output: folder to make.
         size: width and height in pixels.
         fit: as for `fit_picture`; None keeps sizes, and the bytes of RGB PNGs.
 
@@ -210,5 +203,4 @@ def write_pictures(pictures: Sequence[Picture], output: Path, size: tuple[int, i
 
 
 def _is_rgb_png(blob: bytes) -> bool:
-    """Whether a PNG's header says 8-bit RGB."""
     return blob[:8] == b"\x89PNG\r\n\x1a\n" and blob[24:26] == b"\x08\x02"

@@ -27,9 +27,6 @@ def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str
     """Encode `prompts` with the text encoders alone, which are released again.
 
     Args:
-        config: of the model.
-        directory: of the pipeline.
-        prompts: all that will be asked for.
         folder: to make; see `embeddings.encode_prompts`.
     """
     given = _empty_components(config, directory)
@@ -39,7 +36,6 @@ def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str
 
 
 def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
-    """Every component that is a model, without weights."""
     dtype = getattr(torch, config.dtype)
     empty: dict[str, Any] = {}
     for name, entry in read_index(directory).items():
@@ -56,8 +52,6 @@ def assemble(config: ModelConfig, directory: Path, embeddings: Path | None) -> A
     """The unquantized pipeline, ready to sample.
 
     Args:
-        config: of the model.
-        directory: of the pipeline.
         embeddings: from `write_embeddings`; None loads the text encoders.
 
     Raises:

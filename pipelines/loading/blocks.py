@@ -28,7 +28,6 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     Args:
         kind: its class, possibly one that diffusers has split up.
         folder: with config.json.
-        dtype: of the parameters.
     """
     config = kind.load_config(folder)
     kind = _successor(kind, config)
@@ -79,7 +78,6 @@ def _is_precise(model: nn.Module, name: str) -> bool:
 
 
 def _fill_buffers(model: nn.Module, weights: FileWeights, dtype: torch.dtype) -> None:
-    """Read the buffers that the files hold."""
     stored = [name for name, _ in model.named_buffers() if name in weights]
     for name, tensor in weights(stored).items():
         owner, _, key = name.rpartition(".")

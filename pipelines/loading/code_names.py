@@ -19,11 +19,6 @@ REMOTE = "auto_map"
 def check_names(config: ModelConfig, directory: Path, index: Mapping[str, Any]) -> None:
     """Refuse a directory whose files name code; classes that `model.pipeline` or `model.parts` name are fine.
 
-    Args:
-        config: of the model.
-        directory: of the pipeline.
-        index: its parsed model_index.json.
-
     Raises:
         PipelineError: a pipeline class that is no name, a component of another library, a JSON file with `auto_map`.
     """

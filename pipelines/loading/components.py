@@ -86,8 +86,6 @@ def offload_components(pipeline: Any, device: str, fixed: Collection[str] = ()) 
     """Components wait in main memory and come onto `device` when they run; so do later replacements.
 
     Args:
-        pipeline: of diffusers, in main memory.
-        device: where it runs.
         fixed: names of components that stay.
     """
     slot = DeviceSlot(device)

@@ -32,7 +32,6 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], call: Mapping[str, Any
     Args:
         pipeline: with text encoders; the rest needs no weights.
         prompts: texts; repeated ones are encoded once.
-        call: further arguments of the pipeline.
         folder: to make: safetensors of `SHARD` prompts, and embeddings.json.
 
     Raises:
@@ -65,7 +64,6 @@ def _shards(prompts: list[str]) -> Iterator[list[str]]:
 
 
 def _until_latents(pipeline: Any, recorder: _Recorder, prompt: str, call: Mapping[str, Any]) -> None:
-    """Call the pipeline until it prepares latents or control pictures."""
     stops = {name: _stop for name in dir(type(pipeline)) if name.startswith("prepare_")}
     vars(pipeline).update(stops, encode_prompt=recorder)
     try:
@@ -86,8 +84,6 @@ def _stop(*_: Any, **__: Any) -> None:
 
 
 class _Recorder:
-    """Stands for `encode_prompt` and keeps its results."""
-
     def __init__(self, pipeline: Any) -> None:
         self.encode = pipeline.encode_prompt
         self.entries: dict[str, list[list[Any] | None]] = {}
@@ -109,7 +105,6 @@ class _Recorder:
         return [digest, tensor.ndim > 0 and tensor.shape[0] == 1]
 
     def take(self) -> dict[str, torch.Tensor]:
-        """The tensors since the last time, by content hash."""
         found, self._tensors = self._tensors, {}
         return found
 

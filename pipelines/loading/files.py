@@ -80,7 +80,6 @@ def quieten() -> None:
 
 
 def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
-    """How to get what a folder lacks."""
     directory = directory.resolve()
     if directory == ZOO or not directory.is_relative_to(ZOO):
         return otherwise
@@ -202,11 +201,7 @@ def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any],
     """Refuse what cannot fit into memory, before reading.
 
     Args:
-        config: of the model.
-        directory: of the pipeline.
         without: components and parts that are not loaded.
-        device: where the pipeline runs.
-        denoiser: its name.
     """
     import torch  # put off: slow, and a finished run needs none of it
 

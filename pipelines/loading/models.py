@@ -79,7 +79,6 @@ def load_pipeline(
 
     Args:
         config: with `pipeline`, `parts` and `scheduler`, which go first.
-        directory: from `resolve_directory`.
         given: components to use; None leaves one out, as do empty ones of the index.
         place: move it to the device, as `config.offload` says.
 
@@ -174,7 +173,6 @@ def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtyp
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
-    """Another class, with the shipped one's settings."""
     if config.scheduler is None and not config.scheduler_settings:
         return
     kind = type(pipeline.scheduler)
@@ -191,7 +189,6 @@ def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
 def _placed(
     pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
 ) -> DiffusionPipeline:
-    """The pipeline on its device; given components stay."""
     if config.offload == "components":
         offload_components(pipeline, device, [name for name, part in given.items() if part is not None])
         return pipeline

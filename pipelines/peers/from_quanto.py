@@ -46,7 +46,6 @@ def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: 
 
 
 def _unpack_without_compiler() -> None:
-    """Unpack int4 without compiling C++."""
     # Put off: the package is optional, and imported only where it is used.
     from optimum.quanto.library.extensions import cpp
 

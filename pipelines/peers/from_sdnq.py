@@ -44,7 +44,6 @@ def sdnq(
     """SDNQ without calibration data.
 
     Args:
-        precision: one of PRECISIONS.
         svd: add a low-rank branch (SDNQ's SVDQuant).
         rank: of that branch; None: the median of `segquant.presets.svdquant`'s.
         hadamard: rotate inputs and weights first.

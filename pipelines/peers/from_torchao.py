@@ -78,7 +78,6 @@ def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme:
 
 
 def _input_scales(model: nn.Module, names: Sequence[str], forward: Forward) -> dict[str, Tensor]:
-    """Static input scales, with the input's number of axes."""
     # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import MappingType, PerTensor
     from torchao.quantization.observer import AffineQuantizedMinMaxObserver
@@ -131,6 +130,5 @@ def _granularity(spec: QuantSpec) -> Any:
 
 
 def _packed_bytes(layer: nn.Module) -> int:
-    """Bytes with two 4-bit codes each."""
     weight: Any = layer.weight
     return model_weight_bytes(layer) - int(weight.qdata.numel()) // 2

@@ -38,7 +38,6 @@ class Peer:
     """Another tool as a quantizer: same linears, calibration and precision.
 
     Attributes:
-        name: of the quantizer.
         package: as pip knows it; any name for a package of one's own.
         precision, scheme: asked of the tool.
         apply: quantizes the named linears in place.
@@ -80,7 +79,6 @@ class Peer:
         """Quantize the linears in place; returns the model.
 
         Args:
-            model: in evaluation mode.
             batches: arguments of its forward, gone through repeatedly.
 
         Raises:
@@ -129,8 +127,6 @@ def _version(package: str) -> str | None:
 
 
 class _Calibration:
-    """Runs the calibration inputs and checks that every linear was called."""
-
     def __init__(self, names: Sequence[str], batches: Iterable[Any]) -> None:
         self.names, self.batches = names, batches
 
@@ -162,7 +158,6 @@ def _some(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Log what a tool prints and warns, at level DEBUG."""
     printed = io.StringIO()
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
         warnings.simplefilter("default")

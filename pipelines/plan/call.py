@@ -34,7 +34,6 @@ def call_of(model: DictConfig) -> Call:
 
 
 def _values(model: DictConfig, name: str) -> dict[str, Any]:
-    """A JSON file of the pipeline, empty if not there."""
     if model.path is not None:
         file: Path | None = Path(model.path) / name
     else:

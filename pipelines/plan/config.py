@@ -128,7 +128,6 @@ def _check(config: DictConfig) -> None:
 
 
 def _register_precision(config: DictConfig) -> None:
-    """Register one's own precision, and plan it alone unless others are named."""
     if OmegaConf.is_missing(config.precision, "name"):
         return
     try:
@@ -167,7 +166,6 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
 
 
 def _quantizer_of(config: DictConfig) -> dict[str, Any]:
-    """The quantizer's settings; PipelineError if it cannot plan."""
     given = None if config.quantizer is None else OmegaConf.to_container(config.quantizer, resolve=True)
     if not isinstance(given, dict) or "_target_" not in given:
         raise PipelineError(

@@ -52,10 +52,6 @@ def costs_of(
     """Costs by layer; convolutions only if the method takes them.
 
     Args:
-        module: that holds the layers.
-        layers: linears and convolutions.
-        segments: their cuts.
-        method: what is done to them.
         precision: of the plain rounding.
         item: bytes of an unquantized value.
 
@@ -86,7 +82,6 @@ def costs_of(
 
 
 def _refuse(module: nn.Module, method: Method) -> None:
-    """What `quantize_` refuses at once."""
     refuse_unmatched(module, method)
     refuse_nothing(module, targets(module, method), method)
 
@@ -123,7 +118,6 @@ def stored_bytes(module: nn.Module, item: int, without: Iterable[nn.Module] = ()
     """Bytes of parameters and buffers, shared ones once.
 
     Args:
-        module: with all submodules.
         item: bytes of a floating-point value.
         without: submodules left out, but for what they share.
     """

@@ -30,9 +30,7 @@ class LayerEntry:
     """One linear or convolution.
 
     Args:
-        name: of the module.
         kind: "linear" or "conv".
-        shape: of its weight.
         parameters: of weight and bias.
         rows: input rows (output pixels) per call of the model; 0 if never called, None if not counted.
         segments: from the graph.
@@ -54,8 +52,6 @@ class CutKind:
         kind: "linear" or "conv".
         side: "output", "input" or "none".
         sizes: of the pieces, in channels.
-        layers: how many.
-        parameters: together.
         bytes: before quantization.
         like: their names, with * for numbers.
     """
@@ -120,7 +116,6 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
     A layer cut on both sides is in two groups.
 
     Args:
-        layers: see `layer_entries`.
         item: bytes of a parameter.
     """
     groups: dict[tuple[str, str, tuple[int, ...]], list[LayerEntry]] = {}

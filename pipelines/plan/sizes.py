@@ -32,7 +32,6 @@ class DualKind:
     Args:
         activation: that feeds them.
         like: their name, with * for numbers.
-        layers: how many.
         operations: multiply-accumulates added per call; None if not counted.
         share: of those of all layers.
     """
@@ -49,7 +48,6 @@ class Estimate:
     """One precision.
 
     Args:
-        precision: a name of PRECISIONS.
         refused: why there is no plan, or None; the rest is empty then.
         plain: bytes with layers rounded to nearest.
         bytes: with cuts, scales, and low-rank branches at their largest.
@@ -98,9 +96,7 @@ def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: s
     """Read the graph of one module and count.
 
     Args:
-        source: of the module.
         methods: at each precision, or why refused.
-        dtype: of the unquantized module, for bytes.
 
     Raises:
         QuantizationError: the graph cannot be read, or no precision is left that `quantize_` would not refuse.
@@ -173,7 +169,6 @@ class _Counted:
 
     @cached_property
     def costs(self) -> dict[str, Costs | str]:
-        """By precision; or why refused."""
         return {precision: self._costs(precision, method) for precision, method in self.methods.items()}
 
     def _costs(self, precision: str, method: Method | str) -> Costs | str:
@@ -185,7 +180,6 @@ class _Counted:
             return str(error)
 
     def estimate(self, precision: str) -> Estimate:
-        """One precision."""
         costs = self.costs[precision]
         if isinstance(costs, str):
             return Estimate(precision, refused=costs)

@@ -31,7 +31,6 @@ class Source:
         component: what `quantize` calls it.
         origin: of its configuration, in words.
         module: on the meta device, or the user's.
-        inputs: keyword arguments of its forward.
     """
 
     component: str
@@ -59,7 +58,6 @@ def sources(config: DictConfig) -> list[Source]:
 
 
 def _given_inputs(model: DictConfig) -> dict[str, Any] | None:
-    """What `model.inputs` describes, a bare list being a shape."""
     if model.inputs is None:
         return None
     given = OmegaConf.to_container(model.inputs) if isinstance(model.inputs, DictConfig) else model.inputs
@@ -114,7 +112,6 @@ def _folders(model: DictConfig, component: str) -> tuple[str | None, ...]:
 
 
 def _from_directory(directory: Path, folder: str | None, component: str, model: DictConfig) -> Source:
-    """A pipeline's component, or a single model."""
     if (directory / "config.json").is_file() and not (directory / "model_index.json").is_file():
         return _from_file(directory / "config.json", component, model)
     if folder is None:
@@ -149,7 +146,6 @@ def _from_file(file: Path, component: str, model: DictConfig) -> Source:
 
 
 def _cached(place: DictConfig, folder: str | None) -> Path | None:
-    """A config.json in the local hub cache."""
     return cached(place.repo, _file(folder), place.revision)
 
 
@@ -158,7 +154,6 @@ def _file(folder: str | None) -> str:
 
 
 def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: str) -> Path:
-    """The config.json alone."""
     # Put off: only what is not on this machine needs the hub.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -190,7 +185,6 @@ def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: s
 
 
 def _from_target(model: DictConfig) -> Source:
-    """What the user's function returns."""
     module, given = made_by(model.target)
     described = _given_inputs(model)
     if described is not None:

@@ -79,7 +79,6 @@ def pieces(sizes: Sequence[int]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    """The first names, at least one, and how many more."""
     shown = names[:1] if len(", ".join(names[:NAMES_SHOWN])) > NAMES_WIDTH else names[:NAMES_SHOWN]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
@@ -183,7 +182,6 @@ def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
 
 
 def _left(estimate: Estimate) -> str:
-    """How many layers stay in floating point, and how many must be skipped for it."""
     if not estimate.left:
         return ""
     note = f"; refused until {len(estimate.unfit)} skipped" if estimate.unfit else ""

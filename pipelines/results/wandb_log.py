@@ -65,10 +65,7 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
     """Log a finished run.
 
     Args:
-        config: project, entity, group and mode.
-        results: content of results.json.
         folder: with images/; wandb writes here too.
-        resolved: the resolved configuration.
         group: if the configuration names none.
     """
     import wandb  # put off: most runs log nothing
@@ -97,7 +94,6 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
 
 
 def _layer_rows(results: dict[str, Any]) -> list[list[Any]]:
-    """Name and error of every quantized layer."""
     parts = [part.get("layer_errors", {}) for part in results["components"].values()]
     return [list(item) for found in (results["layer_errors"], *parts) for item in found.items()]
 
@@ -124,10 +120,6 @@ def _pictures(wandb: Any, results: dict[str, Any], folder: Path, count: int) -> 
 
 
 def _quantized(results: dict[str, Any], folder: Path) -> dict[Path, str]:
-    """Files of quantized components and correction, and their names in the artifact.
-
-    Denoiser and correction are at the top, others in folders.
-    """
     found: dict[Path, str] = {}
     for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("components", "*/*")):
         if stage in results["stages"]:

@@ -31,7 +31,6 @@ class Finished:
     Attributes:
         name: "reference", "calibrate", "quantize", "correct", "generate" …
         key: hash of everything it depends on.
-        path: its folder.
         seconds: wall-clock, also of an earlier run.
         peak_memory_mb: resident.
         peak_device_memory_mb: accelerator's, None on a CPU.
@@ -59,7 +58,6 @@ def find_finished(name: str, cache: Path, depends: Mapping[str, Any]) -> Finishe
 
 
 def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, str, str]:
-    """Folder, name and key."""
     key = stage_key(name, depends)
     return cache / "stage" / f"{name}-{key}", name, key
 
@@ -71,7 +69,6 @@ def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Calla
     files; one that was killed leaves them to the next run.
 
     Args:
-        name: of the stage.
         cache: root of all stages; made if missing.
         depends: JSON types; everything that would change the result.
         compute: fills a folder.
@@ -104,7 +101,6 @@ def _finished(final: Path, name: str, key: str) -> Finished | None:
 
 @contextmanager
 def _held(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock; say once if it must be waited for."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -85,8 +85,6 @@ def source_meaning(source: str) -> str:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Removes what has no effect."""
-
     def __init__(self) -> None:
         self._in_class = False
 

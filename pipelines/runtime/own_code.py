@@ -82,7 +82,6 @@ def _module(parts: list[str], what: str) -> tuple[ModuleType, list[str]]:
 
 
 def _names(found: Any) -> list[str]:
-    """What could have been meant."""
     modules = [each.name for each in pkgutil.iter_modules(getattr(found, "__path__", []))]
     return [*modules, *(name for name in dir(found) if not name.startswith("_"))]
 
@@ -105,10 +104,7 @@ def call(
     """Call the user's function with what the configuration sets.
 
     Args:
-        function: from `find_function`.
         values: arguments from the configuration.
-        section: that holds them, for messages.
-        path: of the function, for messages.
         given: further arguments, passed if it takes them.
 
     Raises:
@@ -152,7 +148,6 @@ def known_arguments(function: Callable[..., Any]) -> set[str] | None:
 
 
 def _unpacked(function: Callable[..., Any], name: str) -> set[str] | None:
-    """Keys of the TypedDict on `**kwargs`."""
     try:
         hint = typing.get_type_hints(function).get(name)
     except (NameError, TypeError, AttributeError):  # annotations that only type checkers can resolve

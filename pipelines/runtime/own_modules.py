@@ -18,11 +18,7 @@ _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib
 
 
 def own_digest(*paths: str) -> str | None:
-    """One hash of the user's code behind dotted paths; None where all are ours.
-
-    Args:
-        paths: as for `own_files`.
-    """
+    """One hash of the user's code behind dotted paths; None where all are ours."""
     files = own_files(*paths)
     whole = hashlib.sha256("".join(f"{name}\0{file_meaning(path)}\n" for name, path in files.items()).encode())
     return whole.hexdigest()[:16] if files else None
@@ -60,7 +56,6 @@ def _start(path: str) -> str:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """Its packages, outermost first."""
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(1, len(parts)))
 
@@ -92,7 +87,6 @@ def _top(name: str) -> tuple[Path | None, list[Path]]:
 
 
 def _belongs(name: str, importer: str) -> bool:
-    """Whether an import is the user's own code too."""
     top, own = name.partition(".")[0], importer.partition(".")[0]
     if top == own:
         return True

@@ -19,8 +19,6 @@ NOT_OURS = {
 
 
 class _Without(logging.Filter):
-    """Drops lines with these words."""
-
     def __init__(self, words: tuple[str, ...]) -> None:
         super().__init__()
         self.words = words

@@ -65,13 +65,10 @@ def collect(
     Args:
         pipeline: called with output_type "latent".
         denoiser: whose output is watched and whose inputs are kept.
-        prompts: for calibration.
         call: further arguments, with `num_inference_steps`.
         steps_per_prompt: None keeps every step.
         seed: of latents and steps, with `stream` and the prompt's index.
         stream: keeps evaluation (0), calibration (1) and held-out (2) apart.
-        batch_size: prompts at once.
-        label: of the progress bar.
         weights: float64 [steps], how likely each is; None: all alike.
         inputs: further arguments by prompt index, such as control pictures.
         module: whose inputs are kept instead, called at every step: a ControlNet.

@@ -147,12 +147,9 @@ def generate_images(
     Args:
         pipeline: of diffusers; `.images` for "np" are float N×H×W×3 in [0, 1].
         denoiser: whose output is watched.
-        prompts: one per picture.
-        output: folder to make.
         call: further arguments, with `num_inference_steps`.
         seed: of the latents, with the prompt's index.
         batch_size: prompts at once; last bits depend on it.
-        label: of the progress bar.
         inputs: further arguments by prompt index, such as control pictures.
 
     Raises:

@@ -22,7 +22,6 @@ def own_weights(timesteps: Mapping[str, Any], steps: int, seed: int) -> np.ndarr
     Args:
         timesteps: `_target_`, and further arguments.
         steps: their number; step 0 is the noisiest.
-        seed: of the calibration.
 
     Returns:
         float64 [steps], not negative; only proportions count.

@@ -22,7 +22,6 @@ class Sample:
     """The denoiser's inputs for one prompt at one step (with guidance two rows).
 
     Attributes:
-        prompt: its index.
         step: 0-based, of the schedule.
         rows: this prompt's rows by flattened name "a/b", in lists "a/[0]".
         shared: tensors without a batch axis.
@@ -143,7 +142,6 @@ def load_samples(folder: Path) -> list[Sample]:
 
 
 def _fit_together(first: Sample, other: Sample) -> bool:
-    """Whether one denoiser call can take both."""
     return (
         first.constants == other.constants
         and first.rows.keys() == other.rows.keys()

@@ -28,10 +28,6 @@ def shared_inputs(
     The pipeline runs to its first call of the module, with one prompt and with two. A single prompt shares nothing.
 
     Args:
-        pipeline: that calls the module.
-        module: denoiser or ControlNet.
-        prompts: what it is to be called with.
-        call: further arguments.
         inputs: further arguments by prompt index.
 
     Returns:

@@ -61,9 +61,6 @@ def rounding_loss(
         denoiser: unquantized; left as it is.
         samples: inputs at every step, of a few prompts.
         precision: a name of `segquant.PRECISIONS`.
-        total: number of steps.
-        batch_size: samples at once.
-        device: of the denoiser.
 
     Returns:
         float64 [total], not negative.
@@ -123,11 +120,9 @@ def draw_steps(
     random order, each as long as its inclusion probability, one taken per unit of length.
 
     Args:
-        total: steps of the schedule.
         count: how many; None takes all.
         seed: with `stream` and `prompt`.
         stream: keeps calibration and held-out draws apart.
-        prompt: its index.
         weights: float64 [total], not negative, or None.
 
     Raises:

@@ -39,9 +39,7 @@ def polarity(
     """Signs of the inputs of layers that an activation feeds, in one pass.
 
     Args:
-        model: float denoiser.
         segments: from `segquant.find_segments`.
-        batches: keyword arguments of its forward.
 
     Returns:
         by called layer, for every such piece: `activation`, `channels`, `rows` seen, `mostly_negative` and

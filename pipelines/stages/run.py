@@ -79,7 +79,6 @@ class Run:
     """One run. Everything is made when first asked for, and once.
 
     Attributes:
-        config: checked.
         table: stages, each behind those that it needs.
         finished: by name, those asked for so far.
         peer_denoiser: another tool's, which only this process has.

@@ -29,8 +29,6 @@ class Setting:
 
     Attributes:
         work: folder of checkpoints and logs.
-        output: the pipeline's folder.
-        device: "cpu" or "cuda".
         minutes: bound on all trainings together, or None.
         steps: bound on each, or None.
     """

@@ -141,7 +141,6 @@ def fit(
 def _descend(
     module: nn.Module, parts: Sequence[torch.optim.Optimizer], loss: torch.Tensor, learning_rate: float
 ) -> float:
-    """One step; returns the loss."""
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     for part in parts:

@@ -56,7 +56,6 @@ def _pieces(captions: Sequence[str]) -> dict[str, float]:
 
 
 def _words(captions: Sequence[str]) -> dict[str, float]:
-    """Words that occur more than once."""
     counts = Counter(word for caption in captions for word in re.findall(r"[^\s,]+", caption))
     total = sum(counts.values()) + len(captions)  # every caption has its comma
     words = {f"▁{word}": math.log(count / total) for word, count in counts.items() if count > 1}

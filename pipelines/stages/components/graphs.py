@@ -40,7 +40,6 @@ def component_segments(name: str, module: nn.Module, batches: Batches) -> dict[s
 
 
 def _read_graphs(run: Run) -> list[str]:
-    """Components whose method uses their graph."""
     return sorted(name for name, method in component_methods(run).items() if wants_graph(method))
 
 

@@ -18,8 +18,6 @@ class _DenoiserReachedError(Exception):
 
 
 class _Recorder:
-    """A forward pre-hook that keeps an encoder's inputs."""
-
     def __init__(self, name: str) -> None:
         self.name = name
         self.samples: list[Sample] = []

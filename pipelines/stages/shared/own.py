@@ -52,7 +52,6 @@ def _path(found: Any) -> str:
 
 
 def _parts(values: Any) -> Iterator[Any]:
-    """Every registered part in a method's saved form, overrides too."""
     names = set(_texts(values))
     for slot in registry.SLOTS:
         if slot != "precision":  # told by its fields

@@ -42,11 +42,7 @@ def quantize_copy(
     """A quantized copy of a component, and what was done to it, None by another tool.
 
     Args:
-        module: left as it is.
-        method: of segquant, or another tool.
-        batches: keyword arguments of its forward.
         segments: for methods that cut.
-        label: of the progress bar.
 
     Raises:
         PipelineError: there is no room for a copy.
