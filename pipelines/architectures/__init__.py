@@ -1,7 +1,4 @@
-"""Published denoisers as JSON, without weights: class, config, source and licence.
-
-`inputs.json` holds what a pipeline passes to each class (`inputs`).
-"""
+"""Published denoisers as JSON (no weights), and what their pipelines pass (`inputs`)."""
 
 from __future__ import annotations
 
@@ -28,9 +25,8 @@ class Architecture:
     """One denoiser, without its weights.
 
     Args:
-        repository: on the hub.
-        component: its folder there, None where the repository is this one model.
-        licence: of the repository's weights.
+        component: of the repository, None where it is this one model.
+        licence: of its weights.
         note: further remarks, or empty.
     """
 
@@ -52,7 +48,7 @@ def architecture(name: str, **changes: Any) -> Architecture:
     """A shipped configuration, with `changes` to its config.
 
     Raises:
-        PipelineError: no such name; a change that the class does not take.
+        PipelineError: an unknown name or change.
     """
     if name not in architecture_names():
         raise PipelineError(f"no configuration of {name!r} is shipped; {nearest(name, architecture_names())}")
@@ -76,7 +72,7 @@ def denoiser_class(class_name: str) -> type[nn.Module]:
     """A class of diffusers.
 
     Raises:
-        PipelineError: the installed diffusers has none.
+        PipelineError: diffusers has none.
     """
     import diffusers  # put off: slow, and a finished run needs none of it
 
@@ -87,10 +83,10 @@ def denoiser_class(class_name: str) -> type[nn.Module]:
 
 
 def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """An untrained module in evaluation mode; on "meta" without weights.
+    """An untrained module in evaluation mode; no weights on "meta".
 
     Raises:
-        PipelineError: no such class, or it refuses the config.
+        PipelineError: no such class, or a bad config.
     """
     import torch  # put off: slow, and a finished run needs none of it
 
@@ -104,11 +100,7 @@ def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "me
 
 
 def meta_denoiser(name: str, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """A shipped denoiser on the meta device, and keyword arguments of its forward.
-
-    Args:
-        name: of `architecture_names`.
-        changes: to its config; the arguments follow.
+    """A shipped denoiser on the meta device, and its forward's keyword arguments, both after `changes`.
 
     Raises:
         PipelineError: as `architecture`.
@@ -122,7 +114,7 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     """The whole configuration, defaults filled in.
 
     Raises:
-        PipelineError: the module has none.
+        PipelineError: there is none.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Mapping):

@@ -1,8 +1,8 @@
-"""Example arguments of a denoiser's forward, from its class and configuration.
+"""Example arguments of a denoiser's forward.
 
-`inputs.json` says what each class's pipeline passes. A tensor is {"shape": […], "dtype": …}; a size is a number or an
-expression of the configuration's keys. "$if" leaves an argument out where its expression is false. "$sizes" names
-sizes of the pipeline's `Call`: the first expression counts whose names are all known. Anything else is literal.
+In `inputs.json` a tensor is {"shape": […], "dtype": …}; sizes are numbers or expressions of configuration keys. "$if"
+leaves an argument out where false. "$sizes" names sizes of the `Call`: the first expression counts whose names are
+all known.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ class Call(TypedDict, total=False):
     """What is known of a pipeline's call.
 
     Args:
-        height, width: of the picture, in pixels.
-        max_sequence_length: of the prompt.
-        tokenizer_length: tokens that the first tokenizer pads a prompt to.
+        height, width: in pixels.
+        tokenizer_length: tokens that the first tokenizer pads to.
         vae_scale: pixels per latent, in each direction.
     """
 
@@ -46,15 +45,14 @@ def known_classes() -> tuple[str, ...]:
 def example_inputs(
     class_name: str, config: Mapping[str, Any], device: str = "meta", call: Call | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of one call of the class's forward; batch of one.
+    """Keyword arguments of one forward call; batch of one, uninitialized.
 
     Args:
-        config: all of it, defaults filled in.
-        device: of the tensors, which are uninitialized.
-        call: of the pipeline; what it lacks is at the class's default.
+        config: with defaults filled in.
+        call: of the pipeline; what it lacks is by default.
 
     Raises:
-        PipelineError: the class is none of `known_classes`, or the configuration lacks a size.
+        PipelineError: an unknown class, or a size is missing.
     """
     arguments = json.loads(INPUTS.read_text(encoding="utf-8")).get(class_name)
     if arguments is None:
@@ -104,7 +102,7 @@ def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
     """Value of an expression of keys and constants with +, -, *, // and ==.
 
     Raises:
-        ValueError: a key is missing, or anything else is in the expression.
+        ValueError: a missing key, or other syntax.
     """
 
     def value(node: ast.expr) -> Any:

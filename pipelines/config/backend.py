@@ -17,20 +17,20 @@ KEYS = (TARGET, "name", "fallback")
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """Registered names: the backend asked for, and one for layers that it cannot run (None: refuse)."""
+    """Registered names: the backend, and one for layers that it cannot run (None: refuse)."""
 
     name: str
     fallback: str | None = None
 
 
 def find_backend(value: Any) -> BackendChoice:
-    """The backend that a configuration names, registered.
+    """The configured backend, registered.
 
     Args:
-        value: a registered name, the dotted path of a class, or {name or `_target_`, perhaps `fallback`}.
+        value: a registered name, a class's dotted path, or {name or `_target_`, perhaps `fallback`}.
 
     Raises:
-        PipelineError: no such backend, a path to something else, or unknown keys.
+        PipelineError: no such backend, or unknown keys.
     """
     import segquant  # torch: not for `segquant --help`
     from segquant import registry

@@ -20,12 +20,12 @@ class DatasetConfig:
     """Which prompts and real pictures; calibration and evaluation never overlap.
 
     `archive` is a zip of captions.jsonl and PNGs; else two files of prompts and perhaps a folder `real`. `layout` is
-    a published data set below `root` (`data.layouts`) or a `table`. `_target_` names your function of entries,
-    called with `arguments` (`data.own`). `calibration_prompts` replaces a layout's own.
+    a published data set below `root` (`data.layouts`) or a `table`. `_target_` names your function of entries
+    (`data.own`). `calibration_prompts` replaces a layout's own.
 
-    `size` prompts are drawn with `seed`; None takes all. `draw`: "permutation" (numpy's), "shuffle" (Python's, as
-    SVDQuant, arXiv 2411.05007) or "first". `pictures`: false without any. `fit`: "crop" or "stretch" real pictures;
-    None keeps their size. `caption`: of COCO (first, all) or DCI (summary, short, extended).
+    `size` prompts are drawn with `seed`; None takes all. `draw`: see `data.datasets.draw`. `pictures`: false without
+    any. `fit`: "crop" or "stretch" real pictures, or None. `caption`: of COCO (first, all) or DCI (summary, short,
+    extended).
     """
 
     name: str = MISSING

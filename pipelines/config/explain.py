@@ -1,4 +1,4 @@
-"""Errors of Hydra, the hub and memory in one sentence that says what to do."""
+"""Errors of Hydra, hub and memory in one sentence."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str
 
 
 def pickles_only(files: Sequence[str], key: str) -> str:
-    """How to get safetensors in place of these pickles; empty without any."""
+    """How to get safetensors instead; empty without pickles."""
     if not files:
         return ""
     return (
@@ -87,7 +87,7 @@ def pickles_only(files: Sequence[str], key: str) -> str:
 
 
 def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str, denoiser: str) -> str:
-    """The sentence for components (bytes by name) that exceed a device's free bytes."""
+    """For components (bytes by name) that exceed the free bytes."""
     listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
     texts = config.embeddings != "cached" and any("text_encoder" in name for name in sizes)
     options = ["model.embeddings=cached"] if texts else []
@@ -105,7 +105,7 @@ def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str
 
 
 def memory_message(error: BaseException) -> str | None:
-    """The sentence for an error caused by lack of memory; None for any other."""
+    """For an error by lack of memory; else None."""
     found = next((each for each in causes(error) if _is_memory(each)), None)
     if found is None:
         return None

@@ -36,9 +36,8 @@ class GridSweeperConf:
 class GridSweeper(Sweeper):
     """The jobs of every grid in order, each job once.
 
-    Keys on the command line (and in `params`) are crossed with every grid. Where a grid has the key, only common values
-    stay, and a grid left with none has no jobs: `experiment=main precision=w4a8` is the part at 4 bits. Values that no
-    grid has replace the key (`calibration.prompts=8` for a quick look).
+    Command-line keys are crossed with every grid. A grid that has the key keeps common values (`precision=w4a8` is the
+    part at 4 bits), or no jobs. Values that no grid has replace the key (`calibration.prompts=8`).
     """
 
     __module__ = NAMESPACE

@@ -1,4 +1,4 @@
-"""Groups and options for `segquant --help`, read from the configuration files."""
+"""Groups and options for `segquant --help`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAME = 22
 
 
 def help_page() -> str:
-    """What `segquant --help` prints, without the second that Hydra's own listing takes."""
+    """What `segquant --help` prints, without Hydra's slow listing."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose("config", return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -55,7 +55,7 @@ def _group_lines(name: str, folders: list[Path], chosen: str | None) -> Iterator
 
 
 def describe(file: Path, width: int) -> str:
-    """The first sentence of a file's first comment, cut at a clause to fit `width`."""
+    """The first sentence of a file's comment, cut at a clause to `width`."""
     words: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @"):

@@ -16,10 +16,10 @@ KEY = f"precision.{TARGET}"
 
 
 def register_precision(config: PrecisionConfig) -> QuantScheme | None:
-    """Make a precision of one's own known for this process; None for one of segquant's.
+    """Make one's own precision known for this process; None for one of segquant's.
 
     Raises:
-        PipelineError: unknown fields, a function that fails or returns no scheme, or a name that is taken.
+        PipelineError: unknown fields, a failing function, no scheme, or a name taken.
     """
     if not config.is_own:
         return None

@@ -24,7 +24,7 @@ def build_method(config: RunConfig) -> Method | Peer:
     """The method of a run.
 
     Raises:
-        PipelineError: as `build_quantizer`; another tool where the run asks for more than the denoiser in memory.
+        PipelineError: as `build_quantizer`; another tool for more than the denoiser in memory.
     """
     from segquant_bench.pipelines.peers import Peer  # imports torch: not for `segquant --help`
 
@@ -38,11 +38,10 @@ def build_method(config: RunConfig) -> Method | Peer:
 
 
 def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
-    """Call the function that a quantizer configuration names.
+    """Call the function that a quantizer names.
 
     Raises:
-        PipelineError: no such function, bad arguments, a precision it refuses, a tool not installed, or no method
-            returned.
+        PipelineError: no such function, bad arguments, a refused precision, a missing tool, or no method returned.
     """
     target = str(quantizer[TARGET])
     arguments = {key: value for key, value in quantizer.items() if key not in (TARGET, "name")}

@@ -14,10 +14,9 @@ from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
 
 def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
-    """A short name of all that the numbers depend on: no logger, paths, cache or device.
+    """A short name of all that the numbers depend on, files by content; no logger, paths, cache or device.
 
-    Files count by content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`). The
-    unquantized model has one hash at every `precision`.
+    The unquantized model has one hash at every `precision`.
     """
     raw = asdict(run)
     for key in ("name", "logger", "cache", "report", "polarity"):

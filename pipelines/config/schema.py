@@ -36,12 +36,11 @@ TEXT_ENCODER = "text_encoder"
 
 @dataclass
 class RunConfig:
-    """One run: model, data, calibration, quantizer, precision, judgement.
+    """One run.
 
-    `quantize` names components by their attributes of the pipeline (denoiser, text_encoder, controlnet …); others stay
-    as they are. `components` changes quantizer settings for one of them: {text_encoder: {seglinear: false}}. `backend`
-    runs quantized layers: a known name, or one's own class as dotted path or {_target_: PATH}. `polarity` records signs
-    of activations (Table 1) in another pass. `stages` holds further stages' settings by name.
+    `quantize` names attributes of the pipeline (denoiser, text_encoder, controlnet …). `components` changes quantizer
+    settings: {text_encoder: {seglinear: false}}. `backend` runs quantized layers: a name, or one's own class as dotted
+    path or {_target_: PATH}. `polarity` records signs of activations (Table 1). `stages` holds settings by name.
     """
 
     name: str = MISSING
@@ -209,8 +208,7 @@ class RunConfig:
 def register() -> None:
     """Make the schema known to Hydra as `schema`, and three resolvers to OmegaConf.
 
-    `${zoo:NAME}` is the path of a shipped file (`runtime.paths`); `${method:}` names quantizer and correction;
-    `${options:}` lists the options for --help. Sweeps may be lists of grids.
+    `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${options:}`: options for --help.
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -220,9 +218,9 @@ def register() -> None:
 
 
 def method_label(*, _root_: DictConfig) -> str:
-    """The quantizer's name, with "+NAME" for another correction and for further components.
+    """The quantizer's name, "+NAME" for another correction and further components.
 
-    Without the denoiser, "@" stands before the first: "rtn+controlnet" is both, "rtn@controlnet" one.
+    "rtn@controlnet" leaves the denoiser out, "rtn+controlnet" does not.
     """
     quantizer, correction = _root_.quantizer, _root_.correction.name
     name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
@@ -250,7 +248,7 @@ def validate(config: DictConfig) -> RunConfig:
     """The checked run configuration.
 
     Raises:
-        PipelineError: a key is missing, of the wrong type, or out of range.
+        PipelineError: a missing key, a wrong type, or out of range.
     """
     _refuse_extra(config, RunConfig, "")
     # whole sections first: interpolations into a missing one cannot even be looked at

@@ -15,10 +15,7 @@ _PLACES = re.compile(r"(pkg|file)://([^\],'\"]+)")
 
 
 def check_search_path(arguments: Sequence[str]) -> list[Path]:
-    """Allow packages of the working folder, refuse places that are not there.
-
-    Returns:
-        the added directories.
+    """Allow packages of the working folder; returns the added directories.
 
     Raises:
         PipelineError: no such package or directory.

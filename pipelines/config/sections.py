@@ -68,10 +68,9 @@ class PartConfig:
 class ModelConfig:
     """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`).
 
-    `pipeline`: another class than the directory's. `parts`: components from elsewhere. `scheduler`: another class,
-    with the shipped settings and `scheduler_settings`. `embeddings`: "live", or "cached" (all prompts encoded before
-    the denoiser is loaded). `offload`: "none", "components" (wait in main memory) or "blocks" (read from disk).
-    `convolutions`: quantize nn.Conv2d too. `control`: how control pictures are made of the real ones: "canny".
+    `pipeline`, `parts`, `scheduler`: in place of the directory's own. `embeddings`: "live", or "cached" (prompts encoded
+    before the denoiser is loaded). `offload`: "none", "components" (wait in main memory) or "blocks" (read from disk).
+    `convolutions`: quantize nn.Conv2d too. `control`: kind of control pictures: "canny".
     """
 
     name: str = MISSING
@@ -108,10 +107,9 @@ class ModelConfig:
 class CalibrationConfig:
     """Which denoiser inputs the quantizer sees.
 
-    `prompts` with `steps_per_prompt` timesteps each, chosen by `timesteps`: uniform; normal around `mean` with `std`
-    (fractions of the schedule, 0 is the clean picture); all steps (`steps_per_prompt` null); by loss on `pilot`
-    prompts; or by weights of one's own function {_target_: PATH, …} (`sampling.own_timesteps`). `held_out` prompts,
-    for layer errors, always have uniform steps. `batch_size`: inputs through the denoiser at once.
+    `prompts` with `steps_per_prompt` timesteps each (null: all), chosen by `timesteps`: uniform; normal around `mean`
+    with `std` (fractions of the schedule, 0 is the clean picture); by loss on `pilot` prompts; or by one's own function
+    {_target_: PATH, …} (`sampling.own_timesteps`). `held_out` prompts, for layer errors, have uniform steps.
     """
 
     name: str = MISSING
@@ -151,9 +149,9 @@ class CalibrationConfig:
 class CorrectionConfig:
     """What is corrected at sampling time, fitted on `prompts` calibration prompts (null: all).
 
-    `method` is none, ptqd, tac or affine. PTQD: `variance` lessens the scheduler's noise by the quantization's. TAC:
-    factors within `clip` of 1; `input_bias` corrects the latents' mean. Affine: `grid` x `grid` spatial blocks;
-    `ridge` pulls scale to 1 and shift to 0, as a share of the prediction's mean square.
+    `method` is none, ptqd, tac or affine. PTQD: `variance` lessens the scheduler's noise. TAC: factors within `clip` of
+    1; `input_bias` corrects the latents' mean. Affine: `grid` x `grid` blocks; `ridge` pulls scale to 1 and shift to 0,
+    as a share of the prediction's mean square.
     """
 
     name: str = MISSING
@@ -176,10 +174,10 @@ class CorrectionConfig:
 
 @dataclass
 class PrecisionConfig:
-    """A name of `segquant.PRECISIONS`, or a precision under a name of one's own.
+    """A name of `segquant.PRECISIONS`, or one's own.
 
     `weight` and `input` are fields of a `segquant.QuantSpec`, {dtype: int4, granularity: group, group_size: 32}; null
-    is floating point. Or `_target_` names a function of `arguments` that returns a `segquant.QuantScheme`.
+    is floating point. Or `_target_` names a function that returns a `segquant.QuantScheme`.
     """
 
     name: str = MISSING

@@ -13,10 +13,10 @@ CLIP_METRICS = frozenset(["clip_score", "caption_top1"])
 
 
 def check_shipped(run: RunConfig) -> None:
-    """Refuse a run that needs pipelines/zoo where it is missing.
+    """Refuse a run whose files of pipelines/zoo are missing.
 
     Raises:
-        PipelineError: files are missing, or SEGQUANT_ZOO names no directory.
+        PipelineError: they are, or SEGQUANT_ZOO names no directory.
     """
     named = zoo_variable()
     if named is not None and not named.is_dir():

@@ -1,7 +1,6 @@
-"""Corrections of a quantized denoiser's prediction: fits from pairs, and files.
+"""Corrections of a quantized denoiser's prediction: scale · prediction + shift per timestep, channel or block.
 
-Predictions are the scheduler's input, after guidance: [n, channels, …], or [n, tokens, channels] as in FLUX. Every
-correction is scale · prediction + shift, per timestep and per channel or block.
+Predictions come after guidance: [n, channels, …], or [n, tokens, channels] as in FLUX.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class StepFit:
-    """The fit at one timestep; grid axes are 1 where place does not matter.
+    """The fit at one timestep; grid axes may be 1.
 
     Attributes:
         scale: float64 [channels or 1, *grid].
         shift: float64 [channels or 1, *grid].
-        variance: float64 [channels], of the remaining error; None if not used.
+        variance: float64 [channels] of the remaining error, or None.
     """
 
     scale: Tensor
@@ -115,8 +114,8 @@ def fit_tac(quantized: Tensor, exact: Tensor, clip: float) -> StepFit:
 def fit_affine(quantized: Tensor, exact: Tensor, grid: int, ridge: float) -> StepFit:
     """Scale and shift per spatial block, by ridge regression towards (1, 0).
 
-    Minimises mean((scale·q + shift - f)²) + ridge·(m·(scale-1)² + shift²), m the block's mean of q². `grid` blocks
-    along each spatial axis, fewer on a shorter one; for packed latents, runs of tokens.
+    Minimises mean((scale·q + shift - f)²) + ridge·(m·(scale-1)² + shift²), m the block's mean of q². `grid` blocks per
+    spatial axis, fewer on a short one; of packed latents, runs of tokens.
     """
     q, f = (channels_second(x).double() for x in (quantized, exact))
     residual = f - q
@@ -131,12 +130,7 @@ def fit_affine(quantized: Tensor, exact: Tensor, grid: int, ridge: float) -> Ste
 
 
 def fit_step(config: CorrectionConfig, quantized: Tensor, exact: Tensor) -> StepFit:
-    """The fit of `config.method` at one timestep.
-
-    Args:
-        quantized: prediction, [n, channels, …] or [n, tokens, channels].
-        exact: the unquantized model's on the same inputs.
-    """
+    """The fit of `config.method` at one timestep, both predictions on the same inputs."""
     if config.method == "ptqd":
         fit = fit_ptqd(quantized, exact)
         return fit if config.variance else StepFit(fit.scale, fit.shift)
@@ -197,7 +191,7 @@ def load_correction(folder: Path) -> Correction:
     """Inverse of `save_correction`.
 
     Raises:
-        PipelineError: the files are of another schema.
+        PipelineError: another schema.
     """
     head = json.loads((folder / "correction.json").read_text(encoding="utf-8"))
     if head["schema"] != SCHEMA:

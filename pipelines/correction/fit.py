@@ -1,7 +1,7 @@
-"""Fit a correction along the trajectory of the corrected, quantized model.
+"""Fit a correction along the trajectory of the corrected model.
 
-Calibration prompts are sampled in lockstep. At every step both denoisers see the same inputs, the pair of predictions
-is fitted, and the corrected one goes on (as in TAC-Diffusion; PTQD and affine take the same pairs).
+At every step both denoisers see the same inputs, the pair is fitted, and the corrected prediction goes on (as in
+TAC-Diffusion).
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def fit_correction(
 
     Args:
         pipeline: with the unquantized denoiser under `name`; it is put back.
-        name: attribute of the denoiser.
-        prompts: for calibration; their latents go through the scheduler together.
-        seed: of the latents, with `stream` and the prompt's index.
-        stream: keeps calibration latents apart from evaluation's.
-        batch_size: prompts through the denoisers at once.
+        prompts: their latents go through the scheduler together.
+        seed: with `stream` and the prompt's index.
+        stream: keeps latents apart from evaluation's.
+        batch_size: through the denoisers at once.
         inputs: further arguments by prompt index, such as control pictures.
 
     Raises:
-        PipelineError: no prompts, or the prediction is no weighted sum of the denoiser's outputs.
+        PipelineError: no prompts, or as `exact_prediction`.
     """
     if not prompts:
         raise PipelineError("there are no calibration prompts to fit a correction on; set calibration.prompts")
@@ -162,9 +161,9 @@ class Fitter:
 def exact_prediction(
     pairs: Sequence[tuple[Tensor, Tensor]], prediction: Tensor, prompts: int
 ) -> tuple[Tensor, list[float]]:
-    """What the scheduler would have been given by the unquantized denoiser.
+    """What the unquantized denoiser would have given the scheduler.
 
-    Weights of guidance's branches are found by least squares on the quantized outputs.
+    Branch weights are found by least squares on quantized outputs.
 
     Args:
         pairs: (quantized, exact) outputs of the step's denoiser calls, [branches · prompts, …].
@@ -172,7 +171,7 @@ def exact_prediction(
         prompts: rows of the latents.
 
     Returns:
-        The exact prediction, shaped like `prediction`, and the weight of each branch.
+        The exact prediction, and the weight of each branch.
 
     Raises:
         PipelineError: the prediction is no weighted sum of the outputs.

@@ -81,12 +81,12 @@ class Corrector:
 def corrected_step(
     scheduler: Any, original: Callable[..., Any], bound: inspect.BoundArguments, fit: StepFit
 ) -> tuple[Any, bool]:
-    """One step with the prediction corrected, and less noise where the fit knows its variance.
+    """One step with the prediction corrected, and less noise where the variance is known.
 
-    Channels that the latents lack (a learned variance) stay as they are.
+    Channels that the latents lack (a learned variance) stay.
 
     Returns:
-        The step's result, and whether the scheduler adds noise that could be lessened.
+        The step's result, and whether it adds noise that could be lessened.
     """
     prediction, latents = bound.arguments["model_output"], bound.arguments["sample"]
     width = latents.shape[1] if latents.ndim > 3 else prediction.shape[1]

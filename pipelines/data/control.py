@@ -23,10 +23,9 @@ ARGUMENTS = ("control_image", "image")
 
 
 class ControlPictures:
-    """Arguments of the pipeline's call: control pictures of one split, made of its real pictures.
+    """Call arguments: control pictures of one split, made of its real pictures.
 
     Args:
-        dataset: with a real picture for every prompt.
         split: "evaluation", "calibration" or "held_out".
         kind: a key of `KINDS`.
         size: width and height of generated pictures.
@@ -46,7 +45,7 @@ def control_argument(pipeline: Any, config: ModelConfig) -> str | None:
     """The call's argument for control pictures; None without a ControlNet.
 
     Raises:
-        PipelineError: a ControlNet without `model.control`, or the other way round.
+        PipelineError: only one of ControlNet and `model.control` is there.
     """
     has = getattr(pipeline, "controlnet", None) is not None
     name = type(pipeline).__name__

@@ -33,16 +33,16 @@ RESERVE = 1024  # entries that are kept for calibration where a data set has no 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Evaluation and calibration prompts, which never overlap, and real pictures.
+    """Prompts and real pictures.
 
     Attributes:
-        evaluation: prompts of the judged pictures, in order.
+        evaluation: prompts in picture order, none in the others.
         calibration: prompts that a quantizer sees.
         held_out: prompts for layer errors.
-        pictures: by these three names, each prompt's real picture or None.
-        real: pictures to judge against; may be empty.
+        pictures: each prompt's, by these names, or None.
+        real: pictures to judge against, if any.
         fit: see `fit_picture`; None: sizes stay.
-        record: how prompts were drawn, with their hash; JSON types.
+        record: how prompts were drawn, with a hash; JSON types.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Dataset:
         return pictures_digest(self.real) if self.real else None
 
     def needed_pictures(self, split: str) -> list[Picture]:
-        """Every prompt's real picture in "evaluation", "calibration" or "held_out".
+        """Every prompt's real picture in a split.
 
         Raises:
-            PipelineError: a prompt has none, or its file is not there.
+            PipelineError: one is missing.
         """
         found = self.pictures[split]
         present = [picture for picture in found if picture is not None]
@@ -100,7 +100,7 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
     """Read, draw and check the prompts of a run.
 
     Raises:
-        PipelineError: a file is missing, empty or malformed; there are too few prompts, or one is in both splits.
+        PipelineError: a bad file, too few prompts, or one in both splits.
     """
     source = _read(config)
     drawn, left = draw(source.evaluation, config)
@@ -157,10 +157,10 @@ def _read_published(config: DatasetConfig, root: Path) -> Source:
 
 
 def draw(entries: list[Entry], config: DatasetConfig) -> tuple[list[Entry], list[Entry]]:
-    """The entries to evaluate on, in picture order, and the others, the least likely to be drawn first.
+    """The entries to evaluate on, and the others, the least likely drawn first.
 
-    `size` None takes all. "permutation": numpy's, by `seed`. "shuffle": Python's `random.Random(seed).shuffle`,
-    sorted by key (SVDQuant's rule for MJHQ and sDCI, seed 0). "first": in the files' order.
+    "permutation" is numpy's, "shuffle" Python's `random.Random(seed).shuffle` sorted by key (SVDQuant's for MJHQ and
+    sDCI, seed 0), "first" the files' order. `size` None takes all.
 
     Raises:
         PipelineError: there are fewer than `size`.

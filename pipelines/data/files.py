@@ -72,7 +72,7 @@ def load_yaml(text: str, what: str, path: Path) -> Any:
 
 
 def read_archive(archive: Path) -> Source:
-    """A zip of captions.jsonl (file, caption, split) and PNGs; all of the split's pictures are judged against."""
+    """A zip of captions.jsonl (file, caption, split) and PNGs, all of the split judged against."""
     try:
         with zipfile.ZipFile(archive) as file:
             text = file.read("captions.jsonl").decode("utf-8-sig")
@@ -128,10 +128,10 @@ def read_prompt_files(evaluation: Path, calibration: Path, real: str | None) -> 
 
 
 def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
-    """A CSV or JSONL table with columns prompt (caption, text), file (file_name, image) and perhaps split.
+    """A CSV or JSONL table: prompt (caption, text), file (file_name, image), perhaps split.
 
     Args:
-        root: what `file` is relative to; None: the table's folder.
+        root: of `file`; None: the table's folder.
         pictures: whether every prompt needs one.
     """
     root = path.parent if root is None else root

@@ -34,14 +34,14 @@ Find = Callable[[str], Picture]
 
 
 def find_pictures(root: Path, names: Collection[str], folders: tuple[str, ...], archive: str | None) -> Find | None:
-    """Where a data set's pictures lie: in the zip as published, or unpacked.
+    """Where a data set's pictures lie, zipped or unpacked.
 
     Args:
-        folders: below `root`, tried in order; also prefixes in a zip.
+        folders: below `root`, tried in order; prefixes in a zip.
         archive: the zip below `root`.
 
     Returns:
-        From relative path to picture, some possibly missing; None if no place has any.
+        Picture by relative path, some possibly missing; None without any.
 
     Raises:
         PipelineError: the zip is damaged.
@@ -97,8 +97,8 @@ def read_coco(root: Path, split: str, calibration_split: str | None, caption: st
 
     Args:
         split: val2017, val2014 …
-        calibration_split: another one, whose pictures may be missing; None: what is not evaluated of `split`.
-        caption: "first" takes the caption with the smallest id; "all" joins a picture's five by spaces.
+        calibration_split: its pictures may be missing; None: the rest of `split`.
+        caption: "first" by id; "all" joined by spaces.
         pictures: whether those of `split` must be there.
     """
     evaluation = _coco_entries(root, split, caption, pictures)
@@ -155,8 +155,7 @@ def read_dci(root: Path, caption: str, pictures: bool) -> Source:
 
     Args:
         root: the folder densely_captioned_images.
-        caption: "summary" is the first of the picture's summaries (at most 77 tokens); "short" one line; "extended"
-            adds what else is to be seen, as SegQuant's published code.
+        caption: "summary" (at most 77 tokens), "short" (one line) or "extended", as SegQuant's published code.
         pictures: whether they must be there.
     """
     folder = root / "complete"

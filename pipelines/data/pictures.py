@@ -160,10 +160,10 @@ def read_pictures(pictures: Sequence[Picture], size: tuple[int, int], fit: str |
 
     Args:
         size: width and height in pixels.
-        fit: as for `fit_picture`; None: they must have that size.
+        fit: as for `fit_picture`; None refuses other sizes.
 
     Raises:
-        PipelineError: a picture cannot be read, or has another size.
+        PipelineError: unreadable, or another size.
     """
     with _reader(pictures) as read:
         images = [_decode(read(picture), picture) for picture in pictures]

@@ -1,4 +1,4 @@
-"""Denoisers whose blocks stay on disk (model.offload=blocks), and modules without weights."""
+"""Denoisers with blocks on disk (model.offload=blocks)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A diffusers model with parameters on the meta device, buffers as initialised.
 
     Args:
-        kind: its class, possibly one that diffusers has split up.
+        kind: its class, maybe one that diffusers has split up.
         folder: with config.json.
     """
     config = kind.load_config(folder)
@@ -54,10 +54,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
-    """The denoiser with its blocks on disk; same numbers as loaded whole.
+    """The denoiser with its blocks on disk; same numbers.
 
     Raises:
-        PipelineError: a weight is missing or of another shape, or there are no blocks.
+        PipelineError: a weight is missing or misshapen, or there are no blocks.
     """
     kind, folder = denoiser_class(config, directory)
     dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
@@ -101,11 +101,7 @@ def quantize_from_disk(
     label: str,
     segments: Mapping[str, Segments] | None = None,
 ) -> tuple[nn.Module, Outcome]:
-    """The quantized denoiser, made with one block's float weights in memory at a time.
-
-    Returns:
-        it, in main memory, in evaluation mode; and what was done to it.
-    """
+    """The quantized denoiser, in main memory, and its outcome; one block's float weights at a time."""
     with progress_bar(label) as progress:
         offloaded = offloaded_denoiser(config, directory)
         outcome = quantize_offloaded_with_outcome_(offloaded, method, batches, segments, progress=progress)
@@ -113,7 +109,7 @@ def quantize_from_disk(
 
 
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
-    """A stored quantized denoiser, in main memory, without ever making float weights."""
+    """A stored quantized denoiser in main memory, without float weights."""
     kind, source = denoiser_class(config, directory)
     model = empty_module(kind, source, getattr(torch, config.dtype))
     return drop_cached_weights_(segquant.load_quantized(folder, model))

@@ -26,16 +26,14 @@ class ClassPromptPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has n
         output_type: str = "np",
         return_dict: bool = True,
     ) -> Any:
-        """One picture per prompt.
+        """One picture per prompt, which names a class; arguments as for `DiTPipeline`.
 
         Args:
-            prompt: classes.
             height, width: only the denoiser's own size.
-            num_inference_steps, guidance_scale, generator, return_dict: as for `DiTPipeline`.
             output_type: "np", "pil" or "pt"; "latent" decodes all the same.
 
         Raises:
-            PipelineError: a prompt that names no class, or another size.
+            PipelineError: no such class, or another size.
         """
         size = self.transformer.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         if (height or size, width or size) != (size, size):

@@ -1,4 +1,4 @@
-"""Names of code in a model's files, refused before anything is imported by them."""
+"""Names of code in a model's files, refused before any import."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ REMOTE = "auto_map"
 
 
 def check_names(config: ModelConfig, directory: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a directory whose files name code; classes that `model.pipeline` or `model.parts` name are fine.
+    """Refuse files that name code, but for `model.pipeline` and `model.parts`.
 
     Raises:
-        PipelineError: a pipeline class that is no name, a component of another library, a JSON file with `auto_map`.
+        PipelineError: a pipeline class that is no name, another library's component, or `auto_map`.
     """
     file = directory / "model_index.json"
     if config.pipeline is None and not isinstance(index["_class_name"], str):

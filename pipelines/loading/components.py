@@ -21,9 +21,9 @@ def _extend(pipeline: Any, **members: Any) -> None:
 
 
 class DeviceSlot:
-    """The one group of components on a device; others wait in main memory.
+    """The one group of components on a device.
 
-    Text encoders and autoencoder are groups of their own; denoiser, ControlNet and their copies are one.
+    Text encoders and autoencoder are groups of their own; denoiser, ControlNet and copies are one.
     """
 
     def __init__(self, device: str) -> None:
@@ -53,10 +53,7 @@ class DeviceSlot:
 
 
 class DeviceHook:
-    """A forward pre-hook that brings a component onto its device.
-
-    Unlike accelerate's hooks it can be copied: a component's copy shares it.
-    """
+    """A forward pre-hook that brings a component onto its device; a component's copy shares it."""
 
     def __init__(self, slot: DeviceSlot, group: str) -> None:
         self.slot, self.group = slot, group
@@ -83,11 +80,7 @@ def hook_of(module: nn.Module) -> DeviceHook | None:
 
 
 def offload_components(pipeline: Any, device: str, fixed: Collection[str] = ()) -> None:
-    """Components wait in main memory and come onto `device` when they run; so do later replacements.
-
-    Args:
-        fixed: names of components that stay.
-    """
+    """Components, and later replacements, wait in main memory and come onto `device` to run, but `fixed` names."""
     slot = DeviceSlot(device)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and name not in fixed:

@@ -1,4 +1,4 @@
-"""Prompt embeddings on disk, for a pipeline without text encoders; each prompt is encoded alone."""
+"""Prompt embeddings on disk; each prompt is encoded alone."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ class _EncodedError(Exception):
 
 
 def encode_prompts(pipeline: Any, prompts: Sequence[str], call: Mapping[str, Any], folder: Path) -> None:
-    """Write what `encode_prompt` returns for each prompt, called as the pipeline calls it.
+    """Write what `encode_prompt` returns for each prompt.
 
     Args:
         pipeline: with text encoders; the rest needs no weights.
-        prompts: texts; repeated ones are encoded once.
         folder: to make: safetensors of `SHARD` prompts, and embeddings.json.
 
     Raises:
-        PipelineError: no `encode_prompt`, or one that takes or returns what cannot be stored.
+        PipelineError: no `encode_prompt`, or one that cannot be stored.
     """
     if not hasattr(pipeline, "encode_prompt"):
         raise PipelineError(

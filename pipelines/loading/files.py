@@ -25,7 +25,7 @@ def resolve_directory(config: ModelConfig) -> Path:
     """The pipeline's local directory, downloaded if only `repo` is given.
 
     Raises:
-        PipelineError: no such directory, no diffusers pipeline in it, files missing or truncated, no network.
+        PipelineError: no directory, pipeline or network; files missing or truncated.
     """
     directory = Path(config.path) if config.path is not None else _download(config, "model")
     check_directory(directory, config.variant)
@@ -33,7 +33,7 @@ def resolve_directory(config: ModelConfig) -> Path:
 
 
 def resolve_part(name: str, part: PartConfig) -> Path:
-    """The directory of a component from elsewhere, downloaded if only `repo` is given.
+    """The same of a component from elsewhere.
 
     Raises:
         PipelineError: as `resolve_directory`.
@@ -138,7 +138,7 @@ def _check_weights(folder: Path, class_name: str, variant: str | None, key: str 
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """A component's safetensors, of the variant if any; of shards those that the index names."""
+    """A component's safetensors, of the variant if any; shards as indexed."""
     for middle in (f".{variant}", "") if variant else ("",):
         indexes = sorted(folder.glob(f"*.safetensors.index{middle}.json"))
         if indexes:
@@ -198,11 +198,7 @@ def component_bytes(directory: Path, variant: str | None, item: int, without: Ma
 
 
 def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any], device: str, denoiser: str) -> None:
-    """Refuse what cannot fit into memory, before reading.
-
-    Args:
-        without: components and parts that are not loaded.
-    """
+    """Refuse what cannot fit into memory, `without` some components."""
     import torch  # put off: slow, and a finished run needs none of it
 
     from segquant.modules.memory import free_bytes

@@ -75,16 +75,15 @@ def text_components(index: Mapping[str, Any]) -> dict[str, None]:
 def load_pipeline(
     config: ModelConfig, directory: Path, given: Mapping[str, Any] | None = None, *, place: bool = True
 ) -> DiffusionPipeline:
-    """The pipeline in `config.dtype` on `config.device`, quiet, in evaluation mode.
+    """The pipeline in `config.dtype` on `config.device`, in evaluation mode.
 
     Args:
-        config: with `pipeline`, `parts` and `scheduler`, which go first.
-        given: components to use; None leaves one out, as do empty ones of the index.
-        place: move it to the device, as `config.offload` says.
+        config: its `pipeline`, `parts` and `scheduler` go first.
+        given: components to use; None leaves one out.
+        place: move it, as `config.offload` says.
 
     Raises:
-        PipelineError: no such denoiser, diffusers cannot load it, it does not take `config.call`, or it does not fit
-            into memory.
+        PipelineError: no such denoiser, diffusers cannot load it, bad `config.call`, or too little memory.
     """
     quieten()
     index = read_index(directory)
@@ -119,15 +118,15 @@ def _not_loaded(folder: Path, error: Exception) -> PipelineError:
 
 
 def named_class(name: str, key: str, kind: str) -> Any:
-    """A class of diffusers, or of the user's by its dotted path.
+    """A class of diffusers, or the user's by dotted path.
 
     Args:
-        name: from the configuration, never from a model's files.
+        name: from the configuration, never a model's files.
         key: where it stands there.
-        kind: the diffusers class that one's own must derive from.
+        kind: the diffusers class to derive from.
 
     Raises:
-        PipelineError: there is none, or it is of another kind.
+        PipelineError: none, or of another kind.
     """
     if "." not in name:
         return diffusers_class(name, key)
@@ -140,7 +139,7 @@ def named_class(name: str, key: str, kind: str) -> Any:
 
 
 def diffusers_class(name: str, key: str) -> Any:
-    """A class of diffusers or a pipeline of ours; its name may come from a model's files."""
+    """A class of diffusers or a pipeline of ours; its name may be from a model's files."""
     import diffusers  # put off: slow, and a finished run needs none of it
 
     from segquant_bench.pipelines.loading import class_prompts
@@ -236,10 +235,10 @@ def _denoiser_among(pipeline: str, modules: Collection[str], name: str | None) -
 
 
 def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
-    """The denoiser alone, in `config.dtype` on `config.device`, in evaluation mode.
+    """The denoiser alone, in evaluation mode.
 
     Raises:
-        PipelineError: the pipeline names no denoiser, or diffusers cannot load it.
+        PipelineError: none is named, or diffusers cannot load it.
     """
     kind, folder = denoiser_class(config, directory)
     quieten()

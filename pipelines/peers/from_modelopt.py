@@ -1,8 +1,7 @@
 """NVIDIA ModelOpt (nvidia-modelopt): absolute maximum, SmoothQuant, AWQ, SVDQuant.
 
-Simulated: weights keep their dtype and are rounded in every forward pass. Formats are set for every linear by name,
-without ModelOpt's exceptions (`proj_out`), as in other methods. Inputs scaled at run time are switched on after
-calibration, as AWQ and SVDQuant calibrate weights alone.
+Simulated: weights are rounded in every forward pass. Formats are set by name, without ModelOpt's exceptions
+(`proj_out`). Dynamic inputs come on after calibration, as AWQ and SVDQuant calibrate weights alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SDNQ (SD.Next Quantization): int8 and 4-bit weights, int8 inputs per token at run time.
 
-Compilation and OpenVINO are off unless SDNQ's environment variables say otherwise. Inputs of fewer than 32 rows
-(AdaLN's) stay in floating point. SDNQ's own exceptions are off, so that all methods quantize the same linears.
+No compilation or OpenVINO unless SDNQ's environment variables say so. Inputs of fewer than 32 rows (AdaLN's) stay in
+floating point. SDNQ's own exceptions are off.
 """
 
 from __future__ import annotations

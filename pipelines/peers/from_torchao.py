@@ -1,7 +1,6 @@
-"""PyTorch's torchao: int8 with dynamic or static inputs, and int4 weights.
+"""PyTorch's torchao: int8 with dynamic or static inputs, and int4 weights, on a CPU.
 
-All run on a CPU. Packed int4 needs CUDA kernels, so IntxWeightOnlyConfig and Int8DynamicActivationIntxWeightConfig
-stand in: one code per byte, counted as half a byte.
+Packed int4 needs CUDA; IntxWeightOnlyConfig and Int8DynamicActivationIntxWeightConfig stand in, a code per byte.
 """
 
 from __future__ import annotations

@@ -38,13 +38,12 @@ class Peer:
     """Another tool as a quantizer: same linears, calibration and precision.
 
     Attributes:
-        package: as pip knows it; any name for a package of one's own.
-        precision, scheme: asked of the tool.
+        package: as pip knows it, or any name for one's own.
         apply: quantizes the named linears in place.
         options: what else the numbers depend on.
         skip: globs of module names that stay in floating point.
         seed: of the tool's draws.
-        layer_bytes: of a quantized linear as packed, where memory holds it wider; else None.
+        layer_bytes: of a quantized linear as packed, if memory holds it wider; else None.
     """
 
     name: str
@@ -76,14 +75,10 @@ class Peer:
         return [name for name in linears if not any(fnmatch.fnmatchcase(name, glob) for glob in self.skip)]
 
     def quantize_(self, model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-        """Quantize the linears in place; returns the model.
-
-        Args:
-            batches: arguments of its forward, gone through repeatedly.
+        """Quantize the linears in place; `batches` are gone through repeatedly.
 
         Raises:
-            PipelineError: nothing to quantize, a group size that does not divide, a linear that calibration never
-                called, or one that the tool left as it was.
+            PipelineError: no linears, a group size that does not divide, a linear never called or left as it was.
         """
         names = self.layers(model)
         self._check(model, names)

@@ -1,4 +1,4 @@
-"""`segquant-plan model=NAME`: what the graph says, and what quantizing would cost. Needs no weights."""
+"""`segquant-plan model=NAME`: what quantizing would cost. Needs no weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plan(overrides: Sequence[str]) -> Plan:
     """The plan of a command line.
 
     Raises:
-        PipelineError, QuantizationError, HydraException: see `segquant_bench.pipelines.main.user_message`.
+        PipelineError, QuantizationError, HydraException: see `pipelines.main.user_message`.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
     from segquant_bench.pipelines.plan.config import compose_plan, methods_of

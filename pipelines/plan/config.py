@@ -31,9 +31,8 @@ _GROUP = "model="
 class PlanModel(ModelConfig):
     """The model of a run, or one without weights.
 
-    Besides a run's keys: `architecture` names a shipped configuration; `target` MODULE:FUNCTION returns a module,
-    perhaps with keyword arguments of its forward; `inputs` their shapes, {hidden_states: [1, 16, 64, 64]}. `dtype` is
-    that before quantization.
+    `architecture` names a shipped configuration; `target` MODULE:FUNCTION returns a module, perhaps with its forward's
+    keyword arguments; `inputs` their shapes, {hidden_states: [1, 16, 64, 64]}.
     """
 
     name: str = "model"
@@ -58,20 +57,16 @@ class PlanConfig:
 
 
 def model_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
-    """Options of conf/model, and shipped configurations without one.
-
-    Args:
-        folders: further configuration directories.
-    """
+    """Options of conf/model (and of `folders`), and shipped configurations without one."""
     options = {path.stem for folder in (CONF, *folders) for path in (folder / "model").glob("*.yaml")}
     return tuple(sorted(options | set(architecture_names())))
 
 
 def compose_plan(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a command line; `model=NAME` may be a shipped configuration.
+    """The configuration of a command line.
 
     Raises:
-        PipelineError: no model, more than one, a value that no plan can have, or no such directory of configurations.
+        PipelineError: no model or several, bad values, or no such configuration directory.
     """
     _register()
     folders = check_search_path(overrides)
@@ -146,7 +141,7 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
     """The `Method` at each precision, or why it is refused.
 
     Raises:
-        PipelineError: the quantizer is another tool, decides by data, refuses all precisions, or has bad values.
+        PipelineError: another tool, one that decides by data, or no precision left.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
     from segquant import PRECISIONS, Method

@@ -56,7 +56,7 @@ def costs_of(
         item: bytes of an unquantized value.
 
     Raises:
-        QuantizationError: as `quantize_` for the whole method; a rank larger than a layer; no layer fits.
+        QuantizationError: as `quantize_`; a rank larger than a layer; no layer fits.
     """
     _refuse(module, method)
     meant = {

@@ -32,8 +32,7 @@ class LayerEntry:
     Args:
         kind: "linear" or "conv".
         parameters: of weight and bias.
-        rows: input rows (output pixels) per call of the model; 0 if never called, None if not counted.
-        segments: from the graph.
+        rows: input rows (output pixels) per call; 0 if never called, None if not counted.
     """
 
     name: str
@@ -132,10 +131,9 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
 
 
 def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] | None:
-    """Rows of every layer in one call (see `LayerEntry`), by a run of a copy.
+    """Rows of every layer in one call, by a run of a copy.
 
-    Weights have no values unless the forward needs them (tokens sent to experts); None, with a warning, where it
-    reads a value that is not there.
+    Weights get values only if the forward needs them; None, with a warning, where it reads a missing value.
     """
     device, mode = device_of(module, inputs), FakeTensorMode(allow_non_fake_inputs=True)
     try:

@@ -71,10 +71,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ComponentPlan:
-    """The plan of one module; parameters and bytes are of all of it, before quantization.
+    """The plan of one module; its parameters and bytes are before quantization.
 
-    `operations` are multiply-accumulates of linears and convolutions per call with `inputs`' shapes; None if not
-    counted or none is called. `tied` parameters are counted again in all layers but the first.
+    `operations` are multiply-accumulates of linears and convolutions per call; None if not counted. `tied` parameters
+    are counted again in later layers.
     """
 
     component: str
@@ -99,7 +99,7 @@ def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: s
         methods: at each precision, or why refused.
 
     Raises:
-        QuantizationError: the graph cannot be read, or no precision is left that `quantize_` would not refuse.
+        QuantizationError: no graph, or no precision left.
     """
     item, module = getattr(torch, dtype).itemsize, source.module
     segments = find_segments(module, kwargs=source.inputs)

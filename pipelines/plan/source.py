@@ -43,7 +43,7 @@ def sources(config: DictConfig) -> list[Source]:
     """One for each component in `config.quantize`.
 
     Raises:
-        PipelineError: a configuration that is missing, or of no model that can be planned.
+        PipelineError: a configuration is missing, or cannot be planned.
     """
     model = config.model
     if model.target is not None or model.architecture is not None:

@@ -19,7 +19,7 @@ def made_by(target: str) -> tuple[nn.Module, dict[str, Any] | None]:
     """The module, and its forward's keyword arguments or None.
 
     Raises:
-        PipelineError: no such function, it fails, or it returns something else.
+        PipelineError: no such function, it fails, or no module.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
     from torch import nn

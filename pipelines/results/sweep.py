@@ -13,10 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class SweepFolder(Callback):
-    """Remembers this process's sweep folder.
-
-    No report in `on_multirun_end`, which Hydra leaves out when a job failed.
-    """
+    """Remembers this process's sweep folder; Hydra skips `on_multirun_end` when a job failed."""
 
     current: tuple[Path, bool] | None = None
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per job, grouped by sweep; only this module imports wandb."""
+"""Weights & Biases; only this module imports wandb."""
 
 from __future__ import annotations
 
@@ -62,12 +62,7 @@ def summary_values(results: dict[str, Any]) -> dict[str, float]:
 
 
 def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolved: Any, group: str) -> None:
-    """Log a finished run.
-
-    Args:
-        folder: with images/; wandb writes here too.
-        group: if the configuration names none.
-    """
+    """Log a finished run; `group` if the configuration names none, wandb's files into `folder`."""
     import wandb  # put off: most runs log nothing
 
     run = wandb.init(

@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
 
 
 def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
-    """Mean, median, geometric mean (0 if any error is 0) and number of relative errors; None without layers."""
+    """Mean, median, geometric mean and number of relative errors; None without layers."""
     values = list(errors.values())
     if not values:
         return {"mean": None, "median": None, "geometric_mean": None, "n": 0}
@@ -51,7 +51,7 @@ def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
 
 
 def stage_records(stages: dict[str, Finished], folder: Path) -> dict[str, dict[str, Any]]:
-    """Seconds, peak memory, cached or not, key and relative path by stage."""
+    """Cost, key and relative path by stage."""
     records = {}
     for name, stage in stages.items():
         record = asdict(stage)
@@ -74,10 +74,7 @@ def denoiser_errors(run: Run) -> dict[str, Any]:
 
 
 def component_records(run: Run) -> dict[str, dict[str, Any]]:
-    """By component: bytes before and after, and errors of quantized ones but the denoiser.
-
-    Empty for runs that quantize the denoiser alone.
-    """
+    """By component: bytes and errors; none for the denoiser, empty where it is alone."""
     if not run.config.other_components:
         return {}
     found = read_json(run.folder("components") / COMPONENTS)
@@ -97,10 +94,7 @@ def correction_record(run: Run) -> dict[str, Any] | None:
 
 
 def backend_record(run: Run) -> dict[str, Any]:
-    """What was asked to run the quantized layers, and layers per backend.
-
-    None and empty where segquant quantized nothing.
-    """
+    """The backend asked for and layers per backend; None and empty where segquant quantized nothing."""
     if run.config.is_float or isinstance(run.method, Peer):
         return {"backend": None, "backend_layers": {}}
     layers = read_json(run.folder("generate") / BACKENDS)
@@ -140,7 +134,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def copy_plan(run: Run, folder: Path) -> dict[str, str]:
-    """Copy the plan of `auto` into the run's folder, to be edited; returns where, empty for other methods."""
+    """Copy the plan of `auto` into the run's folder, for edits; returns where, else empty."""
     if not run.config.quantizes_denoiser:
         return {}
     source = run.folder("quantize") / PLAN
@@ -151,10 +145,7 @@ def copy_plan(run: Run, folder: Path) -> dict[str, str]:
 
 
 def write_results(run: Run, folder: Path) -> Path:
-    """Put pictures, evaluation and results.json into a run's folder; returns the JSON's path.
-
-    Pictures are hard links where possible; results.json comes last.
-    """
+    """Put pictures (hard links if possible), evaluation and, last, results.json into a run's folder; returns its path."""
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

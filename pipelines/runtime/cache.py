@@ -1,4 +1,4 @@
-"""Stages on disk: computed once, shared by runs that depend on the same things."""
+"""Stages on disk, shared by runs that depend on the same things."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ class Finished:
     """A finished stage.
 
     Attributes:
-        name: "reference", "calibrate", "quantize", "correct", "generate" …
         key: hash of everything it depends on.
         seconds: wall-clock, also of an earlier run.
-        peak_memory_mb: resident.
-        peak_device_memory_mb: accelerator's, None on a CPU.
+        peak_device_memory_mb: None on a CPU.
         cached: whether this run found it finished.
     """
 
@@ -47,7 +45,7 @@ class Finished:
 
 
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
-    """A hash of name and dependencies (JSON types), whatever the order of keys."""
+    """A hash of name and dependencies (JSON types), in any order."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -65,13 +63,11 @@ def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, st
 def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
     """The stage's folder, filled by `compute(empty folder)` unless it is there.
 
-    It gets its name only when complete. Runs that want the same stage wait for it. A failed computation removes its
-    files; one that was killed leaves them to the next run.
+    It gets its name when complete. Runs that want the same stage wait. Failed computations are removed, killed ones by
+    the next run.
 
     Args:
-        cache: root of all stages; made if missing.
         depends: JSON types; everything that would change the result.
-        compute: fills a folder.
 
     Raises:
         PipelineError: the disk is full, or a file cannot be read or written.
@@ -145,7 +141,7 @@ def _disk_full(name: str, where: Path) -> PipelineError:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Make `target` a copy of a finished folder, by hard links on one file system."""
+    """Copy a finished folder, by hard links on one file system."""
     shutil.rmtree(target, ignore_errors=True)
 
     def link_or_copy(origin: str, copy: str) -> str:

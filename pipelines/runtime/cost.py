@@ -40,10 +40,7 @@ def _peak_mb(was_reset: bool) -> float:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Fill a `Cost` with what the block took, CUDA's peak apart.
-
-    Outside Linux the peak is that of the process so far.
-    """
+    """Fill a `Cost` with what the block took; outside Linux the peak is the process's."""
     cost, was_reset, start = Cost(), _reset_peak(), time.perf_counter()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -24,7 +24,7 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...]) -> str:
-    """One hash of names and contents of files below `root` with these suffixes, without hidden ones."""
+    """One hash of names and contents of files with these suffixes, hidden ones left out."""
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)

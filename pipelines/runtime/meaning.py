@@ -18,10 +18,7 @@ OURS = ("pipelines", "eval")
 
 
 def code_digest(*names: str) -> str:
-    """One hash of the meaning of modules and whole packages; nothing is imported.
-
-    Args:
-        names: dotted, in any order: "pipelines.sampling", "their_package.methods". Only Python files count.
+    """One hash of the meaning of dotted modules and whole packages; nothing is imported.
 
     Raises:
         PipelineError: a name without any Python file.
@@ -75,11 +72,7 @@ def _file_meaning(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def source_meaning(source: str) -> str:
-    """Hash of a syntax tree without what has no effect at run time.
-
-    Left out: comments, layout, docstrings, annotations outside class bodies (where they make dataclass fields), and
-    blocks under `if TYPE_CHECKING`.
-    """
+    """Hash of a syntax tree without comments, docstrings, `if TYPE_CHECKING`, and annotations outside class bodies."""
     tree = _Stripped().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
 

@@ -1,6 +1,6 @@
 """The user's own code, found by dotted path and called; its errors become one sentence.
 
-Paths come from command line or configuration only, never from files of models, data sets, plans or results.
+Paths come from command line or configuration only, never from other files.
 """
 
 from __future__ import annotations
@@ -40,14 +40,10 @@ def add_working_folder() -> None:
 
 
 def find(path: str, key: str) -> Any:
-    """What a dotted path such as `their_pkg.methods.mine` names.
-
-    Args:
-        path: module and attribute.
-        key: of the configuration, for messages.
+    """What a dotted path such as `their_pkg.methods.mine` names; `key` is for messages.
 
     Raises:
-        PipelineError: no dotted path, it leads nowhere, or its module fails on import.
+        PipelineError: it leads nowhere, or its module fails on import.
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
@@ -101,14 +97,14 @@ def call(
     path: str,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Call the user's function with what the configuration sets.
+    """Call the user's function.
 
     Args:
         values: arguments from the configuration.
-        given: further arguments, passed if it takes them.
+        given: further ones, passed if it takes them.
 
     Raises:
-        PipelineError: an argument that it does not take, one that it lacks, or whatever it raises.
+        PipelineError: a wrong or missing argument, or whatever it raises.
     """
     known = known_arguments(function)
     extra = {key: value for key, value in (given or {}).items() if known is None or key in known}

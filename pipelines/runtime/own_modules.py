@@ -25,12 +25,10 @@ def own_digest(*paths: str) -> str | None:
 
 
 def own_files(*paths: str) -> dict[str, Path]:
-    """Name and file of the user's modules behind dotted paths, with the user's modules that they import.
-
-    Followed are imports within the top-level package, and of uninstalled modules beside it.
+    """The user's modules behind dotted paths, with imports from their package or uninstalled ones beside it.
 
     Raises:
-        PipelineError: a path to no Python file, where edits would go unnoticed.
+        PipelineError: a path to no Python file.
     """
     add_working_folder()
     found: dict[str, Path] = {}

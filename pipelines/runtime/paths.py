@@ -1,6 +1,6 @@
 """The benchmark's own files: in a clone, or in a wheel's `segquant_bench`.
 
-pipelines/zoo (108 MB) is in the repository only; SEGQUANT_ZOO=CLONE/pipelines/zoo gives it to an installed package.
+pipelines/zoo is in clones only; SEGQUANT_ZOO=CLONE/pipelines/zoo gives it to a wheel.
 """
 
 from __future__ import annotations

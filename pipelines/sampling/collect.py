@@ -18,9 +18,9 @@ from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weigh
 
 
 class InputCollector:
-    """A forward pre-hook that keeps inputs of the wanted (prompt, step) pairs.
+    """A forward pre-hook that keeps inputs of wanted (prompt, step) pairs; call `begin` before each batch.
 
-    Call `begin` before each batch. `shared` names inputs without rows.
+    `shared` names inputs without rows.
     """
 
     def __init__(self, wanted: Sequence[frozenset[int]], shared: frozenset[str] = frozenset()) -> None:
@@ -60,24 +60,22 @@ def collect(
     inputs: PromptInputs | None = None,
     module: torch.nn.Module | None = None,
 ) -> list[Sample]:
-    """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
+    """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps, None at all.
 
     Args:
-        pipeline: called with output_type "latent".
         denoiser: whose output is watched and whose inputs are kept.
-        call: further arguments, with `num_inference_steps`.
-        steps_per_prompt: None keeps every step.
+        call: with `num_inference_steps`.
         seed: of latents and steps, with `stream` and the prompt's index.
         stream: keeps evaluation (0), calibration (1) and held-out (2) apart.
         weights: float64 [steps], how likely each is; None: all alike.
         inputs: further arguments by prompt index, such as control pictures.
-        module: whose inputs are kept instead, called at every step: a ControlNet.
+        module: whose inputs are kept instead: a ControlNet.
 
     Returns:
         Samples in order of prompt, then step, on the CPU.
 
     Raises:
-        PipelineError: no prompts, more steps than the schedule has, NaN in the denoiser's output.
+        PipelineError: no prompts, too few steps, NaN in the denoiser's output.
     """
     if not prompts:
         raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
@@ -113,12 +111,9 @@ def step_weights(
     device: str,
     inputs: PromptInputs | None = None,
 ) -> np.ndarray | None:
-    """How likely each step is to be drawn; None where all are alike.
+    """float64 [steps], how likely each is to be drawn; None where all are alike.
 
-    "loss" samples the first `config.pilot` prompts and weighs a step by the error of rounding to nearest.
-
-    Returns:
-        float64 [steps], or None.
+    "loss" weighs a step by the error of rounding to nearest, on `config.pilot` prompts.
     """
     total = call["num_inference_steps"]
     if isinstance(config.timesteps, Mapping):

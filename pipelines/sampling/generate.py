@@ -24,10 +24,7 @@ PromptInputs = Callable[[range], Mapping[str, Any]]
 
 
 def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
-    """A prompt's latent seed: a hash of (seed, stream, index).
-
-    Streams keep evaluation (0) and calibration (1) apart.
-    """
+    """A hash of (seed, stream, index); streams keep evaluation (0) and calibration (1) apart."""
     return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -69,11 +66,7 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 @contextmanager
 def finite_output(denoiser: torch.nn.Module, steps: int, prompts: Sequence[str]) -> Iterator[None]:
-    """Stop at the first output that is not finite.
-
-    Raises:
-        PipelineError: naming step, timestep and prompt.
-    """
+    """PipelineError, naming step, timestep and prompt, at the first output that is not finite."""
     counter = StepCounter()
 
     def check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -111,8 +104,8 @@ def run_batches(
 ) -> Iterator[tuple[range, Any]]:
     """Call the pipeline on `batch_size` prompts at a time; yields (prompt indices, images).
 
-    `on_batch` is told the indices before each call; `inputs` gives further arguments. Latents are drawn on the CPU
-    per prompt, whatever batch and device. Other draws (a control picture's latents) are seeded per batch.
+    `on_batch` gets the indices before each call; `inputs` gives further arguments. Latents are drawn per prompt on the
+    CPU; other draws are seeded per batch.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
     with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
@@ -145,15 +138,15 @@ def generate_images(
     """Write 00000.png … and manifest.json into the new folder `output`.
 
     Args:
-        pipeline: of diffusers; `.images` for "np" are float N×H×W×3 in [0, 1].
+        pipeline: its `.images` for "np" are float N×H×W×3 in [0, 1].
         denoiser: whose output is watched.
-        call: further arguments, with `num_inference_steps`.
+        call: with `num_inference_steps`.
         seed: of the latents, with the prompt's index.
-        batch_size: prompts at once; last bits depend on it.
+        batch_size: last bits depend on it.
         inputs: further arguments by prompt index, such as control pictures.
 
     Raises:
-        PipelineError: no prompts, or NaN in the denoiser's output or a decoded picture.
+        PipelineError: no prompts, or NaN in an output or picture.
     """
     if not prompts:
         raise PipelineError("there are no prompts to generate pictures for; check dataset.size and the prompt file")

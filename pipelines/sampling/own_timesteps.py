@@ -17,17 +17,13 @@ KEY = "calibration.timesteps"
 
 
 def own_weights(timesteps: Mapping[str, Any], steps: int, seed: int) -> np.ndarray:
-    """What the user's function weighs the steps with; asked once per process.
-
-    Args:
-        timesteps: `_target_`, and further arguments.
-        steps: their number; step 0 is the noisiest.
+    """The user's weights of the steps, step 0 the noisiest; asked once per process.
 
     Returns:
         float64 [steps], not negative; only proportions count.
 
     Raises:
-        PipelineError: no such function, it fails, or it returns something else.
+        PipelineError: no such function, it fails, or no weights.
     """
     return np.array(_weights(json.dumps(dict(timesteps), sort_keys=True, default=str), steps, seed))
 

@@ -1,4 +1,4 @@
-"""Denoiser inputs as data: cut per prompt, stored, read in batches."""
+"""Denoiser inputs, cut per prompt, stored, and read in batches."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @dataclass
 class Sample:
-    """The denoiser's inputs for one prompt at one step (with guidance two rows).
+    """The denoiser's inputs for one prompt at one step (two rows with guidance).
 
     Attributes:
-        step: 0-based, of the schedule.
         rows: this prompt's rows by flattened name "a/b", in lists "a/[0]".
         shared: tensors without a batch axis.
         constants: everything else, JSON types only.
@@ -67,7 +66,7 @@ def _relist(value: Any) -> Any:
 
 
 def flat_tensors(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors among a module's inputs by flattened name, detached, on the CPU.
+    """Tensors by flattened name, detached, on the CPU.
 
     Raises:
         PipelineError: an input that cannot be stored.
@@ -81,9 +80,8 @@ def cut_sample(
 ) -> Sample:
     """One prompt's rows out of a denoiser call on `batch` prompts.
 
-    Guidance stacks prompts twice, so an item's rows lie `batch` apart. The latents (the first tensor with more than
-    one axis) give the number of rows. A 0-dimensional `timestep` is spread over them. `shared` inputs have no rows,
-    even if as long by chance (FLUX's 16 positions and 16 prompts).
+    Guidance stacks prompts, so an item's rows lie `batch` apart. The latents (first tensor with more than one axis) give
+    the number of rows; a 0-dimensional `timestep` is spread over them. `shared` inputs have no rows, even if as long.
 
     Raises:
         PipelineError: the rows are no multiple of `batch`, or an input cannot be stored.

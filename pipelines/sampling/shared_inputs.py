@@ -23,15 +23,9 @@ def shared_inputs(
     call: Mapping[str, Any],
     inputs: PromptInputs | None = None,
 ) -> frozenset[str]:
-    """Names of `module`'s tensors that are as long for two prompts as for one.
+    """Names, as in `Sample.shared`, of `module`'s tensors that are as long for two prompts as for one.
 
-    The pipeline runs to its first call of the module, with one prompt and with two. A single prompt shares nothing.
-
-    Args:
-        inputs: further arguments by prompt index.
-
-    Returns:
-        flattened names as in `Sample.shared`.
+    The pipeline runs up to the module with one prompt and with two. A single prompt shares nothing.
 
     Raises:
         PipelineError: the pipeline never calls the module.

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def depends(config: CalibrationConfig, precision: str, total: int) -> dict[str, Any]:
-    """What the drawn steps depend on besides seed, prompts and number (JSON types).
-
-    A user's function counts by its weights.
-    """
+    """What drawn steps depend on besides seed, prompts and number (JSON types), a user's function by its weights."""
     if isinstance(config.timesteps, Mapping):
         return {"rule": "own", "weights": own_weights(config.timesteps, total, config.seed).tolist()}
     own: dict[str, dict[str, Any]] = {
@@ -35,13 +32,10 @@ def depends(config: CalibrationConfig, precision: str, total: int) -> dict[str, 
 
 
 def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
-    """PTQ4DM's clipped normal (2211.15736, "normally distributed time-step calibration").
+    """PTQ4DM's clipped normal (2211.15736, "normally distributed time-step calibration"): float64 [total], sum 1.
 
-    t ~ N(mean, std), clipped to [0, 1]: 0 is the clean picture. Step i (0 is the noisiest) has the times between
-    1 - (i+1)/total and 1 - i/total, the outer steps also what is clipped.
-
-    Returns:
-        float64 [total], sum 1.
+    t ~ N(mean, std), clipped to [0, 1], 0 the clean picture. Step i has the times between 1 - (i+1)/total and
+    1 - i/total; step 0 is the noisiest.
     """
     edges = (np.linspace(1.0, 0.0, total + 1) - mean) / std
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
@@ -53,17 +47,12 @@ def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
 def rounding_loss(
     denoiser: torch.nn.Module, samples: Sequence[Sample], precision: str, total: int, *, batch_size: int, device: str
 ) -> np.ndarray:
-    """The relative squared output error of the round-to-nearest model at each step.
+    """The round-to-nearest model's relative squared output error at each step, calibrated on `samples`.
 
-    A copy is calibrated on `samples`; a step's loss is Σ|Q(x) - F(x)|² / Σ|F(x)|² over its samples.
-
-    Args:
-        denoiser: unquantized; left as it is.
-        samples: inputs at every step, of a few prompts.
-        precision: a name of `segquant.PRECISIONS`.
+    A step's loss is Σ|Q(x) - F(x)|² / Σ|F(x)|² over its samples.
 
     Returns:
-        float64 [total], not negative.
+        float64 [total].
 
     Raises:
         PipelineError: a step has no samples, or rounding changes nothing.
@@ -85,12 +74,9 @@ def rounding_loss(
 
 
 def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
-    """How likely each step is among `count` different ones, in proportion to `weights`.
+    """How likely each step is among `count` different ones, in proportion to `weights`: float64 [total], sum `count`.
 
-    Steps that would exceed 1 are always taken; others share the rest.
-
-    Returns:
-        float64 [total], sum `count`.
+    Steps that would exceed 1 are always taken.
 
     Raises:
         PipelineError: fewer than `count` steps have a positive weight.
@@ -114,19 +100,18 @@ def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
 def draw_steps(
     total: int, count: int | None, seed: int, stream: int, prompt: int, weights: np.ndarray | None = None
 ) -> frozenset[int]:
-    """`count` different steps of 0 … total-1 for one prompt.
+    """`count` different steps of 0 … total-1 for one prompt; None takes all.
 
-    Without weights all are alike (as in Q-Diffusion, 2302.04304). With weights the draw is systematic: steps in
-    random order, each as long as its inclusion probability, one taken per unit of length.
+    Without weights all are alike (Q-Diffusion, 2302.04304). With weights the draw is systematic: steps in random
+    order, each as long as its inclusion probability, one per unit of length.
 
     Args:
-        count: how many; None takes all.
         seed: with `stream` and `prompt`.
         stream: keeps calibration and held-out draws apart.
         weights: float64 [total], not negative, or None.
 
     Raises:
-        PipelineError: more steps are asked for than there are.
+        PipelineError: there are too few steps.
     """
     if count is None:
         return frozenset(range(total))

@@ -1,7 +1,4 @@
-"""The stage of the signs of activations (Table 1 of arXiv 2507.14811), with `polarity=true` only: it costs a pass.
-
-DualScale gains where many channels of an activation's output are mostly negative.
-"""
+"""The stage of the signs of activations (Table 1 of arXiv 2507.14811), with `polarity=true`."""
 
 from __future__ import annotations
 
@@ -37,9 +34,6 @@ def polarity(
     model: torch.nn.Module, segments: Mapping[str, Segments], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Signs of the inputs of layers that an activation feeds, in one pass.
-
-    Args:
-        segments: from `segquant.find_segments`.
 
     Returns:
         by called layer, for every such piece: `activation`, `channels`, `rows` seen, `mostly_negative` and

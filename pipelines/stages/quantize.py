@@ -76,10 +76,7 @@ QUANTIZE = Stage(
 
 
 def quantized_denoiser(run: Run) -> nn.Module:
-    """The quantized denoiser on the pipeline's device; the float one if it is not quantized.
-
-    Another tool's is kept in memory; another process makes it again.
-    """
+    """The quantized denoiser on the pipeline's device, or the float one; another tool's is kept in memory."""
     if not run.has(QUANTIZE.name):
         return run.denoiser
     folder = run.folder(QUANTIZE.name)

@@ -81,7 +81,7 @@ class Run:
     Attributes:
         table: stages, each behind those that it needs.
         finished: by name, those asked for so far.
-        peer_denoiser: another tool's, which only this process has.
+        peer_denoiser: another tool's.
     """
 
     config: RunConfig

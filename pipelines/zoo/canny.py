@@ -23,7 +23,7 @@ RECIPE = Recipe(steps=900, batch=192, lr=1e-3, average=0.995, muon=True)
 def build(transformer: SD3Transformer2DModel) -> SD3ControlNetModel:
     """Copies of the denoiser's embeddings and first three blocks, each feeding two blocks through zeros.
 
-    As InstantX's: pooled text is zero, edges' latents are not shifted.
+    As InstantX's: zero pooled text, unshifted latents.
     """
     taken = ["sample_size", "patch_size", "in_channels", "out_channels", "attention_head_dim", "num_attention_heads"]
     taken += ("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim", "pos_embed_max_size", "qk_norm")
@@ -53,10 +53,7 @@ def edge_latents(images: torch.Tensor) -> torch.Tensor:
 def train_controlnet(
     transformer: SD3Transformer2DModel, cached: Cached, edges: torch.Tensor, recipe: Recipe, folder: Path, device: str
 ) -> SD3ControlNetModel:
-    """The denoiser's objective, through the frozen denoiser (Zhang et al. 2302.05543, eq. 5).
-
-    `edges` float [n, 16, 8, 8]. Captions are dropped for guidance.
-    """
+    """The denoiser's objective, through the frozen denoiser (Zhang et al. 2302.05543, eq. 5); `edges` float [n, 16, 8, 8]."""
     torch.manual_seed(8)
     transformer = transformer.to(device).eval().requires_grad_(False)
     model = build(transformer).to(device).train()

@@ -1,7 +1,6 @@
 """Training pictures: two emoji sets, rendered at 64×64.
 
-npm packages: `@iconify-json/noto` (Google, Apache-2.0) and `@iconify-json/fluent-emoji-flat` (Microsoft, MIT). No
-skin-tone variants; a caption is name and style ("red apple, noto style").
+npm packages: `@iconify-json/noto` (Google, Apache-2.0) and `@iconify-json/fluent-emoji-flat` (Microsoft, MIT).
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ def is_skin_tone_variant(name: str, names: set[str]) -> bool:
 
 
 def split_of(name: str) -> str:
-    """By a hash of the name: both styles of a subject are in one split."""
+    """By a hash of the name, for both styles alike."""
     value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
     return "calibration" if value < CALIBRATION_SHARE else "evaluation"
 
 
 def load_icons(spec: str) -> dict[str, str]:
-    """Fetch a package with `npm pack`; name → SVG, without hidden icons and skin tones."""
+    """Fetch a package with `npm pack`; name → SVG."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, capture_output=True, text=True)
         if done.returncode:

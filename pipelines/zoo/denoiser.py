@@ -48,7 +48,7 @@ def train(
     """Rectified flow (Esser et al. 2403.03206, eq. 12–14) with logit-normal timesteps.
 
     `latents` float [n, 16, 8, 8], shifted and scaled; `text` [n, 16, 256] and `pooled` [n, 256]; `empty` those of
-    the empty prompt, for a tenth of the samples. `initial`: earlier weights.
+    the empty prompt. `initial`: earlier weights.
     """
     torch.manual_seed(3)
     model = build().to(device)

@@ -30,7 +30,7 @@ class Setting:
     Attributes:
         work: folder of checkpoints and logs.
         minutes: bound on all trainings together, or None.
-        steps: bound on each, or None.
+        steps: on each, or None.
     """
 
     work: Path
@@ -67,7 +67,7 @@ def scaled_latents(images: torch.Tensor, shift: bool) -> torch.Tensor:
 
 @torch.no_grad()
 def embedded(encode: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]], captions: Sequence[str]) -> Any:
-    """Words and pooled text of all captions and of the empty prompt, by a pipeline's `encode`."""
+    """Words and pooled text of all captions and the empty prompt, by a pipeline's `encode`."""
     parts = [encode(list(captions[start : start + 256])) for start in range(0, len(captions), 256)]
     words, pooled = (torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))
     empty = encode([""])

@@ -23,7 +23,7 @@ def attention(
     scale: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Plain attention: on the CPU, torch's fused kernel is three times as slow backward at 32 tokens.
+    """Plain attention; on the CPU, torch's fused kernel is slower backward.
 
     Raises:
         ValueError: a mask, dropout or causal order.
@@ -52,9 +52,9 @@ class Cached:
 
     Attributes:
         latents: float [n, c, h, w], as the denoiser sees them.
-        words: float [n, tokens, width], hidden states.
+        words: float [n, tokens, width].
         pooled: float [n, width].
-        empty: words [tokens, width] and pooled [width] of the empty prompt.
+        empty: [tokens, width] and [width] of the empty prompt.
     """
 
     latents: torch.Tensor

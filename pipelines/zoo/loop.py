@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 class Recipe:
     """`steps` of `batch` samples, peak rate `lr` after `warmup` steps, then cosine decay.
 
-    `minutes` bounds the wall clock; decay follows whichever of steps and time is further on. `average` is the decay
-    of the weights' average.
+    `minutes` bounds the wall clock, which may speed up the decay. `average` is the decay of the weights' average.
     """
 
     steps: int
@@ -97,8 +96,7 @@ def fit(
 ) -> nn.Module:
     """Train `module` in place and return it, averaged if the recipe says so.
 
-    `loss(step)` must depend on `step` alone, so that a run can resume. Checkpoints and a log of losses (JSON lines)
-    lie in `folder`.
+    `loss(step)` must depend on `step` alone, for resuming. Checkpoints and a JSON-lines log lie in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, record = folder / f"{name}.pt", folder / f"{name}.jsonl"

@@ -23,10 +23,7 @@ SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def build_tokenizer(captions: Sequence[str], folder: Path) -> T5Tokenizer:
-    """Unigram tokenizer in T5's format (<pad> 0, </s> 1, <unk> 2), learnt on the captions.
-
-    Repeated words and the letters of printable ASCII are entries.
-    """
+    """Unigram tokenizer in T5's format (<pad> 0, </s> 1, <unk> 2), with repeated words and printable ASCII letters."""
     scores = _pieces(captions) | _words(captions)
     vocabulary = [(name, 0.0) for name in SPECIAL]
     vocabulary += sorted((entry for entry in scores.items() if entry[0] not in SPECIAL), key=lambda e: (-e[1], e[0]))

@@ -72,10 +72,7 @@ def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> Au
 def refine_decoder(
     vae: AutoencoderKL, images: torch.Tensor, recipe: Recipe, folder: Path, device: str
 ) -> AutoencoderKL:
-    """Train the decoder on at fixed latents, so that the denoiser stays valid.
-
-    3 % of noise on the latents makes it forgive the denoiser's errors.
-    """
+    """Train the decoder at fixed latents, so that the denoiser stays valid; 3 % of noise on them."""
     latents, spread = encode(vae, images), 1 / vae.config.scaling_factor
     decoder = vae.decoder.to(device).to(memory_format=torch.channels_last).train()
 

@@ -37,7 +37,7 @@ def check_components(index: Mapping[str, Any], names: Sequence[str]) -> None:
     """Refuse names that are no text encoders or ControlNets of the pipeline.
 
     Raises:
-        PipelineError: no such component, an empty one, or one of another kind.
+        PipelineError: missing, empty, or of another kind.
     """
     components = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     able = [name for name, kind in components.items() if any(word in name for word in ABLE) and kind is not None]
@@ -56,7 +56,7 @@ def check_components(index: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def component_method(config: RunConfig, name: str) -> Method:
-    """The run's method changed by `components.NAME`, without `skip` and `overrides`, which name the denoiser's layers.
+    """The run's method changed by `components.NAME`, without the denoiser's `skip` and `overrides`.
 
     Raises:
         PipelineError: a setting that the quantizer does not take.

@@ -54,10 +54,7 @@ def component_bytes(pipeline: Any) -> dict[str, int]:
 
 
 def load_component(folder: Path, module: nn.Module) -> nn.Module:
-    """The stored quantized component, in evaluation mode on `module`'s device.
-
-    Filled into an empty copy, so that no float weight is held twice.
-    """
+    """The stored quantized component on `module`'s device; no float weight is held twice."""
     device = next(module.parameters()).device
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)

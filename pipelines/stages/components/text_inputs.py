@@ -54,16 +54,12 @@ def text_inputs(
     stream: int,
     inputs: PromptInputs | None = None,
 ) -> dict[str, list[Sample]]:
-    """What the pipeline gives its text encoders, one prompt at a time.
+    """What the pipeline gives its text encoders, one prompt at a time, up to the first denoiser call.
 
-    It stops at the first denoiser call, so nothing depends on `seed` and `stream`.
-
-    Args:
-        pipeline, denoiser, prompts, call, inputs: as for `sampling.generate.run_batches`.
-        names: attributes of the encoders.
+    Nothing depends on `seed` and `stream`. Arguments are as for `sampling.generate.run_batches`.
 
     Returns:
-        by encoder, the inputs of each call of each prompt (`Sample.step` counts a prompt's calls), on the CPU.
+        by encoder, every prompt's calls (`Sample.step` counts them), on the CPU.
 
     Raises:
         PipelineError: no prompts, an encoder that is not called, or inputs of another kind.

@@ -62,10 +62,7 @@ def step_weights(run: Run) -> np.ndarray | None:
 
 
 def collected(run: Run, split: str, weights: np.ndarray | None, component: str | None = None) -> Sequence[Sample]:
-    """Inputs of the denoiser, or of another component that runs at every step.
-
-    Held-out prompts have uniform steps.
-    """
+    """Inputs of the denoiser or a ControlNet; held-out prompts have uniform steps."""
     model, calibration = run.config.model, run.config.calibration
     return collect.collect(
         run.pipeline, run.denoiser, getattr(run.dataset, split), model.call.arguments(),

@@ -33,10 +33,7 @@ def quantizes_denoiser(config: RunConfig) -> bool:
 
 
 def sampling_depends(run: Run) -> dict[str, Any]:
-    """What pictures depend on besides prompts and denoiser.
-
-    Not `model.offload`, which changes no number. `embeddings` counts: another batch rounds otherwise.
-    """
+    """What pictures depend on besides prompts and denoiser; `embeddings` counts, as another batch rounds otherwise."""
     model = run.config.model
     other = {
         "pipeline": model.pipeline,
@@ -89,7 +86,7 @@ def prompts_depends(run: Run) -> dict[str, Any]:
 
 
 def prompt_inputs(run: Run, split: str) -> PromptInputs | None:
-    """Further arguments of the call for the prompts of "evaluation", "calibration" or "held_out"."""
+    """Further arguments of the call for the prompts of a split."""
     # put off: it loads scipy's image filters, which finished runs do without
     from segquant_bench.pipelines.data.control import ControlPictures, control_argument
 

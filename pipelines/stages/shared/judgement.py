@@ -18,7 +18,7 @@ def asked_metrics(config: MetricConfig) -> list[Metric]:
     """The metrics of a run, in order, the user's own imported.
 
     Raises:
-        PipelineError: a name that eval does not have, or a path to no metric.
+        PipelineError: no such metric.
     """
     from segquant_bench.eval import METRICS, EvalError, Metric  # eval imports numpy: not for `segquant --help`
     from segquant_bench.eval.metrics.registry import find_metrics
@@ -42,7 +42,7 @@ def needs_real(config: MetricConfig) -> list[str]:
 
 
 def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
-    """PipelineError for an unknown metric, or one that lacks real pictures."""
+    """PipelineError for an unknown metric, or one that needs real pictures where there are none."""
     real = needs_real(config)
     if dataset is not None and not dataset.has_real and real:
         asked = zip(config.metrics, asked_metrics(config), strict=True)

@@ -1,4 +1,4 @@
-"""Calls of segquant and other tools: quantize, measure, store, read."""
+"""Calls of segquant and other tools."""
 
 from __future__ import annotations
 
@@ -39,10 +39,7 @@ PEER_RECORD = "peer.json"
 def quantize_copy(
     module: nn.Module, method: Method | Peer, batches: Batches, segments: Mapping[str, Segments], label: str
 ) -> tuple[nn.Module, Outcome | None]:
-    """A quantized copy of a component, and what was done to it, None by another tool.
-
-    Args:
-        segments: for methods that cut.
+    """A quantized copy of a component, and its outcome, None by another tool.
 
     Raises:
         PipelineError: there is no room for a copy.
@@ -95,7 +92,7 @@ def _check_room(module: nn.Module, device: torch.device, *, can_wait: bool) -> N
 def denoiser_errors(
     denoiser: nn.Module, quantized: nn.Module, method: Method | Peer, held_out: Sequence[Sample], size: int, device: str
 ) -> dict[str, Any]:
-    """errors.json: errors per layer, of the output, per held-out sample; and bytes."""
+    """errors.json: per layer, of the output, per sample; and bytes."""
     batches = Batches(held_out, size, device)
     names = method.layers(denoiser) if isinstance(method, Peer) else None
     found = model_errors(denoiser, quantized, batches, names, parts=batches.sizes)
@@ -113,7 +110,7 @@ def denoiser_errors(
 def component_errors(
     name: str, module: nn.Module, quantized: nn.Module, held_out: Sequence[Sample], size: int, device: str
 ) -> dict[str, Any]:
-    """Relative held-out errors of every layer, as "NAME.LAYER", and of the output; and bytes."""
+    """Relative errors of every layer, as "NAME.LAYER", and of the output; and bytes."""
     found = model_errors(module, quantized, Batches(held_out, size, device))
     return {
         "layer_errors": {f"{name}.{layer}": error for layer, error in found.layers.items()},
@@ -134,13 +131,10 @@ def load_model(folder: Path, like: nn.Module | None = None) -> nn.Module:
 
 
 def run_by(value: Any, *modules: nn.Module) -> dict[str, int]:
-    """Let the configured backend run the quantized layers.
-
-    Returns:
-        how many layers each backend runs.
+    """Let the configured backend run the quantized layers; returns how many each backend runs.
 
     Raises:
-        PipelineError: no such backend, or it cannot run a layer and no fallback is named.
+        PipelineError: no such backend, or it cannot run a layer without fallback.
     """
     choice = find_backend(value)
     for module in modules:
