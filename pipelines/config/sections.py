@@ -68,7 +68,7 @@ class PartConfig:
 class ModelConfig:
     """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`).
 
-    `pipeline`, `parts`, `scheduler`: in place of the directory's own. `embeddings`: "live", or "cached" (prompts encoded
+    `pipeline`, `parts`, `scheduler`: instead of the directory's. `embeddings`: "live", or "cached" (prompts encoded
     before the denoiser is loaded). `offload`: "none", "components" (wait in main memory) or "blocks" (read from disk).
     `convolutions`: quantize nn.Conv2d too. `control`: kind of control pictures: "canny".
     """

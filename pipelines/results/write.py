@@ -145,7 +145,7 @@ def copy_plan(run: Run, folder: Path) -> dict[str, str]:
 
 
 def write_results(run: Run, folder: Path) -> Path:
-    """Put pictures (hard links if possible), evaluation and, last, results.json into a run's folder; returns its path."""
+    """Put pictures (hard links if possible), evaluation and results.json (last) into a run's folder; returns its path."""
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

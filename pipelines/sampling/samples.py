@@ -80,8 +80,8 @@ def cut_sample(
 ) -> Sample:
     """One prompt's rows out of a denoiser call on `batch` prompts.
 
-    Guidance stacks prompts, so an item's rows lie `batch` apart. The latents (first tensor with more than one axis) give
-    the number of rows; a 0-dimensional `timestep` is spread over them. `shared` inputs have no rows, even if as long.
+    Guidance stacks prompts, so an item's rows lie `batch` apart. The latents (first tensor with several axes) give the
+    number of rows; a 0-dimensional `timestep` is spread over them. `shared` inputs have no rows, even if as long.
 
     Raises:
         PipelineError: the rows are no multiple of `batch`, or an input cannot be stored.

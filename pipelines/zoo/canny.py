@@ -53,7 +53,7 @@ def edge_latents(images: torch.Tensor) -> torch.Tensor:
 def train_controlnet(
     transformer: SD3Transformer2DModel, cached: Cached, edges: torch.Tensor, recipe: Recipe, folder: Path, device: str
 ) -> SD3ControlNetModel:
-    """The denoiser's objective, through the frozen denoiser (Zhang et al. 2302.05543, eq. 5); `edges` float [n, 16, 8, 8]."""
+    """The denoiser's objective, the denoiser frozen (Zhang et al. 2302.05543, eq. 5); `edges` float [n, 16, 8, 8]."""
     torch.manual_seed(8)
     transformer = transformer.to(device).eval().requires_grad_(False)
     model = build(transformer).to(device).train()
