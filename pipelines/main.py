@@ -1,4 +1,4 @@
-"""`segquant [-m] key=value …`: one run of the benchmark, or a sweep."""
+"""`segquant [-m] key=value …`: one run, or a sweep."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ register()
 
 
 def job(config: DictConfig) -> None:
-    """One run: all stages, results.json, logger. Raises PipelineError for what the user can mend."""
+    """One run: all stages, results.json, logger. Raises PipelineError."""
     # put off: torch, which `segquant --help` and refused command lines do without
     from segquant_bench.pipelines.results.write import read_json, write_results
     from segquant_bench.pipelines.stages.benchmark import open_run, run_all

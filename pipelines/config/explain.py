@@ -87,7 +87,7 @@ def pickles_only(files: Sequence[str], key: str) -> str:
 
 
 def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str, denoiser: str) -> str:
-    """For components (bytes by name) that exceed the free bytes."""
+    """The sentence for components (bytes by name) that exceed the free bytes."""
     listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
     texts = config.embeddings != "cached" and any("text_encoder" in name for name in sizes)
     options = ["model.embeddings=cached"] if texts else []
@@ -105,7 +105,7 @@ def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str
 
 
 def memory_message(error: BaseException) -> str | None:
-    """For an error by lack of memory; else None."""
+    """The sentence for an error by lack of memory; else None."""
     found = next((each for each in causes(error) if _is_memory(each)), None)
     if found is None:
         return None

@@ -26,7 +26,7 @@ NAMESPACE = "hydra_plugins.segquant"
 
 @dataclass
 class GridSweeperConf:
-    """`override /hydra/sweeper: grids` in an experiment; each of `grids` is like the basic sweeper's `params`."""
+    """`override /hydra/sweeper: grids`; each of `grids` is like the basic sweeper's `params`."""
 
     _target_: str = f"{NAMESPACE}.GridSweeper"
     params: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ class GridSweeper(Sweeper):
         return [results]
 
     def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
-        """Every job's overrides, from those of the command line."""
+        """Every job's overrides."""
         common = self._parse([*_overrides(self.params), *arguments])
         asked = {override.get_key_element(): _choices(override) for override in common}
         grids = [self._parse(_overrides(grid)) for grid in self.grids]

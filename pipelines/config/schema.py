@@ -161,12 +161,12 @@ class RunConfig:
 
     @property
     def other_components(self) -> tuple[str, ...]:
-        """The components beside the denoiser that are quantized; none where nothing is."""
+        """The quantized components beside the denoiser."""
         return () if self.is_float else tuple(name for name in self.quantize if name != DENOISER)
 
     @property
     def quantizes_denoiser(self) -> bool:
-        """Whether the denoiser is among the components that are quantized."""
+        """Whether the denoiser is quantized."""
         return not self.is_float and DENOISER in self.quantize
 
     @property
@@ -176,7 +176,7 @@ class RunConfig:
 
     @property
     def has_own_quantizer(self) -> bool:
-        """Whether the method comes from the user's own package."""
+        """Whether the method is the user's own."""
         return is_own(str(self.quantizer[TARGET]))
 
     @property
@@ -186,7 +186,7 @@ class RunConfig:
 
     @property
     def quantizer_name(self) -> str:
-        """The method's name in results: the quantizer's `name`, else its function's."""
+        """The quantizer's `name`, else its function's."""
         return str(self.quantizer.get("name") or self.preset_name)
 
     @property

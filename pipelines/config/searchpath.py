@@ -1,4 +1,4 @@
-"""Configuration directories of the user's own: `hydra.searchpath=[pkg://their_pkg.conf]`."""
+"""The user's configuration directories: `hydra.searchpath=[pkg://their_pkg.conf]`."""
 
 from __future__ import annotations
 

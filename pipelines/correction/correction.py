@@ -59,7 +59,7 @@ class Correction:
     record: dict[str, Any] = field(default_factory=dict)
 
     def nearest(self, timestep: float, repeat: int) -> tuple[int, bool]:
-        """The `repeat`-th call nearest to `timestep`, and whether it is that timestep."""
+        """The `repeat`-th call nearest to `timestep`, and whether it is exact."""
         distance = min(abs(known - timestep) for known in self.timesteps)
         calls = [call for call, known in enumerate(self.timesteps) if abs(known - timestep) == distance]
         return calls[min(repeat, len(calls) - 1)], distance <= 1e-4 * max(1.0, abs(timestep))
@@ -87,8 +87,8 @@ def channel_mean(values: Tensor) -> Tensor:
 def fit_ptqd(quantized: Tensor, exact: Tensor) -> StepFit:
     """PTQD (2305.10657, section 4): error = k · exact + rest, with the rest's mean and variance per channel.
 
-    k is the least-squares slope over values centred per channel; negative k counts as 0, as in the published code.
-    The correction is (quantized - mean) / (1 + k), its error the centred rest / (1 + k).
+    k is the least-squares slope over values centred per channel, at least 0 as in the published code. The correction is
+    (quantized - mean) / (1 + k).
     """
     q, f = (channels_second(x).double() for x in (quantized, exact))
     axes = (0, *range(2, q.ndim))

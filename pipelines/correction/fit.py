@@ -87,7 +87,7 @@ def fit_correction(
 
 
 class MeanLatents:
-    """Keeps every channel's mean of the latents after each step."""
+    """Keeps the latents' channel means after each step."""
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []

@@ -36,7 +36,7 @@ class ControlPictures:
         self.make = KINDS[kind]
 
     def __call__(self, indices: range) -> dict[str, list[Image.Image]]:
-        """Those of some prompts."""
+        """The control pictures of some prompts."""
         pictures = self.dataset.read(self.split, indices, self.size)
         return {self.argument: [self.make(picture) for picture in pictures]}
 

@@ -33,7 +33,7 @@ GREY16 = ("PNG", "PPM", "JPEG2000")  # formats whose 16-bit grey always runs fro
 
 @dataclass(frozen=True)
 class Picture:
-    """The file `path`, or the member `member` of the zip `path`."""
+    """A file, or a member of a zip."""
 
     path: Path
     member: str | None = None
@@ -93,7 +93,7 @@ def _members(archive: Path, size: int, mtime_ns: int) -> dict[str, tuple[int, in
 
 
 def pictures_digest(pictures: Sequence[Picture]) -> str:
-    """A hash of contents in order: sha256 of files; length and CRC-32 of a zip's members."""
+    """A hash of contents: sha256 of files; length and CRC-32 of a zip's members."""
     whole = hashlib.sha256()
     for picture in pictures:
         if picture.member is None:

@@ -46,7 +46,7 @@ class DeviceSlot:
         self.present.discard(module)
 
     def empty(self) -> None:
-        """Send all."""
+        """Send all modules to main memory."""
         for module in list(self.present):
             self.leave(module)
         empty_cache(self.device)
@@ -80,7 +80,7 @@ def hook_of(module: nn.Module) -> DeviceHook | None:
 
 
 def offload_components(pipeline: Any, device: str, fixed: Collection[str] = ()) -> None:
-    """Components, and later replacements, wait in main memory and come onto `device` to run, but `fixed` names."""
+    """Components and later replacements wait in main memory and run on `device`; `fixed` ones stay."""
     slot = DeviceSlot(device)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and name not in fixed:

@@ -191,7 +191,7 @@ def weight_bytes(folder: Path, variant: str | None, item: int) -> int:
 
 
 def component_bytes(directory: Path, variant: str | None, item: int, without: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of every component with weights, but those in `without`."""
+    """Bytes of every component with weights, except `without`."""
     named = (name for name, kind in components(read_index(directory)) if kind is not None and name not in without)
     found = {name: weight_bytes(directory / name, variant, item) for name in named if (directory / name).is_dir()}
     return {name: size for name, size in found.items() if size}
@@ -233,5 +233,5 @@ def _loaded_bytes(config: ModelConfig, directory: Path, without: Mapping[str, An
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of weights and configurations, without place or model card."""
+    """A hash of weights and configurations."""
     return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))

@@ -57,7 +57,7 @@ class PlanConfig:
 
 
 def model_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
-    """Options of conf/model (and of `folders`), and shipped configurations without one."""
+    """Options of conf/model and `folders`, and shipped configurations without one."""
     options = {path.stem for folder in (CONF, *folders) for path in (folder / "model").glob("*.yaml")}
     return tuple(sorted(options | set(architecture_names())))
 

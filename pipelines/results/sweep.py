@@ -23,7 +23,7 @@ class SweepFolder(Callback):
 
 
 def report_sweep() -> Path | None:
-    """Render this process's sweep report into its folder; None without a sweep."""
+    """Render this sweep's report into its folder; None without a sweep."""
     if SweepFolder.current is None:
         return None
     folder, wanted = SweepFolder.current

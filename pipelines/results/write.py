@@ -74,7 +74,7 @@ def denoiser_errors(run: Run) -> dict[str, Any]:
 
 
 def component_records(run: Run) -> dict[str, dict[str, Any]]:
-    """By component: bytes and errors; none for the denoiser, empty where it is alone."""
+    """By component: bytes, and errors of all but the denoiser; empty where it is alone."""
     if not run.config.other_components:
         return {}
     found = read_json(run.folder("components") / COMPONENTS)
@@ -145,7 +145,7 @@ def copy_plan(run: Run, folder: Path) -> dict[str, str]:
 
 
 def write_results(run: Run, folder: Path) -> Path:
-    """Put pictures (hard links if possible), evaluation and results.json (last) into a run's folder; returns its path."""
+    """Put pictures (hard links if possible), evaluation and results.json into a run's folder; returns its path."""
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

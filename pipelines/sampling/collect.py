@@ -60,7 +60,7 @@ def collect(
     inputs: PromptInputs | None = None,
     module: torch.nn.Module | None = None,
 ) -> list[Sample]:
-    """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps, None at all.
+    """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps (None: all).
 
     Args:
         denoiser: whose output is watched and whose inputs are kept.

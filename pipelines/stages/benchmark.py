@@ -1,4 +1,4 @@
-"""All stages of the benchmark, and a run of them."""
+"""All stages of the benchmark."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run_all(run: Run) -> None:
     """Compute all wanted stages in order, after cheap checks.
 
     Raises:
-        PipelineError: for what the user can mend.
+        PipelineError: what the user can mend.
     """
     known = [stage.name for stage in run.table]
     for name in run.config.stages:

@@ -1,4 +1,4 @@
-"""The stage of the denoiser's graph: where layers are cut."""
+"""The stage of the denoiser's cuts."""
 
 from __future__ import annotations
 

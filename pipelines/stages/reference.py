@@ -31,7 +31,7 @@ def pictures_depends(run: Run) -> dict[str, Any]:
 
 
 def sample_pictures(run: Run, denoiser: nn.Module, folder: Path, label: str) -> None:
-    """Sample the evaluation prompts; `denoiser` is the pipeline's."""
+    """Sample the evaluation prompts with the pipeline's `denoiser`."""
     model = run.config.model
     generate_images(
         run.pipeline, denoiser, run.dataset.evaluation, folder, model.call.arguments(),

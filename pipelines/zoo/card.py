@@ -74,7 +74,7 @@ def losses(work: Path) -> str:
 
 
 def load_run(family: str) -> RunConfig:
-    """As `segquant model=emoji_…`."""
+    """The run of `segquant model=emoji_…`."""
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return validate(compose("config", overrides=[f"model={FAMILIES[family]}", "dataset=emoji"]))

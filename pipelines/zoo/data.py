@@ -47,7 +47,7 @@ def is_skin_tone_variant(name: str, names: set[str]) -> bool:
 
 
 def split_of(name: str) -> str:
-    """By a hash of the name, for both styles alike."""
+    """Split by a hash of the name, for both styles alike."""
     value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
     return "calibration" if value < CALIBRATION_SHARE else "evaluation"
 

@@ -40,14 +40,14 @@ class Setting:
     steps: int | None = None
 
     def recipe(self, recipe: Recipe, share: float) -> Recipe:
-        """With this setting's bounds, and `share` of the minutes."""
+        """The recipe within this setting's bounds, `share` of its minutes."""
         minutes = None if self.minutes is None else share * self.minutes
         steps = recipe.steps if self.steps is None else min(recipe.steps, self.steps)
         return replace(recipe, minutes=minutes, steps=steps)
 
 
 def pictures() -> tuple[torch.Tensor, list[str]]:
-    """All, float [n, 3, 64, 64] in −1 … 1, and captions."""
+    """All pictures, float [n, 3, 64, 64] in −1 … 1, and captions."""
     arrays, listed = data.load_archive()
     return vae.to_tensor(arrays), [picture.caption for picture in listed]
 
@@ -58,7 +58,7 @@ def load_vae() -> AutoencoderKL:
 
 
 def scaled_latents(images: torch.Tensor, shift: bool) -> torch.Tensor:
-    """Latents [n, 16, 8, 8] as denoisers see them; no `shift` for pipelines with a scale only."""
+    """Latents [n, 16, 8, 8] as denoisers see them, perhaps without `shift`."""
     encoder = load_vae()
     offset = encoder.config.shift_factor if shift else 0.0
     latents: torch.Tensor = (vae.encode(encoder, images) - offset) * encoder.config.scaling_factor
@@ -75,7 +75,7 @@ def embedded(encode: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]], c
 
 
 def write(pipeline: DiffusionPipeline, output: Path, shared: dict[str, str]) -> None:
-    """Write a pipeline's folder in bf16; `shared` components are relative links to the sibling's."""
+    """Write a pipeline's folder in bf16; `shared` components are links to the sibling's."""
     pipeline.to(torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "pipeline"

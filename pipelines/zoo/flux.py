@@ -125,7 +125,7 @@ SHARES = {"t5": 0.06, "velocity": 0.69, "guidance": 0.25}
 
 
 def assemble(transformer: FluxTransformer2DModel, encoder: T5EncoderModel, tokenizer: T5Tokenizer) -> FluxPipeline:
-    """The whole pipeline, with the sibling's autoencoder and CLIP, FLUX.1-dev's scheduler."""
+    """The whole pipeline, with the sibling's autoencoder and CLIP."""
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=load_vae(),

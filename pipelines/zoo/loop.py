@@ -52,7 +52,7 @@ class FlatMuon(torch.optim.Muon):
         return super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of kernels and matrices."""
+        """Forget the gradients of kernels and matrices."""
         super().zero_grad(set_to_none)
         for kernel in self.kernels:
             kernel.grad = None

@@ -1,4 +1,4 @@
-"""Tokenizer, two CLIP text encoders, and an open_clip scorer, trained apart so that it can judge."""
+"""Tokenizer, two CLIP text encoders, and an open_clip scorer trained apart."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, draw: torch.Generator, strength: float) -> torch.Tensor:
-    """Shift, rescale, blur, brightness and noise, like a half-trained generator."""
+    """Shift, rescale, blur, brightness and noise."""
     n = len(images)
     shift = (torch.rand(n, 2, generator=draw) - 0.5) * 0.25
     scale = 1 + (torch.rand(n, generator=draw) - 0.5) * 0.3

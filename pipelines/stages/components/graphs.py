@@ -1,4 +1,4 @@
-"""The stage of their graphs."""
+"""The stage of the components' graphs."""
 
 from __future__ import annotations
 

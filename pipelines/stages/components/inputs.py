@@ -1,4 +1,4 @@
-"""The stage of their inputs: text encoders once per prompt, a ControlNet at every step."""
+"""The stage of the components' inputs: text encoders once per prompt, a ControlNet at every step."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def has_components(config: RunConfig) -> bool:
 
 
 def component_methods(run: Run) -> dict[str, Method]:
-    """The method of every quantized component but the denoiser; bad names are refused."""
+    """The methods of quantized components but the denoiser; refuses bad names."""
     names = run.config.other_components
     if not names:
         return {}

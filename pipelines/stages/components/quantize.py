@@ -34,7 +34,7 @@ RECORD = "components.json"
 def quantize_component(
     name: str, module: nn.Module, method: Method, batches: Batches, segments: Mapping[str, Segments]
 ) -> tuple[nn.Module, Outcome | None]:
-    """A quantized copy, and what was done to it.
+    """A quantized copy, and its outcome.
 
     Raises:
         PipelineError: the method cannot do it.
@@ -93,7 +93,7 @@ COMPONENTS = Stage(
 
 
 def quantized_components(run: Run) -> dict[str, nn.Module]:
-    """Those but the denoiser, from their stage; may be empty."""
+    """The quantized components but the denoiser, from their stage."""
     if not run.has(COMPONENTS.name):
         return {}
     folder = run.folder(COMPONENTS.name)

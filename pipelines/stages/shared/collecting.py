@@ -52,7 +52,7 @@ def collecting_depends(run: Run) -> dict[str, Any]:
 
 
 def step_weights(run: Run) -> np.ndarray | None:
-    """float64 [steps], how likely each is for calibration; None where all are alike."""
+    """float64 [steps], how likely each is; None where all are alike."""
     model = run.config.model
     return collect.step_weights(
         run.config.calibration, run.pipeline, run.denoiser, run.dataset.calibration, model.call.arguments(),

@@ -33,7 +33,7 @@ def quantizes_denoiser(config: RunConfig) -> bool:
 
 
 def sampling_depends(run: Run) -> dict[str, Any]:
-    """What pictures depend on besides prompts and denoiser; `embeddings` counts, as another batch rounds otherwise."""
+    """What pictures depend on besides prompts and denoiser; `embeddings` changes rounding."""
     model = run.config.model
     other = {
         "pipeline": model.pipeline,

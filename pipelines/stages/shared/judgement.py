@@ -42,7 +42,7 @@ def needs_real(config: MetricConfig) -> list[str]:
 
 
 def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
-    """PipelineError for an unknown metric, or one that needs real pictures where there are none."""
+    """PipelineError for an unknown metric, or if real pictures are missing."""
     real = needs_real(config)
     if dataset is not None and not dataset.has_real and real:
         asked = zip(config.metrics, asked_metrics(config), strict=True)

@@ -160,7 +160,7 @@ def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method | Peer, folder: Path) -> None:
-    """Write denoiser/ and, where layers chose for themselves, plan.json; peer.json for other tools."""
+    """Write denoiser/, perhaps with plan.json; peer.json for other tools."""
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
         return
@@ -170,7 +170,7 @@ def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method 
 
 
 def check_same(quantized: nn.Module, folder: Path) -> nn.Module:
-    """What another tool made again, if it is what was measured.
+    """The denoiser that another tool made again, as measured.
 
     Raises:
         PipelineError: it differs.

@@ -29,7 +29,7 @@ def calibration_depends(run: Run) -> dict[str, Any]:
 
 
 def calibration_batches(run: Run) -> Batches:
-    """The denoiser's."""
+    """The denoiser's calibration inputs."""
     samples = load_samples(run.folder("calibrate") / "calibration")
     return Batches(samples, run.config.calibration.batch_size, run.device)
 
