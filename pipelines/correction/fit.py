@@ -130,6 +130,7 @@ class Fitter:
         return with_latents(result, lambda values: add_per_channel(values, bias))
 
     def result(self, prompts: int) -> Correction:
+        """The correction of all steps."""
         variances = [fit.variance for fit in self.fits if fit.variance is not None]
         record = {
             "prompts": prompts,

@@ -92,6 +92,7 @@ class Run:
     _open: list[Stage] = field(default_factory=list, repr=False)
 
     def has(self, name: str) -> bool:
+        """Whether this run has that stage."""
         return name in self._stages and self._stages[name].when(self.config)
 
     def key(self, name: str) -> str:
