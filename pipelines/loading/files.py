@@ -33,7 +33,7 @@ def resolve_directory(config: ModelConfig) -> Path:
 
 
 def resolve_part(name: str, part: PartConfig) -> Path:
-    """The same of a component from elsewhere.
+    """The directory of a component from elsewhere, in the same way.
 
     Raises:
         PipelineError: as `resolve_directory`.

@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
 
 
 def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
-    """Mean, median, geometric mean and number of relative errors; None without layers."""
+    """Mean, median, geometric mean (0 if any error is 0) and number of relative errors; None without layers."""
     values = list(errors.values())
     if not values:
         return {"mean": None, "median": None, "geometric_mean": None, "n": 0}

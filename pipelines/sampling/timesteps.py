@@ -35,7 +35,7 @@ def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
     """PTQ4DM's clipped normal (2211.15736, "normally distributed time-step calibration"): float64 [total], sum 1.
 
     t ~ N(mean, std), clipped to [0, 1], 0 the clean picture. Step i has the times between 1 - (i+1)/total and
-    1 - i/total; step 0 is the noisiest.
+    1 - i/total, the outer steps also what is clipped; step 0 is the noisiest.
     """
     edges = (np.linspace(1.0, 0.0, total + 1) - mean) / std
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])

@@ -58,7 +58,7 @@ def load_vae() -> AutoencoderKL:
 
 
 def scaled_latents(images: torch.Tensor, shift: bool) -> torch.Tensor:
-    """Latents [n, 16, 8, 8] as denoisers see them, perhaps without `shift`."""
+    """Latents [n, 16, 8, 8] as denoisers see them; `shift` only where the pipeline has one."""
     encoder = load_vae()
     offset = encoder.config.shift_factor if shift else 0.0
     latents: torch.Tensor = (vae.encode(encoder, images) - offset) * encoder.config.scaling_factor

@@ -160,7 +160,7 @@ def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method | Peer, folder: Path) -> None:
-    """Write denoiser/, perhaps with plan.json; peer.json for other tools."""
+    """Write denoiser/, and plan.json where layers chose for themselves; peer.json for other tools."""
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
         return
