@@ -1,4 +1,4 @@
-"""The error a user sees, and the help it gives."""
+"""Errors for the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segquant_bench.hints import nearest
 
 
 class PipelineError(Exception):
-    """Bad input or a bad environment: one sentence that says what was asked, what is there, what to do."""
+    """Bad input or environment: one sentence that says what to do."""
 
 
 RENAMED = {"encoders": "components", "calibration.sampler": "calibration.timesteps"}
@@ -17,7 +17,7 @@ RENAMED = {"encoders": "components", "calibration.sampler": "calibration.timeste
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The sentence for a key that the configuration does not have; `known` are the names beside it."""
+    """The sentence for an unknown key; `known` are its neighbours."""
     for old, new in RENAMED.items():
         if key == old or key.startswith(f"{old}."):
             return f"{old} is called {new} now; set {new}{key.removeprefix(old)}"
@@ -25,25 +25,25 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """PipelineError unless a key's value is one of those known."""
+    """PipelineError unless the value is known."""
     known = tuple(known)
     if value not in known:
         raise PipelineError(f"{key}={value!r} is not known; {nearest(value, known)}")
 
 
 def at_least(key: str, value: float, least: float) -> None:
-    """PipelineError for a key whose value is below its least."""
+    """PipelineError for a value below its least."""
     if value < least:
         raise PipelineError(f"{key}={value} is out of range; it must be at least {least}")
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message without line breaks, so that it stays one sentence on a terminal."""
+    """A message without line breaks."""
     return " ".join(str(error).split())
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception, the one that it was raised from or while handling, and so on to the first."""
+    """An exception and its causes, down to the first."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -51,7 +51,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception or its cause means that no space is left; safetensors only says so in its text."""
+    """Whether no space is left; safetensors only says so in its text."""
     return any(
         (isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT))
         or "No space left on device" in str(each)

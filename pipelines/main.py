@@ -1,4 +1,4 @@
-"""`segquant [-m] key=value …`: one run of the benchmark, or a sweep."""
+"""`segquant [-m] key=value …`: one run, or a sweep."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ register()
 
 
 def job(config: DictConfig) -> None:
-    """One run: all stages, results.json, logger. Raises PipelineError for what the user can mend."""
+    """One run: all stages, results.json, logger. Raises PipelineError."""
     # put off: torch, which `segquant --help` and refused command lines do without
     from segquant_bench.pipelines.results.write import read_json, write_results
     from segquant_bench.pipelines.stages.benchmark import open_run, run_all
@@ -74,13 +74,13 @@ def job(config: DictConfig) -> None:
 
 
 def group(folder: Path) -> str:
-    """The W&B group: the sweep's folder, or the run's own outside a sweep."""
+    """The W&B group: the sweep's folder, else the run's."""
     is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
     return folder.parent.name if is_sweep else folder.name
 
 
 def user_message(error: BaseException) -> str | None:
-    """The sentence for an error that the user can mend; None for a fault of the program."""
+    """The sentence for an error that the user can mend; None for a program's fault."""
     if isinstance(error, PipelineError):
         return one_line(error)
     if is_disk_full(error):
@@ -93,7 +93,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _is_library_error(error: BaseException) -> bool:
-    """Whether segquant or eval raised it about its input; neither is imported for the question."""
+    """Whether segquant or eval raised it, without importing them."""
     for name, kind in (("segquant.errors", "QuantizationError"), ("segquant_bench.eval.errors", "EvalError")):
         module = sys.modules.get(name)
         if module is not None and isinstance(error, getattr(module, kind)):
@@ -111,7 +111,7 @@ def _report() -> None:
 
 
 def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
-    """Whether `work` came to its end; if not, one sentence on stderr. Faults of the program pass through."""
+    """Whether `work` ended; else one sentence on stderr. Program faults pass through."""
     try:
         work()
     except Exception as error:
@@ -124,7 +124,7 @@ def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
 
 
 def main() -> None:
-    """Console script: exit 0 if every run finished, 130 after Ctrl-C, else 1 and one sentence on stderr."""
+    """Console script: exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         try:

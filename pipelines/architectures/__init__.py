@@ -1,9 +1,4 @@
-"""Configurations of published denoisers, shipped as JSON: built at full size on the meta device, without weights.
-
-A file NAME.json holds the class and config of one denoiser, its source and the licence of its weights; `inputs.json`
-what a pipeline passes to each class (`inputs`). Numbers of a configuration are facts about a
-model; none of its weights is here.
-"""
+"""Published denoisers as JSON (no weights), and what their pipelines pass (`inputs`)."""
 
 from __future__ import annotations
 
@@ -30,13 +25,9 @@ class Architecture:
     """One denoiser, without its weights.
 
     Args:
-        name: of the file it comes from.
-        repository: on the hub, whose config.json says the same.
-        component: folder of it, None where the repository is this one model.
-        licence: of that repository's weights.
-        class_name: class of diffusers.
-        config: arguments of the class.
-        note: what else is to be known, "" if nothing.
+        component: of the repository, None where it is this one model.
+        licence: of its weights.
+        note: further remarks, or empty.
     """
 
     name: str
@@ -49,15 +40,15 @@ class Architecture:
 
 
 def architecture_names() -> tuple[str, ...]:
-    """Names that `architecture` knows, sorted."""
+    """All shipped names, sorted."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.json") if path.name != INPUTS.name))
 
 
 def architecture(name: str, **changes: Any) -> Architecture:
-    """A shipped configuration, with `changes` to its config (num_layers=2 for a shallow one).
+    """A shipped configuration, with `changes` to its config.
 
     Raises:
-        PipelineError: no such name; a change that the class does not take.
+        PipelineError: an unknown name or change.
     """
     if name not in architecture_names():
         raise PipelineError(f"no configuration of {name!r} is shipped; {nearest(name, architecture_names())}")
@@ -72,16 +63,16 @@ def architecture(name: str, **changes: Any) -> Architecture:
 
 
 def shipped_for(repository: str, component: str | None) -> Architecture | None:
-    """The shipped configuration of that component of a repository, None if there is none."""
+    """The shipped configuration of a repository's component, if any."""
     everything = map(architecture, architecture_names())
     return next((each for each in everything if (each.repository, each.component) == (repository, component)), None)
 
 
 def denoiser_class(class_name: str) -> type[nn.Module]:
-    """The class of that name in diffusers.
+    """A class of diffusers.
 
     Raises:
-        PipelineError: the installed diffusers has none.
+        PipelineError: diffusers has none.
     """
     import diffusers  # put off: slow, and a finished run needs none of it
 
@@ -92,10 +83,10 @@ def denoiser_class(class_name: str) -> type[nn.Module]:
 
 
 def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "meta") -> nn.Module:
-    """The module in evaluation mode, with untrained weights (on "meta" with none); config as in a config.json.
+    """An untrained module in evaluation mode; no weights on "meta".
 
     Raises:
-        PipelineError: no such class, or it refuses the config.
+        PipelineError: no such class, or a bad config.
     """
     import torch  # put off: slow, and a finished run needs none of it
 
@@ -109,11 +100,7 @@ def build_denoiser(class_name: str, config: Mapping[str, Any], device: str = "me
 
 
 def meta_denoiser(name: str, **changes: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """A shipped denoiser on the meta device, and keyword arguments of its forward, as its pipeline passes them.
-
-    Args:
-        name: of `architecture_names`.
-        changes: to its config; the arguments follow.
+    """A shipped denoiser on the meta device, and its forward's keyword arguments, both after `changes`.
 
     Raises:
         PipelineError: as `architecture`.
@@ -124,10 +111,10 @@ def meta_denoiser(name: str, **changes: Any) -> tuple[nn.Module, dict[str, Any]]
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
-    """The whole configuration of a model of diffusers, defaults filled in.
+    """The whole configuration, defaults filled in.
 
     Raises:
-        PipelineError: the module has none.
+        PipelineError: there is none.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, Mapping):

@@ -1,9 +1,8 @@
-"""Example arguments of a denoiser's forward, from its class and configuration.
+"""Example arguments of a denoiser's forward.
 
-`inputs.json` says for each class what its pipeline passes: these are calls, from which the graph is captured, no rules
-for a graph. A tensor is {"shape": […], "dtype": …}; a size is a number or an expression of the configuration's keys;
-"$if" leaves an argument out where its expression is false; "$sizes" names what follows from the pipeline's call (its
-keys are in `Call`), by the first of several expressions whose names are all known. Everything else stands for itself.
+In `inputs.json` a tensor is {"shape": […], "dtype": …}; sizes are numbers or expressions of configuration keys. "$if"
+leaves an argument out where false. "$sizes" names sizes of the `Call`: the first expression counts whose names are
+all known.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 class Call(TypedDict, total=False):
-    """What a pipeline is called with and works with, as far as it is known.
+    """What is known of a pipeline's call.
 
     Args:
-        height, width: of the picture, in pixels.
-        max_sequence_length: of the prompt.
-        tokenizer_length: tokens that the first tokenizer pads a prompt to.
+        height, width: in pixels.
+        tokenizer_length: tokens that the first tokenizer pads to.
         vae_scale: pixels per latent, in each direction.
     """
 
@@ -47,16 +45,14 @@ def known_classes() -> tuple[str, ...]:
 def example_inputs(
     class_name: str, config: Mapping[str, Any], device: str = "meta", call: Call | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of one call of the class's forward; batch of one.
+    """Keyword arguments of one forward call; batch of one, uninitialized.
 
     Args:
-        class_name: of diffusers.
-        config: its whole configuration, defaults filled in, as `model.config` has it.
-        device: of the tensors. They are uninitialized: shapes and dtypes are what counts.
-        call: of the pipeline; what it lacks is as by default, at the class's own size.
+        config: with defaults filled in.
+        call: of the pipeline; what it lacks is by default.
 
     Raises:
-        PipelineError: the class is none of `known_classes`, or the configuration lacks a size.
+        PipelineError: an unknown class, or a size is missing.
     """
     arguments = json.loads(INPUTS.read_text(encoding="utf-8")).get(class_name)
     if arguments is None:
@@ -75,7 +71,6 @@ def example_inputs(
 
 
 def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
-    """The first number, or the value of the first expression whose names are known."""
     for choice in choices[:-1]:
         names = {node.id for node in ast.walk(ast.parse(choice)) if isinstance(node, ast.Name)}
         if names <= known.keys():
@@ -84,7 +79,7 @@ def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
 
 
 def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
-    """`value` with tensors in the place of their descriptions; conditional entries decided."""
+    """`value` with tensors for their descriptions; conditional entries decided."""
     import torch  # put off: slow, and a finished run needs none of it
 
     if isinstance(value, list):
@@ -104,10 +99,10 @@ def _holds(value: Any, config: Mapping[str, Any]) -> bool:
 
 
 def evaluate(expression: str, config: Mapping[str, Any]) -> Any:
-    """Value of an expression of configuration keys and constants with +, -, *, // and ==.
+    """Value of an expression of keys and constants with +, -, *, // and ==.
 
     Raises:
-        ValueError: the configuration lacks a key, or there is something else in the expression.
+        ValueError: a missing key, or other syntax.
     """
 
     def value(node: ast.expr) -> Any:

@@ -1,1 +1,1 @@
-"""What a run's configuration may hold, checked before anything is loaded."""
+"""A run's configuration, checked before anything is loaded."""

@@ -1,4 +1,4 @@
-"""Which backend runs the quantized layers when pictures are sampled."""
+"""Which backend runs the quantized layers."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ KEYS = (TARGET, "name", "fallback")
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """Names of registered backends: the one asked for, and the one for layers that it cannot run (None: refuse)."""
+    """Registered names: the backend, and one for layers that it cannot run (None: refuse)."""
 
     name: str
     fallback: str | None = None
 
 
 def find_backend(value: Any) -> BackendChoice:
-    """The backend that a configuration names, registered.
+    """The configured backend, registered.
 
     Args:
-        value: a registered name; the dotted path of a class of the user's; or a mapping with `name` or `_target_`
-            (the path), and perhaps `fallback`, a registered name.
+        value: a registered name, a class's dotted path, or {name or `_target_`, perhaps `fallback`}.
 
     Raises:
-        PipelineError: no such backend, a path that leads to something else, or unknown keys.
+        PipelineError: no such backend, or unknown keys.
     """
     import segquant  # torch: not for `segquant --help`
     from segquant import registry

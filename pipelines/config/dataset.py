@@ -17,18 +17,15 @@ CAPTIONS = {"coco": ("first", "all"), "dci": ("summary", "short", "extended")}
 
 @dataclass
 class DatasetConfig:
-    """Which prompts, and which real pictures. Calibration and evaluation prompts never overlap.
+    """Which prompts and real pictures; calibration and evaluation never overlap.
 
-    Without `layout`: an `archive` (a zip of captions.jsonl and PNGs), or two files of prompts and perhaps a folder
-    `real` of PNGs. With `layout`: a published data set below `root` (see `data.layouts`), or a `table` of your own.
-    `calibration_prompts` replaces a layout's own. With `_target_`: a function of your own that returns the entries,
-    called with `arguments` (see `data.own`).
+    `archive` is a zip of captions.jsonl and PNGs; else two files of prompts and perhaps a folder `real`. `layout` is
+    a published data set below `root` (`data.layouts`) or a `table`. `_target_` names your function of entries
+    (`data.own`). `calibration_prompts` replaces a layout's own.
 
-    `size`: evaluation prompts drawn with `seed`; None takes all in order. `draw`: "permutation" (numpy's), "shuffle"
-    (the first of Python's `random.Random(seed).shuffle`, sorted by name, as SVDQuant, arXiv 2411.05007), or "first".
-
-    `pictures`: false where only prompts are there. `fit`: "crop" (centre) or "stretch" real pictures to the size of the
-    generated ones; None keeps theirs. `caption`: of COCO (first, all) or DCI (summary, short, extended).
+    `size` prompts are drawn with `seed`; None takes all. `draw`: see `data.datasets.draw`. `pictures`: false without
+    any. `fit`: "crop" or "stretch" real pictures, or None. `caption`: of COCO (first, all) or DCI (summary, short,
+    extended).
     """
 
     name: str = MISSING
@@ -67,7 +64,6 @@ class DatasetConfig:
             at_least("dataset.size", self.size, 1)
 
     def _check_own(self) -> None:
-        """Refuse keys that entries of a function of one's own do without."""
         foreign = ("layout", "root", "table", "split", "calibration_split", "caption", "archive", "real")
         given = [key for key in (*foreign, "evaluation_prompts") if getattr(self, key) is not None]
         if given:
@@ -85,7 +81,6 @@ class DatasetConfig:
             )
 
     def _check_layout(self) -> None:
-        """Refuse keys that this layout does not read: they would be ignored without a word."""
         needed = "table" if self.layout == "folder" else "root"
         if getattr(self, needed) is None:
             raise PipelineError(f"dataset.layout={self.layout} needs dataset.{needed}=PATH; set it")

@@ -1,4 +1,4 @@
-"""Errors of Hydra, of the hub and of memory in one sentence, with what was probably meant and what to do."""
+"""Errors of Hydra, hub and memory in one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def explain(error: BaseException) -> str:
-    """One sentence for an error of composing the configuration."""
+    """The sentence for an error of composing the configuration."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
@@ -50,13 +50,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 
 def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str:
-    """Why a repository cannot be had; diffusers wraps what the hub answered in an error of its own.
-
-    Args:
-        config: of the model or part, with its repository.
-        key: where it stands in the configuration.
-        error: of the download.
-    """
+    """Why a repository cannot be had."""
     # Put off: only a failed download needs the hub's errors.
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -83,7 +77,7 @@ def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str
 
 
 def pickles_only(files: Sequence[str], key: str) -> str:
-    """How to get safetensors where there are only these pickles; empty without any."""
+    """How to get safetensors instead; empty without pickles."""
     if not files:
         return ""
     return (
@@ -93,7 +87,7 @@ def pickles_only(files: Sequence[str], key: str) -> str:
 
 
 def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str, denoiser: str) -> str:
-    """One sentence for components (bytes by name) that do not fit into what is free on a device together."""
+    """The sentence for components (bytes by name) that exceed the free bytes."""
     listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(sizes.items(), key=lambda each: -each[1]))
     texts = config.embeddings != "cached" and any("text_encoder" in name for name in sizes)
     options = ["model.embeddings=cached"] if texts else []
@@ -111,7 +105,7 @@ def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str
 
 
 def memory_message(error: BaseException) -> str | None:
-    """One sentence for an error that has its cause in memory that ran out; None for any other."""
+    """The sentence for an error by lack of memory; else None."""
     found = next((each for each in causes(error) if _is_memory(each)), None)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""A sweep over several grids one after another: (method, precision) pairs are seldom one product."""
+"""A sweep over several grids, one after another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMESPACE = "hydra_plugins.segquant"
 
 @dataclass
 class GridSweeperConf:
-    """`override /hydra/sweeper: grids` in an experiment; each of `grids` is what `params` is to the basic sweeper."""
+    """`override /hydra/sweeper: grids`; each of `grids` is like the basic sweeper's `params`."""
 
     _target_: str = f"{NAMESPACE}.GridSweeper"
     params: dict[str, Any] | None = None
@@ -36,10 +36,8 @@ class GridSweeperConf:
 class GridSweeper(Sweeper):
     """The jobs of every grid in order, each job once.
 
-    Keys on the command line (and in `params`) are crossed with every grid. Where a grid has that key itself, they
-    narrow it to the values that both have, and a grid that is left with none has no jobs: `experiment=main
-    precision=w4a8` is the part of the experiment at 4 bits. Values that no grid has replace the key in all that have
-    it (`calibration.prompts=8` for a quick look).
+    Command-line keys are crossed with every grid. A grid that has the key keeps common values (`precision=w4a8` is the
+    part at 4 bits), or no jobs. Values that no grid has replace the key (`calibration.prompts=8`).
     """
 
     __module__ = NAMESPACE
@@ -55,14 +53,14 @@ class GridSweeper(Sweeper):
         self.grids = [dict(grid) for grid in grids or [{}]]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
+        """Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Check that every job composes, then launch them all."""
+        """Check that every job composes, then launch all."""
         jobs = self.jobs(arguments)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +72,7 @@ class GridSweeper(Sweeper):
         return [results]
 
     def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
-        """Every job's overrides; `arguments` are those of the command line."""
+        """Every job's overrides."""
         common = self._parse([*_overrides(self.params), *arguments])
         asked = {override.get_key_element(): _choices(override) for override in common}
         grids = [self._parse(_overrides(grid)) for grid in self.grids]
@@ -100,14 +98,13 @@ class GridSweeper(Sweeper):
 
 
 def _choices(override: Override) -> list[str]:
-    """The values that an override sweeps over, or its only one."""
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [override.get_value_element_as_str()]
 
 
 def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """A grid's overrides with only the values asked for, None if that leaves a key without any."""
+    """A grid with only the values asked for, None if a key is left without any."""
     found = []
     for override in grid:
         key, values = override.get_key_element(), _choices(override)
@@ -120,7 +117,6 @@ def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> l
 
 
 def _overrides(grid: Mapping[str, Any]) -> list[str]:
-    """As on the command line; a YAML list is the choices of a sweep."""
     return [
         f"{key}={','.join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value}"
         for key, value in grid.items()

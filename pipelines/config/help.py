@@ -1,4 +1,4 @@
-"""The part of `segquant --help` that lists groups and options, read from the configuration files themselves."""
+"""Groups and options for `segquant --help`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ _NAME = 22
 
 
 def help_page() -> str:
-    """What Hydra prints for `segquant --help`.
-
-    Hydra itself first lists all groups by its own means, for placeholders that the template does not have: a second.
-    """
+    """What `segquant --help` prints, without Hydra's slow listing."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose("config", return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -39,7 +36,7 @@ def help_page() -> str:
 
 
 def options_page() -> str:
-    """Every group with its options, one line each; those of the user's own configuration directories too."""
+    """Every group with its options, also of the user's directories."""
     config = HydraConfig.get()
     sources = [source for source in config.runtime.config_sources if source.schema == "file"]
     folders = [Path(source.path) for source in sources]
@@ -50,7 +47,6 @@ def options_page() -> str:
 
 
 def _group_lines(name: str, folders: list[Path], chosen: str | None) -> Iterator[str]:
-    """The group's question, then its options; the one that this command line takes has a star."""
     files = {file.stem: file for folder in reversed(folders) for file in (folder / name).glob("*.yaml")}
     yield f"  {name}=".ljust(_NAME + 3) + QUESTIONS.get(name, "")
     for option, file in sorted(files.items()):
@@ -59,7 +55,7 @@ def _group_lines(name: str, folders: list[Path], chosen: str | None) -> Iterator
 
 
 def describe(file: Path, width: int) -> str:
-    """The first sentence of a file's first comment; of a longer one as many clauses as `width` characters hold."""
+    """The first sentence of a file's comment, cut at a clause to `width`."""
     words: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @"):

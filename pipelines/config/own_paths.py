@@ -1,4 +1,4 @@
-"""Where a run's configuration names code of the user's own package, and a hash of that code."""
+"""The user's own code in a configuration."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 def path_of(value: Any) -> str:
-    """The dotted path in a value of the configuration: a text, or a mapping with `_target_`; empty without one."""
+    """The dotted path, also in `_target_`; empty without one."""
     found = value.get(TARGET) if isinstance(value, Mapping) else value
     return found if isinstance(found, str) and "." in found else ""
 
 
 def model_paths(model: ModelConfig) -> dict[str, str]:
-    """By key of the configuration: classes of the user's that a pipeline is made of."""
+    """Key -> the user's class in the pipeline."""
     named = {"model.pipeline": model.pipeline, "model.scheduler": model.scheduler}
     named |= {f"model.parts.{name}.kind": part.kind for name, part in model.parts.items()}
     return _own(named)
 
 
 def own_paths(config: RunConfig) -> dict[str, str]:
-    """By key of the configuration: every dotted path in it that leads to code of the user's, of what the run uses."""
+    """Key -> dotted path of the user's code, if used."""
     named = {f"dataset.{TARGET}": config.dataset._target_}
     named |= {f"metric.metrics.{name}": name for name in config.metric.metrics}
     if not config.is_float:
@@ -41,7 +41,7 @@ def own_paths(config: RunConfig) -> dict[str, str]:
 
 
 def own_record(config: RunConfig) -> dict[str, dict[str, str | None]]:
-    """By key of the configuration: path and hash of the code of the user's that a run uses; JSON types."""
+    """Key -> path and hash of the user's code; JSON types."""
     return {key: {"path": path, "code": own_digest(path)} for key, path in sorted(own_paths(config).items())}
 
 

@@ -1,4 +1,4 @@
-"""Precisions of one's own: from fields, or from a function that returns the scheme."""
+"""Precisions of one's own, from fields or a function."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ KEY = f"precision.{TARGET}"
 
 
 def register_precision(config: PrecisionConfig) -> QuantScheme | None:
-    """Make a precision of one's own known to segquant by its name, for this process; None for one of segquant's.
+    """Make one's own precision known for this process; None for one of segquant's.
 
     Raises:
-        PipelineError: fields that no scheme has, a function that fails or returns something else, or a name that
-            another precision has.
+        PipelineError: unknown fields, a failing function, no scheme, or a name taken.
     """
     if not config.is_own:
         return None

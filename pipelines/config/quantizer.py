@@ -1,4 +1,4 @@
-"""From configuration to what segquant takes, refused early where it would refuse it late."""
+"""From configuration to method."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ KEY = f"quantizer.{TARGET}"
 
 
 def build_method(config: RunConfig) -> Method | Peer:
-    """The method of a run; see `build_quantizer`.
+    """The method of a run.
 
     Raises:
-        PipelineError: as `build_quantizer`; another tool where the run asks for more than the denoiser in memory.
+        PipelineError: as `build_quantizer`; another tool for more than the denoiser in memory.
     """
     from segquant_bench.pipelines.peers import Peer  # imports torch: not for `segquant --help`
 
@@ -38,11 +38,10 @@ def build_method(config: RunConfig) -> Method | Peer:
 
 
 def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
-    """Call the function that a quantizer configuration names: a preset, another tool's quantizer, or one's own.
+    """Call the function that a quantizer names.
 
     Raises:
-        PipelineError: no such function, arguments that it does not take, a value or a precision that it refuses, a
-            tool that is not installed, or something else than a method returned.
+        PipelineError: no such function, bad arguments, a refused precision, a missing tool, or no method returned.
     """
     target = str(quantizer[TARGET])
     arguments = {key: value for key, value in quantizer.items() if key not in (TARGET, "name")}
@@ -55,7 +54,6 @@ def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
 
 
 def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Peer:
-    """What a function of this repository makes of its arguments."""
     package, _, function = target.rpartition(".")
     preset = getattr(importlib.import_module(package), function, None)
     if preset is None:

@@ -1,4 +1,4 @@
-"""The hash that names a configuration: what a run's numbers depend on, and nothing else."""
+"""The hash that names a configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
 
 def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
-    """A short stable name of what the numbers depend on: no logger, no paths, no cache, no device.
+    """A short name of all that the numbers depend on, files by content; no logger, paths, cache or device.
 
-    Files count by their content: the model by its fingerprint, prompts by the hashes in `subset` (`Dataset.record`).
-    Two runs of the unquantized model at different `precision` are one and the same.
+    The unquantized model has one hash at every `precision`.
     """
     raw = asdict(run)
     for key in ("name", "logger", "cache", "report", "polarity"):

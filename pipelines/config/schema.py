@@ -1,4 +1,4 @@
-"""The schema of a run: what every key may hold, checked before anything is loaded."""
+"""The schema of a run."""
 
 from __future__ import annotations
 
@@ -36,15 +36,11 @@ TEXT_ENCODER = "text_encoder"
 
 @dataclass
 class RunConfig:
-    """One run: model, data, calibration, quantizer, precision, judgement.
+    """One run.
 
-    `quantize` names the components that are quantized: denoiser, text encoders and ControlNets by their attributes
-    of the pipeline (text_encoder, text_encoder_2 …, controlnet); the others stay as they are. `components` changes
-    settings of the quantizer for one of them but the denoiser: {text_encoder: {seglinear: false}}. `backend` runs the
-    quantized layers when pictures are sampled: a name that segquant knows, or a class of one's own by its dotted path
-    or as {_target_: PATH}. `polarity` also
-    records the signs of activations (Table 1), which costs a pass and changes nothing else. `stages` holds settings of
-    further stages by name.
+    `quantize` names attributes of the pipeline (denoiser, text_encoder, controlnet …). `components` changes quantizer
+    settings: {text_encoder: {seglinear: false}}. `backend` runs quantized layers: a name, or one's own class as dotted
+    path or {_target_: PATH}. `polarity` records signs of activations (Table 1). `stages` holds settings by name.
     """
 
     name: str = MISSING
@@ -77,7 +73,6 @@ class RunConfig:
         self._check_components()
 
     def _check_names(self) -> None:
-        """Refuse names that no folder can have, or that mean something else in tables."""
         for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
             if NAME.fullmatch(name) is None:
                 raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
@@ -88,7 +83,6 @@ class RunConfig:
             )
 
     def _check_parts(self) -> None:
-        """Refuse a quantizer named after a part that the run does not use, and prompts that are not there."""
         parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
         section, wanted = ("", "") if self.has_own_quantizer else parts.get(self.quantizer_name, ("", ""))
         if section and getattr(self, section).name != wanted:
@@ -103,7 +97,6 @@ class RunConfig:
             )
 
     def _check_offload(self) -> None:
-        """Refuse what needs a denoiser in memory whose blocks are on disk, or text encoders that are gone."""
         if self.calibration.timesteps == "loss":
             self.check_whole("calibration.timesteps=loss")
         if self.model.embeddings == "cached" and self.text_encoders:
@@ -113,7 +106,7 @@ class RunConfig:
             )
 
     def check_whole(self, what: str) -> None:
-        """Refuse what needs the whole denoiser in memory where its blocks are on disk."""
+        """Refuse blocks on disk where `what` needs the whole denoiser."""
         if self.model.offload == "blocks":
             raise PipelineError(
                 f"{what} needs the whole denoiser in memory, and model.offload=blocks leaves it on disk; set "
@@ -121,7 +114,7 @@ class RunConfig:
             )
 
     def check_reference(self) -> None:
-        """Refuse another backend for a quantizer whose layers are its own."""
+        """Refuse another backend for a quantizer with layers of its own."""
         if self.backend != REFERENCE:
             raise PipelineError(
                 f"quantizer={self.quantizer_name} runs its own layers, which backend={self.backend} cannot; set "
@@ -129,7 +122,7 @@ class RunConfig:
             )
 
     def check_alone(self) -> None:
-        """Refuse components beside the denoiser for a quantizer that takes the denoiser alone."""
+        """Refuse further components for a quantizer of the denoiser alone."""
         if self.other_components:
             raise PipelineError(
                 f"quantizer={self.quantizer_name} quantizes the denoiser alone; set quantize=[denoiser], or choose a "
@@ -137,7 +130,6 @@ class RunConfig:
             )
 
     def _check_components(self) -> None:
-        """Refuse a list of components that no run can mean; whether the pipeline has them is seen later."""
         named = list(dict.fromkeys(self.quantize))
         if named != self.quantize or not named:
             raise PipelineError(
@@ -155,7 +147,6 @@ class RunConfig:
             self._check_float_denoiser()
 
     def _check_float_denoiser(self) -> None:
-        """Refuse what concerns a quantized denoiser where `quantize` leaves it out."""
         asked = f"quantize=[{','.join(self.quantize)}] leaves the denoiser as it is"
         if self.is_corrected:
             raise PipelineError(
@@ -170,12 +161,12 @@ class RunConfig:
 
     @property
     def other_components(self) -> tuple[str, ...]:
-        """The components beside the denoiser that are quantized; none where nothing is."""
+        """The quantized components beside the denoiser."""
         return () if self.is_float else tuple(name for name in self.quantize if name != DENOISER)
 
     @property
     def quantizes_denoiser(self) -> bool:
-        """Whether the denoiser is among the components that are quantized."""
+        """Whether the denoiser is quantized."""
         return not self.is_float and DENOISER in self.quantize
 
     @property
@@ -185,22 +176,22 @@ class RunConfig:
 
     @property
     def has_own_quantizer(self) -> bool:
-        """Whether the method comes from the user's own package."""
+        """Whether the method is the user's own."""
         return is_own(str(self.quantizer[TARGET]))
 
     @property
     def preset_name(self) -> str:
-        """The function that the quantizer's `_target_` names."""
+        """The function in the quantizer's `_target_`."""
         return str(self.quantizer["_target_"]).rpartition(".")[2]
 
     @property
     def quantizer_name(self) -> str:
-        """The method's name in results: the quantizer's `name`, if it has one, else its function's."""
+        """The quantizer's `name`, else its function's."""
         return str(self.quantizer.get("name") or self.preset_name)
 
     @property
     def is_corrected(self) -> bool:
-        """Whether predictions are corrected at sampling time; there is nothing to correct without quantization."""
+        """Whether predictions are corrected while sampling; never without quantization."""
         return self.correction.method != "none" and not self.is_float
 
     @property
@@ -210,16 +201,14 @@ class RunConfig:
 
     @property
     def precision_name(self) -> str:
-        """The precision of what is quantized: the model's own dtype where nothing is."""
+        """The precision, or the model's dtype where nothing is quantized."""
         return self.model.dtype if self.is_float else self.precision.name
 
 
 def register() -> None:
     """Make the schema known to Hydra as `schema`, and three resolvers to OmegaConf.
 
-    `${zoo:NAME}` is the path of a shipped file (see `runtime.paths`), whether it is there or not; `${method:}` names
-    quantizer and correction; `${options:}` lists the options for --help.
-    Sweeps may be lists of grids (`segquant_bench.pipelines.config.grids`).
+    `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${options:}`: options for --help.
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -229,9 +218,9 @@ def register() -> None:
 
 
 def method_label(*, _root_: DictConfig) -> str:
-    """The quantizer's name, with "+NAME" for a correction that is not its own and for components beside the denoiser.
+    """The quantizer's name, "+NAME" for another correction and further components.
 
-    Where the denoiser is not among them, "@" stands before the first: "rtn+controlnet" is both, "rtn@controlnet" one.
+    "rtn@controlnet" leaves the denoiser out, "rtn+controlnet" does not.
     """
     quantizer, correction = _root_.quantizer, _root_.correction.name
     name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
@@ -245,7 +234,7 @@ def method_label(*, _root_: DictConfig) -> str:
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
-    """Refuse keys that `+key=value` added and nothing would read; its preset checks the quantizer's."""
+    """Refuse `+key=value` that nothing would read; the preset checks the quantizer's."""
     known = {item.name for item in fields(schema)}
     for key in map(str, config):
         if key not in known:
@@ -259,7 +248,7 @@ def validate(config: DictConfig) -> RunConfig:
     """The checked run configuration.
 
     Raises:
-        PipelineError: a key is missing, of the wrong type, or out of range.
+        PipelineError: a missing key, a wrong type, or out of range.
     """
     _refuse_extra(config, RunConfig, "")
     # whole sections first: interpolations into a missing one cannot even be looked at

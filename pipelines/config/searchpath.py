@@ -1,4 +1,4 @@
-"""Configuration directories of the user's own on a command line: `hydra.searchpath=[pkg://their_pkg.conf]`."""
+"""The user's configuration directories: `hydra.searchpath=[pkg://their_pkg.conf]`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ _PLACES = re.compile(r"(pkg|file)://([^\],'\"]+)")
 
 
 def check_search_path(arguments: Sequence[str]) -> list[Path]:
-    """Let packages in the working folder be on the search path, and refuse places that are not there.
-
-    Hydra would only warn, and then miss the options in them.
-
-    Returns:
-        the directories that a command line adds.
+    """Allow packages of the working folder; returns the added directories.
 
     Raises:
         PipelineError: no such package or directory.

@@ -1,4 +1,4 @@
-"""The sections of a run's configuration: what every key may hold."""
+"""The sections of a run's configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMBEDDINGS = ("live", "cached")
 
 @dataclass
 class CallConfig:
-    """What is passed to the pipeline's `__call__` besides prompt and generator; None is not passed."""
+    """Arguments of the pipeline's `__call__`; None is not passed."""
 
     num_inference_steps: int = MISSING
     guidance_scale: float = MISSING
@@ -43,13 +43,13 @@ class CallConfig:
             at_least("model.call.max_sequence_length", self.max_sequence_length, 0)
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that are set."""
+        """Those that are set."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass
 class PartConfig:
-    """A component that does not lie in the pipeline's own directory (a ControlNet): its diffusers class and place."""
+    """A component from elsewhere (a ControlNet): its diffusers class and place."""
 
     kind: str = MISSING
     path: str | None = None
@@ -68,12 +68,9 @@ class PartConfig:
 class ModelConfig:
     """Which diffusers pipeline: a local directory (`path`) or a repository of the hub (`repo`).
 
-    `pipeline`: another pipeline class than the directory's own. `parts`: components that lie elsewhere. `scheduler`:
-    another class, made from the shipped one's settings and `scheduler_settings`. `embeddings`: "live", or "cached"
-    (every prompt is encoded once before the denoiser is loaded, then the text encoders are released). `offload`:
-    "none", "components" (they wait in main memory) or "blocks" (the denoiser's are read from disk as they run).
-    `convolutions`: quantize nn.Conv2d too, as UNets want. `control`: how a ControlNet's control pictures are made of
-    the real ones: "canny".
+    `pipeline`, `parts`, `scheduler`: instead of the directory's. `embeddings`: "live", or "cached" (prompts encoded
+    before the denoiser is loaded). `offload`: "none", "components" (wait in main memory) or "blocks" (read from disk).
+    `convolutions`: quantize nn.Conv2d too. `control`: kind of control pictures: "canny".
     """
 
     name: str = MISSING
@@ -110,12 +107,9 @@ class ModelConfig:
 class CalibrationConfig:
     """Which denoiser inputs the quantizer sees.
 
-    `prompts` calibration prompts with `steps_per_prompt` timesteps each, chosen by `timesteps`: uniform over the
-    schedule; normal around `mean` with `std` (fractions of the schedule, 0 is the clean picture, 1 pure noise);
-    all steps (`steps_per_prompt` null); by loss, measured on `pilot` prompts; or by weights that a function of one's
-    own returns, {_target_: their_pkg.module.function} with its further arguments (`sampling.own_timesteps`).
-    `held_out` further prompts, on which layer errors are measured, always have uniform steps, so that errors compare
-    between them. `batch_size` inputs go through the denoiser at once when it is observed.
+    `prompts` with `steps_per_prompt` timesteps each (null: all), chosen by `timesteps`: uniform; normal around `mean`
+    with `std` (fractions of the schedule, 0 is the clean picture); by loss on `pilot` prompts; or by one's own function
+    {_target_: PATH, …} (`sampling.own_timesteps`). `held_out` prompts, for layer errors, have uniform steps.
     """
 
     name: str = MISSING
@@ -153,12 +147,11 @@ class CalibrationConfig:
 
 @dataclass
 class CorrectionConfig:
-    """What is corrected at sampling time, fitted on `prompts` calibration prompts (null: all of them).
+    """What is corrected at sampling time, fitted on `prompts` calibration prompts (null: all).
 
-    `method` is none, ptqd, tac or affine. PTQD: `variance` takes the noise that quantization adds out of the
-    noise that the scheduler adds. TAC: factors are kept within `clip` of 1; `input_bias` also corrects the mean
-    of the latents. Affine: `grid` x `grid` spatial blocks; `ridge` pulls scale to 1 and shift to 0, as a share of
-    the prediction's mean square.
+    `method` is none, ptqd, tac or affine. PTQD: `variance` lessens the scheduler's noise. TAC: factors within `clip` of
+    1; `input_bias` corrects the latents' mean. Affine: `grid` x `grid` blocks; `ridge` pulls scale to 1 and shift to 0,
+    as a share of the prediction's mean square.
     """
 
     name: str = MISSING
@@ -181,11 +174,10 @@ class CorrectionConfig:
 
 @dataclass
 class PrecisionConfig:
-    """Which bits: a name of `segquant.PRECISIONS`, or a precision of one's own under a name of one's own.
+    """A name of `segquant.PRECISIONS`, or one's own.
 
-    `weight` and `input` are the fields of a `segquant.QuantSpec`, {dtype: int4, granularity: group, group_size: 32};
-    the side that is null stays in floating point. Or `_target_` names a function that returns a
-    `segquant.QuantScheme`, called with `arguments`.
+    `weight` and `input` are fields of a `segquant.QuantSpec`, {dtype: int4, granularity: group, group_size: 32}; null
+    is floating point. Or `_target_` names a function that returns a `segquant.QuantScheme`.
     """
 
     name: str = MISSING
@@ -204,17 +196,17 @@ class PrecisionConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is told by fields or a function, and not by a name that segquant has."""
+        """Whether segquant does not have it."""
         return self.weight is not None or self._target_ is not None
 
     def own_fields(self) -> dict[str, Any]:
-        """The fields that are set, without the name; empty for one of segquant's."""
+        """The fields set, without the name; empty for one of segquant's."""
         return {key: value for key, value in asdict(self).items() if key != "name" and value}
 
 
 @dataclass
 class BackendsConfig:
-    """Which networks judge; the fields are those of `eval.Backends`."""
+    """Which networks judge, as in `eval.Backends`."""
 
     fid: str = "auto"
     inception: str | None = None
@@ -250,7 +242,7 @@ class MetricConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where results are shown: `name` is wandb or none."""
+    """Where results are shown: wandb or none."""
 
     name: str = MISSING
     project: str = "segquant"

@@ -1,4 +1,4 @@
-"""Shipped files that a run needs and an installed package does not have."""
+"""Shipped files that an installed package does not have."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CLIP_METRICS = frozenset(["clip_score", "caption_top1"])
 
 
 def check_shipped(run: RunConfig) -> None:
-    """Refuse a run that needs files of pipelines/zoo where there is no such folder, before anything is loaded.
+    """Refuse a run whose files of pipelines/zoo are missing.
 
     Raises:
-        PipelineError: files are missing, or SEGQUANT_ZOO names no directory.
+        PipelineError: they are, or SEGQUANT_ZOO names no directory.
     """
     named = zoo_variable()
     if named is not None and not named.is_dir():
@@ -31,7 +31,6 @@ def check_shipped(run: RunConfig) -> None:
 
 
 def _paths(run: RunConfig) -> Iterator[tuple[str, Path]]:
-    """The files that the configuration names and the run reads, by their keys."""
     named = {
         "model.path": run.model.path,
         **{f"model.parts.{name}.path": part.path for name, part in run.model.parts.items()},

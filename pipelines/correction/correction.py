@@ -1,8 +1,6 @@
-"""Corrections of a quantized denoiser's prediction: their fits, pure functions of pairs, and their files.
+"""Corrections of a quantized denoiser's prediction: scale · prediction + shift per timestep, channel or block.
 
-Predictions are what the scheduler is given, so with guidance the combination of both branches. They are
-[n, channels, …] (latents with spatial axes) or [n, tokens, channels] (packed latents, as in FLUX). Every
-correction is affine, scale · prediction + shift, with scale and shift per timestep and per channel or block.
+Predictions come after guidance: [n, channels, …], or [n, tokens, channels] as in FLUX.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class StepFit:
-    """What is fitted at one timestep; grid axes are 1 where nothing depends on the place.
+    """The fit at one timestep; grid axes may be 1.
 
     Attributes:
         scale: float64 [channels or 1, *grid].
         shift: float64 [channels or 1, *grid].
-        variance: float64 [channels], of the error that scale and shift leave; None where it is not used.
+        variance: float64 [channels] of the remaining error, or None.
     """
 
     scale: Tensor
@@ -44,12 +42,12 @@ class Correction:
 
     Attributes:
         method: "ptqd", "tac" or "affine".
-        timesteps: of the scheduler's calls, in their order; a solver may call twice at one timestep.
+        timesteps: of the scheduler's calls in order, which may repeat.
         scale: float32 [calls, channels or 1, *grid].
         shift: float32 [calls, channels or 1, *grid].
         variance: float32 [calls, channels] or None.
         input_bias: float32 [calls, channels], added to the latents after the call, or None.
-        record: what is said about the fit, JSON types.
+        record: of the fit, JSON types.
     """
 
     method: str
@@ -61,7 +59,7 @@ class Correction:
     record: dict[str, Any] = field(default_factory=dict)
 
     def nearest(self, timestep: float, repeat: int) -> tuple[int, bool]:
-        """The call fitted nearest to `timestep` (its `repeat`-th one) and whether it is that very timestep."""
+        """The `repeat`-th call nearest to `timestep`, and whether it is exact."""
         distance = min(abs(known - timestep) for known in self.timesteps)
         calls = [call for call, known in enumerate(self.timesteps) if abs(known - timestep) == distance]
         return calls[min(repeat, len(calls) - 1)], distance <= 1e-4 * max(1.0, abs(timestep))
@@ -72,26 +70,25 @@ class Correction:
 
 
 def channels_second(values: Tensor) -> Tensor:
-    """A view with the channels on axis 1: packed latents [n, tokens, channels] have them last."""
+    """A view with channels on axis 1."""
     return values.movedim(-1, 1) if values.ndim == 3 else values
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """[channels] in the shape that multiplies `like`."""
+    """[channels] shaped to multiply `like`."""
     return values if like.ndim <= 3 else values.reshape(-1, *(1,) * (like.ndim - 2))
 
 
 def channel_mean(values: Tensor) -> Tensor:
-    """Mean of each channel over rows and places: float64 [channels]."""
+    """Mean of each channel: float64 [channels]."""
     return channels_second(values).double().transpose(0, 1).flatten(1).mean(1)
 
 
 def fit_ptqd(quantized: Tensor, exact: Tensor) -> StepFit:
     """PTQD (2305.10657, section 4): error = k · exact + rest, with the rest's mean and variance per channel.
 
-    k is the least-squares slope over all values, each centred in its channel (the mean is the rest's). The
-    corrected prediction is (quantized - mean) / (1 + k), its error the centred rest / (1 + k). A negative k
-    counts as 0, as in the published implementation: to divide by less than 1 would amplify the rest.
+    k is the least-squares slope over values centred per channel, at least 0 as in the published code. The correction is
+    (quantized - mean) / (1 + k).
     """
     q, f = (channels_second(x).double() for x in (quantized, exact))
     axes = (0, *range(2, q.ndim))
@@ -106,10 +103,7 @@ def fit_ptqd(quantized: Tensor, exact: Tensor) -> StepFit:
 
 
 def fit_tac(quantized: Tensor, exact: Tensor, clip: float) -> StepFit:
-    """TAC-Diffusion's noise estimation reconstruction (2407.03917): a least-squares factor per channel.
-
-    Factors are kept within 1 ± clip, so that a poor fit cannot outweigh the prediction.
-    """
+    """TAC-Diffusion's noise estimation reconstruction (2407.03917): a factor per channel, within 1 ± clip."""
     q, f = (channels_second(x).double().transpose(0, 1).flatten(1) for x in (quantized, exact))
     power = q.square().sum(1)
     factor = torch.where(power > 0, (q * f).sum(1) / power.clamp_min(torch.finfo(power.dtype).tiny), 1.0)
@@ -118,10 +112,10 @@ def fit_tac(quantized: Tensor, exact: Tensor, clip: float) -> StepFit:
 
 
 def fit_affine(quantized: Tensor, exact: Tensor, grid: int, ridge: float) -> StepFit:
-    """A scale and a shift per spatial block, shared by the channels, by ridge regression towards (1, 0).
+    """Scale and shift per spatial block, by ridge regression towards (1, 0).
 
-    With m the block's mean square of q, it minimises mean((scale·q + shift - f)²) + ridge·(m·(scale-1)² +
-    shift²). Blocks are `grid` along each spatial axis, fewer on a shorter axis; of packed latents, runs of tokens.
+    Minimises mean((scale·q + shift - f)²) + ridge·(m·(scale-1)² + shift²), m the block's mean of q². `grid` blocks per
+    spatial axis, fewer on a short one; of packed latents, runs of tokens.
     """
     q, f = (channels_second(x).double() for x in (quantized, exact))
     residual = f - q
@@ -136,13 +130,7 @@ def fit_affine(quantized: Tensor, exact: Tensor, grid: int, ridge: float) -> Ste
 
 
 def fit_step(config: CorrectionConfig, quantized: Tensor, exact: Tensor) -> StepFit:
-    """The fit of `config.method` at one timestep.
-
-    Args:
-        config: method and its parameters.
-        quantized: the quantized model's prediction, [n, channels, …] or [n, tokens, channels].
-        exact: the unquantized model's on the same inputs.
-    """
+    """The fit of `config.method` at one timestep, both predictions on the same inputs."""
     if config.method == "ptqd":
         fit = fit_ptqd(quantized, exact)
         return fit if config.variance else StepFit(fit.scale, fit.shift)
@@ -154,7 +142,7 @@ def fit_step(config: CorrectionConfig, quantized: Tensor, exact: Tensor) -> Step
 
 
 def correct(prediction: Tensor, fit: StepFit) -> Tensor:
-    """scale · prediction + shift, computed in at least float32, in the prediction's dtype."""
+    """scale · prediction + shift, in at least float32; returns the prediction's dtype."""
     values = channels_second(prediction)
     exact = values if values.dtype == torch.float64 else values.float()
     scale, shift = (_spread(x.to(exact), exact.shape[2:]) for x in (fit.scale, fit.shift))
@@ -168,14 +156,14 @@ def _places(size: int, blocks: int, device: torch.device) -> Tensor:
 
 
 def _spread(values: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Block values [c, *grid] at every place: [c, *spatial]."""
+    """[c, *grid] -> [c, *spatial]."""
     for axis, size in enumerate(spatial, start=1):
         values = values.index_select(axis, _places(size, values.shape[axis], values.device))
     return values
 
 
 def _block_mean(values: Tensor, grid: int) -> Tensor:
-    """Means of [n, c, *spatial] over rows, channels and the places of each block: [*grid]."""
+    """Block means of [n, c, *spatial]: [*grid]."""
     means = values.mean((0, 1))
     for axis, size in enumerate(values.shape[2:]):
         blocks = min(grid, size)
@@ -189,7 +177,7 @@ def _block_mean(values: Tensor, grid: int) -> Tensor:
 
 
 def save_correction(correction: Correction, folder: Path) -> None:
-    """Write correction.safetensors and correction.json into `folder`."""
+    """Write correction.safetensors and correction.json."""
     tensors = {"scale": correction.scale, "shift": correction.shift}
     optional = {"variance": correction.variance, "input_bias": correction.input_bias}
     tensors |= {name: value for name, value in optional.items() if value is not None}
@@ -203,7 +191,7 @@ def load_correction(folder: Path) -> Correction:
     """Inverse of `save_correction`.
 
     Raises:
-        PipelineError: the files are of another schema.
+        PipelineError: another schema.
     """
     head = json.loads((folder / "correction.json").read_text(encoding="utf-8"))
     if head["schema"] != SCHEMA:

@@ -1,8 +1,7 @@
-"""Fit a correction along the trajectory that the corrected, quantized model takes itself.
+"""Fit a correction along the trajectory of the corrected model.
 
-All calibration prompts are sampled in lockstep. At every step the unquantized denoiser sees the same inputs as
-the quantized one; the pair of predictions is fitted, and the step goes on with the corrected one. So each step
-is fitted on what it will meet (as TAC-Diffusion does; PTQD and the affine correction take the same pairs).
+At every step both denoisers see the same inputs, the pair is fitted, and the corrected prediction goes on (as in
+TAC-Diffusion).
 """
 
 from __future__ import annotations
@@ -49,18 +48,14 @@ def fit_correction(
 
     Args:
         pipeline: with the unquantized denoiser under `name`; it is put back.
-        name: attribute of the denoiser.
-        quantized: the quantized denoiser, on the pipeline's device.
-        prompts: calibration prompts; their latents all go through the scheduler together.
-        call: further arguments of the pipeline.
-        config: method and parameters.
-        seed: of the latents, with `stream` and the prompt's index.
-        stream: keeps calibration latents apart from those of evaluation.
-        batch_size: prompts through the denoisers at once.
-        inputs: further arguments for the prompts of these indices, such as their control pictures.
+        prompts: their latents go through the scheduler together.
+        seed: with `stream` and the prompt's index.
+        stream: keeps latents apart from evaluation's.
+        batch_size: through the denoisers at once.
+        inputs: further arguments by prompt index, such as control pictures.
 
     Raises:
-        PipelineError: no prompts, or a pipeline that does not pass a weighted sum of the denoiser's outputs on.
+        PipelineError: no prompts, or as `exact_prediction`.
     """
     if not prompts:
         raise PipelineError("there are no calibration prompts to fit a correction on; set calibration.prompts")
@@ -92,7 +87,7 @@ def fit_correction(
 
 
 class MeanLatents:
-    """Keeps the mean of every channel of the latents after each step."""
+    """Keeps the latents' channel means after each step."""
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
@@ -167,10 +162,9 @@ class Fitter:
 def exact_prediction(
     pairs: Sequence[tuple[Tensor, Tensor]], prediction: Tensor, prompts: int
 ) -> tuple[Tensor, list[float]]:
-    """What the scheduler would have been given, had the unquantized denoiser been asked.
+    """What the unquantized denoiser would have given the scheduler.
 
-    The pipeline makes its prediction out of the denoiser's outputs for the branches of guidance; the weights are
-    found by least squares on the quantized outputs and must reproduce the prediction.
+    Branch weights are found by least squares on quantized outputs.
 
     Args:
         pairs: (quantized, exact) outputs of the step's denoiser calls, [branches · prompts, …].
@@ -178,7 +172,7 @@ def exact_prediction(
         prompts: rows of the latents.
 
     Returns:
-        The exact prediction, shaped like `prediction`, and the weight of each branch.
+        The exact prediction, and the weight of each branch.
 
     Raises:
         PipelineError: the prediction is no weighted sum of the outputs.
@@ -212,10 +206,9 @@ def in_parts(
     beside: torch.nn.Module | None = None,
     on_pair: Callable[[tuple[Tensor, Tensor]], None] | None = None,
 ) -> Iterator[None]:
-    """Within the block the denoiser goes through its rows `batch_size` of `prompts` at a time.
+    """Within the block the denoiser takes its rows `batch_size` of `prompts` at a time.
 
-    `shared` names inputs that have no rows, see `shared_inputs`.
-    With `beside`, that denoiser sees the same parts, and `on_pair` is given (output, output beside) of all rows.
+    `shared` names inputs without rows (`shared_inputs`). `beside` sees the same parts; `on_pair` gets both outputs.
     """
     forward = denoiser.forward
 
@@ -243,7 +236,7 @@ def in_parts(
 
 
 def _rows(value: Any) -> int:
-    """Rows of the first tensor with more than one axis, the latents."""
+    """Rows of the latents, the first tensor with more than one axis."""
     return next(item.shape[0] for item in _tensors(value) if item.ndim > 1)
 
 
@@ -267,7 +260,6 @@ def _cut(value: Any, total: int, rows: slice, shared: Collection[str], name: str
 
 
 def _like(output: Any, values: Tensor) -> Any:
-    """`values` in the form of a denoiser's output."""
     if isinstance(output, Tensor):
         return values
     return (values, *output[1:]) if isinstance(output, tuple) else type(output)(sample=values)

@@ -1,4 +1,4 @@
-"""Corrections at work: a scheduler whose steps correct the prediction, the noise and the latents."""
+"""A scheduler whose steps correct prediction, noise and latents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Step = Callable[[Callable[..., Any], inspect.BoundArguments], Any]
 
 @contextmanager
 def step_replaced(scheduler: Any, step: Step) -> Iterator[None]:
-    """Let `step(original, bound arguments)` stand for `scheduler.step`, whose signature stays visible."""
+    """`step(original, bound arguments)` stands for `scheduler.step`, with its signature."""
     original = scheduler.step
     signature = inspect.signature(original)
 
@@ -42,7 +42,7 @@ def step_replaced(scheduler: Any, step: Step) -> Iterator[None]:
 
 @contextmanager
 def corrected(scheduler: Any, correction: Correction | None) -> Iterator[None]:
-    """Within the block every step of `scheduler` is corrected; None corrects nothing."""
+    """Within the block every step is corrected; None corrects nothing."""
     if correction is None:
         yield
         return
@@ -51,7 +51,7 @@ def corrected(scheduler: Any, correction: Correction | None) -> Iterator[None]:
 
 
 class Corrector:
-    """Steps a scheduler by a fitted correction, which it finds by the timestep."""
+    """Steps a scheduler by a fitted correction."""
 
     def __init__(self, scheduler: Any, correction: Correction) -> None:
         self.scheduler, self.correction = scheduler, correction
@@ -81,12 +81,12 @@ class Corrector:
 def corrected_step(
     scheduler: Any, original: Callable[..., Any], bound: inspect.BoundArguments, fit: StepFit
 ) -> tuple[Any, bool]:
-    """One step with the prediction corrected, and with less noise where the fit knows its variance.
+    """One step with the prediction corrected, and less noise where the variance is known.
 
-    Channels that the latents do not have (a learned variance) stay as they are.
+    Channels that the latents lack (a learned variance) stay.
 
     Returns:
-        What the scheduler's step returns, and whether the scheduler adds noise that could be lessened.
+        The step's result, and whether it adds noise that could be lessened.
     """
     prediction, latents = bound.arguments["model_output"], bound.arguments["sample"]
     width = latents.shape[1] if latents.ndim > 3 else prediction.shape[1]
@@ -109,12 +109,11 @@ def corrected_step(
 def remaining_noise(scheduler: Any, bound: inspect.BoundArguments, variance: Tensor) -> Tensor | None:
     """The factor on the scheduler's noise that makes room for the quantization noise.
 
-    PTQD (2305.10657, variance schedule calibration): a step adds noise of variance s², and carries c² times the
-    prediction's error variance v into the latents; so its own noise becomes max(0, s² - c²·v). c and s are read
-    off the scheduler by two small trial steps, whatever its formula.
+    PTQD (2305.10657, variance schedule calibration): noise of variance s² becomes max(0, s² - c²·v), with v the
+    prediction's error variance and c the step's factor on it. Two trial steps measure c and s.
 
     Returns:
-        [channels] in [0, 1]; None where this step of the scheduler adds no noise.
+        [channels] in [0, 1]; None where this step adds no noise.
     """
     if NOISE not in _draws(scheduler):
         return None
@@ -127,7 +126,7 @@ def remaining_noise(scheduler: Any, bound: inspect.BoundArguments, variance: Ten
 
 
 def _trial(scheduler: Any, bound: inspect.BoundArguments, prediction: float, noise: float) -> float:
-    """Where the step takes zero latents, with a constant prediction and a constant in place of noise."""
+    """Where a step takes zero latents, with constants for prediction and noise."""
     latents = torch.zeros_like(bound.arguments["sample"][:1], dtype=torch.float32)
     arguments = {
         **bound.arguments,
@@ -145,7 +144,7 @@ def _trial(scheduler: Any, bound: inspect.BoundArguments, prediction: float, noi
 
 
 def _draws(scheduler: Any) -> dict[str, Any]:
-    """The globals in which the scheduler's step looks up the function that draws noise."""
+    """The globals where the scheduler's step looks up its noise function."""
     names: dict[str, Any] = inspect.unwrap(type(scheduler).step).__globals__
     return names
 
@@ -170,13 +169,13 @@ def add_per_channel(latents: Tensor, bias: Tensor) -> Tensor:
 
 
 def latents_of(result: Any) -> Tensor:
-    """The next latents out of what a scheduler's step returned."""
+    """The next latents in a step's result."""
     latents: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
     return latents
 
 
 def with_latents(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What a scheduler's step returned, with its next latents changed."""
+    """A step's result with its next latents changed."""
     if isinstance(result, tuple):
         return (change(result[0]), *result[1:])
     result.prev_sample = change(result.prev_sample)

@@ -11,13 +11,13 @@ LOW, HIGH = 0.08, 0.2
 
 
 def canny(grey: np.ndarray, sigma: float = SIGMA, low: float = LOW, high: float = HIGH) -> np.ndarray:
-    """Edges one pixel wide (Canny 1986): Gaussian smoothing, gradient, non-maximum suppression, hysteresis.
+    """Edges one pixel wide (Canny 1986).
 
     Args:
         grey: float [h, w] in 0 … 1.
-        sigma: of the smoothing, in pixels.
-        low, high: thresholds on the gradient's magnitude, where an ideal step from 0 to 1 has Sobel's 4 before
-            smoothing, here scaled to 1; a weak edge counts where it touches a strong one, diagonals included.
+        sigma: of the Gaussian, in pixels.
+        low, high: thresholds on the gradient, where an ideal step from 0 to 1 has 1 before smoothing; weak edges
+            count where they touch strong ones, diagonals included.
 
     Returns:
         bool [h, w].
@@ -42,10 +42,7 @@ def canny(grey: np.ndarray, sigma: float = SIGMA, low: float = LOW, high: float 
 
 
 def _is_ridge(magnitude: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Where the magnitude is no smaller than at the neighbours across the edge, of which one is strictly smaller.
-
-    The gradient's direction is rounded to a multiple of 45 degrees.
-    """
+    """Non-maximum suppression at directions rounded to 45 degrees; one neighbour must be strictly smaller."""
     sector = np.round(np.arctan2(down, right) / (np.pi / 4)).astype(int) % 4
     padded = np.pad(magnitude, 1, mode="edge")
     height, width = magnitude.shape
@@ -58,7 +55,7 @@ def _is_ridge(magnitude: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.
 
 
 def control_picture(picture: Image.Image) -> Image.Image:
-    """White edges on black, RGB, of the picture's size: of all channels, so that edges between equal greys count."""
+    """White edges of all channels on black, RGB, of the picture's size."""
     channels = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
     edges = np.any([canny(channels[..., index]) for index in range(3)], axis=0)
     return Image.fromarray(np.repeat(edges[..., None], 3, axis=2).astype(np.uint8) * 255)

@@ -1,4 +1,4 @@
-"""Control pictures: what a pipeline with a ControlNet is given besides a prompt."""
+"""Control pictures of a ControlNet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,12 @@ ARGUMENTS = ("control_image", "image")
 
 
 class ControlPictures:
-    """Control pictures of one split's prompts, made of their real pictures: arguments of the pipeline's call.
+    """Call arguments: control pictures of one split, made of its real pictures.
 
     Args:
-        dataset: with a real picture for every prompt of the split.
         split: "evaluation", "calibration" or "held_out".
         kind: a key of `KINDS`.
         size: width and height of generated pictures.
-        argument: of the pipeline's call that takes them.
     """
 
     def __init__(self, dataset: Dataset, split: str, kind: str, size: tuple[int, int], argument: str) -> None:
@@ -44,10 +42,10 @@ class ControlPictures:
 
 
 def control_argument(pipeline: Any, config: ModelConfig) -> str | None:
-    """The argument of the pipeline's call that takes control pictures; None for a pipeline without.
+    """The call's argument for control pictures; None without a ControlNet.
 
     Raises:
-        PipelineError: the pipeline has a ControlNet and `model.control` is not set, or the other way round.
+        PipelineError: only one of ControlNet and `model.control` is there.
     """
     has = getattr(pipeline, "controlnet", None) is not None
     name = type(pipeline).__name__

@@ -1,4 +1,4 @@
-"""Prompts and real pictures of a run: drawn from what a data set has, calibration apart from evaluation."""
+"""Prompts and real pictures of a run."""
 
 from __future__ import annotations
 
@@ -33,17 +33,16 @@ RESERVE = 1024  # entries that are kept for calibration where a data set has no 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Evaluation and calibration prompts, which never overlap, and where the real pictures are.
+    """Prompts and real pictures.
 
     Attributes:
-        name: of the data set.
-        evaluation: prompts of the pictures that are judged, in picture order.
-        calibration: prompts of the denoiser inputs that a quantizer sees.
-        held_out: prompts of the denoiser inputs on which layer errors are measured.
-        pictures: by the three names above, the real picture of every prompt; None where a prompt has none.
-        real: the real pictures to judge against; empty if there are none.
-        fit: how real pictures are brought to the size of generated ones, see `fit_picture`; None: not at all.
-        record: how the prompts were drawn, with a hash of them; JSON types.
+        evaluation: prompts in picture order, none in the others.
+        calibration: prompts that a quantizer sees.
+        held_out: prompts for layer errors.
+        pictures: each prompt's, by these names, or None.
+        real: pictures to judge against, if any.
+        fit: see `fit_picture`; None: sizes stay.
+        record: how prompts were drawn, with a hash; JSON types.
     """
 
     name: str
@@ -62,14 +61,14 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str | None:
-        """Hash of the content of the real pictures to judge against; None if there are none."""
+        """Hash of the pictures to judge against; None without any."""
         return pictures_digest(self.real) if self.real else None
 
     def needed_pictures(self, split: str) -> list[Picture]:
-        """The real picture of every prompt of "evaluation", "calibration" or "held_out".
+        """Every prompt's real picture in a split.
 
         Raises:
-            PipelineError: a prompt has none, or its file is not there.
+            PipelineError: one is missing.
         """
         found = self.pictures[split]
         present = [picture for picture in found if picture is not None]
@@ -88,11 +87,11 @@ class Dataset:
         return present
 
     def pictures_digest(self, split: str) -> str:
-        """Hash of the content of the pictures that `needed_pictures` gives."""
+        """Hash of what `needed_pictures` gives."""
         return pictures_digest(self.needed_pictures(split))
 
     def read(self, split: str, indices: Sequence[int], size: tuple[int, int]) -> list[Image.Image]:
-        """The real pictures of some prompts of a split, RGB, at `size` (width, height); errors as `read_pictures`."""
+        """Real pictures of a split at `size` (width, height), RGB; errors as `read_pictures`."""
         pictures = self.needed_pictures(split)
         return read_pictures([pictures[index] for index in indices], size, self.fit)
 
@@ -101,8 +100,7 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
     """Read, draw and check the prompts of a run.
 
     Raises:
-        PipelineError: a file is missing, empty or malformed; more prompts are asked for than there are; a
-            prompt is in both splits.
+        PipelineError: a bad file, too few prompts, or one in both splits.
     """
     source = _read(config)
     drawn, left = draw(source.evaluation, config)
@@ -131,7 +129,6 @@ def load_dataset(config: DatasetConfig, calibration: CalibrationConfig) -> Datas
 
 
 def _read(config: DatasetConfig) -> Source:
-    """All that the data set has, with calibration prompts of one's own in place of its own."""
     root = None if config.root is None else Path(config.root)
     own = None if config.calibration_prompts is None else Path(config.calibration_prompts)
     if config._target_ is not None:
@@ -160,11 +157,10 @@ def _read_published(config: DatasetConfig, root: Path) -> Source:
 
 
 def draw(entries: list[Entry], config: DatasetConfig) -> tuple[list[Entry], list[Entry]]:
-    """The entries to evaluate on, in picture order, and the others, the least likely to be drawn first.
+    """The entries to evaluate on, and the others, the least likely drawn first.
 
-    `size` None takes all in the files' order. "permutation": the first of numpy's permutation by `seed`. "shuffle":
-    the first of Python's `random.Random(seed).shuffle`, sorted by key (SVDQuant's rule for MJHQ and sDCI, seed 0).
-    "first": the first in the files' order.
+    "permutation" is numpy's, "shuffle" Python's `random.Random(seed).shuffle` sorted by key (SVDQuant's for MJHQ and
+    sDCI, seed 0), "first" the files' order. `size` None takes all.
 
     Raises:
         PipelineError: there are fewer than `size`.
@@ -188,18 +184,17 @@ def draw(entries: list[Entry], config: DatasetConfig) -> tuple[list[Entry], list
 
 
 def _shuffled(entries: list[Entry], seed: int) -> list[Entry]:
-    """A seeded permutation: fewer entries are always the first ones of more."""
+    """A seeded permutation: fewer entries are the first ones of more."""
     return [entries[index] for index in np.random.default_rng(seed).permutation(len(entries))]
 
 
 def _alone(left: list[Entry], entries: list[Entry]) -> list[Entry]:
-    """Those left whose prompt no other entry has: they can be in no evaluation, however many that takes."""
+    """Those whose prompt no other entry has, so that no evaluation can have it."""
     times = Counter(entry.prompt for entry in entries)
     return [entry for entry in left if times[entry.prompt] == 1]
 
 
 def _unseen(calibration: list[Entry], evaluation: list[Entry]) -> list[Entry]:
-    """Entries whose prompt is none of the evaluation's, each prompt once."""
     seen = {entry.prompt for entry in evaluation}
     kept = []
     for entry in calibration:
@@ -237,7 +232,6 @@ def _check_available(available: list[Entry], wanted: int, config: DatasetConfig)
 
 
 def _real_pictures(config: DatasetConfig, source: Source, drawn: list[Entry]) -> tuple[Picture, ...]:
-    """The pictures to judge against: those that the data set names, or else those of the drawn prompts."""
     if not config.pictures:
         return ()
     pictures = source.real or tuple(entry.picture for entry in drawn if entry.picture is not None)
@@ -251,7 +245,6 @@ def _real_pictures(config: DatasetConfig, source: Source, drawn: list[Entry]) ->
 
 
 def _record(config: DatasetConfig, splits: Mapping[str, list[Entry]], total: int) -> dict[str, Any]:
-    """What results say of the subset: the same on every machine for the same prompts of the same data set."""
     hashes = {
         f"{name}_hash": _hash([[entry.key, entry.prompt] for entry in splits[name]])
         for name in ("evaluation", "calibration", "held_out")

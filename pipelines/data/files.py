@@ -1,4 +1,4 @@
-"""Prompts from files of one's own: an archive with splits, lists of prompts, a table of prompts and pictures."""
+"""Prompts from one's own archive, lists or table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLITS = ("evaluation", "calibration")
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt, its name within the data set, and its real picture if it has one."""
+    """A prompt, its name, and its real picture if any."""
 
     key: str
     prompt: str
@@ -32,12 +32,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """What a data set has, before anything is drawn.
+    """What a data set has.
 
     Attributes:
-        evaluation: entries to evaluate on, in the files' order.
-        calibration: entries to calibrate on; None where both are drawn from `evaluation`.
-        real: pictures to judge against, whichever prompts are drawn; empty: those of the drawn prompts.
+        evaluation: entries in the files' order.
+        calibration: entries; None where both are drawn from `evaluation`.
+        real: pictures to judge against; empty: those of the drawn prompts.
     """
 
     evaluation: list[Entry]
@@ -46,7 +46,7 @@ class Source:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file, less the byte order mark of Windows; PipelineError, naming it as `what`, if unreadable."""
+    """A file's text without byte order mark; PipelineError, naming it as `what`, if unreadable."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -54,7 +54,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def parse_json(text: str, what: str, path: Path, number: int | None = None) -> Any:
-    """Parsed JSON; PipelineError names the file and, of JSON lines, the line."""
+    """Parsed JSON; PipelineError names file and line."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -63,7 +63,7 @@ def parse_json(text: str, what: str, path: Path, number: int | None = None) -> A
 
 
 def load_yaml(text: str, what: str, path: Path) -> Any:
-    """Parsed YAML, by libyaml where it is there: a file of several MB takes a minute without."""
+    """Parsed YAML, by libyaml where it is there: much faster."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(text, Loader=loader)
@@ -72,7 +72,7 @@ def load_yaml(text: str, what: str, path: Path) -> Any:
 
 
 def read_archive(archive: Path) -> Source:
-    """A zip of captions.jsonl (file, caption, split) and PNGs. All of the split's pictures are judged against."""
+    """A zip of captions.jsonl (file, caption, split) and PNGs, all of the split judged against."""
     try:
         with zipfile.ZipFile(archive) as file:
             text = file.read("captions.jsonl").decode("utf-8-sig")
@@ -101,7 +101,7 @@ def read_archive(archive: Path) -> Source:
 
 
 def read_prompts(path: Path) -> list[Entry]:
-    """A text file of one prompt a line; .yaml of {name: prompt}; .csv or .jsonl with a column of prompts."""
+    """One prompt a line; .yaml of {name: prompt}; .csv or .jsonl with a column of prompts."""
     kind = path.suffix.lower()
     if kind in (".csv", ".jsonl"):
         return [Entry(key, prompt) for key, prompt, _, _ in _table_rows(path)]
@@ -120,7 +120,7 @@ def read_prompts(path: Path) -> list[Entry]:
 
 
 def read_prompt_files(evaluation: Path, calibration: Path, real: str | None) -> Source:
-    """Two files of prompts, and perhaps a folder of real PNGs."""
+    """Two files of prompts, and perhaps a folder of PNGs."""
     pictures = () if real is None else tuple(Picture(path) for path in sorted(Path(real).glob("*.png")))
     if real is not None and not pictures:
         raise PipelineError(f"dataset.real={real} is no folder of PNG pictures; correct it or leave it out")
@@ -128,12 +128,11 @@ def read_prompt_files(evaluation: Path, calibration: Path, real: str | None) -> 
 
 
 def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
-    """A CSV or JSONL table with columns prompt (or caption, text), file (file_name, image) and perhaps split.
+    """A CSV or JSONL table: prompt (caption, text), file (file_name, image), perhaps split.
 
     Args:
-        path: the table.
-        root: what `file` is relative to; None: the table's folder.
-        pictures: whether the table must name a picture for every prompt.
+        root: of `file`; None: the table's folder.
+        pictures: whether every prompt needs one.
     """
     root = path.parent if root is None else root
     rows = _table_rows(path)
@@ -155,7 +154,6 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
 
 
 def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
-    """Line name, prompt, picture and split of every row."""
     text, kind = read_text(path, "table"), path.suffix.lower()
     if kind == ".csv":
         numbered: list[tuple[int, Any]] = _csv_rows(text, path)
@@ -182,7 +180,7 @@ def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """Rows with the number of the line on which each ends; strict, as csv otherwise guesses at quotes left open."""
+    """Rows with the number of their last line; strict about quotes left open."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows, last = [], 0
     try:
@@ -205,7 +203,7 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
 
 
 def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str | None:
-    """The first of some columns that says something, as text; PipelineError, naming the `place`, if it cannot be."""
+    """The first of some columns that says something; PipelineError, naming the `place`, if it is no text."""
     for name in names:
         value = row.get(name)
         if value is None:
@@ -218,5 +216,5 @@ def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str |
 
 
 def _says(value: Any) -> bool:
-    """Whether it is text or a number: 0 is a class label, a list of captions is no prompt."""
+    """Whether it is text or a number: 0 is a class label."""
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)

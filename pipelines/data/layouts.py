@@ -1,4 +1,4 @@
-"""Published data sets, read as their authors lay them out. Nothing is downloaded: a sentence says what to get.
+"""Published data sets, read as their authors lay them out; nothing is downloaded.
 
 | layout | below `root` |
 |---|---|
@@ -34,16 +34,14 @@ Find = Callable[[str], Picture]
 
 
 def find_pictures(root: Path, names: Collection[str], folders: tuple[str, ...], archive: str | None) -> Find | None:
-    """Where the pictures of a data set lie: in the zip as published, or unpacked in one of some folders.
+    """Where a data set's pictures lie, zipped or unpacked.
 
     Args:
-        root: of the data set.
-        names: relative paths of the pictures.
-        folders: below `root`, tried in order; in a zip, what names may start with.
-        archive: name of the zip below `root`.
+        folders: below `root`, tried in order; prefixes in a zip.
+        archive: the zip below `root`.
 
     Returns:
-        From relative path to picture, some of which may be missing; None if no place has any.
+        Picture by relative path, some possibly missing; None without any.
 
     Raises:
         PipelineError: the zip is damaged.
@@ -76,7 +74,7 @@ def _required(found: Find | None, root: Path, layout: str, what: str, get: str) 
 
 
 def read_mjhq(root: Path, pictures: bool) -> Source:
-    """MJHQ-30K (arXiv 2402.17245): 30,000 prompts and pictures of Midjourney in ten categories."""
+    """MJHQ-30K (arXiv 2402.17245)."""
     get = f"it with `{MJHQ.format(root=root)}`"
     path = _needed(root / "meta_data.json", "mjhq", get)
     rows = parse_json(read_text(path, "MJHQ's"), "MJHQ's", path)
@@ -95,16 +93,13 @@ def _has_text(row: Any, *keys: str) -> bool:
 
 
 def read_coco(root: Path, split: str, calibration_split: str | None, caption: str, pictures: bool) -> Source:
-    """COCO captions (arXiv 1504.00325) of a split, and of another one to calibrate on.
+    """COCO captions (arXiv 1504.00325).
 
     Args:
-        root: of the data set.
-        split: val2017, val2014 …, the part of the file names.
-        calibration_split: the same for calibration; None: what is not evaluated of `split`. Its pictures may be
-            missing.
-        caption: "first" takes each picture's caption with the smallest id; "all" joins its five by spaces (SegQuant's
-            published code joins them with nothing between).
-        pictures: whether the pictures of `split` must be there.
+        split: val2017, val2014 …
+        calibration_split: its pictures may be missing; None: the rest of `split`.
+        caption: "first" by id; "all" joined by spaces.
+        pictures: whether those of `split` must be there.
     """
     evaluation = _coco_entries(root, split, caption, pictures)
     if calibration_split is None:
@@ -113,7 +108,7 @@ def read_coco(root: Path, split: str, calibration_split: str | None, caption: st
 
 
 def _coco_entries(root: Path, split: str, caption: str, pictures: bool | None) -> list[Entry]:
-    """Entries in order of the pictures' ids; `pictures` None: where they are at hand."""
+    """Entries by picture id; `pictures` None: where they are at hand."""
     get = COCO.format(year=split[-4:], split=split)
     folder = root / "annotations"
     path = folder / f"captions_{split}.json"
@@ -140,7 +135,7 @@ def _coco_entries(root: Path, split: str, caption: str, pictures: bool | None) -
 
 
 def read_sdci(root: Path, pictures: bool) -> Source:
-    """Summarised DCI as SVDQuant (arXiv 2411.05007) published it: {name: prompt of at most 77 tokens}."""
+    """sDCI of SVDQuant (arXiv 2411.05007): {name: prompt of at most 77 tokens}."""
     get = f"it with `{SDCI.format(root=root)}`"
     path = root / "sDCI.yaml"
     if not path.is_file() and (root / "complete").is_dir():
@@ -156,13 +151,12 @@ def read_sdci(root: Path, pictures: bool) -> Source:
 
 
 def read_dci(root: Path, caption: str, pictures: bool) -> Source:
-    """Densely Captioned Images (arXiv 2312.08578) as its authors published it.
+    """Densely Captioned Images (arXiv 2312.08578).
 
     Args:
-        root: of the data set, the folder densely_captioned_images.
-        caption: "summary" is the first of the whole picture's summaries (at most 77 tokens); "short" the one-line
-            caption; "extended" the latter and what else is to be seen, as SegQuant's published code prompts.
-        pictures: whether the photographs must be there.
+        root: the folder densely_captioned_images.
+        caption: "summary" (at most 77 tokens), "short" (one line) or "extended", as SegQuant's published code.
+        pictures: whether they must be there.
     """
     folder = root / "complete"
     if not folder.is_dir() and caption != "summary":
@@ -187,7 +181,7 @@ def read_dci(root: Path, caption: str, pictures: bool) -> Source:
 
 
 def _dci_prompt(path: Path, caption: str) -> tuple[str, str] | None:
-    """Prompt and picture of one file; None where it has no such caption."""
+    """Prompt and picture of a file; None without such a caption."""
     row = parse_json(read_text(path, "DCI's"), "DCI's", path)
     if not _has_text(row, "image", "short_caption"):
         raise PipelineError(f"{path} is not DCI's: it has no image or no short_caption; get {DCI}")

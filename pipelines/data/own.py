@@ -1,8 +1,7 @@
-"""A data set of the user's own package: `dataset._target_` names a function that returns its entries.
+"""A data set of the user's own: `dataset._target_` names a function of entries.
 
-An entry is `(prompt, picture, split)` or a mapping with these keys: `picture` the path of a picture, or None; `split`
-"calibration" or "evaluation", or None. Without any split, `dataset.size` prompts are evaluated on and the others are
-for calibration.
+An entry is `(prompt, picture, split)` or a mapping: `picture` a path or None, `split` "calibration", "evaluation" or
+None. Without splits, `dataset.size` prompts are for evaluation.
 """
 
 from __future__ import annotations
@@ -24,12 +23,8 @@ FIELDS = ("prompt", "picture", "split")
 def read_own(target: str, arguments: Mapping[str, Any]) -> Source:
     """The entries that the user's function returns.
 
-    Args:
-        target: dotted path of the function.
-        arguments: of it.
-
     Raises:
-        PipelineError: no such function, it fails, or what it returns are no entries.
+        PipelineError: no such function, it fails, or no entries.
     """
     made = own_code.call(own_code.find_function(target, KEY), arguments, "dataset.arguments", target)
     if isinstance(made, str | Mapping) or not isinstance(made, Iterable):

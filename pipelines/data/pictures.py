@@ -1,4 +1,4 @@
-"""Real pictures: where one lies (a file, or a member of a zip), reading, fitting to a size, hashing, writing PNGs."""
+"""Real pictures: finding, reading, fitting, hashing, writing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GREY16 = ("PNG", "PPM", "JPEG2000")  # formats whose 16-bit grey always runs fro
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture on disk: the file `path`, or the member `member` of the zip `path`."""
+    """A file, or a member of a zip."""
 
     path: Path
     member: str | None = None
@@ -44,7 +44,6 @@ class Picture:
 
 @contextmanager
 def _named(what: str) -> Iterator[None]:
-    """What goes wrong within becomes one sentence that names what was read."""
     try:
         yield
     except Image.DecompressionBombError as error:
@@ -56,7 +55,6 @@ def _named(what: str) -> Iterator[None]:
 
 @contextmanager
 def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]:
-    """A function from picture to bytes; every zip is opened once, and closed at the end."""
     with ExitStack() as stack:
         archives = {}
         for path in sorted({picture.path for picture in pictures if picture.member is not None}):
@@ -73,7 +71,7 @@ def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]
 
 
 def missing(pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures that are not there, in order; nothing is decoded."""
+    """The pictures that are not there, in order."""
     return [
         picture
         for picture in pictures
@@ -82,7 +80,7 @@ def missing(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def members(archive: Path) -> dict[str, tuple[int, int]]:
-    """Length and CRC-32 of every member of a zip, by name; PipelineError if it is none."""
+    """Length and CRC-32 of a zip's members, by name; PipelineError if it is none."""
     with _named(str(archive)):
         stat = archive.stat()
         return _members(archive, stat.st_size, stat.st_mtime_ns)
@@ -95,10 +93,7 @@ def _members(archive: Path, size: int, mtime_ns: int) -> dict[str, tuple[int, in
 
 
 def pictures_digest(pictures: Sequence[Picture]) -> str:
-    """A hash of the pictures' contents in order: sha256 of files; length and CRC-32 of members of a zip.
-
-    The zip's directory holds the latter two, so that gigabytes need not be read to notice a changed picture.
-    """
+    """A hash of contents: sha256 of files; length and CRC-32 of a zip's members."""
     whole = hashlib.sha256()
     for picture in pictures:
         if picture.member is None:
@@ -110,7 +105,6 @@ def pictures_digest(pictures: Sequence[Picture]) -> str:
 
 
 def _decode(blob: bytes, picture: Picture) -> Image.Image:
-    """RGB of 8 bits, the way up that its EXIF says, transparency on white."""
     with _named(f"the picture {picture}"), Image.open(io.BytesIO(blob)) as opened:
         deep = opened.mode.startswith(("I", "F"))
         if deep and not _is_grey16(opened):
@@ -131,7 +125,7 @@ def _decode(blob: bytes, picture: Picture) -> Image.Image:
 
 
 def _is_grey16(image: Image.Image) -> bool:
-    """Whether 65,535 is white. Pillow reads TIFFs of 12 bits, or with black and white swapped, into the same mode."""
+    """Whether 65,535 is white: Pillow has other TIFFs in the same mode."""
     if isinstance(image, TiffImageFile):
         bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
         return image.mode.startswith("I;16") and bits == (16,) and bool(black_is_zero)
@@ -139,7 +133,7 @@ def _is_grey16(image: Image.Image) -> bool:
 
 
 def _from_grey16(image: Image.Image) -> Image.Image:
-    """8 bits of 16, rounded, the transparent value white; Pillow's own conversion cuts off at 255."""
+    """16 bits to 8, rounded; Pillow would cut off at 255."""
     values = np.asarray(image).astype(np.uint32)
     grey = (values + 128) // 257
     if "transparency" in image.info:
@@ -148,12 +142,11 @@ def _from_grey16(image: Image.Image) -> Image.Image:
 
 
 def fit_picture(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
-    """The picture at `size` (width, height), resized by Pillow's antialiased bicubic filter, as clean-fid's is.
+    """The picture at `size`, by Pillow's antialiased bicubic filter, as in clean-fid.
 
     Args:
-        image: of any size.
         size: width and height in pixels.
-        fit: "crop" cuts the largest centred piece of the wanted proportions first; "stretch" changes proportions.
+        fit: "crop" cuts the largest centred piece first; "stretch" changes proportions.
     """
     if image.size == size:
         return image
@@ -163,15 +156,14 @@ def fit_picture(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Im
 
 
 def read_pictures(pictures: Sequence[Picture], size: tuple[int, int], fit: str | None) -> list[Image.Image]:
-    """RGB pictures of `size` (width, height), in order.
+    """RGB pictures of `size`, in order.
 
     Args:
-        pictures: where they lie.
         size: width and height in pixels.
-        fit: as for `fit_picture`; None: they must have that size.
+        fit: as for `fit_picture`; None refuses other sizes.
 
     Raises:
-        PipelineError: a picture cannot be read, or has another size and may not be fitted.
+        PipelineError: unreadable, or another size.
     """
     with _reader(pictures) as read:
         images = [_decode(read(picture), picture) for picture in pictures]
@@ -185,13 +177,11 @@ def read_pictures(pictures: Sequence[Picture], size: tuple[int, int], fit: str |
 
 
 def write_pictures(pictures: Sequence[Picture], output: Path, size: tuple[int, int], fit: str | None) -> None:
-    """Write 00000.png … into the new folder `output`, several at a time.
+    """Write 00000.png … into the new folder `output`.
 
     Args:
-        pictures: where they lie.
-        output: folder to make.
         size: width and height in pixels.
-        fit: as for `fit_picture`; None keeps every picture's own size, and the bytes of RGB PNGs.
+        fit: as for `fit_picture`; None keeps sizes, and the bytes of RGB PNGs.
 
     Raises:
         PipelineError: a picture cannot be read.
@@ -213,5 +203,4 @@ def write_pictures(pictures: Sequence[Picture], output: Path, size: tuple[int, i
 
 
 def _is_rgb_png(blob: bytes) -> bool:
-    """Whether these are a PNG's bytes with 8-bit RGB: signature, then IHDR with depth 8 and colour type 2."""
     return blob[:8] == b"\x89PNG\r\n\x1a\n" and blob[24:26] == b"\x08\x02"

@@ -1,4 +1,4 @@
-"""A pipeline put together as its configuration asks: embeddings from disk instead of text encoders, blocks on disk."""
+"""A pipeline put together as its configuration asks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,9 @@ from segquant_bench.pipelines.loading.models import (
 
 
 def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str], folder: Path) -> None:
-    """Encode `prompts` with the pipeline's text encoders, which are loaded and released; nothing else is loaded.
+    """Encode `prompts` with the text encoders alone, which are released again.
 
     Args:
-        config: of the model.
-        directory: of the pipeline.
-        prompts: all that will be asked for.
         folder: to make; see `embeddings.encode_prompts`.
     """
     given = _empty_components(config, directory)
@@ -39,7 +36,6 @@ def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str
 
 
 def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
-    """Everything of the pipeline that diffusers has a model class for, without weights."""
     dtype = getattr(torch, config.dtype)
     empty: dict[str, Any] = {}
     for name, entry in read_index(directory).items():
@@ -56,9 +52,7 @@ def assemble(config: ModelConfig, directory: Path, embeddings: Path | None) -> A
     """The unquantized pipeline, ready to sample.
 
     Args:
-        config: of the model.
-        directory: of the pipeline.
-        embeddings: what `write_embeddings` wrote, to be used instead of text encoders; None loads those.
+        embeddings: from `write_embeddings`; None loads the text encoders.
 
     Raises:
         PipelineError: as `load_pipeline`; a denoiser that cannot be offloaded.

@@ -1,4 +1,4 @@
-"""Denoisers whose blocks stay on disk until they run (model.offload=blocks), and modules without weights."""
+"""Denoisers with blocks on disk (model.offload=blocks)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from segquant_bench.pipelines.runtime.progress import progress_bar
 
 
 def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A diffusers model as its config.json says, parameters on the meta device, buffers as they are initialised.
+    """A diffusers model with parameters on the meta device, buffers as initialised.
 
     Args:
-        kind: its class; a class that diffusers has split up gives the one that it became.
+        kind: its class, maybe one that diffusers has split up.
         folder: with config.json.
-        dtype: of the parameters.
     """
     config = kind.load_config(folder)
     kind = _successor(kind, config)
@@ -46,7 +45,6 @@ def _successor(kind: Any, config: dict[str, Any]) -> Any:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """As diffusers builds its models: what the constructor makes has the dtype that the weights will have."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -56,10 +54,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
-    """The denoiser of a pipeline directory with its blocks on disk; the same numbers as if it were loaded whole.
+    """The denoiser with its blocks on disk; same numbers.
 
     Raises:
-        PipelineError: a weight is missing or of another shape, or the denoiser has no blocks.
+        PipelineError: a weight is missing or misshapen, or there are no blocks.
     """
     kind, folder = denoiser_class(config, directory)
     dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
@@ -75,12 +73,11 @@ def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
 
 
 def _is_precise(model: nn.Module, name: str) -> bool:
-    """Whether the model's class wants a tensor in float32 whatever the rest is in, as from_pretrained does it."""
+    """Whether the class keeps a tensor in float32, as in from_pretrained."""
     return bool(set(getattr(model, "_keep_in_fp32_modules", None) or ()) & set(name.split(".")))
 
 
 def _fill_buffers(model: nn.Module, weights: FileWeights, dtype: torch.dtype) -> None:
-    """Buffers that the files hold (position tables) are read; others are as the constructor made them."""
     stored = [name for name, _ in model.named_buffers() if name in weights]
     for name, tensor in weights(stored).items():
         owner, _, key = name.rpartition(".")
@@ -89,7 +86,6 @@ def _fill_buffers(model: nn.Module, weights: FileWeights, dtype: torch.dtype) ->
 
 
 def _keep_precise(model: nn.Module) -> None:
-    """Make the empty parameters that are to be float32 so."""
     for name, parameter in list(model.named_parameters()):
         if _is_precise(model, name):
             owner, _, key = name.rpartition(".")
@@ -105,11 +101,7 @@ def quantize_from_disk(
     label: str,
     segments: Mapping[str, Segments] | None = None,
 ) -> tuple[nn.Module, Outcome]:
-    """The quantized denoiser, made block by block: one block's float weights are in memory at a time.
-
-    Returns:
-        it, in main memory, in evaluation mode; and what was done to it.
-    """
+    """The quantized denoiser, in main memory, and its outcome; one block's float weights at a time."""
     with progress_bar(label) as progress:
         offloaded = offloaded_denoiser(config, directory)
         outcome = quantize_offloaded_with_outcome_(offloaded, method, batches, segments, progress=progress)
@@ -117,14 +109,14 @@ def quantize_from_disk(
 
 
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
-    """A stored quantized denoiser, read without ever making float weights, in evaluation mode in main memory."""
+    """A stored quantized denoiser in main memory, without float weights."""
     kind, source = denoiser_class(config, directory)
     model = empty_module(kind, source, getattr(torch, config.dtype))
     return drop_cached_weights_(segquant.load_quantized(folder, model))
 
 
 def drop_cached_weights_(model: nn.Module) -> nn.Module:
-    """Let quantized layers make their float weights anew whenever they run: slower, and the memory of one layer."""
+    """Quantized layers make float weights anew at every call: slower, one layer's memory."""
     for module in model.modules():
         if isinstance(module, segquant.QuantLinear):
             module.keep_packed = False

@@ -1,4 +1,4 @@
-"""Class-conditional pipelines behind the interface of text-to-image ones: a prompt names a class."""
+"""Class-conditional pipelines as text-to-image ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGENET_CLASSES = 1000
 
 
 class ClassPromptPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has no types
-    """A `DiTPipeline` whose prompts are ImageNet classes, by number or by a name that its model_index.json lists."""
+    """A `DiTPipeline` prompted by ImageNet classes: numbers, or names from model_index.json."""
 
     def __call__(
         self,
@@ -26,16 +26,14 @@ class ClassPromptPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has n
         output_type: str = "np",
         return_dict: bool = True,
     ) -> Any:
-        """One picture per prompt, as `DiTPipeline` makes them from class numbers.
+        """One picture per prompt, which names a class; arguments as for `DiTPipeline`.
 
         Args:
-            prompt: classes.
-            height, width: of the pictures; the denoiser's own size is the only one it can do.
-            num_inference_steps, guidance_scale, generator, return_dict: as for `DiTPipeline`.
-            output_type: "np", "pil" or "pt". "latent" is taken too, and decodes all the same.
+            height, width: only the denoiser's own size.
+            output_type: "np", "pil" or "pt"; "latent" decodes all the same.
 
         Raises:
-            PipelineError: a prompt that names no class, or another size.
+            PipelineError: no such class, or another size.
         """
         size = self.transformer.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         if (height or size, width or size) != (size, size):

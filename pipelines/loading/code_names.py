@@ -1,4 +1,4 @@
-"""Names of code in a model's files: refused before diffusers or transformers could import anything by them."""
+"""Names of code in a model's files, refused before any import."""
 
 from __future__ import annotations
 
@@ -17,17 +17,10 @@ REMOTE = "auto_map"
 
 
 def check_names(config: ModelConfig, directory: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline directory whose files name code of their own.
-
-    A class of the user's own package is fine where the configuration names it: `model.pipeline`, `model.parts`.
-
-    Args:
-        config: of the model.
-        directory: of the pipeline.
-        index: its parsed model_index.json.
+    """Refuse files that name code, but for `model.pipeline` and `model.parts`.
 
     Raises:
-        PipelineError: a pipeline class that is no name, a component of another library, a JSON file with `auto_map`.
+        PipelineError: a pipeline class that is no name, another library's component, or `auto_map`.
     """
     file = directory / "model_index.json"
     if config.pipeline is None and not isinstance(index["_class_name"], str):
@@ -57,7 +50,7 @@ def _is_known(library: Any) -> bool:
 
 
 def _check_files(folder: Path, kind: str) -> None:
-    """Refuse `auto_map` beside an Auto class: transformers would ask on the terminal whether to run what it names."""
+    """Refuse `auto_map` beside an Auto class: transformers would offer to run it."""
     if not kind.startswith("Auto"):
         return
     for file in sorted(folder.glob("*.json")):

@@ -1,4 +1,4 @@
-"""Components that wait in main memory and come to the device as they run (model.offload=components)."""
+"""Components that wait in main memory (model.offload=components)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from torch import nn
 
 
 def pin_device(pipeline: Any, device: str) -> None:
-    """Let the pipeline make its latents on `device`, wherever its first parameter lies; it keeps its class's name."""
+    """Make the pipeline's latents on `device`; its class keeps its name."""
     _extend(pipeline, _execution_device=property(lambda _: torch.device(device)))
 
 
 def _extend(pipeline: Any, **members: Any) -> None:
-    """Give one pipeline further members of its class."""
     kind = type(pipeline)
     pipeline.__class__ = type(kind.__name__, (kind,), {**members, "__module__": kind.__module__})
 
 
 class DeviceSlot:
-    """The components that are on a device, one group of them at a time; the others wait in main memory.
+    """The one group of components on a device.
 
-    Every text encoder and the autoencoder is a group of its own. What runs at every step is one: the denoiser and its
-    ControlNet, and whatever stands beside one of them to be compared, such as its quantized copy.
+    Text encoders and autoencoder are groups of their own; denoiser, ControlNet and copies are one.
     """
 
     def __init__(self, device: str) -> None:
@@ -34,7 +32,7 @@ class DeviceSlot:
         self.group = ""
 
     def enter(self, module: nn.Module, group: str) -> None:
-        """Have a module of a group on the device, and modules of no other."""
+        """Bring a module of a group in, all other groups out."""
         if group != self.group:
             self.empty()
             self.group = group
@@ -48,18 +46,14 @@ class DeviceSlot:
         self.present.discard(module)
 
     def empty(self) -> None:
-        """Send all of them."""
+        """Send all modules to main memory."""
         for module in list(self.present):
             self.leave(module)
         empty_cache(self.device)
 
 
 class DeviceHook:
-    """A component's forward pre-hook, which brings it onto its device.
-
-    diffusers' own off-loading puts accelerate's hooks on components, which replace their forwards, know each other and
-    cannot be copied. A copy of a component shares this hook, so it may run in the component's place.
-    """
+    """A forward pre-hook that brings a component onto its device; a component's copy shares it."""
 
     def __init__(self, slot: DeviceSlot, group: str) -> None:
         self.slot, self.group = slot, group
@@ -74,27 +68,19 @@ class DeviceHook:
         return self
 
     def attach(self, module: nn.Module) -> None:
-        """Bring the module onto the device whenever it runs, before any of its other hooks."""
+        """Run before any of the module's other hooks."""
         module.register_forward_pre_hook(self, prepend=True)
         if hasattr(module, "decode"):
             cast(Any, module)._hf_hook = self
 
 
 def hook_of(module: nn.Module) -> DeviceHook | None:
-    """The hook that brings a module onto its device; None if the module stays where it is."""
+    """A module's device hook, if any."""
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, DeviceHook)), None)
 
 
 def offload_components(pipeline: Any, device: str, fixed: Collection[str] = ()) -> None:
-    """Let a pipeline's components wait in main memory and come onto `device` when they run.
-
-    A module that is assigned to the pipeline in the place of such a component comes and goes as that did, which goes.
-
-    Args:
-        pipeline: of diffusers, its components in main memory.
-        device: where it runs.
-        fixed: names of components that stay where they are.
-    """
+    """Components and later replacements wait in main memory and run on `device`; `fixed` ones stay."""
     slot = DeviceSlot(device)
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module) and name not in fixed:
@@ -123,6 +109,6 @@ def _replace(before: nn.Module, after: nn.Module) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Free the memory that torch caches on a device."""
+    """Free torch's cached memory."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()

@@ -1,7 +1,4 @@
-"""Prompt embeddings, computed once and kept on disk, for a pipeline without text encoders.
-
-Every prompt is encoded by itself, so that its embedding does not depend on its batch.
-"""
+"""Prompt embeddings on disk; each prompt is encoded alone."""
 
 from __future__ import annotations
 
@@ -26,20 +23,18 @@ _PLACES = ("device",)
 
 
 class _EncodedError(Exception):
-    """The pipeline goes on to its latents: all text is encoded."""
+    """All text is encoded."""
 
 
 def encode_prompts(pipeline: Any, prompts: Sequence[str], call: Mapping[str, Any], folder: Path) -> None:
-    """Write what the pipeline's `encode_prompt` returns for each of `prompts`, called as the pipeline calls it.
+    """Write what `encode_prompt` returns for each prompt.
 
     Args:
-        pipeline: with text encoders; its denoiser and ControlNet are not run and need no weights.
-        prompts: texts; repeated ones are encoded once.
-        call: further arguments of the pipeline.
-        folder: to make: safetensors files of `SHARD` prompts, and embeddings.json.
+        pipeline: with text encoders; the rest needs no weights.
+        folder: to make: safetensors of `SHARD` prompts, and embeddings.json.
 
     Raises:
-        PipelineError: the pipeline has no `encode_prompt`, or one that takes or returns what cannot be stored.
+        PipelineError: no `encode_prompt`, or one that cannot be stored.
     """
     if not hasattr(pipeline, "encode_prompt"):
         raise PipelineError(
@@ -68,7 +63,6 @@ def _shards(prompts: list[str]) -> Iterator[list[str]]:
 
 
 def _until_latents(pipeline: Any, recorder: _Recorder, prompt: str, call: Mapping[str, Any]) -> None:
-    """Call the pipeline up to where it prepares its latents or control pictures."""
     stops = {name: _stop for name in dir(type(pipeline)) if name.startswith("prepare_")}
     vars(pipeline).update(stops, encode_prompt=recorder)
     try:
@@ -89,8 +83,6 @@ def _stop(*_: Any, **__: Any) -> None:
 
 
 class _Recorder:
-    """Replaces a pipeline's `encode_prompt` and keeps what it returns."""
-
     def __init__(self, pipeline: Any) -> None:
         self.encode = pipeline.encode_prompt
         self.entries: dict[str, list[list[Any] | None]] = {}
@@ -112,7 +104,6 @@ class _Recorder:
         return [digest, tensor.ndim > 0 and tensor.shape[0] == 1]
 
     def take(self) -> dict[str, torch.Tensor]:
-        """The tensors since the last time, by the hash of their content."""
         found, self._tensors = self._tensors, {}
         return found
 
@@ -129,7 +120,7 @@ def _sequence(result: Any) -> tuple[Any, ...]:
 
 
 def _keys(encode: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """One key per prompt: a hash of all that its embedding depends on within a pipeline."""
+    """One key per prompt: a hash of all that its embedding depends on."""
     arguments = dict(inspect.signature(encode).bind(*args, **kwargs).arguments)
     arguments = {name: value for name, value in arguments.items() if name not in _PLACES and value is not None}
     prompts = arguments.pop("prompt")
@@ -153,18 +144,14 @@ def _item(value: Any, index: int, count: int) -> Any:
 
 
 class Embeddings:
-    """What `encode_prompts` stored, read as it is needed.
-
-    Args:
-        folder: as given to `encode_prompts`.
-    """
+    """What `encode_prompts` stored in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.folder, self.entries, self.files = folder, record["entries"], record["files"]
 
     def use(self, pipeline: Any) -> None:
-        """Let the pipeline look its prompts up instead of encoding them; it needs no text encoders then."""
+        """Let the pipeline look prompts up instead of encoding them."""
         encode = type(pipeline).encode_prompt.__get__(pipeline)
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
@@ -179,7 +166,7 @@ class Embeddings:
         pipeline.encode_prompt = encode_prompt
 
     def _collated(self, rows: list[list[Any]], device: torch.device) -> Any:
-        """The results for several prompts as `encode_prompt` returns them; what has no row per prompt is shared."""
+        """Results as `encode_prompt` returns them; what has no row per prompt is shared."""
         results: list[torch.Tensor | None] = []
         for column in zip(*rows, strict=True):
             if column[0] is None:

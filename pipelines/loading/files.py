@@ -1,4 +1,4 @@
-"""Where a model's files are, whether they are whole, and how many bytes their weights take."""
+"""A model's files: where, whether whole, how large."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
 
 
 def resolve_directory(config: ModelConfig) -> Path:
-    """The pipeline's directory on this machine, downloaded from the hub if only `repo` is given.
+    """The pipeline's local directory, downloaded if only `repo` is given.
 
     Raises:
-        PipelineError: no such directory, no diffusers pipeline in it, files missing or truncated, no network.
+        PipelineError: no directory, pipeline or network; files missing or truncated.
     """
     directory = Path(config.path) if config.path is not None else _download(config, "model")
     check_directory(directory, config.variant)
@@ -33,7 +33,7 @@ def resolve_directory(config: ModelConfig) -> Path:
 
 
 def resolve_part(name: str, part: PartConfig) -> Path:
-    """The directory of a component that lies elsewhere, downloaded if only `repo` is given, and whole.
+    """The directory of a component from elsewhere, in the same way.
 
     Raises:
         PipelineError: as `resolve_directory`.
@@ -70,7 +70,7 @@ def _from_hub(config: ModelConfig | PartConfig) -> Path:
 
 
 def quieten() -> None:
-    """Leave it to errors to say what is wrong: no warnings and progress bars of diffusers and transformers."""
+    """No warnings or progress bars of diffusers and transformers."""
     from diffusers.utils import logging as diffusers_logging  # put off: slow, and a finished run needs none of it
     from transformers.utils import logging as transformers_logging
 
@@ -80,7 +80,6 @@ def quieten() -> None:
 
 
 def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
-    """How to get what a folder lacks: train one of this repository's pipelines, fetch any other."""
     directory = directory.resolve()
     if directory == ZOO or not directory.is_relative_to(ZOO):
         return otherwise
@@ -93,7 +92,7 @@ def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """The parsed model_index.json of a pipeline directory."""
+    """A pipeline's parsed model_index.json."""
     help_text = "set model.path to the folder that holds a diffusers pipeline's model_index.json"
     if not directory.is_dir():
         raise PipelineError(f"model directory {directory} does not exist; {_again(directory, help_text)}")
@@ -110,14 +109,14 @@ def read_index(directory: Path) -> dict[str, Any]:
 
 
 def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Name and class of every component that a model_index.json lists; the class of an empty one is None."""
+    """Every component's name and class; None for an empty one."""
     for name, entry in index.items():
         if isinstance(entry, list) and len(entry) == 2:
             yield name, entry[1]
 
 
 def check_directory(directory: Path, variant: str | None = None) -> None:
-    """Refuse a directory that from_pretrained would stumble over, with a component or part of one missing."""
+    """Refuse missing components or parts of one."""
     for name, class_name in components(read_index(directory)):
         if class_name is None:
             continue
@@ -139,7 +138,7 @@ def _check_weights(folder: Path, class_name: str, variant: str | None, key: str 
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors of a component, of the variant if it has any; for sharded weights those that its index names."""
+    """A component's safetensors, of the variant if any; shards as indexed."""
     for middle in (f".{variant}", "") if variant else ("",):
         indexes = sorted(folder.glob(f"*.safetensors.index{middle}.json"))
         if indexes:
@@ -152,12 +151,12 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
 
 
 def _middle(file: Path) -> str:
-    """What a file's name says of its variant: ".fp16" of model.fp16.safetensors."""
+    """The variant in a file's name: ".fp16" of model.fp16.safetensors."""
     return "".join(file.stem.partition(".")[1:])
 
 
 def check_safetensors(file: Path) -> None:
-    """Refuse a missing or truncated safetensors file: its header says how long it must be."""
+    """Refuse a missing or truncated file, by its header."""
     start, header = _header(file)
     expected = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     size = file.stat().st_size
@@ -166,7 +165,7 @@ def check_safetensors(file: Path) -> None:
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """Where a safetensors file's data begins, and dtype, shape and place of its tensors by name."""
+    """Where the data begins; dtype, shape and place by tensor name."""
     if not file.is_file():
         raise PipelineError(f"{file} is missing; fetch the model again")
     try:
@@ -186,28 +185,20 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 
 
 def weight_bytes(folder: Path, variant: str | None, item: int) -> int:
-    """Bytes that the weights of a component take once loaded at `item` bytes a value."""
+    """A component's bytes at `item` bytes a value."""
     headers = (_header(file)[1] for file in weight_files(folder, variant))
     return sum(prod(entry["shape"]) * item for header in headers for entry in header.values())
 
 
 def component_bytes(directory: Path, variant: str | None, item: int, without: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of every component of a pipeline directory that has weights, but those named in `without`."""
+    """Bytes of every component with weights, except `without`."""
     named = (name for name, kind in components(read_index(directory)) if kind is not None and name not in without)
     found = {name: weight_bytes(directory / name, variant, item) for name in named if (directory / name).is_dir()}
     return {name: size for name, size in found.items() if size}
 
 
 def check_room(config: ModelConfig, directory: Path, without: Mapping[str, Any], device: str, denoiser: str) -> None:
-    """Refuse to load what cannot fit into memory, before anything is read; say how much is needed.
-
-    Args:
-        config: of the model.
-        directory: of the pipeline.
-        without: components, and parts that lie elsewhere, that are not loaded.
-        device: where the pipeline runs.
-        denoiser: name of that component.
-    """
+    """Refuse what cannot fit into memory, `without` some components."""
     import torch  # put off: slow, and a finished run needs none of it
 
     from segquant.modules.memory import free_bytes
@@ -242,5 +233,5 @@ def _loaded_bytes(config: ModelConfig, directory: Path, without: Mapping[str, An
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of a pipeline's weights and configurations, wherever it lies; the model card is not in it."""
+    """A hash of weights and configurations."""
     return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))

@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline by configuration, from a local directory or the hub, and find its denoiser."""
+"""Load a diffusers pipeline and find its denoiser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeErr
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" is "cuda" where a CUDA device is usable, else "cpu"; anything else must be usable as it is."""
+    """ "auto" is "cuda" where usable, else "cpu"; others must be usable."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -68,25 +68,22 @@ def resolve_device(device: str) -> str:
 
 
 def text_components(index: Mapping[str, Any]) -> dict[str, None]:
-    """The text encoders of a pipeline, by its parsed model_index.json, as arguments that leave them out."""
+    """The pipeline's text encoders, as arguments that leave them out."""
     return {name: None for name, kind in components(index) if "text_encoder" in name and kind is not None}
 
 
 def load_pipeline(
     config: ModelConfig, directory: Path, given: Mapping[str, Any] | None = None, *, place: bool = True
 ) -> DiffusionPipeline:
-    """The pipeline of `directory` in `config.dtype` on `config.device`, quiet, in evaluation mode.
+    """The pipeline in `config.dtype` on `config.device`, in evaluation mode.
 
     Args:
-        config: with `pipeline`, `parts` and `scheduler` in place of the directory's own.
-        directory: checked, see `resolve_directory`.
-        given: components to use instead of loading them; None leaves one out. Those that the index leaves empty
-            (SD3 without its third text encoder) are passed on as None, which from_pretrained asks for.
-        place: move it to the device, as `config.offload` says.
+        config: its `pipeline`, `parts` and `scheduler` go first.
+        given: components to use; None leaves one out.
+        place: move it, as `config.offload` says.
 
     Raises:
-        PipelineError: it has no such denoiser, diffusers cannot load it, it takes other arguments than `config.call`
-            has, or it does not fit into the device's memory.
+        PipelineError: no such denoiser, diffusers cannot load it, bad `config.call`, or too little memory.
     """
     quieten()
     index = read_index(directory)
@@ -121,15 +118,15 @@ def _not_loaded(folder: Path, error: Exception) -> PipelineError:
 
 
 def named_class(name: str, key: str, kind: str) -> Any:
-    """A class that the configuration names: of diffusers, or of the user's own package by its dotted path.
+    """A class of diffusers, or the user's by dotted path.
 
     Args:
-        name: never from a model's files, which must not say what is imported.
-        key: where it stands in the configuration.
-        kind: the class of diffusers that one's own must derive from.
+        name: from the configuration, never a model's files.
+        key: where it stands there.
+        kind: the diffusers class to derive from.
 
     Raises:
-        PipelineError: there is none, or it is of another kind.
+        PipelineError: none, or of another kind.
     """
     if "." not in name:
         return diffusers_class(name, key)
@@ -142,7 +139,7 @@ def named_class(name: str, key: str, kind: str) -> Any:
 
 
 def diffusers_class(name: str, key: str) -> Any:
-    """A class of diffusers, or a pipeline of ours, by its name, which may come from a model's files."""
+    """A class of diffusers or a pipeline of ours; its name may be from a model's files."""
     import diffusers  # put off: slow, and a finished run needs none of it
 
     from segquant_bench.pipelines.loading import class_prompts
@@ -175,7 +172,6 @@ def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtyp
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
-    """The configured scheduler, made from the settings of the shipped one."""
     if config.scheduler is None and not config.scheduler_settings:
         return
     kind = type(pipeline.scheduler)
@@ -192,7 +188,6 @@ def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
 def _placed(
     pipeline: DiffusionPipeline, config: ModelConfig, device: str, given: Mapping[str, Any]
 ) -> DiffusionPipeline:
-    """The pipeline on its device. Components that were given are where their owner wants them."""
     if config.offload == "components":
         offload_components(pipeline, device, [name for name, part in given.items() if part is not None])
         return pipeline
@@ -203,7 +198,7 @@ def _placed(
 
 
 def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
-    """Refuse an argument in `model.call` that the pipeline's `__call__` does not take."""
+    """Refuse an argument that the pipeline's `__call__` does not take."""
     known = inspect.signature(type(pipeline).__call__).parameters
     if any(item.kind is item.VAR_KEYWORD for item in known.values()):
         return  # one's own class that hands on what it is given
@@ -214,14 +209,14 @@ def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
 
 
 def denoiser_name(pipeline: DiffusionPipeline, name: str | None) -> str:
-    """The attribute of the denoiser: `name` if given, else "transformer" or "unet", whichever is there."""
+    """`name` if given, else "transformer" or "unet"."""
     parts = pipeline.components.items()
     modules = [key for key, value in parts if isinstance(value, torch.nn.Module)]
     return _denoiser_among(type(pipeline).__name__, modules, name)
 
 
 def denoiser_in_index(index: Mapping[str, Any], name: str | None) -> str:
-    """As `denoiser_name`, of a pipeline that is not loaded, by its parsed model_index.json."""
+    """As `denoiser_name`, from model_index.json."""
     weightless = ("scheduler", "tokenizer", "feature_extractor", "processor")
     modules = [
         part for part, kind in components(index) if kind is not None and not any(word in part for word in weightless)
@@ -240,10 +235,10 @@ def _denoiser_among(pipeline: str, modules: Collection[str], name: str | None) -
 
 
 def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
-    """The denoiser alone, in `config.dtype` on `config.device`, in evaluation mode.
+    """The denoiser alone, in evaluation mode.
 
     Raises:
-        PipelineError: the pipeline names no denoiser, or diffusers cannot load it or does not know its class.
+        PipelineError: none is named, or diffusers cannot load it.
     """
     kind, folder = denoiser_class(config, directory)
     quieten()
@@ -254,7 +249,7 @@ def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
 
 
 def denoiser_class(config: ModelConfig, directory: Path) -> tuple[Any, Path]:
-    """The denoiser's class and its folder in a pipeline directory."""
+    """The denoiser's class and folder."""
     index = read_index(directory)
     name = denoiser_in_index(index, config.denoiser)
     kind = diffusers_class(index[name][1], f"the class of {name} in {directory / 'model_index.json'}")

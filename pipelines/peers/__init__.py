@@ -1,4 +1,4 @@
-"""Other people's tools as quantizers of the same pipeline; `pip install 'segquant[peers]'` installs them."""
+"""Other tools as quantizers: `pip install 'segquant[peers]'`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
 """NVIDIA ModelOpt (nvidia-modelopt): absolute maximum, SmoothQuant, AWQ, SVDQuant.
 
-ModelOpt simulates: weights keep the model's dtype and are rounded in every forward pass, which runs on a CPU and
-gives the numbers that its integer kernels are calibrated for. The formats of a precision are written out for every
-linear by name, without ModelOpt's own exceptions (it leaves `proj_out` alone, for one), so that the same linears
-are quantized as by every other method. Inputs scaled at run time are switched on after calibration, since AWQ and
-SVDQuant calibrate weights alone.
+Simulated: weights are rounded in every forward pass. Formats are set by name, without ModelOpt's exceptions
+(`proj_out`). Dynamic inputs come on after calibration, as AWQ and SVDQuant calibrate weights alone.
 """
 
 from __future__ import annotations
@@ -33,20 +30,17 @@ FLOAT32_BYTES, FACTOR_BYTES = 4, 2
 
 
 def modelopt_int8(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """ModelOpt's INT8 default: absolute maximum of weights and inputs."""
+    """ModelOpt's INT8 default: absolute maxima."""
     return _peer("modelopt_int8", precision, INT8, {"method": "max"}, skip, seed)
 
 
 def modelopt_fp8(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """ModelOpt's FP8 (e4m3) with absolute maxima."""
+    """FP8 (e4m3) with absolute maxima."""
     return _peer("modelopt_fp8", precision, ("fp8",), {"method": "max"}, skip, seed)
 
 
 def modelopt_smoothquant(precision: str, *, alpha: float = 0.5, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """ModelOpt's SmoothQuant (2211.10438); it smooths int8 weights with static int8 inputs only.
-
-    `alpha` is the paper's 0.5, where ModelOpt's own default is 1.
-    """
+    """ModelOpt's SmoothQuant (2211.10438), for int8 with static inputs; `alpha` as in the paper."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
     algorithm = {"method": "smoothquant", "alpha": alpha}
@@ -56,7 +50,7 @@ def modelopt_smoothquant(precision: str, *, alpha: float = 0.5, skip: Sequence[s
 def modelopt_awq(
     precision: str, *, alpha_step: float = 0.1, clip: bool = False, skip: Sequence[str] = (), seed: int = 0
 ) -> Peer:
-    """ModelOpt's AWQ (2306.00978): scales searched in steps of `alpha_step`; `clip` also searches clipped ranges."""
+    """ModelOpt's AWQ (2306.00978): scales in steps of `alpha_step`; `clip` also searches ranges."""
     if not 0 < alpha_step <= 1:
         raise ValueError(f"alpha_step must lie in (0, 1], not {alpha_step}")
     algorithm = {"method": "awq_full" if clip else "awq_lite", "alpha_step": alpha_step}
@@ -64,10 +58,9 @@ def modelopt_awq(
 
 
 def modelopt_svdquant(precision: str, *, rank: int | None = None, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """ModelOpt's SVDQuant (2411.05007): AWQ, then a low-rank branch, the rest rounded.
+    """ModelOpt's SVDQuant (2411.05007): AWQ, then a low-rank branch.
 
-    `rank` is one for all layers: None is the median of what `segquant.presets.svdquant` would give them, where
-    ModelOpt's own default is 32.
+    `rank` is one for all layers; None: the median of `segquant.presets.svdquant`'s.
     """
     check_rank(rank)
     return _peer("modelopt_svdquant", precision, (*INT8, *INT4), {"method": "svdquant", "lowrank": rank}, skip, seed)
@@ -107,7 +100,7 @@ def _apply(
 
 
 def _forget_shape(quantizer: nn.Module, _: Any) -> None:
-    """ModelOpt cuts a tensor into groups for the first shape it sees and refuses all others; let it cut anew."""
+    """Let ModelOpt cut groups anew: it refuses all shapes but the first."""
     for remembered in ("_original_shape", "_block_reshape_size"):
         if hasattr(quantizer, remembered):
             delattr(quantizer, remembered)
@@ -133,7 +126,7 @@ def _input(spec: QuantSpec) -> dict[str, Any]:
 
 
 def _layer_bytes(layer: nn.Module, spec: QuantSpec) -> int:
-    """Codes at their width, float32 scales of weight, static input and channels, bias, 16-bit low-rank factors."""
+    """Codes, float32 scales, bias, 16-bit low-rank factors."""
     made: Any = layer
     weights, inputs = made.weight_quantizer, made.input_quantizer
     scales = [weights.amax, inputs.amax, inputs.pre_quant_scale]

@@ -1,8 +1,7 @@
-"""Hugging Face's optimum-quanto: int8 and e4m3 weights with static inputs, int4 weights with inputs untouched.
+"""Hugging Face's optimum-quanto: int8 and e4m3 with static inputs, int4 weights alone.
 
-quanto scales inputs statically, by a running mean (momentum 0.9) of each calibration batch's absolute maximum, and
-hands quantized tensors on where the next layer wants them. Its int4 weights have a zero point per group; the group
-is set to the precision's (quanto's own is 128). Linears alone are quantized, no convolutions or norms.
+Input scales are running means (momentum 0.9) of batches' absolute maxima. int4 has a zero point per group, of the
+precision's size (quanto's own is 128). Linears only.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ def _apply(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: 
 
 
 def _unpack_without_compiler() -> None:
-    """Let quanto unpack int4 codes without the C++ code that it would compile when first used."""
     # Put off: the package is optional, and imported only where it is used.
     from optimum.quanto.library.extensions import cpp
 

@@ -1,9 +1,7 @@
-"""SDNQ (SD.Next Quantization): int8 and 4-bit weights, int8 inputs scaled per token at run time.
+"""SDNQ (SD.Next Quantization): int8 and 4-bit weights, int8 inputs per token at run time.
 
-On a CPU its kernels run in plain PyTorch: compilation and OpenVINO are switched off unless SDNQ's environment
-variables say otherwise, which changes speed alone. SDNQ leaves inputs of fewer than 32 rows (such as AdaLN's, one a
-picture) in floating point by design. Its own exceptions (layers that it does not quantize, layers that are too
-small) are switched off, so that the same linears are quantized as by every other method.
+No compilation or OpenVINO unless SDNQ's environment variables say so. Inputs of fewer than 32 rows (AdaLN's) stay in
+floating point. SDNQ's own exceptions are off.
 """
 
 from __future__ import annotations
@@ -46,12 +44,10 @@ def sdnq(
     """SDNQ without calibration data.
 
     Args:
-        precision: one of PRECISIONS.
-        svd: a low-rank branch beside the rounded rest (SDNQ's SVDQuant).
-        rank: of that branch, one for all layers: None is the median of what `segquant.presets.svdquant` would give
-            them, where SDNQ's own default is 32.
+        svd: add a low-rank branch (SDNQ's SVDQuant).
+        rank: of that branch; None: the median of `segquant.presets.svdquant`'s.
         hadamard: rotate inputs and weights first.
-        zero_point: 4-bit codes with a zero point per group (uint4), which SDNQ recommends; int4 without.
+        zero_point: 4-bit codes as uint4 with a zero point per group, else int4.
         skip: globs of module names that stay in floating point.
         seed: of the randomized SVD.
     """

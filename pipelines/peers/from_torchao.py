@@ -1,8 +1,6 @@
-"""PyTorch's torchao: int8 with inputs scaled at run time or statically, and int4 weights.
+"""PyTorch's torchao: int8 with dynamic or static inputs, and int4 weights, on a CPU.
 
-All run on a CPU through torchao's plain tensor subclasses, without compilation. The int4 formats that torchao packs
-(Int4WeightOnlyConfig) need CUDA kernels; IntxWeightOnlyConfig and Int8DynamicActivationIntxWeightConfig compute the
-same on codes that are kept one per byte, and are counted here at half a byte, as packed.
+Packed int4 needs CUDA; IntxWeightOnlyConfig and Int8DynamicActivationIntxWeightConfig stand in, a code per byte.
 """
 
 from __future__ import annotations
@@ -22,17 +20,17 @@ PACKAGE = "torchao"
 
 
 def torchao_int8_dynamic(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """Int8DynamicActivationInt8WeightConfig: int8 weights per channel, inputs per token at run time."""
+    """Int8DynamicActivationInt8WeightConfig: weights per channel, inputs per token."""
     return _peer("torchao_int8_dynamic", precision, ("w8a8_dynamic",), _dynamic, skip, seed)
 
 
 def torchao_int8_static(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """Int8StaticActivationInt8WeightConfig, its input scales from torchao's min-max observer."""
+    """Int8StaticActivationInt8WeightConfig, scales from torchao's min-max observer."""
     return _peer("torchao_int8_static", precision, ("w8a8_tensor", "w8a8"), _static, skip, seed)
 
 
 def torchao_int4(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
-    """Int4 weights per group or channel, inputs untouched or int8 per token with a zero point."""
+    """Int4 weights per group or channel; inputs untouched, or int8 per token with a zero point."""
     able = ("w4a8_channel", "w4a8", "w4a16")
     return _peer("torchao_int4", precision, able, _int4, skip, seed, _packed_bytes)
 
@@ -79,7 +77,6 @@ def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme:
 
 
 def _input_scales(model: nn.Module, names: Sequence[str], forward: Forward) -> dict[str, Tensor]:
-    """Static scale of every layer's input, with as many axes as that input has (torchao wants it so)."""
     # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import MappingType, PerTensor
     from torchao.quantization.observer import AffineQuantizedMinMaxObserver
@@ -132,6 +129,5 @@ def _granularity(spec: QuantSpec) -> Any:
 
 
 def _packed_bytes(layer: nn.Module) -> int:
-    """What the layer stores, with two 4-bit codes in a byte instead of one."""
     weight: Any = layer.weight
     return model_weight_bytes(layer) - int(weight.qdata.numel()) // 2

@@ -1,4 +1,4 @@
-"""What the quantizers of other people have in common: precision, layers, calibration, size."""
+"""What other tools' quantizers have in common."""
 
 from __future__ import annotations
 
@@ -35,18 +35,15 @@ Apply = Callable[[nn.Module, Sequence[str], Forward], None]
 
 @dataclass(frozen=True)
 class Peer:
-    """Another tool as a quantizer of the same pipeline: same linears, same calibration inputs, same precision.
+    """Another tool as a quantizer: same linears, calibration and precision.
 
     Attributes:
-        name: of the quantizer.
-        package: the tool as pip knows it; any name where a package of one's own is not installed.
-        precision, scheme: asked of the tool.
+        package: as pip knows it, or any name for one's own.
         apply: quantizes the named linears in place.
         options: what else the numbers depend on.
         skip: globs of module names that stay in floating point.
-        seed: of all that the tool draws.
-        layer_bytes: bytes of a quantized linear in the tool's packed format, where memory holds a wider one (fake
-            quantization, unpacked 4-bit codes); None otherwise.
+        seed: of the tool's draws.
+        layer_bytes: of a quantized linear as packed, if memory holds it wider; else None.
     """
 
     name: str
@@ -60,7 +57,7 @@ class Peer:
     layer_bytes: Callable[[nn.Module], int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready record of everything that the quantized model depends on, the tool's version included."""
+        """JSON-ready record of all that the result depends on."""
         return {
             "peer": self.name,
             "package": self.package,
@@ -73,20 +70,15 @@ class Peer:
         }
 
     def layers(self, model: nn.Module) -> list[str]:
-        """Names of the linears that are quantized."""
+        """Names of the quantized linears."""
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         return [name for name in linears if not any(fnmatch.fnmatchcase(name, glob) for glob in self.skip)]
 
     def quantize_(self, model: nn.Module, batches: Iterable[Any]) -> nn.Module:
-        """Quantize the model's linears in place; returns the model.
-
-        Args:
-            model: float model in evaluation mode.
-            batches: arguments of its forward; may be gone through more than once.
+        """Quantize the linears in place; `batches` are gone through repeatedly.
 
         Raises:
-            PipelineError: nothing to quantize, a group size that does not divide, a linear that calibration never
-                called, or one that the tool left as it was.
+            PipelineError: no linears, a group size that does not divide, a linear never called or left as it was.
         """
         names = self.layers(model)
         self._check(model, names)
@@ -113,7 +105,7 @@ class Peer:
             )
 
     def weight_bytes(self, quantized: nn.Module, names: Collection[str]) -> int:
-        """Bytes of the quantized model: codes at their bit width, scales and all that is not quantized."""
+        """Bytes of the quantized model: codes, scales and all else."""
         total = model_weight_bytes(quantized)
         if self.layer_bytes is None:
             return total
@@ -122,7 +114,7 @@ class Peer:
 
 
 def _version(package: str) -> str | None:
-    """The installed version; None of a package that pip does not know, whose code is in the keys of stages instead."""
+    """The installed version; None of a package that pip does not know."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -130,8 +122,6 @@ def _version(package: str) -> str | None:
 
 
 class _Calibration:
-    """Sends the calibration inputs through a model and sees to it that every linear was called."""
-
     def __init__(self, names: Sequence[str], batches: Iterable[Any]) -> None:
         self.names, self.batches = names, batches
 
@@ -163,7 +153,6 @@ def _some(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hand what a tool prints and warns about to the log, at level DEBUG."""
     printed = io.StringIO()
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(printed):
         warnings.simplefilter("default")
@@ -177,7 +166,7 @@ def check_precision(name: str, precision: str, able: Collection[str]) -> QuantSc
 
     Raises:
         ValueError: no such precision.
-        PipelineError: this tool cannot do it; the sentence says which it can.
+        PipelineError: this tool cannot do it.
     """
     scheme = scheme_of(precision)
     if precision not in able:
@@ -187,7 +176,7 @@ def check_precision(name: str, precision: str, able: Collection[str]) -> QuantSc
 
 
 def check_installed(name: str, package: str) -> None:
-    """PipelineError with the command that installs the tool, where it is missing."""
+    """PipelineError with the install command, where the tool is missing."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
@@ -200,7 +189,7 @@ def weight_spec(scheme: QuantScheme) -> QuantSpec:
     """How a precision quantizes weights.
 
     Raises:
-        PipelineError: it leaves them in floating point.
+        PipelineError: not at all.
     """
     if scheme.weight is None:
         raise PipelineError("this precision leaves weights in floating point; choose another")
@@ -215,7 +204,7 @@ def linear_at(model: nn.Module, name: str) -> nn.Linear:
 
 
 def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None) -> int:
-    """One rank for tools that take one for the whole model: `rank`, or the median of this project's own rule."""
+    """`rank`, or the median of this project's own rule."""
     if rank is not None:
         return rank
     rule = SvdQuant()
@@ -224,13 +213,13 @@ def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None) -> int
 
 
 def check_rank(rank: int | None) -> None:
-    """ValueError for a rank below 1; None leaves the choice to `branch_rank`."""
+    """ValueError below 1; None means `branch_rank`."""
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
 
 
 def tensors_digest(model: nn.Module) -> str:
-    """A hash of every tensor that a model stores: two models with the same one compute the same."""
+    """A hash of all tensors that a model stores."""
     whole = hashlib.sha256()
     for tensor in stored_tensors(model):
         whole.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,1 +1,1 @@
-"""segquant-plan: what the graph says of a model, before any weight is read."""
+"""segquant-plan: what the graph says of a model, without weights."""

@@ -1,4 +1,4 @@
-"""How large the denoiser's inputs are in a run: from `model.call`, and the pipeline's tokenizer and VAE if at hand."""
+"""What is known of the denoiser's inputs: from `model.call`, tokenizer and VAE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENDLESS = 10**6
 
 
 def call_of(model: DictConfig) -> Call:
-    """What is known of a pipeline's call; files that are not on this machine are not fetched."""
+    """What local files say of a pipeline's call."""
     found = Call()
     given = {} if OmegaConf.is_missing(model, "call") else model.call
     for key in _KEYS:
@@ -34,7 +34,6 @@ def call_of(model: DictConfig) -> Call:
 
 
 def _values(model: DictConfig, name: str) -> dict[str, Any]:
-    """A JSON file of the pipeline; empty where it is not there, since a plan needs only the denoiser's."""
     if model.path is not None:
         file: Path | None = Path(model.path) / name
     else:
@@ -49,7 +48,7 @@ def _values(model: DictConfig, name: str) -> dict[str, Any]:
 
 
 def cached(repo: str, file: str, revision: str | None) -> Path | None:
-    """A file of a repository that an earlier download left on this machine.
+    """A file of a repository in the local hub cache.
 
     Raises:
         PipelineError: no repository can have that name.

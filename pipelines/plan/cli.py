@@ -1,4 +1,4 @@
-"""`segquant-plan model=NAME`: what the graph says of a model, and what quantizing it would cost. Needs no weights."""
+"""`segquant-plan model=NAME`: what quantizing would cost. Needs no weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ methods: quantizer=NAME and quantizer.KEY=VALUE as in segquant, precisions=[w8a8
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The quantizer's name, whether it takes convolutions too, and a plan for each component."""
+    """The quantizer's name, whether it takes convolutions, and a plan per component."""
 
     quantizer: str
     convolutions: bool
@@ -43,7 +43,7 @@ def plan(overrides: Sequence[str]) -> Plan:
     """The plan of a command line.
 
     Raises:
-        PipelineError, QuantizationError, HydraException: see `segquant_bench.pipelines.main.user_message`.
+        PipelineError, QuantizationError, HydraException: see `pipelines.main.user_message`.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
     from segquant_bench.pipelines.plan.config import compose_plan, methods_of
@@ -64,7 +64,6 @@ def as_json(found: Plan) -> dict[str, Any]:
 
 
 def _search_path(folder: str | None) -> list[str]:
-    """--config-dir as the override that it stands for."""
     return [] if folder is None else [f"hydra.searchpath=['file://{Path(folder).absolute()}']"]
 
 
@@ -84,7 +83,6 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _quieten() -> None:
-    """Leave the terminal to the plan and to our own warnings."""
     # Put off: slow to import; bad input and --help do not wait for it.
     from diffusers.utils import logging as diffusers_logging
 
@@ -95,7 +93,7 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """Console script: exit 0 and the plan on stdout, or 1 and one sentence on stderr."""
+    """Console script: exit 0 and the plan, or 1 and one sentence on stderr."""
     parser = argparse.ArgumentParser(
         prog="segquant-plan",
         description="Print how a model's layers would be cut and quantized, from its configuration alone.",

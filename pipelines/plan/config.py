@@ -1,4 +1,4 @@
-"""What `segquant-plan` takes: the model, quantizer and quantize of a run, and models that no run could load."""
+"""The configuration of `segquant-plan`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ _GROUP = "model="
 class PlanModel(ModelConfig):
     """The model of a run, or one without weights.
 
-    Besides the keys of a run: `architecture` names a shipped configuration; `target` MODULE:FUNCTION that returns a
-    module, or a module and the keyword arguments of its forward; `inputs` the shapes of these arguments where they
-    are not known, {hidden_states: [1, 16, 64, 64]}. `dtype` is that of the model before quantization.
+    `architecture` names a shipped configuration; `target` MODULE:FUNCTION returns a module, perhaps with its forward's
+    keyword arguments; `inputs` their shapes, {hidden_states: [1, 16, 64, 64]}.
     """
 
     name: str = "model"
@@ -43,12 +42,12 @@ class PlanModel(ModelConfig):
     inputs: Any = None
 
     def __post_init__(self) -> None:
-        """A plan needs no weights; `compose_plan` checks what it needs."""
+        """No weights needed; `compose_plan` checks."""
 
 
 @dataclass
 class PlanConfig:
-    """One plan; `precisions` are those at which sizes are estimated, all of them if empty."""
+    """One plan; sizes are estimated at `precisions`, all if empty."""
 
     model: PlanModel = field(default_factory=PlanModel)
     quantizer: Any = MISSING
@@ -58,20 +57,16 @@ class PlanConfig:
 
 
 def model_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
-    """What `model=` takes: options of conf/model, and shipped configurations that no run can generate with.
-
-    Args:
-        folders: further directories of configurations.
-    """
+    """Options of conf/model and `folders`, and shipped configurations without one."""
     options = {path.stem for folder in (CONF, *folders) for path in (folder / "model").glob("*.yaml")}
     return tuple(sorted(options | set(architecture_names())))
 
 
 def compose_plan(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a command line; `model=NAME` of a shipped configuration without an option reads that.
+    """The configuration of a command line.
 
     Raises:
-        PipelineError: no model, more than one, a value that no plan can have, or no such directory of configurations.
+        PipelineError: no model or several, bad values, or no such configuration directory.
     """
     _register()
     folders = check_search_path(overrides)
@@ -128,7 +123,6 @@ def _check(config: DictConfig) -> None:
 
 
 def _register_precision(config: DictConfig) -> None:
-    """Make a precision of one's own known, and the only one that is planned unless others are named too."""
     if OmegaConf.is_missing(config.precision, "name"):
         return
     try:
@@ -144,10 +138,10 @@ def _register_precision(config: DictConfig) -> None:
 
 
 def methods_of(config: DictConfig) -> dict[str, Any]:
-    """The quantizer's `Method` at each precision, and the sentence why not where it refuses one.
+    """The `Method` at each precision, or why it is refused.
 
     Raises:
-        PipelineError: the quantizer is another tool, decides by data, refuses all precisions, or has bad values.
+        PipelineError: another tool, one that decides by data, or no precision left.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
     from segquant import PRECISIONS, Method
@@ -167,7 +161,6 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
 
 
 def _quantizer_of(config: DictConfig) -> dict[str, Any]:
-    """The quantizer's own settings; PipelineError for one that plans nothing from the graph."""
     given = None if config.quantizer is None else OmegaConf.to_container(config.quantizer, resolve=True)
     if not isinstance(given, dict) or "_target_" not in given:
         raise PipelineError(

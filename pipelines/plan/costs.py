@@ -1,4 +1,4 @@
-"""What a method makes of each layer of a module: what it costs, or why it stays in floating point."""
+"""What a method costs each layer, or why it leaves it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segquant_bench.pipelines.plan.counts import Layer
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer under a method: bytes, bytes when rounded to nearest, operations per row, those of DualScale."""
+    """One layer: bytes, bytes rounded to nearest, operations per row, those of DualScale."""
 
     bytes: int
     plain: int
@@ -31,8 +31,8 @@ class Costs:
     """The layers of a module under a method.
 
     Args:
-        found: cost of every layer that is quantized, by name.
-        left: of the others that are meant, why they are not.
+        found: cost of quantized layers, by name.
+        left: why the others are not quantized.
         unfit: those of `left` that `quantize_` refuses until they are skipped.
     """
 
@@ -52,16 +52,11 @@ def costs_of(
     """Costs by layer; convolutions only if the method takes them.
 
     Args:
-        module: that holds the layers.
-        layers: its linears and convolutions.
-        segments: their cuts.
-        method: what is done to them.
-        precision: of the rounding to compare with.
-        item: bytes of a value that is not quantized.
+        precision: of the plain rounding.
+        item: bytes of an unquantized value.
 
     Raises:
-        QuantizationError: what `quantize_` refuses of the method as a whole, a rank larger than a layer, and a method
-            that fits no layer.
+        QuantizationError: as `quantize_`; a rank larger than a layer; no layer fits.
     """
     _refuse(module, method)
     meant = {
@@ -87,7 +82,6 @@ def costs_of(
 
 
 def _refuse(module: nn.Module, method: Method) -> None:
-    """What `quantize_` refuses before it looks at a layer."""
     refuse_unmatched(module, method)
     refuse_nothing(module, targets(module, method), method)
 
@@ -97,11 +91,7 @@ def _groups(layer: nn.Module) -> int:
 
 
 def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
-    """What one linear or ungrouped convolution costs.
-
-    A low-rank branch counts with the rank that the method allows: where output segments share it, data decides how
-    much of it each gets, and the whole is never larger.
-    """
+    """One linear or ungrouped convolution, a low-rank branch at its largest rank."""
     bias = 0 if layer.bias is None else layer.bias.numel() * item
     whole = replace(layout, branches=(layout.out_features,))
     place, added = whole.place(), method.optimizer.added(whole, name)
@@ -116,7 +106,7 @@ def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str
 
 
 def _rounded(layer: Layer, plain: Method, name: str, bias: int, item: int) -> int:
-    """Bytes when rounded to nearest; those in floating point where an override alone has a precision that fits."""
+    """Bytes rounded to nearest; in floating point where only an override fits."""
     try:
         simple = lay_out_layer(as_linear(layer), layer_method(plain, layer), None, name, taps_of(layer))
     except QuantizationError:
@@ -125,11 +115,11 @@ def _rounded(layer: Layer, plain: Method, name: str, bias: int, item: int) -> in
 
 
 def stored_bytes(module: nn.Module, item: int, without: Iterable[nn.Module] = ()) -> int:
-    """Bytes of parameters and buffers, shared ones once, with `item` for a floating-point value.
+    """Bytes of parameters and buffers, shared ones once.
 
     Args:
-        module: all of whose submodules count.
-        without: but these; what they share with others stays.
+        item: bytes of a floating-point value.
+        without: submodules left out, but for what they share.
     """
     tensors = {id(tensor): tensor for tensor in _staying(module, {id(each) for each in without})}
     return sum(

@@ -1,4 +1,4 @@
-"""What the graph says of a model, in numbers: its layers, how they are cut, and how many rows go through them."""
+"""A model's layers, their cuts and their rows, counted."""
 
 from __future__ import annotations
 
@@ -30,13 +30,9 @@ class LayerEntry:
     """One linear or convolution.
 
     Args:
-        name: of the module.
         kind: "linear" or "conv".
-        shape: of its weight.
         parameters: of weight and bias.
-        rows: input rows (of a convolution output pixels) in one call of the model; 0 if it is never called, None if
-            that could not be counted.
-        segments: what the graph says of it.
+        rows: input rows (output pixels) per call; 0 if never called, None if not counted.
     """
 
     name: str
@@ -49,15 +45,13 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class CutKind:
-    """All layers that are cut in one way.
+    """All layers cut in one way.
 
     Args:
         kind: "linear" or "conv".
-        side: "output" or "input", "none" for layers that are not cut.
+        side: "output", "input" or "none".
         sizes: of the pieces, in channels.
-        layers: how many.
-        parameters: theirs together.
-        bytes: theirs before quantization.
+        bytes: before quantization.
         like: their names, with * for numbers.
     """
 
@@ -71,21 +65,21 @@ class CutKind:
 
 
 def layers_of(module: nn.Module) -> dict[str, tuple[Layer, str]]:
-    """Linears and convolutions with their kind, by first name; subclasses too."""
+    """Linears and convolutions with their kind, by first name."""
     return {
         name: (layer, kind) for name, layer in module.named_modules() for of, kind in _KINDS if isinstance(layer, of)
     }
 
 
 def parameters_of(module: nn.Module) -> int:
-    """Parameters of the module itself, not of its children."""
+    """Parameters of the module without its children."""
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))
 
 
 def layer_entries(
     module: nn.Module, segments: Mapping[str, Segments], rows: Mapping[str, int] | None
 ) -> tuple[LayerEntry, ...]:
-    """One entry for each linear and convolution, in the order of `named_modules`."""
+    """Every linear and convolution, in the order of `named_modules`."""
     return tuple(
         LayerEntry(
             name,
@@ -100,12 +94,12 @@ def layer_entries(
 
 
 def like(name: str) -> str:
-    """A module's name with * for its numbers: what layers of all blocks have in common."""
+    """A module's name with * for its numbers."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def alike(names: Iterable[str]) -> tuple[str, ...]:
-    """Names with * for the numbers in which like names differ: a block's index, but not the 2 of every ff.net.2."""
+    """Names with * for numbers in which like names differ: a block's index, not the 2 of ff.net.2."""
     groups: dict[str, list[list[str]]] = {}
     for name in names:
         groups.setdefault(like(name), []).append(name.split("."))
@@ -116,12 +110,11 @@ def alike(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
-    """Layers grouped by how they are cut: linears first; outputs, inputs, uncut; those with most parameters first.
+    """Layers by cut: linears first; outputs, inputs, uncut; most parameters first.
 
-    A layer that is cut on both sides is in two groups.
+    A layer cut on both sides is in two groups.
 
     Args:
-        layers: see `layer_entries`.
         item: bytes of a parameter.
     """
     groups: dict[tuple[str, str, tuple[int, ...]], list[LayerEntry]] = {}
@@ -138,10 +131,9 @@ def cut_kinds(layers: Sequence[LayerEntry], item: int) -> tuple[CutKind, ...]:
 
 
 def count_rows(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, int] | None:
-    """Rows of every layer in one call of the module (see `LayerEntry`), by a run of a copy.
+    """Rows of every layer in one call, by a run of a copy.
 
-    Arguments keep their values; weights have none, unless the forward reads what depends on them (tokens sent to
-    experts): then it runs once more with their values. None, with a warning, where it reads a value that is not there.
+    Weights get values only if the forward needs them; None, with a warning, where it reads a missing value.
     """
     device, mode = device_of(module, inputs), FakeTensorMode(allow_non_fake_inputs=True)
     try:

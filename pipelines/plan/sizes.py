@@ -1,4 +1,4 @@
-"""What a method makes of a plan: bytes and operations at each precision, and which inputs get a scale per sign."""
+"""Bytes and operations at each precision."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ class DualKind:
     """Layers of like names whose input gets a scale per sign.
 
     Args:
-        activation: what they are fed by.
+        activation: that feeds them.
         like: their name, with * for numbers.
-        layers: how many.
-        operations: multiply-accumulates added per call of the model; None if rows could not be counted.
-        share: the same over those of all layers.
+        operations: multiply-accumulates added per call; None if not counted.
+        share: of those of all layers.
     """
 
     activation: str
@@ -49,15 +48,14 @@ class Estimate:
     """One precision.
 
     Args:
-        precision: a name of PRECISIONS.
-        refused: why the quantizer has no plan at this precision; the rest is empty then. None if it has one.
-        plain: bytes of the whole module with its layers rounded to nearest.
-        bytes: the same with the quantizer's cuts, scales, and low-rank branches at their largest.
-        dual: layers that get a scale per sign.
-        dual_operations: multiply-accumulates added for them, over those of the module; None if not counted.
-        added_operations: all that are added, for low-rank branches and rotations too, likewise.
-        left: layers that are not quantized, with the reason; they are counted in floating point.
-        unfit: those of `left` that this precision cannot take, for which quantizing is refused until they are skipped.
+        refused: why there is no plan, or None; the rest is empty then.
+        plain: bytes with layers rounded to nearest.
+        bytes: with cuts, scales, and low-rank branches at their largest.
+        dual: layers with a scale per sign.
+        dual_operations: share of multiply-accumulates added for them; None if not counted.
+        added_operations: the same with low-rank branches and rotations.
+        left: unquantized layers, with the reason.
+        unfit: those of `left` that must be skipped at this precision.
     """
 
     precision: str
@@ -73,11 +71,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ComponentPlan:
-    """The plan of one module; parameters and bytes (buffers too) are those of the whole of it, before quantization.
+    """The plan of one module; its parameters and bytes are before quantization.
 
-    `operations` are multiply-accumulates of linears and convolutions in one call with the example arguments, whose
-    shapes are `inputs`; None if not counted, or if none of these layers is called. `tied` are parameters that several
-    of the layers hold, counted again in all but the first.
+    `operations` are multiply-accumulates of linears and convolutions per call; None if not counted. `tied` parameters
+    are counted again in later layers.
     """
 
     component: str
@@ -99,12 +96,10 @@ def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: s
     """Read the graph of one module and count.
 
     Args:
-        source: see `segquant_bench.pipelines.plan.source`.
-        methods: the quantizer at each precision, or why it refuses it.
-        dtype: of the unquantized module, for bytes.
+        methods: at each precision, or why refused.
 
     Raises:
-        QuantizationError: the graph cannot be read, or no precision is left that `quantize_` would not refuse.
+        QuantizationError: no graph, or no precision left.
     """
     item, module = getattr(torch, dtype).itemsize, source.module
     segments = find_segments(module, kwargs=source.inputs)
@@ -138,7 +133,7 @@ def _tied(entries: tuple[LayerEntry, ...], layers: Mapping[str, nn.Module]) -> i
 
 
 def shapes_in(value: object, name: str = "") -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in arguments, by a dotted name."""
+    """Shapes of tensors, by dotted name."""
     if isinstance(value, torch.Tensor):
         return {name: tuple(value.shape)}
     if isinstance(value, list | tuple):
@@ -153,7 +148,7 @@ def shapes_in(value: object, name: str = "") -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Counted:
-    """A module with its layers and what is needed to count: rows None where they are not known."""
+    """A module with what is needed to count; rows None if unknown."""
 
     module: nn.Module
     layers: Mapping[str, Layer]
@@ -174,7 +169,6 @@ class _Counted:
 
     @cached_property
     def costs(self) -> dict[str, Costs | str]:
-        """By precision; why it is refused where it is."""
         return {precision: self._costs(precision, method) for precision, method in self.methods.items()}
 
     def _costs(self, precision: str, method: Method | str) -> Costs | str:
@@ -186,7 +180,6 @@ class _Counted:
             return str(error)
 
     def estimate(self, precision: str) -> Estimate:
-        """Bytes and operations of the whole module at one precision."""
         costs = self.costs[precision]
         if isinstance(costs, str):
             return Estimate(precision, refused=costs)
@@ -208,7 +201,7 @@ class _Counted:
         )
 
     def dual_kinds(self) -> tuple[DualKind, ...]:
-        """Layers that get a scale per sign, at the first precision that gives any; those with most operations first."""
+        """Layers with a scale per sign, at the first precision with any; most operations first."""
         every = (costs.found for costs in self.costs.values() if not isinstance(costs, str))
         signed = next((found for found in every if any(cost.dual for cost in found.values())), {})
         groups: dict[tuple[str, str], dict[str, int]] = {}

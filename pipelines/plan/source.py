@@ -1,4 +1,4 @@
-"""Where `segquant-plan` takes a model from: a shipped configuration, a pipeline's own, or a function of the user."""
+"""Where `segquant-plan` takes a model from."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ class Source:
 
     Args:
         component: what `quantize` calls it.
-        origin: where its configuration is from, in words.
-        module: on the meta device, or as the user's function made it.
-        inputs: keyword arguments of its forward.
+        origin: of its configuration, in words.
+        module: on the meta device, or the user's.
     """
 
     component: str
@@ -44,7 +43,7 @@ def sources(config: DictConfig) -> list[Source]:
     """One for each component in `config.quantize`.
 
     Raises:
-        PipelineError: a configuration that is not there, or none of a model that can be planned.
+        PipelineError: a configuration is missing, or cannot be planned.
     """
     model = config.model
     if model.target is not None or model.architecture is not None:
@@ -59,7 +58,6 @@ def sources(config: DictConfig) -> list[Source]:
 
 
 def _given_inputs(model: DictConfig) -> dict[str, Any] | None:
-    """The arguments that `model.inputs` describes, a bare list of numbers being a shape; None without any."""
     if model.inputs is None:
         return None
     given = OmegaConf.to_container(model.inputs) if isinstance(model.inputs, DictConfig) else model.inputs
@@ -93,7 +91,6 @@ def _from_shipped(found: Architecture, model: DictConfig, component: str = DENOI
 
 
 def _from_pipeline(model: DictConfig, component: str) -> Source:
-    """A component of a diffusers directory or repository, or of `model.parts`."""
     part = model.parts.get(component)
     place = model if part is None else part
     if place.path is not None:
@@ -109,14 +106,12 @@ def _from_pipeline(model: DictConfig, component: str) -> Source:
 
 
 def _folders(model: DictConfig, component: str) -> tuple[str | None, ...]:
-    """Folders of a pipeline in which a component may lie."""
     if component != DENOISER:
         return (component,)
     return (model.denoiser,) if model.denoiser is not None else DENOISERS
 
 
 def _from_directory(directory: Path, folder: str | None, component: str, model: DictConfig) -> Source:
-    """A pipeline's component, or the directory of a single model."""
     if (directory / "config.json").is_file() and not (directory / "model_index.json").is_file():
         return _from_file(directory / "config.json", component, model)
     if folder is None:
@@ -151,7 +146,6 @@ def _from_file(file: Path, component: str, model: DictConfig) -> Source:
 
 
 def _cached(place: DictConfig, folder: str | None) -> Path | None:
-    """A config.json of a repository that an earlier download left on this machine."""
     return cached(place.repo, _file(folder), place.revision)
 
 
@@ -160,7 +154,6 @@ def _file(folder: str | None) -> str:
 
 
 def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: str) -> Path:
-    """The config.json alone, from the hub."""
     # Put off: only what is not on this machine needs the hub.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -192,7 +185,6 @@ def _downloaded(place: DictConfig, folders: tuple[str | None, ...], component: s
 
 
 def _from_target(model: DictConfig) -> Source:
-    """What the user's function returns: a module, or a module and the keyword arguments of its forward."""
     module, given = made_by(model.target)
     described = _given_inputs(model)
     if described is not None:

@@ -1,4 +1,4 @@
-"""A module that a function of the user makes, MODULE:FUNCTION; what goes wrong in it is one sentence."""
+"""A module that a user's MODULE:FUNCTION makes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def made_by(target: str) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The module that the function returns, and its forward's keyword arguments, None if it returns none.
+    """The module, and its forward's keyword arguments or None.
 
     Raises:
-        PipelineError: no such function, it fails, or it returns something else.
+        PipelineError: no such function, it fails, or no module.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
     from torch import nn

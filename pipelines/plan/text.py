@@ -1,4 +1,4 @@
-"""A plan as a reader wants it: plain text for a terminal."""
+"""A plan as plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIDES = {"output": "output cut", "input": "input cut", "none": "not cut"}
 
 
 def render(plan: ComponentPlan, quantizer: str, *, convolutions: bool = False, layers: bool = False) -> str:
-    """The whole page; `convolutions` says that the quantizer takes them too, `layers` adds a line for each layer."""
+    """The whole page; `layers` adds a line for each layer."""
     parts = [_head(plan), _cuts(plan), _dual(plan), _sizes(plan, quantizer, convolutions)]
     if layers:
         parts.append(_layers(plan.layers))
@@ -26,7 +26,7 @@ def render(plan: ComponentPlan, quantizer: str, *, convolutions: bool = False, l
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Columns of equal width, the first `left` and the last one flush left, indented by two spaces."""
+    """Columns of equal width, the first `left` and the last flush left."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     last = len(head) - 1
@@ -39,7 +39,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
 
 
 def amount(number: float) -> str:
-    """A count with three digits: 11.9 B, 340 M, 12."""
+    """Three digits: 11.9 B, 340 M, 12."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{_three(number / size)} {unit}"
@@ -47,12 +47,12 @@ def amount(number: float) -> str:
 
 
 def counted(number: int, word: str) -> str:
-    """A number of things: 1 layer, 2 layers."""
+    """1 layer, 2 layers."""
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def size(number: float) -> str:
-    """Bytes with three digits: 23.8 GB, decimal."""
+    """Decimal bytes, three digits: 23.8 GB."""
     for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= 0.9995 * step:
             return f"{_three(number / step)} {unit}"
@@ -65,7 +65,7 @@ def _three(number: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share of one; "?" where it is not known."""
+    """A share of one; "?" if unknown."""
     if share is None:
         return "?"
     return "0 %" if share == 0 else "< 0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
@@ -79,7 +79,6 @@ def pieces(sizes: Sequence[int]) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    """The first names, at least one, and how many more there are."""
     shown = names[:1] if len(", ".join(names[:NAMES_SHOWN])) > NAMES_WIDTH else names[:NAMES_SHOWN]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
@@ -107,7 +106,6 @@ def _head(plan: ComponentPlan) -> str:
 
 
 def _shapes(inputs: Mapping[str, Sequence[int]]) -> str:
-    """Shapes of the arguments by name, × between sizes."""
     shown = (f"{name} {'×'.join(map(str, shape)) or 'a number'}" for name, shape in inputs.items())
     return ", ".join(shown) or "no tensors"
 
@@ -184,7 +182,6 @@ def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
 
 
 def _left(estimate: Estimate) -> str:
-    """How many layers stay in floating point, and how many of them must be skipped for it."""
     if not estimate.left:
         return ""
     note = f"; refused until {len(estimate.unfit)} skipped" if estimate.unfit else ""
@@ -192,7 +189,6 @@ def _left(estimate: Estimate) -> str:
 
 
 def _quantized(plan: ComponentPlan, convolutions: bool) -> str:
-    """Which layers the estimates quantize."""
     if convolutions:
         return "linears and convolutions quantized"
     has_convolutions = any(layer.kind == CONV for layer in plan.layers)

@@ -1,1 +1,1 @@
-"""What a finished run leaves: results.json, a W&B run, a sweep's report."""
+"""results.json, a W&B run, a sweep's report."""

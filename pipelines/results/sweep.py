@@ -1,4 +1,4 @@
-"""What a sweep leaves in its own folder once its jobs are done."""
+"""The report of a finished sweep."""
 
 from __future__ import annotations
 
@@ -13,21 +13,17 @@ log = logging.getLogger(__name__)
 
 
 class SweepFolder(Callback):
-    """Remembers the folder of the sweep that this process started.
-
-    The report is not rendered in `on_multirun_end`: Hydra leaves that out when a job failed, and the report
-    of the others is wanted all the same.
-    """
+    """Remembers this process's sweep folder; Hydra skips `on_multirun_end` when a job failed."""
 
     current: tuple[Path, bool] | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the sweep's folder and whether a report is wanted."""
+        """Note the folder and whether a report is wanted."""
         SweepFolder.current = (Path(config.hydra.sweep.dir), bool(config.report))
 
 
 def report_sweep() -> Path | None:
-    """Render the report of the sweep that this process ran into its folder; None if there is none."""
+    """Render this sweep's report into its folder; None without a sweep."""
     if SweepFolder.current is None:
         return None
     folder, wanted = SweepFolder.current

@@ -1,4 +1,4 @@
-"""Weights & Biases: one run per job, grouped by sweep; the only module that imports wandb."""
+"""Weights & Biases; only this module imports wandb."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_installed() -> None:
 
 
 def resolve_mode(mode: str) -> Any:
-    """ "auto" is $WANDB_MODE if set, else "online" with a key in environment or netrc, else "offline"."""
+    """ "auto" is $WANDB_MODE, else "online" with a key in environment or netrc, else "offline"."""
     if mode != "auto":
         return mode
     if os.environ.get("WANDB_MODE"):
@@ -43,7 +43,7 @@ def _has_login() -> bool:
 
 
 def summary_values(results: dict[str, Any]) -> dict[str, float]:
-    """Scalars of results.json by W&B name: metrics, ends of intervals, stage costs, errors, sizes."""
+    """Scalars of results.json by W&B name."""
     values: dict[str, float] = {}
     for metric in results["metrics"]:
         values[f"metric/{metric['name']}"] = float(metric["value"])
@@ -62,15 +62,7 @@ def summary_values(results: dict[str, Any]) -> dict[str, float]:
 
 
 def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolved: Any, group: str) -> None:
-    """Log a finished run.
-
-    Args:
-        config: project, entity, group and mode.
-        results: content of results.json.
-        folder: the run's folder, with images/; wandb's files go into it as well.
-        resolved: the resolved configuration.
-        group: of the run if the configuration names none.
-    """
+    """Log a finished run; `group` if the configuration names none, wandb's files into `folder`."""
     import wandb  # put off: most runs log nothing
 
     run = wandb.init(
@@ -97,13 +89,11 @@ def log_run(config: LoggerConfig, results: dict[str, Any], folder: Path, resolve
 
 
 def _layer_rows(results: dict[str, Any]) -> list[list[Any]]:
-    """Name and error of every quantized layer of every component."""
     parts = [part.get("layer_errors", {}) for part in results["components"].values()]
     return [list(item) for found in (results["layer_errors"], *parts) for item in found.items()]
 
 
 def _artifact(wandb: Any, results: dict[str, Any], files: dict[Path, str]) -> Any:
-    """An artifact with the files of the quantized model."""
     name = _artifact_name(f"{results['model']}-{results['name']}")
     artifact = wandb.Artifact(name, type="model", metadata={key: results[key] for key in DESCRIBED})
     for path, inside in files.items():
@@ -112,7 +102,7 @@ def _artifact(wandb: Any, results: dict[str, Any], files: dict[Path, str]) -> An
 
 
 def _artifact_name(text: str) -> str:
-    """W&B takes letters, digits and "_.-" only; methods have "+" and "@" in their names."""
+    """W&B takes letters, digits and "_.-" only."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)
 
 
@@ -125,10 +115,6 @@ def _pictures(wandb: Any, results: dict[str, Any], folder: Path, count: int) -> 
 
 
 def _quantized(results: dict[str, Any], folder: Path) -> dict[Path, str]:
-    """Files of the quantized components and the correction, and what the artifact calls them.
-
-    The denoiser's and the correction's stand at the top, another component's in a folder of its name.
-    """
     found: dict[Path, str] = {}
     for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("components", "*/*")):
         if stage in results["stages"]:

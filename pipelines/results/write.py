@@ -1,4 +1,4 @@
-"""results.json: what one run found, with paths relative to it, so that the folder may be moved."""
+"""results.json, with paths relative to it."""
 
 from __future__ import annotations
 
@@ -31,15 +31,12 @@ SCHEMA = 1
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of a finished stage's file."""
+    """Parsed JSON of a finished stage."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
-    """Mean, median and geometric mean of relative layer errors and their number; None without layers.
-
-    A layer without any error makes the geometric mean 0.
-    """
+    """Mean, median, geometric mean (0 if any error is 0) and number of relative errors; None without layers."""
     values = list(errors.values())
     if not values:
         return {"mean": None, "median": None, "geometric_mean": None, "n": 0}
@@ -54,7 +51,7 @@ def layer_summary(errors: dict[str, float]) -> dict[str, float | int | None]:
 
 
 def stage_records(stages: dict[str, Finished], folder: Path) -> dict[str, dict[str, Any]]:
-    """Seconds, peak memory, whether it was found finished, key and relative path of every stage."""
+    """Cost, key and relative path by stage."""
     records = {}
     for name, stage in stages.items():
         record = asdict(stage)
@@ -72,7 +69,7 @@ def quantizing_stages(run: Run) -> list[str]:
 
 
 def denoiser_errors(run: Run) -> dict[str, Any]:
-    """Errors on held-out denoiser inputs and sizes; a denoiser that is left as it is has no errors."""
+    """Errors on held-out inputs, and sizes; no errors for a float denoiser."""
     size = read_json(run.folder("reference") / SIZE)["weight_bytes"]
     if not run.config.quantizes_denoiser:
         found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
@@ -85,10 +82,7 @@ def denoiser_errors(run: Run) -> dict[str, Any]:
 
 
 def component_records(run: Run) -> dict[str, dict[str, Any]]:
-    """By component of the pipeline: bytes before and after, and the errors of quantized ones but the denoiser.
-
-    The denoiser's errors have their own place. Empty for runs that quantize the denoiser alone.
-    """
+    """By component: bytes, and errors of all but the denoiser; empty where it is alone."""
     if not run.config.other_components:
         return {}
     found = read_json(run.folder("components") / COMPONENTS)
@@ -100,7 +94,7 @@ def component_records(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def correction_record(run: Run) -> dict[str, Any] | None:
-    """What was corrected at sampling time and how well that fitted; None where nothing was."""
+    """What was corrected and how well it fitted; None if nothing."""
     if not run.config.is_corrected:
         return None
     head = read_json(run.folder("correct") / "correction.json")
@@ -108,10 +102,7 @@ def correction_record(run: Run) -> dict[str, Any] | None:
 
 
 def backend_record(run: Run) -> dict[str, Any]:
-    """What was asked to run the quantized layers when pictures were sampled, and how many layers each backend ran.
-
-    None and empty where segquant quantized nothing.
-    """
+    """The backend asked for and layers per backend; None and empty where segquant quantized nothing."""
     if run.config.is_float or isinstance(run.method, Peer):
         return {"backend": None, "backend_layers": {}}
     layers = read_json(run.folder("generate") / BACKENDS)
@@ -119,7 +110,7 @@ def backend_record(run: Run) -> dict[str, Any]:
 
 
 def build_results(run: Run, folder: Path) -> dict[str, Any]:
-    """The content of results.json for a run whose stages are finished."""
+    """results.json of a finished run."""
     config = run.config
     prompts = list(run.dataset.evaluation)
     artifacts = {"images": "images", "reference": "images" if config.is_float else "reference"}
@@ -152,10 +143,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def copy_plan(run: Run, folder: Path) -> dict[str, str]:
-    """Put the plan of `auto` into the run's folder, and say where; nothing for other methods.
-
-    It is a copy, not a link: it is there to be edited, and the cache's own must not change with it.
-    """
+    """Copy the plan of `auto` into the run's folder, for edits; returns where, else empty."""
     if not run.config.quantizes_denoiser:
         return {}
     source = run.folder("quantize") / PLAN
@@ -166,10 +154,7 @@ def copy_plan(run: Run, folder: Path) -> dict[str, str]:
 
 
 def write_results(run: Run, folder: Path) -> Path:
-    """Put pictures, evaluation and results.json of a finished run into its folder; returns the JSON's path.
-
-    Pictures are hard links to the cache where that is possible. results.json comes last and whole.
-    """
+    """Put pictures (hard links if possible), evaluation and results.json into a run's folder; returns its path."""
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""The stage cache, what work costs, where it ran, and digests."""
+"""Cache, costs, provenance, digests, the user's code."""

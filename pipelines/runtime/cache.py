@@ -1,4 +1,4 @@
-"""Stages on disk: computed once, published by one rename, shared by every run that depends on the same things."""
+"""Stages on disk, shared by runs that depend on the same things."""
 
 from __future__ import annotations
 
@@ -29,12 +29,9 @@ class Finished:
     """A finished stage.
 
     Attributes:
-        name: "reference", "calibrate", "quantize", "correct", "generate" …
-        key: hash of everything the stage depends on.
-        path: its folder.
-        seconds: wall-clock time of computing it, also where that was in an earlier run.
-        peak_memory_mb: peak resident memory while it was computed.
-        peak_device_memory_mb: peak accelerator memory, None on a CPU.
+        key: hash of everything it depends on.
+        seconds: wall-clock, also of an earlier run.
+        peak_device_memory_mb: None on a CPU.
         cached: whether this run found it finished.
     """
 
@@ -48,34 +45,29 @@ class Finished:
 
 
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
-    """A hash of a stage's name and of what it depends on (JSON types), whatever the order of keys."""
+    """A hash of name and dependencies (JSON types), in any order."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_finished(name: str, cache: Path, depends: Mapping[str, Any]) -> Finished | None:
-    """The stage if it is finished; its folder is read and nothing else."""
+    """The stage, if finished."""
     return _finished(*_place(name, cache, depends))
 
 
 def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, str, str]:
-    """Folder, name and key of a stage."""
     key = stage_key(name, depends)
     return cache / "stage" / f"{name}-{key}", name, key
 
 
 def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
-    """The stage's folder, filled by `compute(empty folder)` unless it is there already.
+    """The stage's folder, filled by `compute(empty folder)` unless it is there.
 
-    The folder appears under its final name only when it is complete. Runs that want the same stage at the
-    same time wait for the one that computes it. An interrupted or failed computation removes what it wrote;
-    one that was killed leaves a folder that the next run removes.
+    It gets its name when complete. Runs that want the same stage wait. Failed computations are removed, killed ones by
+    the next run.
 
     Args:
-        name: of the stage.
-        cache: root of all stages; made if missing.
         depends: JSON types; everything that would change the result.
-        compute: fills the folder it is given.
 
     Raises:
         PipelineError: the disk is full, or a file cannot be read or written.
@@ -105,7 +97,6 @@ def _finished(final: Path, name: str, key: str) -> Finished | None:
 
 @contextmanager
 def _held(path: Path, name: str) -> Iterator[None]:
-    """Hold the lock; say once if another process has to be waited for."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -150,10 +141,7 @@ def _disk_full(name: str, where: Path) -> PipelineError:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Make `target` a copy of a finished folder, by hard links where both lie on one file system.
-
-    A run's folder thereby holds its own pictures, can be moved, and takes no further space.
-    """
+    """Copy a finished folder, by hard links on one file system."""
     shutil.rmtree(target, ignore_errors=True)
 
     def link_or_copy(origin: str, copy: str) -> str:

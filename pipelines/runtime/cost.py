@@ -1,4 +1,4 @@
-"""What a piece of work cost: seconds and peak memory."""
+"""Seconds and peak memory of work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass
 class Cost:
-    """Wall-clock seconds and peak resident memory in MB (2**20 bytes) of a piece of work."""
+    """Wall-clock seconds and peak memory in MB (2**20 bytes)."""
 
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
@@ -21,7 +21,7 @@ class Cost:
 
 
 def _reset_peak() -> bool:
-    """Start a new high-water mark of resident memory; False where the system does not allow it."""
+    """Restart the peak of resident memory; False where impossible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -40,11 +40,7 @@ def _peak_mb(was_reset: bool) -> float:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Fill a `Cost` with what the block took.
-
-    Where the high-water mark cannot be reset (not Linux) the peak is that of the process so far. CUDA's peak
-    is given apart if the process uses CUDA.
-    """
+    """Fill a `Cost` with what the block took; outside Linux the peak is the process's."""
     cost, was_reset, start = Cost(), _reset_peak(), time.perf_counter()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

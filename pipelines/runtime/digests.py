@@ -1,4 +1,4 @@
-"""Hashes of the content of files."""
+"""Hashes of files' content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    """sha256 of a file; size and mtime only let one process remember what it has read."""
+    """sha256; size and mtime are the cache's key."""
     if path.parent.name == "blobs" and len(path.name) == 64:
         return path.name  # the hub's cache names large files by their sha256
     with path.open("rb") as file:
@@ -24,7 +24,7 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(root: Path, suffixes: tuple[str, ...]) -> str:
-    """One hash of the names and contents of all files below `root` with these suffixes, hidden ones not."""
+    """One hash of names and contents of files with these suffixes, hidden ones left out."""
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)

@@ -1,4 +1,4 @@
-"""Hashes of what source code means: comments, docstrings, formatting and idle annotations count for nothing."""
+"""Hashes of what source code does."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ OURS = ("pipelines", "eval")
 
 
 def code_digest(*names: str) -> str:
-    """One hash of the meaning of modules and of packages with all their modules; nothing is imported.
-
-    Args:
-        names: dotted: "pipelines.sampling", "eval.metrics", "segquant.graph", "their_package.methods". Their order and
-            repeats do not count. Files that are not Python (style sheets, templates) never count.
+    """One hash of the meaning of dotted modules and whole packages; nothing is imported.
 
     Raises:
         PipelineError: a name without any Python file.
@@ -35,7 +31,7 @@ def code_digest(*names: str) -> str:
 
 
 def source_files(name: str) -> Iterator[tuple[str, Path]]:
-    """Dotted name and file of every module that a name means, in order."""
+    """Dotted name and file of every module that a name means."""
     top, *rest = name.split(".")
     folder = _top_folder(top)
     if folder is not None:
@@ -52,7 +48,7 @@ def source_files(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _top_folder(top: str) -> Path | None:
-    """The folder of a top-level package, or the path without suffix of a top-level module."""
+    """A top-level package's folder, or module's path without suffix."""
     if top in OURS:
         return HOME / top
     spec = importlib.util.find_spec(top)
@@ -64,7 +60,7 @@ def _top_folder(top: str) -> Path | None:
 
 
 def file_meaning(path: Path) -> str:
-    """Hash of the meaning of one Python file; read once per process as long as size and time stay the same."""
+    """Hash of one file's meaning, cached by size and time."""
     path = path.resolve()
     stat = path.stat()
     return _file_meaning(path, stat.st_size, stat.st_mtime_ns)
@@ -76,19 +72,12 @@ def _file_meaning(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def source_meaning(source: str) -> str:
-    """Hash of a module's syntax tree without what has no effect when it runs.
-
-    Left out: comments, layout, strings that stand alone (docstrings), annotations of functions and of variables
-    outside class bodies, and blocks under `if TYPE_CHECKING`. Annotations in class bodies stay: they make the fields
-    of dataclasses.
-    """
+    """Hash of a syntax tree without comments, docstrings, `if TYPE_CHECKING`, and annotations outside class bodies."""
     tree = _Stripped().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
 
 
 class _Stripped(ast.NodeTransformer):
-    """Takes what has no effect out of a syntax tree."""
-
     def __init__(self) -> None:
         self._in_class = False
 

@@ -1,7 +1,6 @@
-"""Code of the user's own package: found by its dotted path and called; what goes wrong in it is one sentence.
+"""The user's own code, found by dotted path and called; its errors become one sentence.
 
-A path may only come from the command line or the configuration. Files of models, data sets, plans and results never
-reach this module.
+Paths come from command line or configuration only, never from other files.
 """
 
 from __future__ import annotations
@@ -30,25 +29,21 @@ OURS = ("segquant", "segquant_bench")
 
 
 def is_own(path: str) -> bool:
-    """Whether a dotted path leads out of this repository's packages."""
+    """Whether a path leads out of this repository's packages."""
     return path.partition(".")[0] not in OURS
 
 
 def add_working_folder() -> None:
-    """Let packages in the working folder be imported; a console script's path lacks it. Installed ones come first."""
+    """Let packages in the working folder be imported, after installed ones."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def find(path: str, key: str) -> Any:
-    """What a dotted path such as `their_pkg.methods.mine` names.
-
-    Args:
-        path: module and attribute.
-        key: where the path stands in the configuration, for messages.
+    """What a dotted path such as `their_pkg.methods.mine` names; `key` is for messages.
 
     Raises:
-        PipelineError: it is no dotted path, it leads nowhere, or its module fails when it is imported.
+        PipelineError: it leads nowhere, or its module fails on import.
     """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
@@ -66,7 +61,7 @@ def find(path: str, key: str) -> Any:
 
 
 def _module(parts: list[str], what: str) -> tuple[ModuleType, list[str]]:
-    """The module of a path, and the attributes that are left of it."""
+    """A path's module, and the attributes left."""
     for length in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:length])
         try:
@@ -83,13 +78,12 @@ def _module(parts: list[str], what: str) -> tuple[ModuleType, list[str]]:
 
 
 def _names(found: Any) -> list[str]:
-    """What could have been meant: public names, and modules of a package."""
     modules = [each.name for each in pkgutil.iter_modules(getattr(found, "__path__", []))]
     return [*modules, *(name for name in dir(found) if not name.startswith("_"))]
 
 
 def find_function(path: str, key: str) -> Callable[..., Any]:
-    """As `find`, of something that can be called; PipelineError for anything else."""
+    """As `find`, of something callable; else PipelineError."""
     found = find(path, key)
     if not callable(found):
         raise PipelineError(f"{key}={path} is a {type(found).__name__}, which cannot be called; name a function")
@@ -103,17 +97,14 @@ def call(
     path: str,
     given: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Call the user's function with what the configuration sets.
+    """Call the user's function.
 
     Args:
-        function: from `find_function`.
-        values: arguments that the configuration sets.
-        section: of the configuration that holds them, for messages.
-        path: of the function, for messages.
-        given: further arguments, of which it is given those that it takes.
+        values: arguments from the configuration.
+        given: further ones, passed if it takes them.
 
     Raises:
-        PipelineError: an argument that it does not take, one that it lacks, or whatever it raises.
+        PipelineError: a wrong or missing argument, or whatever it raises.
     """
     known = known_arguments(function)
     extra = {key: value for key, value in (given or {}).items() if known is None or key in known}
@@ -139,7 +130,7 @@ def call(
 
 
 def known_arguments(function: Callable[..., Any]) -> set[str] | None:
-    """Names of what a function takes; None if it takes any. `**common: Unpack[Common]` takes the keys of Common."""
+    """What a function takes, keys of `**common: Unpack[Common]` too; None if anything."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a function of C tells no signature
@@ -153,7 +144,6 @@ def known_arguments(function: Callable[..., Any]) -> set[str] | None:
 
 
 def _unpacked(function: Callable[..., Any], name: str) -> set[str] | None:
-    """Keys of the TypedDict that annotates a function's keyword arguments."""
     try:
         hint = typing.get_type_hints(function).get(name)
     except (NameError, TypeError, AttributeError):  # annotations that only type checkers can resolve
@@ -165,7 +155,7 @@ def _unpacked(function: Callable[..., Any], name: str) -> set[str] | None:
 
 
 def told(error: Exception) -> str:
-    """Type, message and place of an exception of the user's code."""
+    """Type, message and place of an exception in the user's code."""
     message = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     return f"{message}, in line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else message

@@ -1,7 +1,4 @@
-"""Which modules of the user's package a piece of code is made of: the one that defines it, and what that imports.
-
-Files are found and parsed; nothing is imported.
-"""
+"""The user's modules behind a path, with what they import; parsed, never imported."""
 
 from __future__ import annotations
 
@@ -21,23 +18,17 @@ _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib
 
 
 def own_digest(*paths: str) -> str | None:
-    """One hash of the meaning of the user's code behind some dotted paths; None where all of them are ours.
-
-    Args:
-        paths: of modules, or of what they define. See `own_files`.
-    """
+    """One hash of the user's code behind dotted paths; None where all are ours."""
     files = own_files(*paths)
     whole = hashlib.sha256("".join(f"{name}\0{file_meaning(path)}\n" for name, path in files.items()).encode())
     return whole.hexdigest()[:16] if files else None
 
 
 def own_files(*paths: str) -> dict[str, Path]:
-    """Name and file of the user's modules behind some dotted paths, and of all that they import of the user's.
-
-    Followed are imports of the same top-level package, and of modules that lie beside it unless it is installed.
+    """The user's modules behind dotted paths, with imports from their package or uninstalled ones beside it.
 
     Raises:
-        PipelineError: a path that leads to no Python file, so that an edit could not be noticed.
+        PipelineError: a path to no Python file.
     """
     add_working_folder()
     found: dict[str, Path] = {}
@@ -54,7 +45,6 @@ def own_files(*paths: str) -> dict[str, Path]:
 
 
 def _start(path: str) -> str:
-    """The module of a dotted path."""
     for name in (path, *reversed(list(_parents(path)))):
         if _file(name) is not None:
             return name
@@ -64,13 +54,11 @@ def _start(path: str) -> str:
 
 
 def _parents(name: str) -> Iterator[str]:
-    """The packages that a module is in, the outermost first."""
     parts = name.split(".")
     return (".".join(parts[:length]) for length in range(1, len(parts)))
 
 
 def _file(name: str) -> Path | None:
-    """The Python file of a module; None if there is none."""
     top, *rest = name.split(".")
     file, folders = _top(top)
     if not rest:
@@ -84,7 +72,7 @@ def _file(name: str) -> Path | None:
 
 
 def _top(name: str) -> tuple[Path | None, list[Path]]:
-    """The file of a top-level module, and the folders of its modules where it is a package."""
+    """A top-level module's file, and a package's folders."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # __main__ has no spec
@@ -97,7 +85,6 @@ def _top(name: str) -> tuple[Path | None, list[Path]]:
 
 
 def _belongs(name: str, importer: str) -> bool:
-    """Whether an imported module is the user's own code too."""
     top, own = name.partition(".")[0], importer.partition(".")[0]
     if top == own:
         return True
@@ -106,7 +93,7 @@ def _belongs(name: str, importer: str) -> bool:
 
 
 def _root(top: str) -> Path | None:
-    """The folder in which a top-level module or package lies; None if it is installed or nowhere."""
+    """The folder of a top-level module; None if installed or nowhere."""
     file, folders = _top(top)
     if not folders and file is None:
         return None
@@ -115,7 +102,7 @@ def _root(top: str) -> Path | None:
 
 
 def _imports(name: str, path: Path) -> tuple[str, ...]:
-    """Modules that a file imports, wherever in it; a name that may be an attribute or a module counts as a module."""
+    """What a file imports; a name that may be a module counts as one."""
     stat = path.stat()
     return _read_imports(name, path, stat.st_size, stat.st_mtime_ns)
 

@@ -1,7 +1,6 @@
-"""Where the benchmark's own files are: in a clone the repository's folders, in a wheel those of `segquant_bench`.
+"""The benchmark's own files: in a clone, or in a wheel's `segquant_bench`.
 
-The shipped pipelines and data set (pipelines/zoo, 108 MB) are in the repository only: a wheel is half a megabyte
-without them. An installed package finds them in a clone by the environment variable SEGQUANT_ZOO=CLONE/pipelines/zoo.
+pipelines/zoo is in clones only; SEGQUANT_ZOO=CLONE/pipelines/zoo gives it to a wheel.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ ZOO_ADVICE = f"clone SegQuant's repository and set {ZOO_VARIABLE}=CLONE/pipeline
 
 
 def zoo_variable() -> Path | None:
-    """The folder that SEGQUANT_ZOO names, whether it is there or not; None if it is unset or empty."""
+    """The folder in SEGQUANT_ZOO, there or not; None if unset or empty."""
     named = os.environ.get(ZOO_VARIABLE)
     return Path(named).absolute() if named else None
 
 
 def zoo_path(name: str) -> Path:
-    """A shipped file: that of SEGQUANT_ZOO, else the clone's. If neither is there, where the clone would have it."""
+    """A shipped file: of SEGQUANT_ZOO, else of the clone, there or not."""
     named = zoo_variable()
     return named / name if named is not None and (named / name).exists() else ZOO / name

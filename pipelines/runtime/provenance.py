@@ -1,4 +1,4 @@
-"""What a run cost and where it ran: seconds, peak memory, versions, device, commit, hashes of files."""
+"""Where a run took place."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on; absent packages are left out."""
+    """Versions of Python and of the packages that numbers depend on, where installed."""
     return {"python": platform.python_version(), **versions_of(PACKAGES)}
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those of the packages that are installed."""
+    """Versions of the installed ones."""
     found = {}
     for name in packages:
         try:
@@ -36,7 +36,7 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def device_record(device: str) -> dict[str, object]:
-    """Machine, processor, threads and accelerator behind a torch device such as "cpu" or "cuda"."""
+    """Machine, processor, threads and accelerator of a torch device."""
     import torch  # put off: keys need versions alone
 
     record: dict[str, object] = {
@@ -54,7 +54,7 @@ def device_record(device: str) -> dict[str, object]:
 
 @lru_cache(maxsize=1)
 def git_commit() -> str | None:
-    """The commit of this checkout, with "+" where tracked files differ; None outside a git checkout."""
+    """This checkout's commit, with "+" if tracked files differ; None outside git."""
     root = HOME
     if not (root / ".git").exists():
         return None

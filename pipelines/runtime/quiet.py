@@ -1,7 +1,4 @@
-"""Silence for lines of other packages that say nothing to whoever runs the benchmark without a GPU.
-
-A line is known by its logger and its words; everything else those packages say is passed on.
-"""
+"""Drops other packages' lines about an absent GPU, known by logger and words."""
 
 from __future__ import annotations
 
@@ -22,8 +19,6 @@ NOT_OURS = {
 
 
 class _Without(logging.Filter):
-    """Lets everything through but lines with these words."""
-
     def __init__(self, words: tuple[str, ...]) -> None:
         super().__init__()
         self.words = words
@@ -34,7 +29,7 @@ class _Without(logging.Filter):
 
 
 def quieten_absent_gpu() -> None:
-    """Drop the lines of NOT_OURS, once per process, before the packages that write them are imported."""
+    """Drop the lines of NOT_OURS; call before the packages are imported."""
     for name, words in NOT_OURS.items():
         logger = logging.getLogger(name)
         if not any(isinstance(each, _Without) for each in logger.filters):

@@ -1,1 +1,1 @@
-"""Run a pipeline: pictures out, or the inputs of its denoiser."""
+"""Run a pipeline for pictures or denoiser inputs."""

@@ -1,4 +1,4 @@
-"""Denoiser inputs, collected while the pipeline samples: what a quantizer is calibrated on."""
+"""Denoiser inputs, collected while sampling."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weigh
 
 
 class InputCollector:
-    """A forward pre-hook that keeps a module's inputs of the wanted (prompt, step) pairs.
+    """A forward pre-hook that keeps inputs of wanted (prompt, step) pairs; call `begin` before each batch.
 
-    `begin` must be told the prompt indices of a batch before the pipeline runs it. `shared` names inputs that have
-    no rows.
+    `shared` names inputs without rows.
     """
 
     def __init__(self, wanted: Sequence[frozenset[int]], shared: frozenset[str] = frozenset()) -> None:
@@ -32,7 +31,7 @@ class InputCollector:
         self._done = -1
 
     def begin(self, indices: range) -> None:
-        """A new batch of prompts starts at step 0."""
+        """A new batch starts at step 0."""
         self._indices, self._counter, self._done = indices, StepCounter(), -1
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -61,27 +60,22 @@ def collect(
     inputs: PromptInputs | None = None,
     module: torch.nn.Module | None = None,
 ) -> list[Sample]:
-    """Sample the pipeline and keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps.
+    """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps (None: all).
 
     Args:
-        pipeline: called with output_type "latent": nothing is decoded.
-        denoiser: the module of the pipeline whose output is watched, and whose inputs are kept.
-        prompts: calibration prompts.
-        call: further arguments of the pipeline, `num_inference_steps` among them.
-        steps_per_prompt: samples per prompt; None keeps every step.
-        seed: of latents and steps, together with `stream` and the prompt's index.
-        stream: a number that keeps calibration (1), held-out (2) and evaluation (0) latents apart.
-        batch_size: prompts at once.
-        label: of the progress bar.
-        weights: float64 [steps], how likely each step is to be drawn; None: all alike.
-        inputs: further arguments for the prompts of these indices, such as their control pictures.
-        module: another module whose inputs are kept, called at every step like the denoiser: a ControlNet.
+        denoiser: whose output is watched and whose inputs are kept.
+        call: with `num_inference_steps`.
+        seed: of latents and steps, with `stream` and the prompt's index.
+        stream: keeps evaluation (0), calibration (1) and held-out (2) apart.
+        weights: float64 [steps], how likely each is; None: all alike.
+        inputs: further arguments by prompt index, such as control pictures.
+        module: whose inputs are kept instead: a ControlNet.
 
     Returns:
         Samples in order of prompt, then step, on the CPU.
 
     Raises:
-        PipelineError: no prompts, more steps than the schedule has, NaN in the denoiser's output.
+        PipelineError: no prompts, too few steps, NaN in the denoiser's output.
     """
     if not prompts:
         raise PipelineError("there are no calibration prompts; set calibration.prompts to at least 1")
@@ -117,13 +111,9 @@ def step_weights(
     device: str,
     inputs: PromptInputs | None = None,
 ) -> np.ndarray | None:
-    """How likely each step of the schedule is to be drawn; None where all are alike (uniform, all).
+    """float64 [steps], how likely each is to be drawn; None where all are alike.
 
-    The rule "loss" samples the first `config.pilot` prompts once, with inputs at every step, and weighs a
-    step by the error that rounding to nearest at `precision` makes there.
-
-    Returns:
-        float64 [steps], or None.
+    "loss" weighs a step by the error of rounding to nearest, on `config.pilot` prompts.
     """
     total = call["num_inference_steps"]
     if isinstance(config.timesteps, Mapping):

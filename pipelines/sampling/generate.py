@@ -1,4 +1,4 @@
-"""Prompts in, PNGs and a manifest out; one latent seed per prompt, whatever the denoiser."""
+"""From prompts to PNGs and a manifest."""
 
 from __future__ import annotations
 
@@ -24,15 +24,12 @@ PromptInputs = Callable[[range], Mapping[str, Any]]
 
 
 def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
-    """The latent seed of prompt `index`: a hash of (seed, stream, index), so that neighbours share nothing.
-
-    Streams keep evaluation (0) and calibration (1) latents apart.
-    """
+    """A hash of (seed, stream, index); streams keep evaluation (0) and calibration (1) apart."""
     return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a forward call by name, positional ones and those of `**kwargs` included."""
+    """A forward call's arguments by name, those of `**kwargs` too."""
     signature = inspect.signature(module.forward)
     inputs = dict(signature.bind_partial(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
@@ -42,13 +39,13 @@ def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
 
 
 class StepCounter:
-    """Which sampling step a denoiser call belongs to: the number of different timesteps seen so far."""
+    """The sampling step of a denoiser call: different timesteps so far."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
 
     def step(self, inputs: Mapping[str, Any]) -> int:
-        """The 0-based step of a call with these inputs; without a timestep every call is a step."""
+        """The 0-based step; without a timestep every call is one."""
         timestep = inputs.get("timestep")
         if timestep is None:
             self.seen.append(float(len(self.seen)))
@@ -60,7 +57,7 @@ class StepCounter:
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The tensor of a denoiser output: itself, the first of a tuple, or `.sample`."""
+    """The output itself, the first of a tuple, or `.sample`."""
     if isinstance(output, torch.Tensor):
         return output
     found: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
@@ -69,11 +66,7 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 @contextmanager
 def finite_output(denoiser: torch.nn.Module, steps: int, prompts: Sequence[str]) -> Iterator[None]:
-    """Stop at the first denoiser call whose output is not finite.
-
-    Raises:
-        PipelineError: naming step, timestep and prompt.
-    """
+    """PipelineError, naming step, timestep and prompt, at the first output that is not finite."""
     counter = StepCounter()
 
     def check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -109,12 +102,10 @@ def run_batches(
     on_batch: Callable[[range], None] | None = None,
     inputs: PromptInputs | None = None,
 ) -> Iterator[tuple[range, Any]]:
-    """Call the pipeline on `batch_size` prompts at a time and yield (prompt indices, images).
+    """Call the pipeline on `batch_size` prompts at a time; yields (prompt indices, images).
 
-    `on_batch` is told the prompt indices before each call; `inputs` gives further arguments of their call. Latents
-    are drawn on the CPU, one generator per prompt, so they depend neither on the batch nor on the device. What a
-    pipeline draws besides (the latents of a control picture) comes from a global generator, seeded for each batch.
-    The progress bar shows on terminals only.
+    `on_batch` gets the indices before each call; `inputs` gives further arguments. Latents are drawn per prompt on the
+    CPU; other draws are seeded per batch.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
     with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
@@ -144,21 +135,18 @@ def generate_images(
     label: str = "generate",
     inputs: PromptInputs | None = None,
 ) -> None:
-    """Write 00000.png … in prompt order and manifest.json into the new folder `output`.
+    """Write 00000.png … and manifest.json into the new folder `output`.
 
     Args:
-        pipeline: a diffusers pipeline that returns `.images` for output_type "np": float N×H×W×3 in [0, 1].
-        denoiser: the module of the pipeline whose output is watched.
-        prompts: one per picture.
-        output: folder to make.
-        call: further arguments of the pipeline, `num_inference_steps` among them.
-        seed: of the latents, together with the index of the prompt.
-        batch_size: prompts at once; part of what a picture's last bits depend on.
-        label: of the progress bar.
-        inputs: further arguments for the prompts of these indices, such as their control pictures.
+        pipeline: its `.images` for "np" are float N×H×W×3 in [0, 1].
+        denoiser: whose output is watched.
+        call: with `num_inference_steps`.
+        seed: of the latents, with the prompt's index.
+        batch_size: last bits depend on it.
+        inputs: further arguments by prompt index, such as control pictures.
 
     Raises:
-        PipelineError: there are no prompts, or NaN in the denoiser's output or in a decoded picture.
+        PipelineError: no prompts, or NaN in an output or picture.
     """
     if not prompts:
         raise PipelineError("there are no prompts to generate pictures for; check dataset.size and the prompt file")

@@ -1,4 +1,4 @@
-"""Calibration timesteps of the user's own package: a function (steps, seed, …) that weighs every step."""
+"""The user's own weights of timesteps."""
 
 from __future__ import annotations
 
@@ -17,18 +17,13 @@ KEY = "calibration.timesteps"
 
 
 def own_weights(timesteps: Mapping[str, Any], steps: int, seed: int) -> np.ndarray:
-    """What the user's function weighs the steps of the schedule with; asked once per process.
-
-    Args:
-        timesteps: `_target_`, and further arguments of it.
-        steps: their number; step 0 is the noisiest.
-        seed: of the calibration.
+    """The user's weights of the steps, step 0 the noisiest; asked once per process.
 
     Returns:
         float64 [steps], not negative; only proportions count.
 
     Raises:
-        PipelineError: no such function, it fails, or it returns something else.
+        PipelineError: no such function, it fails, or no weights.
     """
     return np.array(_weights(json.dumps(dict(timesteps), sort_keys=True, default=str), steps, seed))
 

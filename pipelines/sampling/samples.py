@@ -1,4 +1,4 @@
-"""Denoiser inputs as data: cut per prompt, stored as safetensors and JSON, read back in batches."""
+"""Denoiser inputs, cut per prompt, stored, and read in batches."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @dataclass
 class Sample:
-    """The denoiser's inputs for one prompt at one step (with guidance: its two rows).
+    """The denoiser's inputs for one prompt at one step (two rows with guidance).
 
     Attributes:
-        prompt: index of the prompt.
-        step: 0-based step of the schedule.
-        rows: inputs with one row per batch item, cut to this prompt's rows, by flattened name "a/b", in lists "a/[0]".
+        rows: this prompt's rows by flattened name "a/b", in lists "a/[0]".
         shared: tensors without a batch axis.
         constants: everything else, JSON types only.
     """
@@ -61,7 +59,6 @@ def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _relist(value: Any) -> Any:
-    """Lists where `_flatten` found lists or tuples."""
     if not isinstance(value, dict):
         return value
     items = {key: _relist(item) for key, item in value.items()}
@@ -69,10 +66,10 @@ def _relist(value: Any) -> Any:
 
 
 def flat_tensors(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors among a module's inputs, by flattened name, detached and on the CPU.
+    """Tensors by flattened name, detached, on the CPU.
 
     Raises:
-        PipelineError: an input is of a type that cannot be stored.
+        PipelineError: an input that cannot be stored.
     """
     flat = _flatten(inputs, "")
     return {name: value.detach().cpu() for name, value in flat if isinstance(value, torch.Tensor)}
@@ -81,15 +78,13 @@ def flat_tensors(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def cut_sample(
     inputs: Mapping[str, Any], item: int, batch: int, prompt: int, step: int, shared: Collection[str] = ()
 ) -> Sample:
-    """The rows of item `item` out of a denoiser call on `batch` prompts.
+    """One prompt's rows out of a denoiser call on `batch` prompts.
 
-    Guidance stacks the prompts twice along the rows, so an item's rows lie `batch` apart. The first tensor
-    with more than one axis (the latents) says how many rows there are. A 0-dimensional `timestep` is spread
-    over the rows, which is what denoisers do with it. Inputs named in `shared` have no rows, although their first
-    axis may be as long by chance (FLUX's 16 positions and 16 prompts).
+    Guidance stacks prompts, so an item's rows lie `batch` apart. The latents (first tensor with several axes) give the
+    number of rows; a 0-dimensional `timestep` is spread over them. `shared` inputs have no rows, even if as long.
 
     Raises:
-        PipelineError: the rows are no multiple of `batch`, or an input is of a type that cannot be stored.
+        PipelineError: the rows are no multiple of `batch`, or an input cannot be stored.
     """
     tensors = flat_tensors(inputs)
     total = next(value.shape[0] for value in tensors.values() if value.ndim > 1)
@@ -108,7 +103,7 @@ def cut_sample(
 
 
 def save_samples(samples: Sequence[Sample], folder: Path) -> None:
-    """Write inputs.safetensors and inputs.json into a new folder; repeated tensors are kept once."""
+    """Write inputs.safetensors and inputs.json; repeated tensors once."""
     folder.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {}
     last: dict[str, str] = {}
@@ -145,7 +140,6 @@ def load_samples(folder: Path) -> list[Sample]:
 
 
 def _fit_together(first: Sample, other: Sample) -> bool:
-    """Whether two samples can go through the denoiser in one call."""
     return (
         first.constants == other.constants
         and first.rows.keys() == other.rows.keys()
@@ -156,7 +150,7 @@ def _fit_together(first: Sample, other: Sample) -> bool:
 
 
 class Batches:
-    """Keyword dicts of the denoiser's forward, `size` samples at a time; may be gone through repeatedly."""
+    """Keyword dicts of the denoiser's forward, `size` samples each; re-iterable."""
 
     def __init__(self, samples: Sequence[Sample], size: int, device: str = "cpu") -> None:
         self.device = device
@@ -173,12 +167,12 @@ class Batches:
 
     @property
     def sizes(self) -> list[int]:
-        """How many samples every batch holds; each has as many rows as another of its batch."""
+        """Samples in every batch."""
         return [len(group) for group in self.groups]
 
     @property
     def origins(self) -> list[tuple[int, ...]]:
-        """The prompts of every batch: what `segquant.observers.observe` keeps together when it holds rows out."""
+        """The prompts of every batch, for `segquant.observers.observe`."""
         return [tuple(sorted({sample.prompt for sample in group})) for group in self.groups]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Which inputs of a module have a row per prompt, and which are the same for all: asked of the pipeline itself."""
+"""Which inputs of a module have a row per prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segquant_bench.pipelines.sampling.samples import flat_tensors
 
 
 class _ReachedError(Exception):
-    """The pipeline calls the module."""
+    """The module is called."""
 
 
 def shared_inputs(
@@ -23,20 +23,9 @@ def shared_inputs(
     call: Mapping[str, Any],
     inputs: PromptInputs | None = None,
 ) -> frozenset[str]:
-    """Names of the tensors that `module` is called with and that are as long for two prompts as for one.
+    """Names, as in `Sample.shared`, of `module`'s tensors that are as long for two prompts as for one.
 
-    The pipeline is run up to its first call of the module, with the first prompt and with the first two. A single
-    prompt's inputs are all its own.
-
-    Args:
-        pipeline: that calls the module.
-        module: denoiser or ControlNet.
-        prompts: what it is to be called with.
-        call: further arguments of the pipeline.
-        inputs: further arguments for the prompts of these indices.
-
-    Returns:
-        flattened names as in `Sample.shared`.
+    The pipeline runs up to the module with one prompt and with two. A single prompt shares nothing.
 
     Raises:
         PipelineError: the pipeline never calls the module.

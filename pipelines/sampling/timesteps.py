@@ -1,4 +1,4 @@
-"""Which timesteps calibration sees: the shares of the steps under each rule, and the draw itself."""
+"""Which timesteps calibration sees."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def depends(config: CalibrationConfig, precision: str, total: int) -> dict[str, Any]:
-    """What the drawn steps depend on besides seed, prompts and number of steps (JSON types).
-
-    A function of the user's own counts by the weights that it gives the `total` steps.
-    """
+    """What drawn steps depend on besides seed, prompts and number (JSON types), a user's function by its weights."""
     if isinstance(config.timesteps, Mapping):
         return {"rule": "own", "weights": own_weights(config.timesteps, total, config.seed).tolist()}
     own: dict[str, dict[str, Any]] = {
@@ -35,14 +32,10 @@ def depends(config: CalibrationConfig, precision: str, total: int) -> dict[str, 
 
 
 def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
-    """Shares of the steps under PTQ4DM's clipped normal (2211.15736, "normally distributed time-step calibration").
+    """PTQ4DM's clipped normal (2211.15736, "normally distributed time-step calibration"): float64 [total], sum 1.
 
-    A time t ~ N(mean, std), clipped to [0, 1], as a fraction of the schedule: 0 is the clean picture, 1 pure
-    noise. Step i (0 is the noisiest) has the times between 1 - (i+1)/total and 1 - i/total; what clipping
-    cuts off falls on the first and the last step, as in the paper.
-
-    Returns:
-        float64 [total], sum 1.
+    t ~ N(mean, std), clipped to [0, 1], 0 the clean picture. Step i has the times between 1 - (i+1)/total and
+    1 - i/total, the outer steps also what is clipped; step 0 is the noisiest.
     """
     edges = (np.linspace(1.0, 0.0, total + 1) - mean) / std
     below = np.array([0.5 * math.erfc(-edge / math.sqrt(2.0)) for edge in edges])
@@ -54,21 +47,12 @@ def normal_weights(total: int, mean: float, std: float) -> np.ndarray:
 def rounding_loss(
     denoiser: torch.nn.Module, samples: Sequence[Sample], precision: str, total: int, *, batch_size: int, device: str
 ) -> np.ndarray:
-    """How much rounding hurts at each step: the relative squared output error of the round-to-nearest model.
+    """The round-to-nearest model's relative squared output error at each step, calibrated on `samples`.
 
-    A copy of the denoiser is rounded to nearest at `precision`, calibrated on `samples` themselves; step i's
-    loss is the sum over its samples of |Q(x) - F(x)|² over the sum of |F(x)|².
-
-    Args:
-        denoiser: the unquantized denoiser F; left as it is.
-        samples: inputs at every step, of a few prompts.
-        precision: a name of `segquant.PRECISIONS`.
-        total: number of steps.
-        batch_size: samples through the denoiser at once.
-        device: where the denoiser is.
+    A step's loss is Σ|Q(x) - F(x)|² / Σ|F(x)|² over its samples.
 
     Returns:
-        float64 [total], not negative.
+        float64 [total].
 
     Raises:
         PipelineError: a step has no samples, or rounding changes nothing.
@@ -90,12 +74,9 @@ def rounding_loss(
 
 
 def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
-    """How likely each step is to be among `count` different ones, in proportion to `weights`.
+    """How likely each step is among `count` different ones, in proportion to `weights`: float64 [total], sum `count`.
 
-    No probability may exceed 1: steps that would are always taken, and the others share the rest.
-
-    Returns:
-        float64 [total], sum `count`.
+    Steps that would exceed 1 are always taken.
 
     Raises:
         PipelineError: fewer than `count` steps have a positive weight.
@@ -119,22 +100,18 @@ def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
 def draw_steps(
     total: int, count: int | None, seed: int, stream: int, prompt: int, weights: np.ndarray | None = None
 ) -> frozenset[int]:
-    """`count` different steps of 0 … total-1 for one prompt.
+    """`count` different steps of 0 … total-1 for one prompt; None takes all.
 
-    Without weights every step is as likely as another (as in Q-Diffusion, 2302.04304). With weights the draw
-    is systematic: steps in random order are laid end to end, each as long as its inclusion probability, and
-    every unit of length gives one; so each step is drawn exactly in proportion to its weight (up to 1).
+    Without weights all are alike (Q-Diffusion, 2302.04304). With weights the draw is systematic: steps in random
+    order, each as long as its inclusion probability, one per unit of length.
 
     Args:
-        total: number of steps of the schedule.
-        count: how many; None takes all.
-        seed: of the draw, together with `stream` and `prompt`.
-        stream: a number that keeps calibration and held-out draws apart.
-        prompt: index of the prompt.
+        seed: with `stream` and `prompt`.
+        stream: keeps calibration and held-out draws apart.
         weights: float64 [total], not negative, or None.
 
     Raises:
-        PipelineError: more steps are asked for than there are.
+        PipelineError: there are too few steps.
     """
     if count is None:
         return frozenset(range(total))
@@ -153,7 +130,7 @@ def draw_steps(
 
 
 def describe(config: CalibrationConfig, weights: np.ndarray | None, total: int) -> dict[str, Any]:
-    """What a calibration stage records of its steps: the inclusion probability of every step (JSON types)."""
+    """Every step's inclusion probability, for the record (JSON types)."""
     count = config.steps_per_prompt
     if count is None:
         chances = np.ones(total)

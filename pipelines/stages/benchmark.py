@@ -1,4 +1,4 @@
-"""All stages of the benchmark, and a run of them."""
+"""All stages of the benchmark."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ STAGES: tuple[Stage, ...] = (
 
 
 def open_run(config: RunConfig) -> Run:
-    """A run of which nothing is computed yet."""
+    """A run, nothing computed yet."""
     return Run(config, STAGES)
 
 
 def run_all(run: Run) -> None:
-    """Compute all stages that the run wants, in order; what can be refused without work is refused first.
+    """Compute all wanted stages in order, after cheap checks.
 
     Raises:
-        PipelineError: for what the user can mend.
+        PipelineError: what the user can mend.
     """
     known = [stage.name for stage in run.table]
     for name in run.config.stages:

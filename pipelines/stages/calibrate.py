@@ -1,4 +1,4 @@
-"""The stage of the denoiser's inputs: what it is calibrated on, and what its errors are measured on."""
+"""The stage of calibration and held-out inputs of the denoiser."""
 
 from __future__ import annotations
 

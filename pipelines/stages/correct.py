@@ -1,4 +1,4 @@
-"""The stage of the correction of the quantized denoiser's predictions."""
+"""The stage of the correction of predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage of embeddings that are computed before the denoiser is loaded (`model.embeddings=cached`)."""
+"""The stage of embeddings computed beforehand (`model.embeddings=cached`)."""
 
 from __future__ import annotations
 

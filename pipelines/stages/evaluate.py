@@ -30,7 +30,6 @@ def _depends(run: Run) -> dict[str, Any]:
 
 
 def _backends(run: Run) -> dict[str, Any]:
-    """The networks that judge, by content where they are files."""
     backends = asdict(run.config.metric.backends)
     for key in ("inception", "clip_path"):
         if backends[key] is not None:

@@ -1,4 +1,4 @@
-"""The stage of the denoiser's graph: where its layers are cut, found once for quantization and reports."""
+"""The stage of the denoiser's cuts."""
 
 from __future__ import annotations
 

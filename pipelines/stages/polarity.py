@@ -1,8 +1,4 @@
-"""The stage of the signs of what activations give the denoiser's layers: Table 1 of arXiv 2507.14811.
-
-DualScale gains where many channels of an activation's output are mostly negative. It costs a pass over the
-calibration inputs, so a run has it only with `polarity=true`.
-"""
+"""The stage of the signs of activations (Table 1 of arXiv 2507.14811), with `polarity=true`."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ FILE = "polarity.json"
 
 
 def activation_pieces(segments: Segments, width: int) -> Iterator[tuple[str, slice]]:
-    """Name and input channels of every piece that comes out of an activation; the whole input if all of it does."""
+    """Name and input channels of every piece that an activation feeds."""
     if segments.activation is not None:
         yield segments.activation, slice(0, width)
         return
@@ -37,18 +33,12 @@ def activation_pieces(segments: Segments, width: int) -> Iterator[tuple[str, sli
 def polarity(
     model: torch.nn.Module, segments: Mapping[str, Segments], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Signs of the inputs of all linears and convolutions that an activation feeds, in one pass over `batches`.
-
-    Args:
-        model: float denoiser.
-        segments: of its layers, from `segquant.find_segments`.
-        batches: keyword arguments of its forward.
+    """Signs of the inputs of layers that an activation feeds, in one pass.
 
     Returns:
-        by layer, for every piece of its input that comes out of an activation: `activation`, `channels`, `rows` seen,
-        `mostly_negative` and `mostly_positive` (shares of the channels of which more than half of the values are
-        below, or above, zero; a channel may be neither), `negative` and `positive` (shares of all values).
-        Layers that were not called are left out.
+        by called layer, for every such piece: `activation`, `channels`, `rows` seen, `mostly_negative` and
+        `mostly_positive` (shares of channels with more than half of their values below, or above, zero), `negative`
+        and `positive` (shares of all values).
     """
     counts: dict[str, dict[str, Any]] = {}
     handles = [

@@ -1,4 +1,4 @@
-"""The stage of the quantized denoiser, and where later stages get it from."""
+"""The stage of the quantized denoiser."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ERRORS = "errors.json"
 
 
 def _depends(run: Run) -> dict[str, Any]:
-    """`model.offload` is left out: a denoiser whose blocks are on disk is quantized to the same numbers."""
+    """Without `model.offload`, which changes no numbers."""
     return {
         "method": run.method.to_dict(),
         **method_code(run.config.quantizer[TARGET], run.method),
@@ -76,10 +76,7 @@ QUANTIZE = Stage(
 
 
 def quantized_denoiser(run: Run) -> nn.Module:
-    """The quantized denoiser, read from its stage, where the pipeline is; the float one if it is left as it is.
-
-    What another tool made is kept in memory; another process makes it again from the same calibration.
-    """
+    """The quantized denoiser on the pipeline's device, or the float one; another tool's is kept in memory."""
     if not run.has(QUANTIZE.name):
         return run.denoiser
     folder = run.folder(QUANTIZE.name)

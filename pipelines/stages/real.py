@@ -1,4 +1,4 @@
-"""The stage of the real pictures that a run is judged against, shared by all models of one picture size."""
+"""The stage of the real pictures, shared by models of one picture size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def judges_real(config: RunConfig) -> bool:
 
 
 def picture_size(config: RunConfig) -> tuple[int, int]:
-    """Width and height of generated pictures."""
+    """Width and height."""
     return config.model.call.width, config.model.call.height
 
 

@@ -1,4 +1,4 @@
-"""The stage of the unquantized pipeline's pictures, and how evaluation prompts are sampled."""
+"""The stage of the unquantized pipeline's pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = "denoiser.json"
 
 
 def pictures_depends(run: Run) -> dict[str, Any]:
-    """What the pictures of the evaluation prompts depend on besides the denoiser."""
+    """What evaluation pictures depend on besides the denoiser."""
     return {
         "sampling": sampling_depends(run),
         "prompts": list(run.dataset.evaluation),
@@ -31,7 +31,7 @@ def pictures_depends(run: Run) -> dict[str, Any]:
 
 
 def sample_pictures(run: Run, denoiser: nn.Module, folder: Path, label: str) -> None:
-    """Sample the evaluation prompts with the pipeline as it is now; `denoiser` is the one in it."""
+    """Sample the evaluation prompts with the pipeline's `denoiser`."""
     model = run.config.model
     generate_images(
         run.pipeline, denoiser, run.dataset.evaluation, folder, model.call.arguments(),

@@ -1,4 +1,4 @@
-"""A run and its stages: what a stage is, when it is computed, and what its key hashes."""
+"""A run and its stages."""
 
 from __future__ import annotations
 
@@ -79,10 +79,9 @@ class Run:
     """One run. Everything is made when first asked for, and once.
 
     Attributes:
-        config: checked.
         table: stages, each behind those that it needs.
-        finished: stages that this run has asked for so far, by name.
-        peer_denoiser: what another tool made of the denoiser in this process, whose formats only it can store.
+        finished: by name, those asked for so far.
+        peer_denoiser: another tool's.
     """
 
     config: RunConfig
@@ -93,15 +92,15 @@ class Run:
     _open: list[Stage] = field(default_factory=list, repr=False)
 
     def has(self, name: str) -> bool:
-        """Whether this run has a stage of that name."""
+        """Whether this run has that stage."""
         return name in self._stages and self._stages[name].when(self.config)
 
     def key(self, name: str) -> str:
-        """The key of a stage, computed or not."""
+        """A stage's key, computed or not."""
         return stage_key(name, self.record(name))
 
     def record(self, name: str) -> dict[str, Any]:
-        """What the key of a stage hashes."""
+        """What a stage's key hashes."""
         if name not in self._records:
             stage = self._stages[name]
             self._records[name] = {
@@ -112,11 +111,11 @@ class Run:
         return self._records[name]
 
     def folder(self, name: str) -> Path:
-        """The folder of a stage, which is computed if it is not there."""
+        """A stage's folder, computed if missing."""
         return self.stage(name).path
 
     def stage(self, name: str) -> Finished:
-        """A finished stage; the stages that it needs are computed before, if it is not there."""
+        """A finished stage, computed with its needs if missing."""
         if self._open:
             self._check_need(self._open[-1], name)
         return self._finish(name)
@@ -145,7 +144,7 @@ class Run:
         return [need for need in stage.needs if self.has(need)]
 
     def _check_need(self, stage: Stage, name: str) -> None:
-        """A stage that reads what its key does not hash would be reused when that has changed."""
+        """A stage must not read what its key does not hash."""
         known, found = list(self._needed(stage)), {stage.name}
         while known:
             need = known.pop()
@@ -170,7 +169,7 @@ class Run:
 
     @cached_property
     def directory(self) -> Path:
-        """The pipeline's directory, checked."""
+        """The pipeline's, checked."""
         return resolve_directory(self.config.model)
 
     @cached_property
@@ -180,12 +179,12 @@ class Run:
 
     @cached_property
     def method(self) -> Method | Peer:
-        """The quantization method; a precision that it cannot do is refused here, before any work."""
+        """The quantization method; a precision that it cannot do is refused."""
         return build_method(self.config)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the model's files, parts that lie elsewhere included."""
+        """Hash of the model's files, parts included."""
         found = fingerprint(self.directory)
         parts = {name: fingerprint(resolve_part(name, part)) for name, part in self.config.model.parts.items()}
         return stage_key("model", {"pipeline": found, "parts": parts}) if parts else found

@@ -1,4 +1,4 @@
-"""The small ControlNet of the SD3 pipeline, on Canny edges; the denoiser is the sibling's and stays as it is."""
+"""The small SD3's ControlNet on Canny edges."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RECIPE = Recipe(steps=900, batch=192, lr=1e-3, average=0.995, muon=True)
 
 
 def build(transformer: SD3Transformer2DModel) -> SD3ControlNetModel:
-    """Copies of the denoiser's embeddings and first three blocks, each feeding two of the denoiser's through zeros.
+    """Copies of the denoiser's embeddings and first three blocks, each feeding two blocks through zeros.
 
-    As in InstantX's ControlNets for SD3 the pooled text is zero and the edges' latents are not shifted.
+    As InstantX's: zero pooled text, unshifted latents.
     """
     taken = ["sample_size", "patch_size", "in_channels", "out_channels", "attention_head_dim", "num_attention_heads"]
     taken += ("joint_attention_dim", "caption_projection_dim", "pooled_projection_dim", "pos_embed_max_size", "qk_norm")
@@ -36,13 +36,13 @@ def build(transformer: SD3Transformer2DModel) -> SD3ControlNetModel:
 
 
 def hidden_matrix(name: str) -> bool:
-    """What Muon takes: the matrices inside the blocks."""
+    """What Muon takes: matrices inside the blocks."""
     return name.startswith("transformer_blocks.")
 
 
 @torch.no_grad()
 def edge_latents(images: torch.Tensor) -> torch.Tensor:
-    """Latents [n, 16, 8, 8] of the pictures' edges, as the pipeline makes them; `images` float in −1 … 1."""
+    """Latents [n, 16, 8, 8] of the pictures' edges; `images` in −1 … 1."""
     arrays = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     edges = np.stack([np.asarray(control_picture(Image.fromarray(array))) for array in arrays])
     encoder = load_vae()
@@ -53,10 +53,7 @@ def edge_latents(images: torch.Tensor) -> torch.Tensor:
 def train_controlnet(
     transformer: SD3Transformer2DModel, cached: Cached, edges: torch.Tensor, recipe: Recipe, folder: Path, device: str
 ) -> SD3ControlNetModel:
-    """The denoiser's own objective, through the frozen denoiser (Zhang et al. 2302.05543, eq. 5).
-
-    `edges` float [n, 16, 8, 8]. Captions are dropped as in the denoiser's training, so that guidance works.
-    """
+    """The denoiser's objective, the denoiser frozen (Zhang et al. 2302.05543, eq. 5); `edges` float [n, 16, 8, 8]."""
     torch.manual_seed(8)
     transformer = transformer.to(device).eval().requires_grad_(False)
     model = build(transformer).to(device).train()
@@ -78,12 +75,12 @@ def train_controlnet(
 
 
 def load_sibling() -> StableDiffusion3Pipeline:
-    """The pipeline that the ControlNet is for."""
+    """The SD3 pipeline."""
     return StableDiffusion3Pipeline.from_pretrained(SIBLING, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32)
 
 
 def train(setting: Setting) -> SD3ControlNetModel:
-    """The training, resumable, and the written folder: the ControlNet alone."""
+    """Resumable; writes the ControlNet alone."""
     images, captions = pictures()
     pipe = load_sibling()
 

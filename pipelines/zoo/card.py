@@ -32,14 +32,14 @@ PARTS = ("vae", "text", "scorer", "denoiser", "decoder", "t5", "velocity", "guid
 
 
 def evaluation_prompts(count: int, seed: int = 0) -> list[str]:
-    """A seeded draw of the evaluation captions."""
+    """A seeded draw."""
     captions = [p.caption for p in data.load_archive()[1] if p.split == "evaluation"]
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed)).tolist()
     return [captions[i] for i in order[:count]]
 
 
 def sheet(folder: Path, prompts: list[str], path: Path) -> None:
-    """The first pictures with their captions: nothing is picked by hand."""
+    """The first pictures with captions, none picked by hand."""
     rows, columns = SHEET
     tile, label = 96, 30
     page = Image.new("RGB", (columns * (tile + 8), rows * (tile + label)), "white")
@@ -63,7 +63,7 @@ def wrap(words: str, width: int) -> list[str]:
 
 
 def losses(work: Path) -> str:
-    """One line a stage: the last recorded loss, steps and minutes."""
+    """A line per stage: last loss, steps and minutes."""
     rows = []
     for name in PARTS:
         record = work / f"{name}.jsonl"
@@ -74,14 +74,14 @@ def losses(work: Path) -> str:
 
 
 def load_run(family: str) -> RunConfig:
-    """The configuration of the family's pipeline on the pictures of the zoo, as `segquant model=emoji_…` has it."""
+    """The run of `segquant model=emoji_…`."""
     register()
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return validate(compose("config", overrides=[f"model={FAMILIES[family]}", "dataset=emoji"]))
 
 
 def edges_of(prompts: list[str], size: int = data.SIZE) -> Callable[[range], dict[str, Any]]:
-    """Control pictures of the prompts: the edges of the pictures with these captions."""
+    """Control pictures of the prompts."""
     arrays, listed = data.load_archive()
     by_caption = {picture.caption: array for picture, array in zip(listed, arrays, strict=True)}
 
@@ -93,7 +93,7 @@ def edges_of(prompts: list[str], size: int = data.SIZE) -> Callable[[range], dic
 
 
 def edge_agreement(folder: Path, prompts: list[str]) -> float:
-    """F1 score of the edges of generated pictures against their control pictures, one pixel off forgiven."""
+    """F1 of generated edges against control pictures, one pixel off forgiven."""
     scores = []
     for index, control in enumerate(edges_of(prompts)(range(len(prompts)))["control_image"]):
         wanted = np.asarray(control)[..., 0] > 0

@@ -1,8 +1,6 @@
-"""The pictures the small pipelines are trained on: two permissively licensed emoji sets, rendered at 64×64.
+"""Training pictures: two emoji sets, rendered at 64×64.
 
-Sources (npm packages, pinned below): `@iconify-json/noto` (Google, Apache-2.0) and
-`@iconify-json/fluent-emoji-flat` (Microsoft, MIT). Skin-tone variants are dropped; the caption is the icon's
-name and its style ("red apple, noto style").
+npm packages: `@iconify-json/noto` (Google, Apache-2.0) and `@iconify-json/fluent-emoji-flat` (Microsoft, MIT).
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ CALIBRATION_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered picture: `file` inside the archive, `caption`, and the split its prompt belongs to."""
+    """`file` inside the archive, `caption`, and `split`."""
 
     id: str
     file: str
@@ -42,20 +40,20 @@ class Picture:
 
 
 def is_skin_tone_variant(name: str, names: set[str]) -> bool:
-    """True for "waving-hand-medium" when "waving-hand" is there too ("white-medium-square" is no variant)."""
+    """True for "waving-hand-medium" beside "waving-hand", not for "white-medium-square"."""
     if "skin-tone" in name:
         return True
     return name != (base := SKIN_TONE.sub("", name)) and base in names
 
 
 def split_of(name: str) -> str:
-    """Split by a hash of the name, so that both styles of one subject fall on the same side."""
+    """Split by a hash of the name, for both styles alike."""
     value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
     return "calibration" if value < CALIBRATION_SHARE else "evaluation"
 
 
 def load_icons(spec: str) -> dict[str, str]:
-    """Fetch one iconify package with `npm pack`; return name → SVG, hidden icons and skin tones dropped."""
+    """Fetch a package with `npm pack`; name → SVG."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(["npm", "pack", "--silent", spec], cwd=folder, capture_output=True, text=True)
         if done.returncode:
@@ -78,7 +76,7 @@ def load_icons(spec: str) -> dict[str, str]:
 
 
 def render(svg: str, size: int = SIZE) -> Image.Image:
-    """Rasterise on white at 4× and reduce with a box filter: the same bytes wherever resvg is the same."""
+    """Rasterise on white at 4× and reduce with a box filter."""
     # Put off: only training needs this package.
     import resvg_py
 
@@ -92,7 +90,7 @@ def render(svg: str, size: int = SIZE) -> Image.Image:
 
 
 def build_archive(path: Path = ARCHIVE) -> list[Picture]:
-    """Render both sets and write one zip of PNGs and `captions.jsonl`; deterministic bytes."""
+    """One zip of PNGs and `captions.jsonl`; deterministic bytes."""
     pictures: list[Picture] = []
     blobs: dict[str, bytes] = {}
     for style, spec in PACKAGES.items():
@@ -116,7 +114,7 @@ def build_archive(path: Path = ARCHIVE) -> list[Picture]:
 
 
 def load_archive(path: Path = ARCHIVE) -> tuple[np.ndarray, list[Picture]]:
-    """Read the archive back: uint8 pictures [n, 64, 64, 3] and their captions."""
+    """uint8 pictures [n, 64, 64, 3] and their captions."""
     with zipfile.ZipFile(path) as archive:
         pictures = [Picture(**json.loads(line)) for line in archive.read("captions.jsonl").decode().splitlines()]
         arrays = [np.asarray(Image.open(io.BytesIO(archive.read(p.file))).convert("RGB")) for p in pictures]

@@ -1,4 +1,4 @@
-"""The small SD3 denoiser: flow matching on cached latents and text embeddings."""
+"""The small SD3 denoiser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segquant_bench.pipelines.zoo.loop import Recipe, fit
 
 
 def build() -> SD3Transformer2DModel:
-    """Six joint blocks of width 256 (4 heads of 64) on 16 image tokens (8×8 latent, patches of 2)."""
+    """Six joint blocks of width 256 (4 heads of 64) on 16 tokens (8×8 latent, patches of 2)."""
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
@@ -31,7 +31,7 @@ def build() -> SD3Transformer2DModel:
 
 
 def hidden_matrix(name: str) -> bool:
-    """What Muon takes: the matrices inside the blocks, not embeddings and not the output projection."""
+    """What Muon takes: matrices inside the blocks."""
     return name.startswith("transformer_blocks.")
 
 
@@ -45,11 +45,10 @@ def train(
     device: str,
     initial: dict[str, torch.Tensor] | None = None,
 ) -> SD3Transformer2DModel:
-    """Rectified-flow training (Esser et al. 2403.03206, eq. 12–14) with logit-normal timesteps.
+    """Rectified flow (Esser et al. 2403.03206, eq. 12–14) with logit-normal timesteps.
 
-    `latents` float [n, 16, 8, 8], already shifted and scaled; `text` [n, 16, 256] and `pooled` [n, 256] from the
-    pipeline's own encoders; `empty` the same of the empty prompt, used for a tenth of the samples.
-    `initial` starts from earlier weights (a longer training of the shipped model).
+    `latents` float [n, 16, 8, 8], shifted and scaled; `text` [n, 16, 256] and `pooled` [n, 256]; `empty` those of
+    the empty prompt. `initial`: earlier weights.
     """
     torch.manual_seed(3)
     model = build().to(device)

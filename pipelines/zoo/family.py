@@ -1,4 +1,4 @@
-"""What the families of small pipelines share: the sibling whose parts they use, cached inputs, the written folder."""
+"""What the families of small pipelines share."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ class Setting:
 
     Attributes:
         work: folder of checkpoints and logs.
-        output: the pipeline's folder.
-        device: "cpu" or "cuda".
-        minutes: bound on the wall clock of all its trainings together, None for none.
-        steps: bound on the steps of each, None for none.
+        minutes: bound on all trainings together, or None.
+        steps: on each, or None.
     """
 
     work: Path
@@ -42,14 +40,14 @@ class Setting:
     steps: int | None = None
 
     def recipe(self, recipe: Recipe, share: float) -> Recipe:
-        """The recipe with this setting's bounds; `share` of the minutes are its."""
+        """The recipe within this setting's bounds, `share` of its minutes."""
         minutes = None if self.minutes is None else share * self.minutes
         steps = recipe.steps if self.steps is None else min(recipe.steps, self.steps)
         return replace(recipe, minutes=minutes, steps=steps)
 
 
 def pictures() -> tuple[torch.Tensor, list[str]]:
-    """All pictures, float [n, 3, 64, 64] in −1 … 1, and their captions."""
+    """All pictures, float [n, 3, 64, 64] in −1 … 1, and captions."""
     arrays, listed = data.load_archive()
     return vae.to_tensor(arrays), [picture.caption for picture in listed]
 
@@ -60,7 +58,7 @@ def load_vae() -> AutoencoderKL:
 
 
 def scaled_latents(images: torch.Tensor, shift: bool) -> torch.Tensor:
-    """Latents [n, 16, 8, 8] as denoisers see them; without `shift` for pipelines that know a scale only."""
+    """Latents [n, 16, 8, 8] as denoisers see them; `shift` only where the pipeline has one."""
     encoder = load_vae()
     offset = encoder.config.shift_factor if shift else 0.0
     latents: torch.Tensor = (vae.encode(encoder, images) - offset) * encoder.config.scaling_factor
@@ -69,7 +67,7 @@ def scaled_latents(images: torch.Tensor, shift: bool) -> torch.Tensor:
 
 @torch.no_grad()
 def embedded(encode: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]], captions: Sequence[str]) -> Any:
-    """Words and pooled text of all captions by a pipeline's own `encode`, 256 at a time, and of the empty prompt."""
+    """Words and pooled text of all captions and the empty prompt, by a pipeline's `encode`."""
     parts = [encode(list(captions[start : start + 256])) for start in range(0, len(captions), 256)]
     words, pooled = (torch.cat([part[i].float().cpu() for part in parts]) for i in range(2))
     empty = encode([""])
@@ -77,11 +75,7 @@ def embedded(encode: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]], c
 
 
 def write(pipeline: DiffusionPipeline, output: Path, shared: dict[str, str]) -> None:
-    """Write a pipeline's folder in bf16; files of components in `shared` are links to those of the sibling.
-
-    `shared` gives the sibling's component for a component of this pipeline. Links are relative, so that the folders
-    may be moved together.
-    """
+    """Write a pipeline's folder in bf16; `shared` components are links to the sibling's."""
     pipeline.to(torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "pipeline"
@@ -100,7 +94,7 @@ def write(pipeline: DiffusionPipeline, output: Path, shared: dict[str, str]) -> 
 
 
 def link(folder: Path, source: Path) -> None:
-    """A folder of relative links to the files of another."""
+    """Relative links to another folder's files."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in sorted(source.iterdir()):

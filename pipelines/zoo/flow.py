@@ -1,4 +1,4 @@
-"""What the trainings of the denoisers share: cached inputs, seeded draws, rectified flow, plain attention."""
+"""What the denoisers' trainings share."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def attention(
     scale: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Plain attention: on the CPU, torch's fused kernel has a backward pass three times as slow at 32 tokens.
+    """Plain attention; on the CPU, torch's fused kernel is slower backward.
 
     Raises:
-        ValueError: a mask, dropout or causal order, which no model trained here asks for.
+        ValueError: a mask, dropout or causal order.
     """
     if attn_mask is not None or dropout_p or is_causal:
         raise ValueError("plain attention takes no mask, no dropout and no causal order; train on another device")
@@ -36,7 +36,7 @@ def attention(
 
 @contextmanager
 def plain_attention(device: str) -> Iterator[None]:
-    """`attention` in place of torch's fused kernel where that is slow: on the CPU."""
+    """`attention` in place of torch's kernel, on the CPU."""
     original = F.scaled_dot_product_attention
     if device == "cpu":
         F.scaled_dot_product_attention = attention  # type: ignore[assignment]
@@ -48,13 +48,13 @@ def plain_attention(device: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Cached:
-    """Latents and text embeddings of every picture, computed once.
+    """Latents and text embeddings of every picture.
 
     Attributes:
         latents: float [n, c, h, w], as the denoiser sees them.
-        words: float [n, tokens, width], the text encoders' hidden states.
+        words: float [n, tokens, width].
         pooled: float [n, width].
-        empty: words [tokens, width] and pooled [width] of the empty prompt.
+        empty: [tokens, width] and [width] of the empty prompt.
     """
 
     latents: torch.Tensor
@@ -63,7 +63,7 @@ class Cached:
     empty: tuple[torch.Tensor, torch.Tensor]
 
     def text(self, index: torch.Tensor, drop: torch.Tensor, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words and pooled text of the pictures `index`, those of the empty prompt where `drop` (bool [b])."""
+        """Words and pooled text of `index`, the empty prompt's where `drop` (bool [b])."""
         words = torch.where(drop[:, None, None], self.empty[0], self.words[index])
         pooled = torch.where(drop[:, None], self.empty[1], self.pooled[index])
         return words.to(device), pooled.to(device)
@@ -71,14 +71,14 @@ class Cached:
 
 @dataclass(frozen=True)
 class Draw:
-    """One batch of a training step, which depends on the step alone.
+    """One training batch, which depends on the step alone.
 
     Attributes:
         index: int64 [b], which pictures.
         clean: float [b, c, h, w].
         noise: float [b, c, h, w].
-        uniform: float [b], for whatever else is drawn.
-        normal: float [b], likewise.
+        uniform: float [b].
+        normal: float [b].
         drop: bool [b], whose caption is dropped.
     """
 
@@ -91,7 +91,7 @@ class Draw:
 
 
 def draw(latents: torch.Tensor, batch: int, seed: int, device: str) -> Draw:
-    """The batch of a step with this seed; drawn on the CPU, so that it is the same on every device."""
+    """A step's batch, drawn on the CPU: the same on every device."""
     source = torch.Generator().manual_seed(seed)
     index = torch.randint(len(latents), (batch,), generator=source)
     clean = latents[index]
@@ -102,7 +102,7 @@ def draw(latents: torch.Tensor, batch: int, seed: int, device: str) -> Draw:
 
 
 def rectified_flow(batch: Draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Noisy latents, their logit-normal levels in 0 … 1 and the velocity (Esser et al. 2403.03206, eq. 12–14)."""
+    """Noisy latents, logit-normal levels and velocity (Esser et al. 2403.03206, eq. 12–14)."""
     sigma = batch.normal.sigmoid()
     mixed = torch.lerp(batch.clean, batch.noise, sigma[:, None, None, None])
     return mixed, sigma, batch.noise - batch.clean

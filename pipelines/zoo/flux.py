@@ -1,4 +1,4 @@
-"""The small FLUX pipeline: a velocity model first, then guidance distilled into its embedding, as FLUX.1-dev has it."""
+"""The small FLUX: a velocity model, then guidance distilled into its embedding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GUIDANCE = (1.0, 6.0)
 
 
 def build() -> FluxTransformer2DModel:
-    """Two double and four single blocks of width 256 (4 heads of 64) on 16 image tokens, guidance embedded."""
+    """Two double and four single blocks of width 256 (4 heads of 64) on 16 tokens, guidance embedded."""
     return FluxTransformer2DModel(
         patch_size=1,
         in_channels=64,
@@ -36,12 +36,12 @@ def build() -> FluxTransformer2DModel:
 
 
 def hidden_matrix(name: str) -> bool:
-    """What Muon takes: the matrices inside the blocks, not embeddings and not the output projection."""
+    """What Muon takes: matrices inside the blocks."""
     return "transformer_blocks." in name
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """[n, c, h, w] → [n, h/2 · w/2, 4c], patches of 2 as the pipeline packs them."""
+    """[n, c, h, w] → [n, h/2 · w/2, 4c], in patches of 2."""
     packed: torch.Tensor = FluxPipeline._pack_latents(latents, *latents.shape)
     return packed
 
@@ -53,7 +53,7 @@ def velocity(
     text: tuple[torch.Tensor, torch.Tensor],
     guidance: torch.Tensor,
 ) -> torch.Tensor:
-    """The model's velocity [n, tokens, channels] of packed noisy latents at noise levels and guidance values [n]."""
+    """Velocity [n, tokens, channels] of packed latents; levels and guidance [n]."""
     side = int(packed.shape[1] ** 0.5)
     words, pooled = text
     found: torch.Tensor = model(
@@ -70,7 +70,7 @@ def velocity(
 
 
 def train_velocity(cached: Cached, recipe: Recipe, folder: Path, device: str) -> FluxTransformer2DModel:
-    """Rectified flow with dropped captions; the guidance embedding sees 1, which is the plain conditional model."""
+    """Rectified flow with dropped captions, at guidance 1."""
     torch.manual_seed(5)
     model = build().to(device)
 
@@ -91,8 +91,7 @@ def distil_guidance(
 ) -> FluxTransformer2DModel:
     """Guidance into the embedding (Meng et al. 2210.03142, section 3.1).
 
-    The student sees a guidance value g, drawn uniformly from `GUIDANCE`, and learns the teacher's guided velocity
-    v(∅) + g (v(c) − v(∅)) in one evaluation. It starts at the teacher's weights.
+    Starting as the teacher, the student learns v(∅) + g (v(c) − v(∅)) for g uniform in `GUIDANCE`.
     """
     torch.manual_seed(6)
     teacher = teacher.to(device).eval().requires_grad_(False)
@@ -126,7 +125,7 @@ SHARES = {"t5": 0.06, "velocity": 0.69, "guidance": 0.25}
 
 
 def assemble(transformer: FluxTransformer2DModel, encoder: T5EncoderModel, tokenizer: T5Tokenizer) -> FluxPipeline:
-    """The whole pipeline; autoencoder and CLIP text encoder are the sibling's. Scheduler as FLUX.1-dev's."""
+    """The whole pipeline, with the sibling's autoencoder and CLIP."""
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=load_vae(),
@@ -139,7 +138,7 @@ def assemble(transformer: FluxTransformer2DModel, encoder: T5EncoderModel, token
 
 
 def train(setting: Setting) -> FluxPipeline:
-    """All trainings in order, each resumable, and the written folder."""
+    """All trainings, resumable, and the written folder."""
     images, captions = pictures()
     latents = scaled_latents(images, shift=True)
     recipes = {name: setting.recipe(recipe, SHARES[name]) for name, recipe in RECIPES.items()}

@@ -1,4 +1,4 @@
-"""One training loop for every part of a small pipeline: resumable, with warm-up, decay and a running average."""
+"""A resumable training loop with warm-up, decay and averaging."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast: `steps` of `batch` samples, peak rate `lr` after `warmup` steps, then cosine decay.
+    """`steps` of `batch` samples, peak rate `lr` after `warmup` steps, then cosine decay.
 
-    `minutes` bounds the wall clock; when it is given the decay follows whichever of steps and time is further on,
-    so that a slow machine still ends with a fully decayed rate. `average` is the decay of the weights' average.
+    `minutes` bounds the wall clock, which may speed up the decay. `average` is the decay of the weights' average.
     """
 
     steps: int
@@ -39,7 +38,7 @@ class Recipe:
 
 
 class FlatMuon(torch.optim.Muon):
-    """Muon on kernels of convolutions too, [out, in, h, w] taken as the matrix [out, in · h · w] (contiguous)."""
+    """Muon on kernels too: [out, in, h, w] as [out, in · h · w] (contiguous)."""
 
     def __init__(self, params: Sequence[nn.Parameter], lr: float, **settings: Any) -> None:
         self.kernels = list(params)
@@ -47,7 +46,7 @@ class FlatMuon(torch.optim.Muon):
         self.flat = self.param_groups[0]["params"]
 
     def step(self, closure: Any = None) -> Any:
-        """One step on the gradients of the kernels, whose memory the matrices share."""
+        """One step; matrices share the kernels' memory."""
         for flat, kernel in zip(self.flat, self.kernels, strict=True):
             flat.grad = None if kernel.grad is None else kernel.grad.reshape(flat.shape)
         return super().step(closure)  # type: ignore[no-untyped-call]
@@ -60,7 +59,7 @@ class FlatMuon(torch.optim.Muon):
 
 
 def optimizers(module: nn.Module, recipe: Recipe, hidden: Callable[[str], bool]) -> list[torch.optim.Optimizer]:
-    """AdamW, or Muon for the hidden matrices (`hidden(name)`) with AdamW for everything else."""
+    """AdamW, or Muon for matrices where `hidden(name)`, AdamW for the rest."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     muon = [p for n, p in named if recipe.muon and p.ndim in (2, 4) and hidden(n)]
     chosen = {id(p) for p in muon}
@@ -80,7 +79,7 @@ def rate(progress: float, step: int, recipe: Recipe) -> float:
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write beside the target and rename, so that an interruption leaves the older checkpoint whole."""
+    """Write beside the target, then rename."""
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     os.replace(partial, path)
@@ -95,10 +94,9 @@ def fit(
     hidden: Callable[[str], bool] = lambda _: True,
     checkpoint_seconds: float = 180.0,
 ) -> nn.Module:
-    """Train `module` in place and return it, with the averaged weights when the recipe asks for an average.
+    """Train `module` in place and return it, averaged if the recipe says so.
 
-    `loss(step)` draws its own batch; it must depend on `step` and nothing else, so that a resumed run goes on
-    with the samples it would have seen. Checkpoints and a log of losses (JSON lines) lie in `folder`.
+    `loss(step)` must depend on `step` alone, for resuming. Checkpoints and a JSON-lines log lie in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, record = folder / f"{name}.pt", folder / f"{name}.jsonl"
@@ -141,7 +139,6 @@ def fit(
 def _descend(
     module: nn.Module, parts: Sequence[torch.optim.Optimizer], loss: torch.Tensor, learning_rate: float
 ) -> float:
-    """One step of every optimizer on the gradients of a loss, whose value is returned."""
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     for part in parts:
@@ -155,7 +152,7 @@ def _descend(
 def _resume(
     path: Path, module: nn.Module, parts: Sequence[torch.optim.Optimizer]
 ) -> tuple[int, float, dict[str, torch.Tensor] | None]:
-    """Load a checkpoint into module and optimizers; return finished steps, seconds spent and the average."""
+    """Load a checkpoint; returns finished steps, seconds and the average."""
     state = torch.load(path, weights_only=True)
     module.load_state_dict(state["module"])
     for part, saved in zip(parts, state["optimizers"], strict=True):

@@ -1,4 +1,4 @@
-"""The small SDXL pipeline: a UNet with skip concatenations, cross-attention and added conditions."""
+"""The small SDXL pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECIPE = Recipe(steps=1900, batch=256, lr=2e-3, average=0.998, muon=True)
 
 
 def build() -> UNet2DConditionModel:
-    """Three levels (8×8, 4×4, 2×2) of 96, 160 and 128 channels, transformers in the lower two, heads of 32."""
+    """Levels 8×8, 4×4, 2×2 of 96, 160 and 128 channels, transformers in the lower two, heads of 32."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=16,
@@ -40,7 +40,7 @@ def build() -> UNet2DConditionModel:
 
 
 def scheduler() -> EulerDiscreteScheduler:
-    """SDXL's betas, rescaled to end in pure noise, for a model that predicts v (Lin et al. 2305.08891)."""
+    """SDXL's betas, rescaled to zero terminal SNR, predicting v (Lin et al. 2305.08891)."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -53,12 +53,12 @@ def scheduler() -> EulerDiscreteScheduler:
 
 
 def hidden_matrix(name: str) -> bool:
-    """What Muon takes: kernels and matrices inside the blocks, not embeddings, first and last convolution."""
+    """What Muon takes: kernels and matrices inside the blocks."""
     return name.startswith(("down_blocks.", "mid_block.", "up_blocks."))
 
 
 def time_ids(rows: int) -> torch.Tensor:
-    """Original size, crop and target size of an uncropped picture, float [rows, 6]."""
+    """Sizes and crop of an uncropped picture, float [rows, 6]."""
     return torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32).expand(rows, -1)
 
 
@@ -90,7 +90,7 @@ def train_unet(cached: Cached, recipe: Recipe, folder: Path, device: str) -> UNe
 
 
 def assemble(unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
-    """The whole pipeline; everything but UNet and scheduler is the sibling's."""
+    """The whole pipeline; all but UNet and scheduler are the sibling's."""
     return StableDiffusionXLPipeline(
         vae=load_vae(),
         text_encoder=CLIPTextModel.from_pretrained(SIBLING / "text_encoder", dtype=torch.float32),
@@ -105,7 +105,7 @@ def assemble(unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
 
 
 def train(setting: Setting) -> StableDiffusionXLPipeline:
-    """The training, resumable, and the written folder."""
+    """Resumable; writes the folder."""
     images, captions = pictures()
     pipe = assemble(build())
 

@@ -1,4 +1,4 @@
-"""The small T5 of the FLUX pipeline: unigram tokenizer and encoder, trained against the pictures' latents."""
+"""The small FLUX's T5, trained against the pictures' latents."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def build_tokenizer(captions: Sequence[str], folder: Path) -> T5Tokenizer:
-    """Unigram tokenizer in T5's format (<pad> 0, </s> 1, <unk> 2), learnt on the captions.
-
-    Words that occur more than once are entries of their own; the letters of printable ASCII are entries too, so
-    that unseen words tokenize.
-    """
+    """Unigram tokenizer in T5's format (<pad> 0, </s> 1, <unk> 2), with repeated words and printable ASCII letters."""
     scores = _pieces(captions) | _words(captions)
     vocabulary = [(name, 0.0) for name in SPECIAL]
     vocabulary += sorted((entry for entry in scores.items() if entry[0] not in SPECIAL), key=lambda e: (-e[1], e[0]))
@@ -37,7 +33,7 @@ def build_tokenizer(captions: Sequence[str], folder: Path) -> T5Tokenizer:
 
 
 def _pieces(captions: Sequence[str]) -> dict[str, float]:
-    """Pieces of words and their log-probabilities, by the unigram model of Kudo (1804.10959)."""
+    """Log-probabilities of pieces, by the unigram model of Kudo (1804.10959)."""
     # Put off: only training needs this package.
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -57,7 +53,6 @@ def _pieces(captions: Sequence[str]) -> dict[str, float]:
 
 
 def _words(captions: Sequence[str]) -> dict[str, float]:
-    """Whole words that occur more than once; the trainer counts a word once, however frequent it is."""
     counts = Counter(word for caption in captions for word in re.findall(r"[^\s,]+", caption))
     total = sum(counts.values()) + len(captions)  # every caption has its comma
     words = {f"▁{word}": math.log(count / total) for word, count in counts.items() if count > 1}
@@ -65,7 +60,7 @@ def _words(captions: Sequence[str]) -> dict[str, float]:
 
 
 def build(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """Three layers of width 128 with T5 v1.1's gated GELU."""
+    """Three layers of width 128, gated GELU as T5 v1.1."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
@@ -87,7 +82,7 @@ def build(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def tokens(tokenizer: T5Tokenizer, captions: Sequence[str]) -> torch.Tensor:
-    """int64 [n, 12], padded and cut as FLUX's pipeline does."""
+    """int64 [n, 12], padded and cut as FLUX's."""
     ids: torch.Tensor = tokenizer(
         list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     ).input_ids
@@ -95,7 +90,7 @@ def tokens(tokenizer: T5Tokenizer, captions: Sequence[str]) -> torch.Tensor:
 
 
 class Matcher(nn.Module):
-    """The T5 encoder, its states averaged, against a small perceptron on the latents (thrown away afterwards)."""
+    """T5's averaged states against a small perceptron on the latents."""
 
     def __init__(self, encoder: T5EncoderModel, latents: int, width: int = 256) -> None:
         super().__init__()
@@ -114,7 +109,7 @@ class Matcher(nn.Module):
 def train(
     latents: torch.Tensor, captions: Sequence[str], tokenizer: T5Tokenizer, recipe: Recipe, folder: Path, device: str
 ) -> T5EncoderModel:
-    """Contrastive training on noisy latents float [n, c, h, w] of unit variance: seconds a hundred steps."""
+    """Contrastive training on noisy latents float [n, c, h, w] of unit variance."""
     torch.manual_seed(4)
     matcher = Matcher(build(tokenizer), latents[0].numel()).to(device)
     ids = tokens(tokenizer, captions)

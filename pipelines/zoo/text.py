@@ -1,8 +1,4 @@
-"""Text side of the small pipelines: tokenizer, two CLIP text encoders, and a separate open_clip scorer.
-
-The two text encoders condition the denoiser; the scorer never does. It is trained apart (own architecture, own
-seed, own augmentation) so that it can judge.
-"""
+"""Tokenizer, two CLIP text encoders, and an open_clip scorer trained apart."""
 
 from __future__ import annotations
 
@@ -29,7 +25,7 @@ WIDTH = 128
 
 
 def build_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
-    """Byte-pair tokenizer in CLIP's format, its merges learnt on the captions (about 2,500 entries)."""
+    """CLIP's byte pairs, learnt on the captions (about 2,500 entries)."""
     # Put off: only training needs this package.
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -79,7 +75,7 @@ def text_config(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextConfig:
 
 
 def tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
-    """int64 [n, 16], padded and cut as the pipeline does."""
+    """int64 [n, 16], padded and cut as in the pipeline."""
     ids: torch.Tensor = tokenizer(
         list(captions), padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt"
     ).input_ids
@@ -87,7 +83,7 @@ def tokens(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, draw: torch.Generator, strength: float) -> torch.Tensor:
-    """Shift, rescale, blur, brightness and noise: pictures as a half-trained generator would make them."""
+    """Shift, rescale, blur, brightness and noise."""
     n = len(images)
     shift = (torch.rand(n, 2, generator=draw) - 0.5) * 0.25
     scale = 1 + (torch.rand(n, generator=draw) - 0.5) * 0.3
@@ -111,7 +107,7 @@ def contrastive(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) 
 
 
 class TextEncoders(nn.Module):
-    """Two text towers against one vision tower (thrown away afterwards)."""
+    """Two text towers against one vision tower."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -141,7 +137,7 @@ class TextEncoders(nn.Module):
 def train_encoders(
     images: torch.Tensor, captions: Sequence[str], tokenizer: CLIPTokenizer, recipe: Recipe, folder: Path, device: str
 ) -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
-    """Contrastive training of the conditioning text encoders. `images` float [n, 3, 64, 64] in −1 … 1."""
+    """Contrastive training; `images` float [n, 3, 64, 64] in −1 … 1."""
     torch.manual_seed(1)
     towers = TextEncoders(tokenizer).to(device)
     ids = tokens(tokenizer, captions)
@@ -184,7 +180,7 @@ SCORER = {
 def train_scorer(
     images: torch.Tensor, captions: Sequence[str], recipe: Recipe, work: Path, folder: Path, device: str
 ) -> nn.Module:
-    """Train the judge and write it as an open_clip `local-dir:` folder (fp16 safetensors)."""
+    """Train the judge; writes an open_clip `local-dir:` folder (fp16)."""
     # Put off: only training needs this package.
     import open_clip
     from safetensors.torch import save_file
@@ -214,7 +210,7 @@ def train_scorer(
 
 @torch.no_grad()
 def agreement(model: Any, images: torch.Tensor, ids: torch.Tensor, candidates: int = 100) -> float:
-    """Share of pictures closest to their own caption among `candidates` captions (consecutive blocks)."""
+    """Share of pictures closest to their own of `candidates` captions (consecutive blocks)."""
     right = []
     for x, y in zip(images.split(candidates), ids.split(candidates), strict=True):
         image, text = model.encode_image(x, normalize=True), model.encode_text(y, normalize=True)

@@ -70,7 +70,7 @@ def recipe(name: str, args: argparse.Namespace) -> Recipe:
 
 
 def embed(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text and pooled embeddings by the pipeline's own `encode_prompt`: [n, 16, 256] and [n, 256]."""
+    """Embeddings by the pipeline's `encode_prompt`: [n, 16, 256] and [n, 256]."""
     found = []
     with torch.no_grad():
         for start in range(0, len(captions), 256):
@@ -81,7 +81,7 @@ def embed(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tuple[torch.Te
 
 
 def assemble(work: Path, output: Path) -> StableDiffusion3Pipeline:
-    """Put the parts together and write the diffusers folder, bf16, files under 15 MB."""
+    """Write the diffusers folder, bf16, files under 15 MB."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     pipe = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel.from_pretrained(work / "transformer")

@@ -1,4 +1,4 @@
-"""The small autoencoder: 64×64 RGB to an 8×8 latent of 16 channels, as SD3's (factor 8, 16 channels, no quant_conv)."""
+"""The small autoencoder: 64×64 RGB to 16×8×8, as SD3's without quant_conv."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Squared, absolute and edge error of pictures in −1 … 1."""
+    """Squared, absolute and edge error in −1 … 1."""
     error = F.mse_loss(y, x) + 0.1 * F.l1_loss(y, x)
     return error + 0.1 * sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
 
 
 def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> AutoencoderKL:
-    """Fit both halves with a light KL term; shifts and mirrors as augmentation."""
+    """Both halves with a light KL term, shifts and mirrors."""
     torch.manual_seed(0)
     vae = build().to(device).to(memory_format=torch.channels_last)
     images = to_tensor(pictures)
@@ -72,10 +72,7 @@ def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> Au
 def refine_decoder(
     vae: AutoencoderKL, images: torch.Tensor, recipe: Recipe, folder: Path, device: str
 ) -> AutoencoderKL:
-    """Train the decoder on, at fixed latents: the denoiser, which knows the latents alone, stays valid.
-
-    A little noise on the latents (3 % of their spread) makes the decoder forgive the denoiser's own errors.
-    """
+    """Train the decoder at fixed latents, so that the denoiser stays valid; 3 % of noise on them."""
     latents, spread = encode(vae, images), 1 / vae.config.scaling_factor
     decoder = vae.decoder.to(device).to(memory_format=torch.channels_last).train()
 
@@ -93,14 +90,14 @@ def refine_decoder(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Means of the latent distribution, unscaled: [n, 16, 8, 8]."""
+    """Unscaled latent means: [n, 16, 8, 8]."""
     device = next(vae.parameters()).device
     return torch.cat([vae.encode(x.to(device)).latent_dist.mean.float().cpu() for x in images.split(256)])
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
-    """Mean PSNR in dB of the reconstruction, peak-to-peak range 2."""
+    """Mean PSNR in dB, peak-to-peak range 2."""
     device = next(vae.parameters()).device
     errors = []
     for x in images.split(256):

@@ -1,1 +1,1 @@
-"""Components beside the denoiser that are quantized: `quantize=[denoiser,text_encoder,controlnet,…]`."""
+"""Quantized components beside the denoiser."""

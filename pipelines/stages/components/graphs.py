@@ -1,4 +1,4 @@
-"""The stage of the graphs of components beside the denoiser."""
+"""The stage of the components' graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def component_segments(name: str, module: nn.Module, batches: Batches) -> dict[s
     """What the graph says of a component's layers.
 
     Raises:
-        PipelineError: the graph cannot be read; the sentence says what to switch off.
+        PipelineError: the graph cannot be read.
     """
     try:
         return find_segments(module, (), next(iter(batches)))
@@ -40,7 +40,6 @@ def component_segments(name: str, module: nn.Module, batches: Batches) -> dict[s
 
 
 def _read_graphs(run: Run) -> list[str]:
-    """The components whose method uses their graph."""
     return sorted(name for name, method in component_methods(run).items() if wants_graph(method))
 
 
@@ -62,7 +61,7 @@ COMPONENT_GRAPHS = Stage(
 
 
 def component_cuts(run: Run, name: str) -> dict[str, Segments]:
-    """Segments of one component; none where its method uses none."""
+    """A component's segments, empty if its method uses none."""
     if name not in _read_graphs(run):
         return {}
     return read_segments(run.folder(COMPONENT_GRAPHS.name) / f"{name}.json")

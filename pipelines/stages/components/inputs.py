@@ -1,7 +1,4 @@
-"""The stage of the inputs of components beside the denoiser.
-
-Text encoders are run once per prompt; a ControlNet runs at every step, and its inputs are kept as the denoiser's are.
-"""
+"""The stage of the components' inputs: text encoders once per prompt, a ControlNet at every step."""
 
 from __future__ import annotations
 
@@ -58,10 +55,10 @@ COMPONENT_INPUTS = Stage(
 
 
 def component_samples(run: Run, name: str, split: str) -> list[Sample]:
-    """Inputs of a component for the prompts of "calibration" or "held_out"."""
+    """Inputs for the prompts of "calibration" or "held_out"."""
     return load_samples(run.folder("component_inputs") / name / split)
 
 
 def component_batches(run: Run, name: str) -> Batches:
-    """Calibration inputs of a component."""
+    """Calibration inputs."""
     return Batches(component_samples(run, name, "calibration"), run.config.calibration.batch_size, run.device)

@@ -1,4 +1,4 @@
-"""Which components beside the denoiser a run quantizes, and how."""
+"""Which components are quantized, and how."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def has_components(config: RunConfig) -> bool:
 
 
 def component_methods(run: Run) -> dict[str, Method]:
-    """The method of every component but the denoiser that the run quantizes; bad names are refused here."""
+    """The methods of quantized components but the denoiser; refuses bad names."""
     names = run.config.other_components
     if not names:
         return {}
@@ -34,10 +34,10 @@ def component_methods(run: Run) -> dict[str, Method]:
 
 
 def check_components(index: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse names that are no text encoders or ControlNets of a pipeline, given its parsed model_index.json.
+    """Refuse names that are no text encoders or ControlNets of the pipeline.
 
     Raises:
-        PipelineError: no such component, an empty one, or one of another kind.
+        PipelineError: missing, empty, or of another kind.
     """
     components = {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     able = [name for name, kind in components.items() if any(word in name for word in ABLE) and kind is not None]
@@ -56,9 +56,7 @@ def check_components(index: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def component_method(config: RunConfig, name: str) -> Method:
-    """The run's method for one component: the same precision and settings, changed by `components.NAME`.
-
-    `skip` and `overrides` name layers of the denoiser, so another component starts without any.
+    """The run's method changed by `components.NAME`, without the denoiser's `skip` and `overrides`.
 
     Raises:
         PipelineError: a setting that the quantizer does not take.
@@ -75,5 +73,5 @@ def component_method(config: RunConfig, name: str) -> Method:
 
 
 def kind_of(name: str) -> str:
-    """What a component is called in sentences."""
+    """What sentences call a component."""
     return "ControlNet" if "controlnet" in name else "text encoder"

@@ -1,4 +1,4 @@
-"""The stage of quantized components beside the denoiser, whose own stages are the same with and without them."""
+"""The stage of quantized components beside the denoiser."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ RECORD = "components.json"
 def quantize_component(
     name: str, module: nn.Module, method: Method, batches: Batches, segments: Mapping[str, Segments]
 ) -> tuple[nn.Module, Outcome | None]:
-    """A quantized copy of a text encoder or ControlNet, and what was done to it.
+    """A quantized copy, and its outcome.
 
     Raises:
-        PipelineError: the method cannot do it; the sentence names the component.
+        PipelineError: the method cannot do it.
     """
     try:
         return quantize_copy(module, method, batches, segments, f"{method.name} ({name})")
@@ -48,16 +48,13 @@ def quantize_component(
 
 
 def component_bytes(pipeline: Any) -> dict[str, int]:
-    """Bytes of every component of a pipeline that has weights."""
+    """Bytes of every component with weights."""
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return {name: model_weight_bytes(module) for name, module in modules.items()}
 
 
 def load_component(folder: Path, module: nn.Module) -> nn.Module:
-    """The quantized component stored in `folder`, in evaluation mode on the float one's device.
-
-    It is filled into a copy of `module` whose parameters have no storage, so that no float weight is held twice.
-    """
+    """The stored quantized component on `module`'s device; no float weight is held twice."""
     device = next(module.parameters()).device
     memo: dict[int, Any] = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
@@ -96,7 +93,7 @@ COMPONENTS = Stage(
 
 
 def quantized_components(run: Run) -> dict[str, nn.Module]:
-    """The quantized components but the denoiser, read from their stage; none where the run quantizes none."""
+    """The quantized components but the denoiser, from their stage."""
     if not run.has(COMPONENTS.name):
         return {}
     folder = run.folder(COMPONENTS.name)

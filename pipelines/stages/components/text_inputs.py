@@ -1,8 +1,4 @@
-"""What the pipeline calls its text encoders with.
-
-A text encoder runs before the denoiser. Its inputs are recorded from the pipeline itself, which is run up to its
-first denoiser call: token ids of prompts and negative prompts as it makes them.
-"""
+"""Inputs of text encoders, recorded from the pipeline itself."""
 
 from __future__ import annotations
 
@@ -18,19 +14,16 @@ from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
 
 
 class _DenoiserReachedError(Exception):
-    """The pipeline calls its denoiser: all text is encoded."""
+    """All text is encoded."""
 
 
 class _Recorder:
-    """A forward pre-hook that keeps an encoder's inputs; `prompt` is the one being encoded."""
-
     def __init__(self, name: str) -> None:
         self.name = name
         self.samples: list[Sample] = []
         self.prompt, self.calls = 0, 0
 
     def begin(self, prompt: int) -> None:
-        """The next prompt's calls follow."""
         self.prompt, self.calls = prompt, 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -61,19 +54,15 @@ def text_inputs(
     stream: int,
     inputs: PromptInputs | None = None,
 ) -> dict[str, list[Sample]]:
-    """What the pipeline gives its text encoders for `prompts`, one prompt at a time, without any denoising.
+    """What the pipeline gives its text encoders, one prompt at a time, up to the first denoiser call.
 
-    The pipeline is stopped at the first call of its denoiser, so nothing recorded depends on `seed` and `stream`.
-
-    Args:
-        pipeline, denoiser, prompts, call, inputs: as for `sampling.generate.run_batches`.
-        names: attributes of the encoders.
+    Nothing depends on `seed` and `stream`. Arguments are as for `sampling.generate.run_batches`.
 
     Returns:
-        by encoder, the inputs of each call of each prompt (`Sample.step` counts a prompt's calls), on the CPU.
+        by encoder, every prompt's calls (`Sample.step` counts them), on the CPU.
 
     Raises:
-        PipelineError: no prompts, an encoder whose forward the pipeline does not call, or inputs of another kind.
+        PipelineError: no prompts, an encoder that is not called, or inputs of another kind.
     """
     if not prompts:
         raise PipelineError("there are no prompts to calibrate text encoders on; set calibration.prompts")

@@ -1,1 +1,1 @@
-"""What several stages share: their inputs, quantized models, segments, metrics asked for, the user's own code."""
+"""What several stages share."""

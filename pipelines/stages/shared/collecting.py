@@ -1,4 +1,4 @@
-"""Inputs of the denoiser and of components that run beside it, kept while the pipeline samples."""
+"""Inputs kept while the pipeline samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLLECTING_CODE = ("pipelines.loading", "pipelines.sampling", "pipelines.stages.
 
 
 def steps_depends(run: Run) -> dict[str, Any]:
-    """Which steps calibration and held-out inputs are kept at."""
+    """Which steps inputs are kept at."""
     calibration = run.config.calibration
     weighed = calibration.timesteps == "loss"  # by a quantized model
     scheme = register_precision(run.config.precision) if weighed else None
@@ -42,7 +42,7 @@ def steps_depends(run: Run) -> dict[str, Any]:
 
 
 def collecting_depends(run: Run) -> dict[str, Any]:
-    """What inputs that are kept while sampling depend on."""
+    """What kept inputs depend on."""
     return {
         "sampling": sampling_depends(run),
         **prompts_depends(run),
@@ -52,7 +52,7 @@ def collecting_depends(run: Run) -> dict[str, Any]:
 
 
 def step_weights(run: Run) -> np.ndarray | None:
-    """How likely each step is to be drawn for calibration: float64 [steps], None where all are alike."""
+    """float64 [steps], how likely each is; None where all are alike."""
     model = run.config.model
     return collect.step_weights(
         run.config.calibration, run.pipeline, run.denoiser, run.dataset.calibration, model.call.arguments(),
@@ -62,10 +62,7 @@ def step_weights(run: Run) -> np.ndarray | None:
 
 
 def collected(run: Run, split: str, weights: np.ndarray | None, component: str | None = None) -> Sequence[Sample]:
-    """Inputs of the denoiser, or of another component that runs at every step, for the prompts of a split.
-
-    Held-out prompts always have uniform steps, so that errors compare between calibrations.
-    """
+    """Inputs of the denoiser or a ControlNet; held-out prompts have uniform steps."""
     model, calibration = run.config.model, run.config.calibration
     return collect.collect(
         run.pipeline, run.denoiser, getattr(run.dataset, split), model.call.arguments(),

@@ -1,4 +1,4 @@
-"""What stages that sample depend on, and what they are given: prompts, latents' streams, control pictures."""
+"""What sampling stages depend on and are given."""
 
 from __future__ import annotations
 
@@ -28,16 +28,12 @@ QUANTIZING_CODE = (
 
 
 def quantizes_denoiser(config: RunConfig) -> bool:
-    """Whether the denoiser is among the components that are quantized."""
+    """Whether the denoiser is quantized."""
     return config.quantizes_denoiser
 
 
 def sampling_depends(run: Run) -> dict[str, Any]:
-    """What every sampled picture depends on besides prompts and denoiser.
-
-    `model.offload` is left out: it moves weights and changes no number. The embeddings of prompts are the same
-    whether they are computed live or beforehand, but for a dtype's rounding in another batch, so that counts.
-    """
+    """What pictures depend on besides prompts and denoiser; `embeddings` changes rounding."""
     model = run.config.model
     other = {
         "pipeline": model.pipeline,
@@ -60,14 +56,14 @@ def sampling_depends(run: Run) -> dict[str, Any]:
 
 
 def text_depends(run: Run) -> dict[str, Any]:
-    """What encoded text depends on: one prompt at a time, before any latents."""
+    """What encoded text depends on."""
     found = sampling_depends(run)
     del found["seed"], found["batch_size"]
     return found
 
 
 def control_depends(run: Run, *splits: str) -> dict[str, Any]:
-    """What control pictures add to what a stage depends on; empty for models without."""
+    """What control pictures add; may be empty."""
     kind = run.config.model.control
     if kind is None:
         return {}
@@ -90,7 +86,7 @@ def prompts_depends(run: Run) -> dict[str, Any]:
 
 
 def prompt_inputs(run: Run, split: str) -> PromptInputs | None:
-    """Further arguments of the pipeline's call for the prompts of "evaluation", "calibration" or "held_out"."""
+    """Further arguments of the call for the prompts of a split."""
     # put off: it loads scipy's image filters, which finished runs do without
     from segquant_bench.pipelines.data.control import ControlPictures, control_argument
 

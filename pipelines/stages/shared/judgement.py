@@ -1,4 +1,4 @@
-"""Which metrics a run asks for, and whether its data set can answer."""
+"""Which metrics a run asks for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def asked_metrics(config: MetricConfig) -> list[Metric]:
-    """The metrics of a run, in order; one of the user's own is imported by its path.
+    """The metrics of a run, in order, the user's own imported.
 
     Raises:
-        PipelineError: a name that eval does not have, or a path that leads to no metric.
+        PipelineError: no such metric.
     """
     from segquant_bench.eval import METRICS, EvalError, Metric  # eval imports numpy: not for `segquant --help`
     from segquant_bench.eval.metrics.registry import find_metrics
@@ -37,12 +37,12 @@ def asked_metrics(config: MetricConfig) -> list[Metric]:
 
 
 def needs_real(config: MetricConfig) -> list[str]:
-    """The metrics that compare with real pictures."""
+    """Those that compare with real pictures."""
     return [metric.name for metric in asked_metrics(config) if metric.needs_real]
 
 
 def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
-    """PipelineError for a metric that eval does not have, or that needs real pictures where `dataset` has none."""
+    """PipelineError for an unknown metric, or if real pictures are missing."""
     real = needs_real(config)
     if dataset is not None and not dataset.has_real and real:
         asked = zip(config.metrics, asked_metrics(config), strict=True)

@@ -1,4 +1,4 @@
-"""Hashes of the user's own code for the keys of stages: an edit recomputes what is computed with it, and no more."""
+"""Hashes of the user's own code for the keys of stages."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from segquant_bench.pipelines.stages.shared.judgement import asked_metrics
 
 
 def model_code(model: ModelConfig) -> dict[str, str | None]:
-    """For stages that sample: the pipeline's classes; empty where all are of diffusers."""
+    """For stages that sample: the pipeline's classes."""
     found = own_digest(*model_paths(model).values())
     return {} if found is None else {"own_code": found}
 
 
 def method_code(target: str, method: Method | Peer) -> dict[str, str | None]:
-    """For stages that quantize: the function of the configuration, and the parts that its method names."""
+    """For stages that quantize: the function, and the parts of its method."""
     kinds = [method.apply] if isinstance(method, Peer) else [*_parts(method.to_dict())]
     found = own_digest(target, *(_path(kind) for kind in kinds))
     return {} if found is None else {"own_code": found}
 
 
 def metric_code(config: MetricConfig) -> dict[str, str | None]:
-    """For the judgement: metrics of the user's."""
+    """For the judgement."""
     own = [name for name in config.metrics if "." in name]
     found = own_digest(*own, *(_path(metric.compute) for metric in asked_metrics(config)))
     return {} if found is None else {"own_code": found}
 
 
 def backend_code(value: Any) -> dict[str, Any]:
-    """For stages that run quantized layers: what runs them; empty for the reference."""
+    """For stages that run quantized layers; empty for the reference."""
     if value == REFERENCE:
         return {}
     choice = find_backend(value)
@@ -47,13 +47,11 @@ def backend_code(value: Any) -> dict[str, Any]:
 
 
 def _path(found: Any) -> str:
-    """Where a function or class is defined."""
     function = getattr(found, "func", found)  # of functools.partial
     return f"{function.__module__}.{getattr(function, '__qualname__', '')}"
 
 
 def _parts(values: Any) -> Iterator[Any]:
-    """Every registered part that a method's saved form names, in overrides too."""
     names = set(_texts(values))
     for slot in registry.SLOTS:
         if slot != "precision":  # told by its fields

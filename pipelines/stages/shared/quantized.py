@@ -1,7 +1,4 @@
-"""What stages ask of segquant and of other tools: quantize a copy, measure its errors, store it, read it.
-
-Everything else in this folder leaves the calls to this module.
-"""
+"""Calls of segquant and other tools."""
 
 from __future__ import annotations
 
@@ -42,14 +39,7 @@ PEER_RECORD = "peer.json"
 def quantize_copy(
     module: nn.Module, method: Method | Peer, batches: Batches, segments: Mapping[str, Segments], label: str
 ) -> tuple[nn.Module, Outcome | None]:
-    """A quantized copy of a component, and what was done to it; None where another tool did it.
-
-    Args:
-        module: float component; left as it is.
-        method: of segquant, or another tool.
-        batches: keyword arguments of its forward.
-        segments: what the graph says of its layers; used only by methods that cut.
-        label: of the progress bar.
+    """A quantized copy of a component, and its outcome, None by another tool.
 
     Raises:
         PipelineError: there is no room for a copy.
@@ -64,7 +54,7 @@ def quantize_copy(
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """A deep copy on the device that the module runs on; of an off-loaded component nothing else is there then.
+    """A deep copy on the device that the module runs on.
 
     Raises:
         PipelineError: there is no room for it.
@@ -102,7 +92,7 @@ def _check_room(module: nn.Module, device: torch.device, *, can_wait: bool) -> N
 def denoiser_errors(
     denoiser: nn.Module, quantized: nn.Module, method: Method | Peer, held_out: Sequence[Sample], size: int, device: str
 ) -> dict[str, Any]:
-    """What errors.json holds: errors per layer, of the output, per held-out sample; and bytes."""
+    """errors.json: per layer, of the output, per sample; and bytes."""
     batches = Batches(held_out, size, device)
     names = method.layers(denoiser) if isinstance(method, Peer) else None
     found = model_errors(denoiser, quantized, batches, names, parts=batches.sizes)
@@ -120,7 +110,7 @@ def denoiser_errors(
 def component_errors(
     name: str, module: nn.Module, quantized: nn.Module, held_out: Sequence[Sample], size: int, device: str
 ) -> dict[str, Any]:
-    """Relative errors on held-out prompts, of every layer as "NAME.LAYER" and of the output; and bytes."""
+    """Relative errors of every layer, as "NAME.LAYER", and of the output; and bytes."""
     found = model_errors(module, quantized, Batches(held_out, size, device))
     return {
         "layer_errors": {f"{name}.{layer}": error for layer, error in found.layers.items()},
@@ -131,23 +121,20 @@ def component_errors(
 
 
 def save_model(quantized: nn.Module, folder: Path, outcome: Outcome | None) -> None:
-    """Store a model that segquant quantized, and what was done to it."""
+    """Store what segquant quantized, and its outcome."""
     save_quantized(quantized, folder, outcome)
 
 
 def load_model(folder: Path, like: nn.Module | None = None) -> nn.Module:
-    """Read what `save_model` stored, into `like` if it is given."""
+    """Inverse of `save_model`, into `like` if given."""
     return load_quantized(folder, like)
 
 
 def run_by(value: Any, *modules: nn.Module) -> dict[str, int]:
-    """Let the backend of the configuration run the quantized layers of components; those without any are left alone.
-
-    Returns:
-        how many layers each backend runs.
+    """Let the configured backend run the quantized layers; returns how many each backend runs.
 
     Raises:
-        PipelineError: there is no such backend, or it cannot run a layer and no fallback is named.
+        PipelineError: no such backend, or it cannot run a layer without fallback.
     """
     choice = find_backend(value)
     for module in modules:
@@ -161,7 +148,7 @@ def run_by(value: Any, *modules: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Within the block the pipeline has `modules` as its components of these names."""
+    """Within the block the pipeline has these `modules`."""
     originals = {name: pipeline.components[name] for name in modules}
     try:
         for name, module in modules.items():
@@ -173,10 +160,7 @@ def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method | Peer, folder: Path) -> None:
-    """denoiser/ as segquant stores it, and plan.json where layers chose for themselves.
-
-    For other tools, whose formats are theirs, peer.json: what was made.
-    """
+    """Write denoiser/, and plan.json where layers chose for themselves; peer.json for other tools."""
     if isinstance(method, Peer):
         write_json(folder / PEER_RECORD, {**method.to_dict(), "digest": tensors_digest(quantized)})
         return
@@ -186,7 +170,7 @@ def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method 
 
 
 def check_same(quantized: nn.Module, folder: Path) -> nn.Module:
-    """The denoiser that another tool made again from the same calibration, if it is the one that was measured.
+    """The denoiser that another tool made again, as measured.
 
     Raises:
         PipelineError: it differs.

@@ -1,4 +1,4 @@
-"""Where layers are cut, as files; and the calibration inputs that the graph is captured with."""
+"""Cuts of layers as files, and calibration batches."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ GRAPH_CODE = ("segquant.graph", "segquant.modules", "pipelines.sampling.samples"
 
 
 def calibration_depends(run: Run) -> dict[str, Any]:
-    """How many calibration inputs go through the denoiser at once."""
+    """The denoiser's batch size."""
     return {"batch_size": run.config.calibration.batch_size}
 
 
 def calibration_batches(run: Run) -> Batches:
-    """The calibration inputs of the denoiser."""
+    """The denoiser's calibration inputs."""
     samples = load_samples(run.folder("calibrate") / "calibration")
     return Batches(samples, run.config.calibration.batch_size, run.device)
 
 
 def wants_graph(method: Method) -> bool:
-    """Whether the method, or a change of it for some layers, cuts layers or scales activations by their sign."""
+    """Whether the method, overrides included, cuts layers or scales by sign."""
     changes = [dict(change) for _, change in method.targets.overrides]
     return method.cuts.wants_graph or any(
         bool(change.get(key)) for change in changes for key in ("seglinear", "dualscale")
@@ -43,7 +43,7 @@ def wants_graph(method: Method) -> bool:
 
 
 def write_segments(path: Path, segments: Mapping[str, Segments]) -> None:
-    """Write what `find_segments` found, every layer of it."""
+    """Write all of `find_segments`."""
     write_json(path, {name: dataclasses.asdict(entry) for name, entry in segments.items()})
 
 
@@ -53,6 +53,6 @@ def read_segments(path: Path) -> dict[str, Segments]:
 
 
 def graph_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the file in `folder` says of the layers that are cut or that an activation feeds; the others left out."""
+    """What a file says of layers that are cut or fed by an activation."""
     entries = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return {name: entry for name, entry in entries.items() if any(value is not None for value in entry.values())}
