@@ -36,10 +36,6 @@ register()
 
 def job(config: DictConfig) -> None:
     """One run: all stages, results.json, logger. Raises PipelineError."""
-    # put off: torch, which `segquant --help` and refused command lines do without
-    from segquant_bench.pipelines.results.write import read_json, write_results
-    from segquant_bench.pipelines.stages.benchmark import open_run, run_all
-
     quieten_absent_gpu()
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = " ".join(HydraConfig.get().overrides.task)
@@ -51,6 +47,10 @@ def job(config: DictConfig) -> None:
             from segquant_bench.pipelines.results.wandb_log import check_installed
 
             check_installed()
+        # put off: torch, which `segquant --help` and refused command lines do without
+        from segquant_bench.pipelines.results.write import read_json, write_results
+        from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+
         run = open_run(checked)
         run_all(run)
         results = write_results(run, folder)

@@ -128,8 +128,8 @@ def test_calibration_stage_draws_by_its_rule(rule: str, tiny: Tiny, cache: Path)
 
 def test_only_loss_depends_on_the_precision() -> None:
     configs = {name: validate(compose_config([f"calibration={name}"])).calibration for name in DRAWN}
-    assert timesteps.depends(configs["normal"], "w8a8") == timesteps.depends(configs["normal"], "w4a8")
-    assert timesteps.depends(configs["loss"], "w8a8") != timesteps.depends(configs["loss"], "w4a8")
+    assert timesteps.depends(configs["normal"], "w8a8", 20) == timesteps.depends(configs["normal"], "w4a8", 20)
+    assert timesteps.depends(configs["loss"], "w8a8", 20) != timesteps.depends(configs["loss"], "w4a8", 20)
 
 
 def test_all_steps_and_a_number_of_steps_exclude_each_other() -> None:

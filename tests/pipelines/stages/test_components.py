@@ -15,6 +15,7 @@ from segquant_bench.eval import load_result
 from segquant_bench.eval.paper.layers import layer_sheets, layers_csv
 from segquant_bench.eval.report.columns import columns
 from segquant_bench.eval.report.labels import labels
+from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
@@ -178,7 +179,7 @@ def test_names_that_are_no_text_encoders(tiny: Tiny, name: str, words: str) -> N
 )
 def test_lists_that_no_run_can_mean(overrides: list[str], words: str) -> None:
     with pytest.raises(PipelineError, match=words):
-        validate(compose_config(overrides))
+        build_method(validate(compose_config(overrides)))
 
 
 def test_an_encoder_has_a_method_of_its_own() -> None:
