@@ -20,7 +20,7 @@ from segquant.layers.linear import QuantLinear
 from segquant.modules.calls import Progress
 from segquant.modules.swap import evaluating, swapped
 from segquant.modules.tensors import tensors_of
-from segquant.reconstruct.calls import Call, call_order, capture, copied, items_of, keep_batches
+from segquant.reconstruct.calls import Call, call_order, collect_calls, copied, items_of, keep_batches
 from segquant.reconstruct.soft_linear import SoftLinear
 
 log = logging.getLogger(__name__)
@@ -66,13 +66,13 @@ def reconstruct_(
     found: dict[str, float] = {}
     with evaluating(model):
         blocks = _in_order(model, find_blocks(model, chosen), kept)
-        captured: dict[str, list[Call]] = {}
+        collected: dict[str, list[Call]] = {}
         before: dict[int, nn.Module] = {}
         for index, block in enumerate(blocks):
-            if block.name not in captured:
+            if block.name not in collected:
                 modules = {other.name: other.module for other in blocks[index:]}
-                captured = capture(model, modules, kept, settings.memory_limit)
-            calls = captured.pop(block.name)
+                collected = collect_calls(model, modules, kept, settings.memory_limit)
+            calls = collected.pop(block.name)
             if settings.quantized_inputs and before:
                 calls = _with_inputs_of(model, before, block, calls, kept)
             found[block.name] = _reconstruct_block(block, solved, calls, settings, seed + index)
@@ -133,7 +133,7 @@ def _with_inputs_of(
 ) -> list[Call]:
     """The same calls, inputs coming from the blocks quantized so far."""
     with swapped(model, before):
-        other = capture(model, {block.name: block.module}, kept)[block.name]
+        other = collect_calls(model, {block.name: block.module}, kept)[block.name]
     return [Call(new.args, new.kwargs, call.output) for new, call in zip(other, calls, strict=True)]
 
 

@@ -100,7 +100,7 @@ def call_order(model: nn.Module, batches: Sequence[Any], wanted: Collection[int]
     return order
 
 
-def capture(
+def collect_calls(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Any], memory_limit: int | None = None
 ) -> dict[str, list[Call]]:
     """Calls of the first of `modules` (at least one, within `memory_limit` bytes) over all batches, by name."""

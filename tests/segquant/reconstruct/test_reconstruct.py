@@ -18,7 +18,7 @@ from segquant.numerics import fake_quant
 from segquant.numerics import functional as F
 from segquant.reconstruct.blocks import Block as ReconstructionBlock
 from segquant.reconstruct.blocks import _with_inputs_of, find_blocks, reconstruct_
-from segquant.reconstruct.calls import capture, keep_batches, require_repeatable
+from segquant.reconstruct.calls import collect_calls, keep_batches, require_repeatable
 from segquant.reconstruct.soft_linear import unrounded_weight
 from tests.segquant.support import Block, block_segments, tensor
 
@@ -105,7 +105,7 @@ def test_inputs_of_the_quantized_model_belong_to_the_same_calls() -> None:
     model = Chain().eval()
     solved = solve(model, presets.rtn("w4a8_channel"))
     block, kept = ReconstructionBlock("tail", model.tail, []), batches(3, 1)
-    calls = capture(model, {"tail": model.tail}, kept)["tail"]
+    calls = collect_calls(model, {"tail": model.tail}, kept)["tail"]
     before = {id(model.head): solved[id(model.head)]}
     mixed = _with_inputs_of(model, before, block, calls, kept)
     assert type(model.head) is nn.Linear
