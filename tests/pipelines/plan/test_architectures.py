@@ -18,11 +18,22 @@ from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.plan.counts import CONV, LINEAR, LayerEntry, count_rows, layer_entries
 from tests.pipelines.architecture_counts import CASES, Counts
 
-SECONDS, BYTES = 15, 2e9
-SHARED = 2
-"""Processor time of this work grows up to so much where other processes use the caches: seconds are an idle core's."""
+BYTES = 2e9
+YARDSTICKS = 110
+"""Bound on a plan's processor time, in runs of `_yardstick`, which takes .22 s where a plan may take 24 s.
+
+Seconds by themselves tell how busy the machine's other tenants are: both double together there.
+"""
 QUICK = ("sd3_medium", "sd3_controlnet", "flux_controlnet", "pixart_sigma", "sana")
 """Planned whole in every test run; the others only with -m slow, and shallow ones always."""
+
+
+def _yardstick() -> float:
+    """Processor seconds of a fixed piece of Python that makes small objects, as a plan does."""
+    start, kept = time.process_time(), {}
+    for number in range(1_000_000):
+        kept[number % 5000] = (number, str(number), [number])
+    return time.process_time() - start
 
 
 def _counts(layers: tuple[LayerEntry, ...]) -> Counts:
@@ -70,8 +81,9 @@ def _full(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", map(_full, CASES))
-def test_full_size_is_cut_as_derived_in_15_seconds_and_2_gigabytes(name: str) -> None:
+def test_full_size_is_cut_as_derived_in_seconds_and_2_gigabytes(name: str) -> None:
     architecture(name)  # imports diffusers, whose time is not the plan's
+    unit = _yardstick()
     before, start = _reset_peak(), time.process_time()
     model, inputs = meta_denoiser(name)
     layers = layer_entries(model, find_segments(model, kwargs=inputs), count_rows(model, inputs))
@@ -79,7 +91,7 @@ def test_full_size_is_cut_as_derived_in_15_seconds_and_2_gigabytes(name: str) ->
     assert _counts(layers) == CASES[name].full
     assert all(parameter.is_meta for parameter in model.parameters())
     assert _peak() - before < BYTES
-    assert seconds < SHARED * SECONDS
+    assert seconds < YARDSTICKS * max(unit, _yardstick())
 
 
 def test_the_arguments_follow_a_change() -> None:
