@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,18 +11,20 @@ from safetensors import safe_open
 from segquant_bench.eval import Backends, retrieval_accuracy
 from segquant_bench.pipelines.config.sections import CallConfig, ModelConfig
 from segquant_bench.pipelines.loading.models import load_pipeline
+from segquant_bench.pipelines.runtime.paths import ZOO
 from segquant_bench.pipelines.sampling.generate import generate_images
 from segquant_bench.pipelines.zoo import card, data, text, vae
 
-ZOO = Path(card.__file__).parent
 PIPELINE = ZOO / "emoji_sd3"
 MB = 1e6
 
 
+CALL = CallConfig(num_inference_steps=20, guidance_scale=4.0, height=64, width=64, max_sequence_length=0)
+
+
 @pytest.fixture(scope="module")
 def pipeline():
-    call = CallConfig(num_inference_steps=20, guidance_scale=4.0, height=64, width=64, max_sequence_length=0)
-    return load_pipeline(ModelConfig(name="emoji_sd3", path=str(PIPELINE), dtype="float32", call=call), PIPELINE)
+    return load_pipeline(ModelConfig(name="emoji_sd3", path=str(PIPELINE), dtype="float32", call=CALL), PIPELINE)
 
 
 def test_files_are_small_and_half_precision():
@@ -50,7 +51,8 @@ def test_it_is_a_stable_diffusion_3_pipeline(pipeline):
 def test_pictures_are_closest_to_their_own_caption(pipeline, tmp_path):
     """A small draw; the model card has the figure for 256 pictures, where at least 60 % is wanted."""
     prompts = card.evaluation_prompts(32)
-    generate_images(pipeline, pipeline.transformer, prompts, tmp_path / "images", card.CALL, seed=0, batch_size=16)
+    call = CALL.arguments()
+    generate_images(pipeline, pipeline.transformer, prompts, tmp_path / "images", call, seed=0, batch_size=16)
     pool = card.evaluation_prompts(256)
     backends = Backends(clip="emoji_clip", clip_path=ZOO / "emoji_clip")
     assert retrieval_accuracy(tmp_path / "images", prompts, backends=backends, pool=pool).value >= 0.6

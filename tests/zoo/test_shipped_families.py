@@ -13,11 +13,10 @@ from safetensors import safe_open
 from segquant_bench.eval import Backends, retrieval_accuracy
 from segquant_bench.pipelines.loading.files import resolve_directory
 from segquant_bench.pipelines.loading.models import denoiser_name, load_pipeline
-from segquant_bench.pipelines.runtime.paths import FAMILIES
+from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
 from segquant_bench.pipelines.sampling.generate import generate_images
 from segquant_bench.pipelines.zoo import card, data
 
-ZOO = Path(card.__file__).parent
 CLASSES = {"flux": "FluxPipeline", "sdxl": "StableDiffusionXLPipeline", "canny": "StableDiffusion3ControlNetPipeline"}
 TRAINED = [
     pytest.param(
