@@ -14,6 +14,7 @@ from segquant.kernels.reference import REFERENCE
 from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of, window_of
+from segquant.modules.state import outside_inference
 from segquant.modules.window import Window
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
@@ -115,7 +116,8 @@ class QuantLinear(nn.Module):
         """[..., in] -> [..., out], in the input's dtype."""
         packed = self._packed
         if packed is None:
-            packed = self.backend.pack(self.layout, self.tensors())
+            with outside_inference():
+                packed = self.backend.pack(self.layout, self.tensors())
             if self.keep_packed:
                 self._packed = packed
         return self.backend.linear(input, self.layout, packed)
