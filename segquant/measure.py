@@ -86,8 +86,19 @@ def model_errors(
 
 def _squares(exact: Sequence[Tensor], approximate: Sequence[Tensor]) -> tuple[float, float]:
     """Squared error, and squares of what is exact."""
+    if any(tensor.device.type == "meta" for tensor in (*exact, *approximate)):
+        raise QuantizationError("the model's output has no values (it is on meta); load its weights first")
+    if [tensor.shape for tensor in exact] != [tensor.shape for tensor in approximate]:
+        raise QuantizationError(
+            f"the float model's outputs have shapes {_shapes(exact)} and the quantized one's {_shapes(approximate)}; "
+            "give the model that was quantized"
+        )
     pairs = [(a.double(), b.double()) for a, b in zip(exact, approximate, strict=True)]
     return sum(float((a - b).square().sum()) for a, b in pairs), sum(float(a.square().sum()) for a, _ in pairs)
+
+
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    return str([list(tensor.shape) for tensor in tensors])
 
 
 def _parts(output: Any, count: int) -> list[list[Tensor]]:

@@ -183,7 +183,7 @@ class QuantConv2d(QuantLinear):
         return folded
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype."""
+        """[batch, in, h, w] -> [batch, out, h', w'], or without the batch, in the input's dtype."""
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:

@@ -77,6 +77,8 @@ def _advice(model: nn.Module, values: Sequence[Any]) -> str:
     own = list(itertools.chain(model.parameters(), model.buffers()))
     for what, of in (("device", lambda tensor: str(tensor.device)), ("dtype", _float_dtype)):
         given, here = ({of(tensor) for tensor in some} - {""} for some in (tensors, own))
+        if here == {"meta"}:
+            return "the model's weights have no values: load them first"
         if given and here and not given & here:
             extra = " (autocast is off here)" if what == "dtype" else ""
             return f"the model is on {what} {', '.join(sorted(here))}: move one of the two there with .to(){extra}"

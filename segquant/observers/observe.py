@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant.errors import QuantizationError
+from segquant.errors import QuantizationError, nearest
 from segquant.modules.calls import Progress, call
-from segquant.modules.layers import quantizable, width_of
+from segquant.modules.layers import quantizable, refuse_lazy, width_of
 from segquant.modules.state import own_state
 from segquant.modules.swap import evaluating
 from segquant.observers.collector import Collector
@@ -99,6 +99,9 @@ def observe_in_groups(
         QuantizationError: as `observe`; one matrix exceeds the limit; rereading is impossible or gives other data.
     """
     layers = quantizable(model, convolutions=only is not None)
+    _check_names(layers, gram=() if isinstance(gram, bool) else gram, only=only or ())
+    for name, layer in layers.items():
+        refuse_lazy(layer, name)
     layers = {name: layer for name, layer in layers.items() if only is None or name in only}
     want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
     left = dict.fromkeys(want)
@@ -119,6 +122,14 @@ def observe_in_groups(
         yield found
         if not left:
             return
+
+
+def _check_names(layers: Mapping[str, nn.Module], **given: Collection[str]) -> None:
+    for what, names in given.items():
+        for name in names:
+            if name not in layers:
+                hint = nearest(str(name), layers)
+                raise QuantizationError(f"{what} names {name!r}, which is no layer of the model; {hint}")
 
 
 @contextmanager

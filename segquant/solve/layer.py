@@ -61,6 +61,8 @@ def solve_layer(
             "called it; leave it out with `skip`, or set on_uncalled='skip'"
         )
     weight = linear.weight.detach().float()
+    if weight.device.type == "meta":
+        raise QuantizationError(f"{name}: its weight has no values (it is on meta); load the model's weights first")
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
     problem = _problem(weight, layout, stats, method, name, known)
