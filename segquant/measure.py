@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import checked, described
 from segquant.errors import QuantizationError
 from segquant.layers.linear import QuantLinear
-from segquant.modules.calls import call
+from segquant.modules.calls import batches_of, call, named
 from segquant.modules.state import own_state
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
 
@@ -20,6 +21,7 @@ LAYERS = (nn.Linear, nn.Conv2d)
 """What a tool may have quantized."""
 
 
+@checked()
 @own_state()
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
@@ -38,7 +40,7 @@ def layer_errors(
         QuantizationError: the models do not match.
     """
     with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
-        for batch in batches:
+        for batch in batches_of(batches):
             call(float_model, batch)
     return _layer_results(sums)
 
@@ -52,6 +54,7 @@ class ModelErrors:
     parts: list[float]
 
 
+@checked()
 @own_state()
 def model_errors(
     float_model: nn.Module,
@@ -72,8 +75,8 @@ def model_errors(
     """
     total, pieces = (0.0, 0.0), list[float]()
     with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
-        for index, batch in enumerate(batches):
-            count = 1 if parts is None else parts[index]
+        for index, batch in enumerate(batches_of(batches)):
+            count = 1 if parts is None else _count(parts, index)
             exact, approximate = call(float_model, batch), call(quant_model, batch)
             whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
@@ -82,6 +85,12 @@ def model_errors(
     if not pieces:
         raise _no_batches()
     return ModelErrors(_layer_results(sums), _relative(*total), pieces)
+
+
+def _count(parts: Sequence[int], index: int) -> int:
+    if index >= len(parts) or parts[index] < 1:
+        raise QuantizationError(f"parts={described(parts)} is to have one number, at least 1, for every batch")
+    return parts[index]
 
 
 def _squares(exact: Sequence[Tensor], approximate: Sequence[Tensor]) -> tuple[float, float]:
@@ -130,7 +139,7 @@ def _comparing(
     float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
 ) -> Iterator[dict[str, Tensor]]:
     """Inside, float layers sum per call: squared error, squares, calls (float64 [3])."""
-    names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
+    names = quantized_layers(float_model, quant_model) if layers is None else named(layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
     sums = {name: torch.zeros(3, dtype=torch.float64, device="cpu") for name in names}
     handles = []
@@ -178,12 +187,14 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
     return hook
 
 
+@checked()
 @own_state()
 def output_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> list[float]:
     """||Y − Ŷ||_F / ||Y||_F of the output, per batch."""
     return [_relative(*pair) for pair in _output_sums(float_model, quant_model, batches)]
 
 
+@checked()
 @own_state()
 def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> float:
     """||Y − Ŷ||_F / ||Y||_F of the output, over all batches."""
@@ -201,7 +212,7 @@ def _output_sums(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]
 ) -> Iterable[tuple[float, float]]:
     with torch.no_grad():
-        for batch in batches:
+        for batch in batches_of(batches):
             yield _squares(tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.graph.capture.calls import Capture, cuttable_layers
 from segquant.graph.capture.capture import capture
@@ -23,6 +24,7 @@ from segquant.modules.state import own_state
 logger = logging.getLogger(__name__)
 
 
+@checked(args="")
 @own_state()
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

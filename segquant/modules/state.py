@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.errors import QuantizationError
+
 DEVICES = ("cpu", "cuda", "mps", "xpu", "mtia", "privateuseone")
 """Kinds of device that autocast may be on for."""
 SEED = 0
@@ -99,6 +101,12 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, autocast is off for the device."""
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
+def check_seed(seed: int) -> None:
+    """QuantizationError for a seed that torch's generators do not take."""
+    if not -(2**63) <= seed < 2**63:
+        raise QuantizationError(f"seed={seed} does not fit in 64 bits; give a smaller one")
 
 
 def normal(tensor: Tensor) -> Tensor:

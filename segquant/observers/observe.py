@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError, nearest
-from segquant.modules.calls import Progress, call
+from segquant.modules.calls import Progress, batches_of, call
 from segquant.modules.layers import quantizable, refuse_lazy, width_of
-from segquant.modules.state import own_state
+from segquant.modules.state import check_seed, own_state
 from segquant.modules.swap import evaluating
 from segquant.observers.collector import Collector
 from segquant.observers.stats import FOLDS, InputStats
@@ -32,6 +33,7 @@ class Observed:
     last: bool
 
 
+@checked(gram="True, False or a list of layer names", only="a list of layer names")
 @own_state()
 def observe(
     model: nn.Module,
@@ -109,6 +111,8 @@ def observe_in_groups(
     if salience:
         collector.add_salience(layers)
     collector.check_limit(want, memory_limit)
+    batches = batches_of(batches)
+    check_seed(seed)
     again = iter(batches) is not batches
     for passes in itertools.count(1):
         collector.begin_pass(left, memory_limit, again)
@@ -157,7 +161,8 @@ def _run(
     head = list(itertools.islice(iterator, 2))
     if not head:
         raise QuantizationError(
-            "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
+            "there are no calibration batches; give at least one (better more, to choose on some kept apart); a "
+            "generator that was read before has none left"
         )
     total = len(batches) if isinstance(batches, Sized) else total
     deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)

@@ -21,7 +21,7 @@ from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, refuse_unmatched, targets
-from segquant.modules.calls import Progress, arguments, run
+from segquant.modules.calls import Progress, arguments, batches_of, run
 from segquant.modules.layers import quantizable, width_of
 from segquant.modules.state import own_random, own_state
 from segquant.modules.swap import swap_
@@ -87,7 +87,7 @@ def quantize_offloaded_with_outcome_(
         return Outcome(method)
     methods, names = layer_methods(layers, method), list(layers)
     del layers  # or float layers stayed in memory after they are replaced
-    batches = list(batches)
+    batches = list(batches_of(batches))
     _check(method, methods, batches)
     if segments is None and any(entry.cuts.wants_graph for entry in methods.values()):
         segments = find_segments(model, *arguments_of(batches[0]))
