@@ -22,6 +22,7 @@ from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.sweep import report_sweep
+from segquant_bench.pipelines.runtime.interrupt import insistent_interrupt
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
@@ -127,16 +128,21 @@ def main() -> None:
     """Console script: exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
-        try:
-            finished = _succeeds(lambda: check_search_path(sys.argv[1:])) and _succeeds(_run)
-        except Exception:  # a fault of the program in one job: the others' results are worth a report
-            _succeeds(_report, REPORT_FAILED)
-            raise
-        reported = _succeeds(_report, REPORT_FAILED)
+        with insistent_interrupt():
+            succeeded = _run_and_report()
     except KeyboardInterrupt:
         print("segquant: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(0 if finished and reported else EXIT_FAILED)
+    sys.exit(0 if succeeded else EXIT_FAILED)
+
+
+def _run_and_report() -> bool:
+    try:
+        finished = _succeeds(lambda: check_search_path(sys.argv[1:])) and _succeeds(_run)
+    except Exception:  # a fault of the program in one job: the others' results are worth a report
+        _succeeds(_report, REPORT_FAILED)
+        raise
+    return _succeeds(_report, REPORT_FAILED) and finished
 
 
 if __name__ == "__main__":
