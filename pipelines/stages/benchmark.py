@@ -15,6 +15,7 @@ from segquant_bench.pipelines.stages.embeddings import EMBEDDINGS
 from segquant_bench.pipelines.stages.evaluate import EVALUATE
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
+from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.polarity import POLARITY
 from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
@@ -41,8 +42,12 @@ STAGES: tuple[Stage, ...] = (
 
 
 def open_run(config: RunConfig) -> Run:
-    """A run, nothing computed yet."""
-    return Run(config, STAGES)
+    """A run, nothing computed yet.
+
+    Raises:
+        PipelineError: a stage of the user's own that cannot be used.
+    """
+    return Run(config, with_own_stages(STAGES, config.stages))
 
 
 def run_all(run: Run) -> None:
