@@ -45,9 +45,14 @@ def open_run(config: RunConfig) -> Run:
     """A run, nothing computed yet.
 
     Raises:
-        PipelineError: a stage of the user's own that cannot be used.
+        PipelineError: settings of an unknown stage, or a stage of the user's own that cannot be used.
     """
-    return Run(config, with_own_stages(STAGES, config.stages))
+    table = with_own_stages(STAGES, config.stages)
+    known = [stage.name for stage in table]
+    for name in config.stages:
+        if name not in known:
+            raise PipelineError(f"stages.{name} is no stage; {nearest(name, known)}")
+    return Run(config, table)
 
 
 def run_all(run: Run) -> None:
@@ -56,10 +61,6 @@ def run_all(run: Run) -> None:
     Raises:
         PipelineError: what the user can mend.
     """
-    known = [stage.name for stage in run.table]
-    for name in run.config.stages:
-        if name not in known:
-            raise PipelineError(f"stages.{name} is no stage; {nearest(name, known)}")
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
     check_metrics(run.config.metric, run.dataset)
