@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.render import write_report
+from segquant_bench.texts import plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
         written = write_report(options.directories, options.output, grid=not options.no_grid, rows=options.rows)
     except (EvalError, OSError) as error:
-        sys.stderr.write(f"segquant-report: {error}\n")
+        sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written.values())
     return 0

@@ -20,6 +20,7 @@ from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import to_latex
 from segquant_bench.eval.tables.render_markdown import to_markdown
+from segquant_bench.texts import plain
 
 LEGEND = (
     "↓ lower is better, ↑ higher is better; in brackets the 95 % bootstrap interval (over pictures; over "
@@ -63,7 +64,7 @@ def _contents(runs: Sequence[RunResult], grid: bool, rows: int) -> tuple[dict[st
     comparisons, refused = compare_runs(runs)
     comparisons += against_unquantized(runs)
     for sentence in refused:
-        log.warning("%s", sentence)
+        log.warning("%s", plain(sentence))
     more = extras(ordered)
     plot = metric_plot(ordered)
     pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +248,7 @@ def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
     for run in sorted(runs, key=lambda r: r.path.stat().st_mtime):
         key: object = run.config_hash or run.path
         if key in kept:
-            log.warning("%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path)
+            paths = (plain(str(each.path)) for each in (run, kept[key]))
+            log.warning("%s repeats the configuration of %s; the later one is shown", *paths)
         kept[key] = run
     return list(kept.values())
