@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
     )
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run or sweep folder")
+    parser.add_argument(
+        "directories", nargs="+", type=Path, metavar="DIR", help="run or sweep folder, or a results.json"
+    )
     parser.add_argument("--output", type=Path, help="folder for the report (default: the first DIR)")
     parser.add_argument("--rows", type=int, default=8, help="prompts in the grid (default: 8)")
     parser.add_argument("--no-grid", action="store_true", help="leave the picture grid out")

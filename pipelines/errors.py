@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterable, Iterator
 
 from segquant_bench.hints import nearest
+from segquant_bench.texts import plain
 
 
 class PipelineError(Exception):
@@ -38,8 +39,8 @@ def at_least(key: str, value: float, least: float) -> None:
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message without line breaks."""
-    return " ".join(str(error).split())
+    """A message on one line, without characters that a terminal obeys."""
+    return plain(" ".join(str(error).split()))
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -16,11 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.pipelines.config.arguments import check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
+from segquant_bench.pipelines.results.failure import clear_failure, write_failure
 from segquant_bench.pipelines.results.sweep import report_sweep
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
@@ -35,10 +37,12 @@ register()
 
 
 def job(config: DictConfig) -> None:
-    """One run: all stages, results.json, logger. Raises PipelineError."""
+    """One run: all stages, results.json, logger; or failure.json. Raises PipelineError."""
     quieten_absent_gpu()
+    os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the same with hydra.job.chdir; Hydra changes back
     folder = Path(HydraConfig.get().runtime.output_dir)
-    overrides = " ".join(HydraConfig.get().overrides.task)
+    overrides = list(HydraConfig.get().overrides.task)
+    clear_failure(folder)
     try:
         checked = validate(config)
         check_shipped(checked)
@@ -54,7 +58,7 @@ def job(config: DictConfig) -> None:
         run = open_run(checked)
         run_all(run)
         results = write_results(run, folder)
-        log.info("results: %s", results)
+        log.info("results: %s", one_line(str(results)))
         if checked.logger.name == "wandb":
             from segquant_bench.pipelines.results.wandb_log import log_run
 
@@ -67,9 +71,10 @@ def job(config: DictConfig) -> None:
             )
     except Exception as error:
         message = user_message(error)
+        write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}")
         if message is None:
             raise
-        log.error("%s%s", f"{overrides}: " if overrides else "", message)
+        log.error("%s%s", f"{one_line(' '.join(overrides))}: " if overrides else "", message)
         raise PipelineError(message) from error
 
 
@@ -107,7 +112,7 @@ _run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3
 def _report() -> None:
     folder = report_sweep()
     if folder is not None:
-        log.info("report: %s", folder / "report.html")
+        log.info("report: %s", one_line(str(folder / "report.html")))
 
 
 def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
@@ -123,12 +128,18 @@ def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
     return True
 
 
+def _prepare() -> None:
+    check_text(sys.argv[1:])
+    sys.argv[1:] = with_open_keys(sys.argv[1:])
+    check_search_path(sys.argv[1:])
+
+
 def main() -> None:
     """Console script: exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         try:
-            finished = _succeeds(lambda: check_search_path(sys.argv[1:])) and _succeeds(_run)
+            finished = _succeeds(_prepare) and _succeeds(_run)
         except Exception:  # a fault of the program in one job: the others' results are worth a report
             _succeeds(_report, REPORT_FAILED)
             raise

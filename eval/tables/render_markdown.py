@@ -9,7 +9,8 @@ from segquant_bench.eval.tables.table import Cell, Column, Table
 from segquant_bench.texts import plain
 
 _MARKS = re.compile(
-    r"""[|*\\`<$~]            # cells, bold, code, tags, mathematics, strokes
+    r"""[|*\\`$~]             # cells, bold, code, mathematics, strokes
+    | <(?=[A-Za-z/!?])      # tags
     | (?<!\w)_ | _(?!\w)    # italics; not within a word
     | \](?=[(\[])           # the end of a link's text
     | &(?=\#?\w+;)          # entities

@@ -9,6 +9,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from segquant_bench.pipelines.errors import one_line
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ class SweepFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folder and whether a report is wanted."""
-        SweepFolder.current = (Path(config.hydra.sweep.dir), bool(config.report))
+        SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
 
 
 def report_sweep() -> Path | None:
@@ -27,10 +29,15 @@ def report_sweep() -> Path | None:
     if SweepFolder.current is None:
         return None
     folder, wanted = SweepFolder.current
-    if not wanted or not any(folder.glob("*/results.json")):
+    if not wanted:
         return None
     # put off: matplotlib, which single runs and `segquant --help` do without
+    from segquant_bench.eval.files import find_named
     from segquant_bench.eval.render import write_report
+    from segquant_bench.eval.results import RESULTS
 
+    if not find_named(folder, RESULTS):
+        log.warning("no report, because no run below %s finished", one_line(str(folder)))
+        return None
     write_report([folder], folder)
     return folder
