@@ -41,8 +41,8 @@ def _load(path: Path) -> Failure:
         raise EvalError(f"{path} is not readable JSON ({error}); run that job again") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("message"), str):
         raise EvalError(f"{path} has no message; run that job again")
-    texts = (_text(raw.get(key)) for key in ("name", "model", "dataset", "precision", "seed"))
-    return Failure(path, *texts, overrides=tuple(map(str, raw.get("overrides") or ())), message=raw["message"])
+    texts = {key: _text(raw.get(key)) for key in ("name", "model", "dataset", "precision", "seed")}
+    return Failure(path, **texts, overrides=tuple(map(str, raw.get("overrides") or ())), message=raw["message"])
 
 
 def _text(value: Any) -> str:

@@ -76,7 +76,7 @@ def _contents(
     plot = metric_plot(ordered)
     pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
-    failed = [table] if (table := failed_table(failures)) is not None else []
+    failed = [failed_table(failures)] if failures else []
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), LEGEND, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),

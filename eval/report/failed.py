@@ -11,10 +11,8 @@ from segquant_bench.eval.tables.table import Table, heads, row
 TITLE = "Failed runs"
 
 
-def failed_table(failures: Sequence[Failure]) -> Table | None:
-    """A row per failed run with its sentence; None without any."""
-    if not failures:
-        return None
+def failed_table(failures: Sequence[Failure]) -> Table:
+    """A row per failed run with its sentence."""
     named = [[failure.path.parent.name, _where(failure), " ".join(failure.overrides)] for failure in failures]
     rows = tuple(row([*keys, failure.message], ()) for keys, failure in zip(named, failures, strict=True))
     return Table(heads(("folder", "run", "asked for", "why it failed"), ()), (rows,), title=TITLE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +24,7 @@ GAP = 8
 LABEL_WIDTH = 190
 FONT_SIZE = 15
 HEAD_LINES = 40
+MOST_CHARACTERS = 200  # of a file's name; file systems take 255 bytes
 INK, PALE, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
@@ -48,12 +48,14 @@ def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
         name = "grid" if not found else f"grid_{run.model}_{run.dataset}_{run.seed}"
         if f"{_safe(name)}.png" in found:
             name += f"_{prompts_name(run)}"
-        found[f"{_safe(name)}.png"] = members
+        # models whose names differ in other characters alone, or in settings of their own
+        others = [f"{_safe(name)}_{number}" for number in range(2, len(groups) + 2)]
+        found[next(f"{free}.png" for free in (_safe(name), *others) if f"{free}.png" not in found)] = members
     return found
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:MOST_CHARACTERS]
 
 
 def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
@@ -163,7 +165,14 @@ def _lines(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None
 
 def _fitting(piece: str, font: ImageFont.FreeTypeFont, width: int) -> int:
     """How many of the first characters are no wider than `width`: at least one, and never all."""
-    return max(bisect_right(range(1, len(piece)), width, key=lambda n: font.getlength(piece[:n])), 1)
+    low, high = 1, len(piece) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if font.getlength(piece[:middle]) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _pieces(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from segquant_bench.eval.failures import Failure
 from segquant_bench.eval.report.columns import Quantity, best_runs, columns, metric_names
-from segquant_bench.eval.report.labels import group_key, labels, prompts_name, sort_runs
+from segquant_bench.eval.report.labels import group_key, labels, prompts_name, setups, sort_runs
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.table import DASH, Cell, Column, Row, Table, grouped
 
@@ -40,12 +40,13 @@ def has_results(table: Table) -> bool:
 
 
 def _keys(runs: Sequence[RunResult]) -> Keys:
-    names = labels(runs)
+    names, sampling = labels(runs), setups(runs)
     every: Keys = [
         (Column("model", "key"), lambda run: run.model),
         (Column("dataset", "key"), lambda run: run.dataset),
         (Column("seed", "key"), lambda run: str(run.seed)),
         (Column("prompts", "key"), prompts_name),
+        (Column("sampling", "key"), lambda run: sampling[id(run)]),
     ]
     return [
         *((column, get) for column, get in every if len({get(run) for run in runs}) > 1),
