@@ -24,6 +24,7 @@ from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.failure import clear_failure, write_failure
 from segquant_bench.pipelines.results.sweep import report_sweep
+from segquant_bench.pipelines.results.wandb_mode import check_logger
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
@@ -46,11 +47,7 @@ def job(config: DictConfig) -> None:
     try:
         checked = validate(config)
         check_shipped(checked)
-        if checked.logger.name == "wandb":
-            # put off: most runs have no such logger
-            from segquant_bench.pipelines.results.wandb_log import check_installed
-
-            check_installed()
+        mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
         # put off: torch, which `segquant --help` and refused command lines do without
         from segquant_bench.pipelines.results.write import read_json, write_results
         from segquant_bench.pipelines.stages.benchmark import open_run, run_all
@@ -59,16 +56,11 @@ def job(config: DictConfig) -> None:
         run_all(run)
         results = write_results(run, folder)
         log.info("results: %s", one_line(str(results)))
-        if checked.logger.name == "wandb":
-            from segquant_bench.pipelines.results.wandb_log import log_run
+        if mode is not None:
+            from segquant_bench.pipelines.results.wandb_log import Sink, log_run
 
-            log_run(
-                checked.logger,
-                read_json(results),
-                folder,
-                OmegaConf.to_container(config, resolve=True),
-                group(folder),
-            )
+            sink = Sink(checked.logger, mode, group(folder), run.cache)
+            log_run(sink, read_json(results), folder, OmegaConf.to_container(config, resolve=True))
     except Exception as error:
         message = user_message(error)
         write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}")
@@ -80,8 +72,8 @@ def job(config: DictConfig) -> None:
 
 def group(folder: Path) -> str:
     """The W&B group: the sweep's folder, else the run's."""
-    is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    return folder.parent.name if is_sweep else folder.name
+    hydra_config = HydraConfig.get()
+    return Path(hydra_config.sweep.dir).name if hydra_config.mode is RunMode.MULTIRUN else folder.name
 
 
 def user_message(error: BaseException) -> str | None:
