@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from typing import Any
 
 import yaml
 
-from segquant_bench.pipelines.data.pictures import DAMAGED, Picture
+from segquant_bench.pipelines.data.pictures import DAMAGED, Picture, list_folder
 from segquant_bench.pipelines.errors import PipelineError, one_line
+
+log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 PICTURE_COLUMNS = ("file", "file_name", "image")
@@ -104,6 +107,10 @@ def read_archive(archive: Path) -> Source:
             raise PipelineError(f"a line of captions.jsonl in {archive} has a value that is no text: {row}; correct it")
         if row["file"] not in names:
             raise PipelineError(f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again")
+    others = sorted({row["split"] for row in rows} - set(SPLITS))
+    if others:
+        number = sum(row["split"] in others for row in rows)
+        log.warning("%d lines of %s have other splits (%s): left out", number, archive, one_line(", ".join(others)))
     split: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     for row in rows:
         if row["split"] in split:
@@ -140,10 +147,8 @@ def read_prompts(path: Path) -> list[Entry]:
 
 
 def read_prompt_files(evaluation: Path, calibration: Path, real: str | None) -> Source:
-    """Two files of prompts, and perhaps a folder of PNGs."""
-    pictures = () if real is None else tuple(Picture(path) for path in sorted(Path(real).glob("*.png")))
-    if real is not None and not pictures:
-        raise PipelineError(f"dataset.real={real} is no folder of PNG pictures; correct it or leave it out")
+    """Two files of prompts, and perhaps a folder of pictures, whatever their formats."""
+    pictures = () if real is None else list_folder(Path(real), "dataset.real")
     return Source(read_prompts(evaluation), read_prompts(calibration), pictures)
 
 
