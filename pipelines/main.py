@@ -23,7 +23,7 @@ from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.results.failure import clear_failure, write_failure
-from segquant_bench.pipelines.results.sweep import report_sweep
+from segquant_bench.pipelines.results.sweep import claim_folder, report_sweep
 from segquant_bench.pipelines.results.wandb_mode import check_logger
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
@@ -43,6 +43,8 @@ def job(config: DictConfig) -> None:
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the same with hydra.job.chdir; Hydra changes back
     folder = Path(HydraConfig.get().runtime.output_dir)
     overrides = list(HydraConfig.get().overrides.task)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        claim_folder(folder)
     clear_failure(folder)
     try:
         checked = validate(config)

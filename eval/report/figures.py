@@ -141,7 +141,12 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None =
     Line breaks in the text are spaces.
     """
     lines = _lines(plain(text), font, width, most)
-    return lines if most is None or len(lines) <= most else [*lines[: most - 1], lines[most - 1].rstrip(" ,.") + "…"]
+    if most is None or len(lines) <= most:
+        return lines
+    last = lines[most - 1].rstrip(" ,.")
+    while len(last) > 1 and font.getlength(f"{last}…") > width:
+        last = last[:-1]
+    return [*lines[: most - 1], f"{last}…"]
 
 
 def _lines(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None) -> list[str]:

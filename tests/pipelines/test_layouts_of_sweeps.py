@@ -42,6 +42,16 @@ def test_nested_folders_other_working_folders_and_failures(command: Command, tin
     assert [row["failure"] == record["message"] for row in rows] == [False, True] and rows[1]["precision"] == "w4a16"
 
 
+def test_two_jobs_in_one_folder(command: Command, tiny: Tiny, cache: Path) -> None:
+    """The first stays as it is, and stands in the report."""
+    arguments = ["-m", *tiny.overrides(cache), "quantizer=none,rtn", "hydra.sweep.subdir=a/b"]
+    outcome = command(*arguments)
+    assert outcome.code == 1 and "a/b is another job's folder already; put ${hydra.job.num} into" in outcome.sentence
+    assert [run.quantizer for run in load_results([outcome.folder])] == ["none"]
+    assert "unquantized" in (outcome.folder / "table.md").read_text()
+    assert command(*arguments[:-2], "quantizer=rtn", arguments[-1]).code == 0
+
+
 def test_a_name_that_leads_out_of_the_sweep(tiny: Tiny, tmp_path: Path) -> None:
     for name in ("../x", "a/../../x", ".."):
         with pytest.raises(PipelineError, match=r"leads out of the sweep's folder; leave \.\. out"):

@@ -118,6 +118,7 @@ def test_labels_of_pictures_are_lines_of_their_width() -> None:
         assert all(line and font.getlength(line) <= 100 or len(line) == 1 for line in lines if line.strip())
         assert "".join("".join(lines).split()) == "".join(plain(text).split())
         few = wrap(text, font, 100, 3)
+        assert all(font.getlength(line) <= 100 for line in few)
         assert few == lines if len(lines) <= 3 else (len(few) == 3 and few[:2] == lines[:2] and few[2].endswith("…"))
     assert time.monotonic() - began < 20
 
