@@ -25,6 +25,7 @@ from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_lin
 from segquant_bench.pipelines.results.failure import clear_failure, write_failure
 from segquant_bench.pipelines.results.sweep import claim_folder, report_sweep
 from segquant_bench.pipelines.results.wandb_mode import check_logger
+from segquant_bench.pipelines.runtime.interrupt import insistent_interrupt
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
@@ -47,22 +48,7 @@ def job(config: DictConfig) -> None:
         claim_folder(folder)
     clear_failure(folder)
     try:
-        checked = validate(config)
-        check_shipped(checked)
-        mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
-        # put off: torch, which `segquant --help` and refused command lines do without
-        from segquant_bench.pipelines.results.write import read_json, write_results
-        from segquant_bench.pipelines.stages.benchmark import open_run, run_all
-
-        run = open_run(checked)
-        run_all(run)
-        results = write_results(run, folder)
-        log.info("results: %s", one_line(str(results)))
-        if mode is not None:
-            from segquant_bench.pipelines.results.wandb_log import Sink, log_run
-
-            sink = Sink(checked.logger, mode, group(folder), run.cache)
-            log_run(sink, read_json(results), folder, OmegaConf.to_container(config, resolve=True))
+        _job(config, folder)
     except Exception as error:
         message = user_message(error)
         write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}")
@@ -70,6 +56,26 @@ def job(config: DictConfig) -> None:
             raise
         log.error("%s%s", f"{one_line(' '.join(overrides))}: " if overrides else "", message)
         raise PipelineError(message) from error
+
+
+def _job(config: DictConfig, folder: Path) -> None:
+    checked = validate(config)
+    check_shipped(checked)
+    mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
+    # put off: torch, which `segquant --help` and refused command lines do without
+    from segquant_bench.pipelines.results.write import read_json, write_results
+    from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+
+    run = open_run(checked)
+    run_all(run)
+    results = write_results(run, folder)
+    log.info("results: %s", one_line(str(results)))
+    if mode is not None:
+        # put off: most runs have no such logger
+        from segquant_bench.pipelines.results.wandb_log import Sink, log_run
+
+        sink = Sink(checked.logger, mode, group(folder), run.cache)
+        log_run(sink, read_json(results), folder, OmegaConf.to_container(config, resolve=True))
 
 
 def group(folder: Path) -> str:
@@ -132,16 +138,21 @@ def main() -> None:
     """Console script: exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
-        try:
-            finished = _succeeds(_prepare) and _succeeds(_run)
-        except Exception:  # a fault of the program in one job: the others' results are worth a report
-            _succeeds(_report, REPORT_FAILED)
-            raise
-        reported = _succeeds(_report, REPORT_FAILED)
+        with insistent_interrupt():
+            succeeded = _run_and_report()
     except KeyboardInterrupt:
         print("segquant: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(0 if finished and reported else EXIT_FAILED)
+    sys.exit(0 if succeeded else EXIT_FAILED)
+
+
+def _run_and_report() -> bool:
+    try:
+        finished = _succeeds(_prepare) and _succeeds(_run)
+    except Exception:  # a fault of the program in one job: the others' results are worth a report
+        _succeeds(_report, REPORT_FAILED)
+        raise
+    return _succeeds(_report, REPORT_FAILED) and finished
 
 
 if __name__ == "__main__":

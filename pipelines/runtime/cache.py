@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from segquant.files import write_json
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.runtime.cost import measured
+from segquant_bench.pipelines.runtime.interrupt import heard
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compu
         write_json(partial / RECORD, record)
         partial.rename(final)
     except BaseException as error:
+        heard()  # or the next interrupt would cut the cleaning short
         shutil.rmtree(partial, ignore_errors=True)
         if is_disk_full(error):
             raise _disk_full(name, final.parent) from error
