@@ -51,6 +51,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+def unwritable(error: BaseException) -> str | None:
+    """The sentence for a place that cannot be written to; else None."""
+    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE or not error.filename:
+        return None
+    return (
+        f"{one_line(str(error.filename))} cannot be written ({error.strerror}); choose another place with "
+        "hydra.run.dir=DIRECTORY (of a sweep: hydra.sweep.dir) and cache=DIRECTORY, or a shorter name=NAME"
+    )
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether no space is left; safetensors only says so in its text."""
     return any(

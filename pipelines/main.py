@@ -21,7 +21,7 @@ from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.shipped import check_shipped
-from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
+from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line, unwritable
 from segquant_bench.pipelines.results.failure import clear_failure, write_failure
 from segquant_bench.pipelines.results.sweep import claim_folder, report_sweep
 from segquant_bench.pipelines.results.wandb_mode import check_logger
@@ -94,7 +94,7 @@ def user_message(error: BaseException) -> str | None:
         return explain(error)
     if _is_library_error(error):
         return one_line(error)
-    return memory_message(error)
+    return unwritable(error) or memory_message(error)
 
 
 def _is_library_error(error: BaseException) -> bool:

@@ -52,6 +52,16 @@ def test_two_jobs_in_one_folder(command: Command, tiny: Tiny, cache: Path) -> No
     assert command(*arguments[:-2], "quantizer=rtn", arguments[-1]).code == 0
 
 
+def test_folders_that_cannot_be_made(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for more in (f"name={'n' * 300}", "hydra.sweep.subdir=../file/x"):
+        outcome = command("-m", *tiny.overrides(tmp_path / "cache"), more)
+        assert outcome.code == 1 and "Traceback" not in outcome.err
+        assert (
+            " cannot be written (" in outcome.sentence and "choose another place with hydra.run.dir" in outcome.sentence
+        )
+
+
 def test_a_name_that_leads_out_of_the_sweep(tiny: Tiny, tmp_path: Path) -> None:
     for name in ("../x", "a/../../x", ".."):
         with pytest.raises(PipelineError, match=r"leads out of the sweep's folder; leave \.\. out"):
