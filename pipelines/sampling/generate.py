@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def run_batches(
     CPU; other draws are seeded per batch.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
-    with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
+    with tqdm(total=len(prompts), desc=plain(label), unit="picture", disable=None, leave=False) as bar:
         for start in range(0, len(prompts), batch_size):
             indices = range(start, min(start + batch_size, len(prompts)))
             batch = [prompts[i] for i in indices]

@@ -196,7 +196,9 @@ class _Run:
         self, model: nn.Module, names: Sequence[str], batches: Iterable[Any], skip: Sequence[str] = (), **given: Any
     ) -> None:
         overrides = _matching(self.method, list(quantizable(model, self.method.targets.convolutions)))
-        method = self.method.changed(overrides=overrides, skip=(*self.method.targets.skip, *skip))
+        known = list(quantizable(model))
+        globs = [glob for glob in self.method.targets.skip if any(fnmatch.fnmatchcase(name, glob) for name in known)]
+        method = self.method.changed(overrides=overrides, skip=(*globs, *skip))
         if isinstance(model, BlockRunner) and not any(self.methods[name].needs for name in names):
             model.fill()
         outcome = quantize_with_outcome_(
