@@ -16,7 +16,22 @@ from safetensors.numpy import save_file
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file at once, creating its folder."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    _publish(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))
+    _publish(path, lambda temporary: _save_in_order(temporary, contiguous, dict(metadata or {})))
+
+
+def _save_in_order(path: str, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """The same bytes each time: safetensors writes metadata in no particular order."""
+    save_file(tensors, path, metadata=metadata)
+    if len(metadata) < 2:
+        return
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:  # else strings were escaped in another way, and stay as they are
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def save_json(path: Path, content: Any) -> None:

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
+from segquant.files import make_folder_beside, write_tensors, write_text
 from segquant.layers.backends import set_backend_
 from segquant.layers.linear import QuantConv2d, QuantLinear
 from segquant.modules.layers import width_of
+from segquant.modules.state import building, own_state
 from segquant.modules.swap import swap_
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
@@ -35,6 +37,7 @@ PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
 
 
+@checked()
 def save_quantized(
     model: nn.Module,
     directory: str | Path,
@@ -53,30 +56,39 @@ def save_quantized(
         QuantizationError: no quantized linear, or something else is there.
     """
     target = Path(directory)
+    if target.name in ("", ".."):
+        raise QuantizationError(f"{str(directory)!r} names no folder of its own; give the name of one")
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     tensors, aliases = _distinct(model)
     manifest = _manifest(model, aliases)
     manifest.update({} if outcome is None else outcome.to_dict())
-    manifest["extra"] = dict(extra or {})
+    manifest["extra"] = _json_ready(extra or {})
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = make_folder_beside(target)
     try:
-        safetensors.torch.save_file(tensors, temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, tensors)
         manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         _publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
+def _json_ready(extra: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise QuantizationError(f"extra cannot be written as JSON: {error}; give numbers, strings and lists") from error
+    return dict(extra)
+
+
 def _publish(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.replace(temporary, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    old = make_folder_beside(target)
     os.replace(target, old / "was")
     os.replace(temporary, target)
     shutil.rmtree(old)
@@ -134,6 +146,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
 
 
+@checked()
 def read_outcome(directory: str | Path) -> Outcome | None:
     """The outcome saved with a model, or None.
 
@@ -154,6 +167,8 @@ def read_outcome(directory: str | Path) -> Outcome | None:
         ) from error
 
 
+@checked()
+@own_state()
 def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
     """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.
 
@@ -235,7 +250,8 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
         raise QuantizationError(
             f"{folder} holds a {module}.{name}, which is no model class that is known here; pass model="
         )
-    built: nn.Module = kind.from_config(manifest["config"])
+    with building():
+        built: nn.Module = kind.from_config(manifest["config"])
     return built
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from segquant.files import write_tensors
 from segquant_bench.pipelines.config.sections import CorrectionConfig
 from segquant_bench.pipelines.errors import PipelineError
 
@@ -181,7 +182,7 @@ def save_correction(correction: Correction, folder: Path) -> None:
     tensors = {"scale": correction.scale, "shift": correction.shift}
     optional = {"variance": correction.variance, "input_bias": correction.input_bias}
     tensors |= {name: value for name, value in optional.items() if value is not None}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "correction.safetensors")
+    write_tensors(folder / "correction.safetensors", {name: value.contiguous() for name, value in tensors.items()})
     head = {"schema": SCHEMA, "method": correction.method, "timesteps": correction.timesteps}
     text = json.dumps({**head, "record": correction.record}, indent=1, allow_nan=False)
     (folder / "correction.json").write_text(text + "\n", encoding="utf-8")

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
 
 INDEX = "embeddings.json"
@@ -52,7 +52,7 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], call: Mapping[str, Any
                 if name not in files:
                     files[name], tensors[name] = f"{number:05d}.safetensors", tensor
         if tensors:
-            save_file(tensors, folder / f"{number:05d}.safetensors")
+            write_tensors(folder / f"{number:05d}.safetensors", tensors)
     record = {"entries": recorder.entries, "files": files}
     (folder / INDEX).write_text(json.dumps(record) + "\n", encoding="utf-8")
 

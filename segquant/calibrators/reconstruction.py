@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from segquant.checks import check_fields
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -37,13 +39,14 @@ class Reconstruction:
     memory_limit: int = 2**31
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("rows", "steps", "batch", "memory_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be at least 1")
         for name in ("lr", "beta_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be positive")
-        if self.beta_start < self.beta_end or self.strength < 0:
+        if not (self.beta_start >= self.beta_end and self.strength >= 0):
             raise ValueError(
                 f"reconstruction beta_start={self.beta_start}, beta_end={self.beta_end}, strength={self.strength}: "
                 "beta falls from start to end, and strength is at least 0"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.graph.capture.calls import Capture, cuttable_layers
 from segquant.graph.capture.capture import capture
@@ -17,10 +18,14 @@ from segquant.graph.rules.activations import Activations
 from segquant.graph.rules.input_cuts import InputTracer, provenance
 from segquant.graph.rules.output_cuts import leading_to_cuts, output_cut
 from segquant.graph.segments import Segments
+from segquant.modules.layers import quantized_count
+from segquant.modules.state import own_state
 
 logger = logging.getLogger(__name__)
 
 
+@checked(args="")
+@own_state()
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Segments]:
@@ -48,9 +53,11 @@ def find_segments(
             "pass (tensor,) for a single one, or use `kwargs`."
         )
     if not cuttable_layers(model):
+        done = "the model is quantized already; pass the float one"
+        advice = done if quantized_count(model) else "pass the module that holds the layers"
         raise QuantizationError(
             f"{type(model).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(model.modules()))} "
-            "modules: there is nothing to plan; pass the module that holds the layers."
+            f"modules: there is nothing to plan; {advice}."
         )
     return segments_of(capture(model, args, kwargs or {}))
 

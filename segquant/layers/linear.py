@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.arguments import GivenMethod, method_of
+from segquant.checks import checked, require
 from segquant.graph.segments import Segments
 from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
-from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of, window_of
+from segquant.modules.state import outside_inference
 from segquant.modules.window import Window
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
@@ -44,6 +46,7 @@ class QuantLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        require(layout, Layout, "QuantLinear", "layout", "a Layout; from_float makes a layer of an nn.Linear")
         self.layout = layout
         for name, (shape, dtype) in layout.buffers().items():
             self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
@@ -68,9 +71,10 @@ class QuantLinear(nn.Module):
         return module
 
     @staticmethod
+    @checked(method="", stats="what observe returned for the layer")
     def from_float(
         linear: nn.Module,
-        method: Method,
+        method: GivenMethod,
         stats: InputStats | None = None,
         segments: Segments | None = None,
         *,
@@ -87,7 +91,7 @@ class QuantLinear(nn.Module):
             QuantizationError: the group size does not divide in_features, stats are missing or not finite, ….
         """
         layout, tensors, _ = solve_layer(
-            as_linear(linear), layer_method(method, linear), stats, segments, name=name, taps=taps_of(linear)
+            as_linear(linear), layer_method(method_of(method), linear), stats, segments, name=name, taps=taps_of(linear)
         )
         return QuantLinear.from_tensors(layout, tensors, window_of(linear))
 
@@ -115,7 +119,8 @@ class QuantLinear(nn.Module):
         """[..., in] -> [..., out], in the input's dtype."""
         packed = self._packed
         if packed is None:
-            packed = self.backend.pack(self.layout, self.tensors())
+            with outside_inference():
+                packed = self.backend.pack(self.layout, self.tensors())
             if self.keep_packed:
                 self._packed = packed
         return self.backend.linear(input, self.layout, packed)
@@ -181,7 +186,7 @@ class QuantConv2d(QuantLinear):
         return folded
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype."""
+        """[batch, in, h, w] -> [batch, out, h', w'], or without the batch, in the input's dtype."""
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:

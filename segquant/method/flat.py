@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from segquant import registry
+from segquant.checks import described
 from segquant.errors import nearest
 from segquant.method.parts import Budget, Cuts, Targets
 from segquant.numerics.formats import scheme_of
@@ -95,7 +96,7 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     known, kinds = flat_names(), settings()
     for key in changes:
         if key not in known:
-            raise ValueError(f"a method has no {key!r}; {nearest(key, known)}")
+            raise ValueError(f"a method has no {described(key)}; {nearest(str(key), known)}")
     parts: dict[str, Any] = {key: changes[key] for key in OWN if key in changes}
     if isinstance(parts.get("budget"), Mapping):
         parts["budget"] = registry.build(Budget, parts["budget"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segquant.checks import check_fields
 from segquant.files import write_json
 from segquant.method.spec import Method
 
@@ -38,6 +39,9 @@ class LayerPlan:
     operations: float | None = None
     plain: float | None = None
     gain: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:

@@ -14,7 +14,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.control_cuts import random_cuts, wrong_cuts
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
-from segquant.modules.layers import quantizable, width_of
+from segquant.modules.layers import quantizable, quantized_count, refuse_lazy, width_of
 from segquant.numerics.formats import QuantScheme, QuantSpec
 
 
@@ -25,21 +25,36 @@ def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
 
 
 def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Method) -> None:
-    """QuantizationError if `layers` is empty."""
+    """QuantizationError with the reason if `layers` is empty."""
     if not layers:
-        raise QuantizationError(
-            f"method {method.name!r} finds no layer to quantize; skip={list(method.targets.skip)} leaves "
-            f"out all {len(quantizable(model, method.targets.convolutions))} of the model"
-        )
+        raise QuantizationError(f"method {method.name!r} finds no layer to quantize; {_nothing(model, method)}")
+
+
+def _nothing(model: nn.Module, method: Method) -> str:
+    """Why a model has no layer that the method quantizes, and what to do."""
+    left = len(quantizable(model, method.targets.convolutions))
+    if left:
+        return f"skip={list(method.targets.skip)} leaves out all {left} of the model"
+    done = quantized_count(model)
+    if done:
+        return f"it is quantized already ({done} layers): give the float model"
+    convolutions = len(quantizable(model))
+    if convolutions:
+        return f"{type(model).__name__} has no nn.Linear, and {convolutions} nn.Conv2d: set convolutions=True"
+    return (
+        f"{type(model).__name__} has no nn.Linear and no ungrouped nn.Conv2d among its {len(list(model.modules()))} "
+        "modules: give the module that holds the layers"
+    )
 
 
 def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
-    """Refuse layers that compute more than their class does.
+    """Refuse layers that compute more than their class does, or have no weight yet.
 
     Raises:
-        QuantizationError: a forward of its own, or forward hooks.
+        QuantizationError: a forward of its own, forward hooks, or a lazy module.
     """
     for name, layer in layers.items():
+        refuse_lazy(layer, name)
         reason = _alteration(layer)
         if reason:
             raise QuantizationError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from segquant.errors import QuantizationError
 from segquant.modules.window import Window
 
 
@@ -43,6 +45,19 @@ def taps_of(module: nn.Module) -> int:
     """Row columns per input channel; 1 for a linear."""
     window = window_of(module)
     return 1 if window is None else window.taps
+
+
+def quantized_count(model: nn.Module) -> int:
+    """How many layers are quantized already."""
+    return sum(hasattr(module, "layout") and hasattr(module, "codes") for module in model.modules())
+
+
+def refuse_lazy(module: nn.Module, name: str) -> None:
+    """QuantizationError for a lazy layer that was never called."""
+    if isinstance(module.weight, Tensor) and is_lazy(module.weight):
+        raise QuantizationError(
+            f"layer {name!r} has no weight yet, as it is a lazy one: call the model once on example inputs first"
+        )
 
 
 def width_of(module: nn.Module) -> int:

@@ -24,7 +24,7 @@ def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spe
     above, below = F.choose_dual_scale(positive, negative, spec.dtype)
     if all(dual):
         return above, below
-    mask = torch.tensor(dual, device=plain.device)
+    mask = torch.tensor(dual, dtype=torch.bool, device=plain.device)
     return torch.where(mask, above, plain), torch.where(mask, below, plain)
 
 
@@ -38,9 +38,16 @@ def dynamic_scales(
     else:
         positive = negative = F.piece_max(x.abs(), columns)
     if spec.granularity == "tensor":
-        lead = tuple(range(x.dim() - 1))
-        positive, negative = positive.amax(lead, keepdim=True), negative.amax(lead, keepdim=True)
+        positive, negative = _over_rows(positive), _over_rows(negative)
     return input_scales(positive, negative, dual, spec)
+
+
+def _over_rows(values: Tensor) -> Tensor:
+    """The maximum over all dimensions but the last, [1, …, 1, pieces]; 0 without rows."""
+    lead = tuple(range(values.dim() - 1))
+    if not values.numel():
+        return values.new_zeros(*(1 for _ in lead), values.shape[-1])
+    return values.amax(lead, keepdim=True) if lead else values  # amax takes no dimensions for all of them
 
 
 def quantize_input(
@@ -63,7 +70,7 @@ def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int
     wide = F.expand_pieces(scale, columns)
     if F.uniform(rows) and rows[0] == 1 or len(rows) == 1:
         return wide
-    counts = torch.tensor(rows, device=scale.device)
+    counts = torch.tensor(rows, dtype=torch.int64, device=scale.device)
     return wide.repeat_interleave(counts, dim=0, output_size=sum(rows))
 
 

@@ -76,6 +76,11 @@ class Collector:
 
     def update(self, name: str, x: Tensor) -> None:
         """Take in an input [..., in]."""
+        if x.device.type == "meta":
+            raise QuantizationError(
+                f"{name}: its inputs have no values (they are on meta); load the model's weights, and give batches "
+                "that have values"
+            )
         if not x.numel():
             return
         if self._passes == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from segquant.checks import check_fields
 from segquant.numerics.formats import check_choice
 from segquant.numerics.transform import Transform
 from segquant.optimizers.protocol import Fitted, Optimizer, Problem
@@ -52,6 +53,7 @@ class SmoothQuant(Optimizer):
     transforms: ClassVar[tuple[Transform, ...]] = (Smoothing(),)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_alpha(self.alpha)
 
     @property

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segquant.checks import check_fields
 from segquant.numerics.formats import QuantSpec
 from segquant.ranges.amax import Amax
 from segquant.registry import register
@@ -73,6 +74,7 @@ class Percentile(Amax):
     input_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must lie in (50, 100], not {self.percentile}")
 

@@ -20,6 +20,11 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
     """
     scheme = method.scheme
+    if not linear.in_features or not linear.out_features:
+        raise QuantizationError(
+            f"{name}: a layer of {linear.in_features} -> {linear.out_features} features has no weights to quantize; "
+            f"leave it out with skip=[{name!r}]"
+        )
     groups = [
         (side, spec.group_size)
         for side, spec in (("weight", scheme.weight), ("input", scheme.input))
