@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from segquant.errors import QuantizationError
 from segquant.layers.linear import QuantLinear
 from segquant.modules.calls import call
+from segquant.modules.layers import is_float_layer
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
-
-LAYERS = (nn.Linear, nn.Conv2d)
-"""What a tool may have quantized."""
 
 
 def layer_errors(
@@ -122,7 +120,7 @@ def _comparing(
     handles = []
     try:
         for name in names:
-            if not isinstance(originals.get(name), LAYERS) or name not in replaced:
+            if not is_float_layer(originals.get(name)) or name not in replaced:
                 side = "quantized" if name in originals else "float"
                 raise QuantizationError(
                     f"the {side} model has no linear or convolution {name!r}; give the model that was quantized"
@@ -146,7 +144,7 @@ def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str
         name
         for name, module in quant_model.named_modules()
         if isinstance(module, QuantLinear)
-        or (isinstance(originals.get(name), LAYERS) and _is_changed(originals[name], module))
+        or (is_float_layer(originals.get(name)) and _is_changed(originals[name], module))
     ]
 
 

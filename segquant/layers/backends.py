@@ -7,7 +7,7 @@ from torch import nn
 from segquant import registry
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
-from segquant.layers.linear import QuantLinear
+from segquant.layers.layer import QuantLayer
 
 NAMED = 3
 """Layers that a refusal names."""
@@ -50,5 +50,5 @@ def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn
     return model
 
 
-def _layers(model: nn.Module) -> dict[str, QuantLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+def _layers(model: nn.Module) -> dict[str, QuantLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}
