@@ -10,6 +10,11 @@ class QuantizationError(ValueError):
     """A layer, calibration set or file that cannot be quantized; the message says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint: the names closest to `name`, or all of them."""
     options = sorted(choices)

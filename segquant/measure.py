@@ -14,9 +14,11 @@ from segquant.errors import QuantizationError
 from segquant.layers.linear import QuantLinear
 from segquant.modules.calls import call
 from segquant.modules.layers import is_float_layer
+from segquant.modules.state import own_state
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
 
 
+@own_state()
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
 ) -> dict[str, float]:
@@ -48,6 +50,7 @@ class ModelErrors:
     parts: list[float]
 
 
+@own_state()
 def model_errors(
     float_model: nn.Module,
     quant_model: nn.Module,
@@ -116,7 +119,7 @@ def _comparing(
     """Inside, float layers sum per call: squared error, squares, calls (float64 [3])."""
     names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in names}
+    sums = {name: torch.zeros(3, dtype=torch.float64, device="cpu") for name in names}
     handles = []
     try:
         for name in names:
@@ -162,11 +165,13 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
     return hook
 
 
+@own_state()
 def output_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> list[float]:
     """||Y − Ŷ||_F / ||Y||_F of the output, per batch."""
     return [_relative(*pair) for pair in _output_sums(float_model, quant_model, batches)]
 
 
+@own_state()
 def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> float:
     """||Y − Ŷ||_F / ||Y||_F of the output, over all batches."""
     pairs = list(_output_sums(float_model, quant_model, batches))

@@ -21,6 +21,7 @@ from segquant.errors import QuantizationError
 from segquant.layers.backends import set_backend_
 from segquant.layers.linear import QuantConv2d, QuantLinear
 from segquant.modules.layers import width_of
+from segquant.modules.state import building, own_state
 from segquant.modules.swap import swap_
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
@@ -154,6 +155,7 @@ def read_outcome(directory: str | Path) -> Outcome | None:
         ) from error
 
 
+@own_state()
 def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
     """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.
 
@@ -235,7 +237,8 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
         raise QuantizationError(
             f"{folder} holds a {module}.{name}, which is no model class that is known here; pass model="
         )
-    built: nn.Module = kind.from_config(manifest["config"])
+    with building():
+        built: nn.Module = kind.from_config(manifest["config"])
     return built
 
 

@@ -37,7 +37,7 @@ def output_gains(
 
     def disturb(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         generator = generators.setdefault(output.device, torch.Generator(output.device).manual_seed(seed))
-        noise = torch.randn(output.shape, generator=generator, device=output.device)
+        noise = torch.randn(output.shape, generator=generator, dtype=torch.float32, device=output.device)
         size: Tensor = NOISE * output.float().norm() / noise.norm()
         return output + (size * noise).to(output.dtype)
 

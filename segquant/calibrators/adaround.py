@@ -35,7 +35,7 @@ def regulariser(h: Tensor, beta: float) -> Tensor:
 def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """The lower neighbour on the grid, and the distance to the next. Values beyond the grid get its outermost cell."""
     if dtype == "fp8":
-        bytes_ = torch.arange(256, device=values.device).to(torch.uint8).view(torch.float8_e4m3fn).to(values.dtype)
+        bytes_ = torch.arange(256, dtype=torch.uint8, device=values.device).view(torch.float8_e4m3fn).to(values.dtype)
         grid = torch.unique(bytes_[bytes_.isfinite()])
         index = torch.searchsorted(grid, values.contiguous(), right=True).sub_(1).clamp_(0, len(grid) - 2)
         return grid[index], grid[index + 1] - grid[index]
@@ -58,7 +58,7 @@ class Rounding:
         lower, gap = grid_cell(ratio, dtype)
         self.v = inverse_rectified_sigmoid(((ratio - lower) / gap).clamp_(0, 1))
         self.lower, self.gap = lower.mul_(scale), gap.mul_(scale)
-        self._h = torch.empty(0)
+        self._h = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def soft(self) -> Tensor:
         """lower + gap · h(V): a fresh leaf that gradients flow to."""
@@ -119,7 +119,8 @@ def adaround(
     generator = torch.Generator().manual_seed(seed)
 
     def loss(weights: list[Tensor]) -> Tensor:
-        drawn = torch.randint(len(rows), (min(settings.batch, len(rows)),), generator=generator).to(rows.device)
+        size = (min(settings.batch, len(rows)),)
+        drawn = torch.randint(len(rows), size, generator=generator, dtype=torch.int64, device="cpu").to(rows.device)
         return (rows[drawn] @ weights[0].T - target[drawn]).square().mean() / unit
 
     learn_([rounding], loss, settings)

@@ -17,10 +17,12 @@ from segquant.graph.rules.activations import Activations
 from segquant.graph.rules.input_cuts import InputTracer, provenance
 from segquant.graph.rules.output_cuts import leading_to_cuts, output_cut
 from segquant.graph.segments import Segments
+from segquant.modules.state import own_state
 
 logger = logging.getLogger(__name__)
 
 
+@own_state()
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Segments]:

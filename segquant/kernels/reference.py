@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels.backend import Backend
+from segquant.modules.state import outside_autocast
 from segquant.numerics.fake_quant import dequantize_weight, quantize_input
 from segquant.numerics.layout import Layout
 from segquant.registry import register
@@ -41,6 +42,10 @@ class Reference(Backend):
         return Packed(tensors, dequantize_weight(layout, tensors))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
+        with outside_autocast(x.device):
+            return self._linear(x, layout, packed)
+
+    def _linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         values = x.float()
         parts = [_branch(values, layout, packed, branch) for branch in range(len(layout.branches))]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -13,6 +13,8 @@ from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
 from segquant.layers.weight import READ_ONLY, QuantWeight
 from segquant.modules.layers import Replaced
+from segquant.modules.state import outside_inference
+from segquant.modules.tensors import version_of
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
 from segquant.transforms.chain import undo_all
@@ -87,7 +89,8 @@ class QuantLayer(Replaced, nn.Module):
         now = None if torch.compiler.is_compiling() else _versions(self.tensors())
         if self._packed is not None and (now is None or now == self._packed_of):
             return self._packed
-        packed = self.backend.pack(self.layout, self.tensors())
+        with outside_inference():
+            packed = self.backend.pack(self.layout, self.tensors())
         if self.keep_packed:
             self._packed, self._packed_of = packed, now
         return packed
@@ -178,8 +181,7 @@ class QuantLayer(Replaced, nn.Module):
 
 def _versions(tensors: dict[str, Tensor]) -> tuple[tuple[int, int], ...]:
     """Which tensors these are, and how often each was written to."""
-    # tensors made in inference mode do not count writes
-    return tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors.values())
+    return tuple((id(tensor), version_of(tensor)) for tensor in tensors.values())
 
 
 def _forget(module: nn.Module, _: Any) -> None:

@@ -19,6 +19,11 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.dequantize() if is_wrapper(tensor) else tensor
 
 
+def version_of(tensor: Tensor) -> int:
+    """Count of in-place changes; inference tensors have none."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def tensors_of(output: Any) -> list[Tensor]:
     """Float tensors of an output (tensor, tuple, dict, diffusers output), in order."""
     if isinstance(output, Tensor):

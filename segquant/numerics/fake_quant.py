@@ -24,7 +24,7 @@ def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spe
     above, below = F.choose_dual_scale(positive, negative, spec.dtype)
     if all(dual):
         return above, below
-    mask = torch.tensor(dual, device=plain.device)
+    mask = torch.tensor(dual, dtype=torch.bool, device=plain.device)
     return torch.where(mask, above, plain), torch.where(mask, below, plain)
 
 
@@ -63,7 +63,7 @@ def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int
     wide = F.expand_pieces(scale, columns)
     if F.uniform(rows) and rows[0] == 1 or len(rows) == 1:
         return wide
-    counts = torch.tensor(rows, device=scale.device)
+    counts = torch.tensor(rows, dtype=torch.int64, device=scale.device)
     return wide.repeat_interleave(counts, dim=0, output_size=sum(rows))
 
 

@@ -116,4 +116,5 @@ def expand_pieces(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
         return values
     if uniform(sizes):
         return values.unsqueeze(-1).expand(*values.shape, sizes[0]).flatten(-2)
-    return values.repeat_interleave(torch.tensor(sizes, device=values.device), dim=-1, output_size=sum(sizes))
+    counts = torch.tensor(sizes, dtype=torch.int64, device=values.device)
+    return values.repeat_interleave(counts, dim=-1, output_size=sum(sizes))

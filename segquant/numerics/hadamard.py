@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from segquant.modules.state import own_state
 from segquant.numerics.functional import computed
 
 MIN_BLOCK = 16
@@ -36,7 +37,7 @@ def hadamard_blocks(width: int) -> tuple[int, ...]:
 def random_signs(width: int, seed: int) -> Tensor:
     """Seeded ±1, int8 [width], on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8) * 2 - 1
+    return torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8, device="cpu") * 2 - 1
 
 
 def rotate(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> Tensor:
@@ -88,7 +89,9 @@ def _hadamard(values: Tensor) -> Tensor:
     size, done = values.shape[-1], 1
     while done < size:
         radix = min(RADIX, size // done)
-        matrix = _sylvester(radix, values.dtype, values.device)
+        # a matrix of fake tensors, or of a graph that is being captured, must not be kept for others
+        make = _sylvester if type(values) is Tensor else _sylvester.__wrapped__
+        matrix = make(radix, values.dtype, values.device)
         folded = values.unflatten(-1, (size // (done * radix), radix, done))
         # the first factor is contiguous: a plain product; the others act on the middle dimension
         folded = folded.squeeze(-1) @ matrix if done == 1 else matrix @ folded
@@ -97,6 +100,7 @@ def _hadamard(values: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@own_state()
 def _sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1, dtype=dtype, device=device)
     while matrix.shape[0] < size:

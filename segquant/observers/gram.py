@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from segquant.modules.tensors import version_of
 from segquant.observers.stats import FOLDS
 
 FLUSH = 4096
@@ -150,14 +151,14 @@ class _Tokens:
     def number(self, x: Tensor) -> int:
         """The same number for the same unchanged tensor, or equal ones of few rows."""
         known = self._known.get(id(x))
-        if known is not None and known[0]() is x and known[1] == _version(x):
+        if known is not None and known[0]() is x and known[1] == version_of(x):
             return known[2]
         number = self._equal(x)
         if number is None:
             number, self._count = self._count, self._count + 1
             if _is_small(x):
-                self._small.append((x, _version(x), number))
-        self._known[id(x)] = (weakref.ref(x), _version(x), number)
+                self._small.append((x, version_of(x), number))
+        self._known[id(x)] = (weakref.ref(x), version_of(x), number)
         return number
 
     def _equal(self, x: Tensor) -> int | None:
@@ -165,15 +166,10 @@ class _Tokens:
             return None
         for other, version, number in self._small:
             alike = other.shape == x.shape and other.dtype == x.dtype and other.device == x.device
-            if alike and version == _version(other) and torch.equal(other, x):
+            if alike and version == version_of(other) and torch.equal(other, x):
                 return number
         return None
 
 
 def _is_small(x: Tensor) -> bool:
     return x.numel() <= FEW_ROWS * x.shape[-1]
-
-
-def _version(x: Tensor) -> int:
-    """Count of in-place changes; inference tensors have none."""
-    return 0 if x.is_inference() else x._version

@@ -17,6 +17,7 @@ from torch import nn
 from segquant.errors import QuantizationError
 from segquant.modules.calls import Progress, call
 from segquant.modules.layers import quantizable, width_of
+from segquant.modules.state import own_state
 from segquant.modules.swap import evaluating
 from segquant.observers.collector import Collector
 from segquant.observers.stats import FOLDS, InputStats
@@ -31,6 +32,7 @@ class Observed:
     last: bool
 
 
+@own_state()
 def observe(
     model: nn.Module,
     batches: Iterable[Any],
@@ -170,4 +172,4 @@ def deal_folds(seed: int, origins: Sequence[Hashable] | None) -> Iterator[int]:
 
 def _shuffled_folds(generator: torch.Generator) -> Iterator[int]:
     while True:
-        yield from torch.randperm(FOLDS, generator=generator).tolist()
+        yield from torch.randperm(FOLDS, generator=generator, dtype=torch.int64, device="cpu").tolist()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from segquant.errors import QuantizationError
+from segquant.modules.state import own_state
 
 FOLDS = 4
 
@@ -176,6 +177,7 @@ class InputStats:
         gram = None if self.gram_sum is None else self.gram_sum - self._gram_of(fold)
         return replace(self, folds=others, gram_sum=gram, gram_first=None)
 
+    @own_state()
     def update(self, x: Tensor, fold: int | None) -> None:
         """Take in an input [..., in]; `fold` None deals its rows over all folds."""
         rows = x.detach().reshape(-1, x.shape[-1])
@@ -208,7 +210,7 @@ class InputStats:
         high, low = values.amax(0), values.amin(0)  # much faster than aminmax along rows
         square = values.square().sum(0, dtype=torch.float64)
         absolute = values.abs().sum(0, dtype=torch.float64)
-        keys = torch.rand(rows.shape[0], generator=self._generator)
+        keys = torch.rand(rows.shape[0], generator=self._generator, dtype=torch.float32, device="cpu")
         old = self.folds[index]
         if old is None:
             high, low, count = high.clamp_min(0), (-low).clamp_min(0), rows.shape[0]
@@ -230,7 +232,7 @@ class InputStats:
             fold.sample, fold.keys = self._keep(torch.cat((fold.sample, rows)), torch.cat((fold.keys, keys)))
             return
         chosen = torch.topk(torch.cat((fold.keys, keys)), kept).indices
-        stays = torch.zeros(kept, dtype=torch.bool)
+        stays = torch.zeros(kept, dtype=torch.bool, device="cpu")
         stays[chosen[chosen < kept]] = True
         slots, fresh = (~stays).nonzero()[:, 0], chosen[chosen >= kept] - kept
         fold.keys[slots] = keys[fresh]

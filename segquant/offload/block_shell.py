@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from segquant.errors import QuantizationError
-from segquant.modules.calls import call
+from segquant.modules.calls import call, run
 from segquant.modules.swap import evaluating
-from segquant.modules.tensors import tensors_of
+from segquant.modules.tensors import tensors_of, version_of
 
 
 class BlockRunner(nn.Module):
@@ -33,9 +33,9 @@ class BlockRunner(nn.Module):
 
     def forward(self, index: int) -> Any:
         args, kwargs = self._inputs[index]
-        before = [tensor._version for tensor in tensors_of((args, kwargs))]
-        output = self.get_submodule(self._name)(*args, **kwargs)
-        if before != [tensor._version for tensor in tensors_of((args, kwargs))]:
+        before = [version_of(tensor) for tensor in tensors_of((args, kwargs))]
+        output = run(self.get_submodule(self._name), args, kwargs)
+        if before != [version_of(tensor) for tensor in tensors_of((args, kwargs))]:
             raise QuantizationError(
                 f"{self._name} changes its inputs in place, so it cannot be run again on them; let it stay in memory "
                 f"(keep={self._name})"

@@ -21,8 +21,9 @@ from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, refuse_unmatched, targets
-from segquant.modules.calls import Progress, call
+from segquant.modules.calls import Progress, arguments, run
 from segquant.modules.layers import quantizable, width_of
+from segquant.modules.state import own_random, own_state
 from segquant.modules.swap import swap_
 from segquant.observers.collector import Collector
 from segquant.observers.observe import deal_folds
@@ -53,6 +54,7 @@ def quantize_offloaded_(
     return offloaded.model
 
 
+@own_state()
 def quantize_offloaded_with_outcome_(
     offloaded: Offloaded,
     method: Method,
@@ -134,9 +136,11 @@ class _Run:
         model = self.offloaded.model
         deal = deal_folds(self.method.seed, origins) if len(batches) > 1 else itertools.repeat(None)
         folds = list(itertools.islice(deal, len(batches)))
-        walkers = [Walker(functools.partial(call, model, batch), index) for index, batch in enumerate(batches)]
+        runs = [functools.partial(run, model, *arguments(batch)) for batch in batches]
+        walkers = [Walker(entry, index) for index, entry in enumerate(runs)]
+        runs.clear()
         batches.clear()
-        with torch.no_grad(), self._collecting(), gated(dict(self.offloaded.waiting)) as open_gate:
+        with own_random(model), self._collecting(), gated(dict(self.offloaded.waiting)) as open_gate:
             try:
                 outputs: list[Any] = [None] * len(walkers)
                 while True:

@@ -90,7 +90,7 @@ def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...
 
 
 def _read(file: FileIO, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device="cpu")
     left = memoryview(cast(Any, tensor.reshape(-1).view(torch.uint8).numpy()))
     file.seek(start)
     while left:

@@ -81,8 +81,8 @@ def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Ten
         smoothing vectors [branches, in], headroom of static scales [branches, input segments], α by block.
     """
     weight, layout, stats = problem.weight, problem.layout, stats_of(problem)
-    vectors = torch.ones(len(layout.branches), layout.in_features, device=weight.device)
-    margin = torch.ones(len(layout.branches), len(layout.columns), device=weight.device)
+    vectors = torch.ones(len(layout.branches), layout.in_features, dtype=torch.float32, device=weight.device)
+    margin = torch.ones(len(layout.branches), len(layout.columns), dtype=torch.float32, device=weight.device)
     whole = _everything(stats)
     choices = _choices(problem, scaling, headroom)
     for (branch, index), choice in choices.items():

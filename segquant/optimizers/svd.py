@@ -50,7 +50,7 @@ def random_low_rank(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tenso
     wide = min(rank + max(OVERSAMPLING, rank // 2), out, width)
     generator = torch.Generator().manual_seed(seed)
     values = weight.float()
-    start = torch.randn(width, wide, generator=generator).to(values.device)
+    start = torch.randn(width, wide, generator=generator, dtype=torch.float32, device="cpu").to(values.device)
     basis = torch.linalg.qr(values @ start).Q
     for _ in range(POWER_ITERATIONS):
         basis = torch.linalg.qr(values @ torch.linalg.qr(values.T @ basis).Q).Q

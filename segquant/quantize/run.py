@@ -24,6 +24,7 @@ from segquant.method.targets import (
 )
 from segquant.modules.calls import Progress
 from segquant.modules.layers import as_linear, taps_of
+from segquant.modules.state import own_state
 from segquant.modules.swap import swap_
 from segquant.observers.stats import InputStats
 from segquant.quantize.batches import arguments_of, head
@@ -97,6 +98,7 @@ class _Options:
     workers: int
 
 
+@own_state()
 def _quantize(
     model: nn.Module,
     method: Method,

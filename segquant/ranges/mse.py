@@ -76,7 +76,7 @@ def mse_input_range(
         shrink: shares to try, starting with 1.
     """
     values = rows if rows.dtype == torch.float64 else rows.float()
-    apart = torch.tensor(dual, device=positive.device)
+    apart = torch.tensor(dual, dtype=torch.bool, device=positive.device)
     best = torch.ones(2, len(pieces), dtype=positive.dtype, device=positive.device)
     least = torch.full(best.shape, torch.inf, dtype=torch.float64, device=positive.device)
     for share in shrink:

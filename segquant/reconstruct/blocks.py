@@ -18,6 +18,7 @@ from segquant.calibrators.adaround import learn_
 from segquant.calibrators.reconstruction import Reconstruction
 from segquant.layers.layer import QuantLayer
 from segquant.modules.calls import Progress
+from segquant.modules.state import normal_weights
 from segquant.modules.swap import evaluating, swapped
 from segquant.modules.tensors import tensors_of
 from segquant.reconstruct.calls import Call, call_order, collect_calls, copied, items_of, keep_batches
@@ -64,7 +65,7 @@ def reconstruct_(
     kept = keep_batches(batches, settings.rows, seed)
     chosen = {key: module for key, module in solved.items() if learn is None or key in learn}
     found: dict[str, float] = {}
-    with evaluating(model):
+    with evaluating(model), normal_weights(model):
         blocks = _in_order(model, find_blocks(model, chosen), kept)
         collected: dict[str, list[Call]] = {}
         before: dict[int, nn.Module] = {}
@@ -142,7 +143,7 @@ def _reconstruct_block(
 ) -> float:
     """Learn and write one block's codes; returns its relative error."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(calls), generator=generator).tolist()
+    order = torch.randperm(len(calls), generator=generator, dtype=torch.int64, device="cpu").tolist()
     apart = min(max(1, round(settings.held_out * len(calls))), len(calls) - 1) if settings.held_out else 0
     fit, judge = [calls[i] for i in order[apart:]], [calls[i] for i in order[: apart or None]]
     stand_ins = _stand_ins(block.module, solved)
@@ -162,7 +163,7 @@ def _reconstruct_block(
         learn_([entry.rounding for entry in soft], loss, settings)
         for entry in soft:
             entry.current = entry.rounding.hard()
-        ratio = float(_relative(torch.tensor(_errors(module, judge), dtype=torch.float64), base))
+        ratio = float(_relative(torch.tensor(_errors(module, judge), dtype=torch.float64, device="cpu"), base))
     if ratio >= 1:
         return 1.0
     for entry, (_, quantized) in zip(soft, block.pairs, strict=True):
@@ -179,7 +180,7 @@ def _draws(calls: Sequence[Call], items: int, generator: torch.Generator) -> Ite
     """Calls of each step in random order, as many as hold `items` items."""
     drawn: list[Call] = []
     while True:
-        for index in torch.randperm(len(calls), generator=generator).tolist():
+        for index in torch.randperm(len(calls), generator=generator, dtype=torch.int64, device="cpu").tolist():
             drawn.append(calls[index])
             if sum(items_of(call.output) for call in drawn) >= items:
                 yield drawn

@@ -77,7 +77,7 @@ def keep_batches(batches: Iterable[Any], items: int, seed: int) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
     kept: list[tuple[float, int, int, Any]] = []
     for index, batch in enumerate(batches):
-        key = float(torch.rand((), generator=generator, dtype=torch.float64))
+        key = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
         heapq.heappush(kept, (key, index, items_of(batch), copied(batch)))
         while sum(entry[2] for entry in kept) - kept[0][2] >= items:
             heapq.heappop(kept)

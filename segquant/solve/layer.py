@@ -19,6 +19,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.kernels.reference import REFERENCE
 from segquant.method.spec import Method
+from segquant.modules.state import own_state
 from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import expand_weight_scale, input_scales, store_codes
 from segquant.numerics.layout import Layout
@@ -32,6 +33,7 @@ Prepared = dict[tuple[Calibrator, int], Any]
 """What calibrators made of a layer's inputs, by branch (GPTQ's factors)."""
 
 
+@own_state()
 def solve_layer(
     linear: nn.Linear,
     method: Method,

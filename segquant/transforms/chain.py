@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from segquant.modules.state import own_state
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Place, Transform
 
@@ -72,11 +73,13 @@ def hides_range(transforms: Sequence[Transform]) -> bool:
     return any(type(transform).extremes is Transform.extremes for transform in transforms)
 
 
+@own_state()
 def undo_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
     """Every branch's float weight, from the weight [out, in] in the codes' space."""
     return [chain_of(layout, tensors, b).undo(weight[rows]) for b, rows in enumerate(layout.branch_slices)]
 
 
+@own_state()
 def apply_all(layout: Layout, tensors: Mapping[str, Tensor], weight: Tensor) -> list[Tensor]:
     """Every branch's weight in the codes' space, from a float one [out, in]."""
     return [chain_of(layout, tensors, b).weight(weight[rows]) for b, rows in enumerate(layout.branch_slices)]

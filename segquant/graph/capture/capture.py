@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant.errors import QuantizationError
+from segquant.errors import QuantizationError, first_line
 from segquant.graph.capture.calls import Capture
 from segquant.graph.capture.copies import device_of
 from segquant.graph.capture.export import exported
-from segquant.graph.capture.failure import check_arguments, check_shapes, failure_message, first_line
+from segquant.graph.capture.failure import check_arguments, check_shapes, failure_message
 from segquant.graph.capture.record import recorded
 
 logger = logging.getLogger(__name__)

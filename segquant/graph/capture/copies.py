@@ -79,7 +79,7 @@ def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
         if not tensor.is_floating_point():
             return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
         root: float = max(1, tensor.shape[-1] if tensor.ndim else 1) ** 0.5
-        drawn = torch.randn(tensor.shape, generator=generator) / root
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu") / root
         return drawn.to(device, tensor.dtype)
 
     def buffer(tensor: Tensor) -> Tensor:

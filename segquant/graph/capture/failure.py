@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.parameter import is_lazy
 
-from segquant.errors import QuantizationError
+from segquant.errors import QuantizationError, first_line
 from segquant.graph.capture.copies import example_copy, fake_copy, tensors_in, unreal, with_values
 from segquant.graph.capture.origins import Failure, Origins, ValuesNeeded
 
@@ -68,10 +68,6 @@ def failure_message(
         f"{head}: {type(error).__name__}{where}: {first_line(error).rstrip('.')}. "
         f"Pass {f'another {guilty}' if guilty else 'example inputs'} that its forward accepts."
     )
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _blame(

@@ -163,7 +163,7 @@ def permutation(node: Node, dims: int) -> tuple[int, ...] | None:
     if dims > len(_PRIMES):
         return None
     probe = cast(Callable[..., torch.Tensor], node.target)(
-        torch.empty(_PRIMES[:dims], device="meta"), *node.args[1:], **node.kwargs
+        torch.empty(_PRIMES[:dims], dtype=torch.float32, device="meta"), *node.args[1:], **node.kwargs
     )
     return tuple(_PRIMES.index(n) for n in probe.shape)
 
