@@ -16,6 +16,7 @@ from segquant.modules.calls import call
 from segquant.modules.layers import is_float_layer
 from segquant.modules.state import own_state
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
+from segquant.modules.wrappers import unwrapped
 
 
 @own_state()
@@ -35,9 +36,9 @@ def layer_errors(
     Raises:
         QuantizationError: the models do not match.
     """
-    with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
+    with unwrapped(float_model) as exact, unwrapped(quant_model) as other, _comparing(exact, other, layers) as sums:
         for batch in batches:
-            call(float_model, batch)
+            call(exact, batch)
     return _layer_results(sums)
 
 
@@ -69,10 +70,10 @@ def model_errors(
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
     total, pieces = (0.0, 0.0), list[float]()
-    with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
+    with unwrapped(float_model) as first, unwrapped(quant_model) as second, _comparing(first, second, layers) as sums:
         for index, batch in enumerate(batches):
             count = 1 if parts is None else parts[index]
-            exact, approximate = call(float_model, batch), call(quant_model, batch)
+            exact, approximate = call(first, batch), call(second, batch)
             whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
             pairs = zip(_parts(exact, count), _parts(approximate, count), strict=True)

@@ -8,6 +8,7 @@ from segquant import registry
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.layers.layer import QuantLayer
+from segquant.modules.wrappers import unwrapped
 
 NAMED = 3
 """Layers that a refusal names."""
@@ -51,4 +52,5 @@ def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn
 
 
 def _layers(model: nn.Module) -> dict[str, QuantLayer]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLayer)}
+    with unwrapped(model) as inner:
+        return {name: module for name, module in inner.named_modules() if isinstance(module, QuantLayer)}
