@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class QuantLayer(Replaced, nn.Module):
     the dtype of `weight`.
     """
 
+    float_kind: ClassVar[type[nn.Module]]
+    """What it replaces."""
     keep_packed = True
     """Keep what the backend packed between calls: faster, at the cost of (for "reference") a float32 weight."""
     backend: Backend = REFERENCE
@@ -36,6 +39,10 @@ class QuantLayer(Replaced, nn.Module):
     bias: Any
     float_like: nn.Parameter
     """No elements; of the float layer's dtype, for code that asks a module's first parameter."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A float layer where the arguments are one's: code that makes a layer of another's type (peft) gets that."""
+        return cls.float_kind(*args, **kwargs) if args and isinstance(args[0], int) else super().__new__(cls)
 
     def __init__(
         self,
@@ -81,15 +88,20 @@ class QuantLayer(Replaced, nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the input's dtype."""
-        return self.backend.linear(input, self.layout, self._ready())
+        """[..., in] -> [..., out], in the input's dtype; gradients pass as if nothing were rounded."""
+        output = self.backend.linear(input.detach(), self.layout, self._ready())
+        if not (input.requires_grad and torch.is_grad_enabled()):
+            return output
+        passed: Tensor = _StraightThrough.apply(output, input, self)
+        return passed
 
     def _ready(self) -> Any:
         """What the backend packed, made anew if a buffer was replaced or written since."""
-        now = None if torch.compiler.is_compiling() else _versions(self.tensors())
-        if self._packed is not None and (now is None or now == self._packed_of):
+        compiling = torch.compiler.is_compiling()  # compilers know neither versions nor inference mode
+        now = None if compiling else _versions(self.tensors())
+        if self._packed is not None and (compiling or now == self._packed_of):
             return self._packed
-        with outside_inference():
+        with nullcontext() if compiling else outside_inference():
             packed = self.backend.pack(self.layout, self.tensors())
         if self.keep_packed:
             self._packed, self._packed_of = packed, now
@@ -177,6 +189,19 @@ class QuantLayer(Replaced, nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None, "_packed_of": None}
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The output, with the gradient of the float product: rounding has none, and adapters before a layer need one."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, layer: QuantLayer) -> Tensor:
+        ctx.layer = layer
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        return None, gradient @ ctx.layer._float_weight().flatten(1).to(gradient.dtype), None
 
 
 def _versions(tensors: dict[str, Tensor]) -> tuple[tuple[int, int], ...]:

@@ -27,6 +27,8 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
     every quantized layer.
     """
 
+    float_kind = nn.Linear
+
     @staticmethod
     def empty(layout: Layout, window: Window | None = None, **kwargs: Any) -> QuantLayer:
         """A layer without numbers: a QuantConv2d where there is a window."""
@@ -81,6 +83,8 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
 @QuantLinear.register
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """A convolution as a quantized linear on the patches of its input (see `segquant.modules.window`)."""
+
+    float_kind = nn.Conv2d
 
     def __init__(self, layout: Layout, window: Window, **kwargs: Any) -> None:
         super().__init__(layout, **kwargs)

@@ -37,9 +37,14 @@ def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
     """Refuse layers that compute more than their class does.
 
     Raises:
-        QuantizationError: a forward of its own, or forward hooks.
+        QuantizationError: a forward of its own, or hooks.
     """
     for name, layer in layers.items():
+        if "_hf_hook" in vars(layer):
+            raise QuantizationError(
+                f"layer {name!r} ({type(layer).__name__}) has a hook of accelerate, which moves its weight; take the "
+                "hooks off (accelerate.hooks.remove_hook_from_module(model, recurse=True)), quantize, set them again"
+            )
         reason = _alteration(layer)
         if reason:
             raise QuantizationError(

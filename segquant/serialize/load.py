@@ -144,11 +144,7 @@ def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
         window = Window.from_dict(entry["window"]) if "window" in entry else None
         if not isinstance(old, nn.Linear if window is None else nn.Conv2d):
             what = "linear" if window is None else "convolution"
-            of = (
-                "with the adapters (peft) that the saved one has"
-                if "base_layer" in name
-                else "of the saved architecture"
-            )
+            of = "with the saved adapters (peft)" if "base_layer" in name else "of the saved architecture"
             raise QuantizationError(f"the model has no {what} {name!r}; pass a model {of}")
         found = _size(old)
         if found != (layout.in_features, layout.out_features):
