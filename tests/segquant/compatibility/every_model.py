@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +38,30 @@ METHODS: dict[str, Callable[..., Method]] = {"rtn": presets.rtn, "segquant_g": p
 PRECISIONS = ("w8a8_dynamic", "w8a8_tensor", "w4a8")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NAMES = sorted(set(TABLE) - set(NOT_CAPTURED))
+MODULE = "tests.segquant.compatibility.every_model"
+PAGE = ROOT / "docs" / "compatibility.md"
+HEAD = """# Every denoiser class
+
+Every denoiser class that diffusers exports, small and with random weights, was quantized, run, saved, loaded by a new
+process and run again, in float32 and in bfloat16. ✓: both give finite outputs of the float model's shape and dtype, and
+the loaded model gives the same bits as the saved one. A number is a refusal; the reasons stand below the table. Written
+by `python -m tests.segquant.compatibility.every_model`.
+
+- Linear layers are quantized, those left alone by the calls are not (`on_uncalled="skip"`).
+- w4a8 has groups of 32 inputs; layers of these small models that 32 does not divide have a scale per channel.
+- segquant_g searches no alpha (`alpha=0.5`).
+- Models made of several ControlNets, and Z-Image's ControlNet, have no configuration that says how to build them:
+  `load_quantized(directory, model)` fills a float model.
+"""
 GROUP = 32
 """Input channels of a group of w4a8; layers of these tiny models that it does not divide get a scale per channel."""
-# Made of other models, so that no configuration says how to build them: load_quantized fills a model.
-NO_CONFIG = ("MultiControlNetModel", "ZImageControlNetModel")
-# A float forward that does not run in bfloat16: nothing to quantize.
-FLOAT_FAILS: dict[str, str] = {}
-# Arguments that stay in float32, as the class's pipeline gives them.
+# Arguments that stay in float32 beside a bfloat16 model, but for classes that do not cast them.
 TIMES = ("timestep", "timesteps", "sigma", "t", "r_timestep")
+CAST_TIMES = (
+    "AceStepTransformer1DModel", "HunyuanDiT2DControlNetModel", "HunyuanDiT2DModel", "HunyuanDiT2DMultiControlNetModel",
+    "HunyuanImageTransformer2DModel", "HunyuanVideo15Transformer3DModel", "Ideogram4Transformer2DModel",
+    "Kandinsky5Transformer3DModel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,11 +85,20 @@ def cases(names: Iterable[str]) -> list[Case]:
 def model_and_calls(name: str, dtype: torch.dtype) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The float model, and inputs for it: two calls to calibrate with and one to run."""
     model, first = built(name)
-    return model.to(dtype), [cast_inputs(inputs, dtype) for inputs in (first, TABLE[name]()[1], TABLE[name]()[1])]
+    kept = () if name in CAST_TIMES else TIMES
+    calls = (first, TABLE[name]()[1], TABLE[name]()[1])
+    return _cast_model(model, dtype), [
+        {key: value if key in kept else _cast(value, dtype) for key, value in inputs.items()} for inputs in calls
+    ]
 
 
-def cast_inputs(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {name: value if name in TIMES else _cast(value, dtype) for name, value in inputs.items()}
+def _cast_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """As from_pretrained(torch_dtype=…): some parts stay in float32."""
+    precise = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not precise & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -126,7 +152,7 @@ def segments_for(name: str) -> dict[str, Segments]:
 def load_and_run(case: Case, folder: Path) -> None:
     """Assert that the loaded model gives the same bits."""
     torch.manual_seed(1)  # what a model draws when it is built is overwritten
-    model = model_and_calls(case.name, torch.float32)[0] if case.name in NO_CONFIG else None
+    model = built(case.name)[0] if _is_made_of_models(case.name) else None
     loaded = load_quantized(folder / case.folder, model)
     expected = torch.load(folder / case.folder / "expected.pt", weights_only=False)
     found = run(loaded, expected["inputs"])
@@ -134,24 +160,69 @@ def load_and_run(case: Case, folder: Path) -> None:
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected["outputs"], strict=True)), case
 
 
+def _is_made_of_models(name: str) -> bool:
+    """No configuration says how to build these: load_quantized fills a model."""
+    return "Multi" in name or name == "ZImageControlNetModel"
+
+
 def in_new_process(wanted: Iterable[Case], folder: Path) -> None:
     """`load_and_run` for all."""
-    command = [sys.executable, "-m", __name__, "--load", str(folder), *(case.folder for case in wanted)]
+    command = [sys.executable, "-m", MODULE, "--load", str(folder), *(case.folder for case in wanted)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def check(names: Iterable[str], folder: Path, wanted: Callable[[Case], bool] = lambda _: True) -> dict[Case, str]:
-    """What is refused, by case; the others must come out of a new process bit for bit."""
+def check(wanted: Iterable[Case], folder: Path, *, new_process: bool = True) -> dict[Case, str]:
+    """What is refused, and why; all else must come out of its file bit for bit."""
     refused: dict[Case, str] = {}
     saved: list[Case] = []
-    for name in names:
+    for name, own in itertools.groupby(wanted, lambda case: case.name):
         segments = segments_for(name)
-        for case in filter(wanted, cases([name])):
+        for case in own:
             reason = quantize_and_save(case, folder, segments)
             if reason:
                 refused[case] = reason
             else:
                 saved.append(case)
-    in_new_process(saved, folder)
+    if new_process:
+        in_new_process(saved, folder)
+    else:
+        for case in saved:
+            load_and_run(case, folder)
     return refused
+
+
+def table(refused: Mapping[Case, str]) -> str:
+    """A row a class, a column a method and precision; a cell has a tick, or the number of the reason."""
+    reasons = list(dict.fromkeys(refused.values()))
+    columns = list(itertools.product(METHODS, PRECISIONS))
+    lines = [HEAD, f"| class | {' | '.join(map(' '.join, columns))} |", "|---" * (len(columns) + 1) + "|"]
+    for name in NAMES:
+        cells = []
+        for column in columns:
+            found = {dtype: refused.get(Case(name, *column, dtype)) for dtype in DTYPES}
+            told = [f"[{reasons.index(why) + 1}] ({dtype})" for dtype, why in found.items() if why is not None]
+            cells.append(", ".join(told) or "✓")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", *(f"{number}. {why}" for number, why in enumerate(reasons, 1))] if reasons else []
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> None:
+    """The table, or with `--load FOLDER CASE …` the other process of `in_new_process`."""
+    if arguments[:1] == ["--load"]:
+        for folder in arguments[2:]:
+            load_and_run(Case(*folder.split("-")), Path(arguments[1]))
+        return
+    refused: dict[Case, str] = {}
+    for name in arguments or NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            found = check(cases([name]), Path(folder))
+        print(name, {case.folder: why for case, why in found.items()} or "all", flush=True)
+        refused |= found
+    if not arguments:
+        PAGE.write_text(table(refused), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
