@@ -51,10 +51,15 @@ def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
     """Refuse layers that compute more than their class does, or have no weight yet.
 
     Raises:
-        QuantizationError: a forward of its own, forward hooks, or a lazy module.
+        QuantizationError: a forward of its own, hooks, or a lazy module.
     """
     for name, layer in layers.items():
         refuse_lazy(layer, name)
+        if "_hf_hook" in vars(layer):
+            raise QuantizationError(
+                f"layer {name!r} ({type(layer).__name__}) has a hook of accelerate, which moves its weight; take the "
+                "hooks off (accelerate.hooks.remove_hook_from_module(model, recurse=True)), quantize, set them again"
+            )
         reason = _alteration(layer)
         if reason:
             raise QuantizationError(
