@@ -1,4 +1,4 @@
-"""Atomic writes."""
+"""Atomic writes, and files of a name."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ def save_text(path: Path, text: str) -> None:
 def save_bytes(path: Path, content: bytes) -> None:
     """Write bytes at once, creating its folder."""
     _publish(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+def find_named(folder: Path, name: str) -> list[Path]:
+    """Every file of that name in a folder and below, also behind links to folders, sorted; once each."""
+    found: dict[Path, Path] = {}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        if name in files:
+            path = Path(place, name)
+            found.setdefault(path.resolve(), path)
+    return sorted(found.values())
 
 
 def _publish(path: Path, write: Callable[[str], object]) -> None:

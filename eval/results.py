@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.failures import FILE as FAILURE
+from segquant_bench.eval.failures import load_failures
+from segquant_bench.eval.files import find_named
+from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
+RESULTS = "results.json"
 Interval = tuple[float, float]
 DIRECTIONS = ("lower", "higher")
 AGAINST = ("reference", "real", "prompt", None)
@@ -225,20 +230,26 @@ def _rename(raw: dict[str, Any]) -> None:
 
 
 def load_results(directories: Iterable[Path]) -> list[RunResult]:
-    """Every `results.json` below the directories, the last of each configuration.
+    """Every `results.json` at or below the paths, the last of each configuration; not of runs that failed later.
 
     Raises:
-        EvalError: a directory or every `results.json` is missing.
+        EvalError: a path or every `results.json` is missing.
     """
     directories = [Path(d) for d in directories]
     paths: set[Path] = set()
     for directory in directories:
-        if not directory.is_dir():
+        if directory.is_file() and directory.name == RESULTS:
+            paths.add(directory.resolve())
+        elif directory.is_dir():
+            paths.update(path.resolve() for path in find_named(directory, RESULTS))
+        else:
             raise EvalError(f"{directory} is no directory; give the run or sweep folder that segquant wrote")
-        paths.update(p.resolve() for p in directory.rglob("results.json"))
+    paths = {path for path in paths if not (path.parent / FAILURE).is_file()}
     if not paths:
         asked = ", ".join(str(d) for d in directories)
-        raise EvalError(f"no results.json below {asked}; give the run or sweep folder of a finished run")
+        failed = load_failures(directories)
+        why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
+        raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
     return _drop_repeats([load_result(path) for path in sorted(paths)])
 
 
@@ -247,6 +258,7 @@ def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
     for run in sorted(runs, key=lambda r: r.path.stat().st_mtime):
         key: object = run.config_hash or run.path
         if key in kept:
-            log.warning("%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path)
+            paths = (plain(str(each.path)) for each in (run, kept[key]))
+            log.warning("%s repeats the configuration of %s; the later one is shown", *paths)
         kept[key] = run
     return list(kept.values())

@@ -14,11 +14,10 @@ from segquant.checks import checked, described
 from segquant.errors import QuantizationError
 from segquant.layers.linear import QuantLinear
 from segquant.modules.calls import batches_of, call, named
+from segquant.modules.layers import is_float_layer
 from segquant.modules.state import own_state
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
-
-LAYERS = (nn.Linear, nn.Conv2d)
-"""What a tool may have quantized."""
+from segquant.modules.wrappers import unwrapped
 
 
 @checked()
@@ -39,9 +38,9 @@ def layer_errors(
     Raises:
         QuantizationError: the models do not match.
     """
-    with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
+    with unwrapped(float_model) as exact, unwrapped(quant_model) as other, _comparing(exact, other, layers) as sums:
         for batch in batches_of(batches):
-            call(float_model, batch)
+            call(exact, batch)
     return _layer_results(sums)
 
 
@@ -74,10 +73,10 @@ def model_errors(
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
     total, pieces = (0.0, 0.0), list[float]()
-    with _comparing(float_model, quant_model, layers) as sums, torch.no_grad():
+    with unwrapped(float_model) as first, unwrapped(quant_model) as second, _comparing(first, second, layers) as sums:
         for index, batch in enumerate(batches_of(batches)):
             count = 1 if parts is None else _count(parts, index)
-            exact, approximate = call(float_model, batch), call(quant_model, batch)
+            exact, approximate = call(first, batch), call(second, batch)
             whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
             pairs = zip(_parts(exact, count), _parts(approximate, count), strict=True)
@@ -145,7 +144,7 @@ def _comparing(
     handles = []
     try:
         for name in names:
-            if not isinstance(originals.get(name), LAYERS) or name not in replaced:
+            if not is_float_layer(originals.get(name)) or name not in replaced:
                 side = "quantized" if name in originals else "float"
                 raise QuantizationError(
                     f"the {side} model has no linear or convolution {name!r}; give the model that was quantized"
@@ -169,7 +168,7 @@ def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str
         name
         for name, module in quant_model.named_modules()
         if isinstance(module, QuantLinear)
-        or (isinstance(originals.get(name), LAYERS) and _is_changed(originals[name], module))
+        or (is_float_layer(originals.get(name)) and _is_changed(originals[name], module))
     ]
 
 

@@ -28,7 +28,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
             f"{folder} holds {len(foreign)} pictures that are not PNG ({foreign[0]} …); write PNGs, because "
             "the artefacts of a lossy format move the metrics more than quantization does"
         )
-    pictures = [p for p in entries if p.suffix == ".png"]
+    pictures = [p for p in entries if p.suffix.lower() == ".png"]
     if not pictures:
         raise EvalError(f"{folder} holds no PNG; the {what} pictures are expected there")
     for picture in pictures:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segquant_bench.eval.report.canvas import new_figure, to_png
+from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
 from segquant_bench.eval.report.columns import bootstrap_interval, layer_error, output_error
 from segquant_bench.eval.report.known import is_ours
 from segquant_bench.eval.report.labels import (
@@ -121,20 +121,22 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
     styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(3.9 * columns + 2.2, 3.3 * rows + 0.3)
+    figure = new_figure(3.9 * columns + 2.2 + more_width(styles), 3.3 * rows + 0.3)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Artist] = {}
     for index, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
         for curve in curves:
             line = _line(panel, curve, styles[curve.label], band=len(curves) <= BANDS)
             handles.setdefault(curve.label, line)
-        panel.set_title(title, fontsize=10)
+        panel.set_title(figure_text(title, 2 * COMMON), fontsize=10)
         panel.set_xlabel(axis, fontsize=9)
         panel.set_ylabel("" if index % columns else "relative error", fontsize=9)
         _scales(panel, curves, doubling)
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(
+        list(handles.values()), list(map(figure_text, handles)), loc="outside right upper", frameon=False, fontsize=9
+    )
     return to_png(figure)
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from segquant_bench.texts import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LONGEST = 160
+"""Characters of a label in a figure."""
+COMMON = 40
+"""Characters of a label for which figures have room."""
+INCHES = 0.08
+"""What a further character of a label is wide, at most."""
 
 
 def new_figure(width: float, height: float, wspace: float | None = None) -> Figure:
@@ -21,8 +32,24 @@ def new_figure(width: float, height: float, wspace: float | None = None) -> Figu
     return figure
 
 
+def more_width(labels: Iterable[str]) -> float:
+    """Inches that a figure needs for its longest label beyond what it has."""
+    return INCHES * max(min(max(map(len, labels), default=0), LONGEST) - COMMON, 0)
+
+
+def figure_text(text: str, longest: int = LONGEST) -> str:
+    """Text of names as matplotlib shows it unchanged: on one line, no mathematics, and in legends."""
+    line = plain(text)
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    line = line.replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line  # legends leave labels out that start with it
+
+
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        # of scripts that the font lacks: it draws boxes, and the tables have the names
+        warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from", UserWarning)
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from segquant_bench.eval.report.known import is_ours, method_rank, precision_rank
+from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
+from segquant_bench.texts import plain
 
 DENOISER = "denoiser"
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
@@ -19,6 +22,11 @@ BACKEND = "reference"
 PACKAGES = ("segquant", "segquant_bench", "pipelines")
 """Where methods of this repository are; the last of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
+_SETUP = tuple(f"model.{key}" for key in ("call", "dtype", "scheduler", "scheduler_settings", "pipeline", "control"))
+"""Other reference pictures: runs that differ in these are not compared."""
+_ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "model.repo", "model.revision",
+              "model.variant", "model.device", "model.parts", "model.name", "dataset.name")  # fmt: skip
+"""Told last: places, and what changes no number."""
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -28,7 +36,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
     """
     unique: dict[object, RunResult] = {}
     for run in runs:
-        key = data_key(run) if run.is_float else run.path
+        key = (data_key(run), _judgement(run)) if run.is_float else run.path
         unique.setdefault(key, run)
     return sorted(
         unique.values(),
@@ -37,6 +45,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             r.dataset,
             r.seed,
             (len(r.prompts), r.prompts),
+            setup(r),
             not r.is_float,
             precision_rank(r.precision),
             _parts_rank(quantized_parts(r)),
@@ -58,9 +67,20 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
 
 
-def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
+def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...], str]:
     """Runs that share a grid or an axis share it."""
-    return (run.model, run.dataset, run.seed, run.prompts)
+    return (run.model, run.dataset, run.seed, run.prompts, setup(run))
+
+
+def setup(run: RunResult) -> str:
+    """The settings of sampling, as JSON."""
+    found = {key: value for key, value in leaves(run.config).items() if is_within(key, _SETUP)}
+    return json.dumps(found, sort_keys=True, default=str)
+
+
+def _judgement(run: RunResult) -> str:
+    found = {key: value for key, value in leaves(run.config).items() if is_within(key, ("metric", "dataset", "stages"))}
+    return json.dumps(found, sort_keys=True, default=str)
 
 
 def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
@@ -69,11 +89,26 @@ def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run, what of model, dataset, seed and prompts differs among the runs."""
-    told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
-    told += [lambda run: f"seed {run.seed}", prompts_name]
-    differing = [name for name in told if len({name(run) for run in runs}) > 1]
+    """By `id` of the run, what of model, dataset, seed, prompts and sampling differs among the runs."""
+    sampling = setups(runs)
+    asked: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
+    asked += [lambda run: f"seed {run.seed}", prompts_name, lambda run: sampling[id(run)]]
+    differing = [name for name in asked if len({name(run) for run in runs}) > 1]
     return {id(run): joined(*(name(run) for name in differing)) for run in runs}
+
+
+def setups(runs: Sequence[RunResult]) -> dict[int, str]:
+    """By `id` of the run, the settings of sampling in which runs of one model differ: ``num_inference_steps=8``."""
+    models: dict[str, list[RunResult]] = {}
+    for run in runs:
+        models.setdefault(run.model, []).append(run)
+    found: dict[int, str] = {}
+    for members in models.values():
+        every = [leaves(run.config) for run in members]
+        known = [values for values in every if values]  # older results hold no configuration
+        keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, _SETUP)])
+        found |= {id(run): told(values, keys) if values else "" for run, values in zip(members, every, strict=True)}
+    return found
 
 
 def prompts_name(run: RunResult) -> str:
@@ -140,22 +175,45 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
     """By `id` of the run: its method, with the settings in which runs of a group that share it differ, but `untold`
     ones.
 
-    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
+    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module. What is left alike
+    gets the fewest other settings that tell it apart.
     """
     families: dict[object, list[RunResult]] = {}
     for run in runs:
         families.setdefault((group_key(run), method_name(run)), []).append(run)
     found = {}
     for members in families.values():
-        told = [key for key in _differing(members) if key not in untold]
+        keys = [key for key in _differing(members) if key not in untold]
         homes = {home(run) for run in members}
         for run in members:
             name = "unquantized" if run.is_float else method_name(run)
             if len(members) > 1 and not run.is_float:
                 place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
-                name = " ".join([place, *_told(settings(run), told)]) if told or untold or len(homes) > 1 else run.name
+                name = " ".join([place, *_told(settings(run), keys)]) if keys or untold or len(homes) > 1 else run.name
             found[id(run)] = name
+    return found if untold else _told_apart(runs, found)
+
+
+def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, str]:
+    alike: dict[object, list[RunResult]] = {}
+    for run in runs:
+        alike.setdefault((group_key(run), plain(names[id(run)])), []).append(run)
+    found = dict(names)
+    for members in alike.values():
+        added = _additions(members) if len(members) > 1 else {}
+        for run in members:
+            if more := added.get(id(run)):
+                name = names[id(run)]
+                found[id(run)] = f"{method_name(run) if name == run.name and not run.is_float else name} {more}"
     return found
+
+
+def _additions(runs: Sequence[RunResult]) -> dict[int, str]:
+    every = [leaves(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for values in every for key in values))
+    last = [key for key in keys if is_within(key, _ELSEWHERE)]
+    chosen = fewest(every, last, fewest(every, [key for key in keys if key not in last]))
+    return {id(run): told(values, chosen) for run, values in zip(runs, every, strict=True)}
 
 
 def _differing(runs: Sequence[RunResult]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from segquant_bench.eval.report.labels import labels, places
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.render_markdown import code, escape
 
 
 def provenance(runs: Sequence[RunResult]) -> list[str]:
@@ -34,12 +35,12 @@ def _precision(run: RunResult) -> str:
 
 def provenance_markdown(runs: Sequence[RunResult]) -> str:
     """`provenance` as a list."""
-    return "".join(f"- {sentence}\n" for sentence in provenance(runs))
+    return "".join(f"- {escape(sentence)}\n" for sentence in provenance(runs))
 
 
 def sources_markdown(runs: Sequence[RunResult]) -> str:
     """What computed each metric; then versions, device, commit and configuration hashes."""
-    lines = [f"- `{name}`: {backend}\n" for name, backend in backends(runs).items()]
+    lines = [f"- {code(name)}: {escape(backend)}\n" for name, backend in backends(runs).items()]
     return "".join(lines) + provenance_markdown(runs)
 
 

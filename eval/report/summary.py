@@ -65,7 +65,7 @@ def comparisons_markdown(
         lines += ["", f"## {escape(setting)}", "", *_lines(list(members))]
     if not told:
         lines += ["", NOTHING]
-    lines += [line for sentence in refused for line in ("", f"Not compared: {sentence}")]
+    lines += [line for sentence in refused for line in ("", f"Not compared: {escape(sentence)}")]
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +73,7 @@ def _lines(comparisons: Sequence[Comparison]) -> list[str]:
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for c in comparisons:
         groups.setdefault((c.ours, c.metric), []).append(c)
-    return [f"- {escape(ours)}, {metric}: {_verdicts(members)}" for (ours, metric), members in groups.items()]
+    return [f"- {escape(ours)}, {escape(metric)}: {_verdicts(members)}" for (ours, metric), members in groups.items()]
 
 
 def _verdicts(comparisons: Sequence[Comparison]) -> str:

@@ -6,6 +6,7 @@ import html
 
 from segquant_bench.eval.tables.numbers import format_interval
 from segquant_bench.eval.tables.table import Cell, Column, Row, Table
+from segquant_bench.texts import plain
 
 ROWS_ON_LINES = "results"
 
@@ -48,5 +49,5 @@ def _cell(column: Column, cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text safe in elements and quoted attributes."""
-    return html.escape(text)
+    """Text on one line, safe in elements and quoted attributes."""
+    return html.escape(plain(text))

@@ -20,6 +20,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from segquant_bench.pipelines.config.arguments import with_open_keys
+
 # Hydra instantiates plugins of its own namespace only, so `register` puts this module there under this name.
 NAMESPACE = "hydra_plugins.segquant"
 
@@ -117,10 +119,12 @@ def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> l
 
 
 def _overrides(grid: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}={','.join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value}"
-        for key, value in grid.items()
-    ]
+    return with_open_keys([f"{key}={_joined(value)}" for key, value in grid.items()])
+
+
+def _joined(value: Any) -> str:
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return ",".join(map(str, value)) if several else str(value)
 
 
 def register() -> None:

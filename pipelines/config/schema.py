@@ -73,6 +73,8 @@ class RunConfig:
         self._check_components()
 
     def _check_names(self) -> None:
+        if ".." in self.name.split("/"):
+            raise PipelineError(f"name={self.name} leads out of the sweep's folder; leave .. out")
         for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
             if NAME.fullmatch(name) is None:
                 raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")

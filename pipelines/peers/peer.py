@@ -94,6 +94,13 @@ class Peer:
         return model.eval()
 
     def _check(self, model: nn.Module, names: list[str]) -> None:
+        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        for pattern in self.skip:
+            if linears and not any(fnmatch.fnmatchcase(name, pattern) for name in linears):
+                raise PipelineError(
+                    f"quantizer.skip: {pattern!r} matches none of the model's {len(linears)} linears "
+                    f"({_some(linears)}); correct the glob or leave it out"
+                )
         if not names:
             raise PipelineError(f"{self.name} finds no linear to quantize; quantizer.skip={list(self.skip)}")
         size = self.scheme.weight.group_size if self.scheme.weight else None

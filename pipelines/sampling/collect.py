@@ -10,6 +10,7 @@ import torch
 
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.clock import Clock, watched
 from segquant_bench.pipelines.sampling.generate import PromptInputs, StepCounter, bound_inputs, run_batches
 from segquant_bench.pipelines.sampling.own_timesteps import own_weights
 from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
@@ -20,11 +21,13 @@ from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weigh
 class InputCollector:
     """A forward pre-hook that keeps inputs of wanted (prompt, step) pairs; call `begin` before each batch.
 
-    `shared` names inputs without rows.
+    `shared` names inputs without rows; `clock` tells the scheduler's timestep.
     """
 
-    def __init__(self, wanted: Sequence[frozenset[int]], shared: frozenset[str] = frozenset()) -> None:
-        self.wanted, self.shared = wanted, shared
+    def __init__(
+        self, wanted: Sequence[frozenset[int]], shared: frozenset[str] = frozenset(), clock: Clock | None = None
+    ) -> None:
+        self.wanted, self.shared, self._clock = wanted, shared, clock
         self.samples: list[Sample] = []
         self._indices = range(0)
         self._counter = StepCounter()
@@ -32,7 +35,9 @@ class InputCollector:
 
     def begin(self, indices: range) -> None:
         """A new batch starts at step 0."""
-        self._indices, self._counter, self._done = indices, StepCounter(), -1
+        self._indices, self._counter, self._done = indices, StepCounter(self._clock), -1
+        if self._clock is not None:
+            self._clock.restart()
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = bound_inputs(module, args, kwargs)
@@ -83,18 +88,20 @@ def collect(
     wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
     source = denoiser if module is None else module
     together = prompts[: min(batch_size, 2)]
-    collector = InputCollector(wanted, shared_inputs(pipeline, source, together, call, inputs))
-    handle = source.register_forward_pre_hook(collector, with_kwargs=True)
-    try:
-        batches = run_batches(
-            pipeline, denoiser, prompts, call,
-            seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
-            on_batch=collector.begin, inputs=inputs,
-        )  # fmt: skip
-        for _ in batches:
-            pass
-    finally:
-        handle.remove()
+    shared = shared_inputs(pipeline, source, together, call, inputs)
+    with watched(pipeline) as clock:
+        collector = InputCollector(wanted, shared, clock)
+        handle = source.register_forward_pre_hook(collector, with_kwargs=True)
+        try:
+            batches = run_batches(
+                pipeline, denoiser, prompts, call,
+                seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
+                on_batch=collector.begin, inputs=inputs,
+            )  # fmt: skip
+            for _ in batches:
+                pass
+        finally:
+            handle.remove()
     return sorted(collector.samples, key=lambda sample: (sample.prompt, sample.step))
 
 

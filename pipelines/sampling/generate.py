@@ -16,6 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.clock import Clock, watched
+from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,11 @@ def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
 
 
 class StepCounter:
-    """The sampling step of a denoiser call: different timesteps so far."""
+    """The sampling step of a denoiser call: different timesteps so far, the scheduler's if there is a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.seen: list[float] = []
+        self._clock = clock
 
     def step(self, inputs: Mapping[str, Any]) -> int:
         """The 0-based step; without a timestep every call is one."""
@@ -50,7 +53,8 @@ class StepCounter:
         if timestep is None:
             self.seen.append(float(len(self.seen)))
             return len(self.seen) - 1
-        value = float(torch.as_tensor(timestep).reshape(-1)[0])
+        exact = None if self._clock is None else self._clock.timestep()
+        value = float(torch.as_tensor(timestep).reshape(-1)[0]) if exact is None else exact
         if value not in self.seen:
             self.seen.append(value)
         return self.seen.index(value)
@@ -65,9 +69,11 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def finite_output(denoiser: torch.nn.Module, steps: int, prompts: Sequence[str]) -> Iterator[None]:
+def finite_output(
+    denoiser: torch.nn.Module, steps: int, prompts: Sequence[str], clock: Clock | None = None
+) -> Iterator[None]:
     """PipelineError, naming step, timestep and prompt, at the first output that is not finite."""
-    counter = StepCounter()
+    counter = StepCounter(clock)
 
     def check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = bound_inputs(module, args, kwargs)
@@ -108,7 +114,7 @@ def run_batches(
     CPU; other draws are seeded per batch.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
-    with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
+    with tqdm(total=len(prompts), desc=plain(label), unit="picture", disable=None, leave=False) as bar:
         for start in range(0, len(prompts), batch_size):
             indices = range(start, min(start + batch_size, len(prompts)))
             batch = [prompts[i] for i in indices]
@@ -116,7 +122,11 @@ def run_batches(
             if on_batch is not None:
                 on_batch(indices)
             own = inputs(indices) if inputs is not None else {}
-            with finite_output(denoiser, call["num_inference_steps"], batch), torch.random.fork_rng(devices):
+            with (
+                watched(pipeline) as clock,
+                finite_output(denoiser, call["num_inference_steps"], batch, clock),
+                torch.random.fork_rng(devices),
+            ):
                 torch.manual_seed(prompt_seed(seed, start, stream))
                 result = pipeline(prompt=batch, generator=generators, output_type=output_type, **own, **call)
             yield indices, result.images

@@ -20,6 +20,7 @@ from segquant.graph.rules.output_cuts import leading_to_cuts, output_cut
 from segquant.graph.segments import Segments
 from segquant.modules.layers import quantized_count
 from segquant.modules.state import own_state
+from segquant.modules.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,15 @@ def find_segments(
             f"find_segments wants `args` as a tuple of forward arguments, got {type(args).__name__}: "
             "pass (tensor,) for a single one, or use `kwargs`."
         )
-    if not cuttable_layers(model):
-        done = "the model is quantized already; pass the float one"
-        advice = done if quantized_count(model) else "pass the module that holds the layers"
-        raise QuantizationError(
-            f"{type(model).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(model.modules()))} "
-            f"modules: there is nothing to plan; {advice}."
-        )
-    return segments_of(capture(model, args, kwargs or {}))
+    with unwrapped(model) as inner:
+        if not cuttable_layers(inner):
+            done = "the model is quantized already; pass the float one"
+            advice = done if quantized_count(inner) else "pass the module that holds the layers"
+            raise QuantizationError(
+                f"{type(inner).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(inner.modules()))} "
+                f"modules: there is nothing to plan; {advice}."
+            )
+        return segments_of(capture(inner, args, kwargs or {}))
 
 
 def segments_of(captured: Capture) -> dict[str, Segments]:

@@ -8,7 +8,8 @@ from segquant import registry
 from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
-from segquant.layers.linear import QuantLinear
+from segquant.layers.layer import QuantLayer
+from segquant.modules.wrappers import unwrapped
 
 NAMED = 3
 """Layers that a refusal names."""
@@ -53,5 +54,6 @@ def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn
     return model
 
 
-def _layers(model: nn.Module) -> dict[str, QuantLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+def _layers(model: nn.Module) -> dict[str, QuantLayer]:
+    with unwrapped(model) as inner:
+        return {name: module for name, module in inner.named_modules() if isinstance(module, QuantLayer)}

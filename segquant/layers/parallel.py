@@ -10,6 +10,7 @@ from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
+from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
 from segquant.method.spec import Method
 from segquant.observers.stats import InputStats
@@ -21,7 +22,7 @@ def solve_in_turn(
     stats: dict[str, InputStats],
     segments: Mapping[str, Segments],
     workers: int = 1,
-) -> Iterator[tuple[nn.Module, QuantLinear]]:
+) -> Iterator[tuple[nn.Module, QuantLayer]]:
     """Every float layer with its quantized one, in order; uses up `layers` and `stats` to free them.
 
     Args:
@@ -33,7 +34,7 @@ def solve_in_turn(
     if workers < 1:
         raise QuantizationError(f"workers={workers}; give the number of layers to solve at once, at least 1")
 
-    def solve(name: str) -> tuple[nn.Module, QuantLinear]:
+    def solve(name: str) -> tuple[nn.Module, QuantLayer]:
         layer = layers.pop(name)
         with torch.no_grad():  # gradient mode does not cross threads
             module = QuantLinear.from_float(layer, methods[name], stats.pop(name, None), segments.get(name), name=name)
@@ -44,8 +45,8 @@ def solve_in_turn(
 
 
 def _mapped(
-    solve: Callable[[str], tuple[nn.Module, QuantLinear]], names: list[str], workers: int
-) -> Iterator[tuple[nn.Module, QuantLinear]]:
+    solve: Callable[[str], tuple[nn.Module, QuantLayer]], names: list[str], workers: int
+) -> Iterator[tuple[nn.Module, QuantLayer]]:
     if workers == 1:
         for name in names:
             yield solve(name)

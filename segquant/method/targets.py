@@ -51,10 +51,15 @@ def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
     """Refuse layers that compute more than their class does, or have no weight yet.
 
     Raises:
-        QuantizationError: a forward of its own, forward hooks, or a lazy module.
+        QuantizationError: a forward of its own, hooks, or a lazy module.
     """
     for name, layer in layers.items():
         refuse_lazy(layer, name)
+        if "_hf_hook" in vars(layer):
+            raise QuantizationError(
+                f"layer {name!r} ({type(layer).__name__}) has a hook of accelerate, which moves its weight; take the "
+                "hooks off (accelerate.hooks.remove_hook_from_module(model, recurse=True)), quantize, set them again"
+            )
         reason = _alteration(layer)
         if reason:
             raise QuantizationError(
@@ -83,12 +88,14 @@ def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, 
 
 
 def refuse_unmatched(model: nn.Module, method: Method) -> None:
-    """QuantizationError for an override that matches no layer."""
-    names = list(quantizable(model, method.targets.convolutions))
-    for pattern, _ in method.targets.overrides:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+    """QuantizationError for an override or a glob of `skip` that matches no layer."""
+    names, every = list(quantizable(model, method.targets.convolutions)), list(quantizable(model))
+    asked = [("override", pattern, names) for pattern, _ in method.targets.overrides]
+    asked += [("skip", pattern, every) for pattern in method.targets.skip]  # a convolution may be named in any case
+    for what, pattern, known in asked:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
             raise QuantizationError(
-                f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
+                f"{what} {pattern!r} matches none of the model's {len(known)} layers ({', '.join(known[:3])} …); "
                 "correct the glob or leave it out"
             )
 

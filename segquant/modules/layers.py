@@ -9,12 +9,36 @@ from segquant.errors import QuantizationError
 from segquant.modules.window import Window
 
 
+class Replaced:
+    """Mark of layers that are quantized already, though they are an nn.Linear or nn.Conv2d by type."""
+
+
+def is_float_layer(module: object) -> bool:
+    """Whether it is an nn.Linear or nn.Conv2d that is not quantized yet."""
+    return isinstance(module, (nn.Linear, nn.Conv2d)) and not isinstance(module, Replaced)
+
+
 def quantizable(model: nn.Module, convolutions: bool = True) -> dict[str, nn.Module]:
-    """Every nn.Linear, and ungrouped nn.Conv2d if wanted, by its first module name."""
+    """Every nn.Linear, and ungrouped nn.Conv2d if wanted, by its first module name; without adapters."""
+    adapters = _adapters(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or (convolutions and isinstance(module, nn.Conv2d) and module.groups == 1)
+        if is_float_layer(module)
+        and id(module) not in adapters
+        and (isinstance(module, nn.Linear) or (convolutions and isinstance(module, nn.Conv2d) and module.groups == 1))
+    }
+
+
+def _adapters(model: nn.Module) -> set[int]:
+    """Modules that peft put beside a layer, by id: small, exchanged and trained, so they stay in floating point."""
+    return {
+        id(part)
+        for module in model.modules()
+        if hasattr(module, "adapter_layer_names") and "base_layer" in module._modules
+        for name, child in module.named_children()
+        if name != "base_layer"
+        for part in child.modules()
     }
 
 

@@ -64,6 +64,9 @@ class Layout:
         if any(transform.mixes for transform in self.transforms) and any(self.dual):
             raise ValueError("a rotated input has no sign of its own left: dual must be False throughout")
         self.buffers()  # which refuses transforms that do not fit, and buffers of the same name
+        # torch.compile cannot take the lock of a cached property that is read for the first time
+        for name in ("weight_columns", "weight_rows", "input_columns", "input_dual", "branch_slices"):
+            getattr(self, name)
 
     @property
     def weight_spec(self) -> QuantSpec:

@@ -20,6 +20,7 @@ from segquant.modules.calls import Progress, batches_of, call
 from segquant.modules.layers import quantizable, refuse_lazy, width_of
 from segquant.modules.state import check_seed, own_state
 from segquant.modules.swap import evaluating
+from segquant.modules.wrappers import unwrapped
 from segquant.observers.collector import Collector
 from segquant.observers.stats import FOLDS, InputStats
 
@@ -67,10 +68,11 @@ def observe(
     Raises:
         QuantizationError: no batches, or NaN or inf in a layer's input (named).
     """
-    (found,) = observe_in_groups(
-        model, batches, gram=gram, split_gram=split_gram, salience=salience, reservoir=reservoir, seed=seed,
-        only=only, progress=progress, total=total,
-    )  # fmt: skip
+    with unwrapped(model) as inner:
+        (found,) = observe_in_groups(
+            inner, batches, gram=gram, split_gram=split_gram, salience=salience, reservoir=reservoir, seed=seed,
+            only=only, progress=progress, total=total,
+        )  # fmt: skip
     return found.stats
 
 

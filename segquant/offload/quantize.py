@@ -19,6 +19,7 @@ from torch import nn
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
+from segquant.layers.saving import refuse_save_pretrained_
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, refuse_unmatched, targets
 from segquant.modules.calls import Progress, arguments, batches_of, run
@@ -98,6 +99,7 @@ def quantize_offloaded_with_outcome_(
     run = _Run(offloaded, method, methods, dict(segments or {}), progress, memory_limit, torch.device(park))
     run.through(batches, origins)
     run.rest()
+    refuse_save_pretrained_(model)
     found = {name: run.cuts[name] for name in names if name in run.cuts}
     return Outcome(method, found, run.passes)
 
@@ -200,7 +202,9 @@ class _Run:
         self, model: nn.Module, names: Sequence[str], batches: Iterable[Any], skip: Sequence[str] = (), **given: Any
     ) -> None:
         overrides = _matching(self.method, list(quantizable(model, self.method.targets.convolutions)))
-        method = self.method.changed(overrides=overrides, skip=(*self.method.targets.skip, *skip))
+        known = list(quantizable(model))
+        globs = [glob for glob in self.method.targets.skip if any(fnmatch.fnmatchcase(name, glob) for name in known)]
+        method = self.method.changed(overrides=overrides, skip=(*globs, *skip))
         if isinstance(model, BlockRunner) and not any(self.methods[name].needs for name in names):
             model.fill()
         outcome = quantize_with_outcome_(

@@ -14,6 +14,7 @@ from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
+from segquant.layers.saving import refuse_save_pretrained_
 from segquant.method.plan_file import LayerPlan, plan_method
 from segquant.method.spec import Method
 from segquant.method.targets import (
@@ -28,6 +29,7 @@ from segquant.modules.calls import Progress, batches_of
 from segquant.modules.layers import as_linear, taps_of
 from segquant.modules.state import own_state
 from segquant.modules.swap import swap_
+from segquant.modules.wrappers import unwrapped
 from segquant.observers.stats import InputStats
 from segquant.quantize.batches import arguments_of, head
 from segquant.quantize.choose import choose
@@ -111,6 +113,21 @@ class _Options:
 
 @own_state()
 def _quantize(
+    model: nn.Module,
+    method: Method,
+    batches: Iterable[Any],
+    segments: Mapping[str, Segments] | None,
+    stats: Mapping[str, InputStats] | None,
+    options: _Options,
+) -> Outcome:
+    with unwrapped(model) as inner:
+        try:
+            return _quantize_unwrapped(inner, method, batches, segments, stats, options)
+        finally:
+            refuse_save_pretrained_(inner)
+
+
+def _quantize_unwrapped(
     model: nn.Module,
     method: Method,
     batches: Iterable[Any],

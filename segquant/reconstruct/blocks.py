@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segquant.calibrators.adaround import learn_
 from segquant.calibrators.reconstruction import Reconstruction
-from segquant.layers.linear import QuantLinear
+from segquant.layers.layer import QuantLayer
 from segquant.modules.calls import Progress
 from segquant.modules.state import normal_weights
 from segquant.modules.swap import evaluating, swapped
@@ -33,7 +33,7 @@ class Block:
 
     name: str
     module: nn.Module
-    pairs: list[tuple[nn.Module, QuantLinear]]
+    pairs: list[tuple[nn.Module, QuantLayer]]
 
 
 def reconstruct_(
@@ -107,8 +107,8 @@ def find_blocks(model: nn.Module, solved: Mapping[int, nn.Module]) -> list[Block
     return [block for block in blocks if block.pairs]
 
 
-def _pair(linear: nn.Module, quantized: nn.Module) -> tuple[nn.Module, QuantLinear]:
-    assert isinstance(quantized, QuantLinear)
+def _pair(linear: nn.Module, quantized: nn.Module) -> tuple[nn.Module, QuantLayer]:
+    assert isinstance(quantized, QuantLayer)
     return linear, quantized
 
 

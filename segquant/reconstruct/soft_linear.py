@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segquant.calibrators.adaround import Rounding
 from segquant.kernels.reference import REFERENCE, Packed
-from segquant.layers.linear import QuantLinear
+from segquant.layers.layer import QuantLayer
 from segquant.modules.layers import as_linear, window_of
 from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import dequantize_weight, expand_weight_scale, store_codes
@@ -42,7 +42,7 @@ class SoftLinear(nn.Module):
         current: weight [out, in] of the forward, in the space of the codes; set from outside.
     """
 
-    def __init__(self, layer: nn.Module, quantized: QuantLinear) -> None:
+    def __init__(self, layer: nn.Module, quantized: QuantLayer) -> None:
         super().__init__()
         linear, self.window = as_linear(layer), window_of(layer)
         self.layout, self.bias = quantized.layout, quantized.bias

@@ -140,7 +140,8 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _fingerprint(where: Path) -> str:
-    files = sorted(p for p in where.iterdir() if p.is_file()) if where.is_dir() else [where]
+    """Hash of a file, or of a folder's files but its card."""
+    files = sorted(p for p in where.iterdir() if p.is_file() and p.suffix != ".md") if where.is_dir() else [where]
     return content_hash(files)[:12]
 
 

@@ -10,8 +10,8 @@ from math import prod
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from segquant.graph.capture.copies import CUTTABLE
 from segquant.graph.rules import ops
+from segquant.modules.layers import is_float_layer
 
 logger = logging.getLogger(__name__)
 # What may be done to a weight whose rows stay the layer's outputs, and its columns the inputs.
@@ -34,10 +34,8 @@ class Capture:
 
 
 def cuttable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every nn.Linear and nn.Conv2d under all its names, in `named_modules` order."""
-    return {
-        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, CUTTABLE)
-    }
+    """Every float nn.Linear and nn.Conv2d under all its names, in `named_modules` order."""
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if is_float_layer(module)}
 
 
 def note_called(model: nn.Module) -> set[str]:

@@ -1,0 +1,216 @@
+"""What a quantized linear and a quantized convolution have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from segquant.checks import require
+from segquant.errors import QuantizationError
+from segquant.kernels.backend import Backend
+from segquant.kernels.reference import REFERENCE
+from segquant.layers.weight import READ_ONLY, QuantWeight
+from segquant.modules.layers import Replaced
+from segquant.modules.state import outside_inference
+from segquant.modules.tensors import version_of
+from segquant.numerics.fake_quant import dequantize_weight
+from segquant.numerics.layout import Layout
+from segquant.transforms.chain import undo_all
+
+
+class QuantLayer(Replaced, nn.Module):
+    """A layer whose weight is stored as codes and whose input is fake quantized on the fly.
+
+    The state dict holds codes (int4 two per byte), float32 scales, transforms and bias; `.to(dtype)` casts the bias and
+    the dtype of `weight`.
+    """
+
+    float_kind: ClassVar[type[nn.Module]]
+    """What it replaces."""
+    keep_packed = True
+    """Keep what the backend packed between calls: faster, at the cost of (for "reference") a float32 weight."""
+    backend: Backend = REFERENCE
+    """How the layer runs; see `segquant.set_backend_`."""
+    codes: Tensor
+    weight_scale: Tensor
+    bias: Any
+    float_like: nn.Parameter
+    """No elements; of the float layer's dtype, for code that asks a module's first parameter."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A float layer where the arguments are one's: code that makes a layer of another's type (peft) gets that."""
+        return cls.float_kind(*args, **kwargs) if args and isinstance(args[0], int) else super().__new__(cls)
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        dtype: torch.dtype = torch.float32,
+        bias_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        require(layout, Layout, "QuantLinear", "layout", "a Layout; from_float makes a layer of an nn.Linear")
+        nn.Module.__init__(self)  # not the float layer's, which would make a float weight
+        self.layout = layout
+        self.in_features, self.out_features = layout.in_features, layout.out_features
+        self.float_like = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+        for name, (shape, kind) in layout.buffers().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
+        bias = torch.zeros(layout.out_features, dtype=bias_dtype or dtype, device=device) if layout.bias else None
+        self.register_buffer("bias", bias)
+        self._packed: Any = None
+        self._packed_of: Any = None
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    @property
+    def weight(self) -> Tensor:
+        """The float weight [out, in, …], transforms undone, in the float layer's dtype; read-only."""
+        if torch.compiler.is_compiling():  # a plain tensor is what compilers know
+            return self._float_weight()
+        return QuantWeight.of(self._float_weight, self._weight_shape(), None, self.float_like.dtype, self.codes.device)
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        raise QuantizationError(READ_ONLY)
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return self.out_features, self.in_features
+
+    def _float_weight(self) -> Tensor:
+        tensors = self.tensors()
+        weight = torch.cat(undo_all(self.layout, tensors, dequantize_weight(self.layout, tensors)))
+        return weight.reshape(self._weight_shape()).to(self.float_like.dtype)
+
+    def weight_bytes(self) -> int:
+        """Bytes of codes, scales, the transforms' tensors and bias."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the input's dtype; gradients pass as if nothing were rounded."""
+        output = self.backend.linear(input.detach(), self.layout, self._ready())
+        if not (input.requires_grad and torch.is_grad_enabled()):
+            return output
+        passed: Tensor = _StraightThrough.apply(output, input, self)
+        return passed
+
+    def _ready(self) -> Any:
+        """What the backend packed, made anew if a buffer was replaced or written since."""
+        compiling = torch.compiler.is_compiling()  # compilers know neither versions nor inference mode
+        now = None if compiling else _versions(self.tensors())
+        if self._packed is not None and (compiling or now == self._packed_of):
+            return self._packed
+        with nullcontext() if compiling else outside_inference():
+            packed = self.backend.pack(self.layout, self.tensors())
+        if self.keep_packed:
+            self._packed, self._packed_of = packed, now
+        return packed
+
+    def forget_packed(self) -> None:
+        """Drop what the backend packed; the next call packs anew."""
+        self._packed = self._packed_of = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`layout.buffers()` by name, and "bias" where there is one."""
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def extra_repr(self) -> str:
+        """One line for print(model)."""
+        layout = self.layout
+        parts = [f"{layout.in_features}, {layout.out_features}", f"weight={layout.weight_spec.dtype}"]
+        if len(layout.rows) > 1:
+            parts.append(f"rows={layout.rows}")
+        if len(layout.columns) > 1:
+            parts.append(f"columns={layout.columns}")
+        return ", ".join(parts)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of nn.Module; a float weight (of weight_norm, pruning …) is refused."""
+        if name.startswith("weight"):
+            raise QuantizationError(READ_ONLY)
+        super().register_parameter(name, param)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
+        # Everything but the bias keeps its dtype under .to(bfloat16): a rounded scale is another layer.
+        bias = self._buffers.pop("bias")
+        fixed = self.tensors()
+        self._buffers["bias"] = bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in fixed.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        self.forget_packed()
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if f"{prefix}weight" in state_dict:
+            # raised even where strict=False, which would load the bias and pass over the weight
+            error_msgs.append(
+                f"{prefix}weight is a float weight, and {prefix[:-1] or 'the layer'} is quantized: load float weights "
+                "before quantize_"
+            )
+            return
+        codes = state_dict.get(f"{prefix}codes")
+        if codes is not None and f"{prefix}float_like" not in state_dict:  # files hold what has elements
+            state_dict[f"{prefix}float_like"] = torch.empty_like(self.float_like, device=codes.device)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":  # nn.Module would not get as far as the property
+            raise QuantizationError(READ_ONLY)
+        if name in self.__dict__.get("_buffers", ()):
+            value = self._fitting(name, value)
+            self.forget_packed()
+        super().__setattr__(name, value)
+
+    def _fitting(self, name: str, value: Any) -> Any:
+        """A new buffer's tensor, of the old one's shape."""
+        old = self._buffers[name]
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (old, value)]
+        if shapes[0] != shapes[1]:
+            raise QuantizationError(
+                f"{name} of a quantized layer has shape {shapes[0]}, and {shapes[1]} is given; quantize the changed "
+                "float layer instead"
+            )
+        return value.detach() if isinstance(value, nn.Parameter) else value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None, "_packed_of": None}
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The output, with the gradient of the float product: rounding has none, and adapters before a layer need one."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, layer: QuantLayer) -> Tensor:
+        ctx.layer = layer
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        return None, gradient @ ctx.layer._float_weight().flatten(1).to(gradient.dtype), None
+
+
+def _versions(tensors: dict[str, Tensor]) -> tuple[tuple[int, int], ...]:
+    """Which tensors these are, and how often each was written to."""
+    return tuple((id(tensor), version_of(tensor)) for tensor in tensors.values())
+
+
+def _forget(module: nn.Module, _: Any) -> None:
+    if isinstance(module, QuantLayer):
+        module.forget_packed()

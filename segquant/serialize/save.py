@@ -1,0 +1,168 @@
+"""Write a quantized model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from segquant.checks import checked
+from segquant.errors import QuantizationError
+from segquant.files import make_folder_beside, write_tensors, write_text
+from segquant.layers.layer import QuantLayer
+from segquant.layers.linear import QuantConv2d
+from segquant.modules.wrappers import unwrapped
+from segquant.quantize.outcome import Outcome
+from segquant.serialize.manifest import MANIFEST, SCHEMA, WEIGHTS
+
+
+@checked()
+def save_quantized(
+    model: nn.Module,
+    directory: str | Path,
+    outcome: Outcome | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `quantized.safetensors` and `quantized.json`; the folder appears by one rename and replaces an older one.
+
+    Args:
+        model: after `quantize_`; compiled, or in a wrapper for data parallelism, it is saved without that.
+        directory: returned; its parent is created.
+        outcome: of `quantize_with_outcome_`, for `read_outcome`.
+        extra: JSON-ready additions to the manifest.
+
+    Raises:
+        QuantizationError: no quantized linear, a tensor without values, or something else is there.
+    """
+    target = Path(directory)
+    if target.name in ("", ".."):
+        raise QuantizationError(f"{str(directory)!r} names no folder of its own; give the name of one")
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
+    with unwrapped(model) as inner:
+        found = _Tensors.of(inner)
+        manifest = _manifest(inner, found)
+    manifest.update({} if outcome is None else outcome.to_dict())
+    manifest["extra"] = _json_ready(extra or {})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = make_folder_beside(target)
+    try:
+        write_tensors(temporary / WEIGHTS, found.tensors)
+        manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        _publish(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _json_ready(extra: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise QuantizationError(f"extra cannot be written as JSON: {error}; give numbers, strings and lists") from error
+    return dict(extra)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    old = make_folder_beside(target)
+    os.replace(target, old / "was")
+    os.replace(temporary, target)
+    shutil.rmtree(old)
+
+
+@dataclass
+class _Tensors:
+    """What is stored.
+
+    Attributes:
+        tensors: by name, contiguous, without duplicates.
+        aliases: other names, and the stored one.
+        outside: names of buffers that no state dict holds; a cast changes them too.
+        strides: of tensors that are not contiguous in the model (channels_last): they decide the order of sums.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    outside: list[str] = field(default_factory=list)
+    strides: dict[str, list[int]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(model: nn.Module) -> _Tensors:
+        found, seen = _Tensors(), dict[int, str]()
+        without = set(_float_likes(model))
+        state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in without}
+        others = {name: t for name, t in model.named_buffers(remove_duplicate=False) if name not in state}
+        for name, tensor in (*state.items(), *others.items()):
+            if tensor.device.type == "meta":
+                raise QuantizationError(
+                    f"{name} of the model has no values (it is on the meta device); bring the model into memory before "
+                    "it is saved, for example by accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+                )
+            if name in others:
+                found.outside.append(name)
+            if id(tensor) in seen:
+                found.aliases[name] = seen[id(tensor)]
+                continue
+            seen[id(tensor)] = name
+            found.tensors[name] = tensor.detach().cpu().contiguous().clone()
+            if not tensor.is_contiguous() and torch.empty_like(tensor, device="meta").stride() == tensor.stride():
+                found.strides[name] = list(tensor.stride())
+        return found
+
+
+def _float_likes(model: nn.Module) -> Iterator[str]:
+    """Names of parameters without elements, whose dtype the manifest has."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, QuantLayer):
+            yield f"{name}.float_like"
+
+
+def _manifest(model: nn.Module, found: _Tensors) -> dict[str, Any]:
+    layers = {name: _entry(module) for name, module in model.named_modules() if isinstance(module, QuantLayer)}
+    if not layers:
+        raise QuantizationError("the model has no quantized linear; run quantize_ first, or save it with its own tools")
+    kind = type(model)
+    config = getattr(model, "config", None)
+    rebuildable = hasattr(kind, "from_config") and isinstance(config, Mapping)
+    return {
+        "schema": SCHEMA,
+        "versions": {"torch": torch.__version__, "safetensors": safetensors.__version__},
+        "class": {"module": kind.__module__, "name": kind.__qualname__},
+        "config": _plain(config) if rebuildable else None,
+        "aliases": found.aliases,
+        "outside": found.outside,
+        "strides": found.strides,
+        "layers": layers,
+    }
+
+
+def _entry(module: QuantLayer) -> dict[str, Any]:
+    window = {"window": dataclasses.asdict(module.window)} if isinstance(module, QuantConv2d) else {}
+    dtypes = {"dtype": _dtype(module.float_like), "bias_dtype": _dtype(module.bias)}
+    return {"layout": module.layout.to_dict(), **dtypes, **window}
+
+
+def _dtype(tensor: Tensor | None) -> str | None:
+    return None if tensor is None else str(tensor.dtype).removeprefix("torch.")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON; what JSON lacks becomes its repr."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
