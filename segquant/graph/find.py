@@ -32,8 +32,7 @@ def find_segments(
 ) -> dict[str, Segments]:
     """Where the graph cuts each linear layer and convolution, and which activation feeds it (arXiv 2507.14811).
 
-    A copy runs on fake tensors, else torch.export is tried; no weight is read. Argument values that the forward
-    branches on are logged as warnings. Several calls of a layer keep what all agree on.
+    A copy runs on fake tensors, else torch.export is tried. Several calls of a layer keep what all agree on.
 
     Args:
         model: any; weights may be fake or meta.
@@ -65,7 +64,6 @@ def find_segments(
 
 
 def segments_of(captured: Capture) -> dict[str, Segments]:
-    """Segments of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)
     found = Activations(captured.graph)

@@ -41,7 +41,6 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as positional and keyword arguments of a forward."""
     args: tuple[Any, ...] = ()
     if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
         return (), {key: _normal(value) for key, value in batch.items()}
@@ -58,7 +57,7 @@ def batches_of(batches: Iterable[Any] | None) -> Iterable[Any]:
     """Calibration batches, as they are; none for None.
 
     Raises:
-        QuantizationError: one batch instead of several, or nothing that can be gone through.
+        QuantizationError: one batch instead of several, or no iterable.
     """
     if batches is None:
         return ()

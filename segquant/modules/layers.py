@@ -14,7 +14,7 @@ class Replaced:
 
 
 def is_float_layer(module: object) -> bool:
-    """Whether it is an nn.Linear or nn.Conv2d that is not quantized yet."""
+    """Whether it is an nn.Linear or nn.Conv2d, not quantized yet."""
     return isinstance(module, (nn.Linear, nn.Conv2d)) and not isinstance(module, Replaced)
 
 
@@ -31,7 +31,7 @@ def quantizable(model: nn.Module, convolutions: bool = True) -> dict[str, nn.Mod
 
 
 def _adapters(model: nn.Module) -> set[int]:
-    """Modules that peft put beside a layer, by id: small, exchanged and trained, so they stay in floating point."""
+    """Modules that peft put beside a layer, by id."""
     return {
         id(part)
         for module in model.modules()
@@ -72,12 +72,10 @@ def taps_of(module: nn.Module) -> int:
 
 
 def quantized_count(model: nn.Module) -> int:
-    """How many layers are quantized already."""
     return sum(hasattr(module, "layout") and hasattr(module, "codes") for module in model.modules())
 
 
 def refuse_lazy(module: nn.Module, name: str) -> None:
-    """QuantizationError for a lazy layer that was never called."""
     if isinstance(module.weight, Tensor) and is_lazy(module.weight):
         raise QuantizationError(
             f"layer {name!r} has no weight yet, as it is a lazy one: call the model once on example inputs first"
@@ -85,7 +83,6 @@ def refuse_lazy(module: nn.Module, name: str) -> None:
 
 
 def width_of(module: nn.Module) -> int:
-    """Features of an input row."""
     assert isinstance(module.weight, Tensor)
     return module.weight[0].numel()
 

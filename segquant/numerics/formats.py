@@ -19,13 +19,11 @@ GRANULARITIES = ("tensor", "channel", "token", "group")
 
 
 def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    """ValueError unless `value` is in `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"unknown {what} {described(value)}; {nearest(str(value), choices)}")
 
 
 def refuse_unknown(kind: type, values: Mapping[str, Any]) -> None:
-    """ValueError for a key that is no field of `kind`."""
     names = {field.name for field in dataclasses.fields(kind)}
     for key in values:
         if key not in names:
@@ -151,6 +149,5 @@ def scheme_of(precision: Precision) -> QuantScheme:
 
 
 def precision_name(precision: Precision) -> str:
-    """A precision in a sentence: its name, if it has one."""
     scheme = scheme_of(precision)
     return next((name for name, known in PRECISIONS.items() if known == scheme), "this precision")
