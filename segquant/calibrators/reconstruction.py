@@ -16,12 +16,12 @@ class Reconstruction:
         rows: calibration items kept.
         steps: per block.
         batch: items per step, in whole calls.
-        lr: for V, which must travel about ±2.4.
+        lr: for V.
         strength: λ, relative to an error that is 1 for rounding to nearest.
         warmup: share of the steps over which the rate rises from 0.
         beta_start: β at first; annealed by a cosine.
         beta_end: β at last.
-        held_out: share of the calls that judge; a block without gain keeps rounding to nearest.
+        held_out: share of the calls that judge a block.
         quantized_inputs: fit blocks on quantized inputs.
         memory_limit: bytes of block inputs and outputs.
     """
@@ -57,10 +57,8 @@ class Reconstruction:
             )
 
     def beta(self, step: int) -> float:
-        """β of one step, counted from 0."""
         done = math.pi * step / max(self.steps - 1, 1)
         return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(done))
 
     def rate(self, step: int) -> float:
-        """Learning rate of one step, counted from 0."""
         return self.lr * min(1.0, (step + 1) / max(self.warmup * self.steps, 1.0))

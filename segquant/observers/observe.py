@@ -1,6 +1,6 @@
 """Statistics of every layer's input in one pass.
 
-A batch goes to one fold, as its rows resemble each other; a single batch's rows are dealt in contiguous runs.
+A batch goes to one fold, as its rows resemble each other.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def observe(
         split_gram: keep fold 0's XᵀX apart, for `InputStats.without_fold(0)`.
         salience: average channel peaks per item of the first dimension (`TemporalSalience`).
         reservoir: rows kept per layer.
-        seed: of the reservoir and the folds.
         only: linears and ungrouped nn.Conv2d to observe; all linears if None.
         total: batches, if `batches` has no length.
 
@@ -92,8 +91,8 @@ def observe_in_groups(
 ) -> Iterator[Observed]:
     """`observe` in as many readings as Gram matrices within `memory_limit` need; the numbers are the same.
 
-    Other arguments as for `observe`. The first group has all linears without a Gram matrix. Drop a group's statistics
-    before asking for the next; do not change the model between.
+    The first group has all linears without a Gram matrix. Drop a group's statistics before asking for the next; do not
+    change the model between.
 
     Args:
         batches: iterable more than once, unless one reading suffices.

@@ -105,7 +105,6 @@ class Balance(Optimizer):
 
 
 def check_alpha(alpha: float | str) -> None:
-    """ValueError unless α is in [0, 1] or a kind of search."""
     if isinstance(alpha, str):
         check_choice("alpha", alpha, (SEARCH, SEARCH_LAYER))
     elif not 0 <= alpha <= 1:

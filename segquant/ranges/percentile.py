@@ -30,12 +30,7 @@ def percentile_range(
     """Ranges of a static input per piece, (positive, negative), [pieces], at least 0.
 
     A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign.
-
-    Args:
-        rows: sampled inputs [n, in].
-        pieces: channels per piece, summing to in.
-        dual: which pieces have one scale per sign.
-        percentile: in (0, 100].
+    Arguments as for `Range.input_range`; `percentile` is in (0, 100].
     """
     q = _share(percentile)
     values = rows if rows.dtype == torch.float64 else rows.float()

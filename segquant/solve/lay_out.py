@@ -12,7 +12,7 @@ from segquant.numerics.transform import Transform
 
 
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
-    """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
+    """Where the layer is cut and which inputs get a scale per sign.
 
     Input segments that the group size does not divide are not cut.
 
@@ -60,7 +60,6 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
 
 
 def planned(method: Method) -> tuple[Transform, ...]:
-    """Transforms of the input that the method has for every layer."""
     turn = () if method.rotation is None else (method.rotation.transform,)
     return (*method.optimizer.transforms, *turn)
 

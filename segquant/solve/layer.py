@@ -111,7 +111,7 @@ def _problem(
 def _branches(
     problem: Problem, chains: list[Chain], layout: Layout, method: Method, prepared: Prepared
 ) -> Iterator[Branch]:
-    """Every branch in its transformed space, one at a time to save memory."""
+    """Every branch in its transformed space."""
     stats, needs, calibrator = problem.stats, method.needs, method.calibrator
     gram = shrink_gram(stats.gram, stats.rows) if "gram" in needs and stats is not None else None
     weighs = "stats" in method.ranges.needs and stats is not None
