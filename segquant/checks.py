@@ -27,7 +27,7 @@ def checked(**words: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: a QuantizationError for an argument that does not fit its annotation.
 
     Args:
-        words: by argument, what to give; from the annotation if left out; "" for what the function checks itself.
+        words: by argument, what to give; "" for what the function checks itself.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

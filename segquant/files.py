@@ -22,12 +22,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file."""
     from safetensors.torch import save_file  # torch takes seconds to import, and many write text alone
 
     write_whole(path, lambda partial: save_file(dict(tensors), partial))

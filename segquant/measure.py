@@ -66,8 +66,7 @@ def model_errors(
     """`layer_errors`, `output_error` and `output_errors` in one pass of each model; arguments as for `layer_errors`.
 
     Args:
-        parts: per batch, into how many equal pieces the outputs' first axis is cut, or a list of that length into its
-            entries; 1 each if None.
+        parts: per batch, how many equal parts the outputs' first axis is cut into; 1 each if None.
 
     Raises:
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
@@ -93,7 +92,6 @@ def _count(parts: Sequence[int], index: int) -> int:
 
 
 def _squares(exact: Sequence[Tensor], approximate: Sequence[Tensor]) -> tuple[float, float]:
-    """Squared error, and squares of what is exact."""
     if any(tensor.device.type == "meta" for tensor in (*exact, *approximate)):
         raise QuantizationError("the model's output has no values (it is on meta); load its weights first")
     if [tensor.shape for tensor in exact] != [tensor.shape for tensor in approximate]:
@@ -110,7 +108,7 @@ def _shapes(tensors: Sequence[Tensor]) -> str:
 
 
 def _parts(output: Any, count: int) -> list[list[Tensor]]:
-    """The tensors of each of `count` parts of a model's output; some models return a list of one entry per row."""
+    """The tensors of each of `count` parts of a model's output."""
     if count == 1:
         return [tensors_of(output)]
     if isinstance(output, list) and len(output) == count:

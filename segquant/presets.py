@@ -50,7 +50,6 @@ def _method(name: str, precision: Precision, common: Mapping[str, Any], **values
 
 
 def _part(kind: type, value: Any) -> Any:
-    """Settings of a part: as it is, as a mapping, or None for the defaults."""
     if value is None or isinstance(value, Mapping):
         return build(kind, value or {})
     require(value, kind, "a method", kind.__name__.lower(), f"a {kind.__name__} or a mapping of its fields")

@@ -16,7 +16,6 @@ _TABLES: dict[str, dict[str, Any]] = {slot: {} for slot in SLOTS}
 
 
 def table(slot: str) -> dict[str, Any]:
-    """All parts of one slot, by name."""
     return _TABLES[slot]
 
 
@@ -75,7 +74,6 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
 
 
 def fields_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
-    """Dataclass fields by name; empty for other classes."""
     return {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
 
 
@@ -112,7 +110,6 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default, or MISSING."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 

@@ -25,9 +25,7 @@ OWN = ("name", "scheme", "bias_correction", "seed", "budget")
 DEFAULT_ROTATION = "hadamard"
 
 
-class HasParts(Protocol):
-    """What this module needs of `Method`, which imports it."""
-
+class HasParts(Protocol):  # `Method` imports this module
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
@@ -59,7 +57,6 @@ def flat_names() -> set[str]:
 
 
 def attribute(name: str) -> str:
-    """The attribute of `Method` that holds a member."""
     return ATTRIBUTES.get(name, name)
 
 

@@ -33,7 +33,6 @@ class Cuts:
 
     @property
     def wants_graph(self) -> bool:
-        """Whether the graph has to be read."""
         return self.seglinear or self.dualscale
 
 
@@ -91,7 +90,6 @@ class Budget:
 def pairs_of(
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]],
 ) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    """Overrides as (glob, fields) pairs."""
     pairs = listed("overrides", overrides.items() if isinstance(overrides, Mapping) else overrides)
     found = []
     for pair in pairs:
@@ -113,5 +111,4 @@ def pairs_of(
 
 
 def _numbered(pattern: Any) -> Any:
-    """Layers of a Sequential have numbers for names, which YAML reads as such."""
-    return str(pattern) if type(pattern) is int else pattern
+    return str(pattern) if type(pattern) is int else pattern  # layers of a Sequential are named by numbers

@@ -51,7 +51,6 @@ def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -
 
 
 def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
-    """Write plan.json, whole or not at all."""
     content = {
         "schema": SCHEMA,
         "method": {**base.to_dict(), "budget": None},

@@ -90,7 +90,6 @@ class Method:
         return changed(self, settings)
 
     def value(self, name: str) -> Any:
-        """The value of a flat name."""
         return value_of(self, name)
 
     def _overridden(self, values: Mapping[str, Any], pattern: str) -> Method | None:

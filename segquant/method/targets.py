@@ -31,7 +31,6 @@ def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Me
 
 
 def _nothing(model: nn.Module, method: Method) -> str:
-    """Why a model has no layer that the method quantizes, and what to do."""
     left = len(quantizable(model, method.targets.convolutions))
     if left:
         return f"skip={list(method.targets.skip)} leaves out all {left} of the model"
@@ -48,11 +47,7 @@ def _nothing(model: nn.Module, method: Method) -> str:
 
 
 def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
-    """Refuse layers that compute more than their class does, or have no weight yet.
-
-    Raises:
-        QuantizationError: a forward of its own, hooks, or a lazy module.
-    """
+    """QuantizationError for layers with a forward of their own, with hooks, or without a weight yet."""
     for name, layer in layers.items():
         refuse_lazy(layer, name)
         if "_hf_hook" in vars(layer):
@@ -82,7 +77,6 @@ def _is_ours(hook: object) -> bool:
 
 
 def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
-    """The method of each layer, overrides applied."""
     found = {name: method.for_layer(name) for name in layers}
     return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
 

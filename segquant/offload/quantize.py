@@ -72,7 +72,6 @@ def quantize_offloaded_with_outcome_(
         offloaded: afterwards all of it is in memory, quantized, in eval mode.
         method: without a budget (`auto`) or block reconstruction.
         batches: read once; all their activations are in memory together.
-        segments: found on the first batch if None and wanted.
         progress: called with ("quantize", layers done, layers in all).
         memory_limit: bytes for Gram matrices per block; for the rest the block is run again.
         park: device of finished blocks; what is in no block stays.

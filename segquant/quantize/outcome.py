@@ -33,7 +33,6 @@ class Outcome:
         check_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary; `from_dict` is its inverse."""
         found: dict[str, Any] = {
             "method": self.method.to_dict(),
             "segments": {name: dataclasses.asdict(entry) for name, entry in self.segments.items()},
