@@ -32,7 +32,8 @@ def find_segments(
 ) -> dict[str, Segments]:
     """Where the graph cuts each linear layer and convolution, and which activation feeds it (arXiv 2507.14811).
 
-    A copy runs on fake tensors, else torch.export is tried. Several calls of a layer keep what all agree on.
+    A copy runs on fake tensors, else torch.export is tried; no weight is read. Values that the forward branches on are
+    logged as warnings. Several calls of a layer keep what all agree on.
 
     Args:
         model: any; weights may be fake or meta.

@@ -61,6 +61,7 @@ def observe(
         split_gram: keep fold 0's XᵀX apart, for `InputStats.without_fold(0)`.
         salience: average channel peaks per item of the first dimension (`TemporalSalience`).
         reservoir: rows kept per layer.
+        seed: of the reservoir and the folds.
         only: linears and ungrouped nn.Conv2d to observe; all linears if None.
         total: batches, if `batches` has no length.
 
