@@ -18,10 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """Attributes:
-    text: not yet escaped.
-    value: the number, for CSV.
-    verdict: ``"better"``, ``"worse"`` or ``"tie"``.
+    """One place of a table.
+
+    Attributes:
+        text: not yet escaped.
+        value: the number, for CSV.
+        verdict: ``"better"``, ``"worse"`` or ``"tie"``.
     """
 
     text: str
@@ -36,11 +38,13 @@ Row = tuple[Cell, ...]
 
 @dataclass(frozen=True)
 class Column:
-    """Attributes:
-    kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
-    detail: such as a metric's network.
-    direction: ``"lower"`` or ``"higher"`` is better.
-    intervals: CSV has columns for interval edges.
+    """The head of a column.
+
+    Attributes:
+        kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
+        detail: such as a metric's network.
+        direction: ``"lower"`` or ``"higher"`` is better.
+        intervals: CSV has columns for interval edges.
     """
 
     title: str
