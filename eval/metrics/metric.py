@@ -62,7 +62,9 @@ class Metric:
         return self.against == "real"
 
     def full_name(self, network: str = "") -> str:
-        """>>> Metric("psnr", "higher", print).full_name()
+        """The result's name.
+
+        >>> Metric("psnr", "higher", print).full_name()
         'psnr'
         >>> Metric("fid_ref", "lower", print).full_name("inception")
         'fid_ref[inception]'

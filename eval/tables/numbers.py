@@ -41,7 +41,9 @@ def format_difference(value: float, interval: Interval, unit: str = "") -> str:
 
 
 def format_ratio(value: float, interval: Interval) -> str:
-    """>>> format_ratio(0.7204, (0.68, 0.77))
+    """A ratio and its interval.
+
+    >>> format_ratio(0.7204, (0.68, 0.77))
     '×0.720 [0.680, 0.770]'
     """
     return f"×{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

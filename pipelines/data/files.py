@@ -59,7 +59,7 @@ class Source:
 def read_text(path: Path, what: str, newline: str | None = None) -> str:
     """Without byte order mark; PipelineError, naming the file as `what`, if unreadable.
 
-    Line ends are "\n", or stay as they are where `newline` is "".
+    Line ends are "\\n", or stay as they are where `newline` is "".
     """
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
