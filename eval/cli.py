@@ -14,7 +14,7 @@ from segquant_bench.texts import plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`segquant-report`; 0 on success, 2 with one sentence on stderr for bad input."""
+    """Exit code 0, or 2 with one sentence on stderr for bad input."""
     parser = argparse.ArgumentParser(
         prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
     )

@@ -1,5 +1,3 @@
-"""Runs that did not finish: the `failure.json` in their folders."""
-
 from __future__ import annotations
 
 import json
@@ -16,7 +14,7 @@ FILE = "failure.json"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run did not finish; texts are empty where its configuration was too broken to tell."""
+    """A `failure.json`; unknown texts are empty."""
 
     path: Path
     name: str
@@ -29,7 +27,7 @@ class Failure:
 
 
 def load_failures(directories: Iterable[Path]) -> list[Failure]:
-    """Every `failure.json` below the directories, by path."""
+    """Sorted by path."""
     paths = {path.resolve() for directory in directories for path in find_named(Path(directory), FILE)}
     return [_load(path) for path in sorted(paths)]
 

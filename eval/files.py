@@ -1,5 +1,3 @@
-"""Atomic writes, and files of a name."""
-
 from __future__ import annotations
 
 import json
@@ -14,13 +12,13 @@ from safetensors.numpy import save_file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file at once, creating its folder."""
+    """Write safetensors atomically, creating the folder."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     _publish(path, lambda temporary: _save_in_order(temporary, contiguous, dict(metadata or {})))
 
 
 def _save_in_order(path: str, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """The same bytes each time: safetensors writes metadata in no particular order."""
+    # The same bytes each time: safetensors writes metadata in no particular order.
     save_file(tensors, path, metadata=metadata)
     if len(metadata) < 2:
         return
@@ -35,22 +33,20 @@ def _save_in_order(path: str, tensors: dict[str, np.ndarray], metadata: dict[str
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Write indented JSON at once; NaN and infinities are refused."""
+    """Write indented JSON atomically; NaN and infinities are refused."""
     save_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write UTF-8 text at once, creating its folder."""
     _publish(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def save_bytes(path: Path, content: bytes) -> None:
-    """Write bytes at once, creating its folder."""
     _publish(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def find_named(folder: Path, name: str) -> list[Path]:
-    """Every file of that name in a folder and below, also behind links to folders, sorted; once each."""
+    """Every such file below a folder, also behind links, sorted; once each."""
     found: dict[Path, Path] = {}
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):

@@ -1,5 +1,3 @@
-"""The report of finished runs, from what lies on disk."""
-
 from __future__ import annotations
 
 import logging
@@ -43,8 +41,6 @@ def write_report(
     directories: Sequence[Path], output: Path | None = None, *, grid: bool = True, rows: int = 8
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
-
-    Returns the files written.
 
     Args:
         grid: whether to draw the pictures.

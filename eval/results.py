@@ -1,5 +1,3 @@
-"""`EvalResult` for one number, `RunResult` for one `results.json`."""
-
 from __future__ import annotations
 
 import json
@@ -31,7 +29,6 @@ class EvalResult:
     Attributes:
         name: metric and network: ``fid_ref[effnet_lite0]``, ``psnr``.
         value: may be infinite.
-        n: number of pictures.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
         interval: 95 % bootstrap interval.
         backend: software and weights, with version.
@@ -57,7 +54,7 @@ class EvalResult:
             raise EvalError(f"against of {self.name} is {self.against!r}, must be one of {AGAINST}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; infinities become the strings "inf" and "-inf"."""
+        """JSON types; infinities become "inf" and "-inf"."""
         return {
             "name": self.name,
             "value": encode_float(self.value),
@@ -73,7 +70,7 @@ class EvalResult:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> EvalResult:
-        """Inverse of `to_dict`; raises EvalError naming a missing key."""
+        """EvalError for a missing key."""
         try:
             return cls(
                 name=raw["name"],
@@ -92,7 +89,7 @@ class EvalResult:
 
 
 def encode_float(value: float) -> float | str:
-    """A float for JSON: "inf" / "-inf" as strings, NaN refused."""
+    """For JSON: "inf" / "-inf" as strings, NaN refused."""
     if math.isnan(value):
         raise EvalError("a metric came out as NaN; look for broken pictures or a broken scorer")
     return str(value) if math.isinf(value) else float(value)
@@ -111,7 +108,7 @@ class RunResult:
     """One `results.json`, whose path is `path`.
 
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
-    `polarity`, by layer. `components` holds every component's bytes, and errors of quantized ones beside the denoiser.
+    `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
     """
 
     path: Path
@@ -143,21 +140,20 @@ class RunResult:
 
     @property
     def every_layer_error(self) -> dict[str, float]:
-        """Errors of the denoiser's layers, then those of other quantized components."""
+        """The denoiser's, then those of other components."""
         parts = [part.get("layer_errors", {}) for part in self.components.values()]
         return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
 
     @property
     def is_float(self) -> bool:
-        """True for the unquantized model."""
+        """Whether nothing is quantized."""
         return self.quantizer == "none"
 
     def metric(self, name: str) -> EvalResult | None:
-        """The metric of that exact name, or None."""
         return next((m for m in self.metrics if m.name == name), None)
 
     def folder(self, kind: str) -> Path | None:
-        """The folder `artifacts[kind]`, relative to `results.json`; None if not recorded."""
+        """`artifacts[kind]`, relative to `results.json`; None if not recorded."""
         relative = self.artifacts.get(kind)
         return None if relative is None else (self.path.parent / relative).resolve()
 
@@ -183,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_result(path: Path) -> RunResult:
-    """Read one `results.json`. EvalError if it is truncated, of another schema or lacks a key."""
+    """EvalError if truncated, of another schema or without a key."""
     raw = _read(path)
     output_error = raw.get("output_error")
     return RunResult(
@@ -217,7 +213,7 @@ def load_result(path: Path) -> RunResult:
 
 
 def _rename(raw: dict[str, Any]) -> None:
-    """Rename what older runs called otherwise."""
+    """Names that older runs used."""
     stages, config = raw.get("stages", {}), raw.get("config") or {}
     calibration = config.get("calibration") or {}
     for found, old, new in (

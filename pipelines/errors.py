@@ -26,14 +26,12 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """PipelineError unless the value is known."""
     known = tuple(known)
     if value not in known:
         raise PipelineError(f"{key}={value!r} is not known; {nearest(value, known)}")
 
 
 def at_least(key: str, value: float, least: float) -> None:
-    """PipelineError for a value below its least."""
     if value < least:
         raise PipelineError(f"{key}={value} is out of range; it must be at least {least}")
 

@@ -98,7 +98,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def _is_library_error(error: BaseException) -> bool:
-    """Whether segquant or eval raised it, without importing them."""
+    # Without importing segquant or eval.
     for name, kind in (("segquant.errors", "QuantizationError"), ("segquant_bench.eval.errors", "EvalError")):
         module = sys.modules.get(name)
         if module is not None and isinstance(error, getattr(module, kind)):
@@ -135,7 +135,7 @@ def _prepare() -> None:
 
 
 def main() -> None:
-    """Console script: exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
+    """Exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         with insistent_interrupt():

@@ -21,7 +21,7 @@ INCHES = 0.08
 
 
 def new_figure(width: float, height: float, wspace: float | None = None) -> Figure:
-    """An empty figure in inches; `wspace` as a share of the panels' width."""
+    """Sizes in inches; `wspace` as a share of the panels' width."""
     # matplotlib takes a second to import, which reports without figures do not need to wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,12 +33,12 @@ def new_figure(width: float, height: float, wspace: float | None = None) -> Figu
 
 
 def more_width(labels: Iterable[str]) -> float:
-    """Inches that a figure needs for its longest label beyond what it has."""
+    """Inches that the longest label needs beyond the default."""
     return INCHES * max(min(max(map(len, labels), default=0), LONGEST) - COMMON, 0)
 
 
 def figure_text(text: str, longest: int = LONGEST) -> str:
-    """Text of names as matplotlib shows it unchanged: on one line, no mathematics, and in legends."""
+    """Text on one line that matplotlib does not read as mathematics."""
     line = plain(text)
     line = line if len(line) <= longest else f"{line[: longest - 1]}…"
     line = line.replace("$", r"\$")
@@ -46,7 +46,6 @@ def figure_text(text: str, longest: int = LONGEST) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # of scripts that the font lacks: it draws boxes, and the tables have the names

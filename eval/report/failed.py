@@ -1,5 +1,3 @@
-"""The table of runs that did not finish."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,7 +10,6 @@ TITLE = "Failed runs"
 
 
 def failed_table(failures: Sequence[Failure]) -> Table:
-    """A row per failed run with its sentence."""
     named = [[failure.path.parent.name, _where(failure), " ".join(failure.overrides)] for failure in failures]
     rows = tuple(row([*keys, failure.message], ()) for keys, failure in zip(named, failures, strict=True))
     return Table(heads(("folder", "run", "asked for", "why it failed"), ()), (rows,), title=TITLE)

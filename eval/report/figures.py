@@ -1,4 +1,4 @@
-"""The PNG grid: prompts in rows, methods in columns, the unquantized model first."""
+"""The picture grid: prompts in rows, methods in columns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INK, PALE, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class GridColumn:
-    """The method, the precision below it (may be empty) and the pictures."""
+    """The method, the precision below it and the pictures."""
 
     title: str
     subtitle: str
@@ -80,10 +80,7 @@ def _folder(run: RunResult, kind: str) -> Path:
 
 
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
-    """A PNG of `rows` prompts, evenly spread, for runs of one group; EvalError if pictures are missing.
-
-    Small pictures are enlarged by whole factors, unsmoothed.
-    """
+    """A PNG of `rows` prompts, evenly spread; EvalError if pictures are missing."""
     prompts = runs[0].prompts
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
     columns = grid_columns(runs)
@@ -136,10 +133,7 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) ->
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None = None) -> list[str]:
-    """Lines no wider than `width` pixels, broken inside words if need be; of more than `most`, the first ones and "…".
-
-    Line breaks in the text are spaces.
-    """
+    """Lines of at most `width` pixels; of more than `most`, the first ones and "…"."""
     lines = _lines(plain(text), font, width, most)
     if most is None or len(lines) <= most:
         return lines
@@ -169,7 +163,7 @@ def _lines(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None
 
 
 def _fitting(piece: str, font: ImageFont.FreeTypeFont, width: int) -> int:
-    """How many of the first characters are no wider than `width`: at least one, and never all."""
+    """How many first characters fit: at least one, never all."""
     low, high = 1, len(piece) - 1
     while low < high:
         middle = (low + high + 1) // 2

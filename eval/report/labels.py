@@ -1,4 +1,4 @@
-"""Runs in reading order, which may be compared, and their names."""
+"""Order, groups and names of runs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,7 @@ _ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "mo
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
-    """By model, dataset, seed and prompts; then by precision, components, method and job number.
-
-    The unquantized model comes first, only once.
-    """
+    """By model, dataset, seed, prompts, precision, components, method; one unquantized run, first."""
     unique: dict[object, RunResult] = {}
     for run in runs:
         key = (data_key(run), _judgement(run)) if run.is_float else run.path
@@ -63,12 +60,11 @@ def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """2_b before 10_a."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...], str]:
-    """Runs that share a grid or an axis share it."""
+    """Runs of equal key share a grid or an axis."""
     return (run.model, run.dataset, run.seed, run.prompts, setup(run))
 
 
@@ -84,12 +80,12 @@ def _judgement(run: RunResult) -> str:
 
 
 def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
-    """Runs that may be compared share it."""
+    """Runs of equal key may be compared."""
     return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run, what of model, dataset, seed, prompts and sampling differs among the runs."""
+    """By `id` of the run, what differs but the method."""
     sampling = setups(runs)
     asked: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
     asked += [lambda run: f"seed {run.seed}", prompts_name, lambda run: sampling[id(run)]]
@@ -98,7 +94,7 @@ def places(runs: Sequence[RunResult]) -> dict[int, str]:
 
 
 def setups(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run, the settings of sampling in which runs of one model differ: ``num_inference_steps=8``."""
+    """By `id` of the run, the settings of sampling that differ: ``num_inference_steps=8``."""
     models: dict[str, list[RunResult]] = {}
     for run in runs:
         models.setdefault(run.model, []).append(run)
@@ -112,19 +108,19 @@ def setups(runs: Sequence[RunResult]) -> dict[int, str]:
 
 
 def prompts_name(run: RunResult) -> str:
-    """``128 prompts (1f2e3d)``: their number, and a hash of them."""
+    """Number and hash: ``128 prompts (1f2e3d)``."""
     digest = hashlib.sha256("\n".join(run.prompts).encode()).hexdigest()
     return f"{len(run.prompts)} prompts ({digest[:6]})"
 
 
 def quantized_parts(run: RunResult) -> tuple[str, ...]:
-    """The quantized components, the denoiser first."""
+    """The denoiser first."""
     named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
     return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
 
 
 def method_name(run: RunResult) -> str:
-    """The quantizer, a correction at sampling time, other components as "+NAME", or "@NAME" without the denoiser."""
+    """Quantizer, correction, other components as "+NAME", or "@NAME" without the denoiser."""
     correction = settings(run).get("correction.method") or "none"
     added = [] if correction in ("none", run.quantizer) else [correction]
     parts = quantized_parts(run)
@@ -135,7 +131,7 @@ def method_name(run: RunResult) -> str:
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """A run's configuration of method and backend, by dotted key."""
+    """Of method and backend, by dotted key."""
     found = {
         key: value
         for section in VARIED
@@ -146,7 +142,7 @@ def settings(run: RunResult) -> dict[str, Any]:
 
 
 def is_subject(run: RunResult) -> bool:
-    """Whether the report is about the run's method: SegQuant's, auto, the user's own."""
+    """Whether the method is SegQuant's, auto, or the user's own."""
     return is_ours(run.quantizer) or bool(home(run))
 
 
@@ -156,7 +152,7 @@ def _backend(run: RunResult) -> str:
 
 
 def home(run: RunResult) -> str:
-    """The module of the user's own method; empty for methods of this repository."""
+    """The module of the user's own method, else empty."""
     quantizer = run.config.get("quantizer")
     target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
     return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
@@ -172,11 +168,9 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
-    """By `id` of the run: its method, with the settings in which runs of a group that share it differ, but `untold`
-    ones.
+    """By `id` of the run: its method, and the settings, but `untold` ones, that tell it apart in its group.
 
-    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module. What is left alike
-    gets the fewest other settings that tell it apart.
+    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
     """
     families: dict[object, list[RunResult]] = {}
     for run in runs:

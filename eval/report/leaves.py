@@ -1,5 +1,3 @@
-"""Configurations by their leaves, and the fewest of these that tell some apart."""
-
 from __future__ import annotations
 
 import json
@@ -22,12 +20,12 @@ def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def is_within(key: str, places: Collection[str]) -> bool:
-    """Whether a key is one of some, or below one."""
+    """Whether a key is one of `places`, or below one."""
     return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
 def fewest(every: Sequence[Mapping[str, Any]], keys: Iterable[str], given: Sequence[str] = ()) -> list[str]:
-    """`given` and few of the keys that together tell apart whatever all keys do: the one first that tells most."""
+    """`given` and few of the keys that tell apart whatever all keys do (greedily)."""
     order = list(dict.fromkeys([*given, *keys]))
     texts = [{key: shown(values.get(key), key in values) for key in order} for values in every]
     differing = [key for key in order if len({text[key] for text in texts}) > 1]
@@ -42,14 +40,14 @@ def fewest(every: Sequence[Mapping[str, Any]], keys: Iterable[str], given: Seque
 
 
 def told(values: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """``guidance_scale=3.0 call.height=32``: without the section where that is one key's alone."""
+    """``guidance_scale=3.0 call.height=32``: the section only where needed."""
     short = [key.partition(".")[2] or key for key in keys]
     names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
     return " ".join(f"{name}={shown(values.get(key), key in values)}" for name, key in zip(names, keys, strict=True))
 
 
 def shown(value: Any, is_set: bool = True) -> str:
-    """A value such that no two look alike: text bare, if nothing else could be meant."""
+    """A value such that no two look alike."""
     if not is_set:
         return UNSET
     if isinstance(value, str) and is_plain(value) and " " not in value and value not in ("", UNSET):

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, pictures and styles included."""
+"""report.html: one self-contained page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def render_page(
     legend: str,
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page of tables, PNGs by file name and folded (title, HTML) sections."""
+    """PNGs by file name; `sections` are (title, HTML), folded."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",

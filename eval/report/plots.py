@@ -22,7 +22,7 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG for quantized runs, a row of panels per group; None if there is nothing to draw."""
+    """A PNG; None if there is nothing to draw."""
     quantized = [run for run in runs if not run.is_float]
     shown = _shown(columns(quantized))
     if not shown:

@@ -1,5 +1,3 @@
-"""The tables of finished runs: to read, and to export."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -35,7 +33,7 @@ def results_table(runs: Sequence[RunResult], judged: bool | None = None) -> Tabl
 
 
 def has_results(table: Table) -> bool:
-    """Whether it has more than the columns that name runs."""
+    """Whether any column does more than name runs."""
     return any(column.kind == "number" for column in table.columns)
 
 
@@ -57,7 +55,7 @@ def _keys(runs: Sequence[RunResult]) -> Keys:
 
 
 def export_table(runs: Sequence[RunResult], failures: Sequence[Failure] = ()) -> Table:
-    """Every number of every run, for CSV; failed ones, with a column for their sentences, behind the others."""
+    """Every number of every run, then failed runs; for CSV."""
     ordered = sort_runs(runs)
     shown, names = columns(ordered), metric_names(ordered)
     stages = list(dict.fromkeys(stage for run in ordered for stage in run.stages))

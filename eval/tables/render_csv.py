@@ -1,5 +1,3 @@
-"""Tables as CSV, every number at full precision."""
-
 from __future__ import annotations
 
 import csv
@@ -13,7 +11,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def to_csv(table: Table) -> str:
-    """One line per row, numbers at full precision, interval edges in their own columns."""
+    """Numbers at full precision, interval edges in their own columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")  # quotes commas, quotes and line ends itself
     writer.writerow([_text(name) for column in table.columns for name in _names(column)])

@@ -1,5 +1,3 @@
-"""Tables as HTML."""
-
 from __future__ import annotations
 
 import html
@@ -12,7 +10,7 @@ ROWS_ON_LINES = "results"
 
 
 def to_html(table: Table, css: str = "") -> str:
-    """A `<table>` of class `css`, intervals below values; with a title, in a scrolling box."""
+    """A `<table>`, intervals below values; with a title, in a scrolling box."""
     end = "\n" if css == ROWS_ON_LINES else ""
     head = "".join(map(_head, table.columns))
     body = end.join(

@@ -1,5 +1,3 @@
-"""Tables as LaTeX."""
-
 from __future__ import annotations
 
 from segquant_bench.eval.tables.numbers import format_interval
@@ -29,7 +27,7 @@ def to_latex(table: Table) -> str:
 
 
 def _is_common(character: str) -> bool:
-    """Whether pdfLaTeX has it: Latin letters and punctuation, without combining marks and other scripts."""
+    """Whether pdfLaTeX has it."""
     return character < "\u0300" or "\u2000" <= character < "\u2190"
 
 

@@ -1,5 +1,3 @@
-"""Tables as GitHub Markdown."""
-
 from __future__ import annotations
 
 import re
@@ -20,7 +18,7 @@ _MARKS = re.compile(
 
 
 def to_markdown(table: Table) -> str:
-    """Title as a heading; one line per row, intervals behind their values."""
+    """Title as a heading; intervals behind their values."""
     align = ["---" if column.kind == "key" else "---:" for column in table.columns]
     lines = [[_head(column) for column in table.columns], align]
     lines += [[_cell(cell) for cell in row] for block in table.blocks for row in block]
@@ -41,10 +39,8 @@ def _cell(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text on one line that Markdown takes for nothing but text."""
     return _MARKS.sub(r"\\\g<0>", plain(text))
 
 
 def code(text: str) -> str:
-    """Text on one line as code."""
     return f"`{plain(text).replace('`', chr(39))}`"

@@ -1,4 +1,4 @@
-"""The command line's arguments, checked and made what Hydra takes."""
+"""The command line's arguments."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def with_open_keys(arguments: Sequence[str]) -> list[str]:
 
 
 def check_text(arguments: Sequence[str]) -> None:
-    """PipelineError for an argument that is no UTF-8, which no file of a run could hold."""
+    """PipelineError for an argument that is no UTF-8."""
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise PipelineError(f"{argument} is no UTF-8; write it so, or rename what it names")
 
 
 def quotes_hint(override: str) -> str:
-    """How to write a mapping whose keys have quotes, which Hydra does not read; empty for others."""
+    """How to write a mapping whose keys have quotes; empty for others."""
     if _QUOTED_KEY.search(override) is None:
         return ""
     key = override.partition("=")[0]

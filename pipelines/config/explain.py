@@ -109,7 +109,7 @@ def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str
 
 
 def memory_message(error: BaseException) -> str | None:
-    """The sentence for an error by lack of memory; else None."""
+    """The sentence for lack of memory; else None."""
     found = next((each for each in causes(error) if _is_memory(each)), None)
     if found is None:
         return None

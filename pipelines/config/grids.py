@@ -1,4 +1,4 @@
-"""A sweep over several grids, one after another."""
+"""A sweep over several grids."""
 
 from __future__ import annotations
 
@@ -55,7 +55,6 @@ class GridSweeper(Sweeper):
         self.grids = [dict(grid) for grid in grids or [{}]]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -74,7 +73,6 @@ class GridSweeper(Sweeper):
         return [results]
 
     def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
-        """Every job's overrides."""
         common = self._parse([*_overrides(self.params), *arguments])
         asked = {override.get_key_element(): _choices(override) for override in common}
         grids = [self._parse(_overrides(grid)) for grid in self.grids]
@@ -106,7 +104,7 @@ def _choices(override: Override) -> list[str]:
 
 
 def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """A grid with only the values asked for, None if a key is left without any."""
+    """Only the values asked for; None if a key is left without any."""
     found = []
     for override in grid:
         key, values = override.get_key_element(), _choices(override)

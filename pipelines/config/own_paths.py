@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def path_of(value: Any) -> str:
-    """The dotted path, also in `_target_`; empty without one."""
+    """The dotted path, also in `_target_`; else empty."""
     found = value.get(TARGET) if isinstance(value, Mapping) else value
     return found if isinstance(found, str) and "." in found else ""
 
@@ -41,7 +41,7 @@ def stage_paths(stages: Mapping[str, Any]) -> dict[str, str]:
 
 
 def own_paths(config: RunConfig) -> dict[str, str]:
-    """Key -> dotted path of the user's code, if used."""
+    """Key -> dotted path of the user's code."""
     named = {f"dataset.{TARGET}": config.dataset._target_}
     named |= {f"metric.metrics.{name}": name for name in config.metric.metrics}
     named |= {f"stages.{name}.{TARGET}": path for name, path in stage_paths(config.stages).items()}
@@ -56,7 +56,7 @@ def own_paths(config: RunConfig) -> dict[str, str]:
 
 
 def own_record(config: RunConfig) -> dict[str, dict[str, str | None]]:
-    """Key -> path and hash of the user's code; JSON types."""
+    """Key -> path and hash of the user's code."""
     return {key: {"path": path, "code": own_digest(path)} for key, path in sorted(own_paths(config).items())}
 
 

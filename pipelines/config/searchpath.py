@@ -33,7 +33,6 @@ def check_search_path(arguments: Sequence[str]) -> list[Path]:
 
 
 def _flagged(arguments: Sequence[str]) -> Iterator[Path]:
-    """The directories of `--config-dir`, which Hydra itself reads."""
     for argument, following in pairwise([*arguments, ""]):
         flag, equals, value = argument.partition("=")
         if flag in FLAGS:
@@ -41,7 +40,7 @@ def _flagged(arguments: Sequence[str]) -> Iterator[Path]:
 
 
 def _check_apart(folders: Sequence[Path]) -> None:
-    """Hydra reads the first configuration of a name, ours before the user's: without a word, so refuse two."""
+    # Hydra silently reads the first configuration of a name, ours before the user's.
     seen: dict[Path, Path] = {}
     for folder in dict.fromkeys(each.resolve() for each in folders if each.is_dir()):
         for path in sorted(folder.rglob("*.yaml")):

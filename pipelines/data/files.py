@@ -1,4 +1,4 @@
-"""Prompts from one's own archive, lists or table."""
+"""Prompts from archives, lists or tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPLITS = ("evaluation", "calibration")
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt, its name, and its real picture if any; PipelineError for text that no file can hold."""
+    """A prompt, its name and picture; PipelineError for text that no file can hold."""
 
     key: str
     prompt: str
@@ -57,7 +57,7 @@ class Source:
 
 
 def read_text(path: Path, what: str, newline: str | None = None) -> str:
-    """A file's text without byte order mark; PipelineError, naming it as `what`, if unreadable.
+    """Without byte order mark; PipelineError, naming the file as `what`, if unreadable.
 
     Line ends are "\\n", or stay as they are where `newline` is "".
     """
@@ -69,7 +69,7 @@ def read_text(path: Path, what: str, newline: str | None = None) -> str:
 
 
 def parse_json(text: str, what: str, path: Path, number: int | None = None) -> Any:
-    """Parsed JSON; PipelineError names file and line."""
+    """PipelineError names file and line."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -78,7 +78,7 @@ def parse_json(text: str, what: str, path: Path, number: int | None = None) -> A
 
 
 def load_yaml(text: str, what: str, path: Path) -> Any:
-    """Parsed YAML, by libyaml where it is there: much faster."""
+    # libyaml, where it is there, is much faster.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(text, Loader=loader)
@@ -206,7 +206,7 @@ def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """Rows with the number of their last line; strict about quotes left open."""
+    """Rows with the number of their last line; strict about open quotes."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows, last = [], 0
     try:
@@ -229,7 +229,7 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
 
 
 def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str | None:
-    """The first of some columns that says something; PipelineError, naming the `place`, if it is no text."""
+    """The first column that says something; PipelineError if it is no text."""
     for name in names:
         value = row.get(name)
         if value is None:
@@ -242,5 +242,5 @@ def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str |
 
 
 def _says(value: Any) -> bool:
-    """Whether it is text or a number: 0 is a class label."""
+    # 0 is a class label.
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)

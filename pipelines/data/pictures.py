@@ -1,4 +1,4 @@
-"""Real pictures: finding, reading, fitting, hashing, writing."""
+"""Real pictures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]
 
 
 def list_folder(folder: Path, key: str) -> tuple[Picture, ...]:
-    """Every picture of a folder by name, of any format and in any case; a warning names what is left out.
+    """Every picture of a folder by name, of any format; a warning names what is left out.
 
     Raises:
         PipelineError: no such folder, or no pictures in it.
@@ -95,7 +95,6 @@ def list_folder(folder: Path, key: str) -> tuple[Picture, ...]:
 
 
 def missing(pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures that are not there, in order."""
     return [
         picture
         for picture in pictures
@@ -149,7 +148,7 @@ def _decode(blob: bytes, picture: Picture) -> Image.Image:
 
 
 def _is_grey16(image: Image.Image) -> bool:
-    """Whether 65,535 is white: Pillow has other TIFFs in the same mode."""
+    # 65,535 is white: Pillow has other TIFFs in the same mode.
     if isinstance(image, TiffImageFile):
         bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
         return image.mode.startswith("I;16") and bits == (16,) and bool(black_is_zero)

@@ -144,7 +144,7 @@ def _item(value: Any, index: int, count: int) -> Any:
 
 
 class Embeddings:
-    """What `encode_prompts` stored in `folder`."""
+    """What `encode_prompts` stored."""
 
     def __init__(self, folder: Path) -> None:
         record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -166,7 +166,7 @@ class Embeddings:
         pipeline.encode_prompt = encode_prompt
 
     def _collated(self, rows: list[list[Any]], device: torch.device) -> Any:
-        """Results as `encode_prompt` returns them; what has no row per prompt is shared."""
+        """As `encode_prompt` returns them; what has no row per prompt is shared."""
         results: list[torch.Tensor | None] = []
         for column in zip(*rows, strict=True):
             if column[0] is None:

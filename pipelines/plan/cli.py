@@ -60,7 +60,6 @@ def plan(overrides: Sequence[str]) -> Plan:
 
 
 def as_json(found: Plan) -> dict[str, Any]:
-    """What --json prints."""
     return {"schema": SCHEMA, **dataclasses.asdict(found)}
 
 
@@ -94,7 +93,7 @@ def _quieten() -> None:
 
 
 def main() -> None:
-    """Console script: exit 0 and the plan, or 1 and one sentence on stderr."""
+    """Exit 0 and the plan, or 1 and one sentence on stderr."""
     parser = argparse.ArgumentParser(
         prog="segquant-plan",
         description="Print how a model's layers would be cut and quantized, from its configuration alone.",

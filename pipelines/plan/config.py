@@ -1,5 +1,3 @@
-"""The configuration of `segquant-plan`."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""failure.json: why a run did not finish, for the report."""
+"""failure.json: why a run did not finish."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ KEYS = {"name": "name", "model": "model.name", "dataset": "dataset.name", "preci
 
 
 def clear_failure(folder: Path) -> None:
-    """Forget an earlier one."""
     (folder / FILE).unlink(missing_ok=True)
 
 

@@ -1,5 +1,3 @@
-"""The report of a finished sweep."""
-
 from __future__ import annotations
 
 import logging
@@ -22,13 +20,12 @@ class SweepFolder(Callback):
     """Folders of this sweep's jobs in this process."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the folder and whether a report is wanted."""
         SweepFolder.used = set()
         SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
 
 
 def claim_folder(folder: Path) -> None:
-    """PipelineError if another job of this sweep has the folder: one would overwrite the other."""
+    """PipelineError if another job of this sweep has the folder."""
     if folder in SweepFolder.used:
         raise PipelineError(f"{folder} is another job's folder already; put ${{hydra.job.num}} into hydra.sweep.subdir")
     SweepFolder.used.add(folder)

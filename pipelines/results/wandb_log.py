@@ -1,4 +1,4 @@
-"""Weights & Biases: an optional sink, whose faults cost no result."""
+"""Weights & Biases: an optional sink."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sink:
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
-    """Text of at most `most` characters on one line; longer ones end in a hash, and stay apart."""
+    """At most `most` characters on one line; longer texts end in a hash, and stay apart."""
     line = plain(text)
     if len(line) <= most:
         return line
@@ -72,7 +72,7 @@ def summary_values(results: dict[str, Any]) -> dict[str, float]:
 def log_run(sink: Sink, results: dict[str, Any], folder: Path, resolved: Any) -> None:
     """Log a finished run, unless the same was logged before; wandb's files go into `folder`.
 
-    What goes wrong is one line of the log. Where W&B does not take it online, it is logged offline.
+    Errors become one line of the log. Where W&B does not take it online, it is logged offline.
     """
     mark, digest = _mark(sink, results), _digest(sink, results)
     before = _logged(mark)
@@ -98,7 +98,6 @@ def log_run(sink: Sink, results: dict[str, Any], folder: Path, resolved: Any) ->
 
 
 def _mark(sink: Sink, results: Mapping[str, Any]) -> Path:
-    """What tells of a logged run: by its id, and the project it is in."""
     project = hashlib.sha256(f"{sink.config.entity}/{sink.config.project}".encode()).hexdigest()[:8]
     return sink.cache / "wandb" / f"{results['config_hash']}-{project}.json"
 
@@ -111,7 +110,7 @@ def _digest(sink: Sink, results: Mapping[str, Any]) -> str:
 
 
 def _logged(mark: Path) -> dict[str, str]:
-    """The mark of an earlier run, empty where it or the run's offline folder is gone."""
+    """Empty where the mark or the run's offline folder is gone."""
     try:
         found = json.loads(mark.read_text(encoding="utf-8"))
         known = "://" in found["place"] or Path(found["place"]).is_dir()
@@ -127,7 +126,7 @@ def _end_service() -> None:
 
 
 def _log(sink: Sink, mode: Any, results: dict[str, Any], folder: Path, resolved: Any) -> str:
-    """Log; returns the run's address, or its folder where it is offline, or nothing where it is nowhere."""
+    """Returns the run's address, its folder where it is offline, or nothing."""
     import wandb  # put off: most runs log nothing
 
     config = sink.config
@@ -172,7 +171,7 @@ def _artifact(wandb: Any, results: dict[str, Any], files: dict[Path, str]) -> An
 
 
 def _artifact_name(text: str) -> str:
-    """W&B takes letters, digits and "_.-" only, and 128 of them."""
+    """W&B takes 128 letters, digits and "_.-"."""
     return shortened(re.sub(r"[^A-Za-z0-9_.-]", "-", plain(text)))
 
 

@@ -1,4 +1,4 @@
-"""What of Weights & Biases can be told before the work: is it installed, what does it take, where does it go."""
+"""Checks of Weights & Biases before the work."""
 
 from __future__ import annotations
 
@@ -52,7 +52,6 @@ def check_logger(config: LoggerConfig) -> Any:
 
 
 def check_installed() -> None:
-    """PipelineError if wandb is asked for and not there."""
     if importlib.util.find_spec("wandb") is None:
         raise PipelineError("logger=wandb needs the package wandb; run `pip install wandb` or set logger=none")
 
@@ -84,7 +83,7 @@ def _base_url() -> str:
 
 @lru_cache(maxsize=8)
 def _out_of_reach(url: str) -> str:
-    """Why no answer comes from a host, asked once a process; empty if one does."""
+    """Why a host does not answer, asked once a process; else empty."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE):
             return ""

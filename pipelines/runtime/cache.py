@@ -46,13 +46,12 @@ class Finished:
 
 
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
-    """A hash of name and dependencies (JSON types), in any order."""
+    """A hash in which the order of `depends` (JSON types) has no part."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_finished(name: str, cache: Path, depends: Mapping[str, Any]) -> Finished | None:
-    """The stage, if finished."""
     return _finished(*_place(name, cache, depends))
 
 
@@ -137,7 +136,7 @@ def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compu
 
 
 def let_others_read(folder: Path) -> None:
-    """Open what lies in a folder to whom the umask lets in: safetensors and temporary folders are made private."""
+    """Open a folder's files as the umask allows: safetensors and temporary folders are made private."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -154,7 +153,7 @@ def _disk_full(name: str, where: Path) -> PipelineError:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a finished folder, by hard links on one file system."""
+    """Copy a folder, by hard links on one file system."""
     shutil.rmtree(target, ignore_errors=True)
 
     def link_or_copy(origin: str, copy: str) -> str:

@@ -15,11 +15,8 @@ SECONDS = 0.5
 def insistent_interrupt() -> Iterator[None]:
     """Within it, Ctrl-C raises KeyboardInterrupt again every half second until `heard` is called.
 
-    Python drops what is raised inside a destructor or a callback, and some libraries catch whatever their imports
-    raise: a single KeyboardInterrupt that comes at such a moment is lost, and the run goes on for hours.
-
-    Nothing changes where SIGINT is ignored (a script's background job), has another handler, or there are no timers
-    (Windows), nor outside the main thread.
+    Python and some libraries drop exceptions raised inside destructors, callbacks and imports. Nothing changes where
+    SIGINT is ignored or has another handler, without timers (Windows), or outside the main thread.
     """
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not (usual and hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()):
@@ -36,7 +33,7 @@ def insistent_interrupt() -> Iterator[None]:
 
 
 def heard() -> None:
-    """Whoever has caught the interrupt says so before cleaning up."""
+    """To be called by whoever catches the interrupt, before cleaning up."""
     if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is _insist:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -1,5 +1,3 @@
-"""Progress on terminals."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

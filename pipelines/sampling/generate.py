@@ -1,5 +1,3 @@
-"""From prompts to PNGs and a manifest."""
-
 from __future__ import annotations
 
 import inspect

@@ -167,7 +167,6 @@ class Batches:
 
     @property
     def sizes(self) -> list[int]:
-        """Samples in every batch."""
         return [len(group) for group in self.groups]
 
     @property

@@ -56,7 +56,7 @@ def open_run(config: RunConfig) -> Run:
 
 
 def run_all(run: Run) -> None:
-    """Compute all wanted stages in order, after cheap checks.
+    """All wanted stages in order, after cheap checks.
 
     Raises:
         PipelineError: what the user can mend.

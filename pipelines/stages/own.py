@@ -78,5 +78,5 @@ def _told(compute: Callable[[Run, Path], None], path: str) -> Callable[[Run, Pat
 
 
 def _with_code(stage: Stage, path: str) -> Callable[[Run], Mapping[str, Any]]:
-    """`depends`, with the code that the stage's module imports from the user's package."""
+    """`depends`, with the code that the stage imports from its package."""
     return lambda run: {**stage.depends(run), "own_code": own_digest(path)}
