@@ -31,14 +31,15 @@ demo: setup
 	@echo "The command is $(BIN)/segquant; 'source $(BIN)/activate' puts it on the PATH, 'segquant --help' says what it can do"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
+# Every denoiser class by both captures, every architecture at full size, sweeps over whole pipelines, training.
 test-slow: .venv/tested
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 # Apart from `make test`: on Python 3.11 it takes half as long again.
 coverage: .venv/tested
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow" --cov --cov-report=term
 
 lint: .venv/tested
 	$(BIN)/ruff check .

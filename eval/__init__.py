@@ -1,4 +1,4 @@
-"""The judgement: folders of pictures go in, metrics with intervals, tables and figures come out."""
+"""Metrics, tables and figures of folders of pictures."""
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends, Network

@@ -10,14 +10,17 @@ from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.render import write_report
+from segquant_bench.texts import plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`segquant-report`; 0 on success, 2 with one sentence on stderr for bad input."""
+    """Exit code 0, or 2 with one sentence on stderr for bad input."""
     parser = argparse.ArgumentParser(
         prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
     )
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run or sweep folder")
+    parser.add_argument(
+        "directories", nargs="+", type=Path, metavar="DIR", help="run or sweep folder, or a results.json"
+    )
     parser.add_argument("--output", type=Path, help="folder for the report (default: the first DIR)")
     parser.add_argument("--rows", type=int, default=8, help="prompts in the grid (default: 8)")
     parser.add_argument("--no-grid", action="store_true", help="leave the picture grid out")
@@ -28,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
         written = write_report(options.directories, options.output, grid=not options.no_grid, rows=options.rows)
     except (EvalError, OSError) as error:
-        sys.stderr.write(f"segquant-report: {error}\n")
+        sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written.values())
     return 0

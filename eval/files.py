@@ -1,5 +1,3 @@
-"""Atomic writes."""
-
 from __future__ import annotations
 
 import json
@@ -14,24 +12,53 @@ from safetensors.numpy import save_file
 
 
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file at once, creating its folder."""
+    """Write safetensors atomically, creating the folder."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    _publish(path, lambda temporary: save_file(contiguous, temporary, metadata=dict(metadata or {})))
+    _publish(path, lambda temporary: _save_in_order(temporary, contiguous, dict(metadata or {})))
+
+
+def _save_in_order(path: str, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    # The same bytes each time: safetensors writes metadata in no particular order.
+    save_file(tensors, path, metadata=metadata)
+    if len(metadata) < 2:
+        return
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(metadata.items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:  # else strings were escaped in another way, and stay as they are
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Write indented JSON at once; NaN and infinities are refused."""
+    """Write indented JSON atomically; NaN and infinities are refused."""
     save_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write UTF-8 text at once, creating its folder."""
     _publish(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def save_bytes(path: Path, content: bytes) -> None:
-    """Write bytes at once, creating its folder."""
     _publish(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+def find_named(folder: Path, name: str) -> list[Path]:
+    """Every such file below a folder, also behind links, sorted; once each."""
+    found: dict[Path, Path] = {}
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        if name in files:
+            path = Path(place, name)
+            found.setdefault(path.resolve(), path)
+    return sorted(found.values())
 
 
 def _publish(path: Path, write: Callable[[str], object]) -> None:

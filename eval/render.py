@@ -1,14 +1,14 @@
-"""The report of finished runs, from what lies on disk."""
-
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from segquant_bench.eval.failures import Failure, load_failures
 from segquant_bench.eval.files import save_bytes, save_text
 from segquant_bench.eval.paper.extras import extras
 from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.failed import failed_table
 from segquant_bench.eval.report.figures import grid_groups, picture_grid
 from segquant_bench.eval.report.labels import sort_runs
 from segquant_bench.eval.report.page import render_page
@@ -20,6 +20,7 @@ from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import to_latex
 from segquant_bench.eval.tables.render_markdown import to_markdown
+from segquant_bench.texts import plain
 
 LEGEND = (
     "↓ lower is better, ↑ higher is better; in brackets the 95 % bootstrap interval (over pictures; over "
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 def write_report(
     directories: Sequence[Path], output: Path | None = None, *, grid: bool = True, rows: int = 8
 ) -> dict[str, Path]:
-    """Render every `results.json` below `directories` into `output` (the first directory); returns the files written.
+    """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
     Args:
         grid: whether to draw the pictures.
@@ -48,9 +49,10 @@ def write_report(
     Raises:
         EvalError: no results, a broken results.json, or missing pictures.
     """
-    runs = load_results(directories)
-    folder = Path(directories[0] if output is None else output)
-    texts, pictures = _contents(runs, grid, rows)
+    runs, failures = load_results(directories), load_failures(directories)
+    first = Path(directories[0])
+    folder = Path(output) if output is not None else first.parent if first.is_file() else first
+    texts, pictures = _contents(runs, failures, grid, rows)
     for name, content in pictures.items():
         save_bytes(folder / name, content)
     for name, text in texts.items():
@@ -58,23 +60,26 @@ def write_report(
     return {name: folder / name for name in (*texts, *pictures)}
 
 
-def _contents(runs: Sequence[RunResult], grid: bool, rows: int) -> tuple[dict[str, str], dict[str, bytes]]:
+def _contents(
+    runs: Sequence[RunResult], failures: Sequence[Failure], grid: bool, rows: int
+) -> tuple[dict[str, str], dict[str, bytes]]:
     ordered = sort_runs(runs)
     comparisons, refused = compare_runs(runs)
     comparisons += against_unquantized(runs)
     for sentence in refused:
-        log.warning("%s", sentence)
+        log.warning("%s", plain(sentence))
     more = extras(ordered)
     plot = metric_plot(ordered)
     pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
+    failed = [failed_table(failures)] if failures else []
     texts = {
-        "table.md": "\n".join([*map(to_markdown, tables), LEGEND, "", sources_markdown(ordered)]),
-        "table.csv": to_csv(export_table(runs)),
-        "table.tex": "\n".join(map(to_latex, tables)),
+        "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), LEGEND, "", sources_markdown(ordered)]),
+        "table.csv": to_csv(export_table(runs, failures)),
+        "table.tex": "\n".join(map(to_latex, [*tables, *failed])),
         "comparisons.md": comparisons_markdown(comparisons, refused),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
-        "report.html": render_page(ordered, tables, comparisons, refused, pictures, LEGEND, more.sections),
+        "report.html": render_page(ordered, [*tables, *failed], comparisons, refused, pictures, LEGEND, more.sections),
         **more.texts,
     }
     return texts, pictures

@@ -1,5 +1,3 @@
-"""`EvalResult` for one number, `RunResult` for one `results.json`."""
-
 from __future__ import annotations
 
 import json
@@ -11,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.failures import FILE as FAILURE
+from segquant_bench.eval.failures import load_failures
+from segquant_bench.eval.files import find_named
+from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
+RESULTS = "results.json"
 Interval = tuple[float, float]
 DIRECTIONS = ("lower", "higher")
 AGAINST = ("reference", "real", "prompt", None)
@@ -26,7 +29,6 @@ class EvalResult:
     Attributes:
         name: metric and network: ``fid_ref[effnet_lite0]``, ``psnr``.
         value: may be infinite.
-        n: number of pictures.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
         interval: 95 % bootstrap interval.
         backend: software and weights, with version.
@@ -52,7 +54,7 @@ class EvalResult:
             raise EvalError(f"against of {self.name} is {self.against!r}, must be one of {AGAINST}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; infinities become the strings "inf" and "-inf"."""
+        """JSON types; infinities become "inf" and "-inf"."""
         return {
             "name": self.name,
             "value": encode_float(self.value),
@@ -68,7 +70,7 @@ class EvalResult:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> EvalResult:
-        """Inverse of `to_dict`; raises EvalError naming a missing key."""
+        """EvalError for a missing key."""
         try:
             return cls(
                 name=raw["name"],
@@ -87,7 +89,7 @@ class EvalResult:
 
 
 def encode_float(value: float) -> float | str:
-    """A float for JSON: "inf" / "-inf" as strings, NaN refused."""
+    """For JSON: "inf" / "-inf" as strings, NaN refused."""
     if math.isnan(value):
         raise EvalError("a metric came out as NaN; look for broken pictures or a broken scorer")
     return str(value) if math.isinf(value) else float(value)
@@ -106,7 +108,7 @@ class RunResult:
     """One `results.json`, whose path is `path`.
 
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
-    `polarity`, by layer. `components` holds every component's bytes, and errors of quantized ones beside the denoiser.
+    `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
     """
 
     path: Path
@@ -138,21 +140,20 @@ class RunResult:
 
     @property
     def every_layer_error(self) -> dict[str, float]:
-        """Errors of the denoiser's layers, then those of other quantized components."""
+        """The denoiser's, then those of other components."""
         parts = [part.get("layer_errors", {}) for part in self.components.values()]
         return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
 
     @property
     def is_float(self) -> bool:
-        """True for the unquantized model."""
+        """Whether nothing is quantized."""
         return self.quantizer == "none"
 
     def metric(self, name: str) -> EvalResult | None:
-        """The metric of that exact name, or None."""
         return next((m for m in self.metrics if m.name == name), None)
 
     def folder(self, kind: str) -> Path | None:
-        """The folder `artifacts[kind]`, relative to `results.json`; None if not recorded."""
+        """`artifacts[kind]`, relative to `results.json`; None if not recorded."""
         relative = self.artifacts.get(kind)
         return None if relative is None else (self.path.parent / relative).resolve()
 
@@ -178,7 +179,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load_result(path: Path) -> RunResult:
-    """Read one `results.json`. EvalError if it is truncated, of another schema or lacks a key."""
+    """EvalError if truncated, of another schema or without a key."""
     raw = _read(path)
     output_error = raw.get("output_error")
     return RunResult(
@@ -212,7 +213,7 @@ def load_result(path: Path) -> RunResult:
 
 
 def _rename(raw: dict[str, Any]) -> None:
-    """Rename what older runs called otherwise."""
+    """Names that older runs used."""
     stages, config = raw.get("stages", {}), raw.get("config") or {}
     calibration = config.get("calibration") or {}
     for found, old, new in (
@@ -225,20 +226,26 @@ def _rename(raw: dict[str, Any]) -> None:
 
 
 def load_results(directories: Iterable[Path]) -> list[RunResult]:
-    """Every `results.json` below the directories, the last of each configuration.
+    """Every `results.json` at or below the paths, the last of each configuration; not of runs that failed later.
 
     Raises:
-        EvalError: a directory or every `results.json` is missing.
+        EvalError: a path or every `results.json` is missing.
     """
     directories = [Path(d) for d in directories]
     paths: set[Path] = set()
     for directory in directories:
-        if not directory.is_dir():
+        if directory.is_file() and directory.name == RESULTS:
+            paths.add(directory.resolve())
+        elif directory.is_dir():
+            paths.update(path.resolve() for path in find_named(directory, RESULTS))
+        else:
             raise EvalError(f"{directory} is no directory; give the run or sweep folder that segquant wrote")
-        paths.update(p.resolve() for p in directory.rglob("results.json"))
+    paths = {path for path in paths if not (path.parent / FAILURE).is_file()}
     if not paths:
         asked = ", ".join(str(d) for d in directories)
-        raise EvalError(f"no results.json below {asked}; give the run or sweep folder of a finished run")
+        failed = load_failures(directories)
+        why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
+        raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
     return _drop_repeats([load_result(path) for path in sorted(paths)])
 
 
@@ -247,6 +254,7 @@ def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
     for run in sorted(runs, key=lambda r: r.path.stat().st_mtime):
         key: object = run.config_hash or run.path
         if key in kept:
-            log.warning("%s repeats the configuration of %s; the later one is shown", run.path, kept[key].path)
+            paths = (plain(str(each.path)) for each in (run, kept[key]))
+            log.warning("%s repeats the configuration of %s; the later one is shown", *paths)
         kept[key] = run
     return list(kept.values())

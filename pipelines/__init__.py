@@ -1,1 +1,1 @@
-"""The benchmark: a diffusers pipeline is calibrated, quantized, sampled and judged, stage by stage."""
+"""The benchmark: a diffusers pipeline is calibrated, quantized, sampled and judged."""

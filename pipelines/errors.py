@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterable, Iterator
 
 from segquant_bench.hints import nearest
+from segquant_bench.texts import plain
 
 
 class PipelineError(Exception):
@@ -25,21 +26,19 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
-    """PipelineError unless the value is known."""
     known = tuple(known)
     if value not in known:
         raise PipelineError(f"{key}={value!r} is not known; {nearest(value, known)}")
 
 
 def at_least(key: str, value: float, least: float) -> None:
-    """PipelineError for a value below its least."""
     if value < least:
         raise PipelineError(f"{key}={value} is out of range; it must be at least {least}")
 
 
 def one_line(error: BaseException | str) -> str:
-    """A message without line breaks."""
-    return " ".join(str(error).split())
+    """A message on one line, without characters that a terminal obeys."""
+    return plain(" ".join(str(error).split()))
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -48,6 +47,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
+
+
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+
+
+def unwritable(error: BaseException) -> str | None:
+    """The sentence for a place that cannot be written to; else None."""
+    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE or not error.filename:
+        return None
+    return (
+        f"{one_line(str(error.filename))} cannot be written ({error.strerror}); choose another place with "
+        "hydra.run.dir=DIRECTORY (of a sweep: hydra.sweep.dir) and cache=DIRECTORY, or a shorter name=NAME"
+    )
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -16,12 +16,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.pipelines.config.arguments import check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import explain, memory_message
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.shipped import check_shipped
-from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
-from segquant_bench.pipelines.results.sweep import report_sweep
+from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line, unwritable
+from segquant_bench.pipelines.results.failure import clear_failure, write_failure
+from segquant_bench.pipelines.results.sweep import claim_folder, report_sweep
+from segquant_bench.pipelines.results.wandb_mode import check_logger
+from segquant_bench.pipelines.runtime.interrupt import insistent_interrupt
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
@@ -35,48 +39,49 @@ register()
 
 
 def job(config: DictConfig) -> None:
-    """One run: all stages, results.json, logger. Raises PipelineError."""
+    """One run: all stages, results.json, logger; or failure.json. Raises PipelineError."""
     quieten_absent_gpu()
+    os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the same with hydra.job.chdir; Hydra changes back
     folder = Path(HydraConfig.get().runtime.output_dir)
-    overrides = " ".join(HydraConfig.get().overrides.task)
+    overrides = list(HydraConfig.get().overrides.task)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        claim_folder(folder)
+    clear_failure(folder)
     try:
-        checked = validate(config)
-        check_shipped(checked)
-        if checked.logger.name == "wandb":
-            # put off: most runs have no such logger
-            from segquant_bench.pipelines.results.wandb_log import check_installed
-
-            check_installed()
-        # put off: torch, which `segquant --help` and refused command lines do without
-        from segquant_bench.pipelines.results.write import read_json, write_results
-        from segquant_bench.pipelines.stages.benchmark import open_run, run_all
-
-        run = open_run(checked)
-        run_all(run)
-        results = write_results(run, folder)
-        log.info("results: %s", results)
-        if checked.logger.name == "wandb":
-            from segquant_bench.pipelines.results.wandb_log import log_run
-
-            log_run(
-                checked.logger,
-                read_json(results),
-                folder,
-                OmegaConf.to_container(config, resolve=True),
-                group(folder),
-            )
+        _job(config, folder)
     except Exception as error:
         message = user_message(error)
+        write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}")
         if message is None:
             raise
-        log.error("%s%s", f"{overrides}: " if overrides else "", message)
+        log.error("%s%s", f"{one_line(' '.join(overrides))}: " if overrides else "", message)
         raise PipelineError(message) from error
+
+
+def _job(config: DictConfig, folder: Path) -> None:
+    checked = validate(config)
+    check_shipped(checked)
+    mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
+    # put off: torch, which `segquant --help` and refused command lines do without
+    from segquant_bench.pipelines.results.write import read_json, write_results
+    from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+
+    run = open_run(checked)
+    run_all(run)
+    results = write_results(run, folder)
+    log.info("results: %s", one_line(str(results)))
+    if mode is not None:
+        # put off: most runs have no such logger
+        from segquant_bench.pipelines.results.wandb_log import Sink, log_run
+
+        sink = Sink(checked.logger, mode, group(folder), run.cache)
+        log_run(sink, read_json(results), folder, OmegaConf.to_container(config, resolve=True))
 
 
 def group(folder: Path) -> str:
     """The W&B group: the sweep's folder, else the run's."""
-    is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
-    return folder.parent.name if is_sweep else folder.name
+    hydra_config = HydraConfig.get()
+    return Path(hydra_config.sweep.dir).name if hydra_config.mode is RunMode.MULTIRUN else folder.name
 
 
 def user_message(error: BaseException) -> str | None:
@@ -89,11 +94,11 @@ def user_message(error: BaseException) -> str | None:
         return explain(error)
     if _is_library_error(error):
         return one_line(error)
-    return memory_message(error)
+    return unwritable(error) or memory_message(error)
 
 
 def _is_library_error(error: BaseException) -> bool:
-    """Whether segquant or eval raised it, without importing them."""
+    # Without importing segquant or eval.
     for name, kind in (("segquant.errors", "QuantizationError"), ("segquant_bench.eval.errors", "EvalError")):
         module = sys.modules.get(name)
         if module is not None and isinstance(error, getattr(module, kind)):
@@ -107,7 +112,7 @@ _run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3
 def _report() -> None:
     folder = report_sweep()
     if folder is not None:
-        log.info("report: %s", folder / "report.html")
+        log.info("report: %s", one_line(str(folder / "report.html")))
 
 
 def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
@@ -123,20 +128,31 @@ def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
     return True
 
 
+def _prepare() -> None:
+    check_text(sys.argv[1:])
+    sys.argv[1:] = with_open_keys(sys.argv[1:])
+    check_search_path(sys.argv[1:])
+
+
 def main() -> None:
-    """Console script: exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
+    """Exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
-        try:
-            finished = _succeeds(lambda: check_search_path(sys.argv[1:])) and _succeeds(_run)
-        except Exception:  # a fault of the program in one job: the others' results are worth a report
-            _succeeds(_report, REPORT_FAILED)
-            raise
-        reported = _succeeds(_report, REPORT_FAILED)
+        with insistent_interrupt():
+            succeeded = _run_and_report()
     except KeyboardInterrupt:
         print("segquant: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(0 if finished and reported else EXIT_FAILED)
+    sys.exit(0 if succeeded else EXIT_FAILED)
+
+
+def _run_and_report() -> bool:
+    try:
+        finished = _succeeds(_prepare) and _succeeds(_run)
+    except Exception:  # a fault of the program in one job: the others' results are worth a report
+        _succeeds(_report, REPORT_FAILED)
+        raise
+    return _succeeds(_report, REPORT_FAILED) and finished
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ class QuantizationError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 

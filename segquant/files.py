@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMED = 200
+"""Characters of a name that a hidden one keeps; file systems take 255."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -16,23 +22,34 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file  # torch takes seconds to import, and many write text alone
+
+    write_whole(path, lambda partial: save_file(dict(tensors), partial))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a hidden file beside `path`, then rename it. Makes the folder; a failure leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f".{path.name[:NAMED]}.{secrets.token_hex(4)}")
+    # made by us, so that the umask says who may read it: some writers (safetensors) make private files
+    handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
+        mode = os.fstat(handle).st_mode & 0o777
+        os.close(handle)
         write(partial)
-        # mkstemp makes files private; a result is for everyone whom the umask lets in
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
+        partial.chmod(mode)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_folder_beside(path: Path) -> Path:
+    """A new hidden folder beside `path`, readable for whom the umask lets in."""
+    folder = path.with_name(f".{path.name[:NAMED]}-{secrets.token_hex(4)}")
+    folder.mkdir()
+    return folder

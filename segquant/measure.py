@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import checked, described
 from segquant.errors import QuantizationError
 from segquant.layers.linear import QuantLinear
-from segquant.modules.calls import call
+from segquant.modules.calls import batches_of, call, named
 from segquant.modules.layers import is_float_layer
 from segquant.modules.state import own_state
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
 from segquant.modules.wrappers import unwrapped
 
 
+@checked()
 @own_state()
 def layer_errors(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any], layers: Iterable[str] | None = None
@@ -37,7 +39,7 @@ def layer_errors(
         QuantizationError: the models do not match.
     """
     with unwrapped(float_model) as exact, unwrapped(quant_model) as other, _comparing(exact, other, layers) as sums:
-        for batch in batches:
+        for batch in batches_of(batches):
             call(exact, batch)
     return _layer_results(sums)
 
@@ -51,6 +53,7 @@ class ModelErrors:
     parts: list[float]
 
 
+@checked()
 @own_state()
 def model_errors(
     float_model: nn.Module,
@@ -63,16 +66,15 @@ def model_errors(
     """`layer_errors`, `output_error` and `output_errors` in one pass of each model; arguments as for `layer_errors`.
 
     Args:
-        parts: per batch, into how many equal pieces the outputs' first axis is cut, or a list of that length into its
-            entries; 1 each if None.
+        parts: per batch, how many equal parts the outputs' first axis is cut into; 1 each if None.
 
     Raises:
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
     total, pieces = (0.0, 0.0), list[float]()
     with unwrapped(float_model) as first, unwrapped(quant_model) as second, _comparing(first, second, layers) as sums:
-        for index, batch in enumerate(batches):
-            count = 1 if parts is None else parts[index]
+        for index, batch in enumerate(batches_of(batches)):
+            count = 1 if parts is None else _count(parts, index)
             exact, approximate = call(first, batch), call(second, batch)
             whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
@@ -83,14 +85,30 @@ def model_errors(
     return ModelErrors(_layer_results(sums), _relative(*total), pieces)
 
 
+def _count(parts: Sequence[int], index: int) -> int:
+    if index >= len(parts) or parts[index] < 1:
+        raise QuantizationError(f"parts={described(parts)} is to have one number, at least 1, for every batch")
+    return parts[index]
+
+
 def _squares(exact: Sequence[Tensor], approximate: Sequence[Tensor]) -> tuple[float, float]:
-    """Squared error, and squares of what is exact."""
+    if any(tensor.device.type == "meta" for tensor in (*exact, *approximate)):
+        raise QuantizationError("the model's output has no values (it is on meta); load its weights first")
+    if [tensor.shape for tensor in exact] != [tensor.shape for tensor in approximate]:
+        raise QuantizationError(
+            f"the float model's outputs have shapes {_shapes(exact)} and the quantized one's {_shapes(approximate)}; "
+            "give the model that was quantized"
+        )
     pairs = [(a.double(), b.double()) for a, b in zip(exact, approximate, strict=True)]
     return sum(float((a - b).square().sum()) for a, b in pairs), sum(float(a.square().sum()) for a, _ in pairs)
 
 
+def _shapes(tensors: Sequence[Tensor]) -> str:
+    return str([list(tensor.shape) for tensor in tensors])
+
+
 def _parts(output: Any, count: int) -> list[list[Tensor]]:
-    """The tensors of each of `count` parts of a model's output; some models return a list of one entry per row."""
+    """The tensors of each of `count` parts of a model's output."""
     if count == 1:
         return [tensors_of(output)]
     if isinstance(output, list) and len(output) == count:
@@ -118,7 +136,7 @@ def _comparing(
     float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
 ) -> Iterator[dict[str, Tensor]]:
     """Inside, float layers sum per call: squared error, squares, calls (float64 [3])."""
-    names = list(quantized_layers(float_model, quant_model) if layers is None else layers)
+    names = quantized_layers(float_model, quant_model) if layers is None else named(layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
     sums = {name: torch.zeros(3, dtype=torch.float64, device="cpu") for name in names}
     handles = []
@@ -166,12 +184,14 @@ def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
     return hook
 
 
+@checked()
 @own_state()
 def output_errors(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> list[float]:
     """||Y − Ŷ||_F / ||Y||_F of the output, per batch."""
     return [_relative(*pair) for pair in _output_sums(float_model, quant_model, batches)]
 
 
+@checked()
 @own_state()
 def output_error(float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]) -> float:
     """||Y − Ŷ||_F / ||Y||_F of the output, over all batches."""
@@ -189,7 +209,7 @@ def _output_sums(
     float_model: nn.Module, quant_model: nn.Module, batches: Iterable[Any]
 ) -> Iterable[tuple[float, float]]:
     with torch.no_grad():
-        for batch in batches:
+        for batch in batches_of(batches):
             yield _squares(tensors_of(call(float_model, batch)), tensors_of(call(quant_model, batch)))
 
 

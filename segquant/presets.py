@@ -1,4 +1,7 @@
-"""One function per named method; each returns a frozen `Method`. `precision` is a name in PRECISIONS."""
+"""One function per named method; each returns a frozen `Method`.
+
+`precision` is a name in PRECISIONS, a QuantScheme, or the fields of one.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from segquant.calibrators.reconstruction import Reconstruction
+from segquant.checks import require
 from segquant.errors import nearest
 from segquant.method.parts import Budget
 from segquant.method.plan_file import read_plan
 from segquant.method.spec import Method
-from segquant.numerics.formats import QuantScheme, scheme_of
+from segquant.numerics.formats import Precision, QuantScheme, precision_name, scheme_of
 from segquant.optimizers.search import SEARCH
+from segquant.registry import build
 
 
 class Common(TypedDict, total=False):
@@ -32,55 +37,65 @@ class Common(TypedDict, total=False):
     seed: int
 
 
-def _method(name: str, precision: str, common: Mapping[str, Any], **values: Any) -> Method:
+def _method(name: str, precision: Precision, common: Mapping[str, Any], **values: Any) -> Method:
     for key in common:
         if key not in Common.__annotations__:
-            raise TypeError(f"{name} takes no {key!r}; {nearest(key, Common.__annotations__)}")
+            known = (*Common.__annotations__, "precision")
+            raise TypeError(f"{name} takes no {key!r}; {nearest(key, known)}")
     merged = {"scheme": scheme_of(precision), **values, **common}
-    skip = merged.get("skip") or ()
-    merged["skip"] = skip if isinstance(skip, str) else tuple(skip)  # Method refuses a string by itself
-    merged["overrides"] = merged.get("overrides") or ()
+    for key in ("skip", "overrides"):
+        if merged.get(key) is None:
+            merged[key] = ()
     return Method.of(name, merged.pop("scheme"), **merged)
 
 
-def _needs_quantized_input(name: str, precision: str) -> None:
+def _part(kind: type, value: Any) -> Any:
+    if value is None or isinstance(value, Mapping):
+        return build(kind, value or {})
+    require(value, kind, "a method", kind.__name__.lower(), f"a {kind.__name__} or a mapping of its fields")
+    return value
+
+
+def _needs_quantized_input(name: str, precision: Precision) -> None:
     if scheme_of(precision).input is None:
+        told = precision_name(precision)
         raise ValueError(
-            f"{name} at {precision}: it moves difficulty from activations to weights, and {precision} "
+            f"{name} at {told}: it moves difficulty from activations to weights, and {told} "
             "does not quantize activations; use rtn, gptq, awq, svdquant or segquant_g"
         )
 
 
-def none(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def none(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """The model as it is; other arguments are checked and ignored."""
     scheme_of(precision)
     return _method("none", precision, {**common, "overrides": ()}, scheme=QuantScheme(None, None))
 
 
-def rtn(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def rtn(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """Round to nearest on absolute-maximum scales."""
     return _method("rtn", precision, common)
 
 
-def percentile(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def percentile(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """Round to nearest; static inputs scaled by the 99.9th percentile.
 
     Raises:
         ValueError: the precision has no static inputs.
     """
     if not scheme_of(precision).static_input:
+        told = precision_name(precision)
         raise ValueError(
-            f"percentile at {precision}: it picks the range of static inputs, and {precision} has none; use mse or rtn"
+            f"percentile at {told}: it picks the range of static inputs, and {told} has none; use mse or rtn"
         )
     return _method("percentile", precision, {"ranges": "percentile", **common})
 
 
-def mse(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def mse(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """Round to nearest; ranges of least squared error."""
     return _method("mse", precision, {"ranges": "mse", **common})
 
 
-def smoothquant(precision: str = "w8a8_tensor", *, alpha: float | str = 0.5, **common: Unpack[Common]) -> Method:
+def smoothquant(precision: Precision = "w8a8_tensor", *, alpha: float | str = 0.5, **common: Unpack[Common]) -> Method:
     """SmoothQuant (2211.10438) at a fixed α.
 
     Raises:
@@ -90,37 +105,37 @@ def smoothquant(precision: str = "w8a8_tensor", *, alpha: float | str = 0.5, **c
     return _method("smoothquant", precision, common, optimizer="smooth", alpha=alpha)
 
 
-def smoothquant_plus(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def smoothquant_plus(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """The paper's "Smooth+": SmoothQuant with α searched for every layer."""
     _needs_quantized_input("smoothquant_plus", precision)
     return _method("smoothquant_plus", precision, common, optimizer="smooth", alpha=SEARCH)
 
 
 def gptq(
-    precision: str = "w8a8_tensor", *, act_order: bool = True, damp: float = 0.01, **common: Unpack[Common]
+    precision: Precision = "w8a8_tensor", *, act_order: bool = True, damp: float = 0.01, **common: Unpack[Common]
 ) -> Method:
     """GPTQ (2210.17323) on unsmoothed weights."""
     return _method("gptq", precision, common, calibrator="gptq", act_order=act_order, damp=damp)
 
 
-def awq(precision: str = "w4a16", *, alpha: float | str = SEARCH, **common: Unpack[Common]) -> Method:
+def awq(precision: Precision = "w4a16", *, alpha: float | str = SEARCH, **common: Unpack[Common]) -> Method:
     """AWQ (2306.00978): scales mean|X_j|^α by the rounded weight's error; clipped weight ranges."""
     return _method("awq", precision, {"ranges": "mse", **common}, optimizer="awq", alpha=alpha)
 
 
-def quarot(precision: str = "w4a4", *, calibrator: str = "gptq", **common: Unpack[Common]) -> Method:
+def quarot(precision: Precision = "w4a4", *, calibrator: str = "gptq", **common: Unpack[Common]) -> Method:
     """QuaRot (2404.00456) per layer: randomized Hadamard rotation, then GPTQ."""
     return _method("quarot", precision, {"rotate": True, **common}, calibrator=calibrator)
 
 
-def ptq4dit(precision: str = "w8a8_tensor", **common: Unpack[Common]) -> Method:
+def ptq4dit(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """PTQ4DiT (2405.16005): channel salience balanced, timesteps weighted by Spearman's ρ."""
     _needs_quantized_input("ptq4dit", precision)
     return _method("ptq4dit", precision, common, optimizer="balance")
 
 
 def q_diffusion(
-    precision: str = "w8a8_tensor",
+    precision: Precision = "w8a8_tensor",
     *,
     reconstruction: Reconstruction | Mapping[str, Any] | None = None,
     **common: Unpack[Common],
@@ -129,13 +144,12 @@ def q_diffusion(
 
     Use `seglinear` only for models with concatenated inputs.
     """
-    if not isinstance(reconstruction, Reconstruction):
-        reconstruction = Reconstruction(**(reconstruction or {}))
+    reconstruction = _part(Reconstruction, reconstruction)
     return _method("q_diffusion", precision, common, calibrator="adaround", reconstruction=reconstruction)
 
 
 def svdquant(
-    precision: str = "w4a8",
+    precision: Precision = "w4a8",
     *,
     alpha: float | str = SEARCH,
     rank: int | None = None,
@@ -150,7 +164,7 @@ def svdquant(
 
 
 def segquant_a(
-    precision: str = "w8a8_tensor",
+    precision: Precision = "w8a8_tensor",
     *,
     alpha: float | str = SEARCH,
     rank: int | None = None,
@@ -163,7 +177,7 @@ def segquant_a(
 
 
 def segquant_g(
-    precision: str = "w8a8_tensor",
+    precision: Precision = "w8a8_tensor",
     *,
     alpha: float | str = SEARCH,
     rank: int | None = None,
@@ -179,7 +193,7 @@ def segquant_g(
 
 
 def segquant_r(
-    precision: str = "w8a8_tensor",
+    precision: Precision = "w8a8_tensor",
     *,
     alpha: float | str = SEARCH,
     rank: int | None = None,
@@ -194,13 +208,13 @@ def segquant_r(
     return _with_gptq("segquant_r", precision, own, {"rotate": True, "ranges": "mse", **common})
 
 
-def _with_gptq(name: str, precision: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Method:
+def _with_gptq(name: str, precision: Precision, own: Mapping[str, Any], common: Mapping[str, Any]) -> Method:
     fields = {"seglinear": True, "dualscale": True, **common}
     return _method(name, precision, fields, optimizer=_optimizer(precision), calibrator="gptq", **own)
 
 
 def auto(
-    precision: str = "w8a8_tensor",
+    precision: Precision = "w8a8_tensor",
     *,
     budget: Budget | Mapping[str, Any] | None = None,
     **common: Unpack[Common],
@@ -210,12 +224,11 @@ def auto(
     `rotate`, `ranges` and `bias_correction` are chosen unless an override pins them (`overrides={"*": {"rotate":
     True}}`), `seglinear` and `dualscale` only where they are on.
     """
-    if not isinstance(budget, Budget):
-        budget = Budget(**(budget or {}))
+    budget = _part(Budget, budget)
     return _method("auto", precision, {"seglinear": True, "dualscale": True, **common}, budget=budget)
 
 
-def plan(precision: str | None = None, *, path: str | Path | None = None) -> Method:
+def plan(precision: Precision | None = None, *, path: str | Path | None = None) -> Method:
     """The choices of an earlier `auto`, read from its (perhaps edited) plan.json.
 
     Raises:
@@ -223,12 +236,14 @@ def plan(precision: str | None = None, *, path: str | Path | None = None) -> Met
     """
     if path is None:
         raise ValueError("quantizer plan needs quantizer.path=FILE, the plan.json of a run of quantizer=auto")
+    require(path, str | Path, "presets.plan", "path", "the path of a plan.json")
     method = read_plan(Path(path))
     if precision is not None and method.scheme != scheme_of(precision):
-        raise ValueError(f"{path} is a plan for another precision than {precision}; choose the one it was made for")
+        told = precision_name(precision)
+        raise ValueError(f"{path} is a plan for another precision than {told}; choose the one it was made for")
     return method
 
 
-def _optimizer(precision: str) -> str:
+def _optimizer(precision: Precision) -> str:
     weight = scheme_of(precision).weight
     return "svd" if weight is not None and weight.bits == 4 else "smooth"

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from segquant.checks import described
 from segquant.errors import QuantizationError, nearest
 
 Part = TypeVar("Part")
@@ -15,7 +16,6 @@ _TABLES: dict[str, dict[str, Any]] = {slot: {} for slot in SLOTS}
 
 
 def table(slot: str) -> dict[str, Any]:
-    """All parts of one slot, by name."""
     return _TABLES[slot]
 
 
@@ -33,13 +33,13 @@ def register(part: Part, *, name: str | None = None) -> Part:
     slot = getattr(part, "slot", None)
     if slot not in _TABLES:
         raise QuantizationError(
-            f"{part!r} is no part that can be registered; derive a class from segquant.Calibrator, Optimizer, "
+            f"{described(part)} is no part that can be registered; derive a class from segquant.Calibrator, Optimizer, "
             "Rotation, Range, Transform or Backend, or give a QuantScheme"
         )
     own = name if name is not None else getattr(part, "name", None)
     if not isinstance(own, str) or not own:
         advice = "give register(scheme, name=…)" if slot == "precision" else "give the class name: ClassVar[str] = …"
-        raise QuantizationError(f"the {slot} {part!r} has no name; {advice}")
+        raise QuantizationError(f"the {slot} {described(part)} has no name; {advice}")
     known = _TABLES[slot].get(own)
     if known is not None and known != part and not _is_redefined(known, part):
         raise QuantizationError(f"there is a {slot} {own!r} already, {known!r}; choose another name")
@@ -64,7 +64,7 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
     """
     found = _TABLES[slot].get(name) if isinstance(name, str) else None
     if found is None and asker is None:
-        raise QuantizationError(f"unknown {slot} {name!r}; {nearest(str(name), _TABLES[slot])}")
+        raise QuantizationError(f"unknown {slot} {described(name)}; {nearest(str(name), _TABLES[slot])}")
     if found is None:
         raise QuantizationError(
             f"{asker} was made with {slot} {name!r}, which is not registered here; import the package that defines it "
@@ -74,7 +74,6 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
 
 
 def fields_of(kind: type) -> dict[str, dataclasses.Field[Any]]:
-    """Dataclass fields by name; empty for other classes."""
     return {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
 
 
@@ -91,7 +90,7 @@ def from_dict(slot: str, values: Mapping[str, Any], *, asker: str) -> Any:
         QuantizationError: unknown name or key.
     """
     if not isinstance(values, Mapping) or "name" not in values:
-        raise QuantizationError(f"{asker} has {values!r} as its {slot}; it must be a name and its fields")
+        raise QuantizationError(f"{asker} has {described(values)} as its {slot}; it must be a name and its fields")
     kind = find(slot, values["name"], asker=asker)
     return build(kind, {key: value for key, value in values.items() if key != "name"})
 
@@ -106,12 +105,11 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
     known = fields_of(kind)
     for key in values:
         if key not in known:
-            raise QuantizationError(f"{kind.__name__} has no field {key!r}; {nearest(key, known)}")
+            raise QuantizationError(f"{kind.__name__} has no field {described(key)}; {nearest(str(key), known)}")
     return kind(**{key: _plain(known[key], value) for key, value in values.items()})
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default, or MISSING."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 

@@ -1,1 +1,0 @@
-"""The judgement: folders of pictures in, metrics with intervals out."""

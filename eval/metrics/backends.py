@@ -1,5 +1,3 @@
-"""Which networks judge: the choice, without loading anything."""
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,7 +13,7 @@ LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 
 @dataclass(frozen=True)
 class Network:
-    """A network that metrics share; `load` is called once per evaluation, imports torch, and may raise EvalError."""
+    """A network that metrics share; `load` is called once per evaluation and may raise EvalError."""
 
     name: str
     load: Callable[[Backends], Any]
@@ -28,11 +26,11 @@ class Backends:
     Attributes:
         fid: ``"inception"`` (clean-fid's), ``"effnet_lite0"``, or ``"auto"``: Inception if its weights are found.
         inception: ``inception-2015-12-05.pt`` or its folder, besides /tmp and ``$TORCH_HOME/hub/checkpoints``.
-        clip: label of the CLIP scorer; an open_clip architecture unless `clip_path` is a folder.
+        clip: open_clip architecture; with a folder as `clip_path` only a label.
         clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file.
         clip_pretrained: open_clip's tag of weights, if `clip_path` is None.
         candidates: captions that compete in `caption_top1`, own included.
-        lpips: trunk of LPIPS; weights in ``$TORCH_HOME/hub/checkpoints``.
+        lpips: trunk of LPIPS.
     """
 
     fid: str = "auto"

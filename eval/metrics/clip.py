@@ -32,7 +32,8 @@ def top1(
 ) -> np.ndarray:
     """1.0 where a picture is closest to its own caption among `candidates` different ones, else 0.0; [n].
 
-    The others are drawn per picture; EvalError if there are fewer.
+    Raises:
+        EvalError: there are fewer captions.
     """
     pool = sorted(embeddings)
     if len(pool) < candidates:
@@ -62,14 +63,14 @@ SCORER = Network("clip", _load_scorer)
 
 
 def caption_embeddings(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Unit-length embedding of every different prompt, float32 [d]."""
+    """By prompt, of unit length, float32 [d]."""
     unique = sorted(set(evaluation.prompts))
     scorer: Scorer = evaluation.network(SCORER)
     return evaluation.once("clip/captions", lambda: dict(zip(unique, scorer.embed_captions(unique), strict=True)))
 
 
 def picture_embeddings(evaluation: Evaluation, kind: str) -> np.ndarray:
-    """Unit-length embeddings of one kind of pictures (see `Evaluation.paths`), float32 [n, d]."""
+    """Of unit length, float32 [n, d]."""
     scorer: Scorer = evaluation.network(SCORER)
     return evaluation.once(f"clip/{kind}", lambda: scorer.embed_pictures(evaluation.paths(kind), evaluation.cache))
 
@@ -121,7 +122,8 @@ def retrieval_accuracy(
 ) -> EvalResult:
     """Share of pictures closest to their own among `backends.candidates` captions, the others from `pool` (`prompts`).
 
-    With a 95 % bootstrap interval; EvalError as `evaluate`.
+    Raises:
+        EvalError: as `evaluate`.
     """
     paths = list_numbered(Path(images), len(prompts), "generated")
     scorer = _load_scorer(backends)

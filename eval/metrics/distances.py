@@ -1,4 +1,4 @@
-"""FID and KID between two sets of features, and their bootstrap replicates. Pure float64 numpy."""
+"""FID and KID between two sets of features, in float64 numpy."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ Replicates = Callable[..., np.ndarray]
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Fréchet distance between Gaussians fitted to features `x` [n, d] and `y` [m, d].
 
-    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), unbiased covariances; the last
-    trace is the sum of the singular values of A Bᵀ, A and B being the scaled centred features.
+    |μx − μy|² + tr Σx + tr Σy − 2 tr (Σx Σy)^½ (Heusel et al., arXiv 1706.08500, eq. 6), unbiased covariances.
     """
     x, y = _checked(x, y)
     return _distance(x, y, np.ones(len(x)), np.ones(len(y)))
@@ -112,14 +111,14 @@ def _replicates_fixed(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³: KID (Bińkowski et al., arXiv 1801.01401, eq. 4).
 
-    Over all pictures at once; may be negative.
+    May be negative.
     """
     x, y = _checked(x, y)
     return float(kernel_replicates(x, y, np.ones((1, len(x)), dtype=np.int64), paired=False)[0])
 
 
 def kernel_replicates(x: np.ndarray, y: np.ndarray, counts: np.ndarray, *, paired: bool) -> np.ndarray:
-    """`kernel_distance` in every resample, as `frechet_replicates`; float64 [replicates]."""
+    """As `frechet_replicates`."""
     x, y = _checked(x, y)
     kxx, kyy, kxy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
     out = np.empty(len(counts))
@@ -136,7 +135,6 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _within(kernel: np.ndarray, counts: np.ndarray) -> float:
-    """Mean kernel over ordered pairs of different draws."""
     n = counts.sum()
     return float((counts @ kernel @ counts - counts @ np.diag(kernel)) / (n * (n - 1)))
 
@@ -162,7 +160,7 @@ EXTRACTOR = Network("fid", _load_extractor)
 
 
 def features(evaluation: Evaluation, kind: str) -> np.ndarray:
-    """FID features of one kind of pictures (see `Evaluation.paths`), float32 [n, d]."""
+    """FID features of the pictures (see `Evaluation.paths`), float32 [n, d]."""
     from segquant_bench.eval.metrics.networks.features import fid_features  # torch: only where pictures are judged
 
     def compute() -> np.ndarray:
@@ -182,8 +180,6 @@ def set_distance(
     order: int = LAST,
     headline: bool = False,
 ) -> Metric:
-    """A metric of the features of the pictures and of `against`."""
-
     def compute(evaluation: Evaluation) -> EvalResult:
         extractor = evaluation.network(EXTRACTOR)
         ours, target = features(evaluation, "images"), features(evaluation, against)

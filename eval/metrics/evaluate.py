@@ -1,5 +1,3 @@
-"""`evaluate`: the metrics of one folder of pictures."""
-
 from __future__ import annotations
 
 import logging
@@ -33,11 +31,11 @@ def evaluate(
     """Judge the PNGs of `images`; one EvalResult per metric, in the order asked.
 
     Args:
-        images: folder of 00000.png … in prompt order.
+        images: 00000.png … in prompt order.
         reference: the unquantized model's pictures, likewise named.
         real: any PNGs, for `fid_gt`.
         metrics: names from `METRICS`, or Python paths (see `Metric`).
-        output: folder for metrics.json, per_image.json and features.safetensors.
+        output: for metrics.json, per_image.json and features.safetensors.
         seed: runs of equal seed and n can be paired.
         bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
         cache: folder that remembers features.

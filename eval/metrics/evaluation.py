@@ -1,5 +1,3 @@
-"""The pictures of one evaluation and what was computed from them."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -26,9 +24,7 @@ class Evaluation:
         images: the judged pictures, in prompt order.
         reference: the unquantized model's, in the same order.
         counts: the bootstrap's resamples, int64 [replicates, n].
-        cache: folder that remembers features.
         per_image: by result name, one value per picture.
-        per_image_unquantized: the same of the reference.
         replicates: by result name, float64 [replicates].
     """
 
@@ -59,7 +55,11 @@ class Evaluation:
         bootstrap: int,
         cache: Path | None,
     ) -> Evaluation:
-        """List and check the folders; EvalError if they do not fit the prompts or each other."""
+        """List and check the folders.
+
+        Raises:
+            EvalError: they do not fit the prompts or each other.
+        """
         if not prompts:
             raise EvalError("there are no prompts; pass the captions that the pictures were generated from")
         ours = list_numbered(Path(images), len(prompts), "generated")
@@ -78,12 +78,12 @@ class Evaluation:
         return found
 
     def network(self, network: Network) -> Any:
-        """What the network's `load` returns, loaded once."""
+        """What `load` returns, loaded once."""
         return self.once(f"network/{network.name}", lambda: network.load(self.backends))
 
     @cached_property
     def same_as_reference(self) -> bool:
-        """True if every picture has the reference's bytes."""
+        """Whether every picture has the reference's bytes."""
         return self.reference is not None and content_hash(self.images) == content_hash(self.reference)
 
     @property

@@ -1,5 +1,3 @@
-"""Folders of PNGs: listing, checking, reading, hashing."""
-
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +15,7 @@ _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def list_pictures(folder: Path, what: str) -> list[Path]:
-    """The PNGs of a folder, sorted by name; EvalError if there are none, or others, broken or transparent ones."""
+    """Sorted by name; EvalError without PNGs, or for other, broken or transparent pictures."""
     folder = Path(folder)
     if not folder.is_dir():
         raise EvalError(f"the folder of {what} pictures, {folder}, does not exist; generate them first")
@@ -28,7 +26,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
             f"{folder} holds {len(foreign)} pictures that are not PNG ({foreign[0]} …); write PNGs, because "
             "the artefacts of a lossy format move the metrics more than quantization does"
         )
-    pictures = [p for p in entries if p.suffix == ".png"]
+    pictures = [p for p in entries if p.suffix.lower() == ".png"]
     if not pictures:
         raise EvalError(f"{folder} holds no PNG; the {what} pictures are expected there")
     for picture in pictures:
@@ -37,7 +35,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
 
 
 def list_numbered(folder: Path, n: int, what: str) -> list[Path]:
-    """The pictures 00000.png … of `n` prompts; EvalError if they are not those."""
+    """00000.png … of `n` prompts; EvalError for others."""
     pictures = list_pictures(folder, what)
     if len(pictures) != n:
         raise EvalError(f"{folder} holds {len(pictures)} PNGs for {n} prompts; generate one {what} picture per prompt")
@@ -71,7 +69,7 @@ def check_sizes(images: Sequence[Path], reference: Sequence[Path]) -> None:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """One picture as uint8 [height, width, 3]; EvalError if it is truncated."""
+    """uint8 [height, width, 3]; EvalError if truncated."""
     try:
         with Image.open(path) as picture:
             return np.array(picture.convert("RGB"))
@@ -80,13 +78,12 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive slices of at most `size` items."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def content_hash(paths: Sequence[Path]) -> str:
-    """sha256 over the bytes of the files in order."""
+    """sha256 over the files in order."""
     digest = hashlib.sha256()
     for path in paths:
         data = path.read_bytes()

@@ -1,5 +1,3 @@
-"""What a metric is."""
-
 from __future__ import annotations
 
 import re
@@ -23,34 +21,18 @@ LAST = 100
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one folder of pictures.
+    """A metric of one folder of pictures; CONTRIBUTING.md shows how to add one.
 
-    To add one, write a function of an `Evaluation` and register the metric that holds it, in a file of your own::
-
-        from segquant_bench.eval import Evaluation, EvalResult, Metric, register_metric
-
-        def brightness(evaluation: Evaluation) -> EvalResult:
-            values = np.array([np.asarray(Image.open(path)).mean() for path in evaluation.images])
-            return BRIGHTNESS.per_picture(evaluation, values, backend="numpy")
-
-        BRIGHTNESS = register_metric(Metric("brightness", "higher", brightness, unit="of 255"))
-
-    In this repository the file is `eval/metrics/FAMILY.py`, and `registry.py` lists it. A metric of your own package
-    needs no change here: ``segquant metric.metrics=[psnr,their_pkg.metrics.BRIGHTNESS]``.
-
-    Import torch inside `compute` and inside the networks' `load`: names, units and order are read by reports, which
-    work without it.
+    Import torch only inside `compute` and the networks' `load`: reports work without it.
 
     Attributes:
-        name: lower case, digits and underscores; a result's name may add a network: ``fid_ref[inception]``.
+        name: lower case, digits and underscores.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        compute: the result; see `per_picture` and `result`.
         unit: ``"dB"``; empty for none.
-        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None; the first two
-            need their folders.
-        networks: loaded before anything is computed, so that missing weights are told early.
-        paired: how two runs are compared: by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
-        order: place in comparisons and figures; equal ones by registration.
+        against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None.
+        networks: loaded before anything is computed.
+        paired: runs are compared by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
+        order: place in comparisons and figures.
         headline: shown in the figure and at the top of the page.
     """
 
@@ -73,12 +55,10 @@ class Metric:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it compares with the unquantized model's pictures."""
         return self.against == "reference"
 
     @property
     def needs_real(self) -> bool:
-        """Whether it compares with real pictures."""
         return self.against == "real"
 
     def full_name(self, network: str = "") -> str:
@@ -92,7 +72,7 @@ class Metric:
         return f"{self.name}[{network}]" if network else self.name
 
     def result(self, value: float, n: int, interval: Interval | None, *, backend: str, network: str = "") -> EvalResult:
-        """A result of this metric: value over `n` pictures, and its 95 % interval."""
+        """The value over `n` pictures, with its 95 % interval."""
         return EvalResult(
             self.full_name(network), value, n, self.direction, interval, backend, self.against, unit=self.unit
         )
@@ -112,7 +92,7 @@ class Metric:
             values: float [n], in prompt order.
             backend: software and weights, with version.
             network: part of the result's name.
-            unquantized: values of the unquantized model's pictures; gives `delta`.
+            unquantized: the unquantized model's values; gives `delta`.
         """
         name = self.full_name(network)
         if values.shape != (len(evaluation.images),):

@@ -1,5 +1,3 @@
-"""LPIPS, and a distance like it, to the unquantized model's picture."""
-
 from __future__ import annotations
 
 from pathlib import Path

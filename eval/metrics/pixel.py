@@ -1,5 +1,3 @@
-"""PSNR and SSIM to the unquantized model's picture."""
-
 from __future__ import annotations
 
 import logging

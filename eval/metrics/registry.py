@@ -1,5 +1,3 @@
-"""Every metric by its name."""
-
 from __future__ import annotations
 
 import importlib
@@ -47,7 +45,7 @@ def find_metric(name: str) -> Metric:
 
 
 def find_metrics(names: Sequence[str]) -> list[Metric]:
-    """The metrics of the names; EvalError for an unknown one, none, or repeated ones."""
+    """EvalError for an unknown, repeated or missing name."""
     if not names:
         raise EvalError(f"no metrics were asked for; choose from {', '.join(METRICS)}")
     found = [find_metric(name) for name in names]
@@ -57,11 +55,11 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def known_metric(result_name: str) -> Metric | None:
-    """The metric behind a result's name; None if not registered."""
+    """The metric behind a result's name, if registered."""
     return METRICS.get(split_name(result_name)[0])
 
 
 def place(result_name: str) -> tuple[int, int]:
-    """Where a result stands in comparisons and figures."""
+    """The result's order in comparisons and figures."""
     metric = known_metric(result_name)
     return (1, 0) if metric is None else (0, metric.order)

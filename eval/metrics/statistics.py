@@ -1,4 +1,4 @@
-"""Bootstrap intervals over pictures, paired between methods by equal counts, int64 [replicates, n]."""
+"""Bootstrap intervals over pictures, paired by equal counts, int64 [replicates, n]."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 
 
 def bootstrap_counts(n: int, replicates: int, seed: int) -> np.ndarray:
-    """`replicates` resamples of `n` items with replacement; int64 [replicates, n], rows sum to n."""
+    """Resamples of `n` items with replacement: int64 [replicates, n], rows sum to n."""
     if n < 1 or replicates < 1:
         raise EvalError(f"a bootstrap needs items and replicates, got n={n} and replicates={replicates}")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=replicates)
@@ -25,7 +25,7 @@ def mean_replicates(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def percentile_interval(replicates: np.ndarray, level: float = LEVEL) -> Interval:
-    """The central `level` of the replicates (Efron's percentile interval)."""
+    """Efron's percentile interval."""
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(replicates, [tail, 1.0 - tail])
     return float(low), float(high)
@@ -62,7 +62,7 @@ class Difference:
 
 
 def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: int, seed: int) -> Difference:
-    """Mean of ours − theirs, with its bootstrap interval; EvalError for different lengths or fewer than two pairs."""
+    """Ours − theirs; EvalError for different lengths or fewer than two pairs."""
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if ours.shape != theirs.shape or ours.ndim != 1 or len(ours) < 2:
         raise EvalError(f"a paired comparison needs two equally long series, got {ours.shape} and {theirs.shape}")
@@ -72,6 +72,6 @@ def paired_mean_difference(ours: np.ndarray, theirs: np.ndarray, *, replicates: 
 
 
 def paired_replicate_difference(ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray], n: int) -> Difference:
-    """Difference of two statistics with replicates of the same counts."""
+    """Both have replicates of the same counts."""
     value = ours[0] - theirs[0]
     return Difference(value, recentred_interval(value, ours[1] - theirs[1]), n)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segquant_bench.eval.report.canvas import new_figure, to_png
+from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
 from segquant_bench.eval.report.columns import bootstrap_interval, layer_error, output_error
 from segquant_bench.eval.report.known import is_ours
 from segquant_bench.eval.report.labels import (
@@ -43,7 +43,7 @@ MARKERS = "osD^vP*X<>"
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its label, x, values and their 95 % intervals."""
+    """One line, with 95 % intervals."""
 
     label: str
     ours: bool
@@ -56,7 +56,7 @@ Panels = dict[str, list[Curve]]
 
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
-    """Mean relative error of the denoiser's output by sampling step, of runs with at least three."""
+    """Errors of the denoiser's output, for runs with at least three steps."""
     known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
     names, where = labels(known), places(known)
     panels: Panels = {}
@@ -85,7 +85,7 @@ def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
 
 
 def size_curves(runs: Sequence[RunResult]) -> Panels:
-    """Output and layer error over the number of calibration prompts, of methods with at least two."""
+    """Errors over calibration prompts, for methods with at least two numbers of them."""
     known = [run for run in _quantized(runs) if settings(run).get(PROMPTS) is not None]
     names, where = labels(known, (PROMPTS,)), places(known)
     lines: dict[tuple[str, str], list[RunResult]] = {}
@@ -105,7 +105,6 @@ def size_curves(runs: Sequence[RunResult]) -> Panels:
 
 
 def curves_csv(panels: Panels, axis: str) -> str:
-    """Every point at full precision."""
     columns = (*heads(("panel", "method", axis), ()), Column("error", intervals=True))
     rows = [
         (Cell(title), Cell(curve.label), Cell(f"{x:g}"), number(y, interval))
@@ -117,29 +116,31 @@ def curves_csv(panels: Panels, axis: str) -> str:
 
 
 def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
-    """A PNG of panels side by side, errors on a logarithmic axis; x too if `doubling`."""
+    """Panels side by side, errors on a logarithmic axis; x too if `doubling`."""
     styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(3.9 * columns + 2.2, 3.3 * rows + 0.3)
+    figure = new_figure(3.9 * columns + 2.2 + more_width(styles), 3.3 * rows + 0.3)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     handles: dict[str, Artist] = {}
     for index, ((title, curves), panel) in enumerate(zip(panels.items(), axes, strict=False)):
         for curve in curves:
             line = _line(panel, curve, styles[curve.label], band=len(curves) <= BANDS)
             handles.setdefault(curve.label, line)
-        panel.set_title(title, fontsize=10)
+        panel.set_title(figure_text(title, 2 * COMMON), fontsize=10)
         panel.set_xlabel(axis, fontsize=9)
         panel.set_ylabel("" if index % columns else "relative error", fontsize=9)
         _scales(panel, curves, doubling)
     for panel in axes[len(panels) :]:
         panel.set_visible(False)
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(
+        list(handles.values()), list(map(figure_text, handles)), loc="outside right upper", frameon=False, fontsize=9
+    )
     return to_png(figure)
 
 
 def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """By label: warm colours for SegQuant and auto, cold for others."""
+    """Warm colours for SegQuant and auto, cold for others."""
     found: dict[str, dict[str, Any]] = {}
     counts = {True: 0, False: 0}
     for curve in curves:

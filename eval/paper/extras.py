@@ -1,5 +1,3 @@
-"""The paper's other tables and figures, where the runs allow."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from segquant_bench.eval.tables.table import Table
 
 @dataclass(frozen=True)
 class Extras:
-    """Further files of a report by name, and sections of the page (title, HTML)."""
+    """Further files by name, and sections of the page (title, HTML)."""
 
     texts: dict[str, str]
     pictures: dict[str, bytes]

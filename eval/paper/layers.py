@@ -1,4 +1,4 @@
-"""Errors by layer: all (Table 12 of arXiv 2507.14811), and of cut ones (Tables 3 and 6)."""
+"""Errors by layer: Tables 3, 6 and 12 of arXiv 2507.14811."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CUTS_NOTE = (
 
 
 def layers_csv(runs: Sequence[RunResult]) -> str:
-    """Every layer error of every run at full precision, one line each."""
+    """One line per run and layer."""
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names = labels(ordered)
     columns = heads(("model", "dataset", "seed", "precision", "method", "layer", "cut"), ("error",))
@@ -47,7 +47,7 @@ def _keys(run: RunResult, name: str) -> tuple[str, ...]:
 
 
 def cut_of(run: RunResult, layer: str) -> str:
-    """The graph's cuts and activation of a layer: ``out 6, in 2, silu``."""
+    """A layer's cuts and activation: ``out 6, in 2, silu``."""
     plan: dict[str, Any] = run.statistics.get("segments", {}).get(layer, {})
     told = [f"{name} {len(plan[side])}" for name, side in (("out", "output"), ("in", "input")) if plan.get(side)]
     activations = dict.fromkeys(name for name in [plan.get("activation"), *(plan.get("input_activations") or ())])
@@ -55,7 +55,7 @@ def cut_of(run: RunResult, layer: str) -> str:
 
 
 def layer_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """Table 12: layers in rows, at most MOST_COLUMNS methods in columns, per precision."""
+    """Table 12: layers in rows, methods in columns, per precision."""
     ordered = [run for run in sort_runs(runs) if run.every_layer_error]
     names = labels(ordered)
     groups: dict[object, list[RunResult]] = {}
@@ -90,9 +90,7 @@ def _geometric_mean(values: Sequence[float]) -> float | None:
 
 
 def cut_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """Tables 3 and 6, per method and precision: cut layers' errors without cuts and with the graph's, random or wrong
-    ones.
-    """
+    """Tables 3 and 6: cut layers' errors without cuts, and with the graph's, random or wrong ones."""
     families: dict[object, dict[str, list[RunResult]]] = {}
     for run in sort_runs(runs):
         if run.layer_errors and run.statistics.get("segments") and "quantizer.seglinear" in settings(run):

@@ -1,4 +1,4 @@
-"""Signs of what comes out of activations, by kind of layer: Table 1 of arXiv 2507.14811."""
+"""Signs of activations by kind of layer: Table 1 of arXiv 2507.14811."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kind_of(layer: str) -> str:
 
 
 def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
-    """One table per model and set of calibration inputs."""
+    """One table per model and calibration inputs."""
     found: dict[tuple[str, str, str], Table] = {}
     for run in runs:
         records = run.statistics.get("polarity")
@@ -36,7 +36,7 @@ def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
 
 
 def _stage_key(run: RunResult) -> str:
-    """What tells calibration inputs apart; older runs have the signs in "statistics"."""
+    # Older runs have the signs in "statistics".
     stage: dict[str, Any] = run.stages.get("polarity") or run.stages.get("statistics") or {}
     return str(stage.get("key", ""))
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from segquant_bench.texts import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LONGEST = 160
+"""Characters of a label in a figure."""
+COMMON = 40
+"""Characters of a label for which figures have room."""
+INCHES = 0.08
+"""What a further character of a label is wide, at most."""
+
 
 def new_figure(width: float, height: float, wspace: float | None = None) -> Figure:
-    """An empty figure in inches; `wspace` as a share of the panels' width."""
+    """Sizes in inches; `wspace` as a share of the panels' width."""
     # matplotlib takes a second to import, which reports without figures do not need to wait for
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -21,8 +32,23 @@ def new_figure(width: float, height: float, wspace: float | None = None) -> Figu
     return figure
 
 
+def more_width(labels: Iterable[str]) -> float:
+    """Inches that the longest label needs beyond the default."""
+    return INCHES * max(min(max(map(len, labels), default=0), LONGEST) - COMMON, 0)
+
+
+def figure_text(text: str, longest: int = LONGEST) -> str:
+    """Text on one line that matplotlib does not read as mathematics."""
+    line = plain(text)
+    line = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    line = line.replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line  # legends leave labels out that start with it
+
+
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        # of scripts that the font lacks: it draws boxes, and the tables have the names
+        warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from", UserWarning)
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()

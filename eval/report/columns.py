@@ -1,5 +1,3 @@
-"""The numbers of the results table, each with its interval."""
-
 from __future__ import annotations
 
 import math
@@ -23,7 +21,7 @@ QUANTIZING = ("quantize", "components", "encoders")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of runs: `key` for machines, `head` for people; `judged` ones get a best value."""
+    """`key` for machines, `head` for people; `judged` ones get a best value."""
 
     key: str
     head: Column
@@ -32,7 +30,6 @@ class Quantity:
 
 
 def columns(runs: Sequence[RunResult]) -> list[Quantity]:
-    """Every metric found in the runs, then errors, size and cost."""
     found = [_metric(next(m for run in runs for m in run.metrics if m.name == name)) for name in metric_names(runs)]
     found += [
         _quantity("layer_error", "layer error", "relative", "lower", layer_error),
@@ -49,12 +46,12 @@ def columns(runs: Sequence[RunResult]) -> list[Quantity]:
 
 
 def metric_names(runs: Sequence[RunResult]) -> list[str]:
-    """Names of all metrics, in order of first appearance."""
+    """In order of first appearance."""
     return list(dict.fromkeys(metric.name for run in runs for metric in run.metrics))
 
 
 def metric_unit(result: EvalResult) -> str:
-    """The registered metric's unit, else the result's."""
+    """The registered metric's, else the result's."""
     metric = known_metric(result.name)
     return result.unit if metric is None else metric.unit
 
@@ -111,7 +108,7 @@ def _geometric_mean(errors: Sequence[float], seed: int) -> Cell | None:
 
 
 def bootstrap_interval(values: np.ndarray, seed: int) -> Interval | None:
-    """95 % bootstrap interval of the mean of `values` [n]; None for fewer than two."""
+    """Of the mean of `values` [n]; None for fewer than two."""
     return mean_interval(values, bootstrap_counts(len(values), REPLICATES, seed)) if len(values) > 1 else None
 
 
@@ -121,7 +118,6 @@ def _weight_mb(run: RunResult) -> Cell | None:
 
 
 def _quantized_bytes(run: RunResult, key: str) -> int | None:
-    """Of the quantized components; of the denoiser where none is."""
     parts = quantized_parts(run) or (DENOISER,)
     sizes = [getattr(run, key) if part == DENOISER else run.components.get(part, {}).get(key) for part in parts]
     known = [size for size in sizes if size is not None]
@@ -160,13 +156,12 @@ def _quantize_peak(run: RunResult) -> Cell | None:
 
 
 def _quantizing(run: RunResult, key: str) -> list[float]:
-    """Of the stages that are the method's own: also that of the graph, where the method cuts by it."""
     stages = [] if run.is_float else [run.stages[name] for name in run.quantizing or QUANTIZING if name in run.stages]
     return [float(stage[key]) for stage in stages if stage.get(key) is not None]
 
 
 def best_runs(quantity: Quantity, runs: Sequence[RunResult]) -> set[int]:
-    """`id` of the best runs of each group; only where quantized runs differ."""
+    """`id` of the best runs of each group."""
     if quantity.head.direction is None or not quantity.judged:
         return set()
     groups: dict[object, list[tuple[float, int]]] = {}

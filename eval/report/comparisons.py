@@ -1,5 +1,3 @@
-"""Which runs are compared."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -70,7 +68,7 @@ def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
 
 
 def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
-    """Every metric's paired difference to the unquantized model, where recorded."""
+    """Every recorded paired difference to the unquantized model."""
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names, where = labels(ordered), places(ordered)
     found = []

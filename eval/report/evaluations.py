@@ -1,5 +1,3 @@
-"""What an evaluation left in its folder."""
-
 from __future__ import annotations
 
 import json
@@ -15,7 +13,7 @@ from segquant_bench.eval.results import RunResult
 
 
 def read_per_image(run: RunResult, name: str) -> np.ndarray:
-    """The metric's value for every picture, float64 [n]."""
+    """Float64 [n]."""
     path = _evaluation_file(run, "per_image.json")
     try:
         return np.array([float(v) for v in _read_json(path)["metrics"][name]])
@@ -50,12 +48,10 @@ def _evaluation_file(run: RunResult, name: str) -> Path:
 
 
 def has_per_image(run: RunResult, name: str) -> bool:
-    """Whether `read_per_image` has values."""
     return _holds(lambda: read_per_image(run, name))
 
 
 def has_replicates(run: RunResult, name: str) -> bool:
-    """Whether `read_replicates` has values."""
     return _holds(lambda: read_replicates(run, name))
 
 

@@ -1,4 +1,4 @@
-"""The PNG grid: prompts in rows, methods in columns, the unquantized model first."""
+"""The picture grid: prompts in rows, methods in columns."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from PIL import Image, ImageDraw, ImageFont
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.report.labels import data_key, labels, prompts_name, sort_runs
 from segquant_bench.eval.results import RunResult
+from segquant_bench.texts import plain
 
 TILE = 128
 LARGE_TILE = 224
 GAP = 8
 LABEL_WIDTH = 190
 FONT_SIZE = 15
+HEAD_LINES = 40
+MOST_CHARACTERS = 200  # of a file's name; file systems take 255 bytes
 INK, PALE, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class GridColumn:
-    """The method, the precision below it (may be empty) and the pictures."""
+    """The method, the precision below it and the pictures."""
 
     title: str
     subtitle: str
@@ -45,12 +48,14 @@ def grid_groups(runs: Sequence[RunResult]) -> dict[str, list[RunResult]]:
         name = "grid" if not found else f"grid_{run.model}_{run.dataset}_{run.seed}"
         if f"{_safe(name)}.png" in found:
             name += f"_{prompts_name(run)}"
-        found[f"{_safe(name)}.png"] = members
+        # models whose names differ in other characters alone, or in settings of their own
+        others = [f"{_safe(name)}_{number}" for number in range(2, len(groups) + 2)]
+        found[next(f"{free}.png" for free in (_safe(name), *others) if f"{free}.png" not in found)] = members
     return found
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:MOST_CHARACTERS]
 
 
 def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
@@ -75,16 +80,13 @@ def _folder(run: RunResult, kind: str) -> Path:
 
 
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
-    """A PNG of `rows` prompts, evenly spread, for runs of one group; EvalError if pictures are missing.
-
-    Small pictures are enlarged by whole factors, unsmoothed.
-    """
+    """A PNG of `rows` prompts, evenly spread; EvalError if pictures are missing."""
     prompts = runs[0].prompts
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
     columns = grid_columns(runs)
     tile = _tile_size(_picture(columns[0], int(shown[0])))
     font, small = _font(FONT_SIZE, bold=True), _font(FONT_SIZE - 2)
-    heads = [(wrap(c.title, font, tile), wrap(c.subtitle, small, tile)) for c in columns]
+    heads = [(wrap(c.title, font, tile, HEAD_LINES), wrap(c.subtitle, small, tile, HEAD_LINES)) for c in columns]
     line = FONT_SIZE + 5
     top = GAP + line * max(len(title) + len(subtitle) for title, subtitle in heads) + GAP
     lefts = _lefts(columns, tile)
@@ -123,31 +125,53 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) ->
     font = _font(FONT_SIZE - 1)
     line = FONT_SIZE + 4
     most = max(tile // line, 1)
-    lines = wrap(prompt, font, LABEL_WIDTH - 2 * GAP)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1].rstrip(" ,.") + "…"]
+    lines = wrap(prompt, font, LABEL_WIDTH - 2 * GAP, most)
     y = top + (tile - line * len(lines)) / 2
     for text in lines:
         draw.text((LABEL_WIDTH - GAP, y), text, font=font, fill=INK, anchor="ra")
         y += line
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than `width` pixels, broken inside words if need be."""
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None = None) -> list[str]:
+    """Lines of at most `width` pixels; of more than `most`, the first ones and "…"."""
+    lines = _lines(plain(text), font, width, most)
+    if most is None or len(lines) <= most:
+        return lines
+    last = lines[most - 1].rstrip(" ,.")
+    while len(last) > 1 and font.getlength(f"{last}…") > width:
+        last = last[:-1]
+    return [*lines[: most - 1], f"{last}…"]
+
+
+def _lines(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None) -> list[str]:
     lines: list[str] = []
     current = ""
     for piece in _pieces(text):
+        if most is not None and len(lines) > most:
+            return lines  # a text of thousands of characters is not measured to its end
         if font.getlength((current + piece).rstrip()) <= width:
             current += piece
             continue
         if current:
             lines.append(current.rstrip())
         while font.getlength(piece.rstrip()) > width and len(piece) > 1:
-            cut = max(n for n in range(1, len(piece)) if n == 1 or font.getlength(piece[:n]) <= width)
+            cut = _fitting(piece, font, width)
             lines.append(piece[:cut])
             piece = piece[cut:]
         current = piece
     return [*lines, current.rstrip()] if current.strip() else lines
+
+
+def _fitting(piece: str, font: ImageFont.FreeTypeFont, width: int) -> int:
+    """How many first characters fit: at least one, never all."""
+    low, high = 1, len(piece) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if font.getlength(piece[:middle]) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _pieces(text: str) -> list[str]:

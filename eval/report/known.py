@@ -1,4 +1,4 @@
-"""Which methods and precisions eval knows, and their order in tables; unknown ones stand after them."""
+"""Methods and precisions in the order of tables, unknown ones last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rank = tuple[int, str]
 
 
 def is_ours(quantizer: str) -> bool:
-    """Whether the method is SegQuant's or the automatic choice, given its name or a label that starts with it.
+    """Whether a name or label is SegQuant's or the automatic choice.
 
     >>> is_ours("auto budget.bytes=1.1"), is_ours("segquant_g+tac"), is_ours("auto-round")
     (True, True, False)
@@ -24,7 +24,6 @@ def is_ours(quantizer: str) -> bool:
 
 
 def precision_rank(precision: str) -> Rank:
-    """Known precisions in table order, others after them by name."""
     return _rank(precision, PRECISIONS)
 
 

@@ -1,15 +1,18 @@
-"""Runs in reading order, which may be compared, and their names."""
+"""Order, groups and names of runs."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from segquant_bench.eval.report.known import is_ours, method_rank, precision_rank
+from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
+from segquant_bench.texts import plain
 
 DENOISER = "denoiser"
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
@@ -19,16 +22,18 @@ BACKEND = "reference"
 PACKAGES = ("segquant", "segquant_bench", "pipelines")
 """Where methods of this repository are; the last of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
+_SETUP = tuple(f"model.{key}" for key in ("call", "dtype", "scheduler", "scheduler_settings", "pipeline", "control"))
+"""Other reference pictures: runs that differ in these are not compared."""
+_ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "model.repo", "model.revision",
+              "model.variant", "model.device", "model.parts", "model.name", "dataset.name")  # fmt: skip
+"""Told last: places, and what changes no number."""
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
-    """By model, dataset, seed and prompts; then by precision, components, method and job number.
-
-    The unquantized model comes first, only once.
-    """
+    """By model, dataset, seed, prompts, precision, components, method; one unquantized run, first."""
     unique: dict[object, RunResult] = {}
     for run in runs:
-        key = data_key(run) if run.is_float else run.path
+        key = (data_key(run), _judgement(run)) if run.is_float else run.path
         unique.setdefault(key, run)
     return sorted(
         unique.values(),
@@ -37,6 +42,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             r.dataset,
             r.seed,
             (len(r.prompts), r.prompts),
+            setup(r),
             not r.is_float,
             precision_rank(r.precision),
             _parts_rank(quantized_parts(r)),
@@ -54,42 +60,67 @@ def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """2_b before 10_a."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
 
 
-def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...]]:
-    """Runs that share a grid or an axis share it."""
-    return (run.model, run.dataset, run.seed, run.prompts)
+def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...], str]:
+    """Runs of equal key share a grid or an axis."""
+    return (run.model, run.dataset, run.seed, run.prompts, setup(run))
+
+
+def setup(run: RunResult) -> str:
+    """The settings of sampling, as JSON."""
+    found = {key: value for key, value in leaves(run.config).items() if is_within(key, _SETUP)}
+    return json.dumps(found, sort_keys=True, default=str)
+
+
+def _judgement(run: RunResult) -> str:
+    found = {key: value for key, value in leaves(run.config).items() if is_within(key, ("metric", "dataset", "stages"))}
+    return json.dumps(found, sort_keys=True, default=str)
 
 
 def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
-    """Runs that may be compared share it."""
+    """Runs of equal key may be compared."""
     return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
-    """By `id` of the run, what of model, dataset, seed and prompts differs among the runs."""
-    told: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
-    told += [lambda run: f"seed {run.seed}", prompts_name]
-    differing = [name for name in told if len({name(run) for run in runs}) > 1]
+    """By `id` of the run, what differs but the method."""
+    sampling = setups(runs)
+    asked: list[Callable[[RunResult], str]] = [lambda run: run.model, lambda run: run.dataset]
+    asked += [lambda run: f"seed {run.seed}", prompts_name, lambda run: sampling[id(run)]]
+    differing = [name for name in asked if len({name(run) for run in runs}) > 1]
     return {id(run): joined(*(name(run) for name in differing)) for run in runs}
 
 
+def setups(runs: Sequence[RunResult]) -> dict[int, str]:
+    """By `id` of the run, the settings of sampling that differ: ``num_inference_steps=8``."""
+    models: dict[str, list[RunResult]] = {}
+    for run in runs:
+        models.setdefault(run.model, []).append(run)
+    found: dict[int, str] = {}
+    for members in models.values():
+        every = [leaves(run.config) for run in members]
+        known = [values for values in every if values]  # older results hold no configuration
+        keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, _SETUP)])
+        found |= {id(run): told(values, keys) if values else "" for run, values in zip(members, every, strict=True)}
+    return found
+
+
 def prompts_name(run: RunResult) -> str:
-    """``128 prompts (1f2e3d)``: their number, and a hash of them."""
+    """Number and hash: ``128 prompts (1f2e3d)``."""
     digest = hashlib.sha256("\n".join(run.prompts).encode()).hexdigest()
     return f"{len(run.prompts)} prompts ({digest[:6]})"
 
 
 def quantized_parts(run: RunResult) -> tuple[str, ...]:
-    """The quantized components, the denoiser first."""
+    """The denoiser first."""
     named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
     return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
 
 
 def method_name(run: RunResult) -> str:
-    """The quantizer, a correction at sampling time, other components as "+NAME", or "@NAME" without the denoiser."""
+    """Quantizer, correction, other components as "+NAME", or "@NAME" without the denoiser."""
     correction = settings(run).get("correction.method") or "none"
     added = [] if correction in ("none", run.quantizer) else [correction]
     parts = quantized_parts(run)
@@ -100,7 +131,7 @@ def method_name(run: RunResult) -> str:
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """A run's configuration of method and backend, by dotted key."""
+    """Of method and backend, by dotted key."""
     found = {
         key: value
         for section in VARIED
@@ -111,7 +142,7 @@ def settings(run: RunResult) -> dict[str, Any]:
 
 
 def is_subject(run: RunResult) -> bool:
-    """Whether the report is about the run's method: SegQuant's, auto, the user's own."""
+    """Whether the method is SegQuant's, auto, or the user's own."""
     return is_ours(run.quantizer) or bool(home(run))
 
 
@@ -121,7 +152,7 @@ def _backend(run: RunResult) -> str:
 
 
 def home(run: RunResult) -> str:
-    """The module of the user's own method; empty for methods of this repository."""
+    """The module of the user's own method, else empty."""
     quantizer = run.config.get("quantizer")
     target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
     return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
@@ -137,8 +168,7 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
-    """By `id` of the run: its method, with the settings in which runs of a group that share it differ, but `untold`
-    ones.
+    """By `id` of the run: its method, and the settings, but `untold` ones, that tell it apart in its group.
 
     Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
     """
@@ -147,15 +177,37 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
         families.setdefault((group_key(run), method_name(run)), []).append(run)
     found = {}
     for members in families.values():
-        told = [key for key in _differing(members) if key not in untold]
+        keys = [key for key in _differing(members) if key not in untold]
         homes = {home(run) for run in members}
         for run in members:
             name = "unquantized" if run.is_float else method_name(run)
             if len(members) > 1 and not run.is_float:
                 place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
-                name = " ".join([place, *_told(settings(run), told)]) if told or untold or len(homes) > 1 else run.name
+                name = " ".join([place, *_told(settings(run), keys)]) if keys or untold or len(homes) > 1 else run.name
             found[id(run)] = name
+    return found if untold else _told_apart(runs, found)
+
+
+def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, str]:
+    alike: dict[object, list[RunResult]] = {}
+    for run in runs:
+        alike.setdefault((group_key(run), plain(names[id(run)])), []).append(run)
+    found = dict(names)
+    for members in alike.values():
+        added = _additions(members) if len(members) > 1 else {}
+        for run in members:
+            if more := added.get(id(run)):
+                name = names[id(run)]
+                found[id(run)] = f"{method_name(run) if name == run.name and not run.is_float else name} {more}"
     return found
+
+
+def _additions(runs: Sequence[RunResult]) -> dict[int, str]:
+    every = [leaves(run.config) for run in runs]
+    keys = list(dict.fromkeys(key for values in every for key in values))
+    last = [key for key in keys if is_within(key, _ELSEWHERE)]
+    chosen = fewest(every, last, fewest(every, [key for key in keys if key not in last]))
+    return {id(run): told(values, chosen) for run, values in zip(runs, every, strict=True)}
 
 
 def _differing(runs: Sequence[RunResult]) -> list[str]:

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page, pictures and styles included."""
+"""report.html: one self-contained page."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ p, li { max-width: 60rem; } .pale { color: #57534e; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin-bottom: 1.2rem; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .5rem; text-align: right; vertical-align: top; white-space: nowrap; }
+td.key:last-child { white-space: normal; }
 th { border-bottom: 2px solid #44403c; vertical-align: top; font-weight: 600; }
 td small, th small { color: #57534e; font-weight: 400; font-size: 11.5px; }
 td b { color: #9a3412; }
@@ -43,7 +44,7 @@ def render_page(
     legend: str,
     sections: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """The page of tables, PNGs by file name and folded (title, HTML) sections."""
+    """PNGs by file name; `sections` are (title, HTML), folded."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
@@ -53,7 +54,10 @@ def render_page(
         f"<p class='pale'>{escape(_subtitle(runs))}</p>",
         _headline(comparisons),
         "<h2>Results</h2>",
-        *(f"<div class='wide'>{to_html(table, 'results')}</div>" for table in tables),
+        *(
+            to_html(table) if table.title else f"<div class='wide'>{to_html(table, 'results')}</div>"
+            for table in tables
+        ),
         f"<p class='pale'>{_bold(escape(legend))}</p>",
     ]
     titles = _titles(runs)

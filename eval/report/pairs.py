@@ -21,7 +21,7 @@ PICTURES, LAYERS, CALLS = "pictures", "layers", "denoiser calls"
 
 @dataclass(frozen=True)
 class Names:
-    """What two compared runs are called; `where` tells their model, dataset, seed and prompts if needed."""
+    """What two compared runs are called."""
 
     ours: str
     theirs: str
@@ -31,12 +31,10 @@ class Names:
 
     @property
     def pair(self) -> tuple[str, str, str, str]:
-        """What comparisons of the same two runs share."""
         return (self.where, self.precision, self.ours, self.theirs)
 
     @property
     def setting(self) -> str:
-        """The precision, and whatever else is to be told."""
         return joined(self.precision, self.where)
 
 
@@ -47,7 +45,6 @@ class Comparison(Names):
     Attributes:
         kind: ``"difference"``, or ``"ratio"`` (a geometric mean over pairs).
         interval: 95 % paired bootstrap interval.
-        n: number of pairs.
         pairs: what they are pairs of, ``"pictures"``.
         verdict: ``"better"``, ``"worse"`` or ``"not distinguishable"``.
     """
@@ -70,17 +67,15 @@ class Comparison(Names):
 
     @property
     def count(self) -> str:
-        """``128`` pictures, or ``88 layers``."""
+        """``88 layers``; for pictures the number alone."""
         return str(self.n) if self.pairs == PICTURES else f"{self.n} {self.pairs}"
 
     def sentence(self) -> str:
-        """The comparison as one line."""
         names = f"{self.ours} vs {self.theirs} at {self.setting}"
         return f"{names}: {self.metric} {self.amount} {self.verdict} (n={self.count})"
 
 
 def difference(names: Names, result: EvalResult, gap: Difference) -> Comparison:
-    """A comparison of one metric of pictures."""
     return Comparison(
         *_fields(names), result.name, "difference", gap.value, gap.interval, gap.n, PICTURES,
         gap.verdict(result.direction), metric_unit(result),
@@ -92,7 +87,7 @@ def _fields(names: Names) -> tuple[str, str, str, str, bool]:
 
 
 def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Difference | None:
-    """Mean of log(ours/theirs) over pairs without zeros; None for fewer than two."""
+    """Mean over pairs without zeros; None for fewer than two."""
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0.0 and b > 0.0]
     if len(both) < 2:
         return None
@@ -101,20 +96,19 @@ def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Diff
 
 
 def as_ratio(gap: Difference) -> tuple[float, Interval]:
-    """A difference of logarithms as ratio and interval."""
     return math.exp(gap.value), (math.exp(gap.interval[0]), math.exp(gap.interval[1]))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs of one group and what they are called."""
+    """Two runs of one group."""
 
     ours: RunResult
     theirs: RunResult
     names: Names
 
     def compare(self) -> tuple[list[Comparison], list[str]]:
-        """Every metric both runs have: pictures, layers, denoiser outputs."""
+        """By every metric, layer and denoiser output that both have."""
         found: list[Comparison] = []
         refused: list[str] = []
         for result, compare in self._picture_metrics():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.report.canvas import new_figure, to_png
+from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
 from segquant_bench.eval.report.columns import Quantity, columns
 from segquant_bench.eval.report.known import is_ours
 from segquant_bench.eval.report.labels import group_key, labels, places, quantized_parts
@@ -22,7 +22,7 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG for quantized runs, a row of panels per group; None if there is nothing to draw."""
+    """A PNG; None if there is nothing to draw."""
     quantized = [run for run in runs if not run.is_float]
     shown = _shown(columns(quantized))
     if not shown:
@@ -36,15 +36,15 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
         max(0.3 * len(members) + 0.75, 0.1 * max(map(len, title.split("\n"))) + 0.35)
         for members, title in zip(groups.values(), titles, strict=True)
     ]
-    figure = new_figure(3.3 * len(shown) + 1.6, sum(heights) + 0.4, wspace=0.06)
-    panels = figure.subplots(len(groups), len(shown), sharey="row", squeeze=False, height_ratios=heights)
     names = labels(quantized)
+    figure = new_figure(3.3 * len(shown) + 1.6 + more_width(names.values()), sum(heights) + 0.4, wspace=0.06)
+    panels = figure.subplots(len(groups), len(shown), sharey="row", squeeze=False, height_ratios=heights)
     for number, (row, members) in enumerate(zip(panels, groups.values(), strict=True)):
         for panel, quantity in zip(row, shown, strict=True):
             _draw(panel, quantity, members)
             if not number:
                 panel.set_title(_head(quantity), fontsize=10)
-        row[0].set_yticks(range(len(members)), [names[id(run)] for run in members])
+        row[0].set_yticks(range(len(members)), [figure_text(names[id(run)]) for run in members])
         row[0].set_ylabel(titles[number], fontsize=10, fontweight="bold")
     figure.align_ylabels(panels[:, 0])
     return to_png(figure)
@@ -58,14 +58,14 @@ def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:
 def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
     told = [part for part in places(runs)[id(run)].split(", ") if part]
     told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
-    return "\n".join([*told, run.precision])
+    return "\n".join(figure_text(part, COMMON) for part in [*told, run.precision])
 
 
 def _head(quantity: Quantity) -> str:
     head = quantity.head
     unit = f", {head.unit}" if head.unit else ""
     better = "← better" if head.direction == "lower" else "better →"
-    return f"{head.name}{unit}\n{better}"
+    return f"{figure_text(head.name + unit, COMMON)}\n{better}"
 
 
 def _draw(panel: Axes, quantity: Quantity, runs: Sequence[RunResult]) -> None:

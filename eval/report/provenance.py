@@ -1,15 +1,14 @@
-"""Where numbers come from."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from segquant_bench.eval.report.labels import labels, places
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.tables.render_markdown import code, escape
 
 
 def provenance(runs: Sequence[RunResult]) -> list[str]:
-    """Sentences on software, machine and configuration of the runs."""
+    """Sentences on software, machine and configuration."""
     found = []
     versions = {name: value for run in runs for name, value in run.versions.items()}
     if versions:
@@ -33,16 +32,14 @@ def _precision(run: RunResult) -> str:
 
 
 def provenance_markdown(runs: Sequence[RunResult]) -> str:
-    """`provenance` as a list."""
-    return "".join(f"- {sentence}\n" for sentence in provenance(runs))
+    return "".join(f"- {escape(sentence)}\n" for sentence in provenance(runs))
 
 
 def sources_markdown(runs: Sequence[RunResult]) -> str:
-    """What computed each metric; then versions, device, commit and configuration hashes."""
-    lines = [f"- `{name}`: {backend}\n" for name, backend in backends(runs).items()]
+    lines = [f"- {code(name)}: {escape(backend)}\n" for name, backend in backends(runs).items()]
     return "".join(lines) + provenance_markdown(runs)
 
 
 def backends(runs: Sequence[RunResult]) -> dict[str, str]:
-    """The software and weights behind each metric, by name."""
+    """Software and weights behind each metric, by name."""
     return {metric.name: metric.backend for run in runs for metric in run.metrics}

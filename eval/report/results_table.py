@@ -1,12 +1,11 @@
-"""The tables of finished runs: to read, and to export."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from segquant_bench.eval.failures import Failure
 from segquant_bench.eval.report.columns import Quantity, best_runs, columns, metric_names
-from segquant_bench.eval.report.labels import group_key, labels, prompts_name, sort_runs
+from segquant_bench.eval.report.labels import group_key, labels, prompts_name, setups, sort_runs
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.table import DASH, Cell, Column, Row, Table, grouped
 
@@ -34,17 +33,18 @@ def results_table(runs: Sequence[RunResult], judged: bool | None = None) -> Tabl
 
 
 def has_results(table: Table) -> bool:
-    """Whether it has more than the columns that name runs."""
+    """Whether any column does more than name runs."""
     return any(column.kind == "number" for column in table.columns)
 
 
 def _keys(runs: Sequence[RunResult]) -> Keys:
-    names = labels(runs)
+    names, sampling = labels(runs), setups(runs)
     every: Keys = [
         (Column("model", "key"), lambda run: run.model),
         (Column("dataset", "key"), lambda run: run.dataset),
         (Column("seed", "key"), lambda run: str(run.seed)),
         (Column("prompts", "key"), prompts_name),
+        (Column("sampling", "key"), lambda run: sampling[id(run)]),
     ]
     return [
         *((column, get) for column, get in every if len({get(run) for run in runs}) > 1),
@@ -54,8 +54,8 @@ def _keys(runs: Sequence[RunResult]) -> Keys:
     ]
 
 
-def export_table(runs: Sequence[RunResult]) -> Table:
-    """Every number of every run, for CSV."""
+def export_table(runs: Sequence[RunResult], failures: Sequence[Failure] = ()) -> Table:
+    """Every number of every run, then failed runs; for CSV."""
     ordered = sort_runs(runs)
     shown, names = columns(ordered), metric_names(ordered)
     stages = list(dict.fromkeys(stage for run in ordered for stage in run.stages))
@@ -63,8 +63,18 @@ def export_table(runs: Sequence[RunResult]) -> Table:
     heads += [replace(quantity.head, title=quantity.key, intervals=quantity.judged) for quantity in shown]
     heads += [Column(f"{name}.delta", intervals=True) for name in names]
     heads += [Column(f"{stage}.{cost}") for stage in stages for cost in STAGE_COSTS]
-    rows = (_export_row(run, shown, names, stages) for run in ordered)
-    return Table((*heads, Column("path", "key")), (tuple(rows),))
+    rows = [_export_row(run, shown, names, stages) for run in ordered]
+    head = (*heads, Column("path", "key"))
+    if failures:
+        rows = [(*row, Cell("")) for row in rows] + [_failed_row(failure, len(head)) for failure in failures]
+        head = (*head, Column("failure", "key"))
+    return Table(head, (tuple(rows),))
+
+
+def _failed_row(failure: Failure, width: int) -> Row:
+    known = [failure.model, failure.dataset, failure.seed, failure.precision, "", failure.name]
+    empty = [""] * (width - len(known) - 1)
+    return tuple(Cell(text) for text in (*known, *empty, str(failure.path), failure.message))
 
 
 def _export_row(run: RunResult, shown: Sequence[Quantity], names: Sequence[str], stages: Sequence[str]) -> Row:

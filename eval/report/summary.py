@@ -1,5 +1,3 @@
-"""Comparisons as CSV, and in words."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,7 +26,6 @@ NOTHING = "No run of SegQuant or auto stands beside another method at the same p
 
 
 def comparisons_table(comparisons: Sequence[Comparison]) -> Table:
-    """Every comparison, for CSV."""
     keys = heads(("where", "precision", "a", "b", "metric", "kind"), ())
     rows = tuple(_row(comparison) for comparison in comparisons)
     behind = heads((), ("unit", "n", "paired over", "verdict"))
@@ -42,7 +39,6 @@ def _row(c: Comparison) -> Row:
 
 
 def is_headline(comparison: Comparison) -> bool:
-    """Whether its metric is one of the main numbers."""
     metric = known_metric(comparison.metric)
     return comparison.metric == LAYER_ERROR or (metric is not None and metric.headline)
 
@@ -50,9 +46,9 @@ def is_headline(comparison: Comparison) -> bool:
 def comparisons_markdown(
     comparisons: Sequence[Comparison], refused: Sequence[str], full: str = "comparisons.csv"
 ) -> str:
-    """What ours are better than: a heading per precision, a line per method of ours and main number.
+    """What ours are better than: a heading per precision, a line per method and main number.
 
-    `refused` are sentences on what could not be compared, `full` names the CSV.
+    `refused` are sentences on what could not be compared.
     """
     told = [c for c in comparisons if c.headline and is_headline(c)]
     lines = [
@@ -65,7 +61,7 @@ def comparisons_markdown(
         lines += ["", f"## {escape(setting)}", "", *_lines(list(members))]
     if not told:
         lines += ["", NOTHING]
-    lines += [line for sentence in refused for line in ("", f"Not compared: {sentence}")]
+    lines += [line for sentence in refused for line in ("", f"Not compared: {escape(sentence)}")]
     return "\n".join(lines) + "\n"
 
 
@@ -73,11 +69,11 @@ def _lines(comparisons: Sequence[Comparison]) -> list[str]:
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for c in comparisons:
         groups.setdefault((c.ours, c.metric), []).append(c)
-    return [f"- {escape(ours)}, {metric}: {_verdicts(members)}" for (ours, metric), members in groups.items()]
+    return [f"- {escape(ours)}, {escape(metric)}: {_verdicts(members)}" for (ours, metric), members in groups.items()]
 
 
 def _verdicts(comparisons: Sequence[Comparison]) -> str:
-    """``better than rtn +4.26 dB [+3.92, +4.64]; not distinguishable from gptq …``; of many names without numbers."""
+    """``better than rtn +4.26 dB [+3.92, +4.64]; not distinguishable from gptq …``."""
     found = []
     for verdict, told in VERDICTS.items():
         members = [c for c in comparisons if c.verdict == verdict]

@@ -1,1 +1,0 @@
-"""One table model, and a renderer for each format."""

@@ -1,5 +1,3 @@
-"""Numbers as people read them."""
-
 from __future__ import annotations
 
 import math
@@ -17,7 +15,7 @@ def format_number(value: float, digits: int | None = None) -> str:
 
 
 def decimals(value: float) -> int:
-    """Decimals for three or four significant digits, at most five."""
+    """For three or four significant digits, at most five."""
     if abs(value) < 5e-6:
         return 0
     return min(max(2 - math.floor(math.log10(abs(value))), 1 if abs(value) < 1000 else 0), 5)

@@ -1,18 +1,20 @@
-"""Tables as CSV, every number at full precision."""
-
 from __future__ import annotations
 
 import csv
 import io
 
 from segquant_bench.eval.tables.table import Cell, Column, Table
+from segquant_bench.texts import plain
+
+_FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet runs a cell for that starts with it."""
 
 
 def to_csv(table: Table) -> str:
-    """One line per row, numbers at full precision, interval edges in their own columns."""
+    """Numbers at full precision, interval edges in their own columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")  # quotes commas, quotes and line ends itself
-    writer.writerow([name for column in table.columns for name in _names(column)])
+    writer.writerow([_text(name) for column in table.columns for name in _names(column)])
     for block in table.blocks:
         for row in block:
             pairs = zip(table.columns, row, strict=True)
@@ -26,8 +28,22 @@ def _names(column: Column) -> list[str]:
 
 
 def _texts(column: Column, cell: Cell) -> list[str]:
-    value = cell.text if cell.value is None else repr(cell.value)
+    value = _text(cell.text) if cell.value is None else repr(cell.value)
     if not column.intervals:
         return [value]
     edges = ["", ""] if cell.interval is None else [repr(edge) for edge in cell.interval]
     return [value, *edges]
+
+
+def _text(text: str) -> str:
+    """One line; an apostrophe before what would be a formula."""
+    line = plain(text)
+    return f"'{line}" if line.startswith(_FORMULA) and not _is_number(line) else line
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

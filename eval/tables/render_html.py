@@ -1,17 +1,16 @@
-"""Tables as HTML."""
-
 from __future__ import annotations
 
 import html
 
 from segquant_bench.eval.tables.numbers import format_interval
 from segquant_bench.eval.tables.table import Cell, Column, Row, Table
+from segquant_bench.texts import plain
 
 ROWS_ON_LINES = "results"
 
 
 def to_html(table: Table, css: str = "") -> str:
-    """A `<table>` of class `css`, intervals below values; with a title, in a scrolling box."""
+    """A `<table>`, intervals below values; with a title, in a scrolling box."""
     end = "\n" if css == ROWS_ON_LINES else ""
     head = "".join(map(_head, table.columns))
     body = end.join(
@@ -48,5 +47,5 @@ def _cell(column: Column, cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text safe in elements and quoted attributes."""
-    return html.escape(text)
+    """Text on one line, safe in elements and quoted attributes."""
+    return html.escape(plain(text))

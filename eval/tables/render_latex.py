@@ -1,11 +1,11 @@
-"""Tables as LaTeX."""
-
 from __future__ import annotations
 
 from segquant_bench.eval.tables.numbers import format_interval
 from segquant_bench.eval.tables.table import DASH, Cell, Column, Row, Table
+from segquant_bench.texts import plain
 
 PACKAGES = r"% needs \usepackage{booktabs}"
+ENGINE = "% has characters that need LuaLaTeX or XeLaTeX, and a font that has them"
 _ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", None: ""}
 _CHARACTERS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -16,13 +16,19 @@ _CHARACTERS = {
 
 def to_latex(table: Table) -> str:
     """A booktabs tabular, its title a comment, a rule between groups."""
-    comment = f"% {table.title}" if table.title else f"{PACKAGES}; intervals are 95 % bootstrap intervals"
+    comment = f"% {plain(table.title)}" if table.title else f"{PACKAGES}; intervals are 95 % bootstrap intervals"
     spec = "".join("l" if column.kind == "key" else "r" for column in table.columns)
-    lines = [" ".join(comment.splitlines()), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    lines = [comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines.append(" & ".join(map(_head, table.columns)) + r" \\")
     for block in table.blocks:
         lines += [r"\midrule", *map(_row, block)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    text = "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return text if all(map(_is_common, text)) else f"{ENGINE}\n{text}"
+
+
+def _is_common(character: str) -> bool:
+    """Whether pdfLaTeX has it."""
+    return character < "\u0300" or "\u2000" <= character < "\u2190"
 
 
 def _head(column: Column) -> str:
@@ -31,7 +37,8 @@ def _head(column: Column) -> str:
 
 
 def _row(row: Row) -> str:
-    return " & ".join(map(_cell, row)) + r" \\"
+    line = " & ".join(map(_cell, row)) + r" \\"
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # else the line before would take it for its option
 
 
 def _cell(cell: Cell) -> str:
@@ -43,5 +50,5 @@ def _cell(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text safe outside math mode."""
-    return "".join(_CHARACTERS.get(character, character) for character in text)
+    """Text on one line, safe outside math mode."""
+    return "".join(_CHARACTERS.get(character, character) for character in plain(text))

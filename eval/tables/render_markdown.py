@@ -1,20 +1,29 @@
-"""Tables as GitHub Markdown."""
-
 from __future__ import annotations
 
 import re
 
 from segquant_bench.eval.tables.numbers import format_interval
 from segquant_bench.eval.tables.table import Cell, Column, Table
+from segquant_bench.texts import plain
+
+_MARKS = re.compile(
+    r"""[|*\\`$~]             # cells, bold, code, mathematics, strokes
+    | <(?=[A-Za-z/!?])      # tags
+    | (?<!\w)_ | _(?!\w)    # italics; not within a word
+    | \](?=[(\[])           # the end of a link's text
+    | &(?=\#?\w+;)          # entities
+    """,
+    re.VERBOSE,
+)
 
 
 def to_markdown(table: Table) -> str:
-    """Title as a heading; one line per row, intervals behind their values."""
+    """Title as a heading; intervals behind their values."""
     align = ["---" if column.kind == "key" else "---:" for column in table.columns]
     lines = [[_head(column) for column in table.columns], align]
     lines += [[_cell(cell) for cell in row] for block in table.blocks for row in block]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-    return f"## {table.title}\n\n{text}" if table.title else text
+    return f"## {escape(table.title)}\n\n{text}" if table.title else text
 
 
 def _head(column: Column) -> str:
@@ -30,5 +39,8 @@ def _cell(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that cannot end a cell or be set bold by itself."""
-    return re.sub(r"([|*\\])", r"\\\1", text)
+    return _MARKS.sub(r"\\\g<0>", plain(text))
+
+
+def code(text: str) -> str:
+    return f"`{plain(text).replace('`', chr(39))}`"

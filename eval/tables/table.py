@@ -1,4 +1,4 @@
-"""The one table behind Markdown, LaTeX, CSV and HTML."""
+"""The table behind Markdown, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in one place of a table.
+    """One place of a table.
 
     Attributes:
         text: not yet escaped.
@@ -76,12 +76,11 @@ class Table:
 
     @property
     def head(self) -> tuple[str, ...]:
-        """The columns' names."""
         return tuple(column.name for column in self.columns)
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Those of all groups, without the summary."""
+        """All but the summary."""
         return tuple(row for group in self.groups for row in group)
 
     @property
@@ -91,12 +90,10 @@ class Table:
 
 
 def number(value: float, interval: Interval | None = None, *, bold: bool = False) -> Cell:
-    """A cell with three to four significant digits."""
     return Cell(format_number(value), bold, float(value), interval)
 
 
 def row(keys: Sequence[str], values: Iterable[Cell | str]) -> Row:
-    """Plain texts and cells as one row."""
     return tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in (*keys, *values))
 
 
@@ -106,5 +103,5 @@ def heads(keys: Sequence[str], values: Sequence[str]) -> tuple[Column, ...]:
 
 
 def grouped(items: Iterable[T], key: Callable[[T], object], to_row: Callable[[T], Row]) -> tuple[tuple[Row, ...], ...]:
-    """A row for every item, a new group wherever the key changes."""
+    """A new group wherever the key changes."""
     return tuple(tuple(map(to_row, members)) for _, members in groupby(items, key))

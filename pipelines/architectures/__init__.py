@@ -1,4 +1,4 @@
-"""Published denoisers as JSON (no weights), and what their pipelines pass (`inputs`)."""
+"""Published denoisers as JSON, without weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Architecture:
 
 
 def architecture_names() -> tuple[str, ...]:
-    """All shipped names, sorted."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.json") if path.name != INPUTS.name))
 
 
@@ -63,7 +62,6 @@ def architecture(name: str, **changes: Any) -> Architecture:
 
 
 def shipped_for(repository: str, component: str | None) -> Architecture | None:
-    """The shipped configuration of a repository's component, if any."""
     everything = map(architecture, architecture_names())
     return next((each for each in everything if (each.repository, each.component) == (repository, component)), None)
 
@@ -111,7 +109,7 @@ def meta_denoiser(name: str, **changes: Any) -> tuple[nn.Module, dict[str, Any]]
 
 
 def config_of(model: nn.Module) -> Mapping[str, Any]:
-    """The whole configuration, defaults filled in.
+    """The configuration, defaults filled in.
 
     Raises:
         PipelineError: there is none.

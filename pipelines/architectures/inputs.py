@@ -38,7 +38,6 @@ class Call(TypedDict, total=False):
 
 
 def known_classes() -> tuple[str, ...]:
-    """Classes whose arguments are known."""
     return tuple(json.loads(INPUTS.read_text(encoding="utf-8")))
 
 
@@ -79,7 +78,7 @@ def _first(choices: list[Any], known: Mapping[str, Any]) -> Any:
 
 
 def filled(value: Any, config: Mapping[str, Any], device: str) -> Any:
-    """`value` with tensors for their descriptions; conditional entries decided."""
+    """`value` with tensors for their descriptions; "$if" decided."""
     import torch  # put off: slow, and a finished run needs none of it
 
     if isinstance(value, list):

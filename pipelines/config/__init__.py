@@ -1,1 +1,0 @@
-"""A run's configuration, checked before anything is loaded."""

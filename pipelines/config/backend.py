@@ -1,5 +1,3 @@
-"""Which backend runs the quantized layers."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping

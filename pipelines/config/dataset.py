@@ -1,5 +1,3 @@
-"""The section `dataset` of a run's configuration."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from segquant_bench.hints import nearest
+from segquant_bench.pipelines.config.arguments import open_key, quotes_hint
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import causes, one_line, unknown_key
 
@@ -27,7 +28,8 @@ def explain(error: BaseException) -> str:
         return _unknown_option(error)
     if isinstance(error, OverrideParseException):
         reason = error.message.partition("\n")[0]
-        return f"{error.override!r} cannot be read as KEY=VALUE ({reason}); put quotes around special characters"
+        advice = quotes_hint(str(error.override)) or "put quotes around special characters"
+        return one_line(f"{error.override!r} cannot be read as KEY=VALUE ({reason}); {advice}")
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)
@@ -44,9 +46,11 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
-    parent = error.parent_node
+    parent, key = error.parent_node, str(error.full_key)
+    if (outer := open_key(key)) is not None:
+        return f"{outer} has no key {key.removeprefix(outer)[1:]!r} yet; write ++{key}=VALUE to add it"
     known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    return unknown_key(str(error.full_key), known)
+    return unknown_key(key, known)
 
 
 def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str:
@@ -105,7 +109,7 @@ def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str
 
 
 def memory_message(error: BaseException) -> str | None:
-    """The sentence for an error by lack of memory; else None."""
+    """The sentence for lack of memory; else None."""
     found = next((each for each in causes(error) if _is_memory(each)), None)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""A sweep over several grids, one after another."""
+"""A sweep over several grids."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from segquant_bench.pipelines.config.arguments import with_open_keys
 
 # Hydra instantiates plugins of its own namespace only, so `register` puts this module there under this name.
 NAMESPACE = "hydra_plugins.segquant"
@@ -53,7 +55,6 @@ class GridSweeper(Sweeper):
         self.grids = [dict(grid) for grid in grids or [{}]]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -72,7 +73,6 @@ class GridSweeper(Sweeper):
         return [results]
 
     def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
-        """Every job's overrides."""
         common = self._parse([*_overrides(self.params), *arguments])
         asked = {override.get_key_element(): _choices(override) for override in common}
         grids = [self._parse(_overrides(grid)) for grid in self.grids]
@@ -104,7 +104,7 @@ def _choices(override: Override) -> list[str]:
 
 
 def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """A grid with only the values asked for, None if a key is left without any."""
+    """Only the values asked for; None if a key is left without any."""
     found = []
     for override in grid:
         key, values = override.get_key_element(), _choices(override)
@@ -117,10 +117,12 @@ def _narrowed(grid: Sequence[Override], asked: Mapping[str, Sequence[str]]) -> l
 
 
 def _overrides(grid: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}={','.join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value}"
-        for key, value in grid.items()
-    ]
+    return with_open_keys([f"{key}={_joined(value)}" for key, value in grid.items()])
+
+
+def _joined(value: Any) -> str:
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return ",".join(map(str, value)) if several else str(value)
 
 
 def register() -> None:

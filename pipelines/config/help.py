@@ -1,4 +1,4 @@
-"""Groups and options for `segquant --help`."""
+"""`segquant --help`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ _NAME = 22
 
 
 def help_page() -> str:
-    """What `segquant --help` prints, without Hydra's slow listing."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose("config", return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -36,7 +35,7 @@ def help_page() -> str:
 
 
 def options_page() -> str:
-    """Every group with its options, also of the user's directories."""
+    """Every group with its options, also the user's."""
     config = HydraConfig.get()
     sources = [source for source in config.runtime.config_sources if source.schema == "file"]
     folders = [Path(source.path) for source in sources]

@@ -1,4 +1,4 @@
-"""Precisions of one's own, from fields or a function."""
+"""Precisions of one's own."""
 
 from __future__ import annotations
 

@@ -1,5 +1,3 @@
-"""From configuration to method."""
-
 from __future__ import annotations
 
 import importlib

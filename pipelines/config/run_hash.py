@@ -1,5 +1,3 @@
-"""The hash that names a configuration."""
-
 from __future__ import annotations
 
 import hashlib

@@ -73,6 +73,8 @@ class RunConfig:
         self._check_components()
 
     def _check_names(self) -> None:
+        if ".." in self.name.split("/"):
+            raise PipelineError(f"name={self.name} leads out of the sweep's folder; leave .. out")
         for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
             if NAME.fullmatch(name) is None:
                 raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
@@ -166,17 +168,14 @@ class RunConfig:
 
     @property
     def quantizes_denoiser(self) -> bool:
-        """Whether the denoiser is quantized."""
         return not self.is_float and DENOISER in self.quantize
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
-        """The text encoders that are quantized."""
         return tuple(name for name in self.other_components if TEXT_ENCODER in name)
 
     @property
     def has_own_quantizer(self) -> bool:
-        """Whether the method is the user's own."""
         return is_own(str(self.quantizer[TARGET]))
 
     @property
@@ -186,17 +185,16 @@ class RunConfig:
 
     @property
     def quantizer_name(self) -> str:
-        """The quantizer's `name`, else its function's."""
+        """Its `name`, else its function's."""
         return str(self.quantizer.get("name") or self.preset_name)
 
     @property
     def is_corrected(self) -> bool:
-        """Whether predictions are corrected while sampling; never without quantization."""
+        """Whether predictions are corrected; never without quantization."""
         return self.correction.method != "none" and not self.is_float
 
     @property
     def is_float(self) -> bool:
-        """Whether the run quantizes nothing."""
         return self.quantizer_name == "none"
 
     @property
@@ -234,7 +232,7 @@ def method_label(*, _root_: DictConfig) -> str:
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
-    """Refuse `+key=value` that nothing would read; the preset checks the quantizer's."""
+    # The preset checks the quantizer's own keys.
     known = {item.name for item in fields(schema)}
     for key in map(str, config):
         if key not in known:

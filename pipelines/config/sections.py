@@ -43,7 +43,6 @@ class CallConfig:
             at_least("model.call.max_sequence_length", self.max_sequence_length, 0)
 
     def arguments(self) -> dict[str, Any]:
-        """Those that are set."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -196,7 +195,6 @@ class PrecisionConfig:
 
     @property
     def is_own(self) -> bool:
-        """Whether segquant does not have it."""
         return self.weight is not None or self._target_ is not None
 
     def own_fields(self) -> dict[str, Any]:
@@ -226,7 +224,7 @@ class BackendsConfig:
 
 @dataclass
 class MetricConfig:
-    """Which judgement; `metrics` are names of `eval.evaluate`."""
+    """`metrics` are names of `eval.evaluate`."""
 
     name: str = MISSING
     metrics: list[str] = MISSING

@@ -1,5 +1,3 @@
-"""Shipped files that an installed package does not have."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator

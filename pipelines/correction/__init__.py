@@ -1,1 +1,0 @@
-"""Corrections of a quantized denoiser's prediction while sampling."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from segquant.files import write_tensors
 from segquant_bench.pipelines.config.sections import CorrectionConfig
 from segquant_bench.pipelines.errors import PipelineError
 
@@ -65,12 +66,10 @@ class Correction:
         return calls[min(repeat, len(calls) - 1)], distance <= 1e-4 * max(1.0, abs(timestep))
 
     def step(self, call: int) -> StepFit:
-        """The fit of one call."""
         return StepFit(self.scale[call], self.shift[call], None if self.variance is None else self.variance[call])
 
 
 def channels_second(values: Tensor) -> Tensor:
-    """A view with channels on axis 1."""
     return values.movedim(-1, 1) if values.ndim == 3 else values
 
 
@@ -151,7 +150,6 @@ def correct(prediction: Tensor, fit: StepFit) -> Tensor:
 
 
 def _places(size: int, blocks: int, device: torch.device) -> Tensor:
-    """The block of each of `size` places, as even as can be."""
     return torch.arange(size, device=device) * blocks // size
 
 
@@ -163,7 +161,7 @@ def _spread(values: Tensor, spatial: Sequence[int]) -> Tensor:
 
 
 def _block_mean(values: Tensor, grid: int) -> Tensor:
-    """Block means of [n, c, *spatial]: [*grid]."""
+    """[n, c, *spatial] -> [*grid]."""
     means = values.mean((0, 1))
     for axis, size in enumerate(values.shape[2:]):
         blocks = min(grid, size)
@@ -177,11 +175,10 @@ def _block_mean(values: Tensor, grid: int) -> Tensor:
 
 
 def save_correction(correction: Correction, folder: Path) -> None:
-    """Write correction.safetensors and correction.json."""
     tensors = {"scale": correction.scale, "shift": correction.shift}
     optional = {"variance": correction.variance, "input_bias": correction.input_bias}
     tensors |= {name: value for name, value in optional.items() if value is not None}
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "correction.safetensors")
+    write_tensors(folder / "correction.safetensors", {name: value.contiguous() for name, value in tensors.items()})
     head = {"schema": SCHEMA, "method": correction.method, "timesteps": correction.timesteps}
     text = json.dumps({**head, "record": correction.record}, indent=1, allow_nan=False)
     (folder / "correction.json").write_text(text + "\n", encoding="utf-8")

@@ -49,7 +49,6 @@ def fit_correction(
     Args:
         pipeline: with the unquantized denoiser under `name`; it is put back.
         prompts: their latents go through the scheduler together.
-        seed: with `stream` and the prompt's index.
         stream: keeps latents apart from evaluation's.
         batch_size: through the denoisers at once.
         inputs: further arguments by prompt index, such as control pictures.
@@ -87,7 +86,7 @@ def fit_correction(
 
 
 class MeanLatents:
-    """Keeps the latents' channel means after each step."""
+    """Channel means of the latents after each step."""
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
@@ -130,7 +129,6 @@ class Fitter:
         return with_latents(result, lambda values: add_per_channel(values, bias))
 
     def result(self, prompts: int) -> Correction:
-        """The correction of all steps."""
         variances = [fit.variance for fit in self.fits if fit.variance is not None]
         record = {
             "prompts": prompts,
@@ -236,7 +234,6 @@ def in_parts(
 
 
 def _rows(value: Any) -> int:
-    """Rows of the latents, the first tensor with more than one axis."""
     return next(item.shape[0] for item in _tensors(value) if item.ndim > 1)
 
 

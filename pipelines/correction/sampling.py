@@ -1,4 +1,4 @@
-"""A scheduler whose steps correct prediction, noise and latents."""
+"""Schedulers with corrected steps."""
 
 from __future__ import annotations
 
@@ -51,8 +51,6 @@ def corrected(scheduler: Any, correction: Correction | None) -> Iterator[None]:
 
 
 class Corrector:
-    """Steps a scheduler by a fitted correction."""
-
     def __init__(self, scheduler: Any, correction: Correction) -> None:
         self.scheduler, self.correction = scheduler, correction
         self._last: float | None = None
@@ -144,7 +142,7 @@ def _trial(scheduler: Any, bound: inspect.BoundArguments, prediction: float, noi
 
 
 def _draws(scheduler: Any) -> dict[str, Any]:
-    """The globals where the scheduler's step looks up its noise function."""
+    # The scheduler's step looks up its noise function in these globals.
     names: dict[str, Any] = inspect.unwrap(type(scheduler).step).__globals__
     return names
 
@@ -169,13 +167,11 @@ def add_per_channel(latents: Tensor, bias: Tensor) -> Tensor:
 
 
 def latents_of(result: Any) -> Tensor:
-    """The next latents in a step's result."""
     latents: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
     return latents
 
 
 def with_latents(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A step's result with its next latents changed."""
     if isinstance(result, tuple):
         return (change(result[0]), *result[1:])
     result.prev_sample = change(result.prev_sample)

@@ -1,1 +1,0 @@
-"""Prompts, real pictures and control pictures."""

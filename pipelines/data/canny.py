@@ -1,4 +1,4 @@
-"""Canny edges of a picture: the control pictures of a ControlNet."""
+"""Canny edges: the control pictures of a ControlNet."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _is_ridge(magnitude: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.
 
 
 def control_picture(picture: Image.Image) -> Image.Image:
-    """White edges of all channels on black, RGB, of the picture's size."""
+    """White edges on black, RGB, of the picture's size."""
     channels = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
     edges = np.any([canny(channels[..., index]) for index in range(3)], axis=0)
     return Image.fromarray(np.repeat(edges[..., None], 3, axis=2).astype(np.uint8) * 255)

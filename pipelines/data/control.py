@@ -1,5 +1,3 @@
-"""Control pictures of a ControlNet."""
-
 from __future__ import annotations
 
 import inspect
@@ -23,7 +21,7 @@ ARGUMENTS = ("control_image", "image")
 
 
 class ControlPictures:
-    """Call arguments: control pictures of one split, made of its real pictures.
+    """Control pictures of one split, made of its real pictures.
 
     Args:
         split: "evaluation", "calibration" or "held_out".
@@ -36,7 +34,6 @@ class ControlPictures:
         self.make = KINDS[kind]
 
     def __call__(self, indices: range) -> dict[str, list[Image.Image]]:
-        """The control pictures of some prompts."""
         pictures = self.dataset.read(self.split, indices, self.size)
         return {self.argument: [self.make(picture) for picture in pictures]}
 

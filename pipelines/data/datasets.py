@@ -1,5 +1,3 @@
-"""Prompts and real pictures of a run."""
-
 from __future__ import annotations
 
 import hashlib
@@ -56,12 +54,11 @@ class Dataset:
 
     @property
     def has_real(self) -> bool:
-        """Whether there are real pictures to judge against."""
         return bool(self.real)
 
     @cached_property
     def digest(self) -> str | None:
-        """Hash of the pictures to judge against; None without any."""
+        """Hash of the pictures to judge against, if any."""
         return pictures_digest(self.real) if self.real else None
 
     def needed_pictures(self, split: str) -> list[Picture]:
@@ -87,11 +84,10 @@ class Dataset:
         return present
 
     def pictures_digest(self, split: str) -> str:
-        """Hash of what `needed_pictures` gives."""
         return pictures_digest(self.needed_pictures(split))
 
     def read(self, split: str, indices: Sequence[int], size: tuple[int, int]) -> list[Image.Image]:
-        """Real pictures of a split at `size` (width, height), RGB; errors as `read_pictures`."""
+        """RGB pictures at `size` (width, height); errors as `read_pictures`."""
         pictures = self.needed_pictures(split)
         return read_pictures([pictures[index] for index in indices], size, self.fit)
 
@@ -184,12 +180,12 @@ def draw(entries: list[Entry], config: DatasetConfig) -> tuple[list[Entry], list
 
 
 def _shuffled(entries: list[Entry], seed: int) -> list[Entry]:
-    """A seeded permutation: fewer entries are the first ones of more."""
+    # Fewer entries are the first ones of more.
     return [entries[index] for index in np.random.default_rng(seed).permutation(len(entries))]
 
 
 def _alone(left: list[Entry], entries: list[Entry]) -> list[Entry]:
-    """Those whose prompt no other entry has, so that no evaluation can have it."""
+    """Those whose prompt no other entry has."""
     times = Counter(entry.prompt for entry in entries)
     return [entry for entry in left if times[entry.prompt] == 1]
 

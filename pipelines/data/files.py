@@ -1,10 +1,11 @@
-"""Prompts from one's own archive, lists or table."""
+"""Prompts from archives, lists or tables."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from typing import Any
 
 import yaml
 
-from segquant_bench.pipelines.data.pictures import DAMAGED, Picture
+from segquant_bench.pipelines.data.pictures import DAMAGED, Picture, list_folder
 from segquant_bench.pipelines.errors import PipelineError, one_line
+
+log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = ("prompt", "caption", "text")
 PICTURE_COLUMNS = ("file", "file_name", "image")
@@ -23,11 +26,19 @@ SPLITS = ("evaluation", "calibration")
 
 @dataclass(frozen=True)
 class Entry:
-    """A prompt, its name, and its real picture if any."""
+    """A prompt, its name and picture; PipelineError for text that no file can hold."""
 
     key: str
     prompt: str
     picture: Picture | None = None
+
+    def __post_init__(self) -> None:
+        half = next((character for character in self.prompt if "\ud800" <= character <= "\udfff"), None)
+        if half is not None:
+            raise PipelineError(
+                f"the prompt of {self.key} has half of a character (U+{ord(half):04X}), which no tokenizer takes; "
+                "write it whole, for example with json.dumps(…, ensure_ascii=False)"
+            )
 
 
 @dataclass(frozen=True)
@@ -45,16 +56,20 @@ class Source:
     real: tuple[Picture, ...] = ()
 
 
-def read_text(path: Path, what: str) -> str:
-    """A file's text without byte order mark; PipelineError, naming it as `what`, if unreadable."""
+def read_text(path: Path, what: str, newline: str | None = None) -> str:
+    """Without byte order mark; PipelineError, naming the file as `what`, if unreadable.
+
+    Line ends are "\\n", or stay as they are where `newline` is "".
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"{what} {path} cannot be read: {one_line(error)}") from error
 
 
 def parse_json(text: str, what: str, path: Path, number: int | None = None) -> Any:
-    """Parsed JSON; PipelineError names file and line."""
+    """PipelineError names file and line."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -63,7 +78,7 @@ def parse_json(text: str, what: str, path: Path, number: int | None = None) -> A
 
 
 def load_yaml(text: str, what: str, path: Path) -> Any:
-    """Parsed YAML, by libyaml where it is there: much faster."""
+    # libyaml, where it is there, is much faster.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(text, Loader=loader)
@@ -88,16 +103,24 @@ def read_archive(archive: Path) -> Source:
     for row in rows:
         if not isinstance(row, dict) or not {"file", "caption", "split"} <= row.keys():
             raise PipelineError(f"a line of captions.jsonl in {archive} lacks file, caption or split: {row}")
-        if not (isinstance(row["file"], str) and isinstance(row["split"], str) and _says(row["caption"])):
+        if not (isinstance(row["file"], str) and isinstance(row["split"], str) and _has_caption(row)):
             raise PipelineError(f"a line of captions.jsonl in {archive} has a value that is no text: {row}; correct it")
         if row["file"] not in names:
             raise PipelineError(f"{archive} lacks the picture {row['file']} that captions.jsonl names; build it again")
+    others = sorted({row["split"] for row in rows} - set(SPLITS))
+    if others:
+        number = sum(row["split"] in others for row in rows)
+        log.warning("%d lines of %s have other splits (%s): left out", number, archive, one_line(", ".join(others)))
     split: dict[str, list[Entry]] = {name: [] for name in SPLITS}
     for row in rows:
         if row["split"] in split:
             split[row["split"]].append(Entry(row["file"], str(row["caption"]), Picture(archive, row["file"])))
     pictures = tuple(Picture(archive, entry.key) for entry in split["evaluation"])
     return Source(split["evaluation"], split["calibration"], pictures)
+
+
+def _has_caption(row: Mapping[str, Any]) -> bool:
+    return _says(row["caption"]) and bool(str(row["caption"]).strip())
 
 
 def read_prompts(path: Path) -> list[Entry]:
@@ -110,9 +133,13 @@ def read_prompts(path: Path) -> list[Entry]:
         named = load_yaml(text, "prompt file", path) or {}
         if not isinstance(named, dict) or not all(isinstance(prompt, str) for prompt in named.values()):
             raise PipelineError(f"prompt file {path} must map names to prompts; write NAME: PROMPT lines")
+        empty = next((key for key, prompt in named.items() if not prompt.strip()), None)
+        if empty is not None:
+            raise PipelineError(f"{empty} in prompt file {path} has no text; write some, or take {empty} out")
         entries = [Entry(str(key), prompt.strip()) for key, prompt in named.items()]
     else:
-        lines = [line.strip() for line in text.splitlines()]
+        # not splitlines(): separators of Unicode and form feeds are part of a prompt
+        lines = [line.strip() for line in text.split("\n")]
         entries = [Entry(str(number), line) for number, line in enumerate(lines, 1) if line]
     if not entries:
         raise PipelineError(f"prompt file {path} is empty; write one prompt a line")
@@ -120,10 +147,8 @@ def read_prompts(path: Path) -> list[Entry]:
 
 
 def read_prompt_files(evaluation: Path, calibration: Path, real: str | None) -> Source:
-    """Two files of prompts, and perhaps a folder of PNGs."""
-    pictures = () if real is None else tuple(Picture(path) for path in sorted(Path(real).glob("*.png")))
-    if real is not None and not pictures:
-        raise PipelineError(f"dataset.real={real} is no folder of PNG pictures; correct it or leave it out")
+    """Two files of prompts, and perhaps a folder of pictures, whatever their formats."""
+    pictures = () if real is None else list_folder(Path(real), "dataset.real")
     return Source(read_prompts(evaluation), read_prompts(calibration), pictures)
 
 
@@ -154,7 +179,8 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
 
 
 def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
-    text, kind = read_text(path, "table"), path.suffix.lower()
+    kind = path.suffix.lower()
+    text = read_text(path, "table", "" if kind == ".csv" else None)  # cells keep their line breaks
     if kind == ".csv":
         numbered: list[tuple[int, Any]] = _csv_rows(text, path)
     elif kind == ".jsonl":
@@ -180,7 +206,7 @@ def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """Rows with the number of their last line; strict about quotes left open."""
+    """Rows with the number of their last line; strict about open quotes."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows, last = [], 0
     try:
@@ -203,7 +229,7 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, dict[str, str | None]]]:
 
 
 def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str | None:
-    """The first of some columns that says something; PipelineError, naming the `place`, if it is no text."""
+    """The first column that says something; PipelineError if it is no text."""
     for name in names:
         value = row.get(name)
         if value is None:
@@ -216,5 +242,5 @@ def _column(row: Mapping[Any, Any], names: tuple[str, ...], place: str) -> str |
 
 
 def _says(value: Any) -> bool:
-    """Whether it is text or a number: 0 is a class label."""
+    # 0 is a class label.
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)

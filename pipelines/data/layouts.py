@@ -108,7 +108,7 @@ def read_coco(root: Path, split: str, calibration_split: str | None, caption: st
 
 
 def _coco_entries(root: Path, split: str, caption: str, pictures: bool | None) -> list[Entry]:
-    """Entries by picture id; `pictures` None: where they are at hand."""
+    """By picture id; `pictures` None: where they are at hand."""
     get = COCO.format(year=split[-4:], split=split)
     folder = root / "annotations"
     path = folder / f"captions_{split}.json"
@@ -181,7 +181,7 @@ def read_dci(root: Path, caption: str, pictures: bool) -> Source:
 
 
 def _dci_prompt(path: Path, caption: str) -> tuple[str, str] | None:
-    """Prompt and picture of a file; None without such a caption."""
+    """Prompt and picture of a file, if any."""
     row = parse_json(read_text(path, "DCI's"), "DCI's", path)
     if not _has_text(row, "image", "short_caption"):
         raise PipelineError(f"{path} is not DCI's: it has no image or no short_caption; get {DCI}")

@@ -1,9 +1,10 @@
-"""Real pictures: finding, reading, fitting, hashing, writing."""
+"""Real pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import struct
 import zipfile
@@ -21,6 +22,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
+
+log = logging.getLogger(__name__)
 
 PNG_LEVEL = 1  # of zlib: half the default's time for 15 % more bytes, and 5,000 pictures are many
 # What zipfile and Pillow's readers raise for damaged bytes.
@@ -70,8 +73,28 @@ def _reader(pictures: Sequence[Picture]) -> Iterator[Callable[[Picture], bytes]]
         yield read
 
 
+def list_folder(folder: Path, key: str) -> tuple[Picture, ...]:
+    """Every picture of a folder by name, of any format; a warning names what is left out.
+
+    Raises:
+        PipelineError: no such folder, or no pictures in it.
+    """
+    if not folder.is_dir():
+        raise PipelineError(f"{key}={folder} is no folder of pictures; correct it or leave it out")
+    every = sorted(folder.iterdir())
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    used = [path for path in every if path.suffix.lower() in known and path.is_file() and path.name[0] != "."]
+    left = [f"{path.name}/" if path.is_dir() else path.name for path in every if path not in used]
+    told = f"{', '.join(map(one_line, left[:3]))}{', …' if len(left) > 3 else ''}"
+    if not used:
+        held = f" (it holds {told})" if left else ""
+        raise PipelineError(f"{key}={folder} is no folder of PNG or other pictures{held}; correct it or leave it out")
+    if left:
+        log.warning("%s: %d pictures are used, and %d entries are left out (%s)", key, len(used), len(left), told)
+    return tuple(map(Picture, used))
+
+
 def missing(pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures that are not there, in order."""
     return [
         picture
         for picture in pictures
@@ -125,7 +148,7 @@ def _decode(blob: bytes, picture: Picture) -> Image.Image:
 
 
 def _is_grey16(image: Image.Image) -> bool:
-    """Whether 65,535 is white: Pillow has other TIFFs in the same mode."""
+    # 65,535 is white: Pillow has other TIFFs in the same mode.
     if isinstance(image, TiffImageFile):
         bits, black_is_zero = image.tag_v2.get(258), image.tag_v2.get(262) == 1
         return image.mode.startswith("I;16") and bits == (16,) and bool(black_is_zero)

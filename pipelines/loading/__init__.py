@@ -1,1 +1,0 @@
-"""Load a diffusers pipeline: files, parts, embeddings, off-loading."""

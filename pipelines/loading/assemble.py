@@ -1,5 +1,3 @@
-"""A pipeline put together as its configuration asks."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,11 +22,7 @@ from segquant_bench.pipelines.loading.models import (
 
 
 def write_embeddings(config: ModelConfig, directory: Path, prompts: Sequence[str], folder: Path) -> None:
-    """Encode `prompts` with the text encoders alone, which are released again.
-
-    Args:
-        folder: to make; see `embeddings.encode_prompts`.
-    """
+    """Encode `prompts` with the text encoders alone, into the new `folder` (see `embeddings.encode_prompts`)."""
     given = _empty_components(config, directory)
     pipeline = load_pipeline(config, directory, given)
     pin_device(pipeline, resolve_device(config.device))

@@ -73,7 +73,7 @@ def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
 
 
 def _is_precise(model: nn.Module, name: str) -> bool:
-    """Whether the class keeps a tensor in float32, as in from_pretrained."""
+    # The class keeps some tensors in float32, as in from_pretrained.
     return bool(set(getattr(model, "_keep_in_fp32_modules", None) or ()) & set(name.split(".")))
 
 
@@ -109,7 +109,7 @@ def quantize_from_disk(
 
 
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
-    """A stored quantized denoiser in main memory, without float weights."""
+    """A stored quantized denoiser, without float weights."""
     kind, source = denoiser_class(config, directory)
     model = empty_module(kind, source, getattr(torch, config.dtype))
     return drop_cached_weights_(segquant.load_quantized(folder, model))

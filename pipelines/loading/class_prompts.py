@@ -51,7 +51,6 @@ class ClassPromptPipeline(DiTPipeline):  # type: ignore[misc]  # diffusers has n
         )
 
     def class_of(self, text: str) -> int:
-        """The class that a prompt names."""
         text = text.strip()
         if text.isdecimal() and int(text) < IMAGENET_CLASSES:
             return int(text)

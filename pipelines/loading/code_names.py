@@ -50,7 +50,7 @@ def _is_known(library: Any) -> bool:
 
 
 def _check_files(folder: Path, kind: str) -> None:
-    """Refuse `auto_map` beside an Auto class: transformers would offer to run it."""
+    # transformers would offer to run it.
     if not kind.startswith("Auto"):
         return
     for file in sorted(folder.glob("*.json")):

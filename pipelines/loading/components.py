@@ -32,7 +32,7 @@ class DeviceSlot:
         self.group = ""
 
     def enter(self, module: nn.Module, group: str) -> None:
-        """Bring a module of a group in, all other groups out."""
+        """Bring a module in, other groups out."""
         if group != self.group:
             self.empty()
             self.group = group
@@ -41,12 +41,10 @@ class DeviceSlot:
             self.present.add(module)
 
     def leave(self, module: nn.Module) -> None:
-        """Send a module to main memory."""
         module.to("cpu")
         self.present.discard(module)
 
     def empty(self) -> None:
-        """Send all modules to main memory."""
         for module in list(self.present):
             self.leave(module)
         empty_cache(self.device)
@@ -75,7 +73,6 @@ class DeviceHook:
 
 
 def hook_of(module: nn.Module) -> DeviceHook | None:
-    """A module's device hook, if any."""
     return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, DeviceHook)), None)
 
 
@@ -109,6 +106,5 @@ def _replace(before: nn.Module, after: nn.Module) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Free torch's cached memory."""
     if device.type != "cpu":
         torch.accelerator.empty_cache()

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
 
 INDEX = "embeddings.json"
@@ -52,7 +52,7 @@ def encode_prompts(pipeline: Any, prompts: Sequence[str], call: Mapping[str, Any
                 if name not in files:
                     files[name], tensors[name] = f"{number:05d}.safetensors", tensor
         if tensors:
-            save_file(tensors, folder / f"{number:05d}.safetensors")
+            write_tensors(folder / f"{number:05d}.safetensors", tensors)
     record = {"entries": recorder.entries, "files": files}
     (folder / INDEX).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
@@ -144,7 +144,7 @@ def _item(value: Any, index: int, count: int) -> Any:
 
 
 class Embeddings:
-    """What `encode_prompts` stored in `folder`."""
+    """What `encode_prompts` stored."""
 
     def __init__(self, folder: Path) -> None:
         record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -166,7 +166,7 @@ class Embeddings:
         pipeline.encode_prompt = encode_prompt
 
     def _collated(self, rows: list[list[Any]], device: torch.device) -> Any:
-        """Results as `encode_prompt` returns them; what has no row per prompt is shared."""
+        """As `encode_prompt` returns them; what has no row per prompt is shared."""
         results: list[torch.Tensor | None] = []
         for column in zip(*rows, strict=True):
             if column[0] is None:

@@ -1,4 +1,4 @@
-"""A model's files: where, whether whole, how large."""
+"""A model's files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,6 @@ def _again(directory: Path, otherwise: str = "fetch the model again") -> str:
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """A pipeline's parsed model_index.json."""
     help_text = "set model.path to the folder that holds a diffusers pipeline's model_index.json"
     if not directory.is_dir():
         raise PipelineError(f"model directory {directory} does not exist; {_again(directory, help_text)}")
@@ -233,5 +232,5 @@ def _loaded_bytes(config: ModelConfig, directory: Path, without: Mapping[str, An
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of weights and configurations."""
+    """Hash of weights and configurations."""
     return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))

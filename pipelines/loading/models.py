@@ -1,5 +1,3 @@
-"""Load a diffusers pipeline and find its denoiser."""
-
 from __future__ import annotations
 
 import inspect
@@ -68,7 +66,7 @@ def resolve_device(device: str) -> str:
 
 
 def text_components(index: Mapping[str, Any]) -> dict[str, None]:
-    """The pipeline's text encoders, as arguments that leave them out."""
+    """The text encoders, as arguments that leave them out."""
     return {name: None for name, kind in components(index) if "text_encoder" in name and kind is not None}
 
 
@@ -249,7 +247,6 @@ def load_denoiser(config: ModelConfig, directory: Path) -> torch.nn.Module:
 
 
 def denoiser_class(config: ModelConfig, directory: Path) -> tuple[Any, Path]:
-    """The denoiser's class and folder."""
     index = read_index(directory)
     name = denoiser_in_index(index, config.denoiser)
     kind = diffusers_class(index[name][1], f"the class of {name} in {directory / 'model_index.json'}")

@@ -100,7 +100,7 @@ def _apply(
 
 
 def _forget_shape(quantizer: nn.Module, _: Any) -> None:
-    """Let ModelOpt cut groups anew: it refuses all shapes but the first."""
+    # ModelOpt refuses all shapes but the first.
     for remembered in ("_original_shape", "_block_reshape_size"):
         if hasattr(quantizer, remembered):
             delattr(quantizer, remembered)

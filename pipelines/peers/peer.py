@@ -1,4 +1,4 @@
-"""What other tools' quantizers have in common."""
+"""What other tools' quantizers share."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Peer:
     layer_bytes: Callable[[nn.Module], int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready record of all that the result depends on."""
+        """All that the result depends on, JSON types."""
         return {
             "peer": self.name,
             "package": self.package,
@@ -70,7 +70,6 @@ class Peer:
         }
 
     def layers(self, model: nn.Module) -> list[str]:
-        """Names of the quantized linears."""
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         return [name for name in linears if not any(fnmatch.fnmatchcase(name, glob) for glob in self.skip)]
 
@@ -94,6 +93,13 @@ class Peer:
         return model.eval()
 
     def _check(self, model: nn.Module, names: list[str]) -> None:
+        linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        for pattern in self.skip:
+            if linears and not any(fnmatch.fnmatchcase(name, pattern) for name in linears):
+                raise PipelineError(
+                    f"quantizer.skip: {pattern!r} matches none of the model's {len(linears)} linears "
+                    f"({_some(linears)}); correct the glob or leave it out"
+                )
         if not names:
             raise PipelineError(f"{self.name} finds no linear to quantize; quantizer.skip={list(self.skip)}")
         size = self.scheme.weight.group_size if self.scheme.weight else None
@@ -105,7 +111,6 @@ class Peer:
             )
 
     def weight_bytes(self, quantized: nn.Module, names: Collection[str]) -> int:
-        """Bytes of the quantized model: codes, scales and all else."""
         total = model_weight_bytes(quantized)
         if self.layer_bytes is None:
             return total
@@ -114,7 +119,6 @@ class Peer:
 
 
 def _version(package: str) -> str | None:
-    """The installed version; None of a package that pip does not know."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -197,7 +201,6 @@ def weight_spec(scheme: QuantScheme) -> QuantSpec:
 
 
 def linear_at(model: nn.Module, name: str) -> nn.Linear:
-    """The linear of that name."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear), f"{name} is a {type(layer).__name__}"
     return layer
@@ -219,7 +222,6 @@ def check_rank(rank: int | None) -> None:
 
 
 def tensors_digest(model: nn.Module) -> str:
-    """A hash of all tensors that a model stores."""
     whole = hashlib.sha256()
     for tensor in stored_tensors(model):
         whole.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -1,5 +1,3 @@
-"""What is known of the denoiser's inputs: from `model.call`, tokenizer and VAE."""
-
 from __future__ import annotations
 
 import json
@@ -17,7 +15,7 @@ _ENDLESS = 10**6
 
 
 def call_of(model: DictConfig) -> Call:
-    """What local files say of a pipeline's call."""
+    """From `model.call`, tokenizer and VAE, as far as local files say."""
     found = Call()
     given = {} if OmegaConf.is_missing(model, "call") else model.call
     for key in _KEYS:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segquant_bench.pipelines.main import EXIT_FAILED, EXIT_INTERRUPTED, user_message
+from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 if TYPE_CHECKING:
     from segquant_bench.pipelines.plan.sizes import ComponentPlan
@@ -59,7 +60,6 @@ def plan(overrides: Sequence[str]) -> Plan:
 
 
 def as_json(found: Plan) -> dict[str, Any]:
-    """What --json prints."""
     return {"schema": SCHEMA, **dataclasses.asdict(found)}
 
 
@@ -83,17 +83,17 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _quieten() -> None:
+    quieten_absent_gpu()
     # Put off: slow to import; bad input and --help do not wait for it.
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()
-    logging.getLogger("torch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # for those who maintain diffusers classes
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # for those who maintain its classes
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
 def main() -> None:
-    """Console script: exit 0 and the plan, or 1 and one sentence on stderr."""
+    """Exit 0 and the plan, or 1 and one sentence on stderr."""
     parser = argparse.ArgumentParser(
         prog="segquant-plan",
         description="Print how a model's layers would be cut and quantized, from its configuration alone.",

@@ -1,5 +1,3 @@
-"""The configuration of `segquant-plan`."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
+from segquant_bench.pipelines.config.arguments import with_open_keys
 from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import DENOISER
@@ -69,6 +68,7 @@ def compose_plan(overrides: Sequence[str]) -> DictConfig:
         PipelineError: no model or several, bad values, or no such configuration directory.
     """
     _register()
+    overrides = with_open_keys(overrides)
     folders = check_search_path(overrides)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = _composed([_named(override, folders) for override in overrides])

@@ -18,7 +18,7 @@ from segquant_bench.pipelines.plan.counts import Layer
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One layer: bytes, bytes rounded to nearest, operations per row, those of DualScale."""
+    """Bytes, bytes rounded to nearest, operations per row, those of DualScale."""
 
     bytes: int
     plain: int
@@ -91,7 +91,6 @@ def _groups(layer: nn.Module) -> int:
 
 
 def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str, item: int) -> LayerCost:
-    """One linear or ungrouped convolution, a low-rank branch at its largest rank."""
     bias = 0 if layer.bias is None else layer.bias.numel() * item
     whole = replace(layout, branches=(layout.out_features,))
     place, added = whole.place(), method.optimizer.added(whole, name)
@@ -106,7 +105,7 @@ def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str
 
 
 def _rounded(layer: Layer, plain: Method, name: str, bias: int, item: int) -> int:
-    """Bytes rounded to nearest; in floating point where only an override fits."""
+    # In floating point where only an override fits.
     try:
         simple = lay_out_layer(as_linear(layer), layer_method(plain, layer), None, name, taps_of(layer))
     except QuantizationError:

@@ -1,5 +1,3 @@
-"""A model's layers, their cuts and their rows, counted."""
-
 from __future__ import annotations
 
 import logging

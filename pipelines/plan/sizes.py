@@ -1,5 +1,3 @@
-"""Bytes and operations at each precision."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -148,8 +146,6 @@ def shapes_in(value: object, name: str = "") -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Counted:
-    """A module with what is needed to count; rows None if unknown."""
-
     module: nn.Module
     layers: Mapping[str, Layer]
     segments: Mapping[str, Segments]
@@ -201,7 +197,7 @@ class _Counted:
         )
 
     def dual_kinds(self) -> tuple[DualKind, ...]:
-        """Layers with a scale per sign, at the first precision with any; most operations first."""
+        """At the first precision with any; most operations first."""
         every = (costs.found for costs in self.costs.values() if not isinstance(costs, str))
         signed = next((found for found in every if any(cost.dual for cost in found.values())), {})
         groups: dict[tuple[str, str], dict[str, int]] = {}

@@ -1,5 +1,3 @@
-"""Where `segquant-plan` takes a model from."""
-
 from __future__ import annotations
 
 import json

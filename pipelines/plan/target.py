@@ -1,5 +1,3 @@
-"""A module that a user's MODULE:FUNCTION makes."""
-
 from __future__ import annotations
 
 import importlib
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def made_by(target: str) -> tuple[nn.Module, dict[str, Any] | None]:
-    """The module, and its forward's keyword arguments or None.
+    """What a user's MODULE:FUNCTION returns: a module, and its forward's keyword arguments or None.
 
     Raises:
         PipelineError: no such function, it fails, or no module.

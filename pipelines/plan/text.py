@@ -18,7 +18,7 @@ _SIDES = {"output": "output cut", "input": "input cut", "none": "not cut"}
 
 
 def render(plan: ComponentPlan, quantizer: str, *, convolutions: bool = False, layers: bool = False) -> str:
-    """The whole page; `layers` adds a line for each layer."""
+    """`layers` adds a line for each layer."""
     parts = [_head(plan), _cuts(plan), _dual(plan), _sizes(plan, quantizer, convolutions)]
     if layers:
         parts.append(_layers(plan.layers))

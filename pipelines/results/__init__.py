@@ -1,1 +1,0 @@
-"""results.json, a W&B run, a sweep's report."""

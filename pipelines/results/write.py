@@ -31,7 +31,6 @@ SCHEMA = 1
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON of a finished stage."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -61,7 +60,7 @@ def stage_records(stages: dict[str, Finished], folder: Path) -> dict[str, dict[s
 
 
 def quantizing_stages(run: Run) -> list[str]:
-    """Stages whose seconds and memory are the method's own: a graph counts where the method cuts by it."""
+    """Those whose cost is the method's own: a graph only where the method cuts by it."""
     found = []
     if run.config.quantizes_denoiser:
         found = ["graph", "quantize"] if not isinstance(run.method, Peer) and wants_graph(run.method) else ["quantize"]
@@ -110,7 +109,6 @@ def backend_record(run: Run) -> dict[str, Any]:
 
 
 def build_results(run: Run, folder: Path) -> dict[str, Any]:
-    """results.json of a finished run."""
     config = run.config
     prompts = list(run.dataset.evaluation)
     artifacts = {"images": "images", "reference": "images" if config.is_float else "reference"}
@@ -143,7 +141,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def copy_plan(run: Run, folder: Path) -> dict[str, str]:
-    """Copy the plan of `auto` into the run's folder, for edits; returns where, else empty."""
+    """The plan of `auto`, for edits; returns where, else empty."""
     if not run.config.quantizes_denoiser:
         return {}
     source = run.folder("quantize") / PLAN

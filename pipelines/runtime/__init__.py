@@ -1,1 +1,0 @@
-"""Cache, costs, provenance, digests, the user's code."""

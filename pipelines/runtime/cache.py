@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from segquant.files import write_json
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.runtime.cost import measured
+from segquant_bench.pipelines.runtime.interrupt import heard
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,12 @@ class Finished:
 
 
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
-    """A hash of name and dependencies (JSON types), in any order."""
+    """A hash in which the order of `depends` (JSON types) has no part."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def find_finished(name: str, cache: Path, depends: Mapping[str, Any]) -> Finished | None:
-    """The stage, if finished."""
     return _finished(*_place(name, cache, depends))
 
 
@@ -119,18 +119,30 @@ def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compu
         partial.mkdir()
         with measured() as cost:
             compute(partial)
+        let_others_read(partial)
         seconds, peak, device_peak = round(cost.seconds, 3), round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
         record = {"name": name, "key": key, "depends": dict(depends), "seconds": seconds, "peak_memory_mb": peak}
         record["peak_device_memory_mb"] = device_peak
         write_json(partial / RECORD, record)
         partial.rename(final)
     except BaseException as error:
+        heard()  # or the next interrupt would cut the cleaning short
         shutil.rmtree(partial, ignore_errors=True)
         if is_disk_full(error):
             raise _disk_full(name, final.parent) from error
         raise
     log.info("%s: %.1f s, peak memory %.0f MB", name, cost.seconds, cost.peak_memory_mb)
     return Finished(name, key, final, seconds, peak, device_peak, cached=False)
+
+
+def let_others_read(folder: Path) -> None:
+    """Open a folder's files as the umask allows: safetensors and temporary folders are made private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        wanted, mode = (0o777 if path.is_dir() else 0o666) & ~umask, path.lstat().st_mode & 0o777
+        if mode & wanted != wanted and not path.is_symlink():
+            path.chmod(mode | wanted)
 
 
 def _disk_full(name: str, where: Path) -> PipelineError:
@@ -141,7 +153,7 @@ def _disk_full(name: str, where: Path) -> PipelineError:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Copy a finished folder, by hard links on one file system."""
+    """Copy a folder, by hard links on one file system."""
     shutil.rmtree(target, ignore_errors=True)
 
     def link_or_copy(origin: str, copy: str) -> str:

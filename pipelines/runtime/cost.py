@@ -1,5 +1,3 @@
-"""Seconds and peak memory of work."""
-
 from __future__ import annotations
 
 import resource

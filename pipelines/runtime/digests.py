@@ -1,5 +1,3 @@
-"""Hashes of files' content."""
-
 from __future__ import annotations
 
 import hashlib
@@ -9,7 +7,7 @@ from pathlib import Path
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
-    """sha256; size and mtime are the cache's key."""
+    # size and mtime are the cache's key.
     if path.parent.name == "blobs" and len(path.name) == 64:
         return path.name  # the hub's cache names large files by their sha256
     with path.open("rb") as file:

@@ -48,7 +48,6 @@ def source_files(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _top_folder(top: str) -> Path | None:
-    """A top-level package's folder, or module's path without suffix."""
     if top in OURS:
         return HOME / top
     spec = importlib.util.find_spec(top)
@@ -60,7 +59,6 @@ def _top_folder(top: str) -> Path | None:
 
 
 def file_meaning(path: Path) -> str:
-    """Hash of one file's meaning, cached by size and time."""
     path = path.resolve()
     stat = path.stat()
     return _file_meaning(path, stat.st_size, stat.st_mtime_ns)

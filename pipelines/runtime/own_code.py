@@ -162,7 +162,6 @@ def told(error: Exception) -> str:
 
 
 def _is_users(file: str) -> bool:
-    """Whether a file is neither ours, nor Python's, nor installed."""
     if file.startswith("<") or "site-packages" in file:
         return False
     path = Path(file)

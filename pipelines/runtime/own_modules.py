@@ -1,4 +1,4 @@
-"""The user's modules behind a path, with what they import; parsed, never imported."""
+"""The user's modules, parsed but never imported."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _root(top: str) -> Path | None:
 
 
 def _imports(name: str, path: Path) -> tuple[str, ...]:
-    """What a file imports; a name that may be a module counts as one."""
+    # A name that may be a module counts as one.
     stat = path.stat()
     return _read_imports(name, path, stat.st_size, stat.st_mtime_ns)
 

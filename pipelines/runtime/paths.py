@@ -19,7 +19,6 @@ ZOO_ADVICE = f"clone SegQuant's repository and set {ZOO_VARIABLE}=CLONE/pipeline
 
 
 def zoo_variable() -> Path | None:
-    """The folder in SEGQUANT_ZOO, there or not; None if unset or empty."""
     named = os.environ.get(ZOO_VARIABLE)
     return Path(named).absolute() if named else None
 

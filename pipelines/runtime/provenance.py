@@ -1,5 +1,3 @@
-"""Where a run took place."""
-
 from __future__ import annotations
 
 import importlib.metadata
@@ -20,7 +18,6 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, where installed."""
     return {"python": platform.python_version(), **versions_of(PACKAGES)}
 
 

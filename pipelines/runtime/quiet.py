@@ -1,4 +1,4 @@
-"""Drops other packages' lines about an absent GPU, known by logger and words."""
+"""Drops other packages' lines about an absent GPU."""
 
 from __future__ import annotations
 

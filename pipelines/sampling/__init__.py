@@ -1,1 +1,0 @@
-"""Run a pipeline for pictures or denoiser inputs."""

@@ -14,14 +14,11 @@ import torch
 
 
 class Clock:
-    """A scheduler's timestep between its steps."""
-
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._place = 0
 
     def restart(self) -> None:
-        """The pipeline is called anew."""
         self._place = 0
 
     def timestep(self) -> float | None:
@@ -31,7 +28,7 @@ class Clock:
         return times[place] if place < len(times) else None
 
     def stepped(self, timestep: Any) -> None:
-        """The scheduler was asked to step; a second call of one step (for sound beside a picture) is none."""
+        """A second call of one step (for sound beside a picture) is none."""
         times = self._times()
         found = (place for place in range(self._place, len(times)) if times[place] == float(timestep))
         self._place = next(found, self._place - 1) + 1

@@ -1,5 +1,3 @@
-"""Denoiser inputs, collected while sampling."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +32,6 @@ class InputCollector:
         self._done = -1
 
     def begin(self, indices: range) -> None:
-        """A new batch starts at step 0."""
         self._indices, self._counter, self._done = indices, StepCounter(self._clock), -1
         if self._clock is not None:
             self._clock.restart()

@@ -1,5 +1,3 @@
-"""From prompts to PNGs and a manifest."""
-
 from __future__ import annotations
 
 import inspect
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.clock import Clock, watched
+from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def run_batches(
     CPU; other draws are seeded per batch.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
-    with tqdm(total=len(prompts), desc=label, unit="picture", disable=None, leave=False) as bar:
+    with tqdm(total=len(prompts), desc=plain(label), unit="picture", disable=None, leave=False) as bar:
         for start in range(0, len(prompts), batch_size):
             indices = range(start, min(start + batch_size, len(prompts)))
             batch = [prompts[i] for i in indices]

@@ -1,5 +1,3 @@
-"""The user's own weights of timesteps."""
-
 from __future__ import annotations
 
 import json

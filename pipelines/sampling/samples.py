@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -118,7 +118,7 @@ def save_samples(samples: Sequence[Sample], folder: Path) -> None:
                     tensors[last[name]] = value.contiguous()
                 record[kind][name] = last[name]
         records.append(record)
-    save_file(tensors, folder / "inputs.safetensors")
+    write_tensors(folder / "inputs.safetensors", tensors)
     (folder / "inputs.json").write_text(json.dumps({"schema": 1, "samples": records}), encoding="utf-8")
 
 
@@ -167,7 +167,6 @@ class Batches:
 
     @property
     def sizes(self) -> list[int]:
-        """Samples in every batch."""
         return [len(group) for group in self.groups]
 
     @property

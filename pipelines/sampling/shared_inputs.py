@@ -1,5 +1,3 @@
-"""Which inputs of a module have a row per prompt."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

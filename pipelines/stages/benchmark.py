@@ -15,6 +15,7 @@ from segquant_bench.pipelines.stages.embeddings import EMBEDDINGS
 from segquant_bench.pipelines.stages.evaluate import EVALUATE
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
+from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.polarity import POLARITY
 from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
@@ -41,20 +42,25 @@ STAGES: tuple[Stage, ...] = (
 
 
 def open_run(config: RunConfig) -> Run:
-    """A run, nothing computed yet."""
-    return Run(config, STAGES)
+    """A run, nothing computed yet.
+
+    Raises:
+        PipelineError: settings of an unknown stage, or a stage of the user's own that cannot be used.
+    """
+    table = with_own_stages(STAGES, config.stages)
+    known = [stage.name for stage in table]
+    for name in config.stages:
+        if name not in known:
+            raise PipelineError(f"stages.{name} is no stage; {nearest(name, known)}")
+    return Run(config, table)
 
 
 def run_all(run: Run) -> None:
-    """Compute all wanted stages in order, after cheap checks.
+    """All wanted stages in order, after cheap checks.
 
     Raises:
         PipelineError: what the user can mend.
     """
-    known = [stage.name for stage in run.table]
-    for name in run.config.stages:
-        if name not in known:
-            raise PipelineError(f"stages.{name} is no stage; {nearest(name, known)}")
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
     check_metrics(run.config.metric, run.dataset)

@@ -11,7 +11,6 @@ from segquant_bench.pipelines.stages.shared.inputs import text_depends
 
 
 def is_cached(config: RunConfig) -> bool:
-    """Whether prompts are encoded beforehand."""
     return config.model.embeddings == "cached"
 
 

@@ -49,5 +49,4 @@ A run that quantizes nothing has the pictures of `reference`.
 
 
 def pictures_folder(run: Run) -> Path:
-    """The folder of the judged pictures."""
     return run.folder(GENERATE.name if run.has(GENERATE.name) else "reference") / "images"

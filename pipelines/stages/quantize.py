@@ -31,7 +31,7 @@ ERRORS = "errors.json"
 
 
 def _depends(run: Run) -> dict[str, Any]:
-    """Without `model.offload`, which changes no numbers."""
+    # Without `model.offload`, which changes no numbers.
     return {
         "method": run.method.to_dict(),
         **method_code(run.config.quantizer[TARGET], run.method),

@@ -13,7 +13,6 @@ from segquant_bench.pipelines.stages.shared.judgement import needs_real
 
 
 def judges_real(config: RunConfig) -> bool:
-    """Whether a metric compares with real pictures."""
     return bool(needs_real(config.metric))
 
 

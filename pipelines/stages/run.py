@@ -1,5 +1,3 @@
-"""A run and its stages."""
-
 from __future__ import annotations
 
 import logging
@@ -51,9 +49,9 @@ class Stage:
         name: of the stage and of its folder.
         compute: fills the empty folder that it is given. It may ask the run for its pipeline, and for the folders of
             stages in `needs` and of those that they need.
-        needs: stages whose results it reads. Those that the run does not have (see `when`) are left out.
-        code: dotted names of the modules and packages that it computes with (see `meaning.code_digest`), beside those
-            of the stages that it needs, its own module and SHARED_CODE.
+        needs: stages whose results it reads; those that the run does not have are left out.
+        code: modules and packages that it computes with (see `meaning.code_digest`), beside its own module, those of
+            the stages that it needs, and SHARED_CODE.
         depends: values that it depends on, JSON types.
         when: whether a run has this stage.
         asked: whether a run wants it for itself, and not only where another stage needs it.
@@ -92,11 +90,9 @@ class Run:
     _open: list[Stage] = field(default_factory=list, repr=False)
 
     def has(self, name: str) -> bool:
-        """Whether this run has that stage."""
         return name in self._stages and self._stages[name].when(self.config)
 
     def key(self, name: str) -> str:
-        """A stage's key, computed or not."""
         return stage_key(name, self.record(name))
 
     def record(self, name: str) -> dict[str, Any]:
@@ -144,7 +140,7 @@ class Run:
         return [need for need in stage.needs if self.has(need)]
 
     def _check_need(self, stage: Stage, name: str) -> None:
-        """A stage must not read what its key does not hash."""
+        # A stage must not read what its key does not hash.
         known, found = list(self._needed(stage)), {stage.name}
         while known:
             need = known.pop()
@@ -159,27 +155,23 @@ class Run:
 
     @cached_property
     def cache(self) -> Path:
-        """Root of all stages."""
         return Path(self.config.cache)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Prompts and real pictures."""
         return load_dataset(self.config.dataset, self.config.calibration)
 
     @cached_property
     def directory(self) -> Path:
-        """The pipeline's, checked."""
         return resolve_directory(self.config.model)
 
     @cached_property
     def device(self) -> str:
-        """Where the denoiser runs."""
         return resolve_device(self.config.model.device)
 
     @cached_property
     def method(self) -> Method | Peer:
-        """The quantization method; a precision that it cannot do is refused."""
+        """A precision that it cannot do is refused."""
         return build_method(self.config)
 
     @cached_property
@@ -202,7 +194,6 @@ class Run:
 
     @cached_property
     def denoiser_name(self) -> str:
-        """The denoiser's attribute in the pipeline."""
         return denoiser_name(self.pipeline, self.config.model.denoiser)
 
     @property

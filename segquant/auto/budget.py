@@ -61,24 +61,21 @@ class Layer:
 
 
 def layer_bytes(layout: Layout, bias_bytes: int) -> int:
-    """Bytes of all buffers of a layer."""
     return buffer_bytes(layout.buffers().values()) + bias_bytes
 
 
 def buffer_bytes(buffers: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> int:
-    """Bytes of buffers of these shapes and dtypes."""
     return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in buffers)
 
 
 def layer_operations(layout: Layout) -> float:
-    """Multiply-accumulates per input row: the product, twice with a scale per sign, and transforms."""
+    """Multiply-accumulates per input row."""
     product = layout.in_features * layout.out_features
     dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
     return float(product + dual) + sum(transform.operations(layout.place()) for transform in layout.transforms)
 
 
 def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
-    """The budget in bytes, operations and bits, for these layers."""
     bits = None
     if budget.average_bits is not None:
         bits = budget.average_bits * sum(layer.weights for layer in layers)

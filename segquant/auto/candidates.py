@@ -24,12 +24,11 @@ RANKS = (0.5, 1.0, 2.0, 4.0)
 
 
 def precision_name(scheme: QuantScheme) -> str | None:
-    """The name of a scheme in PRECISIONS, or None."""
     return next((name for name, known in PRECISIONS.items() if known == scheme), None)
 
 
 def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
-    """Other precisions that a layer may take; none where groups do not divide it, or inputs are floats."""
+    """Empty where groups do not divide the layer, or inputs are floats."""
     assert scheme.weight is not None
     if scheme.input is None:
         return []
@@ -40,7 +39,6 @@ def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
 
 
 def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
-    """Ranks to try for the low-rank branch."""
     rank, smaller = _default_rank(base, in_features, out_features), min(in_features, out_features)
     return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
 
@@ -81,7 +79,6 @@ def transforms(base: Method, segments: Segments | None) -> list[Change]:
 
 
 def branches(strong: Change, ranks: Sequence[int]) -> list[Change]:
-    """The preset with low-rank branches of all `ranks`, and without one."""
     plain = {key: value for key, value in strong.items() if key not in ("rank", "iterations")}
     low = [{**plain, "optimizer": "svd", "iterations": 1, "rank": rank} for rank in ranks]
     return _distinct([{**plain, "optimizer": "smooth"}, *low])

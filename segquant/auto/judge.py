@@ -67,7 +67,6 @@ def layer_candidates(
     """All candidates of a layer with their errors and costs.
 
     Args:
-        base: the layer's own method, with a budget.
         stats: of its input, with fold 0's Gram matrix kept apart.
         fixed: fields that stay as they are in `base`.
 
@@ -211,7 +210,6 @@ def _folds(stats: InputStats) -> list[HeldOut]:
 
 
 def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
-    """What every layer shall do, within `base.budget`."""
     assert base.budget is not None
     try:
         chosen = choose(layers, limits_of(base.budget, layers))

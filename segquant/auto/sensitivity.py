@@ -27,11 +27,8 @@ def output_gains(
 ) -> dict[str, float]:
     """Relative change of the model's output per relative change of each layer's output; 0 if never called.
 
-    White noise of NOISE times the output's norm is added to one layer at a time, in one run per layer and batch. Errors
-    add up in squares: output error² ≈ Σ (gain · layer error)².
-
-    Args:
-        progress: called with ("sensitivity", done, total).
+    White noise of NOISE times the output's norm is added to one layer at a time. Errors add up in squares:
+    output error² ≈ Σ (gain · layer error)².
     """
     generators: dict[torch.device, torch.Generator] = {}
 

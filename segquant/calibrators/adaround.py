@@ -23,7 +23,7 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
 
 
 def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
-    """V with h(V) = h, for h in [0, 1]; finite at both ends."""
+    """V with h(V) = h; finite at both ends."""
     return torch.logit((h - GAMMA) / (ZETA - GAMMA))
 
 

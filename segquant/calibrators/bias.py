@@ -13,11 +13,11 @@ def sample_bias_correction(target: Tensor, output: Tensor, independent: int | No
     """Mean of (target − output) [n, out] over sampled rows, shrunk towards zero: [out].
 
     With t_o the mean over its standard error and ν = n − 1, all channels are multiplied by one positive-part
-    James–Stein factor (Efron and Morris 1973, with unknown variances)
+    James–Stein factor (Efron and Morris 1973)
 
         max(0, 1 − [ν / (ν − 2)] / mean_o t_o²).
 
-    Fewer than LEAST_ROWS rows give zeros. Channels with the same error in every row are corrected in full.
+    Fewer than LEAST_ROWS rows give zeros.
 
     Args:
         independent: rows that count as independent, e.g. calls.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant.calibrators.protocol import Calibrator, Inputs
+from segquant.checks import check_fields
 from segquant.errors import QuantizationError
 from segquant.numerics import functional as F
 from segquant.registry import register
@@ -139,6 +140,7 @@ class Gptq(Calibrator):
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.damp > 0:
             raise ValueError(f"damp must be positive, not {self.damp}")
 

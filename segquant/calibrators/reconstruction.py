@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from segquant.checks import check_fields
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -14,12 +16,12 @@ class Reconstruction:
         rows: calibration items kept.
         steps: per block.
         batch: items per step, in whole calls.
-        lr: for V, which must travel about ±2.4.
+        lr: for V.
         strength: λ, relative to an error that is 1 for rounding to nearest.
         warmup: share of the steps over which the rate rises from 0.
         beta_start: β at first; annealed by a cosine.
         beta_end: β at last.
-        held_out: share of the calls that judge; a block without gain keeps rounding to nearest.
+        held_out: share of the calls that judge a block.
         quantized_inputs: fit blocks on quantized inputs.
         memory_limit: bytes of block inputs and outputs.
     """
@@ -37,13 +39,14 @@ class Reconstruction:
     memory_limit: int = 2**31
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("rows", "steps", "batch", "memory_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be at least 1")
         for name in ("lr", "beta_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be positive")
-        if self.beta_start < self.beta_end or self.strength < 0:
+        if not (self.beta_start >= self.beta_end and self.strength >= 0):
             raise ValueError(
                 f"reconstruction beta_start={self.beta_start}, beta_end={self.beta_end}, strength={self.strength}: "
                 "beta falls from start to end, and strength is at least 0"
@@ -54,10 +57,8 @@ class Reconstruction:
             )
 
     def beta(self, step: int) -> float:
-        """β of one step, counted from 0."""
         done = math.pi * step / max(self.steps - 1, 1)
         return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(done))
 
     def rate(self, step: int) -> float:
-        """Learning rate of one step, counted from 0."""
         return self.lr * min(1.0, (step + 1) / max(self.warmup * self.steps, 1.0))

@@ -14,13 +14,11 @@ Sizes = tuple[int, ...]
 def random_cuts(segments: Segments, seed: int, *, multiple: int = 1) -> Segments:
     """As many pieces as the graph's, cut uniformly elsewhere (its own places only if others are too few).
 
+    An uncut side stays so. An input piece keeps an activation only if all that it covers had it.
+
     Args:
-        segments: an uncut side stays so.
         seed: same cuts on every machine; mix in the layer's name.
         multiple: input pieces are multiples of it (the group size).
-
-    Returns:
-        an input piece keeps an activation only if all that it covers had it.
 
     Raises:
         QuantizationError: `multiple` is below 1 or does not divide the input's width.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.graph.capture.calls import Capture, cuttable_layers
 from segquant.graph.capture.capture import capture
@@ -17,20 +18,22 @@ from segquant.graph.rules.activations import Activations
 from segquant.graph.rules.input_cuts import InputTracer, provenance
 from segquant.graph.rules.output_cuts import leading_to_cuts, output_cut
 from segquant.graph.segments import Segments
+from segquant.modules.layers import quantized_count
 from segquant.modules.state import own_state
 from segquant.modules.wrappers import unwrapped
 
 logger = logging.getLogger(__name__)
 
 
+@checked(args="")
 @own_state()
 def find_segments(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Segments]:
     """Where the graph cuts each linear layer and convolution, and which activation feeds it (arXiv 2507.14811).
 
-    A copy runs on fake tensors, else torch.export is tried; no weight is read. Argument values that the forward
-    branches on are logged as warnings. Several calls of a layer keep what all agree on.
+    A copy runs on fake tensors, else torch.export is tried; no weight is read. Values that the forward branches on are
+    logged as warnings. Several calls of a layer keep what all agree on.
 
     Args:
         model: any; weights may be fake or meta.
@@ -52,15 +55,16 @@ def find_segments(
         )
     with unwrapped(model) as inner:
         if not cuttable_layers(inner):
+            done = "the model is quantized already; pass the float one"
+            advice = done if quantized_count(inner) else "pass the module that holds the layers"
             raise QuantizationError(
                 f"{type(inner).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(inner.modules()))} "
-                "modules: there is nothing to plan; pass the module that holds the layers."
+                f"modules: there is nothing to plan; {advice}."
             )
         return segments_of(capture(inner, args, kwargs or {}))
 
 
 def segments_of(captured: Capture) -> dict[str, Segments]:
-    """Segments of every layer of a captured graph."""
     order = {node: position for position, node in enumerate(captured.graph.nodes)}
     useful = leading_to_cuts(captured.graph)
     found = Activations(captured.graph)

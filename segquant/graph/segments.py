@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+from segquant.checks import check_fields, described
 from segquant.errors import QuantizationError
 
 
@@ -30,6 +32,7 @@ class Segments:
         for side, sizes in (("output", self.output), ("input", self.input)):
             if sizes is not None:
                 object.__setattr__(self, side, _checked_sizes(side, sizes))
+        check_fields(self)
         if self.input_activations is not None:
             object.__setattr__(self, "input_activations", tuple(self.input_activations))
         if self.input is None and self.input_activations is not None:
@@ -46,14 +49,14 @@ class Segments:
             )
 
 
-def _checked_sizes(side: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = tuple(sizes)
-    if len(sizes) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+def _checked_sizes(side: str, sizes: Any) -> tuple[int, ...]:
+    pieces: tuple[Any, ...] = tuple(sizes) if isinstance(sizes, (list, tuple)) else (sizes,)
+    if len(pieces) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pieces):
         raise QuantizationError(
-            f"an {side} cut needs two or more pieces of at least one channel, got sizes {sizes}: "
+            f"an {side} cut needs two or more pieces of at least one channel, got sizes {described(pieces)}: "
             f"pass {side}=None for a layer that is not cut."
         )
-    return sizes
+    return pieces
 
 
 def column_segments(segments: Segments | None, taps: int) -> Segments | None:

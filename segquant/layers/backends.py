@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from segquant import registry
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.layers.layer import QuantLayer
@@ -14,11 +15,13 @@ NAMED = 3
 """Layers that a refusal names."""
 
 
+@checked()
 def backends(model: nn.Module) -> dict[str, str]:
     """The backend's name by quantized layer."""
     return {name: layer.backend.name for name, layer in _layers(model).items()}
 
 
+@checked()
 def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn.Module:
     """Choose how the quantized layers run, in place, for a model on its final device; returns the model.
 

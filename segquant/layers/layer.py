@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import require
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
@@ -52,6 +53,7 @@ class QuantLayer(Replaced, nn.Module):
         bias_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        require(layout, Layout, "QuantLinear", "layout", "a Layout; from_float makes a layer of an nn.Linear")
         nn.Module.__init__(self)  # not the float layer's, which would make a float weight
         self.layout = layout
         self.in_features, self.out_features = layout.in_features, layout.out_features

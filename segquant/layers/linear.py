@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from segquant.arguments import GivenMethod, method_of
+from segquant.checks import checked
 from segquant.graph.segments import Segments
 from segquant.layers.layer import QuantLayer
-from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of, window_of
 from segquant.modules.window import Window
@@ -55,9 +56,10 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
         return module
 
     @staticmethod
+    @checked(method="", stats="what observe returned for the layer")
     def from_float(
         linear: nn.Module,
-        method: Method,
+        method: GivenMethod,
         stats: InputStats | None = None,
         segments: Segments | None = None,
         *,
@@ -75,7 +77,7 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
         """
         rows = as_linear(linear)
         layout, tensors, _ = solve_layer(
-            rows, layer_method(method, linear), stats, segments, name=name, taps=taps_of(linear)
+            rows, layer_method(method_of(method), linear), stats, segments, name=name, taps=taps_of(linear)
         )
         return QuantLinear.from_tensors(layout, tensors, window_of(linear), dtype=rows.weight.dtype)
 
@@ -101,7 +103,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return self.out_channels, self.in_channels, *self.window.kernel
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, in, h, w] -> [batch, out, h', w'], in the input's dtype."""
+        """[batch, in, h, w] -> [batch, out, h', w'], or without the batch, in the input's dtype."""
         return self.window.apply(super().forward, input)
 
     def extra_repr(self) -> str:

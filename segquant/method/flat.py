@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from segquant import registry
+from segquant.checks import described
 from segquant.errors import nearest
 from segquant.method.parts import Budget, Cuts, Targets
 from segquant.numerics.formats import scheme_of
@@ -24,9 +25,7 @@ OWN = ("name", "scheme", "bias_correction", "seed", "budget")
 DEFAULT_ROTATION = "hadamard"
 
 
-class HasParts(Protocol):
-    """What this module needs of `Method`, which imports it."""
-
+class HasParts(Protocol):  # `Method` imports this module
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
@@ -58,7 +57,6 @@ def flat_names() -> set[str]:
 
 
 def attribute(name: str) -> str:
-    """The attribute of `Method` that holds a member."""
     return ATTRIBUTES.get(name, name)
 
 
@@ -95,7 +93,7 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     known, kinds = flat_names(), settings()
     for key in changes:
         if key not in known:
-            raise ValueError(f"a method has no {key!r}; {nearest(key, known)}")
+            raise ValueError(f"a method has no {described(key)}; {nearest(str(key), known)}")
     parts: dict[str, Any] = {key: changes[key] for key in OWN if key in changes}
     if isinstance(parts.get("budget"), Mapping):
         parts["budget"] = registry.build(Budget, parts["budget"])

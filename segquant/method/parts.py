@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segquant.numerics.formats import check_choice
+from segquant.checks import check_fields, described, listed
+from segquant.errors import QuantizationError
+from segquant.numerics.formats import check_choice, scheme_of
 
 CONTROLS = ("graph", "random", "wrong")
 
@@ -26,11 +28,11 @@ class Cuts:
     control: str = "graph"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choice("cuts", self.control, CONTROLS)
 
     @property
     def wants_graph(self) -> bool:
-        """Whether the graph has to be read."""
         return self.seglinear or self.dualscale
 
 
@@ -54,8 +56,10 @@ class Targets:
         check_choice("on_uncalled", self.on_uncalled, ("error", "skip"))
         if isinstance(self.skip, str):
             raise ValueError(f"skip is a list of globs, not the string {self.skip!r}")
-        object.__setattr__(self, "skip", tuple(str(pattern) for pattern in self.skip))
+        skip = listed("skip", self.skip, "a list of globs")
+        object.__setattr__(self, "skip", tuple(map(_numbered, skip)))
         object.__setattr__(self, "overrides", pairs_of(self.overrides))
+        check_fields(self, skip="a list of globs, for example ['proj_out', 'blocks.0.*']")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Budget:
     average_bits: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.bytes >= 1 or not self.operations >= 1:
             raise ValueError(
                 f"budget bytes={self.bytes}, operations={self.operations}: both are multiples of plain "
@@ -85,12 +90,25 @@ class Budget:
 def pairs_of(
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]],
 ) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    """Overrides as (glob, fields) pairs."""
-    pairs: Iterable[Any] = overrides.items() if isinstance(overrides, Mapping) else overrides
+    pairs = listed("overrides", overrides.items() if isinstance(overrides, Mapping) else overrides)
     found = []
     for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise QuantizationError(
+                f"an override is {described(pair)}; give a glob and the fields to change, as in {{'blocks.0.*': "
+                "{'rank': 16}}"
+            )
         pattern, changes = pair
         if not isinstance(changes, Mapping):
-            raise ValueError(f"override {pattern!r} is {changes!r}; give the fields to change, as in {{rank: 16}}")
-        found.append((str(pattern), {str(key): value for key, value in changes.items()}))
+            told = f"override {described(pattern)} is {described(changes)}"
+            raise ValueError(f"{told}; give the fields to change, as in {{rank: 16}}")
+        values = {str(key): value for key, value in changes.items()}
+        if "precision" in values:  # a scheme is saved as its fields
+            precision = values["precision"]
+            values["precision"] = scheme_of(precision) if isinstance(precision, Mapping) else precision
+        found.append((_numbered(pattern), values))
     return tuple(found)
+
+
+def _numbered(pattern: Any) -> Any:
+    return str(pattern) if type(pattern) is int else pattern  # layers of a Sequential are named by numbers

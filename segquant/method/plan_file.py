@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segquant.checks import check_fields
 from segquant.files import write_json
 from segquant.method.spec import Method
 
@@ -39,6 +40,9 @@ class LayerPlan:
     plain: float | None = None
     gain: float | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:
     """`base` with one override per layer of the plan."""
@@ -47,7 +51,6 @@ def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -
 
 
 def write_plan(path: Path, base: Method, layers: Sequence[LayerPlan]) -> None:
-    """Write plan.json, whole or not at all."""
     content = {
         "schema": SCHEMA,
         "method": {**base.to_dict(), "budget": None},

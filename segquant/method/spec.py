@@ -11,10 +11,12 @@ from typing import Any
 from segquant import registry
 from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.protocol import Calibrator
-from segquant.errors import nearest
+from segquant.checks import check_fields, checked, described, require
+from segquant.errors import QuantizationError, nearest
 from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, value_of
 from segquant.method.parts import Budget, Cuts, Targets
-from segquant.numerics.formats import QuantScheme, refuse_unknown, scheme_of
+from segquant.modules.state import check_seed
+from segquant.numerics.formats import Precision, QuantScheme, refuse_unknown, scheme_of
 from segquant.optimizers.protocol import Optimizer, Rotation
 from segquant.optimizers.scaling import NoOptimizer
 from segquant.ranges.amax import Amax
@@ -60,7 +62,10 @@ class Method:
         for name, slot in MEMBERS.items():
             member = getattr(self, attribute(name))
             if getattr(member, "slot", slot) != slot or isinstance(member, (str, type)):
-                raise ValueError(f"{attribute(name)}={member!r} is no {slot}; give a member, or Method.of its name")
+                told = f"{attribute(name)}={described(member)} is no {slot}"
+                raise ValueError(f"{told}; give a member, or Method.of its name")
+        check_fields(self)
+        check_seed(self.seed)
         if "second_pass" in self.calibrator.needs and self.bias_correction:
             raise ValueError(
                 f"bias_correction has nothing to add to calibrator {self.calibrator.name!r}; switch one of them off"
@@ -69,7 +74,8 @@ class Method:
             self._overridden(values, pattern)
 
     @classmethod
-    def of(cls, name: str, precision: str | QuantScheme, **settings: Any) -> Method:
+    @checked(precision="")
+    def of(cls, name: str, precision: Precision, **settings: Any) -> Method:
         """A method from flat names, `Method.of("mine", "w4a8", optimizer="svd", rank=16, calibrator="gptq")`.
 
         Members are given by name or as they are.
@@ -77,15 +83,13 @@ class Method:
         Raises:
             ValueError: an unknown name, or a value that its part refuses.
         """
-        scheme = precision if isinstance(precision, QuantScheme) else scheme_of(precision)
-        return changed(cls(name, scheme), settings)
+        return changed(cls(name, scheme_of(precision)), settings)
 
     def changed(self, **settings: Any) -> Method:
         """This method with other values of flat names; see `Method.of`."""
         return changed(self, settings)
 
     def value(self, name: str) -> Any:
-        """The value of a flat name."""
         return value_of(self, name)
 
     def _overridden(self, values: Mapping[str, Any], pattern: str) -> Method | None:
@@ -131,7 +135,10 @@ class Method:
         """JSON-ready dictionary; `from_dict` is its inverse."""
         targets = dataclasses.asdict(self.targets)
         targets["skip"] = list(self.targets.skip)
-        targets["overrides"] = [[pattern, dict(changes)] for pattern, changes in self.targets.overrides]
+        targets["overrides"] = [
+            [pattern, {key: _plain(value) for key, value in changes.items()}]
+            for pattern, changes in self.targets.overrides
+        ]
         return {
             "version": VERSION,
             "name": self.name,
@@ -155,8 +162,13 @@ class Method:
         Raises:
             ValueError: unknown keys, another version, or an unregistered member.
         """
+        require(values, Mapping[str, Any], "Method.from_dict", "values", "what to_dict returned")
         values = dict(values)
         version = values.pop("version", 1)
+        for key in ("name", "scheme"):
+            if key not in values:
+                told = f"{described(values)} is no saved method: it has no {key!r}"
+                raise QuantizationError(f"{told}; give what to_dict returned")
         if version == 1:
             scheme = QuantScheme.from_dict(values.pop("scheme"))
             return cls.of(values.pop("name"), scheme, **values)

@@ -14,7 +14,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.control_cuts import random_cuts, wrong_cuts
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
-from segquant.modules.layers import quantizable, width_of
+from segquant.modules.layers import quantizable, quantized_count, refuse_lazy, width_of
 from segquant.numerics.formats import QuantScheme, QuantSpec
 
 
@@ -25,21 +25,31 @@ def targets(model: nn.Module, method: Method) -> dict[str, nn.Module]:
 
 
 def refuse_nothing(model: nn.Module, layers: Mapping[str, nn.Module], method: Method) -> None:
-    """QuantizationError if `layers` is empty."""
+    """QuantizationError with the reason if `layers` is empty."""
     if not layers:
-        raise QuantizationError(
-            f"method {method.name!r} finds no layer to quantize; skip={list(method.targets.skip)} leaves "
-            f"out all {len(quantizable(model, method.targets.convolutions))} of the model"
-        )
+        raise QuantizationError(f"method {method.name!r} finds no layer to quantize; {_nothing(model, method)}")
+
+
+def _nothing(model: nn.Module, method: Method) -> str:
+    left = len(quantizable(model, method.targets.convolutions))
+    if left:
+        return f"skip={list(method.targets.skip)} leaves out all {left} of the model"
+    done = quantized_count(model)
+    if done:
+        return f"it is quantized already ({done} layers): give the float model"
+    convolutions = len(quantizable(model))
+    if convolutions:
+        return f"{type(model).__name__} has no nn.Linear, and {convolutions} nn.Conv2d: set convolutions=True"
+    return (
+        f"{type(model).__name__} has no nn.Linear and no ungrouped nn.Conv2d among its {len(list(model.modules()))} "
+        "modules: give the module that holds the layers"
+    )
 
 
 def refuse_altered(layers: Mapping[str, nn.Module]) -> None:
-    """Refuse layers that compute more than their class does.
-
-    Raises:
-        QuantizationError: a forward of its own, or hooks.
-    """
+    """QuantizationError for layers with a forward of their own, with hooks, or without a weight yet."""
     for name, layer in layers.items():
+        refuse_lazy(layer, name)
         if "_hf_hook" in vars(layer):
             raise QuantizationError(
                 f"layer {name!r} ({type(layer).__name__}) has a hook of accelerate, which moves its weight; take the "
@@ -67,18 +77,19 @@ def _is_ours(hook: object) -> bool:
 
 
 def layer_methods(layers: Mapping[str, nn.Module], method: Method) -> dict[str, Method]:
-    """The method of each layer, overrides applied."""
     found = {name: method.for_layer(name) for name in layers}
     return {name: layer_method(entry, layers[name]) for name, entry in found.items() if entry is not None}
 
 
 def refuse_unmatched(model: nn.Module, method: Method) -> None:
-    """QuantizationError for an override that matches no layer."""
-    names = list(quantizable(model, method.targets.convolutions))
-    for pattern, _ in method.targets.overrides:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+    """QuantizationError for an override or a glob of `skip` that matches no layer."""
+    names, every = list(quantizable(model, method.targets.convolutions)), list(quantizable(model))
+    asked = [("override", pattern, names) for pattern, _ in method.targets.overrides]
+    asked += [("skip", pattern, every) for pattern in method.targets.skip]  # a convolution may be named in any case
+    for what, pattern, known in asked:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
             raise QuantizationError(
-                f"override {pattern!r} matches none of the model's {len(names)} layers ({', '.join(names[:3])} …); "
+                f"{what} {pattern!r} matches none of the model's {len(known)} layers ({', '.join(known[:3])} …); "
                 "correct the glob or leave it out"
             )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import described, listed, require
 from segquant.errors import QuantizationError, first_line
 from segquant.modules.state import normal, own_random
 
@@ -40,7 +41,6 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as positional and keyword arguments of a forward."""
     args: tuple[Any, ...] = ()
     if isinstance(batch, Mapping) and all(isinstance(key, str) for key in batch):
         return (), {key: _normal(value) for key, value in batch.items()}
@@ -51,6 +51,37 @@ def arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     else:
         raise QuantizationError(f"a calibration batch is a {type(batch).__name__}; yield {_FORMS}")
     return tuple(map(_normal, args)), {}
+
+
+def batches_of(batches: Iterable[Any] | None) -> Iterable[Any]:
+    """Calibration batches, as they are; none for None.
+
+    Raises:
+        QuantizationError: one batch instead of several, or no iterable.
+    """
+    if batches is None:
+        return ()
+    if isinstance(batches, (Tensor, Mapping)):
+        what = "one tensor" if isinstance(batches, Tensor) else "one dictionary"
+        raise QuantizationError(f"batches is {what}, which is a single batch; put it into a list: [batch]")
+    if isinstance(batches, (str, bytes, nn.Module)) or not _can_be_read(batches):
+        raise QuantizationError(f"batches is {described(batches)}; give a list of batches, each {_FORMS}")
+    return batches
+
+
+def named(layers: Any) -> list[str]:
+    """Layer names as a list.
+
+    Raises:
+        QuantizationError: no list of strings.
+    """
+    names = listed("layers", layers, "a list of layer names")
+    require(names, list[str], "a measurement", "layers", "a list of layer names")
+    return names
+
+
+def _can_be_read(batches: Any) -> bool:
+    return isinstance(batches, Iterable) or hasattr(type(batches), "__getitem__")
 
 
 def _normal(value: Any) -> Any:
@@ -77,6 +108,8 @@ def _advice(model: nn.Module, values: Sequence[Any]) -> str:
     own = list(itertools.chain(model.parameters(), model.buffers()))
     for what, of in (("device", lambda tensor: str(tensor.device)), ("dtype", _float_dtype)):
         given, here = ({of(tensor) for tensor in some} - {""} for some in (tensors, own))
+        if here == {"meta"}:
+            return "the model's weights have no values: load them first"
         if given and here and not given & here:
             extra = " (autocast is off here)" if what == "dtype" else ""
             return f"the model is on {what} {', '.join(sorted(here))}: move one of the two there with .to(){extra}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from segquant.errors import QuantizationError
 from segquant.modules.window import Window
 
 
@@ -12,7 +14,7 @@ class Replaced:
 
 
 def is_float_layer(module: object) -> bool:
-    """Whether it is an nn.Linear or nn.Conv2d that is not quantized yet."""
+    """Whether it is an nn.Linear or nn.Conv2d, not quantized yet."""
     return isinstance(module, (nn.Linear, nn.Conv2d)) and not isinstance(module, Replaced)
 
 
@@ -29,7 +31,7 @@ def quantizable(model: nn.Module, convolutions: bool = True) -> dict[str, nn.Mod
 
 
 def _adapters(model: nn.Module) -> set[int]:
-    """Modules that peft put beside a layer, by id: small, exchanged and trained, so they stay in floating point."""
+    """Modules that peft put beside a layer, by id."""
     return {
         id(part)
         for module in model.modules()
@@ -69,8 +71,18 @@ def taps_of(module: nn.Module) -> int:
     return 1 if window is None else window.taps
 
 
+def quantized_count(model: nn.Module) -> int:
+    return sum(hasattr(module, "layout") and hasattr(module, "codes") for module in model.modules())
+
+
+def refuse_lazy(module: nn.Module, name: str) -> None:
+    if isinstance(module.weight, Tensor) and is_lazy(module.weight):
+        raise QuantizationError(
+            f"layer {name!r} has no weight yet, as it is a lazy one: call the model once on example inputs first"
+        )
+
+
 def width_of(module: nn.Module) -> int:
-    """Features of an input row."""
     assert isinstance(module.weight, Tensor)
     return module.weight[0].numel()
 

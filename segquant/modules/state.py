@@ -1,7 +1,4 @@
-"""Torch's ambient state: what a caller set around the library must not change its numbers.
-
-Tensors are made with a dtype and a device of their own, so the defaults need no care; the rest is here.
-"""
+"""Torch's ambient state: what a caller set around the library must not change its numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from segquant.errors import QuantizationError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu", "mtia", "privateuseone")
 """Kinds of device that autocast may be on for."""
@@ -29,7 +28,7 @@ _INSIDE: dict[str, Any] = {"count": 0, "before": ()}
 def own_state() -> Iterator[None]:
     """Inside: no gradients, inference mode or autocast, exact float32 products, no meta default device.
 
-    All is as it was afterwards. Also a decorator.
+    Also a decorator.
     """
     if torch.compiler.is_compiling():  # which cannot be told of all this; a layer's own product sees to autocast
         yield
@@ -49,7 +48,7 @@ def own_state() -> Iterator[None]:
 
 @contextmanager
 def _exact_products() -> Iterator[None]:
-    """These settings belong to all threads: the first to come in stores them, the last one out restores them."""
+    """Settings of all threads: the first to come in stores them, the last one out restores them."""
     with _LOCK:
         if not _INSIDE["count"]:
             _INSIDE["before"] = tuple((place, place.fp32_precision) for place in PRECISIONS)
@@ -71,8 +70,7 @@ def _set(values: Iterable[tuple[Any, str]]) -> None:
 
 @contextmanager
 def own_random(model: nn.Module) -> Iterator[None]:
-    """Inside, torch's generators start from SEED: noise in a forward is the same in every run, and takes none of the
-    caller's random numbers."""
+    """Inside, torch's generators start from SEED; afterwards they are the caller's again."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(SEED)
@@ -94,14 +92,19 @@ def building() -> Iterator[None]:
 
 
 def outside_inference() -> AbstractContextManager[Any]:
-    """Inside, tensors are made that may be kept: autograd refuses those of inference mode."""
+    """Inside, inference mode is off: autograd refuses its tensors."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, autocast is off for the device."""
     on = torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
+
+
+def check_seed(seed: int) -> None:
+    """QuantizationError for a seed that torch's generators do not take."""
+    if not -(2**63) <= seed < 2**63:
+        raise QuantizationError(f"seed={seed} does not fit in 64 bits; give a smaller one")
 
 
 def normal(tensor: Tensor) -> Tensor:

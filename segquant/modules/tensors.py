@@ -8,6 +8,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from segquant.checks import checked
+
 
 def is_wrapper(tensor: Tensor) -> bool:
     """Whether the subclass holds other tensors (codes, scales) instead of values."""
@@ -35,6 +37,7 @@ def tensors_of(output: Any) -> list[Tensor]:
     return []
 
 
+@checked()
 def model_weight_bytes(model: nn.Module) -> int:
     """Bytes of parameters and buffers as stored: shared ones once, tensor subclasses by what is inside."""
     return sum(tensor.numel() * tensor.element_size() for tensor in stored_tensors(model))

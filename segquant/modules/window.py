@@ -67,16 +67,18 @@ class Window:
         return self.kernel[0] * self.kernel[1]
 
     def patches(self, x: Tensor) -> Tensor:
-        """[batch, channels, h, w] -> [batch, positions, channels · taps]."""
+        """[batch, channels, h, w] -> [batch, positions, channels · taps]; without a batch, as a batch of one."""
+        if x.dim() == 3:
+            x = x.unsqueeze(0)
         if any(self.padding):
             x = nnf.pad(x, self.padding, "constant" if self.mode == "zeros" else self.mode)
         return nnf.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
 
     def apply(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The convolution by `product` on patches: [batch, channels, h, w] -> [batch, out, h', w']."""
+        """The convolution by `product` on patches: [batch, channels, h, w] -> [batch, out, h', w'], or unbatched."""
         rows = product(self.patches(x))
         output: Tensor = rows.transpose(1, 2).unflatten(2, self._size(x.shape[-2], x.shape[-1]))
-        return output
+        return output.squeeze(0) if x.dim() == 3 else output
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         left, right, top, bottom = self.padding

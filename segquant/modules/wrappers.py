@@ -17,9 +17,7 @@ INNER = "_orig_mod"
 
 @contextmanager
 def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without wrappers, run by Python: compiled code calls no hooks, and wrappers change modules' names.
-
-    Parts that were compiled are so again afterwards, with the layers that they have then.
+    """The model without wrappers or compiled code; what was compiled is so again afterwards.
 
     Raises:
         QuantizationError: it is sharded (FSDP), so that no layer has its whole weight.
@@ -55,7 +53,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _without_compiled(module: nn.Module) -> dict[str, Any]:
-    """Attributes of a module that run compiled code, taken from it: of `module.compile()`, a compiled forward."""
+    """Takes the attributes that run compiled code from a module, and returns them."""
     taken: dict[str, Any] = {}
     if vars(module).get("_compiled_call_impl") is not None:
         taken["_compiled_call_impl"] = module._compiled_call_impl

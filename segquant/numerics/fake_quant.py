@@ -38,9 +38,16 @@ def dynamic_scales(
     else:
         positive = negative = F.piece_max(x.abs(), columns)
     if spec.granularity == "tensor":
-        lead = tuple(range(x.dim() - 1))
-        positive, negative = positive.amax(lead, keepdim=True), negative.amax(lead, keepdim=True)
+        positive, negative = _over_rows(positive), _over_rows(negative)
     return input_scales(positive, negative, dual, spec)
+
+
+def _over_rows(values: Tensor) -> Tensor:
+    """The maximum over all dimensions but the last, [1, …, 1, pieces]; 0 without rows."""
+    lead = tuple(range(values.dim() - 1))
+    if not values.numel():
+        return values.new_zeros(*(1 for _ in lead), values.shape[-1])
+    return values.amax(lead, keepdim=True) if lead else values  # amax takes no dimensions for all of them
 
 
 def quantize_input(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from segquant import registry
-from segquant.errors import nearest
+from segquant.checks import check_fields, described, require
+from segquant.errors import QuantizationError, nearest
 
 Dtype = Literal["int8", "int4", "fp8"]
 Granularity = Literal["tensor", "channel", "token", "group"]
@@ -18,17 +19,15 @@ GRANULARITIES = ("tensor", "channel", "token", "group")
 
 
 def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
-    """ValueError unless `value` is in `choices`."""
-    if value not in choices:
-        raise ValueError(f"unknown {what} {value!r}; {nearest(str(value), choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"unknown {what} {described(value)}; {nearest(str(value), choices)}")
 
 
 def refuse_unknown(kind: type, values: Mapping[str, Any]) -> None:
-    """ValueError for a key that is no field of `kind`."""
     names = {field.name for field in dataclasses.fields(kind)}
     for key in values:
         if key not in names:
-            raise ValueError(f"{kind.__name__} has no field {key!r}; {nearest(key, names)}")
+            raise ValueError(f"{kind.__name__} has no field {described(key)}; {nearest(str(key), names)}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class QuantSpec:
     dynamic: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("granularity", self.granularity, GRANULARITIES)
         if (self.granularity == "group") != (self.group_size is not None):
@@ -74,6 +74,7 @@ class QuantScheme:
     slot: ClassVar[str] = "precision"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         weight, inputs = self.weight, self.input
         if weight is not None and (weight.dynamic or weight.granularity == "token"):
             raise ValueError("a weight is quantized once: granularity 'token' and dynamic=True are for inputs")
@@ -96,12 +97,15 @@ class QuantScheme:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantScheme:
         """Inverse of `dataclasses.asdict`; unknown keys raise ValueError."""
+        require(values, Mapping[str, Any], "QuantScheme.from_dict", "values", "the formats of weight and input")
         refuse_unknown(cls, values)
         specs = {}
         for side in ("weight", "input"):
             spec = values.get(side)
-            if spec is not None:
+            if isinstance(spec, Mapping):
                 refuse_unknown(QuantSpec, spec)
+                if "dtype" not in spec:
+                    raise ValueError(f"the {side} format {dict(spec)} has no dtype; {nearest('', DTYPES)}")
                 spec = QuantSpec(**spec)
             specs[side] = spec
         return cls(**specs)
@@ -125,8 +129,25 @@ PRECISIONS |= {
 }
 
 
-def scheme_of(precision: str) -> QuantScheme:
-    """The scheme of a named precision, else ValueError."""
+Precision = str | QuantScheme | Mapping[str, Any]
+"""A name in PRECISIONS, a scheme, or a scheme's fields as saved."""
+
+
+def scheme_of(precision: Precision) -> QuantScheme:
+    """The scheme of a precision, else ValueError."""
+    if isinstance(precision, QuantScheme):
+        return precision
+    if isinstance(precision, Mapping):
+        return QuantScheme.from_dict(precision)
+    if not isinstance(precision, str):
+        raise QuantizationError(
+            f"precision is {described(precision)}; give a name ({', '.join(PRECISIONS)}) or a QuantScheme"
+        )
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; {nearest(precision, PRECISIONS)}")
     return PRECISIONS[precision]
+
+
+def precision_name(precision: Precision) -> str:
+    scheme = scheme_of(precision)
+    return next((name for name, known in PRECISIONS.items() if known == scheme), "this precision")

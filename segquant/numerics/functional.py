@@ -14,12 +14,10 @@ FP8_MAX = 448.0
 
 
 def code_max(dtype: str) -> float:
-    """Largest code."""
     return FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][1])
 
 
 def code_min(dtype: str) -> float:
-    """Most negative code."""
     return -FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][0])
 
 
@@ -96,7 +94,6 @@ def unpack_int4(packed: Tensor, columns: int) -> Tensor:
 
 
 def uniform(sizes: tuple[int, ...]) -> bool:
-    """Whether all sizes are equal."""
     return len(set(sizes)) == 1
 
 

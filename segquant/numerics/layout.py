@@ -70,7 +70,6 @@ class Layout:
 
     @property
     def weight_spec(self) -> QuantSpec:
-        """The weight's format, never None."""
         assert self.scheme.weight is not None
         return self.scheme.weight
 
@@ -102,20 +101,16 @@ class Layout:
 
     @property
     def any_dual(self) -> bool:
-        """Whether a quantized input has a scale per sign."""
         return self.scheme.input is not None and any(self.dual)
 
     @cached_property
     def branch_slices(self) -> tuple[slice, ...]:
-        """Output rows of every branch."""
         return slices(self.branches)
 
     def transform(self, name: str) -> Transform | None:
-        """The transform of this name, or None."""
         return next((transform for transform in self.transforms if transform.name == name), None)
 
     def place(self, tensors: Mapping[str, Tensor] | None = None, branch: int = 0) -> Place:
-        """Where the transforms act in one branch."""
         return Place(self.in_features, self.columns, self.branches, branch, tensors or {})
 
     def buffers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -143,7 +138,6 @@ class Layout:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; inverse of `from_dict`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["scheme"] = dataclasses.asdict(self.scheme)
         values["transforms"] = [registry.to_dict(transform) for transform in self.transforms]
@@ -180,5 +174,4 @@ def _from_first_version(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def slices(sizes: tuple[int, ...]) -> tuple[slice, ...]:
-    """Consecutive slices of the given sizes."""
     return tuple(slice(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True))

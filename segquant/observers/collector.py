@@ -44,7 +44,6 @@ class Collector:
             self._peaks[name] = TemporalSalience(as_linear(layer).weight.detach().abs().amax(0).float())
 
     def check_limit(self, names: Collection[str], limit: int | None) -> None:
-        """Raise QuantizationError if one matrix exceeds the limit."""
         grams = Grams(self.widths, limit, self.split_gram)
         for name in names:
             size = grams.matrix_bytes(self.widths[name])
@@ -75,7 +74,11 @@ class Collector:
             )
 
     def update(self, name: str, x: Tensor) -> None:
-        """Take in an input [..., in]."""
+        if x.device.type == "meta":
+            raise QuantizationError(
+                f"{name}: its inputs have no values (they are on meta); load the model's weights, and give batches "
+                "that have values"
+            )
         if not x.numel():
             return
         if self._passes == 1:

@@ -1,7 +1,4 @@
-"""Gram matrices XᵀX within a memory limit; linears with equal inputs share one.
-
-Linears that had the same inputs so far are in one state and share a sum; they part at the first other input.
-"""
+"""Gram matrices XᵀX within a memory limit; linears share one until their inputs differ."""
 
 from __future__ import annotations
 
@@ -44,7 +41,6 @@ class Sum:
             self._flush()
 
     def copy(self) -> Sum:
-        """An independent sum."""
         total, pending = (None if part is None else part.clone() for part in (self.total, self.pending))
         return Sum(total, pending, self.waiting)
 
@@ -96,7 +92,6 @@ class Grams:
         self._call += 1
 
     def update(self, name: str, x: Tensor, fold: int | None) -> None:
-        """Take in an input [..., in]; `fold` None deals its rows over all folds."""
         if name in self.deferred or not x.numel():
             return
         state = self._at.get(name, self._root)

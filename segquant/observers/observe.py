@@ -1,6 +1,6 @@
 """Statistics of every layer's input in one pass.
 
-A batch goes to one fold, as its rows resemble each other; a single batch's rows are dealt in contiguous runs.
+A batch goes to one fold, as its rows resemble each other.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant.errors import QuantizationError
-from segquant.modules.calls import Progress, call
-from segquant.modules.layers import quantizable, width_of
-from segquant.modules.state import own_state
+from segquant.checks import checked
+from segquant.errors import QuantizationError, nearest
+from segquant.modules.calls import Progress, batches_of, call
+from segquant.modules.layers import quantizable, refuse_lazy, width_of
+from segquant.modules.state import check_seed, own_state
 from segquant.modules.swap import evaluating
 from segquant.modules.wrappers import unwrapped
 from segquant.observers.collector import Collector
@@ -33,6 +34,7 @@ class Observed:
     last: bool
 
 
+@checked(gram="True, False or a list of layer names", only="a list of layer names")
 @own_state()
 def observe(
     model: nn.Module,
@@ -90,8 +92,8 @@ def observe_in_groups(
 ) -> Iterator[Observed]:
     """`observe` in as many readings as Gram matrices within `memory_limit` need; the numbers are the same.
 
-    Other arguments as for `observe`. The first group has all linears without a Gram matrix. Drop a group's statistics
-    before asking for the next; do not change the model between.
+    The first group has all linears without a Gram matrix. Drop a group's statistics before asking for the next; do not
+    change the model between.
 
     Args:
         batches: iterable more than once, unless one reading suffices.
@@ -101,6 +103,9 @@ def observe_in_groups(
         QuantizationError: as `observe`; one matrix exceeds the limit; rereading is impossible or gives other data.
     """
     layers = quantizable(model, convolutions=only is not None)
+    _check_names(layers, gram=() if isinstance(gram, bool) else gram, only=only or ())
+    for name, layer in layers.items():
+        refuse_lazy(layer, name)
     layers = {name: layer for name, layer in layers.items() if only is None or name in only}
     want = [name for name in layers if (gram if isinstance(gram, bool) else name in gram)]
     left = dict.fromkeys(want)
@@ -108,6 +113,8 @@ def observe_in_groups(
     if salience:
         collector.add_salience(layers)
     collector.check_limit(want, memory_limit)
+    batches = batches_of(batches)
+    check_seed(seed)
     again = iter(batches) is not batches
     for passes in itertools.count(1):
         collector.begin_pass(left, memory_limit, again)
@@ -121,6 +128,14 @@ def observe_in_groups(
         yield found
         if not left:
             return
+
+
+def _check_names(layers: Mapping[str, nn.Module], **given: Collection[str]) -> None:
+    for what, names in given.items():
+        for name in names:
+            if name not in layers:
+                hint = nearest(str(name), layers)
+                raise QuantizationError(f"{what} names {name!r}, which is no layer of the model; {hint}")
 
 
 @contextmanager
@@ -148,7 +163,8 @@ def _run(
     head = list(itertools.islice(iterator, 2))
     if not head:
         raise QuantizationError(
-            "there are no calibration batches; give at least one (better more, to choose on some kept apart)"
+            "there are no calibration batches; give at least one (better more, to choose on some kept apart); a "
+            "generator that was read before has none left"
         )
     total = len(batches) if isinstance(batches, Sized) else total
     deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from segquant.checks import check_fields
 from segquant.errors import QuantizationError
 from segquant.modules.state import own_state
 
@@ -87,6 +88,12 @@ class InputStats:
     salience: Tensor | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.in_features < 1 or self.reservoir < FOLDS:
+            raise QuantizationError(
+                f"{self.name}: in_features={self.in_features}, reservoir={self.reservoir}; give at least 1 feature and "
+                f"{FOLDS} rows, one per fold"
+            )
         seed = (self.seed * 0x9E3779B1 + zlib.crc32(self.name.encode())) & 0x7FFFFFFF
         self._generator = torch.Generator().manual_seed(seed)
 

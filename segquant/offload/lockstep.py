@@ -1,6 +1,6 @@
 """Forward passes side by side, which wait for each other at gates.
 
-Each is a thread, but one runs at a time in fixed order, as if run one after the other between two gates.
+Each is a thread, but one runs at a time, in fixed order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class Walker(threading.Thread):
         self._abandoned = False
 
     def run(self) -> None:
-        """The thread's body."""
         self._go.acquire()
         try:
             if not self._abandoned:

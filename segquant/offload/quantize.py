@@ -22,7 +22,7 @@ from segquant.graph.segments import Segments
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, refuse_unmatched, targets
-from segquant.modules.calls import Progress, arguments, run
+from segquant.modules.calls import Progress, arguments, batches_of, run
 from segquant.modules.layers import quantizable, width_of
 from segquant.modules.state import own_random, own_state
 from segquant.modules.swap import swap_
@@ -72,7 +72,6 @@ def quantize_offloaded_with_outcome_(
         offloaded: afterwards all of it is in memory, quantized, in eval mode.
         method: without a budget (`auto`) or block reconstruction.
         batches: read once; all their activations are in memory together.
-        segments: found on the first batch if None and wanted.
         progress: called with ("quantize", layers done, layers in all).
         memory_limit: bytes for Gram matrices per block; for the rest the block is run again.
         park: device of finished blocks; what is in no block stays.
@@ -88,7 +87,7 @@ def quantize_offloaded_with_outcome_(
         return Outcome(method)
     methods, names = layer_methods(layers, method), list(layers)
     del layers  # or float layers stayed in memory after they are replaced
-    batches = list(batches)
+    batches = list(batches_of(batches))
     _check(method, methods, batches)
     if segments is None and any(entry.cuts.wants_graph for entry in methods.values()):
         segments = find_segments(model, *arguments_of(batches[0]))
@@ -202,7 +201,9 @@ class _Run:
         self, model: nn.Module, names: Sequence[str], batches: Iterable[Any], skip: Sequence[str] = (), **given: Any
     ) -> None:
         overrides = _matching(self.method, list(quantizable(model, self.method.targets.convolutions)))
-        method = self.method.changed(overrides=overrides, skip=(*self.method.targets.skip, *skip))
+        known = list(quantizable(model))
+        globs = [glob for glob in self.method.targets.skip if any(fnmatch.fnmatchcase(name, glob) for name in known)]
+        method = self.method.changed(overrides=overrides, skip=(*globs, *skip))
         if isinstance(model, BlockRunner) and not any(self.methods[name].needs for name in names):
             model.fill()
         outcome = quantize_with_outcome_(

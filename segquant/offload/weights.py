@@ -26,7 +26,7 @@ Weights = Callable[[Collection[str]], dict[str, Tensor]]
 
 
 def blocks(model: nn.Module, keep: Collection[str] = ()) -> dict[str, nn.Module]:
-    """Blocks by name, in order: entries of outermost ModuleLists that hold parameters, without `keep`."""
+    """Blocks with parameters, by name, in order; without `keep`."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in found):

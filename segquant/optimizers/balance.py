@@ -1,7 +1,4 @@
-"""PTQ4DiT (arXiv 2405.16005): Channel-wise Salience Balancing and Spearman's-ρ-guided Salience Calibration.
-
-Input peaks are averaged over sampling steps with weights η_t ∝ exp(−ρ_t), ρ_t Spearman's correlation with the weight.
-"""
+"""PTQ4DiT (arXiv 2405.16005): Channel-wise Salience Balancing and Spearman's-ρ-guided Salience Calibration."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from segquant.checks import check_fields
 from segquant.numerics.formats import check_choice
 from segquant.numerics.transform import Transform
 from segquant.optimizers.protocol import Fitted, Optimizer, Problem
@@ -52,6 +53,7 @@ class SmoothQuant(Optimizer):
     transforms: ClassVar[tuple[Transform, ...]] = (Smoothing(),)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_alpha(self.alpha)
 
     @property
@@ -103,7 +105,6 @@ class Balance(Optimizer):
 
 
 def check_alpha(alpha: float | str) -> None:
-    """ValueError unless α is in [0, 1] or a kind of search."""
     if isinstance(alpha, str):
         check_choice("alpha", alpha, (SEARCH, SEARCH_LAYER))
     elif not 0 <= alpha <= 1:

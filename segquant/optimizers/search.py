@@ -99,7 +99,6 @@ def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Ten
 
 
 def stats_of(problem: Problem) -> InputStats:
-    """The problem's statistics, which must be there."""
     assert problem.stats is not None
     return problem.stats
 
@@ -162,7 +161,6 @@ def _salience(stats: InputStats) -> Tensor:
 
 
 def _everything(stats: InputStats) -> HeldOut:
-    """The ranges of all folds in the shape that rules take."""
     none = stats.positive.new_zeros(0, stats.in_features)
     return HeldOut(stats.positive, stats.negative, none, mean_abs=stats.mean_abs)
 

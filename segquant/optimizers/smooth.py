@@ -72,19 +72,16 @@ def seen_range(amax: Tensor) -> Tensor:
 
 
 def smooth_split(split: HeldOut, scale: Tensor) -> HeldOut:
-    """A split in the smoothed space: ranges divided by `scale`."""
     fit = None if split.fit is None else split.fit / scale
     positive, negative = split.positive / scale, split.negative / scale
     return replace(split, positive=positive, negative=negative, rows=split.rows / scale, fit=fit)
 
 
 def smoothquant_rule(split: HeldOut, weight_amax: Tensor, alpha: float) -> Tensor:
-    """`smoothing` as a rule."""
     return smoothing(torch.maximum(split.positive, split.negative), weight_amax, alpha)
 
 
 def awq_rule(split: HeldOut, weight_amax: Tensor, alpha: float) -> Tensor:
-    """`awq_smoothing` as a rule; the weight does not enter."""
     assert split.mean_abs is not None
     return awq_smoothing(split.mean_abs, alpha)
 

@@ -1,4 +1,4 @@
-"""The 16-bit low-rank branch of SVDQuant (arXiv 2411.05007, section 4): W = U D + R, R is quantized."""
+"""Low-rank approximations for SVDQuant (arXiv 2411.05007, section 4)."""
 
 from __future__ import annotations
 

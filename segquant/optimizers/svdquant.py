@@ -61,7 +61,6 @@ class SvdQuant(SmoothQuant):
         return STATS | {"gram"} if self.iterations else STATS
 
     def rank_of(self, in_features: int, out_features: int) -> int:
-        """Rank of the low-rank branch of a layer of that size."""
         if self.rank is not None:
             return self.rank
         return max(1, min(DEFAULT_RANK, min(in_features, out_features) // DEFAULT_RANK))

@@ -17,7 +17,6 @@ def head(batches: Iterable[Any], count: int) -> tuple[list[Any], Iterable[Any]]:
 
 
 def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
-    """Positional and keyword arguments of the model's forward."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
     return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), None

@@ -30,7 +30,7 @@ SENSITIVITY_BATCHES = 2
 
 @dataclass(frozen=True)
 class Choice:
-    """Every layer's plan, the statistics if one reading sufficed, and the number of readings."""
+    """Every layer's plan, and the statistics if one reading sufficed."""
 
     layers: list[LayerPlan]
     stats: Mapping[str, InputStats] | None
@@ -47,7 +47,6 @@ def choose(
     memory_limit: int | None,
     progress: Progress | None,
 ) -> Choice:
-    """Judge all candidates, and choose within the budget."""
     methods = layer_methods(layers, method)
     first, batches = head(batches, SENSITIVITY_BATCHES)
     found: list[Layer] = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from segquant.checks import check_fields, require
 from segquant.graph.segments import Segments
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
@@ -28,8 +29,10 @@ class Outcome:
     passes: int = 0
     choices: tuple[LayerPlan, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dictionary; `from_dict` is its inverse."""
         found: dict[str, Any] = {
             "method": self.method.to_dict(),
             "segments": {name: dataclasses.asdict(entry) for name, entry in self.segments.items()},
@@ -42,6 +45,9 @@ class Outcome:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Outcome:
         """Inverse of `to_dict`; ValueError for a method that cannot be read."""
+        require(values, Mapping[str, Any], "Outcome.from_dict", "values", "what to_dict returned")
+        for key in ("method", "segments"):
+            require(values.get(key), Mapping[str, Any], "Outcome.from_dict", key, "what to_dict returned")
         plan = values.get("plan")
         return cls(
             Method.from_dict(values["method"]),

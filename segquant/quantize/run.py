@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from segquant.arguments import GivenMethod, method_of
 from segquant.calibrators.protocol import Calibrator
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
@@ -23,7 +25,7 @@ from segquant.method.targets import (
     refuse_unmatched,
     targets,
 )
-from segquant.modules.calls import Progress
+from segquant.modules.calls import Progress, batches_of
 from segquant.modules.layers import as_linear, taps_of
 from segquant.modules.state import own_state
 from segquant.modules.swap import swap_
@@ -36,10 +38,18 @@ from segquant.quantize.solved import Solved, observed
 from segquant.reconstruct.calls import require_repeatable
 from segquant.solve.lay_out import lay_out_layer
 
+_WORDS = {
+    "segments": "what find_segments returned",
+    "stats": "what observe returned",
+    "memory_limit": "a number of bytes",
+    "method": "",
+}
 
+
+@checked(**_WORDS)
 def quantize_(
     model: nn.Module,
-    method: Method,
+    method: GivenMethod,
     batches: Iterable[Any],
     segments: Mapping[str, Segments] | None = None,
     *,
@@ -55,7 +65,7 @@ def quantize_(
     QuantLinear. `memory_limit`, `streaming` and `workers` do not change the result.
 
     Args:
-        method: see `presets`.
+        method: see `presets`; also the name of one, or {"name": …, "precision": …, its settings}.
         batches: as for `observe`; read as far as needed, once unless Gram matrices exceed `memory_limit`.
         segments: found on the first batch if None.
         stats: of an earlier `observe`; `batches` then serves only segments and `auto`.
@@ -71,13 +81,14 @@ def quantize_(
         QuantizationError: naming the layer, and what to do.
     """
     options = _Options(progress, memory_limit, streaming, workers)
-    _quantize(model, method, batches, segments, stats, options)
+    _quantize(model, method_of(method), batches_of(batches), segments, stats, options)
     return model
 
 
+@checked(**_WORDS)
 def quantize_with_outcome_(
     model: nn.Module,
-    method: Method,
+    method: GivenMethod,
     batches: Iterable[Any],
     segments: Mapping[str, Segments] | None = None,
     *,
@@ -89,7 +100,7 @@ def quantize_with_outcome_(
 ) -> Outcome:
     """As `quantize_`; returns what was done to the model."""
     options = _Options(progress, memory_limit, streaming, workers)
-    return _quantize(model, method, batches, segments, stats, options)
+    return _quantize(model, method_of(method), batches_of(batches), segments, stats, options)
 
 
 @dataclass(frozen=True)

@@ -64,16 +64,8 @@ def mse_input_range(
 ) -> tuple[Tensor, Tensor]:
     """Ranges of a static input (positive, negative), [pieces], with the least Σ importance_j (x_tj − x̂_tj)² over rows.
 
-    A piece with one scale has one share for both sides, one with a scale per sign a share for each.
-
-    Args:
-        rows: sampled inputs [n, in].
-        positive: ranges [pieces].
-        negative: likewise.
-        pieces: channels per piece.
-        dual: which pieces have one scale per sign.
-        importance: e.g. the weight's squared column norms [in].
-        shrink: shares to try, starting with 1.
+    A piece with one scale has one share for both sides, one with a scale per sign a share for each. Arguments as for
+    `Range.input_range`, but ranges are [pieces]; `shrink` are shares to try, starting with 1.
     """
     values = rows if rows.dtype == torch.float64 else rows.float()
     apart = torch.tensor(dual, dtype=torch.bool, device=positive.device)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segquant.checks import check_fields
 from segquant.numerics.formats import QuantSpec
 from segquant.ranges.amax import Amax
 from segquant.registry import register
@@ -29,12 +30,7 @@ def percentile_range(
     """Ranges of a static input per piece, (positive, negative), [pieces], at least 0.
 
     A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign.
-
-    Args:
-        rows: sampled inputs [n, in].
-        pieces: channels per piece, summing to in.
-        dual: which pieces have one scale per sign.
-        percentile: in (0, 100].
+    Arguments as for `Range.input_range`; `percentile` is in (0, 100].
     """
     q = _share(percentile)
     values = rows if rows.dtype == torch.float64 else rows.float()
@@ -73,6 +69,7 @@ class Percentile(Amax):
     input_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must lie in (50, 100], not {self.percentile}")
 

@@ -53,7 +53,6 @@ def reconstruct_(
         solved: QuantLinear, rounded to nearest, by the id of its float linear.
         batches: as for `observe`; read once.
         learn: keys of `solved` that are learnt; all if None.
-        progress: called with ("reconstruct", done, total).
 
     Returns:
         by block, the squared output error relative to rounding to nearest.

@@ -10,6 +10,7 @@ from torch import nn
 
 from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.reconstruction import Reconstruction
+from segquant.checks import check_fields
 from segquant.modules.calls import Progress
 from segquant.reconstruct.blocks import reconstruct_
 from segquant.registry import register
@@ -24,6 +25,9 @@ class AdaRound(Nearest):
     name: ClassVar[str] = "adaround"
     needs: ClassVar[frozenset[str]] = frozenset({"second_pass"})
     whole_model: ClassVar[frozenset[str]] = frozenset({"reconstruction"})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def refine_(
         self,

@@ -39,12 +39,10 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """Detached copies of all tensors in a nest."""
     return map_tensors(value, lambda tensor: tensor.detach().clone())
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors of a nest, in order."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:

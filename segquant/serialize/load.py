@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
@@ -29,6 +30,7 @@ PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
 
 
+@checked()
 @own_state()
 def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
     """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
 from segquant.quantize.outcome import Outcome
 
@@ -16,6 +17,7 @@ READS = (1, 2)
 """Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
 
 
+@checked()
 def read_outcome(directory: str | Path) -> Outcome | None:
     """The outcome saved with a model, or None.
 

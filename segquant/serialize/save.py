@@ -6,18 +6,18 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import checked
 from segquant.errors import QuantizationError
+from segquant.files import make_folder_beside, write_tensors, write_text
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
 from segquant.modules.wrappers import unwrapped
@@ -25,6 +25,7 @@ from segquant.quantize.outcome import Outcome
 from segquant.serialize.manifest import MANIFEST, SCHEMA, WEIGHTS
 
 
+@checked()
 def save_quantized(
     model: nn.Module,
     directory: str | Path,
@@ -43,31 +44,40 @@ def save_quantized(
         QuantizationError: no quantized linear, a tensor without values, or something else is there.
     """
     target = Path(directory)
+    if target.name in ("", ".."):
+        raise QuantizationError(f"{str(directory)!r} names no folder of its own; give the name of one")
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     with unwrapped(model) as inner:
         found = _Tensors.of(inner)
         manifest = _manifest(inner, found)
     manifest.update({} if outcome is None else outcome.to_dict())
-    manifest["extra"] = dict(extra or {})
+    manifest["extra"] = _json_ready(extra or {})
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = make_folder_beside(target)
     try:
-        safetensors.torch.save_file(found.tensors, temporary / WEIGHTS)
+        write_tensors(temporary / WEIGHTS, found.tensors)
         manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        temporary.chmod(0o755)
+        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         _publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
+def _json_ready(extra: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise QuantizationError(f"extra cannot be written as JSON: {error}; give numbers, strings and lists") from error
+    return dict(extra)
+
+
 def _publish(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.replace(temporary, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    old = make_folder_beside(target)
     os.replace(target, old / "was")
     os.replace(temporary, target)
     shutil.rmtree(old)

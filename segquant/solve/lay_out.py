@@ -12,7 +12,7 @@ from segquant.numerics.transform import Transform
 
 
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
-    """Where the layer is cut and which inputs get a scale per sign, before any number is looked at.
+    """Where the layer is cut and which inputs get a scale per sign.
 
     Input segments that the group size does not divide are not cut.
 
@@ -20,6 +20,11 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
     """
     scheme = method.scheme
+    if not linear.in_features or not linear.out_features:
+        raise QuantizationError(
+            f"{name}: a layer of {linear.in_features} -> {linear.out_features} features has no weights to quantize; "
+            f"leave it out with skip=[{name!r}]"
+        )
     groups = [
         (side, spec.group_size)
         for side, spec in (("weight", scheme.weight), ("input", scheme.input))
@@ -55,7 +60,6 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
 
 
 def planned(method: Method) -> tuple[Transform, ...]:
-    """Transforms of the input that the method has for every layer."""
     turn = () if method.rotation is None else (method.rotation.transform,)
     return (*method.optimizer.transforms, *turn)
 

@@ -61,6 +61,8 @@ def solve_layer(
             "called it; leave it out with `skip`, or set on_uncalled='skip'"
         )
     weight = linear.weight.detach().float()
+    if weight.device.type == "meta":
+        raise QuantizationError(f"{name}: its weight has no values (it is on meta); load the model's weights first")
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
     problem = _problem(weight, layout, stats, method, name, known)
@@ -109,7 +111,7 @@ def _problem(
 def _branches(
     problem: Problem, chains: list[Chain], layout: Layout, method: Method, prepared: Prepared
 ) -> Iterator[Branch]:
-    """Every branch in its transformed space, one at a time to save memory."""
+    """Every branch in its transformed space."""
     stats, needs, calibrator = problem.stats, method.needs, method.calibrator
     gram = shrink_gram(stats.gram, stats.rows) if "gram" in needs and stats is not None else None
     weighs = "stats" in method.ranges.needs and stats is not None

@@ -14,13 +14,15 @@ from segquant.numerics.transform import Place, Transform
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms in the order they act: x_n @ weight(w).T + Σ beside_i(x_{i−1}) is the float product."""
+    """Transforms in the order they act: x_n @ weight(w).T + Σ beside_i(x_{i−1}) is the float product.
+
+    Methods as in `Transform`.
+    """
 
     transforms: tuple[Transform, ...]
     place: Place
 
     def rows(self, x: Tensor) -> Tensor:
-        """Transformed inputs [..., in]."""
         for transform in self.transforms:
             x = transform.rows(x, self.place)
         return x
@@ -36,25 +38,21 @@ class Chain:
         return x, beside
 
     def weight(self, weight: Tensor) -> Tensor:
-        """The transformed weight [rows, in]."""
         for transform in self.transforms:
             weight = transform.weight(weight, self.place)
         return weight
 
     def undo(self, weight: Tensor) -> Tensor:
-        """Inverse of `weight`."""
         for transform in reversed(self.transforms):
             weight = transform.undo(weight, self.place)
         return weight
 
     def gram(self, gram: Tensor) -> Tensor:
-        """Gram matrix [in, in] of transformed inputs."""
         for transform in self.transforms:
             gram = transform.gram(gram, self.place)
         return gram
 
     def extremes(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Ranges [in] of transformed inputs; None if that takes rows."""
         for transform in self.transforms:
             found = transform.extremes(positive, negative, self.place)
             if found is None:
@@ -64,7 +62,6 @@ class Chain:
 
 
 def chain_of(layout: Layout, tensors: Mapping[str, Tensor], branch: int) -> Chain:
-    """The transforms of one branch."""
     return Chain(layout.transforms, layout.place(tensors, branch))
 
 

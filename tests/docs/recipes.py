@@ -1,12 +1,12 @@
 """CONTRIBUTING's recipes as packages on disk.
 
-Blocks with `title="FILE"` are their files, diff blocks changes of files that are there, sh blocks their commands.
+Blocks with `title="FILE"` are their files, sh blocks their commands.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.docs.pages import blocks, words
@@ -14,43 +14,18 @@ from tests.docs.pages import blocks, words
 
 @dataclass(frozen=True)
 class Recipe:
-    """One section: its heading, its files by path, its `segquant` command lines, its changes of other files by path."""
+    """One section: its heading, its files by path, its `segquant` command lines."""
 
     name: str
     files: dict[str, str]
     commands: tuple[str, ...]
-    changes: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether it changes the repository, instead of adding a package beside it."""
-        return bool(self.changes)
 
     def write(self, folder: Path) -> None:
-        """Put the files below `folder`, and change those that are there."""
+        """Put the files below `folder`."""
         for path, text in self.files.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-        for path, change in self.changes.items():
-            target = folder / path
-            target.write_text(changed(target.read_text(encoding="utf-8"), change), encoding="utf-8")
-
-
-def changed(text: str, change: str) -> str:
-    """A text with a diff applied whose hunks start with "@@" and need no line numbers.
-
-    Raises:
-        ValueError: the old lines of a hunk are not there exactly once.
-    """
-    for hunk in re.split(r"^@@.*\n", change, flags=re.MULTILINE)[1:]:
-        lines = hunk.splitlines()
-        old, new = ("\n".join(line[1:] for line in lines if line[:1] != sign) for sign in "+-")
-        place = re.compile(rf"^{re.escape(old)}$", re.MULTILINE)
-        if not old or len(place.findall(text)) != 1:
-            raise ValueError(f"{old!r} is not there exactly once")
-        text = place.sub(lambda _, new=new: new, text)
-    return text
 
 
 def recipes(text: str, section: str = "Add your own") -> list[Recipe]:
@@ -67,17 +42,16 @@ def recipes(text: str, section: str = "Add your own") -> list[Recipe]:
 def _recipe(text: str) -> Recipe:
     name = text.splitlines()[0].strip()
     files: dict[str, str] = {}
-    changes: dict[str, str] = {}
     lines: list[str] = []
     for block in blocks(text):
         if block.language == "sh":
             lines += [line for line in block.text.splitlines() if line.startswith("segquant ")]
         if not block.title:
             continue
-        if block.title in {*files, *changes} or Path(block.title).is_absolute() or ".." in Path(block.title).parts:
+        if block.title in files or Path(block.title).is_absolute() or ".." in Path(block.title).parts:
             raise ValueError(f"recipe {name!r}: {block.title} is there twice, or not a path inside of it")
-        (changes if block.language == "diff" else files)[block.title] = block.text
-    return Recipe(name, files, tuple(lines), changes)
+        files[block.title] = block.text
+    return Recipe(name, files, tuple(lines))
 
 
 def overrides(line: str, base: list[str]) -> list[str]:

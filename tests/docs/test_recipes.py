@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +12,19 @@ import pytest
 
 from segquant.registry import SLOTS, table
 from segquant_bench.eval.metrics.registry import METRICS
-from tests.docs.pages import ROOT, read
-from tests.docs.recipes import Recipe, changed, overrides, recipes
+from tests.docs.pages import read
+from tests.docs.recipes import Recipe, overrides, recipes
 from tests.pipelines.conftest import Command, Tiny
 
 SEAMS = {
     "A calibrator", "An optimizer", "A metric", "A stage", "A backend", "A precision", "A model family", "A data set",
 }  # fmt: skip
 RECIPES = recipes(read("CONTRIBUTING.md"))
-BESIDE = [recipe for recipe in RECIPES if not recipe.is_inside]
-INSIDE = [recipe for recipe in RECIPES if recipe.is_inside]
 
 
 def test_every_seam_has_its_recipe() -> None:
     assert {recipe.name for recipe in RECIPES} == SEAMS
     assert all(recipe.commands for recipe in RECIPES)
-    assert [recipe.name for recipe in INSIDE] == ["A stage"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -38,7 +32,6 @@ def test_one_file_and_one_yaml(recipe: Recipe) -> None:
     """No recipe takes more; a table of data beside them does not count."""
     kinds = [Path(path).suffix for path in recipe.files]
     assert kinds.count(".py") <= 1 and kinds.count(".yaml") <= 1
-    assert len(recipe.changes) == (1 if recipe.is_inside else 0)
 
 
 def test_a_recipe_is_read() -> None:
@@ -49,16 +42,8 @@ def test_a_recipe_is_read() -> None:
         recipes(text + '\n```python title="p/a.py"\n```\n')
     with pytest.raises(ValueError, match="not a path inside"):
         recipes(text.replace("p/a.py", "../a.py"))
-    inside = recipes(text + '\n```diff title="p/b.py"\n@@\n x\n+y\n```\n')[0]
-    assert inside.changes == {"p/b.py": "@@\n x\n+y\n"} and inside.is_inside
     base = ["model=m", "model.path=p", "dataset=d"]
     assert overrides("segquant model=own x=1", base) == ["model=own", "x=1", "dataset=d"]
-
-
-def test_a_change_is_made() -> None:
-    assert changed("a\nb\nc\n", "@@ one\n-b\n+d\n@@ two\n c\n+e\n") == "a\nd\nc\ne\n"
-    with pytest.raises(ValueError, match="not there exactly once"):
-        changed("a\nb\nb\n", "@@\n b\n+c\n")
 
 
 @pytest.fixture
@@ -74,7 +59,7 @@ def forgotten() -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("recipe", BESIDE, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_recipes_run(
     recipe: Recipe, command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: None
 ) -> None:
@@ -88,6 +73,8 @@ def test_recipes_run(
         found = [json.loads(path.read_text()) for path in outcome.folder.rglob("results.json")]
         assert found and all(each["metrics"] for each in found)
         _check(recipe.name, {each["quantizer"]: each for each in found}, {each["precision"] for each in found})
+        if recipe.name == "A stage":
+            _check_stage(found[0], outcome.folder)
 
 
 def _check(name: str, by_quantizer: dict[str, Any], precisions: set[str]) -> None:
@@ -106,28 +93,10 @@ def _check(name: str, by_quantizer: dict[str, Any], precisions: set[str]) -> Non
     elif name == "A precision":
         assert precisions == {"w4a8", "w4g16a8"}
     else:
-        assert name in ("A model family", "A data set")
+        assert name in ("A model family", "A data set", "A stage")
 
 
-@pytest.mark.parametrize("recipe", INSIDE, ids=lambda recipe: recipe.name)
-def test_recipes_run_in_a_copy(recipe: Recipe, tiny: Tiny, cache: Path, tmp_path: Path) -> None:
-    """A copy of the repository with the recipe's files and its change."""
-    home = tmp_path / "copy"
-    shutil.copytree(ROOT / "pipelines", home / "pipelines", ignore=shutil.ignore_patterns("zoo", "__pycache__"))
-    shutil.copytree(ROOT / "conf", home / "conf")
-    shutil.copytree(ROOT / "segquant_bench", home / "segquant_bench", symlinks=True)
-    for name in ("segquant", "eval"):
-        (home / name).symlink_to(ROOT / name)
-    recipe.write(home)
-    for line in recipe.commands:
-        run = [*overrides(line, tiny.overrides(cache)), f"hydra.run.dir={tmp_path / 'run'}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "segquant_bench.pipelines.main", *run], cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(home)}, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    stage = results["stages"]["sharpness"]
-    values = json.loads((tmp_path / "run" / stage["path"] / "sharpness.json").read_text())
+def _check_stage(results: dict[str, Any], folder: Path) -> None:
+    path = folder / results["stages"]["sharpness"]["path"]
+    values = json.loads((path / "sharpness.json").read_text())
     assert len(values) == results["n_images"] and all(0 < value < 1 for value in values)
-    assert results["stages"]["reference"]["cached"], "a new stage recomputes no other one"

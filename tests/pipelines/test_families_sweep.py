@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from segquant_bench.eval import load_results
 from segquant_bench.eval.report.columns import layer_error
 from tests.pipelines.conftest import Command
@@ -15,7 +17,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_embedded_pipeline_in_one_sweep(command: Command, tmp_path: Path) -> None:
+    """The small ones of its kind are in test_sweep.py and test_family_runs.py."""
     sweep = ["model=glob(emoji_*)", "quantizer=smoothquant,segquant_g", "precision=w8a8_tensor,w4a8"]
     outcome = command("-m", *sweep, *SMALL, "quantizer.alpha=0.5", f"cache={tmp_path}/cache")
     assert outcome.code == 0, outcome.err

@@ -79,7 +79,6 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
         while not list(cache.glob("stage/reference-*.partial*/images")):
             assert time.monotonic() < deadline and long.poll() is None
             time.sleep(0.05)
-        time.sleep(2)  # past the first call's imports, some of which swallow whatever is raised in them
         long.send_signal(sent)
         _, err = long.communicate(timeout=120)
     finally:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from segquant import registry
@@ -26,7 +27,8 @@ from tests.pipelines.conftest import Tiny
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "examples" / "own_package"
-STAGES = ("reference", "calibrate", "graph", "quantize", "generate", "evaluate")
+STAGES = ("reference", "calibrate", "graph", "quantize", "generate", "evaluate", "colours")
+REQUANTIZED = {"quantize", "generate", "evaluate", "colours"}
 
 
 @pytest.fixture
@@ -55,10 +57,15 @@ def test_everything_of_one_s_own_swept_against_rtn(folder: Path, tiny: Tiny) -> 
     results = _results(sweep)
     assert results.keys() == {"rtn", "theirs"}
     theirs, rtn = results["theirs"], results["rtn"]
-    for each in results.values():
+    for index, (name, each) in enumerate(results.items()):
         assert (each["model"], each["dataset"], each["precision"]) == ("theirs", "theirs", "w4g32")
         assert {metric["name"] for metric in each["metrics"]} == {"psnr", "ssim", "brightness"}
         assert each["prompts"] == [f"a red round {shape}" for shape in ("circle", "square", "ring", "cross")]
+        assert each["own_code"]["stages.colours._target_"]["path"] == "their_pkg.stage.COLOURS"
+        colours = json.loads(
+            (sweep / f"{index}_{name}_w4g32" / each["stages"]["colours"]["path"] / "colours.json").read_text()
+        )
+        assert np.shape(colours) == (4, 3) and np.ptp(colours) > 0
         assert each["backend"] == "halved" and each["backend_layers"] == {"halved": len(each["layer_errors"])}
     assert theirs["layer_errors"] != rtn["layer_errors"] and theirs["config_hash"] != rtn["config_hash"]
     assert theirs["own_code"]["quantizer._target_"]["path"] == "their_pkg.methods.theirs"
@@ -137,11 +144,22 @@ def _edited(file: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "changed"),
     [
-        ("calibrator.py", "self.share * scale", "self.share * scale / 2", {"quantize", "generate", "evaluate"}),
-        ("optimizer.py", "clamp_min(1e-3)", "clamp_min(1e-4)", {"quantize", "generate", "evaluate"}),
-        ("methods.py", "optimizer=", "bias_correction=True, optimizer=", {"quantize", "generate", "evaluate"}),
+        (
+            "calibrator.py",
+            "self.share * scale",
+            "self.share * scale / 2",
+            REQUANTIZED,
+        ),
+        ("optimizer.py", "clamp_min(1e-3)", "clamp_min(1e-4)", REQUANTIZED),
+        (
+            "methods.py",
+            "optimizer=",
+            "bias_correction=True, optimizer=",
+            REQUANTIZED,
+        ),
         ("metrics.py", ".mean()", ".max()", {"evaluate"}),
-        ("backend.py", ".bfloat16()", ".half()", {"generate", "evaluate"}),
+        ("backend.py", ".bfloat16()", ".half()", {"generate", "evaluate", "colours"}),
+        ("stage.py", "dtype=float", "dtype=int", {"colours"}),
         ("pipeline.py", "beautiful", "ugly", set(STAGES)),
         ("precisions.py", "int8", "int4", set()),
         ("calibrator.py", "Moves weights", "Pushes weights", set()),
@@ -213,6 +231,11 @@ def test_precisions_by_fields_and_by_function(package: Path, tiny: Tiny) -> None
         (["+dataset.arguments.knid=x"], "takes no 'knid'.*'kind'"),
         (["dataset.table=x.csv"], "does not read dataset.table"),
         (["calibration.timesteps.power=inf"], "returned .*weights"),
+        (["stages.colours._target_=LAB.stage.COLOUR"], "has no 'COLOUR'; did you mean 'COLOURS'"),
+        (["stages.colours._target_=LAB.data.prompts"], "is a function; name a value of"),
+        (["stages.colours._target_=3"], "is no dotted path"),
+        (["+stages.shades._target_=LAB.stage.COLOURS"], "is a stage called 'colours'; write stages.colours"),
+        (["~stages.colours", "+stages.colous.x=1"], "stages.colous is no stage"),
     ],
 )
 def test_refusals(package: Path, tiny: Tiny, overrides: list[str], words: str) -> None:

@@ -202,6 +202,9 @@ def test_linears_called_twice_shared_or_never(caplog: pytest.LogCaptureFixture) 
     # one scale for both uses: that of the larger input
     assert float(model.shared.input_scale) > 0
     quantize_(Odd(), presets.rtn("w8a8", skip=["never"]), batches, {})
+    for skip in (["nevr"], ["never", "twice.*"]):
+        with pytest.raises(QuantizationError, match=r"skip '(nevr|twice\.\*)' matches none of the model's \d layers"):
+            quantize_(Odd(), presets.rtn("w8a8", skip=skip), batches, {})
 
 
 @pytest.mark.parametrize("batches", [[], iter(())])

@@ -107,6 +107,7 @@ def test_t5_learns_to_tell_captions_apart(tmp_path: Path) -> None:
     assert loss < 0.8 * math.log(16), "better than guessing among a batch"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of RMSNorm's weight under autocast
 def test_flux_learns_velocity_then_guidance(tmp_path: Path) -> None:
     inputs = cached(12, 128, 128)
@@ -151,6 +152,7 @@ def test_sdxl_trains_a_step_and_samples_what_it_learnt(tmp_path: Path) -> None:
     assert kept[-1] < 1e-6 < kept[0] < 1, "the schedule ends in pure noise"
 
 
+@pytest.mark.slow
 def test_a_new_controlnet_changes_nothing_and_then_learns(tmp_path: Path) -> None:
     transformer = canny.load_sibling().transformer
     model = canny.build(transformer)

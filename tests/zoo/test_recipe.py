@@ -126,6 +126,7 @@ def test_contrastive_loss_is_low_for_matching_pairs():
     assert text.contrastive(x, x, scale) < 0.01 < text.contrastive(x, x.roll(1, 0), scale)
 
 
+@pytest.mark.slow
 def test_denoiser_and_decoder_train_a_step(tmp_path):
     n = 4
     latents, words, pooled = torch.randn(n, 16, 8, 8), torch.randn(n, 16, 256), torch.randn(n, 256)

@@ -1,1 +1,0 @@
-"""The networks that judge, loaded only when pictures are judged."""

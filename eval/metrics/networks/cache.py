@@ -1,5 +1,3 @@
-"""Features of pictures, remembered by the pictures' contents."""
-
 from __future__ import annotations
 
 import logging
@@ -19,7 +17,7 @@ log = logging.getLogger(__name__)
 def cached_features(
     key: str, paths: Sequence[Path], cache: Path | None, compute: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """`compute()`, remembered in `cache` under `key` and the pictures' contents."""
+    """`compute()`, remembered by `key` and the pictures' contents."""
     if cache is None:
         return compute()
     path = Path(cache) / f"{key}-{content_hash(paths)[:32]}.safetensors"

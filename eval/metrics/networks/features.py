@@ -1,4 +1,4 @@
-"""The networks behind FID and KID: clean-fid's Inception, or EfficientNet-Lite0."""
+"""FID features: clean-fid's Inception, or EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ class Extractor:
 
     Attributes:
         name: part of the metric's name.
-        backend: network, weights and clean-fid version.
         model: float32 [n, 3, size, size] in 0–255 → float32 [n, d].
     """
 
@@ -56,7 +55,7 @@ def find_inception(given: str | Path | None) -> Path | None:
 
 
 def fid_extractor(backends: Backends) -> Extractor:
-    """The network that `backends.fid` names; EvalError if Inception's weights are missing."""
+    """EvalError if Inception's weights are missing."""
     device = torch.device(backends.device)
     weights = None if backends.fid == "effnet_lite0" else find_inception(backends.inception)
     if weights is None and backends.fid == "inception":
@@ -77,7 +76,7 @@ def fid_extractor(backends: Backends) -> Extractor:
 
 
 def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.ndarray:
-    """Features float32 [n, d], in order, by clean-fid's own file pipeline."""
+    """Features float32 [n, d], read by clean-fid's own pipeline."""
     from cleanfid.fid import get_files_features
 
     found: np.ndarray = get_files_features(
@@ -93,6 +92,5 @@ def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.
 
 
 def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None) -> np.ndarray:
-    """Features of the pictures for FID and KID, cached by content."""
     key = f"{extractor.name}-cleanfid{version('clean-fid')}"
     return cached_features(key, paths, cache, lambda: extract(extractor, paths, batch_size))

@@ -1,4 +1,4 @@
-"""Distances to the unquantized model's picture; one float64 per pair."""
+"""Distances to the unquantized model's picture: one float64 per pair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pairs = Sequence[tuple[Path, Path]]
 
 
 def psnr(pairs: Pairs) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB at data range 1.0; +inf for identical pictures. torchmetrics."""
+    """In dB at data range 1.0; +inf for identical pictures."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     def one(a: Tensor, b: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def psnr_ceiling(picture: Path) -> float:
 
 
 def ssim(pairs: Pairs) -> np.ndarray:
-    """Structural similarity, Gaussian window 11 × 11, σ 1.5, edges mirrored, data range 1. torchmetrics."""
+    """Gaussian window 11 × 11, σ 1.5, edges mirrored, data range 1."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     def one(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def lpips_weights(trunk: str) -> Path:
 
 
 def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
-    """LPIPS (Zhang et al., arXiv 1801.03924) by torchmetrics; EvalError if the trunk's weights are missing."""
+    """LPIPS (Zhang et al., arXiv 1801.03924); EvalError if the trunk's weights are missing."""
     lpips_weights(trunk)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -77,7 +77,7 @@ def lpips(pairs: Pairs, trunk: str, device: str) -> np.ndarray:
 
 
 def each_pair(pairs: Pairs, measure: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-    """One pair at a time: pairs need not share a size."""
+    # One pair at a time: pairs need not share a size.
     values = []
     with torch.inference_mode():
         for ours, theirs in pairs:
@@ -86,7 +86,6 @@ def each_pair(pairs: Pairs, measure: Callable[[Tensor, Tensor], Tensor]) -> np.n
 
 
 def _unit(path: Path) -> Tensor:
-    """float32 [1, 3, h, w] in 0–1."""
     return torch.from_numpy(read_rgb(path)).permute(2, 0, 1)[None].float() / 255.0
 
 
@@ -106,7 +105,7 @@ def perceptual(pairs: Pairs, model: EffNetLite0, device: str | torch.device, bat
 
 
 def stage_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """The formula of `perceptual` on stage outputs [n, c_l, h_l, w_l]; returns [n]."""
+    """`perceptual` on stage outputs [n, c_l, h_l, w_l]; returns [n]."""
     total = torch.zeros(len(ours[0]), device=ours[0].device)
     for a, b in zip(ours, theirs, strict=True):
         gap = torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)
@@ -115,5 +114,4 @@ def stage_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
 
 
 def torchmetrics_backend() -> str:
-    """The record of torchmetrics' version."""
     return f"torchmetrics {version('torchmetrics')}"

@@ -1,5 +1,3 @@
-"""clean-fid's way of bringing pictures to a network's size."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -21,6 +19,6 @@ def resizer(size: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def load_resized(paths: Sequence[Path], size: int) -> Tensor:
-    """Pictures as float32 [n, 3, size, size] in 0–255, resized as clean-fid does."""
+    """float32 [n, 3, size, size] in 0–255."""
     resize = resizer(size)
     return torch.from_numpy(np.stack([resize(read_rgb(path)) for path in paths]).transpose(0, 3, 1, 2).copy())

@@ -1,5 +1,3 @@
-"""The stage of the components' graphs."""
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -60,5 +60,4 @@ def component_samples(run: Run, name: str, split: str) -> list[Sample]:
 
 
 def component_batches(run: Run, name: str) -> Batches:
-    """Calibration inputs."""
     return Batches(component_samples(run, name, "calibration"), run.config.calibration.batch_size, run.device)

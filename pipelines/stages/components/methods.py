@@ -1,5 +1,3 @@
-"""Which components are quantized, and how."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -19,12 +17,11 @@ ABLE = ("text_encoder", "controlnet")
 
 
 def has_components(config: RunConfig) -> bool:
-    """Whether components beside the denoiser are quantized."""
     return bool(config.other_components)
 
 
 def component_methods(run: Run) -> dict[str, Method]:
-    """The methods of quantized components but the denoiser; refuses bad names."""
+    """Without the denoiser's; refuses bad names."""
     names = run.config.other_components
     if not names:
         return {}
@@ -73,5 +70,4 @@ def component_method(config: RunConfig, name: str) -> Method:
 
 
 def kind_of(name: str) -> str:
-    """What sentences call a component."""
     return "ControlNet" if "controlnet" in name else "text encoder"

@@ -1,5 +1,3 @@
-"""The stage of quantized components beside the denoiser."""
-
 from __future__ import annotations
 
 import copy
@@ -48,7 +46,6 @@ def quantize_component(
 
 
 def component_bytes(pipeline: Any) -> dict[str, int]:
-    """Bytes of every component with weights."""
     modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
     return {name: model_weight_bytes(module) for name, module in modules.items()}
 
@@ -93,7 +90,7 @@ COMPONENTS = Stage(
 
 
 def quantized_components(run: Run) -> dict[str, nn.Module]:
-    """The quantized components but the denoiser, from their stage."""
+    """The quantized components but the denoiser."""
     if not run.has(COMPONENTS.name):
         return {}
     folder = run.folder(COMPONENTS.name)

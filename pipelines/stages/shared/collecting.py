@@ -1,5 +1,3 @@
-"""Inputs kept while the pipeline samples."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -27,7 +25,6 @@ COLLECTING_CODE = ("pipelines.loading", "pipelines.sampling", "pipelines.stages.
 
 
 def steps_depends(run: Run) -> dict[str, Any]:
-    """Which steps inputs are kept at."""
     calibration = run.config.calibration
     weighed = calibration.timesteps == "loss"  # by a quantized model
     scheme = register_precision(run.config.precision) if weighed else None
@@ -42,7 +39,6 @@ def steps_depends(run: Run) -> dict[str, Any]:
 
 
 def collecting_depends(run: Run) -> dict[str, Any]:
-    """What kept inputs depend on."""
     return {
         "sampling": sampling_depends(run),
         **prompts_depends(run),
@@ -52,7 +48,7 @@ def collecting_depends(run: Run) -> dict[str, Any]:
 
 
 def step_weights(run: Run) -> np.ndarray | None:
-    """float64 [steps], how likely each is; None where all are alike."""
+    """Float64 [steps]; None where all are alike."""
     model = run.config.model
     return collect.step_weights(
         run.config.calibration, run.pipeline, run.denoiser, run.dataset.calibration, model.call.arguments(),

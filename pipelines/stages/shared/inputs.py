@@ -28,7 +28,6 @@ QUANTIZING_CODE = (
 
 
 def quantizes_denoiser(config: RunConfig) -> bool:
-    """Whether the denoiser is quantized."""
     return config.quantizes_denoiser
 
 
@@ -56,7 +55,6 @@ def sampling_depends(run: Run) -> dict[str, Any]:
 
 
 def text_depends(run: Run) -> dict[str, Any]:
-    """What encoded text depends on."""
     found = sampling_depends(run)
     del found["seed"], found["batch_size"]
     return found
@@ -78,7 +76,6 @@ def control_depends(run: Run, *splits: str) -> dict[str, Any]:
 
 
 def prompts_depends(run: Run) -> dict[str, Any]:
-    """Prompts and latents' streams of calibration and held-out inputs."""
     return {
         "prompts": {split: list(getattr(run.dataset, split)) for split in STREAMS},
         "streams": dict(STREAMS),

@@ -1,5 +1,3 @@
-"""Which metrics a run asks for."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -37,7 +35,7 @@ def asked_metrics(config: MetricConfig) -> list[Metric]:
 
 
 def needs_real(config: MetricConfig) -> list[str]:
-    """Those that compare with real pictures."""
+    """The metrics that compare with real pictures."""
     return [metric.name for metric in asked_metrics(config) if metric.needs_real]
 
 

@@ -30,7 +30,6 @@ def method_code(target: str, method: Method | Peer) -> dict[str, str | None]:
 
 
 def metric_code(config: MetricConfig) -> dict[str, str | None]:
-    """For the judgement."""
     own = [name for name in config.metrics if "." in name]
     found = own_digest(*own, *(_path(metric.compute) for metric in asked_metrics(config)))
     return {} if found is None else {"own_code": found}

@@ -121,7 +121,6 @@ def component_errors(
 
 
 def save_model(quantized: nn.Module, folder: Path, outcome: Outcome | None) -> None:
-    """Store what segquant quantized, and its outcome."""
     save_quantized(quantized, folder, outcome)
 
 
@@ -148,7 +147,6 @@ def run_by(value: Any, *modules: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def in_place(pipeline: Any, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Within the block the pipeline has these `modules`."""
     originals = {name: pipeline.components[name] for name in modules}
     try:
         for name, module in modules.items():
@@ -170,10 +168,10 @@ def save_denoiser(quantized: nn.Module, outcome: Outcome | None, method: Method 
 
 
 def check_same(quantized: nn.Module, folder: Path) -> nn.Module:
-    """The denoiser that another tool made again, as measured.
+    """The denoiser that another tool made again.
 
     Raises:
-        PipelineError: it differs.
+        PipelineError: it differs from the measured one.
     """
     record = json.loads((folder / PEER_RECORD).read_text(encoding="utf-8"))
     if tensors_digest(quantized) != record["digest"]:

@@ -24,12 +24,10 @@ GRAPH_CODE = ("segquant.graph", "segquant.modules", "pipelines.sampling.samples"
 
 
 def calibration_depends(run: Run) -> dict[str, Any]:
-    """The denoiser's batch size."""
     return {"batch_size": run.config.calibration.batch_size}
 
 
 def calibration_batches(run: Run) -> Batches:
-    """The denoiser's calibration inputs."""
     samples = load_samples(run.folder("calibrate") / "calibration")
     return Batches(samples, run.config.calibration.batch_size, run.device)
 
@@ -43,12 +41,10 @@ def wants_graph(method: Method) -> bool:
 
 
 def write_segments(path: Path, segments: Mapping[str, Segments]) -> None:
-    """Write all of `find_segments`."""
     write_json(path, {name: dataclasses.asdict(entry) for name, entry in segments.items()})
 
 
 def read_segments(path: Path) -> dict[str, Segments]:
-    """Inverse of `write_segments`."""
     return {name: Segments(**entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
 
 

@@ -49,15 +49,9 @@ def note_called(model: nn.Module) -> set[str]:
 def find_calls(
     graph: Graph, model: nn.Module, parameters: Mapping[Node, Tensor], ran: Set[str] = frozenset()
 ) -> dict[str, list[Node]]:
-    """The nodes that call each layer, recognised by its weight.
+    """The nodes that call each layer, recognised by its weight; layers share no weights.
 
     A layer has none, with a warning, where a node takes a part, a transpose or a function of its weight.
-
-    Args:
-        graph: flat.
-        model: the captured one; layers share no weights.
-        parameters: what nodes hold.
-        ran: layers that were called.
     """
     layers = cuttable_layers(model)
     owners: dict[int, list[str]] = {}  # several names where one module object sits in several places

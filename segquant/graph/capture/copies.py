@@ -46,7 +46,6 @@ def device_of(model: nn.Module, example: Any) -> torch.device:
 
 
 def fake(tensor: Tensor, fake_mode: FakeTensorMode, device: torch.device) -> Tensor:
-    """A fake tensor of the same shape, strides and dtype."""
     with fake_mode:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
@@ -55,7 +54,6 @@ def fake_copy(model: nn.Module, fake_mode: FakeTensorMode, device: torch.device,
     """A copy with fake weights, without hooks but those that make a weight.
 
     Args:
-        device: where new tensors pretend to be.
         values: keep the values of buffers of at most `SMALL` elements.
     """
 
@@ -91,7 +89,7 @@ def real_copy(model: nn.Module, device: torch.device) -> nn.Module:
 def example_copy(
     args: Sequence[Any], kwargs: Mapping[str, Any], function: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copies of the arguments, with `function` of each tensor; what cannot be copied is passed on."""
+    """Copies of the arguments, with `function` of each tensor."""
     memo: dict[int, Any] = {id(tensor): function(tensor) for tensor in tensors_in((args, kwargs))}
 
     def copied(value: Any) -> Any:
@@ -109,7 +107,6 @@ def with_values(fake_mode: FakeTensorMode, device: torch.device) -> Callable[[Te
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in lists, tuples, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):

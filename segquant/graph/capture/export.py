@@ -42,11 +42,7 @@ class _Root(nn.Module):
 
 
 def exported(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Capture:
-    """Export a fake copy of `model`, called with fake copies of `args` and `kwargs`.
-
-    Raises:
-        Exception: whatever torch.export raises.
-    """
+    """Export a fake copy of `model`, called with fake copies of `args` and `kwargs`."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports sympy, half a second of `import segquant`
 
     fake_mode = FakeTensorMode(shape_env=ShapeEnv())

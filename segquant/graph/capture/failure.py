@@ -17,11 +17,7 @@ from segquant.graph.capture.origins import Failure, Origins, ValuesNeeded
 
 
 def check_shapes(model: nn.Module) -> None:
-    """Refuse parameters and buffers without a shape.
-
-    Raises:
-        QuantizationError: names the first.
-    """
+    """QuantizationError for a parameter or buffer without a shape."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise QuantizationError(
@@ -31,11 +27,7 @@ def check_shapes(model: nn.Module) -> None:
 
 
 def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse unknown or missing arguments.
-
-    Raises:
-        QuantizationError: names the argument.
-    """
+    """QuantizationError for an unknown or missing argument."""
     signature = inspect.signature(model.forward)
     try:
         signature.bind(*args, **kwargs)
@@ -55,7 +47,7 @@ def check_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
 def failure_message(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device, error: Exception
 ) -> str:
-    """Why the forward failed, in one sentence, with the arguments that the operator depends on."""
+    """Why the forward failed, with the arguments that the operator depends on."""
     head = f"the graph of {type(model).__name__} called with {_listed(args, kwargs)} could not be read"
     if isinstance(error, (ValuesNeeded, DataDependentOutputException, DynamicOutputShapeException)):
         hollow = [name for name, value in _named(args, kwargs) if any(map(unreal, tensors_in(value)))]
@@ -102,8 +94,6 @@ def _operator(failure: Failure) -> str:
 
 
 class _Inside:
-    """The modules that the forward is in."""
-
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._stack: list[tuple[str, list[Tensor]]] = []

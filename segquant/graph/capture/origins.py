@@ -88,7 +88,6 @@ class Origins(TorchDispatchMode):
         self._note([tensor], _Origin(frozenset([label])))
 
     def names(self, tensors: Iterable[Tensor]) -> frozenset[str]:
-        """The arguments that the tensors depend on."""
         return frozenset().union(*(self._origin(tensor).names for tensor in tensors))
 
     def read(self, tensor: Tensor, value: Callable[[], Any]) -> None:

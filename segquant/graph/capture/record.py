@@ -24,12 +24,10 @@ _VALUES = (ValuesNeeded, DataDependentOutputException, DynamicOutputShapeExcepti
 def recorded(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Capture:
     """Run a copy of `model` on the arguments' values and record its operators.
 
-    Weights are fake, or real (random for meta) if the forward reads values that depend on them. Reads that depend on an
-    argument are logged as warnings.
+    Weights are fake, or real (random for meta) if the forward reads values that depend on them.
 
     Raises:
         QuantizationError: the forward reads arguments without values, or random weights do not fit in memory.
-        Exception: whatever the forward raises.
     """
     try:
         fake_mode = FakeTensorMode(allow_non_fake_inputs=True)

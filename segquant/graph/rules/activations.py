@@ -21,8 +21,7 @@ class Activations:
     """The activation that each tensor comes out of element for element, or None.
 
     Followed: casts, dropout, reshapes, permutes, parts, joins of equal activations, products with a positive number.
-    x · SiLU(y) is "swiglu", x · GELU(y) "geglu", x · σ(x) "silu", x · σ(1.702 x) "gelu". A tensor written to through a
-    view has none afterwards.
+    x · SiLU(y) is "swiglu", x · GELU(y) "geglu", x · σ(x) "silu", x · σ(1.702 x) "gelu".
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -90,7 +89,6 @@ def _written(node: Node) -> Iterator[int]:
 
 
 def _storage(node: Node) -> int | None:
-    """The memory of a node's tensor; None if it has none."""
     value = node.meta.get("val")
     try:
         return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

@@ -72,12 +72,12 @@ class InputTracer:
 
     Followed: casts, dropout, reshapes, permutes, slices and concats of tokens, elementwise functions, token- or
     group-wise normalization, pooling, resampling, padding, depthwise convolution, products with a gate or mask, sums
-    with a constant. A sum of two activations ends the walk.
+    with a constant.
 
     - Concat, stack: cut if operands are contiguous channels and not all positional. An operand that is such a concat
       counts as its parts; merged heads stay one piece.
     - Heads: cut if a product of two activations (attention, matmul, bmm, einsum) has the outer part of the channels
-      among its batch dimensions. Merged image patches are no heads.
+      among its batch dimensions.
     """
 
     def __init__(self, origins: Provenance) -> None:
@@ -102,10 +102,9 @@ class InputTracer:
         return found
 
     def _trace(self, place: Place) -> InputCut | None:
-        """Run `_step` with a stack: the way back may be thousands of operators long."""
         if place in self._known:
             return self._known[place]
-        waiting = [(place, self._step(*place))]
+        waiting = [(place, self._step(*place))]  # a stack: the way back may be thousands of operators long
         answer: InputCut | None = None
         while waiting:
             place, step = waiting[-1]
@@ -234,7 +233,7 @@ def _batch_axes(node: Node, layout: Layout, kind: str) -> list[int] | None:
 
 
 def _before_window(layout: Layout, window: ops.Window, source: Node) -> Layout | None:
-    """The layout of the tensor that a window was cut from; only batch dimensions can be read off it."""
+    """The layout of the tensor that a window was cut from."""
     shape = ops.shape(source)
     if shape is None:
         return None

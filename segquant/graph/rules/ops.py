@@ -78,7 +78,6 @@ def name(node: Node) -> str:
 
 
 def argument(node: Node, position: int, key: str, default: Any = None) -> Any:
-    """An argument by position or name."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(key, default)
@@ -109,7 +108,6 @@ def _size(value: int | torch.SymInt) -> int:
 
 
 def input_node(node: Node, position: int = 0) -> Node | None:
-    """The argument at a position if it is a node."""
     given = node.args[position] if len(node.args) > position else None
     return given if isinstance(given, Node) else None
 
@@ -121,12 +119,10 @@ def source(node: Node) -> Node | None:
 
 
 def tensor_operands(node: Node) -> list[Node]:
-    """The positional tensor arguments."""
     return [a for a in node.args if isinstance(a, Node) and shape(a) is not None]
 
 
 def channel_axis(node: Node, dims: int) -> int:
-    """The channel dimension of a layer's call."""
     return dims - 1 if name(node) == "linear" else dims - 3
 
 

@@ -52,10 +52,9 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
 
     Followed: casts, dropout, reshapes, permutes, elementwise functions, sums, pooling, resampling, padding, depthwise
     convolution. Pieces must be contiguous, unlike the halves of rotary heads. A piece cut again counts as its parts;
-    slices count if they tile the channels. Channels on which consumers disagree stay whole, logged.
+    slices count if they tile the channels. Channels on which consumers disagree stay whole.
 
     Args:
-        call: an aten.linear or aten.conv2d node.
         order: position by node.
         useful: `leading_to_cuts(graph)`.
     """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,3 +103,13 @@ def test_truncated_weights(clip_folder: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes()[:5000])
     with pytest.raises(EvalError, match="'tiny_clip' cannot be loaded"):
         load_scorer(Backends(clip="tiny_clip", clip_path=tmp_path))
+
+
+def test_its_hash_is_of_what_it_computes_with(scorer, clip_folder: Path, backends: Backends, tmp_path: Path) -> None:
+    """An edited model card is the same scorer, edited weights are another."""
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (copy / "README.md").write_text("another card")
+    assert load_scorer(replace(backends, clip_path=copy)).key == scorer.key
+    config = copy / "open_clip_config.json"
+    config.write_text(config.read_text() + "\n")
+    assert load_scorer(replace(backends, clip_path=copy)).key != scorer.key

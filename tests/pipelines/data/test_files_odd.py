@@ -181,6 +181,52 @@ def test_values_of_archives_that_are_no_text(tmp_path: Path, row: dict[str, obje
         read_archive(tmp_path / "odd.zip")
 
 
+def test_a_line_ends_at_line_ends_only(tmp_path: Path) -> None:
+    """Separators of Unicode, form feeds and the like are inside a prompt, in whichever file it is."""
+    prompts = [f"a cat{separator}on a mat" for separator in "\u2028\u2029\x85\x0c\x0b\x1c\x1e"]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "t.txt").write_bytes(end.join([" ", *prompts, "", "\t"]).encode())
+        (tmp_path / "t.csv").write_bytes(end.join(["prompt", *prompts]).encode())
+        rows = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+        (tmp_path / "t.jsonl").write_bytes(end.join(rows).encode())
+        for name in ("t.txt", "t.csv", "t.jsonl"):
+            assert [entry.prompt for entry in read_prompts(tmp_path / name)] == prompts
+
+
+def test_line_breaks_in_cells_are_kept(tmp_path: Path) -> None:
+    prompts = ["a\r\nb", "a\nb", "a\r\r\n\n b", 'a "b"\n', "a\x00b"]
+    for end in ("\n", "\r\n"):
+        quoted = ['"' + prompt.replace('"', '""') + '"' for prompt in prompts]
+        (tmp_path / "t.csv").write_bytes(end.join(["prompt", *quoted, ""]).encode())
+        (tmp_path / "t.jsonl").write_bytes("".join(json.dumps({"prompt": each}) + end for each in prompts).encode())
+        for name in ("t.csv", "t.jsonl"):
+            assert [entry.prompt for entry in read_prompts(tmp_path / name)] == [each.strip() for each in prompts]
+
+
+def test_halves_of_characters_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a \\ud83d\\ude00"}\n{"prompt": "b \\ud83d"}\n')
+    with pytest.raises(PipelineError, match=r"^the prompt of line 2 has half of a character \(U\+D83D\)"):
+        read_prompts(tmp_path / "t.jsonl")
+    row = {"file": "a.png", "caption": "\udc00", "split": "evaluation"}
+    write_files(tmp_path, {"a.png": b"", "captions.jsonl": json.dumps(row).encode()}, "half.zip")
+    with pytest.raises(PipelineError, match=r"^the prompt of a\.png has half of a character"):
+        read_archive(tmp_path / "half.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("t.csv", 'prompt\na\n" \t"\n', "line 3 of table .* has no prompt"),
+        ("t.jsonl", '{"prompt": " \\u2028 "}\n', "line 1 of table .* has no prompt"),
+        ("t.yaml", "a: x\nb: '  '\n", "b in prompt file .* has no text; write some, or take b out"),
+    ],
+)
+def test_prompts_that_are_empty_when_stripped(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PipelineError, match=words):
+        read_prompts(tmp_path / name)
+
+
 def test_the_first_column_that_says_something(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("prompt,caption,file,image\n,a cat,,1.png\na dog,no,2.png,no.png\n ,0,3.png,\n")
     entries = read_table(tmp_path / "t.csv", None, pictures=True).evaluation

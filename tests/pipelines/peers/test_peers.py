@@ -209,6 +209,8 @@ def test_layers_that_cannot_be_quantized_are_named() -> None:
     with pytest.raises(PipelineError, match="finds no linear"):
         peer("torchao_int4", "w4a16", skip=["*"]).quantize_(Branched().eval(), batches)
     peer("torchao_int8_static", "w8a8", skip=["unused"]).quantize_(Branched().eval(), batches)
+    with pytest.raises(PipelineError, match=r"quantizer\.skip: 'unusd' matches none of the model's \d linears"):
+        peer("torchao_int8_static", "w8a8", skip=["unused", "unusd"]).quantize_(Branched().eval(), batches)
 
 
 def test_inputs_of_two_shapes_are_named() -> None:

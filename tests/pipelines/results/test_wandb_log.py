@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segquant_bench.pipelines.results.wandb_log import resolve_mode
+from segquant_bench.pipelines.results.wandb_mode import resolve_mode
 from tests.pipelines.conftest import Command, Tiny
 
 BLOCK, HEADER = 32768, 7

@@ -36,6 +36,8 @@ VALUES = (
     "pipelines.stages.shared.own",  # hashes of the user's code, which are in the keys
     "pipelines.stages.shared.judgement",  # which metrics are asked for
     "pipelines.stages.components.methods",  # which components, and their methods
+    "segquant.arguments",  # the method that they make is in the keys
+    "segquant.checks",  # what is refused, not what is computed
     "segquant.errors",
     "segquant.files",
     "segquant.presets",  # the method that they make is in the keys
