@@ -68,8 +68,9 @@ def test_a_family_goes_through_all_stages(name: str, families: dict[str, Family]
 def test_segquant_beats_rounding_on_random_weights(name: str, families: dict[str, Family]) -> None:
     """At four bits, with cuts, scales per sign, GPTQ and a low-rank branch in every kind of layer."""
     errors = {}
+    skip = ["quantizer.skip=[x_embedder]"] if name == "flux1_dev" else []  # it is 16 wide here
     for quantizer in ("rtn", "segquant_g"):
-        method = [f"quantizer={quantizer}", "precision=w4a8", "quantizer.skip=[x_embedder]"]  # FLUX's is 16 wide here
+        method = [f"quantizer={quantizer}", "precision=w4a8", *skip]
         benchmark = families[name].benchmark(*method)
         errors[quantizer] = read_json(benchmark.stage("quantize").path / "errors.json")
     assert errors["segquant_g"]["layer_errors"].keys() == errors["rtn"]["layer_errors"].keys()
