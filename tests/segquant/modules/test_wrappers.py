@@ -66,10 +66,13 @@ WRAPPERS: dict[str, Callable[[Net], nn.Module]] = {
     "whole": whole, "in place": in_place, "forward": forward, "blocks": blocks, "blocks in place": blocks_in_place,
     "layers": layers, "data parallel": nn.DataParallel,
 }  # fmt: skip
-SLOW = ("forward", "blocks in place", "layers")
-each_wrapper = pytest.mark.parametrize(
-    "wrapper", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in WRAPPERS]
-)
+
+
+def with_wrappers(*quick: str) -> pytest.MarkDecorator:
+    """Every wrapper; compiling takes seconds, so all but these are slow tests."""
+    return pytest.mark.parametrize(
+        "wrapper", [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in WRAPPERS]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +92,7 @@ def out(model: nn.Module) -> Tensor:
         return model(**block_batches(1, seed=9)[0])
 
 
-@each_wrapper
+@with_wrappers("in place", "blocks", "data parallel")
 def test_a_wrapped_model_that_has_run_is_quantized_as_the_plain_one(wrapper: str, plain: nn.Module) -> None:
     model = WRAPPERS[wrapper](Net())
     exact = out(model)
@@ -103,7 +106,7 @@ def test_a_wrapped_model_that_has_run_is_quantized_as_the_plain_one(wrapper: str
     assert list(errors) == NAMES and errors == layer_errors(Net(), plain, block_batches(1, seed=9))
 
 
-@each_wrapper
+@with_wrappers("whole", "data parallel")
 def test_wrapped_before_or_after_it_is_saved_and_loaded_like_the_plain_one(
     wrapper: str, plain: nn.Module, tmp_path: Path
 ) -> None:
