@@ -54,7 +54,7 @@ def observe(
     Of a convolution: of its patches. Shared layers merge under their first name; one never called has `rows == 0`.
 
     Args:
-        model: runs as it is, in eval mode, without gradients.
+        model: runs as it is, in eval mode, without gradients or autocast.
         batches: the forward's arguments (tuple, dict or tensor). Batches of one origin, given by an attribute `origins`
             (a hashable per batch), share a fold.
         gram: collect XᵀX for all layers, none, or those named.
