@@ -56,6 +56,7 @@ def batches(count: int = 5, seed: int = 1) -> list[Tensor]:
 
 with torch.device("cpu"):
     MODEL, BATCHES, LAYER = made(), batches(), nn.Linear(8, 4)
+    SEGMENTS = segquant.find_segments(MODEL, (BATCHES[0],))  # which `find_segments` is compared with
 
 
 def precision(value: str) -> None:
@@ -121,7 +122,7 @@ def numbers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def quantized(name: str) -> nn.Module:
-    return segquant.quantize_(copy.deepcopy(MODEL), METHODS[name](), BATCHES)
+    return segquant.quantize_(copy.deepcopy(MODEL), METHODS[name](), BATCHES, SEGMENTS)
 
 
 def statistics() -> dict[str, Tensor]:
@@ -152,7 +153,7 @@ def measured() -> dict[str, Any]:
 def offloaded() -> dict[str, Tensor]:
     stored = {name: tensor.clone() for name, tensor in MODEL.state_dict().items()}
     model = Offloaded(copy.deepcopy(MODEL), lambda names: {name: stored[name] for name in names})
-    return numbers(quantize_offloaded_(model, METHODS["segquant_g"](), BATCHES))
+    return numbers(quantize_offloaded_(model, METHODS["segquant_g"](), BATCHES, SEGMENTS))
 
 
 ENTRIES: dict[str, Callable[[], dict[str, Any]]] = {

@@ -133,7 +133,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Outcome.from_dict": (segquant.Outcome.from_dict, {"values": segquant.Outcome(presets.rtn()).to_dict()}),
     "plan": (presets.plan, {"precision": None, "path": "nowhere"}),
     **{
-        name: (preset, {"precision": "w8a8_tensor", **COMMON, **OWN.get(name, {})})
+        name: (preset, {"precision": "w8a8_tensor", **(COMMON if name in ("rtn", "auto") else {}), **OWN.get(name, {})})
         for name, preset in PRESETS.items() if name != "plan"
     },
 }  # fmt: skip
