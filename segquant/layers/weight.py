@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -24,8 +25,8 @@ _WRITERS = (Tensor.__setitem__, Tensor.data.__set__, Tensor.share_memory_)  # ty
 _TRAINERS = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 # What looks behind a tensor's values.
 _WHOLE = (
-    Tensor.__array__, Tensor.__deepcopy__, Tensor.__reduce_ex__, Tensor.__repr__, Tensor.data_ptr, Tensor.numpy,
-    Tensor.storage, Tensor.tolist, Tensor.untyped_storage,
+    Tensor.__array__, Tensor.__deepcopy__, Tensor.__dlpack__, Tensor.__reduce_ex__, Tensor.__repr__, Tensor.data_ptr,
+    Tensor.numpy, Tensor.storage, Tensor.tolist, Tensor.untyped_storage,
 )  # fmt: skip
 _JOINS = (torch.ops.aten.cat.default, torch.ops.aten.stack.default)
 
@@ -69,7 +70,10 @@ class QuantWeight(Tensor):
         if own and (func in _WRITERS or (func in _TRAINERS and args[1:] != (False,))):
             raise QuantizationError(READ_ONLY)
         if own and func in _WHOLE:
-            return func(args[0].values(), *args[1:], **given)
+            found = func(args[0].values(), *args[1:], **given)
+            if isinstance(found, np.ndarray):
+                found.flags.writeable = False
+            return found
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*args, **given)
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]

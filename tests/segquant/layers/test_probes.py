@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -209,3 +210,12 @@ def test_quantized_layers_are_not_targets() -> None:
     segquant.quantize_(nn.Sequential(model[0]), presets.rtn("w8a8_dynamic"), [])
     quantized = segquant.quantize_(nn.Sequential(*model), presets.rtn("w8a8_dynamic", convolutions=True), [])
     assert not quantizable(quantized) and isinstance(quantized[0].weight, QuantWeight)
+
+
+def test_arrays_of_a_weight_are_read_only() -> None:
+    """What is written to them would be lost."""
+    layer = QuantLinear.from_float(nn.Linear(8, 4), presets.rtn("w8a8_dynamic"))
+    for array in (layer.weight.numpy(), np.asarray(layer.weight), layer.weight.detach().numpy()):
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+    assert torch.equal(torch.from_dlpack(layer.weight), layer.weight.values())
