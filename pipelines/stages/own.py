@@ -78,5 +78,6 @@ def _told(compute: Callable[[Run, Path], None], path: str) -> Callable[[Run, Pat
 
 
 def _with_code(stage: Stage, path: str) -> Callable[[Run], Mapping[str, Any]]:
-    """`depends`, with the code that the stage imports from its package."""
-    return lambda run: {**stage.depends(run), "own_code": own_digest(path)}
+    """`depends`, with the code of the stage's package and of `compute`'s, which may be another one."""
+    compute = f"{stage.compute.__module__}.{stage.compute.__qualname__}"
+    return lambda run: {**stage.depends(run), "own_code": own_digest(path, compute)}

@@ -92,3 +92,20 @@ def test_a_stage_s_own_settings_stay(module: Callable[..., dict[str, Any]]) -> N
     (stage,) = with_own_stages((), module(mine="work, asked=False, code=('pipelines.data',)"))
     assert isinstance(stage, Stage) and not stage.asked and stage.code == ("pipelines.data",)
     assert stage.compute.__name__ == "work"
+
+
+def test_the_code_of_compute_counts_wherever_it_is(
+    module: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = f"other_work_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / "beside").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "beside")
+    file = tmp_path / "beside" / f"{other}.py"
+    file.write_text("def far(run, folder):\n    return 1\n")
+    settings = module(mine=f"__import__('{other}').far")
+    (stage,) = with_own_stages((), settings)
+    run: Any = SimpleNamespace()
+    before = stage.depends(run)["own_code"]
+    file.write_text("def far(run, folder):\n    return 2222\n")
+    assert stage.depends(run)["own_code"] != before
+    sys.modules.pop(other)
