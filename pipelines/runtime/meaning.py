@@ -70,7 +70,7 @@ def _file_meaning(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def source_meaning(source: str) -> str:
-    """Hash of a syntax tree without comments, docstrings, `if TYPE_CHECKING`, and annotations outside class bodies."""
+    """Hash of a syntax tree without comments, docstrings, `if TYPE_CHECKING` and idle annotations."""
     tree = _Stripped().visit(ast.parse(source))
     return hashlib.sha256(ast.dump(tree, annotate_fields=False).encode()).hexdigest()
 
@@ -78,6 +78,7 @@ def source_meaning(source: str) -> str:
 class _Stripped(ast.NodeTransformer):
     def __init__(self) -> None:
         self._in_class = False
+        self._decorated = False
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if _is_text(node.value) else self.generic_visit(node)
@@ -91,16 +92,24 @@ class _Stripped(ast.NodeTransformer):
         return self._inside(node, is_class=True)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self._inside(node, is_class=False)
+        return self._function(node)
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
-        node.returns = None
-        return self._inside(node, is_class=False)
+        return self._function(node)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
+        if not self._decorated:
+            node.annotation = None
         return node
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        outside, self._decorated = self._decorated, any(map(_reads_annotations, node.decorator_list))
+        if not self._decorated:
+            node.returns = None
+        try:
+            return self._inside(node, is_class=False)
+        finally:
+            self._decorated = outside
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
         if self._in_class:
@@ -125,6 +134,11 @@ def _is_type_checking(node: ast.AST) -> bool:
     return (isinstance(node, ast.Name) and node.id == "TYPE_CHECKING") or (
         isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING"
     )
+
+
+def _reads_annotations(decorator: ast.expr) -> bool:
+    """functools.singledispatch: `@f.register` chooses by them."""
+    return isinstance(decorator, ast.Attribute) and decorator.attr == "register"
 
 
 def _listed(found: Any) -> list[ast.stmt]:
