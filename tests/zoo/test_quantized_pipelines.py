@@ -6,7 +6,6 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -299,17 +298,3 @@ def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str) -> None:
     assert not torch.equal(zoo.latents(other), zoo.plain()) and torch.equal(zoo.latents(pipe), zoo.plain())
     with pytest.raises(QuantizationError, match=r"segquant.save_quantized\(model, directory\)"):
         getattr(other, zoo.denoiser).save_pretrained("nowhere")
-
-
-@each_method
-def test_threads_share_the_networks(zoo: InUse, method: str) -> None:
-    """Each has a pipeline, hence a scheduler, of its own."""
-    one = zoo.quantized(method)
-    pipes = [one, zoo.with_parts({name: getattr(one, name) for name in zoo.parts})]
-    draws = [(0, 1), (2, 3)]
-    with ThreadPoolExecutor(2) as pool:
-        together: list[Tensor] = list(pool.map(zoo.latents, pipes, draws))
-    with ThreadPoolExecutor(1) as pool:
-        alone = list(pool.map(zoo.latents, pipes, draws))
-    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
-    assert torch.equal(alone[0], zoo.plain(method))
