@@ -30,6 +30,9 @@ class Common(TypedDict, total=False):
     percentile: float
     bias_correction: bool
     cuts: str
+    deploy: str
+    negative: str | None
+    columns: str | None
     skip: Iterable[str]
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]]
     on_uncalled: str
@@ -46,6 +49,9 @@ def _method(name: str, precision: Precision, common: Mapping[str, Any], **values
     for key in ("skip", "overrides"):
         if merged.get(key) is None:
             merged[key] = ()
+    for key in ("negative", "columns"):  # what `deploy` says
+        if merged.get(key, "") is None:
+            del merged[key]
     return Method.of(name, merged.pop("scheme"), **merged)
 
 

@@ -95,7 +95,7 @@ def _cost(layer: Layer, layout: Layout, method: Method, plain: Method, name: str
     whole = replace(layout, branches=(layout.out_features,))
     place, added = whole.place(), method.optimizer.added(whole, name)
     buffers = [entry for transform in added for entry in transform.buffers(place).values()]
-    signed = sum(size for size, dual in zip(layout.columns, layout.dual, strict=True) if dual)
+    signed = sum(size for size, dual in zip(layout.columns, layout.two_products, strict=True) if dual)
     return LayerCost(
         bytes=layer_bytes(layout, bias) + buffer_bytes(buffers),
         plain=_rounded(layer, plain, name, bias, item),

@@ -71,8 +71,10 @@ def buffer_bytes(buffers: Iterable[tuple[tuple[int, ...], torch.dtype]]) -> int:
 def layer_operations(layout: Layout) -> float:
     """Multiply-accumulates per input row."""
     product = layout.in_features * layout.out_features
-    dual = sum(size for size, flag in zip(layout.columns, layout.dual, strict=True) if flag) * layout.out_features
-    return float(product + dual) + sum(transform.operations(layout.place()) for transform in layout.transforms)
+    twice = sum(size for size, flag in zip(layout.columns, layout.two_products, strict=True) if flag)
+    return float(product + twice * layout.out_features) + sum(
+        transform.operations(layout.place()) for transform in layout.transforms
+    )
 
 
 def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:

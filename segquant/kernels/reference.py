@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segquant.kernels.backend import Backend
 from segquant.modules.state import outside_autocast
-from segquant.numerics.fake_quant import dequantize_weight, quantize_input
+from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
 from segquant.registry import register
 from segquant.transforms.chain import chain_of
@@ -58,14 +58,14 @@ REFERENCE = Reference()
 
 
 def _branch(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Tensor:
-    tensors, spec = packed.tensors, layout.scheme.input
+    tensors, grid = packed.tensors, layout.input_grid
     x, beside = chain_of(layout, tensors, branch).run(x)
-    if spec is not None:
+    if grid is not None:
         static = None
-        if not spec.dynamic:
-            above = tensors["input_scale"][branch]
-            static = above, tensors["input_scale_negative"][branch] if layout.any_dual else above
-        x = quantize_input(x, layout.input_columns, layout.input_dual, spec, static)
+        if not grid.spec.dynamic:
+            first = tensors["input_scale"][branch]
+            static = first, first if layout.second_scale is None else tensors[layout.second_scale][branch]
+        x = grid.quantize(x, static)
     out = x @ packed.weight[layout.branch_slices[branch]].T
     for extra in beside:
         out = out + extra

@@ -12,14 +12,16 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from segquant import registry
 from segquant.checks import described
 from segquant.errors import nearest
-from segquant.method.parts import Budget, Cuts, Targets
-from segquant.numerics.formats import scheme_of
+from segquant.method.parts import DEPLOY, Budget, Cuts, Targets
+from segquant.numerics.formats import check_choice, scheme_of
 
 MEMBERS = {"optimizer": "optimizer", "rotate": "rotation", "calibrator": "calibrator", "ranges": "range"}
 """Slot of the registry by flat name."""
 ATTRIBUTES = {"rotate": "rotation"}
 """Attribute of `Method` by flat name, where they differ."""
-CUTS = {"seglinear": "seglinear", "dualscale": "dualscale", "cuts": "control"}
+CUTS = {
+    "seglinear": "seglinear", "dualscale": "dualscale", "cuts": "control", "negative": "negative", "columns": "columns",
+}  # fmt: skip
 TARGETS = ("skip", "overrides", "on_uncalled", "convolutions")
 OWN = ("name", "scheme", "bias_correction", "seed", "budget")
 DEFAULT_ROTATION = "hadamard"
@@ -53,7 +55,7 @@ def settings() -> dict[str, list[type]]:
 
 def flat_names() -> set[str]:
     """All names that `changed` takes, "precision" aside."""
-    return {*OWN, *CUTS, *TARGETS, *MEMBERS, *settings()}
+    return {"deploy", *OWN, *CUTS, *TARGETS, *MEMBERS, *settings()}
 
 
 def attribute(name: str) -> str:
@@ -90,6 +92,10 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     changes = dict(changes)
     if "precision" in changes:
         changes["scheme"] = scheme_of(changes.pop("precision"))
+    if "deploy" in changes:
+        engine = changes.pop("deploy")
+        check_choice("deploy", engine, tuple(DEPLOY))
+        changes = {**DEPLOY[engine], **changes}
     known, kinds = flat_names(), settings()
     for key in changes:
         if key not in known:

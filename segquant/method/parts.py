@@ -9,8 +9,19 @@ from typing import Any
 from segquant.checks import check_fields, described, listed
 from segquant.errors import QuantizationError
 from segquant.numerics.formats import check_choice, scheme_of
+from segquant.numerics.input_grid import NEGATIVES
 
 CONTROLS = ("graph", "random", "wrong")
+COLUMNS = ("pieces", "fold")
+DEPLOY: dict[str, dict[str, str]] = {
+    "none": {"negative": "dual", "columns": "pieces"},
+    "cpu": {"negative": "zero_point", "columns": "fold"},
+    "onnx": {"negative": "zero_point", "columns": "fold"},
+    "tensorrt": {"negative": "shift", "columns": "fold"},
+    "torchao": {"negative": "shift", "columns": "fold"},
+    "comfy": {"negative": "shift", "columns": "fold"},
+}
+"""What an engine needs of `Cuts`, by the engine's name; chosen before solving, so that searches and GPTQ see it."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +32,24 @@ class Cuts:
         seglinear: cut at the graph's segments.
         dualscale: a scale per sign after activations.
         control: "graph", or of Table 6 "random" places, "wrong" number of pieces.
+        negative: how a scale per sign is held: "dual" (two products), "zero_point" (one grid over the range of both
+            signs) or "shift" (a constant taken off static inputs, for engines whose grids are symmetric; dynamic ones
+            have one scale).
+        columns: input pieces have scales of their own ("pieces", a product each), or these are folded into the
+            smoothing ("fold", one product).
     """
 
     seglinear: bool = False
     dualscale: bool = False
     control: str = "graph"
+    negative: str = "dual"
+    columns: str = "pieces"
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_choice("cuts", self.control, CONTROLS)
+        check_choice("negative", self.negative, NEGATIVES)
+        check_choice("columns", self.columns, COLUMNS)
 
     @property
     def wants_graph(self) -> bool:

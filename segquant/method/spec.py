@@ -70,6 +70,11 @@ class Method:
             raise ValueError(
                 f"bias_correction has nothing to add to calibrator {self.calibrator.name!r}; switch one of them off"
             )
+        if "second_pass" in self.calibrator.needs and self.cuts.negative == "shift":
+            raise ValueError(
+                f"negative='shift' goes into the bias with the rounded weight, which {self.calibrator.name!r} still "
+                "changes; choose negative='zero_point'"
+            )
         for pattern, values in self.targets.overrides:
             self._overridden(values, pattern)
 
@@ -125,7 +130,8 @@ class Method:
         if self.scheme.weight is None:
             return frozenset()
         found = self.optimizer.needs | self.calibrator.needs | self.ranges.needs
-        if self.scheme.static_input or self.bias_correction:
+        folds = self.scheme.input is not None and self.cuts.seglinear and self.cuts.columns == "fold"
+        if self.scheme.static_input or self.bias_correction or folds:
             found |= {"stats"}
         if self.budget is not None:
             found |= {"stats", "gram"}

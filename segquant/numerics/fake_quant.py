@@ -1,4 +1,4 @@
-"""Fake quantization in float32 on the formats' exact grids, any device."""
+"""Weights on their grids: scales spread over a weight, codes as a layer stores them."""
 
 from __future__ import annotations
 
@@ -8,61 +8,7 @@ import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
-from segquant.numerics.formats import QuantSpec
 from segquant.numerics.layout import Layout
-
-
-def input_scales(positive: Tensor, negative: Tensor, dual: tuple[bool, ...], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """Scales for x ≥ 0 and below, per input piece, from its largest value and the smallest's magnitude [..., pieces].
-
-    Args:
-        dual: pieces with a scale per sign; others get one scale twice.
-    """
-    plain = F.choose_scale(torch.maximum(positive, negative), spec.dtype)
-    if not any(dual):
-        return plain, plain
-    above, below = F.choose_dual_scale(positive, negative, spec.dtype)
-    if all(dual):
-        return above, below
-    mask = torch.tensor(dual, dtype=torch.bool, device=plain.device)
-    return torch.where(mask, above, plain), torch.where(mask, below, plain)
-
-
-def dynamic_scales(
-    x: Tensor, columns: tuple[int, ...], dual: tuple[bool, ...], spec: QuantSpec
-) -> tuple[Tensor, Tensor]:
-    """Scales from the input, per token (or tensor) and piece, [..., pieces]."""
-    if any(dual):
-        positive = F.piece_max(x, columns).clamp_min_(0)
-        negative = F.piece_max(-x, columns).clamp_min_(0)
-    else:
-        positive = negative = F.piece_max(x.abs(), columns)
-    if spec.granularity == "tensor":
-        positive, negative = _over_rows(positive), _over_rows(negative)
-    return input_scales(positive, negative, dual, spec)
-
-
-def _over_rows(values: Tensor) -> Tensor:
-    """The maximum over all dimensions but the last, [1, …, 1, pieces]; 0 without rows."""
-    lead = tuple(range(values.dim() - 1))
-    if not values.numel():
-        return values.new_zeros(*(1 for _ in lead), values.shape[-1])
-    return values.amax(lead, keepdim=True) if lead else values  # amax takes no dimensions for all of them
-
-
-def quantize_input(
-    x: Tensor,
-    columns: tuple[int, ...],
-    dual: tuple[bool, ...],
-    spec: QuantSpec,
-    static: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Fake quantization of [..., in]; `static`: scales [pieces] for x ≥ 0 and below, None: from x."""
-    above, below = dynamic_scales(x, columns, dual, spec) if static is None else static
-    scale = F.expand_pieces(above, columns)
-    if any(dual):
-        return F.dual_fake_quantize(x, scale, F.expand_pieces(below, columns), spec.dtype)
-    return F.fake_quantize(x, scale, spec.dtype)
 
 
 def expand_weight_scale(scale: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:

@@ -43,6 +43,18 @@ def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[T
     return pos, neg
 
 
+def choose_zero_point(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+    """Scale and zero point (a whole number ≥ 0) of one grid over [−negative, positive], of any shape.
+
+    Zero is on the grid; scale 1 where both sides are zero.
+    """
+    positive, negative = computed(positive), computed(negative)
+    levels = code_max(dtype) - code_min(dtype)
+    width = positive + negative
+    scale = torch.where(width > 0, _not_denormal(width / levels), torch.ones_like(width))
+    return scale, (negative / scale).round_().clamp_(0, levels)
+
+
 def _not_denormal(scale: Tensor) -> Tensor:
     return scale.clamp_min(torch.finfo(scale.dtype).tiny)
 
@@ -69,6 +81,13 @@ def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
         return rounded.mul_(scale)
     low, high = INT_RANGES[dtype]
     return ratio.round_().clamp_(low, high).mul_(scale)
+
+
+def zero_fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, dtype: str) -> Tensor:
+    """clamp(round(x/scale), −zero, levels − zero)·scale, where levels + 1 is the number of codes."""
+    ratio = computed(x) / scale
+    levels = code_max(dtype) - code_min(dtype)
+    return torch.clamp(ratio.round_(), -zero, levels - zero).mul_(scale)
 
 
 def dual_fake_quantize(x: Tensor, positive: Tensor, negative: Tensor, dtype: str) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from segquant import registry
-from segquant.numerics.formats import QuantScheme, QuantSpec
+from segquant.numerics.formats import QuantScheme, QuantSpec, check_choice
+from segquant.numerics.input_grid import NEGATIVES, InputGrid
 from segquant.numerics.transform import Place, Transform
 
 
@@ -30,10 +31,11 @@ class Layout:
         scheme: its weight format is not None.
         rows: sizes of output segments, each one "tensor" to per-tensor scales.
         columns: sizes of input segments, each with its own scales.
-        dual: input segments with a scale per sign.
+        dual: input segments whose signs are treated apart.
         branches: sizes of the runs of outputs that share one transformed input.
         transforms: of the input, in order.
         taps: columns per input channel, smoothed alike.
+        negative: how signs are treated apart: "dual", "zero_point" (see `InputGrid`) or "shift" (see `Shift`).
     """
 
     in_features: int
@@ -46,6 +48,7 @@ class Layout:
     branches: tuple[int, ...]
     transforms: tuple[Transform, ...] = ()
     taps: int = 1
+    negative: str = "dual"
 
     def __post_init__(self) -> None:
         if self.scheme.weight is None:
@@ -59,13 +62,14 @@ class Layout:
                 raise ValueError(f"{what}={sizes} must be positive and sum to {total}")
         if len(self.dual) != len(self.columns):
             raise ValueError(f"dual has {len(self.dual)} entries for {len(self.columns)} input segments")
+        check_choice("negative", self.negative, NEGATIVES)
         if any(size % self.taps for size in self.columns):
             raise ValueError(f"columns={self.columns} must be multiples of the {self.taps} taps of a channel")
         if any(transform.mixes for transform in self.transforms) and any(self.dual):
             raise ValueError("a rotated input has no sign of its own left: dual must be False throughout")
         self.buffers()  # which refuses transforms that do not fit, and buffers of the same name
         # torch.compile cannot take the lock of a cached property that is read for the first time
-        for name in ("weight_columns", "weight_rows", "input_columns", "input_dual", "branch_slices"):
+        for name in ("weight_columns", "weight_rows", "input_columns", "input_grid", "branch_slices"):
             getattr(self, name)
 
     @property
@@ -91,17 +95,28 @@ class Layout:
         return group_pieces(self.columns, spec.group_size) if spec and spec.group_size else self.columns
 
     @cached_property
-    def input_dual(self) -> tuple[bool, ...]:
-        """`dual` per entry of `input_columns`."""
+    def input_grid(self) -> InputGrid | None:
+        """None where the input stays floating point."""
         spec = self.scheme.input
-        if spec is None or not spec.group_size:
-            return self.dual
-        counts = (size // spec.group_size for size in self.columns)
-        return tuple(flag for flag, count in zip(self.dual, counts, strict=True) for _ in range(count))
+        if spec is None:
+            return None
+        counts = (size // spec.group_size if spec.group_size else 1 for size in self.columns)
+        dual = tuple(flag for flag, count in zip(self.dual, counts, strict=True) for _ in range(count))
+        if self.negative == "shift":  # symmetric once the shift has taken off the middle
+            return InputGrid(self.input_columns, (False,) * len(dual), spec)
+        return InputGrid(self.input_columns, dual, spec, self.negative)
 
     @property
-    def any_dual(self) -> bool:
-        return self.scheme.input is not None and any(self.dual)
+    def second_scale(self) -> str | None:
+        """Buffer beside "input_scale", if there is one: of x < 0, or zero points."""
+        if self.input_grid is None or not any(self.input_grid.dual):
+            return None
+        return "input_zero" if self.input_grid.zero_point else "input_scale_negative"
+
+    @property
+    def two_products(self) -> tuple[bool, ...]:
+        """Input segments that are multiplied twice, once per sign."""
+        return self.dual if self.second_scale == "input_scale_negative" else (False,) * len(self.columns)
 
     @cached_property
     def branch_slices(self) -> tuple[slice, ...]:
@@ -125,8 +140,8 @@ class Layout:
         if self.scheme.static_input:
             shape = (n, len(self.input_columns))
             found["input_scale"] = (shape, torch.float32)
-            if self.any_dual:
-                found["input_scale_negative"] = (shape, torch.float32)
+            if self.second_scale is not None:
+                found[self.second_scale] = (shape, torch.float32)
         for transform in self.transforms:
             own = transform.buffers(self.place())
             taken = own.keys() & (found.keys() | {"bias"})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import expand_weight_scale, input_scales, quantize_input
+from segquant.numerics.fake_quant import expand_weight_scale
 from segquant.numerics.layout import group_pieces, slices
 from segquant.numerics.transform import Place
 from segquant.observers.stats import HeldOut, InputStats
@@ -184,14 +184,14 @@ class BlockSimulation:
         branch, index = block
         rows, width = layout.branches[branch], layout.columns[index]
         self.ranges, self.seed = ranges, problem.seed
-        self.weight_spec, self.input_spec = layout.weight_spec, layout.scheme.input if inputs else None
-        self.dual = layout.dual[index]
+        self.weight_spec = layout.weight_spec
+        self.shifts = inputs and layout.dual[index] and layout.negative == "shift"
         cut = layout.rows if len(layout.branches) == 1 else (rows,)
         self.rows = cut if self.weight_spec.granularity == "tensor" else (1,) * rows
         group = self.weight_spec.group_size
         self.columns = group_pieces((width,), group) if group else (width,)
-        group = self.input_spec.group_size if self.input_spec else None
-        self.pieces = group_pieces((width,), group) if group else (width,)
+        alone = replace(layout, in_features=width, columns=(width,), dual=(layout.dual[index],), transforms=(), taps=1)
+        self.grid = alone.input_grid if inputs else None
         share = scaling.rank_share * width / layout.in_features
         self.rank = max(1, round(share)) if scaling.rank_share else 0
         # a rotated input is not cut: the block is the whole input then
@@ -200,22 +200,29 @@ class BlockSimulation:
 
     def __call__(self, weight: Tensor) -> Layer:
         weight = self.turn.weight(weight)
-        residual, factors = weight, None
+        residual, factors, low_rank = weight, None, weight.new_zeros(())
         if self.rank:
             up, down = random_low_rank(weight, self.rank, self.seed)
             residual, factors = weight - up @ down, (up, down)
+            low_rank = up @ down.sum(1)
         dtype = self.weight_spec.dtype
         scale = self.ranges.weight_scale(residual, dtype, self.rows, self.columns)
         rounded = F.fake_quantize(residual, expand_weight_scale(scale, self.rows, self.columns), dtype).T
         importance = weight.square().sum(0) if self._looks_at_rows else None
 
         def layer(split: HeldOut) -> Callable[[float], Tensor]:
+            shift = (split.positive.max() - split.negative.max()) / 2 if self.shifts else None
+            beside = None if shift is None else shift * (rounded.sum(0) + low_rank)
             rows = self.turn.rows(split.rows)
-            ranges = self._ranges(split, importance)
+            if shift is not None:
+                rows = rows - shift
+            ranges = self._ranges(split, importance, shift)
             branch = None if factors is None else (rows @ factors[1].T) @ factors[0].T
 
             def output(margin: float) -> Tensor:
                 out = self._input(rows, ranges, margin) @ rounded
+                if beside is not None:
+                    out += beside
                 return out if branch is None else out.add_(branch)
 
             return output
@@ -226,9 +233,8 @@ class BlockSimulation:
     def _looks_at_rows(self) -> bool:
         return self.hidden or self.ranges.input_rows
 
-    def _ranges(self, split: HeldOut, importance: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        spec = self.input_spec
-        if spec is None or spec.dynamic:
+    def _ranges(self, split: HeldOut, importance: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        if self.grid is None or self.grid.spec.dynamic:
             return None
         fit, positive, negative = None, split.positive, split.negative
         if self._looks_at_rows:
@@ -237,16 +243,16 @@ class BlockSimulation:
         if self.hidden:
             assert fit is not None
             positive, negative = extremes_of(fit)
-        dual = (self.dual,) * len(self.pieces)
-        return self.ranges.input_range(positive, negative, fit, self.pieces, dual, spec, importance)
+        if shift is not None:
+            fit = None if fit is None else fit - shift
+            positive, negative = (positive - shift).clamp_min(0), (negative + shift).clamp_min(0)
+        return self.ranges.input_range(positive, negative, fit, self.grid, importance)
 
     def _input(self, rows: Tensor, ranges: tuple[Tensor, Tensor] | None, margin: float) -> Tensor:
-        if self.input_spec is None:
+        if self.grid is None:
             return rows
-        dual, static = (self.dual,) * len(self.pieces), None
-        if ranges is not None:
-            static = input_scales(ranges[0] * margin, ranges[1] * margin, dual, self.input_spec)
-        return quantize_input(rows, self.pieces, dual, self.input_spec, static)
+        static = None if ranges is None else self.grid.scales(ranges[0] * margin, ranges[1] * margin)
+        return self.grid.quantize(rows, static)
 
 
 def extremes_of(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
-from segquant.numerics.formats import QuantSpec
+from segquant.numerics.input_grid import InputGrid
 from segquant.ranges.protocol import Range
 from segquant.registry import register
 
@@ -45,12 +45,10 @@ class Amax(Range):
         positive: Tensor,
         negative: Tensor,
         rows: Tensor | None,
-        pieces: tuple[int, ...],
-        dual: tuple[bool, ...],
-        spec: QuantSpec,
+        grid: InputGrid,
         importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return F.piece_max(positive, pieces), F.piece_max(negative, pieces)
+        return F.piece_max(positive, grid.pieces), F.piece_max(negative, grid.pieces)
 
     def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
         return hidden or doubtful

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import input_scales, quantize_input
-from segquant.numerics.formats import QuantSpec
+from segquant.numerics.input_grid import InputGrid
 from segquant.ranges.amax import Amax
 from segquant.ranges.blocks import map_blocks
 from segquant.ranges.protocol import Range
@@ -55,32 +55,58 @@ def mse_input_range(
     rows: Tensor,
     positive: Tensor,
     negative: Tensor,
-    pieces: tuple[int, ...],
-    dual: tuple[bool, ...],
-    spec: QuantSpec,
+    grid: InputGrid,
     importance: Tensor | None = None,
     *,
     shrink: tuple[float, ...] = SHRINK,
 ) -> tuple[Tensor, Tensor]:
     """Ranges of a static input (positive, negative), [pieces], with the least Σ importance_j (x_tj − x̂_tj)² over rows.
 
-    A piece with one scale has one share for both sides, one with a scale per sign a share for each. Arguments as for
-    `Range.input_range`, but ranges are [pieces]; `shrink` are shares to try, starting with 1.
+    A piece with one scale has one share for both sides, one with a scale per sign a share for each; one with a zero
+    point has one share first, then one for each side in turn. Arguments as for `Range.input_range`, but ranges are
+    [pieces]; `shrink` are shares to try, starting with 1.
     """
     values = rows if rows.dtype == torch.float64 else rows.float()
-    apart = torch.tensor(dual, dtype=torch.bool, device=positive.device)
-    best = torch.ones(2, len(pieces), dtype=positive.dtype, device=positive.device)
-    least = torch.full(best.shape, torch.inf, dtype=torch.float64, device=positive.device)
-    for share in shrink:
-        static = input_scales(positive * share, negative * share, dual, spec)
-        error = (quantize_input(values, pieces, dual, spec, static) - values).square_()
-        if importance is not None:
-            error *= importance.to(error)
-        sides = torch.stack([_piece_sums(error * mask, pieces) for mask in (values >= 0, values < 0)])
-        sides = torch.where(apart, sides, sides.sum(0))
-        better = sides < least
-        best, least = torch.where(better, share, best), torch.where(better, sides, least)
-    return positive * best[0], negative * best[1]
+    search = _Shares(values, positive, negative, grid, importance)
+    together = torch.tensor(grid.dual, dtype=torch.bool, device=positive.device).logical_not_()
+    if grid.zero_point:
+        ones = torch.ones_like(positive)
+        joint = torch.ones_like(together)
+        both = search.least(lambda share: (ones * share, ones * share), shrink, joint)[0]
+        above = search.least(lambda share: (both * share, both), shrink, joint)[0] * both
+        below = search.least(lambda share: (above, both * share), shrink, joint)[0] * both
+        return positive * torch.where(together, both, above), negative * torch.where(together, both, below)
+    sides = search.least(lambda share: (share, share), shrink, together)
+    return positive * sides[0], negative * sides[1]
+
+
+class _Shares:
+    """Squared errors by shares of an input's ranges."""
+
+    def __init__(
+        self, rows: Tensor, positive: Tensor, negative: Tensor, grid: InputGrid, importance: Tensor | None
+    ) -> None:
+        self.rows, self.positive, self.negative, self.grid = rows, positive, negative, grid
+        self.importance = importance
+
+    def least(self, ranges: Callable[[float], tuple[Any, Any]], shrink: tuple[float, ...], joint: Tensor) -> Tensor:
+        """The best share by side and piece [2, pieces]; `joint`: pieces whose sides count together."""
+        best = torch.ones(2, len(self.grid.pieces), dtype=self.positive.dtype, device=self.positive.device)
+        least = torch.full(best.shape, torch.inf, dtype=torch.float64, device=self.positive.device)
+        for share in shrink:
+            above, below = ranges(share)
+            sides = self._errors(self.positive * above, self.negative * below)
+            sides = torch.where(joint, sides.sum(0), sides)
+            better = sides < least
+            best, least = torch.where(better, share, best), torch.where(better, sides, least)
+        return best
+
+    def _errors(self, positive: Tensor, negative: Tensor) -> Tensor:
+        values, grid = self.rows, self.grid
+        error = (grid.quantize(values, grid.scales(positive, negative)) - values).square_()
+        if self.importance is not None:
+            error *= self.importance.to(error)
+        return torch.stack([_piece_sums(error * mask, grid.pieces) for mask in (values >= 0, values < 0)])
 
 
 def _piece_sums(error: Tensor, pieces: tuple[int, ...]) -> Tensor:
@@ -111,14 +137,12 @@ class Mse(Range):
         positive: Tensor,
         negative: Tensor,
         rows: Tensor | None,
-        pieces: tuple[int, ...],
-        dual: tuple[bool, ...],
-        spec: QuantSpec,
+        grid: InputGrid,
         importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         assert rows is not None
-        above, below = F.piece_max(positive, pieces), F.piece_max(negative, pieces)
-        return mse_input_range(rows, above, below, pieces, dual, spec, importance)
+        above, below = F.piece_max(positive, grid.pieces), F.piece_max(negative, grid.pieces)
+        return mse_input_range(rows, above, below, grid, importance)
 
     def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
         return hidden

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segquant.checks import check_fields
-from segquant.numerics.formats import QuantSpec
+from segquant.numerics.input_grid import InputGrid
 from segquant.ranges.amax import Amax
 from segquant.registry import register
 
@@ -30,7 +30,7 @@ def percentile_range(
     """Ranges of a static input per piece, (positive, negative), [pieces], at least 0.
 
     A piece with one scale gets the percentile of |x| on both sides; one with a scale per sign, that of each sign.
-    Arguments as for `Range.input_range`; `percentile` is in (0, 100].
+    `dual` are pieces whose signs are treated apart; `percentile` is in (0, 100].
     """
     q = _share(percentile)
     values = rows if rows.dtype == torch.float64 else rows.float()
@@ -78,13 +78,11 @@ class Percentile(Amax):
         positive: Tensor,
         negative: Tensor,
         rows: Tensor | None,
-        pieces: tuple[int, ...],
-        dual: tuple[bool, ...],
-        spec: QuantSpec,
+        grid: InputGrid,
         importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         assert rows is not None
-        return percentile_range(rows, pieces, dual, self.percentile)
+        return percentile_range(rows, grid.pieces, grid.dual, self.percentile)
 
     def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
         return False

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from segquant.numerics.formats import QuantSpec
+from segquant.numerics.input_grid import InputGrid
 
 
 class Range(Protocol):
@@ -55,9 +55,7 @@ class Range(Protocol):
         positive: Tensor,
         negative: Tensor,
         rows: Tensor | None,
-        pieces: tuple[int, ...],
-        dual: tuple[bool, ...],
-        spec: QuantSpec,
+        grid: InputGrid,
         importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Range of a static input per piece: largest value and magnitude of the smallest, [pieces] each, at least 0.
@@ -66,8 +64,7 @@ class Range(Protocol):
             positive: largest values by channel [in], in the quantized space.
             negative: magnitudes of the smallest ones.
             rows: a sample [n, in], if `input_rows`.
-            pieces: channels per piece.
-            dual: which pieces have one scale per sign.
+            grid: the input's pieces and their format.
             importance: squared column norms of the weight [in].
         """
         ...

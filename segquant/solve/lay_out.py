@@ -9,9 +9,21 @@ from segquant.graph.segments import Segments, column_segments
 from segquant.method.spec import Method
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Transform
+from segquant.solve.one_product import folded
 
 
 def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
+    """The layer as it will be; see `lay_out_pieces`."""
+    layout = lay_out_pieces(linear, method, segments, name, taps)
+    return folded(layout) if one_scale(layout, method) else layout
+
+
+def one_scale(layout: Layout, method: Method) -> bool:
+    """Whether the scales of input pieces go into the smoothing."""
+    return method.cuts.columns == "fold" and len(layout.columns) > 1
+
+
+def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
     """Where the layer is cut and which inputs get a scale per sign.
 
     Input segments that the group size does not divide are not cut.
@@ -40,6 +52,8 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
     rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
     transforms = planned(method)
     keeps_sign = method.cuts.dualscale and scheme.input is not None and not _mixes(method)
+    if method.cuts.negative == "shift" and not scheme.static_input:
+        keeps_sign = False  # a constant would widen the range of every token that is smaller than it
     dual = tuple(keeps_sign and bool(entry) for entry in activations)
     apart = method.optimizer.apart and len(rows) > 1
     try:
@@ -54,6 +68,7 @@ def lay_out_layer(linear: nn.Linear, method: Method, segments: Segments | None, 
             branches=rows if apart else (linear.out_features,),
             transforms=transforms,
             taps=taps,
+            negative=method.cuts.negative if any(dual) else "dual",
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error

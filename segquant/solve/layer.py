@@ -21,12 +21,13 @@ from segquant.kernels.reference import REFERENCE
 from segquant.method.spec import Method
 from segquant.modules.state import own_state
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import expand_weight_scale, input_scales, store_codes
+from segquant.numerics.fake_quant import expand_weight_scale, store_codes
 from segquant.numerics.layout import Layout
 from segquant.observers.stats import InputStats
 from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
 from segquant.optimizers.search import extremes_of
-from segquant.solve.lay_out import lay_out_layer
+from segquant.solve.lay_out import lay_out_pieces, one_scale
+from segquant.solve.one_product import fold, folded, shift, shift_product
 from segquant.transforms.chain import Chain, chain_of, hides_range
 
 Prepared = dict[tuple[Calibrator, int], Any]
@@ -54,7 +55,7 @@ def solve_layer(
         prepared: of a call with that fit; what it lacks is added.
         taps: columns per input channel.
     """
-    layout = lay_out_layer(linear, method, segments, name, taps)
+    layout = lay_out_pieces(linear, method, segments, name, taps)
     if method.needs and (stats is None or stats.rows == 0):
         raise QuantizationError(
             f"{name}: method {method.name!r} needs statistics of its input and calibration never "
@@ -68,6 +69,13 @@ def solve_layer(
     problem = _problem(weight, layout, stats, method, name, known)
     if fitted is None:
         fitted = method.optimizer.fit(problem)
+    found = fitted
+    if one_scale(layout, method):
+        fitted = fold(problem, fitted)
+    if layout.negative == "shift" and any(layout.dual):
+        fitted = shift(problem, fitted)
+    if one_scale(layout, method):
+        layout = folded(layout)
     # contiguous, as a saved layer's are when they are loaded again: strides change the order of sums
     tensors = {key: tensor.contiguous() for key, tensor in {**fitted.tensors, **problem.turn_tensors}.items()}
     layout = replace(layout, transforms=(*fitted.transforms, *problem.turn))
@@ -78,13 +86,14 @@ def solve_layer(
         tensors |= _static_scales(problem, chains, layout, fitted)
     layout = replace(layout, transforms=(*layout.transforms, *rounded.transforms))
     tensors |= _codes(layout, rounded)
+    tensors |= shift_product(layout, tensors)
     _check(layout, tensors, method, name)
     if linear.bias is not None:
         tensors["bias"] = linear.bias.detach().clone()
     if method.bias_correction:
         assert stats is not None
         layout, tensors = correct_bias(linear, layout, tensors, stats)
-    return layout, tensors, fitted
+    return layout, tensors, found
 
 
 def _check(layout: Layout, tensors: Mapping[str, Tensor], method: Method, name: str) -> None:
@@ -152,8 +161,8 @@ def _codes(layout: Layout, rounded: Rounded) -> dict[str, Tensor]:
 
 
 def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted: Fitted) -> dict[str, Tensor]:
-    spec, stats = layout.scheme.input, problem.stats
-    assert spec is not None and stats is not None
+    grid, stats = layout.input_grid, problem.stats
+    assert grid is not None and stats is not None
     looks = hides_range(layout.transforms) or problem.ranges.input_rows
     found = []
     for rows, chain in zip(layout.branch_slices, chains, strict=True):
@@ -163,14 +172,12 @@ def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted
         if extremes is None:
             assert seen is not None
             extremes = extremes_of(seen)
-        found.append(
-            problem.ranges.input_range(*extremes, seen, layout.input_columns, layout.input_dual, spec, importance)
-        )
+        found.append(problem.ranges.input_range(*extremes, seen, grid, importance))
     positive, negative = (torch.stack(side) for side in zip(*found, strict=True))
     if fitted.margin is not None:
         positive, negative = positive * fitted.margin, negative * fitted.margin
-    above, below = input_scales(positive, negative, layout.input_dual, spec)
-    return {"input_scale": above, **({"input_scale_negative": below} if layout.any_dual else {})}
+    first, second = grid.scales(positive, negative)
+    return {"input_scale": first, **({layout.second_scale: second} if layout.second_scale else {})}
 
 
 def correct_bias(

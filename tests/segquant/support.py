@@ -109,6 +109,8 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
         xs = x.double() / buffers["smooth"][branch].double() if layout.transform("smoothing") else x.double()
         if turn:
             xs = xs @ rotation(turn.blocks(layout.columns), buffers["rotation_signs"])
+        if layout.transform("shift"):
+            xs = xs - buffers["shift"][branch].double()
         total = torch.zeros(*x.shape[:-1], rows.stop - rows.start, dtype=torch.float64)
         left = 0
         for j, width in enumerate(pieces):
@@ -120,6 +122,8 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
             down = buffers["low_rank_down"][rank : rank + r].double()
             total += xs @ down.T @ flat[offset : offset + r * size].view(size, r).T
             rank, offset = rank + r, offset + r * size
+        if layout.transform("shift"):
+            total += buffers["shift_product"][rows].double()
         parts.append(total)
     out = torch.cat(parts, -1)
     return out + buffers["bias"].double() if layout.bias else out
@@ -131,20 +135,35 @@ def _quantized_parts(piece: Tensor, layout: Any, buffers: dict[str, Tensor], bra
         return [piece]
     high = 448.0 if spec.dtype == "fp8" else 2.0 ** (spec.bits - 1) - 1
     low = 448.0 if spec.dtype == "fp8" else high + 1
+    signed = layout.input_grid.dual[j]
+    if layout.second_scale == "input_zero":
+        return [_one_grid(piece, spec, buffers, branch, j, signed)]
     if spec.dynamic:
         dims = -1 if spec.granularity != "tensor" else None
         amax = piece.abs().amax(dims, keepdim=True) if dims else piece.abs().amax()
         pos, neg = piece.clamp_min(0).abs(), piece.clamp_max(0).abs()
-        above = pos.amax(-1, keepdim=True) / high if layout.input_dual[j] else amax / high
-        below = neg.amax(-1, keepdim=True) / low if layout.input_dual[j] else above
+        above = pos.amax(-1, keepdim=True) / high if signed else amax / high
+        below = neg.amax(-1, keepdim=True) / low if signed else above
     else:
         above = buffers["input_scale"][branch, j].double()
-        name = "input_scale_negative" if layout.any_dual else "input_scale"
-        below = buffers[name][branch, j].double()
+        below = buffers[layout.second_scale or "input_scale"][branch, j].double()
     return [
         _round(piece.clamp_min(0), above, spec.dtype, low, high),
         _round(piece.clamp_max(0), below, spec.dtype, low, high),
     ]
+
+
+def _one_grid(piece: Tensor, spec: Any, buffers: dict[str, Tensor], branch: int, j: int, signed: bool) -> Tensor:
+    """Unsigned codes 0 … 2^bits − 1, less the zero point."""
+    top, half = 2.0**spec.bits - 1, 2.0 ** (spec.bits - 1)
+    if spec.dynamic:
+        pos, neg = piece.clamp_min(0).amax(-1, keepdim=True), (-piece).clamp_min(0).amax(-1, keepdim=True)
+        scale = (pos + neg) / top if signed else torch.maximum(pos, neg) / (half - 1)
+        zero = (neg / scale).round() if signed else torch.full_like(scale, half)
+    else:
+        scale, zero = buffers["input_scale"][branch, j].double(), buffers["input_zero"][branch, j].double()
+    codes = ((piece / scale).round() + zero).clamp(0, top)
+    return (codes - zero) * scale
 
 
 def _round(x: Tensor, scale: Tensor | float, dtype: str, low: float, high: float) -> Tensor:

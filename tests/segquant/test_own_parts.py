@@ -105,8 +105,8 @@ class Share(Amax):
     def weight_scale(self, weight, dtype, rows, columns, importance=None):
         return super().weight_scale(weight, dtype, rows, columns) * self.share
 
-    def input_range(self, positive, negative, rows, pieces, dual, spec, importance=None):
-        above, below = super().input_range(positive, negative, rows, pieces, dual, spec)
+    def input_range(self, positive, negative, rows, grid, importance=None):
+        above, below = super().input_range(positive, negative, rows, grid)
         return above * self.share, below * self.share
 """,
     "rotation": """

@@ -140,7 +140,7 @@ def test_sizes_are_those_of_quantized_models(pipeline: Path) -> None:
     assert estimates["w8a8_dynamic"].plain == model_weight_bytes(rounded)
     at_8 = quantize_(tiny_denoiser(), presets.segquant_a("w8a8"), [inputs])
     assert estimates["w8a8"].bytes == model_weight_bytes(at_8)
-    dual = [module for module in at_8.modules() if isinstance(module, QuantLinear) and module.layout.any_dual]
+    dual = [module for module in at_8.modules() if isinstance(module, QuantLinear) and any(module.layout.two_products)]
     assert estimates["w8a8"].dual == len(dual) > 0
     at_4 = quantize_(tiny_denoiser(), presets.segquant_a("w4a8", alpha=0.5), [inputs])
     assert 0.99 * estimates["w4a8"].bytes < model_weight_bytes(at_4) <= estimates["w4a8"].bytes

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import expand_weight_scale, input_scales, quantize_input
+from segquant.numerics.fake_quant import expand_weight_scale
 from segquant.numerics.formats import QuantSpec
+from segquant.numerics.input_grid import InputGrid
 from segquant.ranges.amax import weight_scale
 from segquant.ranges.mse import SHRINK, mse_input_range, mse_weight_scale
 
@@ -99,7 +100,8 @@ def test_input_ranges_are_the_best_of_the_grid(spec: QuantSpec, weighted: bool) 
     rows, pieces, dual = silu_rows(), (5, 7), (False, True)
     positive, negative = ranges(rows, pieces)
     importance = tensor(12, seed=1).square() if weighted else torch.ones(12, dtype=torch.float64)
-    above, below = mse_input_range(rows, positive, negative, pieces, dual, spec, importance if weighted else None)
+    grid = InputGrid(pieces, dual, spec)
+    above, below = mse_input_range(rows, positive, negative, grid, importance if weighted else None)
     low, high = F.INT_RANGES[spec.dtype]
 
     def best(x: Tensor, parts: Tensor, full: float, code: float) -> float:
@@ -117,26 +119,29 @@ def test_input_ranges_are_the_best_of_the_grid(spec: QuantSpec, weighted: bool) 
     assert float(below[1]) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize(
+    ("dtype", "negative"),
+    [("int8", "dual"), ("int4", "dual"), ("fp8", "dual"), ("int8", "zero_point"), ("int4", "zero_point")],
+)
 @pytest.mark.parametrize("dual", [(False, False), (True, True), (True, False)])
-def test_input_error_never_grows(dtype: str, dual: tuple[bool, ...]) -> None:
-    rows, pieces, spec = silu_rows().bfloat16(), (4, 8), QuantSpec(dtype)
-    positive, negative = (side.float() for side in ranges(rows, pieces))
+def test_input_error_never_grows(dtype: str, negative: str, dual: tuple[bool, ...]) -> None:
+    rows, pieces = silu_rows().bfloat16(), (4, 8)
+    grid = InputGrid(pieces, dual, QuantSpec(dtype), negative)
+    largest, smallest = (side.float() for side in ranges(rows, pieces))
 
     def error(found: tuple[Tensor, Tensor]) -> float:
         values = rows.float()
-        static = input_scales(*found, dual, spec)
-        return float((quantize_input(values, pieces, dual, spec, static) - values).square().sum())
+        return float((grid.quantize(values, grid.scales(*found)) - values).square().sum())
 
-    found = mse_input_range(rows, positive, negative, pieces, dual, spec)
-    assert error(found) <= error((positive, negative)) * (1 + 1e-6)
-    assert all(bool((new <= old).all()) for new, old in zip(found, (positive, negative), strict=True))
+    found = mse_input_range(rows, largest, smallest, grid)
+    assert error(found) <= error((largest, smallest)) * (1 + 1e-6)
+    assert all(bool((new <= old).all()) for new, old in zip(found, (largest, smallest), strict=True))
 
 
 def test_input_that_is_never_negative_or_always_zero() -> None:
     rows = tensor(50, 4).abs()
     rows[:, 2:] = 0
     positive, negative = ranges(rows, (2, 2))
-    above, below = mse_input_range(rows, positive, negative, (2, 2), (True, True), INT4)
+    above, below = mse_input_range(rows, positive, negative, InputGrid((2, 2), (True, True), INT4))
     assert 0 < float(above[0]) <= float(positive[0])
     assert [float(above[1]), *below.tolist()] == [0.0, 0.0, 0.0]
