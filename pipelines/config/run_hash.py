@@ -36,6 +36,9 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
     plan = run.quantizer.get("path")
     if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
         raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
+    for key, default in (("deploy", "none"), ("negative", None), ("columns", None)):  # younger than the first results
+        if raw["quantizer"].get(key, default) == default:
+            raw["quantizer"].pop(key, None)
     splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
     raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
     if run.is_float:
