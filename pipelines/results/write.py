@@ -116,6 +116,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": config.name,
         "model": config.model.name,
+        "model_fingerprint": run.fingerprint,
         "quantizer": config.quantizer_name,
         "precision": config.precision_name,
         "dataset": config.dataset.name,
