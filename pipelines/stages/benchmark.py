@@ -56,7 +56,7 @@ def open_run(config: RunConfig) -> Run:
 
 
 def run_all(run: Run) -> None:
-    """All wanted stages in order, after cheap checks.
+    """All wanted stages in order, after checks: whatever a stage's key reads is looked at before the first one computes.
 
     Raises:
         PipelineError: what the user can mend.
@@ -64,6 +64,8 @@ def run_all(run: Run) -> None:
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
     check_metrics(run.config.metric, run.dataset)
-    for stage in run.table:
-        if stage.asked and run.has(stage.name):
-            run.stage(stage.name)
+    wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
+    for name in wanted:
+        run.key(name)  # calls the user's functions, and reads files
+    for name in wanted:
+        run.stage(name)
