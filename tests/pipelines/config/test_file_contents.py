@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -57,12 +58,18 @@ def test_real_pictures_of_an_archive_count(tiny: Tiny) -> None:
     ("key", "name"), [("inception", "inception-2015-12-05.pt"), ("clip_path", "open_clip_model.safetensors")]
 )
 def test_networks_by_folder_and_by_file(tiny: Tiny, tmp_path: Path, key: str, name: str) -> None:
-    found = []
+    run, found = _run(tiny), []
+
+    def hashed(path: Path) -> str:
+        backends = dataclasses.replace(run.config.metric.backends, **{key: str(path)})
+        metric = dataclasses.replace(run.config.metric, backends=backends)
+        return _hash(open_run(dataclasses.replace(run.config, metric=metric)))
+
     for place, content in (("1", b"a"), ("2", b"a"), ("3", b"b")):
         folder = tmp_path / place / "network"
         folder.mkdir(parents=True)
         (folder / name).write_bytes(content)
-        hashes = [_hash(_run(tiny, f"metric.backends.{key}={path}")) for path in (folder, folder / name)]
+        hashes = [hashed(path) for path in (folder, folder / name)]
         stage = network_digests(BackendsConfig(**{key: str(folder)}))
         found.append((*hashes, stage[key]))
     assert found[0] == found[1] and all(a != b for a, b in zip(found[0], found[2], strict=True))
