@@ -1,3 +1,8 @@
+"""Write files whole or not at all, and find them.
+
+The library has writers of its own (`segquant.files`): eval works without the library, and the library without it.
+"""
+
 from __future__ import annotations
 
 import json

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ class RunResult:
 
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
     `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
+    `fingerprint` is the hash of the model's files, empty in older results.
     """
 
     path: Path
@@ -137,6 +138,7 @@ class RunResult:
     statistics: dict[str, Any] = field(default_factory=dict)
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantizing: tuple[str, ...] = ()
+    fingerprint: str = ""
 
     @property
     def every_layer_error(self) -> dict[str, float]:
@@ -209,6 +211,7 @@ def load_result(path: Path) -> RunResult:
         statistics=raw.get("statistics") or {},
         components=raw.get("components") or {},
         quantizing=tuple(raw.get("quantizing") or ()),
+        fingerprint=raw.get("model_fingerprint") or "",
     )
 
 
@@ -228,6 +231,8 @@ def _rename(raw: dict[str, Any]) -> None:
 def load_results(directories: Iterable[Path]) -> list[RunResult]:
     """Every `results.json` at or below the paths, the last of each configuration; not of runs that failed later.
 
+    Different models of one name get the beginning of their fingerprints: ``emoji_sd3 (1f2e3d)``.
+
     Raises:
         EvalError: a path or every `results.json` is missing.
     """
@@ -246,7 +251,7 @@ def load_results(directories: Iterable[Path]) -> list[RunResult]:
         failed = load_failures(directories)
         why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
         raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
-    return _drop_repeats([load_result(path) for path in sorted(paths)])
+    return _told_apart(_drop_repeats([load_result(path) for path in sorted(paths)]))
 
 
 def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -258,3 +263,15 @@ def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:
             log.warning("%s repeats the configuration of %s; the later one is shown", *paths)
         kept[key] = run
     return list(kept.values())
+
+
+def _told_apart(runs: Sequence[RunResult]) -> list[RunResult]:
+    files: dict[str, set[str]] = {}
+    for run in runs:
+        files.setdefault(run.model, set()).add(run.fingerprint)
+    return [run if len(files[run.model]) == 1 else _named_by_files(run, files[run.model]) for run in runs]
+
+
+def _named_by_files(run: RunResult, others: Collection[str]) -> RunResult:
+    length = next((n for n in range(6, 64) if len({other[:n] for other in others}) == len(others)), 64)
+    return replace(run, model=f"{run.model} ({run.fingerprint[:length] or 'files not recorded'})")

@@ -54,12 +54,22 @@ _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno
 
 def unwritable(error: BaseException) -> str | None:
     """The sentence for a place that cannot be written to; else None."""
-    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE or not error.filename:
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    if error.errno not in _UNWRITABLE and not (error.errno == errno.ENOENT and _is_making_folder(error)):
         return None
     return (
         f"{one_line(str(error.filename))} cannot be written ({error.strerror}); choose another place with "
         "hydra.run.dir=DIRECTORY (of a sweep: hydra.sweep.dir) and cache=DIRECTORY, or a shorter name=NAME"
     )
+
+
+def _is_making_folder(error: OSError) -> bool:
+    """Whether it comes from `mkdir`: file systems like /proc answer as if the folder above were not there."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code.co_name == "mkdir"
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -16,14 +16,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segquant_bench.pipelines.config.arguments import check_text, with_open_keys
+from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import explain, memory_message
+from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
 from segquant_bench.pipelines.config.schema import register, validate
-from segquant_bench.pipelines.config.searchpath import check_search_path
+from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line, unwritable
-from segquant_bench.pipelines.results.failure import clear_failure, write_failure
-from segquant_bench.pipelines.results.sweep import claim_folder, report_sweep
+from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
+from segquant_bench.pipelines.results.sweep import claimed, refused_folder, report_sweep
 from segquant_bench.pipelines.results.wandb_mode import check_logger
 from segquant_bench.pipelines.runtime.interrupt import insistent_interrupt
 from segquant_bench.pipelines.runtime.paths import CONF
@@ -38,24 +39,40 @@ REPORT_FAILED = "the report could not be written: "
 register()
 
 
+_refused: list[PipelineError] = []
+"""Of a single run: raised when Hydra has ended, which would print a line of its own."""
+
+
 def job(config: DictConfig) -> None:
-    """One run: all stages, results.json, logger; or failure.json. Raises PipelineError."""
+    """One run: all stages, results.json, logger; or failure.json. In a sweep, raises PipelineError."""
     quieten_absent_gpu()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the same with hydra.job.chdir; Hydra changes back
     folder = Path(HydraConfig.get().runtime.output_dir)
-    overrides = list(HydraConfig.get().overrides.task)
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        claim_folder(folder)
-    clear_failure(folder)
+    told: Path | None = refused_folder()  # the folder may be another run's
+    if told is not None:
+        clear_failure(told)
     try:
-        _job(config, folder)
+        with claimed(folder):
+            told = folder
+            clear_failure(folder)
+            _job(config, folder)
     except Exception as error:
-        message = user_message(error)
+        _fail(config, told, error)
+
+
+def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
+    message, overrides = user_message(error), list(HydraConfig.get().overrides.task)
+    if folder is not None:
         write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}")
-        if message is None:
-            raise
-        log.error("%s%s", f"{one_line(' '.join(overrides))}: " if overrides else "", message)
-        raise PipelineError(message) from error
+    if message is None:
+        raise error
+    line = f"{one_line(' '.join(overrides))}: {message}" if overrides else message
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        log_to_file(line)
+        _refused.append(PipelineError(message))
+        return
+    log.error("%s", line)
+    raise PipelineError(message) from error
 
 
 def _job(config: DictConfig, folder: Path) -> None:
@@ -106,7 +123,14 @@ def _is_library_error(error: BaseException) -> bool:
     return False
 
 
-_run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
+_run_hydra = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
+
+
+def _run() -> None:
+    _refused.clear()
+    _run_hydra()
+    if _refused:
+        raise _refused[0]
 
 
 def _report() -> None:
@@ -130,8 +154,12 @@ def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
 
 def _prepare() -> None:
     check_text(sys.argv[1:])
-    sys.argv[1:] = with_open_keys(sys.argv[1:])
-    check_search_path(sys.argv[1:])
+    flags, overrides = flags_and_overrides(sys.argv[1:])
+    folders = check_search_path([*flags, *overrides])
+    if COMPLETION not in flags:
+        sweeps = MULTIRUN in flags or "hydra.mode=MULTIRUN" in overrides
+        check_overrides(overrides, options([*folders, *flagged(flags)]), sweeps=sweeps)
+    sys.argv[1:] = [*flags, *with_open_keys(overrides)]
 
 
 def main() -> None:

@@ -56,6 +56,32 @@ def check_fields(instance: Any, **words: str) -> None:
         require(getattr(instance, field.name), hints[field.name], kind.__name__, field.name, words.get(field.name))
 
 
+def check_set_fields(part: Any) -> None:
+    """As `check_fields`, for a part that may be anybody's: what is at its default may be of any type.
+
+    A class that is no dataclass, and annotations that only type checkers can read, are let through.
+    """
+    kind = type(part)
+    if not dataclasses.is_dataclass(kind):
+        return
+    try:
+        hints = _hints(kind)
+    except (NameError, AttributeError, TypeError):
+        return
+    for field in dataclasses.fields(kind):
+        value = getattr(part, field.name)
+        if field.init and value is not field.default and _is_told(hints[field.name]):
+            require(value, hints[field.name], kind.__name__, field.name)
+
+
+def _is_told(hint: Any) -> bool:
+    """Whether `fits` can judge by it: plain types, and unions of them."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return all(map(_is_told, parts))
+    return hint in _WORDS or hint is None
+
+
 def require(value: Any, hint: Any, whose: str, name: str, words: str | None = None) -> None:
     """Raise QuantizationError unless the value fits the type."""
     if not fits(value, hint):

@@ -16,6 +16,7 @@ def first_line(error: BaseException) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint: the names closest to `name`, or all of them."""
+    # The benchmark has one of its own (segquant_bench.hints): eval does without the library, the library without it.
     options = sorted(choices)
     close = difflib.get_close_matches(name, options, n=3, cutoff=0.5)
     if close:

@@ -1,4 +1,7 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all.
+
+eval has writers of its own (`segquant_bench.eval.files`): it works without the library, and the library without it.
+"""
 
 from __future__ import annotations
 

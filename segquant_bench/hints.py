@@ -1,4 +1,8 @@
-"""What a sentence about an unknown name ends with; for pipelines and eval, which read no torch for it."""
+"""What a sentence about an unknown name ends with; for pipelines and eval.
+
+`segquant.errors.nearest` says the same of the library's names: the library is installed without this package, and eval
+reads folders without the library.
+"""
 
 from __future__ import annotations
 

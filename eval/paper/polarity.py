@@ -26,11 +26,11 @@ def kind_of(layer: str) -> str:
 
 def polarity_sheets(runs: Sequence[RunResult]) -> list[Table]:
     """One table per model and calibration inputs."""
-    found: dict[tuple[str, str, str], Table] = {}
+    found: dict[tuple[str, ...], Table] = {}
     for run in runs:
         records = run.statistics.get("polarity")
         if records:
-            key = (run.model, run.dataset, _stage_key(run))
+            key = (run.model, run.fingerprint, run.dataset, _stage_key(run))
             found.setdefault(key, Table(HEAD, (_rows(records),), title=f"Signs after activations: {_where(run)}"))
     return list(found.values())
 

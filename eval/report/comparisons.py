@@ -42,7 +42,7 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
 
 
 def _shares_all_but_prompts(ours: RunResult, run: RunResult) -> bool:
-    keys = [(r.model, r.dataset, r.seed, *group_key(r)[1:]) for r in (ours, run)]
+    keys = [(r.model, r.fingerprint, r.dataset, r.seed, *group_key(r)[1:]) for r in (ours, run)]
     return keys[0] == keys[1] and ours.prompts != run.prompts
 
 

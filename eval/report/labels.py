@@ -39,6 +39,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
         unique.values(),
         key=lambda r: (
             r.model,
+            r.fingerprint,
             r.dataset,
             r.seed,
             (len(r.prompts), r.prompts),
@@ -63,9 +64,9 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
 
 
-def data_key(run: RunResult) -> tuple[str, str, int, tuple[str, ...], str]:
+def data_key(run: RunResult) -> tuple[str, str, str, int, tuple[str, ...], str]:
     """Runs of equal key share a grid or an axis."""
-    return (run.model, run.dataset, run.seed, run.prompts, setup(run))
+    return (run.model, run.fingerprint, run.dataset, run.seed, run.prompts, setup(run))
 
 
 def setup(run: RunResult) -> str:

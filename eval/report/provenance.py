@@ -18,6 +18,7 @@ def provenance(runs: Sequence[RunResult]) -> list[str]:
     commits = dict.fromkeys(run.git for run in runs if run.git)
     if commits:
         found.append("commit: " + ", ".join(commits))
+    found += _models(runs)
     names, where = labels(runs), places(runs)
     hashes = (
         " ".join(part for part in (where[id(run)], names[id(run)], _precision(run), run.config_hash) if part)
@@ -25,6 +26,16 @@ def provenance(runs: Sequence[RunResult]) -> list[str]:
     )
     found.append("configuration hashes: " + ", ".join(dict.fromkeys(hashes)))
     return found
+
+
+def _models(runs: Sequence[RunResult]) -> list[str]:
+    """Where models whose names tell their files apart come from."""
+    found: dict[str, None] = {}
+    for run in runs:
+        model = run.config.get("model") or {}
+        if model.get("name") not in (None, run.model):
+            found[f"{run.model} is {model.get('path') or model.get('repo')}"] = None
+    return ["models of one name: " + ", ".join(found)] if found else []
 
 
 def _precision(run: RunResult) -> str:

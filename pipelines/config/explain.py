@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.arguments import open_key, quotes_hint
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
-from segquant_bench.pipelines.errors import causes, one_line, unknown_key
+from segquant_bench.pipelines.errors import PipelineError, causes, one_line, unknown_key
 
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d[\d.]*) ?(bytes|[KMGTP]?i?B)")
 _FREE = re.compile(r"of which (\d[\d.]* ?[KMGTP]?i?B) is free")
@@ -30,19 +35,36 @@ def explain(error: BaseException) -> str:
         reason = error.message.partition("\n")[0]
         advice = quotes_hint(str(error.override)) or "put quotes around special characters"
         return one_line(f"{error.override!r} cannot be read as KEY=VALUE ({reason}); {advice}")
+    if (ours := next((each for each in causes(error) if isinstance(each, PipelineError)), None)) is not None:
+        return one_line(ours)  # raised while a value was looked up
+    missing = next((each for each in causes(error) if isinstance(each, MissingMandatoryValue)), None)
+    if missing is not None and missing.full_key:
+        return f"no value for {missing.full_key}; add {missing.full_key}=VALUE to the command line"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)
-    if isinstance(cause, ValidationError):
-        return f"{cause.full_key}: {one_line(str(cause.msg).partition(chr(10))[0])}; correct its value"
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return _wrong_value(cause)
     return one_line(cause or error)
+
+
+def _wrong_value(error: OmegaConfBaseException) -> str:
+    key, told = str(error.full_key), one_line(str(error.msg).partition("\n")[0])
+    if told == "Cannot merge DictConfig with ListConfig":
+        return f"{key} got a list for settings or the other way round; write '{key}={{KEY: VALUE}}' or '{key}=[VALUE]'"
+    if told.endswith("does not support deletion"):
+        return f"{key} cannot be taken away; change its value"
+    return f"{key}: {told}; correct its value"
 
 
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if not error.options:
         return f"there is no configuration {error.missing_cfg_file!r}; look into conf/"
-    return f"{group}={option} is no option of the group {group}; {nearest(option, error.options)}"
+    return (
+        f"{group}={option} is no option of the group {group}; {nearest(option, error.options)} (options of your own "
+        "need --config-dir DIRECTORY)"
+    )
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:

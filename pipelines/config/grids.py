@@ -21,6 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from segquant_bench.pipelines.config.arguments import with_open_keys
+from segquant_bench.pipelines.errors import PipelineError
 
 # Hydra instantiates plugins of its own namespace only, so `register` puts this module there under this name.
 NAMESPACE = "hydra_plugins.segquant"
@@ -61,8 +62,10 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Check that every job composes, then launch all."""
+        """Check that there are jobs and that each composes, then launch all."""
         jobs = self.jobs(arguments)
+        if not jobs:
+            raise PipelineError(f"no job of the sweep has {' '.join(arguments)}; leave out or change what none has")
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")

@@ -11,10 +11,16 @@ from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
 
-def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any]) -> str:
+def config_hash(
+    run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any], contents: Mapping[str, str] | None = None
+) -> str:
     """A short name of all that the numbers depend on, files by content; no logger, paths, cache or device.
 
     The unquantized model has one hash at every `precision`.
+
+    Args:
+        subset: the data set's record, with hashes of its prompts.
+        contents: hashes of other files by key, see `stages.shared.contents`.
     """
     raw = asdict(run)
     for key in ("name", "logger", "cache", "report", "polarity"):
@@ -51,6 +57,8 @@ def config_hash(run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any
         del raw["stages"]
     if run.is_float or run.backend == REFERENCE:
         del raw["backend"]
+    if contents:
+        raw["contents"] = dict(contents)
     if own := own_record(run):
         raw["own_code"] = own
     del raw["quantize"], raw["components"]

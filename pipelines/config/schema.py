@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -62,11 +63,7 @@ class RunConfig:
     report: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.quantizer, dict) or TARGET not in self.quantizer:
-            raise PipelineError(
-                "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn, or give "
-                "quantizer._target_=their_pkg.module.function"
-            )
+        _check_target(self.quantizer)
         self._check_names()
         self._check_parts()
         self._check_offload()
@@ -203,6 +200,14 @@ class RunConfig:
         return self.model.dtype if self.is_float else self.precision.name
 
 
+def _check_target(quantizer: Any) -> None:
+    if not isinstance(quantizer, Mapping) or not isinstance(quantizer.get(TARGET), str):
+        raise PipelineError(
+            "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn, or give "
+            "quantizer._target_=their_pkg.module.function"
+        )
+
+
 def register() -> None:
     """Make the schema known to Hydra as `schema`, and three resolvers to OmegaConf.
 
@@ -218,9 +223,10 @@ def register() -> None:
 def method_label(*, _root_: DictConfig) -> str:
     """The quantizer's name, "+NAME" for another correction and further components.
 
-    "rtn@controlnet" leaves the denoiser out, "rtn+controlnet" does not.
+    "rtn@controlnet" leaves the denoiser out, "rtn+controlnet" does not. PipelineError for a quantizer that is none.
     """
     quantizer, correction = _root_.quantizer, _root_.correction.name
+    _check_target(quantizer)
     name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
     if name == "none":
         return name

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from segquant_bench.pipelines.config.help import QUESTIONS
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime.own_code import add_working_folder
 from segquant_bench.pipelines.runtime.paths import CONF
@@ -28,11 +29,20 @@ def check_search_path(arguments: Sequence[str]) -> list[Path]:
         if argument.lstrip("+").startswith(f"{KEY}="):
             add_working_folder()
             found += [_folder(kind, place.strip()) for kind, place in _PLACES.findall(argument)]
-    _check_apart([*found, *_flagged(arguments)])
+    _check_apart([*found, *flagged(arguments)])
     return found
 
 
-def _flagged(arguments: Sequence[str]) -> Iterator[Path]:
+def options(folders: Sequence[Path]) -> dict[str, set[str]]:
+    """By group that every run has a choice of: its options, also those in `folders`."""
+    return {
+        group: {path.stem for folder in (CONF, *folders) for path in (folder / group).glob("*.yaml")}
+        for group in QUESTIONS
+    }
+
+
+def flagged(arguments: Sequence[str]) -> Iterator[Path]:
+    """The directories of --config-dir."""
     for argument, following in pairwise([*arguments, ""]):
         flag, equals, value = argument.partition("=")
         if flag in FLAGS:

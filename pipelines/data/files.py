@@ -164,8 +164,9 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
     unnamed = next((key for key, _, file, _ in rows if not file), None)
     if pictures and unnamed is not None:
         raise PipelineError(
-            f"{unnamed} of table {path} names no picture ({', '.join(PICTURE_COLUMNS)}); add it, or set "
-            "dataset.pictures=false"
+            f"{unnamed} of table {path} names no picture ({', '.join(PICTURE_COLUMNS)}); add it, or for prompts "
+            "alone set dataset.pictures=false, dataset.size=NUMBER of them to evaluate (unless a column split says so) "
+            "and metric.metrics without fid_gt and kid_gt, for example [psnr,ssim]"
         )
     entries = [Entry(file or key, prompt, Picture(root / file) if file else None) for key, prompt, file, _ in rows]
     splits = [split for _, _, _, split in rows]

@@ -18,6 +18,8 @@ from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO, ZOO_ADVICE
 
 log = logging.getLogger(__name__)
 
+READ = (".json", ".safetensors", ".txt", ".model")
+"""Files that a model is read from."""
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
 
 
@@ -39,6 +41,7 @@ def resolve_part(name: str, part: PartConfig) -> Path:
         PipelineError: as `resolve_directory`.
     """
     directory = Path(part.path) if part.path is not None else _download(part, f"model.parts.{name}")
+    check_links(directory)
     if not (directory / "config.json").is_file():
         help_text = _again(directory, f"set model.parts.{name}.path to the folder that has")
         raise PipelineError(f"{directory} is no {part.kind}, it has no config.json; {help_text}")
@@ -116,7 +119,9 @@ def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
 
 def check_directory(directory: Path, variant: str | None = None) -> None:
     """Refuse missing components or parts of one."""
-    for name, class_name in components(read_index(directory)):
+    index = read_index(directory)
+    check_links(directory)
+    for name, class_name in components(index):
         if class_name is None:
             continue
         folder = directory / name
@@ -125,6 +130,16 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
         if any(word in name for word in _WEIGHTLESS):
             continue
         _check_weights(folder, class_name, variant)
+
+
+def check_links(directory: Path) -> None:
+    """Refuse files that are links to nowhere, as in a copy of links alone."""
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in READ and path.is_symlink() and not path.exists():
+            raise PipelineError(
+                f"{path} is a link to {path.readlink()}, which is not there; copy the model with what its links lead "
+                "to (cp -rL), or fetch it again"
+            )
 
 
 def _check_weights(folder: Path, class_name: str, variant: str | None, key: str = "model") -> None:
@@ -233,4 +248,4 @@ def _loaded_bytes(config: ModelConfig, directory: Path, without: Mapping[str, An
 
 def fingerprint(directory: Path) -> str:
     """Hash of weights and configurations."""
-    return tree_digest(directory, (".json", ".safetensors", ".txt", ".model"))
+    return tree_digest(directory, READ)

@@ -47,7 +47,7 @@ def plan(overrides: Sequence[str]) -> Plan:
         PipelineError, QuantizationError, HydraException: see `pipelines.main.user_message`.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
-    from segquant_bench.pipelines.plan.config import compose_plan, methods_of
+    from segquant_bench.pipelines.plan.config import AUTO, DTYPE, compose_plan, methods_of
     from segquant_bench.pipelines.plan.sizes import component_plan
     from segquant_bench.pipelines.plan.source import sources
 
@@ -55,7 +55,8 @@ def plan(overrides: Sequence[str]) -> Plan:
     methods = methods_of(config)
     name = config.quantizer.get("name") or config.quantizer["_target_"].rpartition(".")[2]
     convolutions = any(method.targets.convolutions for method in methods.values() if not isinstance(method, str))
-    plans = (component_plan(source, methods, config.model.dtype) for source in sources(config))
+    given = None if config.model.dtype == AUTO else config.model.dtype
+    plans = (component_plan(source, methods, given or source.dtype or DTYPE) for source in sources(config))
     return Plan(name, convolutions, tuple(plans))
 
 

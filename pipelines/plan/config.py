@@ -24,6 +24,9 @@ from segquant_bench.pipelines.runtime.own_code import is_own
 from segquant_bench.pipelines.runtime.paths import CONF
 
 _GROUP = "model="
+AUTO = "auto"
+DTYPE = "bfloat16"
+"""Of models that are read from a configuration alone."""
 
 
 @dataclass
@@ -31,11 +34,12 @@ class PlanModel(ModelConfig):
     """The model of a run, or one without weights.
 
     `architecture` names a shipped configuration; `target` MODULE:FUNCTION returns a module, perhaps with its forward's
-    keyword arguments; `inputs` their shapes, {hidden_states: [1, 16, 64, 64]}.
+    keyword arguments; `inputs` their shapes, {hidden_states: [1, 16, 64, 64]}. `dtype` "auto" is that of `target`'s
+    module, else bfloat16.
     """
 
     name: str = "model"
-    dtype: str = "bfloat16"
+    dtype: str = AUTO
     architecture: str | None = None
     target: str | None = None
     inputs: Any = None
@@ -114,7 +118,7 @@ def _check(config: DictConfig) -> None:
         )
     if len(named) > 1 and set(named) != {f"model.path={model.path}", f"model.repo={model.repo}"}:
         raise PipelineError(f"more than one model is named, {' and '.join(named)}; leave all but one out")
-    one_of("model.dtype", model.dtype, DTYPES)
+    one_of("model.dtype", model.dtype, (AUTO, *DTYPES))
     _register_precision(config)
     for name in config.precisions:
         one_of("precisions", name, PRECISIONS)

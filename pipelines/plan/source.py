@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,14 @@ class Source:
         component: what `quantize` calls it.
         origin: of its configuration, in words.
         module: on the meta device, or the user's.
+        dtype: of the user's module, as a name; else None.
     """
 
     component: str
     origin: str
     module: nn.Module
     inputs: dict[str, Any]
+    dtype: str | None = None
 
 
 def sources(config: DictConfig) -> list[Source]:
@@ -194,4 +197,13 @@ def _from_target(model: DictConfig) -> Source:
             "model.inputs={ARGUMENT: SHAPE, …}"
         )
     inputs = example_inputs(name, config_of(module)) if given is None else given
-    return Source(DENOISER, f"{model.target}()", module, inputs)
+    return Source(DENOISER, f"{model.target}()", module, inputs, _dtype(module))
+
+
+def _dtype(module: nn.Module) -> str | None:
+    """The floating dtype that most parameters have."""
+    numbers: Counter[str] = Counter()
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            numbers[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    return max(numbers, key=numbers.__getitem__) if numbers else None

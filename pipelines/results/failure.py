@@ -24,6 +24,14 @@ def clear_failure(folder: Path) -> None:
     (folder / FILE).unlink(missing_ok=True)
 
 
+def log_to_file(text: str) -> None:
+    """Put a line into the run's log alone: what its console shows is told at the end."""
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (text,), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def write_failure(folder: Path, config: DictConfig, overrides: Sequence[str], message: str) -> None:
     """Put the sentence into the run's folder; a folder that takes none is told of in the log."""
     known = {name: _selected(config, key) for name, key in KEYS.items()}

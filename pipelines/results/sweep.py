@@ -1,34 +1,100 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"
+MARK = ".sweep-"
+"""Begins the name of a hidden file that says which sweep filled a folder."""
+
 
 class SweepFolder(Callback):
     """Remembers this process's sweep folder; Hydra skips `on_multirun_end` when a job failed."""
 
     current: tuple[Path, bool] | None = None
-    used: ClassVar[set[Path]] = set()
-    """Folders of this sweep's jobs in this process."""
+    sweep: str = ""
+    """The sweep that this process runs jobs of."""
+
+    def __init__(self) -> None:
+        self.own = ""  # parallel launchers take the callback along into their processes
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepFolder.used = set()
+        self.own = secrets.token_hex(8)
         SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepFolder.sweep = self.own
 
-def claim_folder(folder: Path) -> None:
-    """PipelineError if another job of this sweep has the folder."""
-    if folder in SweepFolder.used:
-        raise PipelineError(f"{folder} is another job's folder already; put ${{hydra.job.num}} into hydra.sweep.subdir")
-    SweepFolder.used.add(folder)
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a job's folder from other runs.
+
+    Raises:
+        PipelineError: outside of the sweep's folder, another job's of this sweep, or one that a run writes into now.
+    """
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        _check_inside(folder)
+        _mark(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise PipelineError(
+            f"another run writes into {folder} now; wait for it, or choose another place with hydra.run.dir=DIRECTORY "
+            "(of a sweep: hydra.sweep.dir)"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_inside(folder: Path) -> None:
+    if not folder.is_relative_to(_sweep_folder()):
+        raise PipelineError(
+            f"hydra.sweep.subdir leads out of the sweep's folder, to {folder}, where no report looks; leave .. out"
+        )
+
+
+def _sweep_folder() -> Path:
+    hydra_config = HydraConfig.get()
+    return Path(os.path.abspath(os.path.join(hydra_config.runtime.cwd, hydra_config.sweep.dir)))
+
+
+def _mark(folder: Path) -> None:
+    mark = folder / f"{MARK}{SweepFolder.sweep}"
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise PipelineError(
+            f"{folder} is another job's folder already; put ${{hydra.job.num}} into hydra.sweep.subdir"
+        ) from error
+    for other in folder.glob(f"{MARK}*"):
+        if other != mark:
+            other.unlink(missing_ok=True)
+
+
+def refused_folder() -> Path | None:
+    """Where a job that got no folder tells of it; None of a single run."""
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return None
+    return _sweep_folder() / f"refused_{HydraConfig.get().job.num}"
 
 
 def report_sweep() -> Path | None:

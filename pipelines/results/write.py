@@ -25,6 +25,7 @@ from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS
 from segquant_bench.pipelines.stages.reference import SIZE
 from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.contents import file_contents
 from segquant_bench.pipelines.stages.shared.segments import graph_record, wants_graph
 
 SCHEMA = 1
@@ -116,6 +117,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": config.name,
         "model": config.model.name,
+        "model_fingerprint": run.fingerprint,
         "quantizer": config.quantizer_name,
         "precision": config.precision_name,
         "dataset": config.dataset.name,
@@ -123,7 +125,7 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
         "seed": config.seed,
         "n_images": len(prompts),
         "config": asdict(config),
-        "config_hash": config_hash(config, run.fingerprint, run.dataset.record),
+        "config_hash": config_hash(config, run.fingerprint, run.dataset.record, file_contents(run)),
         "metrics": read_json(run.folder("evaluate") / "evaluation" / "metrics.json")["metrics"],
         "own_code": own_record(config),
         **backend_record(run),

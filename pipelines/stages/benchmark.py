@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.schema import RunConfig
+from segquant_bench.pipelines.data.datasets import Dataset
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.stages.calibrate import CALIBRATE
 from segquant_bench.pipelines.stages.components.graphs import COMPONENT_GRAPHS
@@ -21,7 +22,7 @@ from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
 from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
-from segquant_bench.pipelines.stages.shared.judgement import check_metrics
+from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
 
 STAGES: tuple[Stage, ...] = (
     EMBEDDINGS,
@@ -55,15 +56,28 @@ def open_run(config: RunConfig) -> Run:
     return Run(config, table)
 
 
+def _dataset(run: Run) -> Dataset:
+    """PipelineError: as `load_dataset`; tells of metrics that need real pictures too, where there are none."""
+    config = run.config
+    try:
+        return run.dataset
+    except PipelineError as error:
+        if config.dataset.pictures or not needs_real(config.metric):
+            raise
+        raise PipelineError(f"{error}; also, {without_real(config.metric, config.dataset.name)}") from error
+
+
 def run_all(run: Run) -> None:
-    """All wanted stages in order, after cheap checks.
+    """All wanted stages in order, after checks: whatever a key reads is looked at before the first computes.
 
     Raises:
         PipelineError: what the user can mend.
     """
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
-    check_metrics(run.config.metric, run.dataset)
-    for stage in run.table:
-        if stage.asked and run.has(stage.name):
-            run.stage(stage.name)
+    check_metrics(run.config.metric, _dataset(run))
+    wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
+    for name in wanted:
+        run.key(name)  # calls the user's functions, and reads files
+    for name in wanted:
+        run.stage(name)

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segquant_bench.pipelines.runtime import digests
 from segquant_bench.pipelines.runtime.provenance import versions_of
 from segquant_bench.pipelines.stages.generate import pictures_folder
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.contents import network_digests
 from segquant_bench.pipelines.stages.shared.own import metric_code
 
 JUDGES = (
@@ -20,27 +20,14 @@ JUDGES = (
 
 
 def _depends(run: Run) -> dict[str, Any]:
+    metric = run.config.metric
     return {
-        "metric": {**asdict(run.config.metric), "backends": _backends(run)},
-        **metric_code(run.config.metric),
+        "metric": {**asdict(metric), "backends": {**asdict(metric.backends), **network_digests(metric.backends)}},
+        **metric_code(metric),
         "prompts": list(run.dataset.evaluation),
         "device": run.device.partition(":")[0],
         "versions": versions_of(JUDGES),
     }
-
-
-def _backends(run: Run) -> dict[str, Any]:
-    backends = asdict(run.config.metric.backends)
-    for key in ("inception", "clip_path"):
-        if backends[key] is not None:
-            backends[key] = _content(Path(backends[key]))
-    return backends
-
-
-def _content(path: Path) -> str:
-    if path.is_dir():
-        return digests.tree_digest(path, (".json", ".safetensors", ".txt", ".bpe", ".gz"))
-    return digests.file_digest(path) if path.is_file() else str(path)
 
 
 def _compute(run: Run, folder: Path) -> None:

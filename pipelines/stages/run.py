@@ -176,10 +176,14 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the model's files, parts included."""
+        """Hash of the model's files, parts included, and of the variant that is read of them."""
+        model = self.config.model
         found = fingerprint(self.directory)
-        parts = {name: fingerprint(resolve_part(name, part)) for name, part in self.config.model.parts.items()}
-        return stage_key("model", {"pipeline": found, "parts": parts}) if parts else found
+        parts = {name: fingerprint(resolve_part(name, part)) for name, part in model.parts.items()}
+        named = {"": model.variant, **{name: part.variant for name, part in model.parts.items()}}
+        variants = {name: variant for name, variant in named.items() if variant is not None}
+        more = {key: value for key, value in (("parts", parts), ("variants", variants)) if value}
+        return stage_key("model", {"pipeline": found, **more}) if more else found
 
     @cached_property
     def pipeline(self) -> Any:

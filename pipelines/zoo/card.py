@@ -166,7 +166,8 @@ def write_card(
         "edges": "" if agreement is None else f"{agreement:.2f}",
     }
     template = Template((ZOO / f"card_{args.family}.md").read_text() + (ZOO / "card_data.md").read_text())
-    (ZOO / FAMILIES[args.family] / "README.md").write_text(template.substitute(values))
+    card = template.substitute(values).replace(f"({FAMILIES[args.family]}/", "(")  # it stands in that folder
+    (ZOO / FAMILIES[args.family] / "README.md").write_text(card)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from segquant import registry
 from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.protocol import Calibrator
-from segquant.checks import check_fields, checked, described, require
+from segquant.checks import check_fields, check_set_fields, checked, described, require
 from segquant.errors import QuantizationError, nearest
 from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, value_of
 from segquant.method.parts import Budget, Cuts, Targets
@@ -64,6 +64,7 @@ class Method:
             if getattr(member, "slot", slot) != slot or isinstance(member, (str, type)):
                 told = f"{attribute(name)}={described(member)} is no {slot}"
                 raise ValueError(f"{told}; give a member, or Method.of its name")
+            check_set_fields(member)
         check_fields(self)
         check_seed(self.seed)
         if "second_pass" in self.calibrator.needs and self.bias_correction:

@@ -212,6 +212,8 @@ def test_precisions_by_fields_and_by_function(package: Path, tiny: Tiny) -> None
     ("overrides", "words"),
     [
         (["+quantizer.shaer=1"], "takes no 'shaer'.*'share'"),
+        (["quantizer.share=lots"], r"fails \(QuantizationError: .*share is 'lots'; give a number"),
+        (["calibration.timesteps.power=lots"], r"fails \(.*in line \d+ of"),
         (["+quantizer.dualscail=true"], "takes no 'dualscail'.*'dualscale'"),
         (["quantizer.precision=w9"], r"fails \(ValueError: unknown precision 'w9'.*in line \d+ of methods.py"),
         (["quantizer._target_=LAB.methods.Unpack"], "takes no|cannot be called|fails"),

@@ -102,3 +102,18 @@ def test_parallel_launchers_share_stages(tiny: Tiny, tmp_path: Path, launcher: s
     assert Counter(name for name, _ in computed)["reference"] == 1
     assert not list((tmp_path / "cache" / "stage").glob("*.partial*"))
     assert (tmp_path / "sweep" / "report.html").is_file()
+
+
+@pytest.mark.slow  # the small one: results/test_sweep_folders.py
+def test_two_parallel_jobs_in_one_folder(tiny: Tiny, tmp_path: Path) -> None:
+    finished = subprocess.run(
+        [
+            sys.executable, "-m", "segquant_bench.pipelines.main", "-m", *tiny.overrides(tmp_path / "cache"),
+            "quantizer=none,rtn", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.subdir=a",
+            f"hydra.sweep.dir={tmp_path}/sweep",
+        ],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert finished.returncode == 1 and "another job's folder already" in finished.stdout + finished.stderr
+    assert len(_results(tmp_path / "sweep")) == len(list((tmp_path / "sweep").glob("refused_*/failure.json"))) == 1

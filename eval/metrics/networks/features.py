@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,20 +67,27 @@ def fid_extractor(backends: Backends) -> Extractor:
         )
     if weights is None:
         if backends.fid == "auto":
-            log.info("FID extractor: effnet_lite0, because %s is nowhere on disk", INCEPTION_FILE)
+            _tell_once(f"FID extractor: effnet_lite0, because {INCEPTION_FILE} is nowhere on disk")
         model = load_effnet(backends.device)
         return Extractor("effnet_lite0", effnet_backend(), EFFNET_SIZE, model, device)
-    log.info("FID extractor: inception, weights from %s", weights)
+    _tell_once(f"FID extractor: inception, weights from {weights}")
     from cleanfid.inception_torchscript import InceptionV3W
 
     model = InceptionV3W(str(weights.parent), download=False).to(device).eval()
     return Extractor("inception", f"inception (2015-12-05), clean-fid {version('clean-fid')}", 299, model, device)
 
 
+@lru_cache(maxsize=8)
+def _tell_once(line: str) -> None:
+    """Once a process: every metric of every run asks for the extractor."""
+    log.info("%s", line)
+
+
 def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.ndarray:
-    """Features float32 [n, d], read by clean-fid's own pipeline."""
+    """Features float32 [n, d], read by clean-fid's own pipeline; a bar shows progress on terminals."""
     from cleanfid.fid import get_files_features
 
+    log.info("FID features (%s) of %d pictures", extractor.name, len(paths))
     found: np.ndarray = get_files_features(
         [str(path) for path in paths],
         model=extractor.model,
@@ -86,7 +95,8 @@ def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.
         batch_size=batch_size,
         device=extractor.device,
         custom_fn_resize=resizer(extractor.size),
-        verbose=False,
+        description=f"{extractor.name} ",
+        verbose=sys.stderr.isatty(),
     )
     return found
 

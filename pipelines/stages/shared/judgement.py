@@ -41,11 +41,15 @@ def needs_real(config: MetricConfig) -> list[str]:
 
 def check_metrics(config: MetricConfig, dataset: Dataset | None = None) -> None:
     """PipelineError for an unknown metric, or if real pictures are missing."""
-    real = needs_real(config)
-    if dataset is not None and not dataset.has_real and real:
-        asked = zip(config.metrics, asked_metrics(config), strict=True)
-        others = ",".join(name for name, metric in asked if not metric.needs_real)
-        raise PipelineError(
-            f"{real[0]} compares with real pictures, and dataset {dataset.name} has none here; give "
-            f"them, or set metric.metrics=[{others}]"
-        )
+    if needs_real(config) and dataset is not None and not dataset.has_real:
+        raise PipelineError(without_real(config, dataset.name))
+
+
+def without_real(config: MetricConfig, dataset: str) -> str:
+    """The sentence for a data set without real pictures that a metric compares with."""
+    asked = zip(config.metrics, asked_metrics(config), strict=True)
+    others = ",".join(name for name, metric in asked if not metric.needs_real)
+    return (
+        f"{needs_real(config)[0]} compares with real pictures, and dataset {dataset} has none here; give them, or set "
+        f"metric.metrics=[{others}]"
+    )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from segquant_bench.eval import Backends, EvalError
 from segquant_bench.eval.metrics.images import list_pictures
+from segquant_bench.eval.metrics.networks import features
 from segquant_bench.eval.metrics.networks.effnet import EffNetLite0
 from segquant_bench.eval.metrics.networks.features import (
     extract,
@@ -90,6 +91,7 @@ def test_inception_asked_for_and_absent(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("segquant_bench.eval.metrics.networks.features.find_inception", lambda given: None)
+    features._tell_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="segquant_bench.eval.metrics.networks.features"):
         chosen = fid_extractor(Backends(fid="auto"))
     assert chosen.name == "effnet_lite0"

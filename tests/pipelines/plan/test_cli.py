@@ -161,6 +161,9 @@ def test_a_module_of_the_user(command: Command) -> None:
         "w4a16": 0,
     }
     text = command("model.target=my_module:both").out
+    assert (
+        "at float32; " in text and "at bfloat16; " in command("model.target=my_module:both", "model.dtype=bfloat16").out
+    )
     assert "1 layer never called: unused" in text and "silu 1" in text
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from segquant_bench.eval import METRICS
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.sections import MetricConfig
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 from segquant_bench.pipelines.stages.shared.judgement import asked_metrics, check_metrics, needs_real
 from segquant_bench.pipelines.stages.shared.own import metric_code
+from tests.pipelines.conftest import Tiny, compose_config
 
 SOURCE = """
 from segquant_bench.eval import Metric, register_metric
@@ -67,3 +70,29 @@ def test_its_code_is_part_of_the_key(source: Path) -> None:
 def test_what_is_no_metric_is_one_sentence(source: Path, name: str, sentence: str) -> None:
     with pytest.raises(PipelineError, match=sentence):
         check_metrics(config("psnr", name))
+
+
+def test_prompts_without_pictures_meet_one_error(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\n" + "\n".join(f"thing {i}" for i in range(20)))
+    rest = [each for each in tiny.overrides(tmp_path) if not each.startswith("dataset")]
+    base = [*rest, "dataset=folder", f"dataset.table={tmp_path}/p.csv", "metric.metrics=[fid_gt,psnr]"]
+
+    def refusal(*more: str) -> str:
+        with pytest.raises(PipelineError) as raised:
+            run_all(open_run(validate(compose_config([*base, *more]))))
+        return str(raised.value)
+
+    first = refusal()
+    assert all(words in first for words in ("dataset.pictures=false", "dataset.size=NUMBER", "without fid_gt"))
+    both = refusal("dataset.pictures=false", "dataset.size=18")
+    assert "6 calibration prompts" in both and both.endswith("or set metric.metrics=[psnr]")
+    assert "fid_gt" not in refusal("dataset.pictures=false", "dataset.size=18", "metric.metrics=[psnr]")
+
+
+def test_wrong_values_are_found_before_the_first_stage_computes(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(validate(compose_config([*tiny.overrides(tmp_path), "backend=no_backend", "quantizer=rtn"])))
+    monkeypatch.setattr(type(run), "stage", lambda *_: pytest.fail("a stage was computed"))
+    with pytest.raises(PipelineError, match="no_backend"):
+        run_all(run)

@@ -34,6 +34,7 @@ VALUES = (
     "pipelines.runtime",  # how results are kept, not what they are
     "pipelines.errors",
     "pipelines.stages.shared.own",  # hashes of the user's code, which are in the keys
+    "pipelines.stages.shared.contents",  # hashes of files, which are in the keys
     "pipelines.stages.shared.judgement",  # which metrics are asked for
     "pipelines.stages.components.methods",  # which components, and their methods
     "segquant.arguments",  # the method that they make is in the keys

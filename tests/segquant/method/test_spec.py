@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from segquant import PRECISIONS, Method, QuantScheme, QuantSpec, presets
+from segquant import PRECISIONS, Calibrator, Method, QuantizationError, QuantScheme, QuantSpec, presets
 from segquant.method.plan_file import read_plan
+from segquant.numerics.formats import scheme_of
 from segquant.optimizers import SmoothQuant, SvdQuant
 from segquant.ranges import Percentile
 
@@ -128,3 +131,27 @@ def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
     assert read == expected.changed(name="plan", budget=None, overrides=chosen)
     with pytest.raises(ValueError, match="a method of version 9; this version reads 1 and 2"):
         Method.from_dict({**expected.to_dict(), "version": 9})
+
+
+def test_values_of_anybody_s_part_fit_its_annotations() -> None:
+    @dataclass(frozen=True)
+    class Mine(Calibrator):
+        name: ClassVar[str] = "mine_of_test_spec"
+        share: float = 0.5
+        most: int | None = None
+        loose: float = None  # type: ignore[assignment] # as some write it
+        unknown: "Nowhere" = 1  # type: ignore[name-defined] # noqa: F821, UP037
+
+    Method("a", scheme_of("w8a8"), calibrator=Mine(share="lots"))  # type: ignore[arg-type] # its annotations are unreadable
+
+    @dataclass(frozen=True)
+    class Plain(Calibrator):
+        name: ClassVar[str] = "plain_of_test_spec"
+        share: float = 0.5
+        most: int | None = None
+        loose: float = None  # type: ignore[assignment]
+
+    Method("a", scheme_of("w8a8"), calibrator=Plain(share=1, most=2))
+    for values, words in (({"share": "lots"}, "share is 'lots'; give a number"), ({"most": 1.5}, "most is 1.5")):
+        with pytest.raises(QuantizationError, match=words):
+            Method("a", scheme_of("w8a8"), calibrator=Plain(**values))

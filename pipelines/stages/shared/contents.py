@@ -1,0 +1,53 @@
+"""What the files of a run's configuration hold, for its hash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segquant_bench.pipelines.config.sections import BackendsConfig
+from segquant_bench.pipelines.runtime import digests
+from segquant_bench.pipelines.runtime.paths import ZOO, zoo_variable
+from segquant_bench.pipelines.stages.shared.inputs import STREAMS
+
+if TYPE_CHECKING:
+    from segquant_bench.pipelines.stages.run import Run
+
+WEIGHTS = (".json", ".safetensors", ".txt", ".bpe", ".gz", ".pt", ".bin")
+"""Files that a network is read from."""
+
+
+def network_digests(backends: BackendsConfig) -> dict[str, str]:
+    """By key, a hash of each network that has a path; of one that is not there, the path."""
+    named = {key: getattr(backends, key) for key in ("inception", "clip_path")}
+    return {key: _digest(Path(path)) for key, path in named.items() if path is not None}
+
+
+def _digest(path: Path) -> str:
+    if path.is_dir():
+        return digests.tree_digest(path, WEIGHTS)
+    return digests.file_digest(path) if path.is_file() else str(path)
+
+
+def file_contents(run: Run) -> dict[str, str]:
+    """By key, hashes of the networks that judge and of the pictures that the numbers depend on.
+
+    Shipped files are left out: their names say what they hold, and hashes of earlier results stay.
+    """
+    config, backends = run.config, run.config.metric.backends
+    found = {
+        key: digest for key, digest in network_digests(backends).items() if not _is_shipped(getattr(backends, key))
+    }
+    if _is_shipped(config.dataset.archive):
+        return found
+    if run.has("real") and run.dataset.digest is not None:
+        found["real"] = run.dataset.digest
+    if config.model.control is not None:
+        splits = ("evaluation",) if config.is_float else ("evaluation", *STREAMS)
+        found |= {f"control.{split}": run.dataset.pictures_digest(split) for split in splits}
+    return found
+
+
+def _is_shipped(path: str | None) -> bool:
+    homes = [home for home in (ZOO, zoo_variable()) if home is not None]
+    return path is not None and any(Path(path).resolve().is_relative_to(home.resolve()) for home in homes)
