@@ -38,18 +38,25 @@ log = logging.getLogger(__name__)
 
 
 def write_report(
-    directories: Sequence[Path], output: Path | None = None, *, grid: bool = True, rows: int = 8
+    directories: Sequence[Path],
+    output: Path | None = None,
+    *,
+    grid: bool = True,
+    rows: int = 8,
+    skipped: Sequence[Failure] = (),
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
     Args:
         grid: whether to draw the pictures.
         rows: prompts in the grid.
+        skipped: broken files (see `find_unreadable`), which stand among the failed runs.
 
     Raises:
-        EvalError: no results, a broken results.json, or missing pictures.
+        EvalError: no results, a broken file that is not skipped, or missing pictures.
     """
-    runs, failures = load_results(directories), load_failures(directories)
+    runs = load_results(directories, skipped)
+    failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
     first = Path(directories[0])
     folder = Path(output) if output is not None else first.parent if first.is_file() else first
     texts, pictures = _contents(runs, failures, grid, rows)

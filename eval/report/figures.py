@@ -196,7 +196,7 @@ def _picture(column: GridColumn, index: int) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
         raise EvalError(f"{path} cannot be read; run that job again or leave the grid out") from error
 
 
