@@ -33,9 +33,9 @@ from tests.eval.sweep import run_record
 def _run(job: int, quantizer: str, **values: Any) -> RunResult:
     given: dict[str, Any] = {
         "path": Path(f"/nowhere/{job}/results.json"), "name": quantizer, "model": "m", "precision": "w8a8",
-        "dataset": "d", "seed": 0, "n_images": 2, "config_hash": str(job), "metrics": (), "layer_errors": {"a": 0.1, "b": 0.2},
-        "per_row_output_errors": (), "output_error": None, "stages": {}, "artifacts": {}, "prompts": ("a", "b"),
-        "weight_bytes": 10, "weight_bytes_float": 40, **values,
+        "dataset": "d", "seed": 0, "n_images": 2, "config_hash": str(job), "metrics": (),
+        "layer_errors": {"a": 0.1, "b": 0.2}, "per_row_output_errors": (), "output_error": None, "stages": {},
+        "artifacts": {}, "prompts": ("a", "b"), "weight_bytes": 10, "weight_bytes_float": 40, **values,
     }  # fmt: skip
     return RunResult(quantizer=quantizer, **given)
 
