@@ -10,11 +10,12 @@ from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.render import write_report
+from segquant_bench.eval.results import find_unreadable
 from segquant_bench.texts import plain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one sentence on stderr for bad input."""
+    """Exit code 0, 2 with one sentence on stderr for bad input, or 1 if files were skipped."""
     parser = argparse.ArgumentParser(
         prog="segquant-report", description="Render tables, grid and comparisons from results.json files."
     )
@@ -24,17 +25,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder for the report (default: the first DIR)")
     parser.add_argument("--rows", type=int, default=8, help="prompts in the grid (default: 8)")
     parser.add_argument("--no-grid", action="store_true", help="leave the picture grid out")
+    parser.add_argument(
+        "--skip-unreadable", action="store_true", help="report the other runs, and broken files as failed (exit code 1)"
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.rows < 1:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
-        written = write_report(options.directories, options.output, grid=not options.no_grid, rows=options.rows)
+        skipped = find_unreadable(options.directories) if options.skip_unreadable else []
+        written = write_report(
+            options.directories, options.output, grid=not options.no_grid, rows=options.rows, skipped=skipped
+        )
     except (EvalError, OSError) as error:
         sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written.values())
-    return 0
+    sys.stderr.writelines(f"segquant-report: skipped: {plain(each.message)}\n" for each in skipped)
+    return 1 if skipped else 0
 
 
 if __name__ == "__main__":

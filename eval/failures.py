@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.files import find_named
+from segquant_bench.eval.json_checks import SCALAR, TEXT, list_of, read_checked, record
 
 FILE = "failure.json"
+AGAIN = "run that job again, or leave it out with --skip-unreadable"
+"""What to do about a broken file."""
+_KNOWN = ("name", "model", "dataset", "precision", "seed")
+_FAILURE = record({"message": TEXT}, {**dict.fromkeys(_KNOWN, SCALAR), "overrides": list_of(SCALAR)})
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,18 @@ class Failure:
     message: str
 
 
-def load_failures(directories: Iterable[Path]) -> list[Failure]:
-    """Sorted by path."""
-    paths = {path.resolve() for directory in directories for path in find_named(Path(directory), FILE)}
-    return [_load(path) for path in sorted(paths)]
+def load_failures(directories: Iterable[Path], skipped: Collection[Path] = ()) -> list[Failure]:
+    """Sorted by path, without `skipped` files; EvalError if one is broken."""
+    return [load_failure(path) for path in find_failures(directories) if path not in skipped]
 
 
-def _load(path: Path) -> Failure:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EvalError(f"{path} is not readable JSON ({error}); run that job again") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("message"), str):
-        raise EvalError(f"{path} has no message; run that job again")
-    texts = {key: _text(raw.get(key)) for key in ("name", "model", "dataset", "precision", "seed")}
+def find_failures(directories: Iterable[Path]) -> list[Path]:
+    return sorted({path.resolve() for directory in directories for path in find_named(Path(directory), FILE)})
+
+
+def load_failure(path: Path) -> Failure:
+    raw = read_checked(path, _FAILURE, AGAIN)
+    texts = {key: _text(raw.get(key)) for key in _KNOWN}
     return Failure(path, **texts, overrides=tuple(map(str, raw.get("overrides") or ())), message=raw["message"])
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segquant_bench.eval.failures import Failure, load_failures
@@ -9,8 +9,9 @@ from segquant_bench.eval.files import save_bytes, save_text
 from segquant_bench.eval.paper.extras import extras
 from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
 from segquant_bench.eval.report.failed import failed_table
-from segquant_bench.eval.report.figures import grid_groups, picture_grid
-from segquant_bench.eval.report.labels import sort_runs
+from segquant_bench.eval.report.figures import grid_groups, picture_grid, shown_prompts
+from segquant_bench.eval.report.fonts import boxes_note
+from segquant_bench.eval.report.labels import labels, places, sort_runs
 from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.plots import metric_plot
 from segquant_bench.eval.report.provenance import sources_markdown
@@ -38,18 +39,25 @@ log = logging.getLogger(__name__)
 
 
 def write_report(
-    directories: Sequence[Path], output: Path | None = None, *, grid: bool = True, rows: int = 8
+    directories: Sequence[Path],
+    output: Path | None = None,
+    *,
+    grid: bool = True,
+    rows: int = 8,
+    skipped: Sequence[Failure] = (),
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
     Args:
         grid: whether to draw the pictures.
         rows: prompts in the grid.
+        skipped: broken files (see `find_unreadable`), which stand among the failed runs.
 
     Raises:
-        EvalError: no results, a broken results.json, or missing pictures.
+        EvalError: no results, a broken file that is not skipped, or missing pictures.
     """
-    runs, failures = load_results(directories), load_failures(directories)
+    runs = load_results(directories, skipped)
+    failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
     first = Path(directories[0])
     folder = Path(output) if output is not None else first.parent if first.is_file() else first
     texts, pictures = _contents(runs, failures, grid, rows)
@@ -73,16 +81,27 @@ def _contents(
     pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
     failed = [failed_table(failures)] if failures else []
+    legend = " ".join(part for part in (LEGEND, _boxes(runs, pictures, rows if grid else 0)) if part)
     texts = {
-        "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), LEGEND, "", sources_markdown(ordered)]),
+        "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),
         "table.tex": "\n".join(map(to_latex, [*tables, *failed])),
         "comparisons.md": comparisons_markdown(comparisons, refused),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
-        "report.html": render_page(ordered, [*tables, *failed], comparisons, refused, pictures, LEGEND, more.sections),
+        "report.html": render_page(ordered, [*tables, *failed], comparisons, refused, pictures, legend, more.sections),
         **more.texts,
     }
     return texts, pictures
+
+
+def _boxes(runs: Sequence[RunResult], pictures: Mapping[str, bytes], rows: int) -> str:
+    """What pictures cannot show of the texts that stand in them."""
+    if not pictures:
+        return ""
+    texts = [*labels(runs).values(), *places(runs).values()]
+    for run in runs:
+        texts += [run.precision, *(run.prompts[index] for index in shown_prompts(run.prompts, rows))]
+    return boxes_note(map(plain, texts))
 
 
 def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -9,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.failures import AGAIN, Failure, find_failures, load_failure, load_failures
 from segquant_bench.eval.failures import FILE as FAILURE
-from segquant_bench.eval.failures import load_failures
 from segquant_bench.eval.files import find_named
+from segquant_bench.eval.json_checks import read_checked, require
+from segquant_bench.eval.results_file import AGAINST, DIRECTIONS, METRIC, check_results
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
 RESULTS = "results.json"
 Interval = tuple[float, float]
-DIRECTIONS = ("lower", "higher")
-AGAINST = ("reference", "real", "prompt", None)
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,20 @@ class EvalResult:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> EvalResult:
-        """EvalError for a missing key."""
-        try:
-            return cls(
-                name=raw["name"],
-                value=float(raw["value"]),
-                n=int(raw["n"]),
-                direction=raw["direction"],
-                interval=_decode_interval(raw["interval"]),
-                backend=raw["backend"],
-                against=raw["against"],
-                delta=None if raw.get("delta") is None else float(raw["delta"]),
-                delta_interval=_decode_interval(raw.get("delta_interval")),
-                unit=raw.get("unit", ""),  # older results have none
-            )
-        except KeyError as missing:
-            raise EvalError(f"a metric entry has no {missing}; its keys are {sorted(raw)}") from missing
+        """EvalError for a key that is missing or of another type."""
+        require(raw, METRIC, "a metric's entry", f"its keys are {sorted(raw) if isinstance(raw, dict) else 'none'}")
+        return cls(
+            name=raw["name"],
+            value=float(raw["value"]),
+            n=raw["n"],
+            direction=raw["direction"],
+            interval=_decode_interval(raw["interval"]),
+            backend=raw["backend"],
+            against=raw["against"],
+            delta=None if raw.get("delta") is None else float(raw["delta"]),
+            delta_interval=_decode_interval(raw.get("delta_interval")),
+            unit=raw.get("unit") or "",  # older results have none
+        )
 
 
 def encode_float(value: float) -> float | str:
@@ -143,7 +140,7 @@ class RunResult:
     @property
     def every_layer_error(self) -> dict[str, float]:
         """The denoiser's, then those of other components."""
-        parts = [part.get("layer_errors", {}) for part in self.components.values()]
+        parts = [part.get("layer_errors") or {} for part in self.components.values()]
         return {**self.layer_errors, **{layer: float(error) for part in parts for layer, error in part.items()}}
 
     @property
@@ -160,29 +157,10 @@ class RunResult:
         return None if relative is None else (self.path.parent / relative).resolve()
 
 
-_REQUIRED = ("name", "model", "quantizer", "precision", "dataset", "seed", "n_images", "metrics", "prompts")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EvalError(f"{path} is not readable JSON ({error}); run that job again") from error
-    except OSError as error:
-        raise EvalError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != 1:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise EvalError(f"{path} has schema {found!r}, this version reads schema 1; run that job again")
-    missing = [key for key in _REQUIRED if key not in raw]
-    if missing:
-        raise EvalError(f"{path} lacks {', '.join(missing)}; run that job again")
-    _rename(raw)
-    return raw
-
-
 def load_result(path: Path) -> RunResult:
-    """EvalError if truncated, of another schema or without a key."""
-    raw = _read(path)
+    """EvalError if truncated, of another schema, or if a key is missing or of another type."""
+    raw = read_checked(path, check_results, AGAIN)
+    _rename(raw)
     output_error = raw.get("output_error")
     return RunResult(
         path=path,
@@ -191,23 +169,23 @@ def load_result(path: Path) -> RunResult:
         quantizer=raw["quantizer"],
         precision=raw["precision"] or "",
         dataset=raw["dataset"],
-        seed=int(raw["seed"]),
-        n_images=int(raw["n_images"]),
-        config_hash=raw.get("config_hash", ""),
+        seed=raw["seed"],
+        n_images=raw["n_images"],
+        config_hash=raw.get("config_hash") or "",
         metrics=tuple(EvalResult.from_dict(entry) for entry in raw["metrics"]),
-        layer_errors={k: float(v) for k, v in raw.get("layer_errors", {}).items()},
+        layer_errors={k: float(v) for k, v in (raw.get("layer_errors") or {}).items()},
         per_row_output_errors=tuple(float(v) for v in raw.get("per_row_output_errors") or ()),
         output_error=None if output_error is None else float(output_error),
-        stages=raw.get("stages", {}),
-        artifacts=raw.get("artifacts", {}),
+        stages=raw.get("stages") or {},
+        artifacts=raw.get("artifacts") or {},
         prompts=tuple(raw["prompts"]),
         weight_bytes=raw.get("weight_bytes"),
         weight_bytes_float=raw.get("weight_bytes_float"),
-        versions=raw.get("versions", {}),
-        device=raw.get("device", {}),
+        versions=raw.get("versions") or {},
+        device=raw.get("device") or {},
         git=raw.get("git") or "",
         config=raw.get("config") or {},
-        per_row_steps=tuple(int(v) for v in raw.get("per_row_steps") or ()),
+        per_row_steps=tuple(raw.get("per_row_steps") or ()),
         statistics=raw.get("statistics") or {},
         components=raw.get("components") or {},
         quantizing=tuple(raw.get("quantizing") or ()),
@@ -217,7 +195,7 @@ def load_result(path: Path) -> RunResult:
 
 def _rename(raw: dict[str, Any]) -> None:
     """Names that older runs used."""
-    stages, config = raw.get("stages", {}), raw.get("config") or {}
+    stages, config = raw.get("stages") or {}, raw.get("config") or {}
     calibration = config.get("calibration") or {}
     for found, old, new in (
         (stages, "encoders", "components"),
@@ -228,15 +206,38 @@ def _rename(raw: dict[str, Any]) -> None:
             found[new] = found.pop(old)
 
 
-def load_results(directories: Iterable[Path]) -> list[RunResult]:
+def load_results(directories: Iterable[Path], skipped: Sequence[Failure] = ()) -> list[RunResult]:
     """Every `results.json` at or below the paths, the last of each configuration; not of runs that failed later.
 
-    Different models of one name get the beginning of their fingerprints: ``emoji_sd3 (1f2e3d)``.
+    `skipped` files are passed over. Different models of one name get the beginning of their fingerprints:
+    ``emoji_sd3 (1f2e3d)``.
 
     Raises:
-        EvalError: a path or every `results.json` is missing.
+        EvalError: a path or every `results.json` is missing, or one is broken.
     """
-    directories = [Path(d) for d in directories]
+    directories, broken = [Path(d) for d in directories], {each.path for each in skipped}
+    paths = [path for path in _find_results(directories) if path not in broken]
+    if not paths:
+        asked = ", ".join(str(d) for d in directories)
+        failed = [*load_failures(directories, broken), *skipped]
+        why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
+        raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
+    return _told_apart(_drop_repeats([load_result(path) for path in paths]))
+
+
+def find_unreadable(directories: Sequence[Path]) -> list[Failure]:
+    """Every broken `results.json` and `failure.json`, with what is wrong with it."""
+    found = []
+    for load, paths in ((load_result, _find_results(directories)), (load_failure, find_failures(directories))):
+        for path in paths:
+            try:
+                load(path)
+            except EvalError as error:
+                found.append(Failure(path, "", "", "", "", "", (), str(error)))
+    return found
+
+
+def _find_results(directories: Iterable[Path]) -> list[Path]:
     paths: set[Path] = set()
     for directory in directories:
         if directory.is_file() and directory.name == RESULTS:
@@ -245,13 +246,7 @@ def load_results(directories: Iterable[Path]) -> list[RunResult]:
             paths.update(path.resolve() for path in find_named(directory, RESULTS))
         else:
             raise EvalError(f"{directory} is no directory; give the run or sweep folder that segquant wrote")
-    paths = {path for path in paths if not (path.parent / FAILURE).is_file()}
-    if not paths:
-        asked = ", ".join(str(d) for d in directories)
-        failed = load_failures(directories)
-        why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
-        raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
-    return _told_apart(_drop_repeats([load_result(path) for path in sorted(paths)]))
+    return sorted(path for path in paths if not (path.parent / FAILURE).is_file())
 
 
 def _drop_repeats(runs: Sequence[RunResult]) -> list[RunResult]:

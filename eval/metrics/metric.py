@@ -10,7 +10,8 @@ import numpy as np
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Network
 from segquant_bench.eval.metrics.statistics import mean_interval
-from segquant_bench.eval.results import AGAINST, DIRECTIONS, EvalResult, Interval, encode_float
+from segquant_bench.eval.results import EvalResult, Interval, encode_float
+from segquant_bench.eval.results_file import AGAINST, DIRECTIONS
 
 if TYPE_CHECKING:
     from segquant_bench.eval.metrics.evaluation import Evaluation

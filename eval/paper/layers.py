@@ -48,7 +48,7 @@ def _keys(run: RunResult, name: str) -> tuple[str, ...]:
 
 def cut_of(run: RunResult, layer: str) -> str:
     """A layer's cuts and activation: ``out 6, in 2, silu``."""
-    plan: dict[str, Any] = run.statistics.get("segments", {}).get(layer, {})
+    plan: dict[str, Any] = (run.statistics.get("segments") or {}).get(layer, {})
     told = [f"{name} {len(plan[side])}" for name, side in (("out", "output"), ("in", "input")) if plan.get(side)]
     activations = dict.fromkeys(name for name in [plan.get("activation"), *(plan.get("input_activations") or ())])
     return ", ".join([*told, *(name for name in activations if name)])

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from segquant_bench.eval.report.fonts import OWN, fallbacks
 from segquant_bench.texts import plain
 
 if TYPE_CHECKING:
@@ -46,9 +47,16 @@ def figure_text(text: str, longest: int = LONGEST) -> str:
 
 
 def to_png(figure: Figure) -> bytes:
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        others = [font.name for font in fallbacks(text.get_text()).values() if font is not None]
+        if others:
+            text.set_fontfamily([OWN, *dict.fromkeys(others)])
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # of scripts that the font lacks: it draws boxes, and the tables have the names
+        # of characters that no font has: boxes, of which the report tells once
         warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from", UserWarning)
         figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -88,7 +88,7 @@ def output_error(run: RunResult) -> Cell | None:
     if DENOISER not in quantized_parts(run) or run.output_error is None:
         return None
     rows = np.array(run.per_row_output_errors)
-    if len(rows) < 2:
+    if len(rows) < 2 or not rows.any():  # without errors there is no spread to scale
         return number(run.output_error)
     counts = bootstrap_counts(len(rows), REPLICATES, run.seed)
     drawn = mean_replicates(rows, counts)
@@ -126,7 +126,8 @@ def _quantized_bytes(run: RunResult, key: str) -> int | None:
 
 def _encoder_error(run: RunResult) -> Cell | None:
     """Largest of the components beside the denoiser."""
-    errors = [part["output_error"] for part in run.components.values() if "output_error" in part]
+    found = [part.get("output_error") for part in run.components.values()]
+    errors = [error for error in found if error is not None]
     return number(max(errors)) if errors else None
 
 

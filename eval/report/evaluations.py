@@ -1,31 +1,26 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.json_checks import VALUE, list_of, mapping_of, read_checked, record
 from segquant_bench.eval.results import RunResult
+
+AGAIN = "evaluate that run again"
+_PER_IMAGE = record({"metrics": mapping_of(list_of(VALUE))}, {})
 
 
 def read_per_image(run: RunResult, name: str) -> np.ndarray:
     """Float64 [n]."""
     path = _evaluation_file(run, "per_image.json")
-    try:
-        return np.array([float(v) for v in _read_json(path)["metrics"][name]])
-    except KeyError as error:
-        raise EvalError(f"{path} has no values of {name}; evaluate that run again") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise EvalError(f"{path} is not readable JSON; evaluate that run again") from error
+    stored = read_checked(path, _PER_IMAGE, AGAIN)["metrics"]
+    if name not in stored:
+        raise EvalError(f"{path} has no values of {name}; {AGAIN}")
+    return np.array([float(value) for value in stored[name]])
 
 
 def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, str]]:
@@ -36,7 +31,9 @@ def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, st
             metadata = stored.metadata() or {}
             drawn = stored.get_tensor(f"replicates/{name}")
     except SafetensorError as error:
-        raise EvalError(f"{path} has no bootstrap of {name} ({error}); evaluate that run again") from error
+        raise EvalError(f"{path} has no bootstrap of {name} ({error}); {AGAIN}") from error
+    if drawn.ndim != 1 or not drawn.size or drawn.dtype.kind != "f" or not np.isfinite(drawn).all():
+        raise EvalError(f"{path} has no finite numbers as the bootstrap of {name}; {AGAIN}")
     return drawn, {key: metadata.get(key, "") for key in ("seed", "n")}
 
 

@@ -11,12 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.report.labels import data_key, labels, prompts_name, sort_runs
+from segquant_bench.eval.report.lettering import Face, wrap
 from segquant_bench.eval.results import RunResult
-from segquant_bench.texts import plain
 
 TILE = 128
 LARGE_TILE = 224
@@ -82,9 +82,9 @@ def _folder(run: RunResult, kind: str) -> Path:
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
     """A PNG of `rows` prompts, evenly spread; EvalError if pictures are missing."""
     prompts = runs[0].prompts
-    shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
+    shown = shown_prompts(prompts, rows)
     columns = grid_columns(runs)
-    tile = _tile_size(_picture(columns[0], int(shown[0])))
+    tile = _tile_size(_picture(columns[0], shown[0]))
     font, small = _font(FONT_SIZE, bold=True), _font(FONT_SIZE - 2)
     heads = [(wrap(c.title, font, tile, HEAD_LINES), wrap(c.subtitle, small, tile, HEAD_LINES)) for c in columns]
     line = FONT_SIZE + 5
@@ -99,10 +99,16 @@ def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
         corner = top + y * (tile + GAP)
         _draw_prompt(draw, prompts[index], corner, tile)
         for left, column in zip(lefts, columns, strict=True):
-            canvas.paste(_fit(_picture(column, int(index)), tile), (left, corner))
+            canvas.paste(_fit(_picture(column, index), tile), (left, corner))
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def shown_prompts(prompts: Sequence[str], rows: int) -> list[int]:
+    """Indices of at most `rows` prompts, evenly spread."""
+    spread = np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int)
+    return [int(index) for index in np.unique(spread)]
 
 
 def _lefts(columns: Sequence[GridColumn], tile: int) -> list[int]:
@@ -117,7 +123,7 @@ def _draw_head(draw: ImageDraw.ImageDraw, head: tuple[list[str], list[str]], lef
     lines += [(text, _font(FONT_SIZE - 2), PALE) for text in head[1]]
     y = bottom - GAP // 2 - (FONT_SIZE + 5) * len(lines)
     for text, font, colour in lines:
-        draw.text((left + tile / 2, y), text, font=font, fill=colour, anchor="ma")
+        font.draw(draw, (left + tile / 2, y), text, colour, "ma")
         y += FONT_SIZE + 5
 
 
@@ -128,67 +134,13 @@ def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str, top: int, tile: int) ->
     lines = wrap(prompt, font, LABEL_WIDTH - 2 * GAP, most)
     y = top + (tile - line * len(lines)) / 2
     for text in lines:
-        draw.text((LABEL_WIDTH - GAP, y), text, font=font, fill=INK, anchor="ra")
+        font.draw(draw, (LABEL_WIDTH - GAP, y), text, INK, "ra")
         y += line
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None = None) -> list[str]:
-    """Lines of at most `width` pixels; of more than `most`, the first ones and "…"."""
-    lines = _lines(plain(text), font, width, most)
-    if most is None or len(lines) <= most:
-        return lines
-    last = lines[most - 1].rstrip(" ,.")
-    while len(last) > 1 and font.getlength(f"{last}…") > width:
-        last = last[:-1]
-    return [*lines[: most - 1], f"{last}…"]
-
-
-def _lines(text: str, font: ImageFont.FreeTypeFont, width: int, most: int | None) -> list[str]:
-    lines: list[str] = []
-    current = ""
-    for piece in _pieces(text):
-        if most is not None and len(lines) > most:
-            return lines  # a text of thousands of characters is not measured to its end
-        if font.getlength((current + piece).rstrip()) <= width:
-            current += piece
-            continue
-        if current:
-            lines.append(current.rstrip())
-        while font.getlength(piece.rstrip()) > width and len(piece) > 1:
-            cut = _fitting(piece, font, width)
-            lines.append(piece[:cut])
-            piece = piece[cut:]
-        current = piece
-    return [*lines, current.rstrip()] if current.strip() else lines
-
-
-def _fitting(piece: str, font: ImageFont.FreeTypeFont, width: int) -> int:
-    """How many first characters fit: at least one, never all."""
-    low, high = 1, len(piece) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if font.getlength(piece[:middle]) <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _pieces(text: str) -> list[str]:
-    found = [""]
-    for character in text:
-        found[-1] += character
-        if character in " _-/,":
-            found.append("")
-    return [piece for piece in found if piece]
-
-
 @lru_cache(maxsize=8)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+def _font(size: int, bold: bool = False) -> Face:
+    return Face(size, bold)
 
 
 def _picture(column: GridColumn, index: int) -> Image.Image:
@@ -196,7 +148,7 @@ def _picture(column: GridColumn, index: int) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
         raise EvalError(f"{path} cannot be read; run that job again or leave the grid out") from error
 
 

@@ -110,7 +110,7 @@ def setups(runs: Sequence[RunResult]) -> dict[int, str]:
 
 def prompts_name(run: RunResult) -> str:
     """Number and hash: ``128 prompts (1f2e3d)``."""
-    digest = hashlib.sha256("\n".join(run.prompts).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(run.prompts).encode(errors="surrogatepass")).hexdigest()
     return f"{len(run.prompts)} prompts ({digest[:6]})"
 
 

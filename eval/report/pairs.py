@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,8 +96,18 @@ def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Diff
     return paired_mean_difference(logs[:, 0], logs[:, 1], replicates=REPLICATES, seed=seed)
 
 
+def _require_finite(name: str, *values: float) -> None:
+    if not np.isfinite(values).all():
+        raise EvalError(f"{name} is infinite, and a difference of infinities says nothing")
+
+
 def as_ratio(gap: Difference) -> tuple[float, Interval]:
-    return math.exp(gap.value), (math.exp(gap.interval[0]), math.exp(gap.interval[1]))
+    low, high = gap.interval
+    return _exp(gap.value), (_exp(low), _exp(high))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < math.log(sys.float_info.max) else math.inf
 
 
 @dataclass(frozen=True)
@@ -139,10 +150,12 @@ class Pair:
         if ours[1] != theirs[1] or ours[0].shape != theirs[0].shape:
             raise EvalError(f"the bootstraps of {mine.name} differ in seed, n or replicates; evaluate both alike")
         other = next(m for m in self.theirs.metrics if m.name == mine.name)
+        _require_finite(mine.name, mine.value, other.value)
         return paired_replicate_difference((mine.value, ours[0]), (other.value, theirs[0]), mine.n)
 
     def _by_picture(self, mine: EvalResult) -> Difference:
         ours, theirs = read_per_image(self.ours, mine.name), read_per_image(self.theirs, mine.name)
+        _require_finite(mine.name, *ours, *theirs)
         return paired_mean_difference(ours, theirs, replicates=REPLICATES, seed=self.ours.seed)
 
     def _errors(self) -> list[Comparison]:

@@ -16,7 +16,7 @@ def format_number(value: float, digits: int | None = None) -> str:
 
 def decimals(value: float) -> int:
     """For three or four significant digits, at most five."""
-    if abs(value) < 5e-6:
+    if abs(value) < 5e-6 or math.isinf(value):
         return 0
     return min(max(2 - math.floor(math.log10(abs(value))), 1 if abs(value) < 1000 else 0), 5)
 
@@ -35,7 +35,7 @@ def format_difference(value: float, interval: Interval, unit: str = "") -> str:
     """
     low, high = interval
     magnitude = max(abs(low), abs(high))
-    digits = 3 if magnitude == 0 else min(max(2 - math.floor(math.log10(magnitude)), 0), 6)
+    digits = 3 if magnitude == 0 or math.isinf(magnitude) else min(max(2 - math.floor(math.log10(magnitude)), 0), 6)
     behind = f" {unit}" if unit else ""
     return f"{value:+.{digits}f}{behind} [{low:+.{digits}f}, {high:+.{digits}f}]"
 

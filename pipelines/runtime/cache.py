@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from segquant_bench.pipelines.runtime.interrupt import heard
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
+COSTS = ("seconds", "peak_memory_mb", "peak_device_memory_mb")
+"""What is read of a record; the last is None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,30 @@ def _finished(final: Path, name: str, key: str) -> Finished | None:
     record = final / RECORD
     if not record.is_file():
         return None
-    raw = json.loads(record.read_text(encoding="utf-8"))
-    log.info("%s: done before (%.1f s then)", name, raw["seconds"])
-    return Finished(name, key, final, raw["seconds"], raw["peak_memory_mb"], raw["peak_device_memory_mb"], cached=True)
+    seconds, peak, device_peak = _costs(record)
+    log.info("%s: done before (%.1f s then)", name, seconds)
+    return Finished(name, key, final, seconds, peak, device_peak, cached=True)
+
+
+def _costs(record: Path) -> tuple[float, float, float | None]:
+    try:
+        raw = json.loads(record.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _broken(record, f"is not readable JSON ({one_line(error)})") from error
+    held = raw if isinstance(raw, dict) else {}
+    seconds, peak, device_peak = COSTS
+    for key in COSTS:
+        if not _is_cost(held.get(key)) and not (key == device_peak and held.get(key) is None):
+            raise _broken(record, f"has no number of {key}")
+    return held[seconds], held[peak], held.get(device_peak)
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _broken(record: Path, why: str) -> PipelineError:
+    return PipelineError(f"{record} {why}; delete the folder {record.parent}, and the stage is computed again")
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import socket
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,23 +289,16 @@ def test_memory_that_runs_out_while_loading(
     _assert_refused(command(*tiny.overrides(tmp_path / "cache")), "20.00 GiB were asked for", "model.batch_size")
 
 
-def test_no_network(tiny: Tiny, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path / "hub"),
-    }
+def test_no_network(command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     overrides = [item for item in tiny.overrides(tmp_path / "cache") if not item.startswith("model")]
-    finished = subprocess.run(
-        [sys.executable, "-m", "segquant_bench.pipelines.main", "model=sd35_medium", *overrides],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert "model.path=DIRECTORY" in finished.stderr
-    _assert_refused(
-        Outcome(finished.returncode, finished.stderr, tmp_path),
-        "stabilityai/stable-diffusion-3.5-medium", "hf download", "model.path=DIRECTORY",
-    )  # fmt: skip
+    outcome = command("model=sd35_medium", *overrides)
+    assert "model.path=DIRECTORY" in outcome.err
+    _assert_refused(outcome, "stabilityai/stable-diffusion-3.5-medium", "hf download", "model.path=DIRECTORY")
     assert not (tmp_path / "cache" / "stage").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.data.datasets import load_dataset
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.stages.benchmark import open_run
-from tests.pipelines.conftest import Tiny
+from tests.pipelines.conftest import Command, Tiny
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "examples" / "own_package"
@@ -85,15 +86,6 @@ def test_everything_of_one_s_own_swept_against_rtn(folder: Path, tiny: Tiny) -> 
     assert "theirs" in page and "brightness" in page and "of 255" in page
 
 
-def test_a_config_directory_in_the_package(folder: Path, tiny: Tiny) -> None:
-    data = ["dataset=tiny", f"dataset.archive={tiny.archive}", "metric.metrics=[psnr]", "report=false"]
-    conf, model = "hydra.searchpath=[pkg://their_pkg.conf]", ["model=theirs", "calibration=late"]
-    sweep = _sweep(folder, tiny, conf, *model, *data, "quantizer=theirs", "precision=w4g16", "quantizer.share=0.5")
-    (result,) = _results(sweep).values()
-    assert (result["quantizer"], result["precision"], result["backend"]) == ("theirs", "w4g16", "reference")
-    assert result["config"]["quantizer"]["share"] == 0.5
-
-
 @pytest.fixture
 def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package, importable in this process under a name of its own."""
@@ -115,6 +107,21 @@ def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         table.update(known)
     for module in [each for each in sys.modules if each.partition(".")[0] == name]:
         del sys.modules[module]
+
+
+@pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")  # Hydra misses an __init__.py beside the yamls
+def test_a_config_directory_in_the_package(package: Path, command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    package.rename(tmp_path / package.name)  # into the folder that the command works in
+    importlib.invalidate_caches()
+    data = ["dataset=tiny", f"dataset.archive={tiny.archive}", "metric.metrics=[psnr]", "report=false"]
+    conf, model = f"hydra.searchpath=[pkg://{package.name}.conf]", ["model=theirs", f"model.path={tiny.model}"]
+    precision = f"w4_{package.name}_16"
+    method = ["calibration=late", "quantizer=theirs", f"precision={precision}", "quantizer.share=0.5"]
+    outcome = command("-m", conf, *model, *data, *method, "logger=none", "cache=cache")
+    assert outcome.code == 0, outcome.err
+    (result,) = _results(outcome.folder).values()
+    assert (result["quantizer"], result["precision"], result["backend"]) == ("theirs", precision, "reference")
+    assert result["config"]["quantizer"]["share"] == 0.5
 
 
 def _compose(package: Path, tiny: Tiny, *overrides: str) -> RunConfig:

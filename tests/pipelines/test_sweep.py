@@ -83,7 +83,7 @@ def test_unknown_option_in_a_sweep_runs_nothing(command: Command, tiny: Tiny, tm
     assert not (tmp_path / "cache" / "stage").exists()
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_parallel_launchers_share_stages(tiny: Tiny, tmp_path: Path, launcher: str) -> None:
     settings = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=20"]
     finished = subprocess.run(

@@ -53,15 +53,21 @@ def moved(sweep: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sweep, tmp_path / "moved"))
 
 
-def test_report_files(moved: Path, tmp_path: Path) -> None:
-    written = write_report([moved], tmp_path / "report")
+@pytest.fixture(scope="session")
+def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The whole report of a copy that has nothing else in it."""
+    root = tmp_path_factory.mktemp("written")
+    return write_report([Path(shutil.copytree(sweep, root / "moved"))], root / "report")
+
+
+def test_report_files(written: dict[str, Path]) -> None:
     assert set(written) == {
         "table.md", "table.csv", "table.tex", "comparisons.md", "comparisons.csv", "report.html", "metrics.png",
         "grid.png",
         "layers.csv", "layers.md", "layers.tex",
     }  # fmt: skip
     assert all(path.stat().st_size > 100 for path in written.values())
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == sorted(written)
+    assert sorted(p.name for p in written["table.md"].parent.iterdir()) == sorted(written)
 
 
 def test_markdown_rows_are_sorted_and_complete(sweep: Path) -> None:
@@ -183,7 +189,7 @@ def test_other_prompts_stand_apart(moved: Path, tmp_path: Path) -> None:
     alone = sort_runs(runs).index(next(run for run in runs if run.prompts[0] == "another prompt"))
     assert table.head[0] == "prompts"
     assert not any(cell.bold for cell in table.rows[alone])
-    written = write_report([moved], tmp_path / "report")
+    written = write_report([moved], tmp_path / "report", rows=1)
     assert sorted(name for name in written if name.startswith("grid")) == ["grid.png", "grid_emoji_sd3_emoji_0.png"]
 
 
@@ -207,7 +213,7 @@ def test_models_are_told_apart_everywhere(moved: Path, tmp_path: Path) -> None:
     layers = {(c.where, c.theirs): c for c in found if c.metric == "layer error" and c.precision == "w8a8_tensor"}
     assert layers["emoji_flux", "smoothquant"].value == pytest.approx(1.5)
     assert layers["emoji_sd3", "smoothquant"].value == pytest.approx(0.5)
-    written = write_report([moved], tmp_path / "report")
+    written = write_report([moved], tmp_path / "report", rows=1)
     headings = [line for line in written["comparisons.md"].read_text().splitlines() if line.startswith("## ")]
     assert len(headings) == len(set(headings)) == 4
     assert "## w8a8_tensor, emoji_flux" in headings
@@ -221,7 +227,7 @@ def test_models_are_told_apart_everywhere(moved: Path, tmp_path: Path) -> None:
 
 def test_missing_evaluation_is_said(moved: Path, tmp_path: Path) -> None:
     shutil.rmtree(moved / "3" / "evaluation")
-    written = write_report([moved], tmp_path / "report")
+    written = write_report([moved], tmp_path / "report", grid=False)
     assert "Not compared: segquant_g vs rtn" in written["comparisons.md"].read_text()
     assert "Not compared: segquant_g vs rtn" in written["report.html"].read_text()
 
@@ -284,8 +290,8 @@ def test_wrapped_lines_fit() -> None:
     assert wrap("", font, 100) == []
 
 
-def test_page_is_self_contained_and_escaped(moved: Path, tmp_path: Path) -> None:
-    page = write_report([moved], tmp_path / "report")["report.html"].read_text()
+def test_page_is_self_contained_and_escaped(written: dict[str, Path]) -> None:
+    page = written["report.html"].read_text()
     assert page.count("src='data:image/png;base64,") == 2
     assert not re.search(r"(src|href)=['\"](?!data:)", page)
     assert "<b>segquant_g</b> vs smoothquant at w8a8_tensor" in page
@@ -308,7 +314,7 @@ def test_two_seeds_get_two_grids(moved: Path, tmp_path: Path) -> None:
         record |= {"seed": 1, "config_hash": record["config_hash"] + "1"}
         record["artifacts"]["reference"] = "../../cache/reference"
         path.write_text(json.dumps(record))
-    written = write_report([moved], tmp_path / "report")
+    written = write_report([moved], tmp_path / "report", rows=1)
     assert {"grid.png", "grid_emoji_sd3_emoji_1.png"} <= set(written)
     assert "| seed | precision |" in written["table.md"].read_text()
 
@@ -316,7 +322,7 @@ def test_two_seeds_get_two_grids(moved: Path, tmp_path: Path) -> None:
 def test_no_segquant_run(moved: Path, tmp_path: Path) -> None:
     for job in (3, 6):
         shutil.rmtree(moved / str(job))
-    written = write_report([moved], tmp_path / "report")
+    written = write_report([moved], tmp_path / "report", grid=False)
     assert "nothing to compare" in written["comparisons.md"].read_text()
 
 
@@ -326,7 +332,7 @@ def test_only_the_unquantized_model(moved: Path) -> None:
 
 
 def test_command_line(moved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(moved)]) == 0
+    assert main([str(moved), "--rows", "1"]) == 0
     assert str(moved / "report.html") in capsys.readouterr().out
 
 
@@ -334,7 +340,7 @@ def test_command_line_in_a_new_process_needs_no_torch(moved: Path, tmp_path: Pat
     code = (
         "from segquant_bench.eval.cli import main; import sys; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     )
-    command = [sys.executable, "-c", code, str(moved), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, str(moved), "--rows", "1", "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -421,7 +427,7 @@ def test_deltas_to_the_unquantized_model_are_told(moved: Path, tmp_path: Path) -
     record = json.loads(path.read_text())
     clip = EvalResult("clip_score[x]", 30.0, 8, "higher", (29.0, 31.0), "x", "prompt", -1.25, (-2.0, -0.5))
     path.write_text(json.dumps(record | {"metrics": [*record["metrics"], clip.to_dict()]}))
-    written = write_report([moved], tmp_path / "report")
+    written = write_report([moved], tmp_path / "report", grid=False)
     line = ",w8a8_tensor,smoothquant,unquantized,clip_score[x],difference,-1.25,-2.0,-0.5,,8,pictures,worse\n"
     assert line in written["comparisons.csv"].read_text()
     (told,) = against_unquantized(load_results([moved]))

@@ -76,6 +76,13 @@ def test_csv_is_at_full_precision() -> None:
     assert lines[2] == [NASTY, "8", "0.125", "0.1", "0.2", "inf"]
 
 
+def test_heads_of_csv_are_no_formulas() -> None:
+    columns = (Column("=a()", "key"), Column("-b\nc", intervals=True), Column("@d", detail="net"))
+    text = to_csv(Table(columns, (((Cell("x"), number(1.0, (0.5, 2.0)), number(2.0)),),)))
+    assert text.splitlines()[0] == "'=a(),'-b c,'-b c.low,'-b c.high,'@d"
+    assert text.splitlines()[1] == "x,1.0,0.5,2.0,2.0"
+
+
 def test_summary_is_the_last_block() -> None:
     table = Table(heads(("layer",), ("a",)), ((row(["x"], ["1"]),), (row(["y"], ["2"]),)), (row(["mean"], ["3"]),), "T")
     assert [[cell.text for cell in line] for line in table.rows] == [["x", "1"], ["y", "2"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -61,3 +62,35 @@ def test_an_ignored_signal_stays_ignored() -> None:
     with insistent_interrupt():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_somebody_elses_alarm_handler_is_back_afterwards() -> None:
+    def theirs(*_: object) -> None:
+        raise AssertionError("nothing rings here")
+
+    before = signal.signal(signal.SIGALRM, theirs)
+    try:
+        with insistent_interrupt():
+            assert signal.getsignal(signal.SIGALRM) is interrupt._insist
+        assert signal.getsignal(signal.SIGALRM) is theirs
+        with pytest.raises(KeyboardInterrupt), insistent_interrupt():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGALRM) is theirs
+        time.sleep(0.05)  # an alarm still set would ring now
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_nothing_changes_in_another_thread() -> None:
+    """Only the main thread may set handlers: elsewhere Python raises."""
+    found: list[object] = []
+
+    def work() -> None:
+        with insistent_interrupt():
+            found.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGALRM)))
+
+    before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)]
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == before

@@ -45,6 +45,8 @@ VALUES = (
     "eval.errors",
     "eval.files",
     "eval.results",  # the form of metrics.json, not its numbers
+    "eval.results_file",
+    "eval.json_checks",
 )
 # Imports that count only for some runs, whose keys then hash that code (see `depends` of the stages).
 SOMETIMES = {

@@ -1,0 +1,144 @@
+"""What a JSON file must hold: the first key that holds something else is told in one sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from segquant_bench.eval.errors import EvalError
+
+Check = Callable[[Any, str], Iterator[str]]
+"""(value, its place such as ``metrics[0].value``) -> what is wrong with it, first things first."""
+
+LARGEST = 1e100
+"""Of a number. No measurement is larger, and sums and products of such ones stay finite."""
+DEEPEST = 100
+"""Levels of nesting; recursion ends at some hundreds."""
+LONGEST = 60
+"""Characters that a sentence shows of a value."""
+
+
+def read_checked(path: Path, check: Check, remedy: str) -> Any:
+    """The content of a JSON file; EvalError, with what to do, if it cannot be read or is not as `check` wants it."""
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8"))
+    except ValueError as error:  # of encodings, of JSON, of integers with thousands of digits
+        raise EvalError(f"{path} is not readable JSON ({error}); {remedy}") from error
+    except RecursionError as error:
+        raise EvalError(f"{path} is nested too deeply; {remedy}") from error
+    except OSError as error:
+        raise EvalError(f"{path} cannot be read: {error.strerror}") from error
+    if _is_deep(raw):
+        raise EvalError(f"{path} is nested too deeply; {remedy}")
+    require(raw, check, str(path), remedy)
+    return raw
+
+
+def require(raw: Any, check: Check, what: str, remedy: str) -> None:
+    """EvalError with the first problem of `what`."""
+    problem = next(check(raw, ""), None)
+    if problem is not None:
+        raise EvalError(f"{what} {problem}; {remedy}")
+
+
+def _is_deep(raw: Any) -> bool:
+    level = [raw]
+    for _ in range(DEEPEST):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and value >= 0
+
+
+def kind(what: str, is_right: Callable[[Any], bool]) -> Check:
+    """A check of a value by itself; `what` it must be ends the sentence."""
+
+    def check(value: Any, place: str) -> Iterator[str]:
+        if not is_right(value):
+            yield f"holds {f'{place} = ' if place else ''}{shown(value)}, which must be {what}"
+
+    return check
+
+
+TEXT = kind("a text", lambda value: isinstance(value, str))
+PATH = kind("a path", lambda value: isinstance(value, str) and "\0" not in value)
+COUNT = kind("a whole number, at least 0 and at most 1e100", _is_count)
+AMOUNT = kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0)
+NUMBER = kind("a number of at most 1e100", is_number)
+VALUE = kind('a number of at most 1e100, "inf" or "-inf"', lambda value: is_number(value) or value in ("inf", "-inf"))
+SCALAR = kind("a text or a number", lambda value: isinstance(value, str | int | float))
+ANYTHING = kind("anything", lambda value: True)
+
+
+def one_of(known: Collection[Any]) -> Check:
+    return kind(f"one of {', '.join(map(shown, known))}", lambda value: value in known)
+
+
+def optional(check: Check) -> Check:
+    """Null is right too."""
+    return lambda value, place: iter(()) if value is None else check(value, place)
+
+
+def list_of(check: Check, least: int = 0, most: float = math.inf, what: str = "a list") -> Check:
+    whole = kind(what, lambda value: isinstance(value, list) and least <= len(value) <= most)
+
+    def every(value: Any, place: str) -> Iterator[str]:
+        yield from whole(value, place)
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            yield from check(item, f"{place}[{index}]")
+
+    return every
+
+
+def mapping_of(check: Check) -> Check:
+    whole = kind("a mapping", lambda value: isinstance(value, dict))
+
+    def every(value: Any, place: str) -> Iterator[str]:
+        yield from whole(value, place)
+        for key, item in value.items() if isinstance(value, dict) else ():
+            yield from check(item, f"{place}.{key}" if place else key)
+
+    return every
+
+
+def record(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Check:
+    """A mapping that has the `needed` keys; `known` ones may be absent or null, all others are free."""
+    whole = mapping_of(ANYTHING)
+
+    def every(value: Any, place: str) -> Iterator[str]:
+        yield from whole(value, place)
+        held = value if isinstance(value, dict) else {}
+        missing = [repr(key) if place else key for key in needed if key not in held]
+        if missing:
+            yield f"holds {place}, which has no {missing[0]}" if place else f"lacks {', '.join(missing)}"
+        checks = {**needed, **{key: optional(check) for key, check in known.items()}}
+        for key, check in checks.items():
+            if key in held:
+                yield from check(held[key], f"{place}.{key}" if place else key)
+
+    return every
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, shortened."""
+    if isinstance(value, dict | list):
+        return f"{'an empty' if not value else 'a'} {'mapping' if isinstance(value, dict) else 'list'}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -1,0 +1,115 @@
+"""What results.json must hold, as far as reports read it; other keys are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from segquant_bench.eval.json_checks import (
+    AMOUNT,
+    ANYTHING,
+    COUNT,
+    NUMBER,
+    PATH,
+    TEXT,
+    VALUE,
+    list_of,
+    mapping_of,
+    one_of,
+    optional,
+    record,
+    shown,
+)
+
+SCHEMA = 1
+DIRECTIONS = ("lower", "higher")
+AGAINST = ("reference", "real", "prompt", None)
+
+_INTERVAL = list_of(VALUE, 2, 2, "a list of two numbers")
+METRIC = record(
+    {
+        "name": TEXT,
+        "value": VALUE,
+        "n": COUNT,
+        "direction": one_of(DIRECTIONS),
+        "interval": optional(_INTERVAL),
+        "backend": TEXT,
+        "against": one_of(AGAINST),
+    },
+    {"delta": VALUE, "delta_interval": _INTERVAL, "unit": TEXT},  # older results have no unit
+)
+
+_STAGE = record({}, {"seconds": AMOUNT, "peak_memory_mb": AMOUNT, "key": TEXT})
+_ERRORS = mapping_of(AMOUNT)
+_COMPONENT = record(
+    {"weight_bytes": COUNT}, {"weight_bytes_float": COUNT, "output_error": AMOUNT, "layer_errors": _ERRORS}
+)
+_PIECES = list_of(ANYTHING)
+_CUT = record(
+    {}, {"output": _PIECES, "input": _PIECES, "activation": TEXT, "input_activations": list_of(optional(TEXT))}
+)
+_SIGNS = record(
+    {"activation": TEXT, "channels": COUNT, "rows": COUNT}
+    | dict.fromkeys(("mostly_negative", "mostly_positive", "negative"), NUMBER),
+    {},
+)
+_STATISTICS = record({}, {"segments": mapping_of(_CUT), "polarity": mapping_of(list_of(_SIGNS))})
+
+
+def _name_or_path(value: Any, place: str) -> Iterator[str]:
+    """A name, or a mapping with the path of the user's own function."""
+    return (record({}, {"_target_": TEXT}) if isinstance(value, dict) else TEXT)(value, place)
+
+
+_CONFIG = record(
+    {},
+    {
+        "quantize": list_of(TEXT),
+        "quantizer": record({}, {"cuts": TEXT}),
+        "calibration": record({}, {"prompts": COUNT}),
+        "correction": record({}, {"method": _name_or_path}),
+    },
+)
+_RUN = record(
+    {
+        "name": TEXT,
+        "model": TEXT,
+        "quantizer": TEXT,
+        "precision": optional(TEXT),
+        "dataset": TEXT,
+        "seed": COUNT,
+        "n_images": COUNT,
+        "metrics": list_of(METRIC),
+        "prompts": list_of(TEXT, 1, what="a list of at least one text"),
+    },
+    {
+        "config_hash": TEXT,
+        "layer_errors": _ERRORS,
+        "output_error": AMOUNT,
+        "per_row_output_errors": list_of(AMOUNT),
+        "per_row_steps": list_of(COUNT),
+        "stages": mapping_of(_STAGE),
+        "quantizing": list_of(TEXT),
+        "artifacts": mapping_of(PATH),
+        "weight_bytes": COUNT,
+        "weight_bytes_float": COUNT,
+        "components": mapping_of(_COMPONENT),
+        "statistics": _STATISTICS,
+        "versions": mapping_of(ANYTHING),
+        "device": mapping_of(ANYTHING),
+        "git": TEXT,
+        "config": _CONFIG,
+    },
+)
+
+
+def check_results(raw: Any, place: str) -> Iterator[str]:
+    """The check of a whole file; of another schema, nothing else is looked at."""
+    if not isinstance(raw, dict) or raw.get("schema") is not SCHEMA:
+        found = shown(raw.get("schema")) if isinstance(raw, dict) else type(raw).__name__
+        yield f"has schema {found}, this version reads schema {SCHEMA}"
+        return
+    yield from _RUN(raw, place)
+    steps, errors = (raw.get(key) or () for key in ("per_row_steps", "per_row_output_errors"))
+    if steps and len(steps) != len(errors):
+        yield f"holds {len(steps)} per_row_steps for {len(errors)} per_row_output_errors"

@@ -1,0 +1,256 @@
+"""What a report makes of its runs, by small runs made by hand: numbers, pairs, names and places."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segquant_bench.eval import load_results
+from segquant_bench.eval.failures import Failure, load_failures
+from segquant_bench.eval.files import save_tensors
+from segquant_bench.eval.metrics.statistics import Difference
+from segquant_bench.eval.report.columns import best_runs, columns, output_error
+from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.failed import failed_table
+from segquant_bench.eval.report.figures import grid_columns, grid_groups, picture_grid
+from segquant_bench.eval.report.labels import group_key, labels, prompts_name, quantized_parts, sort_runs
+from segquant_bench.eval.report.page import render_page
+from segquant_bench.eval.report.pairs import as_ratio, log_ratio
+from segquant_bench.eval.report.plots import metric_plot
+from segquant_bench.eval.report.results_table import results_table
+from segquant_bench.eval.results import EvalResult, RunResult
+from tests.eval.support import smooth_pictures, write_pictures
+from tests.eval.sweep import run_record
+
+
+def _run(job: int, quantizer: str, **values: Any) -> RunResult:
+    given: dict[str, Any] = {
+        "path": Path(f"/nowhere/{job}/results.json"), "name": quantizer, "model": "m", "precision": "w8a8",
+        "dataset": "d", "seed": 0, "n_images": 2, "config_hash": str(job), "metrics": (),
+        "layer_errors": {"a": 0.1, "b": 0.2}, "per_row_output_errors": (), "output_error": None, "stages": {},
+        "artifacts": {}, "prompts": ("a", "b"), "weight_bytes": 10, "weight_bytes_float": 40, **values,
+    }  # fmt: skip
+    return RunResult(quantizer=quantizer, **given)
+
+
+def _metric(name: str, value: float, **values: Any) -> EvalResult:
+    given: dict[str, Any] = {"interval": None, "against": "reference", **values}
+    return EvalResult(name, value, 2, "higher", backend="x", **given)
+
+
+def _cells(run: RunResult, runs: Sequence[RunResult] = ()) -> dict[str, float | None]:
+    return {each.key: cell.value for each in columns(runs or [run]) if (cell := each.cell(run)) is not None}
+
+
+def test_groups_and_their_order() -> None:
+    floats = [_run(job, "none", precision=name) for job, name in enumerate(("float32", "bfloat16"))]
+    assert group_key(floats[0]) == group_key(floats[1])
+    few, many = _run(0, "rtn", prompts=("z",)), _run(1, "rtn", prompts=("a", "b"))
+    assert sort_runs([many, few]) == [few, many], "by the number of prompts first"
+    parts = _run(0, "rtn", config={"quantize": ["vae", "denoiser", "controlnet"]})
+    assert quantized_parts(parts) == ("denoiser", "controlnet", "vae")
+
+
+def test_names_of_runs_that_share_theirs() -> None:
+    judged = [_run(job, "rtn", name="x", config={"metric": {"bootstrap": job}}) for job in range(2)]
+    assert list(labels(judged).values()) == ["rtn bootstrap=0", "rtn bootstrap=1"]
+    stored = [_run(job, "rtn", name="x", config={"cache": f"/{job}"}) for job in range(2)]
+    assert list(labels(stored).values()) == ["rtn cache=/0", "rtn cache=/1"]
+
+
+def test_the_interval_of_an_output_error_has_the_rows_spread() -> None:
+    cell = output_error(_run(0, "rtn", per_row_output_errors=(0.01, 0.02, 0.03, 0.04), output_error=0.5))
+    assert cell is not None and cell.interval is not None
+    assert cell.value == 0.5 and 0.2 < cell.interval[0] < 0.4 and 0.6 < cell.interval[1] < 0.8
+    exact = output_error(_run(0, "rtn", per_row_output_errors=(0.0, 0.0), output_error=0.0))
+    assert exact is not None and exact.interval is None
+
+
+def test_sizes_and_errors_of_several_components() -> None:
+    parts = {
+        "text_encoder": {"weight_bytes": 30, "weight_bytes_float": 60, "output_error": 0.1},
+        "vae": {"weight_bytes": 5, "weight_bytes_float": 5, "output_error": 0.3},
+    }
+    both = {"quantize": ["denoiser", "text_encoder"]}
+    known = _cells(_run(0, "rtn", components=parts, config=both))
+    assert known["weight_mb"] == pytest.approx(40e-6) and known["compression"] == 2.5
+    assert known["encoder_error"] == 0.3 and known["pipeline_mb"] == pytest.approx(35e-6)
+    unknown = _cells(_run(0, "rtn", components={"vae": parts["vae"]}, config=both))
+    assert "weight_mb" not in unknown and "compression" not in unknown
+
+
+def test_unquantized_runs_are_never_the_best() -> None:
+    runs = [
+        _run(job, "none", metrics=(_metric("psnr", job + 1.0),), config={"metric": {"seed": job}}) for job in range(2)
+    ]
+    (psnr,) = (each for each in columns(runs) if each.key == "psnr")
+    assert best_runs(psnr, runs) == set()
+
+
+def test_ratios_of_what_both_have() -> None:
+    assert log_ratio([1.0, 0.0, 2.0], [1.0, 1.0, 0.0], 0) is None
+    gap = log_ratio([1.0, 0.0, 2.0, 4.0], [2.0, 1.0, 0.0, 8.0], 0)
+    assert gap is not None and gap.n == 2 and as_ratio(gap)[0] == pytest.approx(0.5)
+    assert as_ratio(Difference(1000.0, (0.0, 1000.0), 3)) == (np.inf, (1.0, np.inf))
+    theirs = _run(0, "rtn", layer_errors={"b": 0.4, "c": 1.0, "d": 0.2}, per_row_output_errors=(0.1, 0.2))
+    ours = _run(1, "segquant_g", layer_errors={"b": 0.2, "d": 0.1, "e": 1.0}, per_row_output_errors=(0.1, 0.2, 0.3))
+    (found,), refused = compare_runs([theirs, ours])
+    assert (found.metric, found.n, refused) == ("layer error", 2, []) and found.value == pytest.approx(0.5)
+
+
+def _pairs(runs: Sequence[RunResult]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((each.ours, each.theirs) for each in compare_runs(runs)[0]))
+
+
+def test_who_is_compared_with_whom() -> None:
+    d, both, vae = (["denoiser"], ["denoiser", "vae"], ["vae"])
+    runs = [_run(job, "rtn", config={"quantize": parts}) for job, parts in enumerate((d, both, vae))]
+    assert _pairs(runs) == [("rtn+vae", "rtn"), ("rtn@vae", "rtn+vae")]
+    variants = [
+        _run(job, name, config={"quantizer": {"alpha": alpha}})
+        for job, (name, alpha) in enumerate((name, alpha) for name in ("rtn", "segquant_g") for alpha in (1, 2))
+    ]
+    assert _pairs(variants) == [
+        ("rtn alpha=2", "rtn alpha=1"), ("segquant_g alpha=1", "rtn alpha=1"), ("segquant_g alpha=1", "rtn alpha=2"),
+        ("segquant_g alpha=2", "segquant_g alpha=1"), ("segquant_g alpha=2", "rtn alpha=1"),
+    ]  # fmt: skip
+    ours = [_run(job, name) for job, name in enumerate(("rtn", "segquant_a", "segquant_g"))]
+    headlines = {(each.ours, each.theirs): each.headline for each in compare_runs(ours)[0]}
+    assert headlines == {
+        ("segquant_a", "rtn"): True, ("segquant_g", "rtn"): True, ("segquant_g", "segquant_a"): False,
+    }  # fmt: skip
+
+
+def test_a_run_alone_is_told_of_where_only_prompts_differ() -> None:
+    ours = _run(1, "segquant_g", prompts=("c",))
+    assert len(compare_runs([_run(0, "rtn"), ours])[1]) == 1
+    assert compare_runs([_run(0, "rtn", model="another"), ours]) == ([], [])
+
+
+def test_a_difference_to_the_unquantized_model_needs_its_interval() -> None:
+    results = (_metric("clip_score", 1.0, delta=0.5), _metric("psnr", 1.0, delta=0.5, delta_interval=(0.1, 0.9)))
+    assert [each.metric for each in against_unquantized([_run(0, "rtn", metrics=results)])] == ["psnr"]
+
+
+def _evaluated(
+    root: Path, quantizer: str, values: Sequence[Any], drawn: np.ndarray | None = None, **metadata: str
+) -> RunResult:
+    folder = root / quantizer
+    folder.mkdir()
+    (folder / "per_image.json").write_text(json.dumps({"metrics": {"psnr": list(values)}}))
+    names = ("psnr", "fid_ref[net]", "glow") if drawn is not None else ("psnr", "glow")
+    if drawn is not None:
+        tensors = {f"replicates/{name}": drawn for name in names[1:]}
+        save_tensors(folder / "features.safetensors", tensors, {"seed": "0", "n": "2", **metadata})
+    metrics = tuple(_metric(name, 1.0) for name in names)
+    return _run(0, quantizer, path=root / quantizer / "results.json", metrics=metrics, layer_errors={},
+                artifacts={"evaluation": "."})  # fmt: skip
+
+
+def test_only_alike_and_finite_values_are_compared(tmp_path: Path) -> None:
+    drawn = np.array([1.0, 2.0, 3.0])
+    folders = [tmp_path / name for name in ("alike", "seeds", "one", "infinite")]
+    for folder in folders:
+        folder.mkdir()
+    found, refused = compare_runs(
+        [_evaluated(folders[0], "rtn", [1, 2], drawn), _evaluated(folders[0], "segquant_g", [2, 4], drawn)]
+    )
+    assert {each.metric for each in found} == {"psnr", "fid_ref[net]", "glow"} and refused == []
+    found, refused = compare_runs(
+        [_evaluated(folders[1], "rtn", [1, 2], drawn), _evaluated(folders[1], "segquant_g", [2, 4], drawn, seed="1")]
+    )
+    assert {each.metric for each in found} == {"psnr"} and "differ in seed, n or replicates" in refused[0]
+    found, refused = compare_runs(
+        [_evaluated(folders[2], "rtn", [1, 2]), _evaluated(folders[2], "segquant_g", [2, 4], drawn)]
+    )
+    assert {each.metric for each in found} == {"psnr"} and refused == []
+    found, refused = compare_runs(
+        [_evaluated(folders[3], "rtn", [1, "inf"]), _evaluated(folders[3], "segquant_g", [2, "inf"])]
+    )
+    assert found == [] and [line for line in refused if "psnr is infinite" in line] == refused and len(refused) == 1
+
+
+def test_an_infinite_distance_is_not_compared(tmp_path: Path) -> None:
+    runs = [_evaluated(tmp_path, name, [1, 2], np.array([1.0, 2.0])) for name in ("rtn", "segquant_g")]
+    endless = [type(run)(**{**run.__dict__, "metrics": (_metric("fid_ref[net]", np.inf),)}) for run in runs]
+    found, refused = compare_runs(endless)
+    assert found == [] and "fid_ref[net] is infinite" in refused[0]
+
+
+@pytest.mark.parametrize("value", [30.0, np.inf])
+def test_plots_of_infinite_numbers(value: float) -> None:
+    run = _run(0, "rtn", metrics=(_metric("psnr", value, interval=(20.0, np.inf)),))
+    drawn = metric_plot([run])
+    assert drawn is not None and drawn[1:4] == b"PNG"
+
+
+def test_columns_by_judgement() -> None:
+    runs = [_run(0, "rtn", precision="")]
+    judged, cost = ({column.title for column in results_table(runs, which).columns} for which in (True, False))
+    assert {"layer error"} == judged - cost and {"weights", "compression"} == cost - judged
+    assert results_table(runs).rows[0][0].text == "–"
+
+
+def test_failed_runs_tell_what_is_known() -> None:
+    known = Failure(Path("/a/7/failure.json"), "n", "m", "d", "w8a8", "3", ("a=1", "b=2"), "why")
+    bare = Failure(Path("/a/8/failure.json"), "", "m", "", "", "", (), "why not")
+    rows = [[cell.text for cell in line] for line in failed_table([known, bare]).rows]
+    assert rows == [["7", "n, m, d, seed 3", "a=1 b=2", "why"], ["8", "m", "", "why not"]]
+
+
+def test_failures_behind_links_are_told_once(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "1").mkdir(parents=True)
+    (tmp_path / "runs" / "1" / "failure.json").write_text(json.dumps({"message": "why", "seed": None}))
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    (failure,) = load_failures([tmp_path / "runs", tmp_path / "link"])
+    assert (failure.message, failure.seed, failure.name) == ("why", "", "")
+
+
+def _write(folder: Path, seconds: int, **values: Any) -> Path:
+    folder.mkdir(parents=True)
+    path = folder / "results.json"
+    path.write_text(json.dumps(run_record("rtn", "w8a8", 8.0, ["a"], []) | values))
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def test_the_later_of_two_runs_of_one_configuration_is_shown(tmp_path: Path) -> None:
+    _write(tmp_path / "a" / "0", 200, config_hash="x", name="later")
+    _write(tmp_path / "a" / "1", 100, config_hash="x", name="earlier")
+    _write(tmp_path / "b" / "0", 100, config_hash="y", name="earlier")
+    _write(tmp_path / "b" / "1", 200, config_hash="y", name="later")
+    assert [run.name for run in load_results([tmp_path])] == ["later", "later"]
+    for job in range(2):
+        _write(tmp_path / "c" / str(job), 100, config_hash="", name="no hash")
+    assert len(load_results([tmp_path / "c"])) == 2
+    (tmp_path / "c" / "1" / "failure.json").write_text('{"message": "failed later"}')
+    assert len(load_results([tmp_path / "c"])) == 1
+
+
+def test_a_table_of_pairs_names_each_pair() -> None:
+    found, _ = compare_runs([_run(job, name) for job, name in enumerate(("rtn", "gptq", "segquant_g"))])
+    page = render_page([_run(0, "rtn")], [], found, [], {}, "")
+    assert page.count("<td class='key'>segquant_g vs rtn</td>") == page.count(">segquant_g vs gptq</td>") == 1
+
+
+def test_grids_and_their_columns(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", smooth_pictures(2, 48, seed=0))
+    artifacts = {"images": "images", "reference": "images"}
+    given: dict[str, Any] = {"path": tmp_path / "results.json", "artifacts": artifacts}
+    runs = [_run(0, "rtn", **given), _run(1, "gptq", **given), _run(2, "rtn", precision="w4a8", **given)]
+    shown = [(column.title, column.subtitle) for column in grid_columns(runs)]
+    assert shown == [("unquantized", ""), ("rtn", "w8a8"), ("gptq", "w8a8"), ("rtn", "w4a8")]
+    (tmp_path / "grid.png").write_bytes(picture_grid(runs, 1))
+    with Image.open(tmp_path / "grid.png") as grid:
+        width = grid.width
+    assert width == 190 + 4 * 96 + (24 + 8 + 24) + 8, "a wider gap where the precision changes; whole multiples of 48"
+    others = [_run(job, "rtn", prompts=(f"{job}",)) for job in range(3)]
+    name = prompts_name(others[2]).replace(" ", "-").replace("(", "").replace(")", "")
+    assert list(grid_groups(others)) == ["grid.png", "grid_m_d_0.png", f"grid_m_d_0_{name}.png"]
