@@ -101,8 +101,9 @@ class QuantLayer(Replaced, nn.Module):
         """What the backend packed, made anew if a buffer was replaced or written since."""
         compiling = torch.compiler.is_compiling()  # compilers know neither versions nor inference mode
         now = None if compiling else _versions(self.tensors())
-        if self._packed is not None and (compiling or now == self._packed_of):
-            return self._packed
+        packed = self._packed  # read once: another thread may forget it
+        if packed is not None and (compiling or now == self._packed_of):
+            return packed
         with nullcontext() if compiling else outside_inference():
             packed = self.backend.pack(self.layout, self.tensors())
         if self.keep_packed:
@@ -134,15 +135,15 @@ class QuantLayer(Replaced, nn.Module):
         super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
-        # Everything but the bias keeps its dtype under .to(bfloat16): a rounded scale is another layer.
-        bias = self._buffers.pop("bias")
-        fixed = self.tensors()
-        self._buffers["bias"] = bias
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in fixed.items():
-            moved = self._buffers[name]
-            if moved is not None and moved.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)
+        # Everything but the bias keeps its dtype under .to(bfloat16): a rounded scale is another layer. Nor is a buffer
+        # missing or rounded meanwhile: other threads may run the layer.
+        fixed = {id(buffer) for name, buffer in self.tensors().items() if name != "bias"}
+
+        def fitted(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if id(tensor) in fixed and moved.dtype != tensor.dtype else moved
+
+        super()._apply(fitted, recurse)  # type: ignore[no-untyped-call]
         self.forget_packed()
         return self
 

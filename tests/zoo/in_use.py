@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 import segquant
 from segquant import presets
@@ -72,9 +73,16 @@ class InUse:
         return list(card.edges_of(self.prompts)(range(MOST))["control_image"]) if self.config.control else []
 
     def with_parts(self, parts: Parts) -> Any:
-        """A pipeline of the same components around these networks, with a scheduler of its own."""
+        """A pipeline of the same components around these networks, with a scheduler and tokenizers of its own.
+
+        Schedulers count steps, and fast tokenizers store each call's padding: threads cannot share them, float or
+        quantized.
+        """
         pipe = copy.copy(self.pipe)
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        for name, part in self.pipe.components.items():
+            if isinstance(part, PreTrainedTokenizerBase):
+                setattr(pipe, name, copy.deepcopy(part))
         for name, part in parts.items():
             setattr(pipe, name, part)
         return pipe
@@ -115,6 +123,22 @@ class InUse:
         generators = [torch.Generator().manual_seed(index) for index in indices]
         found: Tensor = pipe(prompt=[self.prompts[index] for index in indices], generator=generators, **call).images
         return found
+
+    def layer_calls(
+        self, pipe: Any, indices: tuple[int, ...] = (0, 1)
+    ) -> dict[segquant.QuantLinear, tuple[Tensor, Tensor]]:
+        """The denoiser's quantized layers, each with its last input and output."""
+        seen: dict[segquant.QuantLinear, tuple[Tensor, Tensor]] = {}
+        layers = [part for part in getattr(pipe, self.denoiser).modules() if isinstance(part, segquant.QuantLinear)]
+        hooks = [
+            layer.register_forward_hook(lambda layer, args, found: seen.update({layer: (args[0], found)}))
+            for layer in layers
+        ]
+        self.latents(pipe, indices)
+        for hook in hooks:
+            hook.remove()
+        assert len(seen) > 0.9 * len(layers)
+        return seen
 
     @cached_property
     def exact(self) -> Tensor:

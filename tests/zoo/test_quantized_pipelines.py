@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,21 +175,6 @@ def test_casts_are_saved(zoo: InUse, method: str, tmp_path: Path) -> None:
     assert torch.equal(zoo.latents(again), found)
 
 
-def _calls(zoo: InUse, pipe: Any, indices: tuple[int, ...] = (0, 1)) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-    """The denoiser's quantized layers, each with its last input and output."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    layers = [part for part in getattr(pipe, zoo.denoiser).modules() if isinstance(part, QuantLinear)]
-    hooks = [
-        layer.register_forward_hook(lambda layer, args, found: seen.update({layer: (args[0], found)}))
-        for layer in layers
-    ]
-    zoo.latents(pipe, indices)
-    for hook in hooks:
-        hook.remove()
-    assert len(seen) > 0.9 * len(layers)
-    return seen
-
-
 @each_method
 def test_channels_last(zoo: InUse, method: str) -> None:
     """Every layer does the same with its input in either order. Float convolutions differ in last bits, and one that
@@ -197,7 +183,7 @@ def test_channels_last(zoo: InUse, method: str) -> None:
     pipe = zoo.quantized(method)
     getattr(pipe, zoo.denoiser).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        for layer, (x, found) in _calls(zoo, pipe).items():
+        for layer, (x, found) in zoo.layer_calls(pipe).items():
             assert relative(layer(x.clone(memory_format=torch.contiguous_format)), found) < 1e-5
     assert relative(zoo.latents(pipe), zoo.plain(method)) < 1.5 * relative(zoo.plain(method), zoo.exact)
 
@@ -266,7 +252,7 @@ def test_a_picture_does_not_depend_on_its_batch(zoo: InUse, method: str) -> None
     pipe = zoo.quantized(method)
     everyone = tuple(range(MOST))
     with torch.no_grad():
-        for layer, (x, found) in _calls(zoo, pipe, everyone).items():
+        for layer, (x, found) in zoo.layer_calls(pipe, everyone).items():
             assert relative(layer(x[:1]), found[:1]) < 1e-5
     batch = zoo.latents(pipe, everyone)
     alone = torch.cat([zoo.latents(pipe, (index,)) for index in (0, MOST - 1)])
@@ -298,3 +284,16 @@ def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str) -> None:
     assert not torch.equal(zoo.latents(other), zoo.plain()) and torch.equal(zoo.latents(pipe), zoo.plain())
     with pytest.raises(QuantizationError, match=r"segquant.save_quantized\(model, directory\)"):
         getattr(other, zoo.denoiser).save_pretrained("nowhere")
+
+
+@each_method
+def test_threads_share_the_networks(zoo: InUse, method: str) -> None:
+    """Each has a pipeline, hence a scheduler and tokenizers, of its own."""
+    one = zoo.quantized(method)
+    pipes = [one, zoo.with_parts({name: getattr(one, name) for name in zoo.parts})]
+    draws = [(0, 1), (2, 3)]
+    with ThreadPoolExecutor(2) as pool:
+        together: list[Tensor] = list(pool.map(zoo.latents, pipes, draws))
+    alone = [zoo.latents(zoo.quantized(method), indices) for indices in draws]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert torch.equal(alone[0], zoo.plain(method))
