@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -14,58 +14,67 @@ from segquant.layers.layer import QuantLayer
 
 METHOD = "save_pretrained"
 Saver = Callable[..., Any]
-"""Called with the model and the arguments of its `save_pretrained`."""
-_SAVERS: list[tuple[type, Saver]] = []
-
-
-def teach_save_pretrained(kind: type, save: Saver) -> None:
-    """Let `save_pretrained` of this class's quantized models, made before or after, run `save` instead of raising."""
-    _SAVERS[:] = [pair for pair in _SAVERS if pair[0] is not kind] + [(kind, save)]
+"""Called with the class's own method, the model, and the method's arguments."""
+_taught: list[type] = []
+_refusals: weakref.WeakSet[Refusal] = weakref.WeakSet()
 
 
 def refuse_save_pretrained_(model: nn.Module) -> nn.Module:
     """Let `save_pretrained` of a model with quantized layers raise: its files would load with random weights.
 
-    Unless somebody knows how to write them, see `teach_save_pretrained`.
+    Not of classes that were taught, see `teach_save_pretrained`.
     """
     for module in model.modules():
-        if hasattr(type(module), METHOD) and any(isinstance(part, QuantLayer) for part in module.modules()):
-            vars(module)[METHOD] = SavePretrained(module)
+        if hasattr(type(module), METHOD) and _has_quantized(module) and not isinstance(module, tuple(_taught)):
+            vars(module)[METHOD] = Refusal(module)
     return model
 
 
-class SavePretrained:
+def teach_save_pretrained(kind: type, save: Saver) -> None:
+    """Let this class's `save_pretrained` run `save` for models with quantized layers, made before or after."""
+    own: Any = getattr(kind, METHOD)
+
+    @wraps(own)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return save(own, self, *args, **kwargs) if _has_quantized(self) else own(self, *args, **kwargs)
+
+    if kind not in _taught:
+        _taught.append(kind)
+        setattr(kind, METHOD, method)
+    for refusal in list(_refusals):
+        refusal.end(kind)
+
+
+class Refusal:
     """In the place of a model's method; a copy of the model gets its own."""
 
     def __init__(self, owner: nn.Module) -> None:
         self._owner = weakref.ref(owner)  # a circle would keep the model in memory until the next collection
+        self._kind = type(owner)
+        _refusals.add(self)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        ours = any(kind.__module__.partition(".")[0] == "diffusers" for kind in self._kind.__mro__)
+        first = "import segquant.deploy.diffusers before, which teaches it, or " if ours else ""
+        raise QuantizationError(
+            f"save_pretrained does not know the quantized layers of this {self._kind.__name__}: its files would load "
+            f"with random weights; {first}save it by segquant.save_quantized(model, directory), and a pipeline's other "
+            "parts by themselves"
+        )
+
+    def end(self, kind: type) -> None:
+        """Give a model of this class its method again."""
         owner = self._owner()
-        saver = next((save for kind, save in _SAVERS if isinstance(owner, kind)), None)
-        if owner is None or saver is None:
-            raise QuantizationError(_refusal(owner))
-        return saver(owner, *args, **kwargs)
+        if isinstance(owner, kind) and vars(owner).get(METHOD) is self:
+            del vars(owner)[METHOD]
 
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """That of the method: pipelines pass what it takes."""
-        method = inspect.signature(getattr(type(self._owner()), METHOD))
-        return method.replace(parameters=list(method.parameters.values())[1:])
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SavePretrained:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Refusal:
         copied: Any = memo.get(id(self._owner()), self._owner())
-        return SavePretrained(copied)
+        return Refusal(copied)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SavePretrained, (self._owner(),)
+        return Refusal, (self._owner(),)
 
 
-def _refusal(owner: nn.Module | None) -> str:
-    ours = any(kind.__module__.partition(".")[0] == "diffusers" for kind in type(owner).__mro__)
-    first = "import segquant.deploy.diffusers first, which teaches it, or " if ours else ""
-    return (
-        f"save_pretrained does not know the quantized layers of this {type(owner).__name__}: its files would load with "
-        f"random weights; {first}save it by segquant.save_quantized(model, directory), and a pipeline's other parts by "
-        "themselves"
-    )
+def _has_quantized(model: nn.Module) -> bool:
+    return any(isinstance(part, QuantLayer) for part in model.modules())

@@ -15,8 +15,11 @@ from segquant.serialize.config import to_config
 from segquant.serialize.save import describe
 
 
-def save_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
+def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
     """Write config.json and safetensors files, as diffusers does, for `from_pretrained`.
+
+    Args:
+        own: diffusers' method, for float models.
 
     Raises:
         QuantizationError: another file format is asked for, adapters are attached, or a tensor has no values.
@@ -32,7 +35,6 @@ def save_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
             )
         stored, manifest = describe(inner)
         was = {name: vars(inner)[name] for name in ("hf_quantizer",) if name in vars(inner)}
-        kind: Any = type(inner)
         config: Any = inner.config
         before = config.get("quantization_config")
         quantizer = SegQuantQuantizer(SegQuantConfig(saved=to_config(manifest)), pre_quantized=True)
@@ -40,7 +42,7 @@ def save_pretrained(model: nn.Module, *args: Any, **kwargs: Any) -> None:
         inner.register_to_config(quantization_config=quantizer.quantization_config)  # type: ignore[operator]
         inner.hf_quantizer = quantizer
         try:
-            kind.save_pretrained(inner, *args, **kwargs)
+            own(inner, *args, **kwargs)
         finally:
             del inner.hf_quantizer
             vars(inner).update(was)

@@ -185,7 +185,8 @@ def test_quantizes_on_load(float_model: nn.Module, tmp_path: Path) -> None:
     float_model.save_pretrained(tmp_path / "pipe" / "transformer")
     batches = [inputs(1), inputs(2)]
     save_calibration(batches, tmp_path / "batches.safetensors")
-    expected = segquant.quantize_(copy.deepcopy(float_model), EIGHT, batches)
+    # of the same file: the address of a weight in memory changes the last bit of a product
+    expected = segquant.quantize_(read(tmp_path / "pipe" / "transformer"), EIGHT, batches)
     settings = {
         "method": {"name": "segquant_a", "precision": "w8a8_tensor", "alpha": 0.5},
         "calibration": str(tmp_path / "batches.safetensors"),
