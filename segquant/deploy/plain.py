@@ -58,8 +58,10 @@ def float_layer(layer: QuantLayer) -> nn.Linear | nn.Conv2d:
     made: nn.Linear | nn.Conv2d
     bias = layer.bias is not None
     if isinstance(layer, QuantConv2d):
-        window: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        made = nn.Conv2d(layer.in_channels, layer.out_channels, *window, 1, bias, layer.padding_mode, device="meta")
+        kind: Any = nn.Conv2d
+        channels, window = (layer.in_channels, layer.out_channels), (layer.kernel_size, layer.stride)
+        rest = (layer.padding, layer.dilation, 1, bias, layer.padding_mode)
+        made = kind(*channels, *window, *rest, device="meta")
     else:
         made = nn.Linear(layer.in_features, layer.out_features, bias, device="meta")
     made.weight = nn.Parameter(layer._float_weight(), requires_grad=False)
