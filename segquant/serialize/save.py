@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def save_quantized(
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     with unwrapped(model) as inner:
         found, manifest = describe(inner)
-        config = _diffusers_config(inner, manifest)
+        config = _diffusers_config(manifest)
     manifest.update({} if outcome is None else outcome.to_dict())
     manifest["extra"] = _json_ready(extra or {})
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,12 +85,13 @@ def describe(model: nn.Module) -> tuple[StoredTensors, dict[str, Any]]:
     return found, _manifest(model, found)
 
 
-def _diffusers_config(model: nn.Module, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+def _diffusers_config(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """diffusers' config.json, for `segquant.deploy.diffusers`; None of a model that it does not read."""
     if manifest["config"] is None or not manifest["class"]["module"].startswith("diffusers."):
         return None
-    written = json.loads(model.to_json_string())  # type: ignore[operator]
-    return {**written, "quantization_config": to_config(manifest)}
+    version = sys.modules["diffusers"].__version__
+    named = {"_class_name": manifest["class"]["name"], "_diffusers_version": version}
+    return {**manifest["config"], **named, "quantization_config": to_config(manifest)}
 
 
 def _index(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
@@ -24,7 +25,8 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
     Raises:
         QuantizationError: another file format is asked for, adapters are attached, or a tensor has no values.
     """
-    if kwargs.get("safe_serialization", True) is False or kwargs.get("use_flashpack"):
+    given = inspect.signature(own).bind(model, *args, **kwargs).arguments
+    if given.get("safe_serialization", True) is False or given.get("use_flashpack"):
         raise QuantizationError("a quantized model is saved as safetensors alone; leave safe_serialization=True")
     with unwrapped(model) as inner:
         adapted = next((n for n, m in inner.named_modules() if isinstance(m, QuantLayer) and "base_layer" in n), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ def test_scales_stay_float32_under_another_dtype(model: nn.Module, tmp_path: Pat
     same_state(found, model.to(torch.bfloat16))
     assert torch.equal(out(found), out(model)) and diffusers.SD3Transformer2DModel._keep_in_fp32_modules is None
     same_state(found.to(torch.float32), model.to(torch.float32))
+
+
+def test_convolutions_and_the_class_of_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(8,), norm_num_groups=2, layers_per_block=1,
+        attention_head_dim=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    ).eval()  # fmt: skip
+    batch = (torch.randn(2, 2, 4, 4), torch.tensor([3, 700]))
+    segquant.quantize_(unet, presets.rtn("w8a8", convolutions=True), [batch]).to(memory_format=torch.channels_last)
+    for writer in WRITERS.values():
+        writer(unet, tmp_path / "unet")
+        found = diffusers.AutoModel.from_pretrained(tmp_path / "unet")
+        same_state(found, unet)
+        with torch.no_grad():
+            assert torch.equal(found(*batch).sample, unet(*batch).sample)
+        shutil.rmtree(tmp_path / "unet")
 
 
 def test_saved_again_after_it_was_read(model: nn.Module, tmp_path: Path) -> None:
@@ -187,6 +205,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "text encoder": (
         lambda _: diffusers.PipelineQuantizationConfig("segquant", {"method": "rtn"})._resolve_quant_config(False),
         r"components_to_quantize=\['transformer'\]",
+    ),
+    "pickle, by position": (
+        lambda folder: read(folder).save_pretrained(folder, True, None, False),
+        "safetensors alone",
     ),
     "pickle": (lambda folder: read(folder).save_pretrained(folder, safe_serialization=False), "safetensors alone"),
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import segquant
 from segquant import QuantizationError, QuantLinear, presets
+from segquant.deploy.comfy_names import Place, places, tensor_name
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches
 
 pytest.importorskip("diffusers")
@@ -63,6 +64,8 @@ def test_torchao_runs_every_layer(float_model: nn.Module, tmp_path: Path, method
     assert max(per_layer(model, found)) < (0.01 if dynamic else 1e-5)
     exact = out(float_model)
     assert error(out(found), exact) < 1.3 * error(out(model), exact)
+    half = type(float_model).from_pretrained(tmp_path / "ao", torch_dtype=torch.bfloat16)
+    assert half.proj_out.bias.dtype == torch.bfloat16 and error(out(half).float(), exact) < 2 * error(out(model), exact)
     saved, codes = (tmp_path / "ao" / "diffusion_pytorch_model.safetensors").stat().st_size, report.layers
     assert sum(row.bytes for row in codes) < saved < 0.5 * float_model.get_memory_footprint()
     assert "layers in int8, 0 in float (0 of" in str(report)
@@ -128,6 +131,28 @@ def test_comfyui_finds_its_names(float_model: nn.Module, tmp_path: Path) -> None
     scale, shift = model.norm_out.linear.codes.chunk(2)
     assert torch.equal(found["final_layer.adaLN_modulation.1.weight"], torch.cat([shift, scale]))
     assert sum(row.form == "float" for row in report.layers) == 2
+
+
+def test_comfyui_finds_the_names_of_flux() -> None:
+    import diffusers
+
+    with torch.device("meta"):
+        model = diffusers.FluxTransformer2DModel(
+            in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4), guidance_embeds=True,
+        )  # fmt: skip
+    found = places(model)
+    assert found["single_transformer_blocks.0.proj_mlp"] == Place("single_blocks.0.linear1", 3)
+    assert found["transformer_blocks.0.attn.add_v_proj"] == Place("double_blocks.0.txt_attn.qkv", 2)
+    assert found["norm_out.linear"] == Place("final_layer.adaLN_modulation.1", None, True)
+    both = "attn.qkv", "attn.proj", "attn.norm.query_norm", "attn.norm.key_norm", "mlp.0", "mlp.2", "mod.lin"
+    assert {place.module for place in found.values()} == {
+        "img_in", "txt_in", "final_layer.linear", "final_layer.adaLN_modulation.1",
+        *(f"{part}_in.{layer}_layer" for part in ("time", "vector", "guidance") for layer in ("in", "out")),
+        *(f"double_blocks.0.{side}_{name}" for side in ("img", "txt") for name in both),
+        *(f"single_blocks.0.{n}" for n in ("linear1", "linear2", "modulation.lin", "norm.query_norm", "norm.key_norm")),
+    }  # fmt: skip
+    assert tensor_name(found["transformer_blocks.0.attn.norm_q"], "weight").endswith("query_norm.scale")
 
 
 def test_comfyui_says_what_it_cannot_hold(float_model: nn.Module, tmp_path: Path) -> None:
