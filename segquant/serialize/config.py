@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from segquant.errors import QuantizationError
-from segquant.serialize.manifest import READS, SCHEMA
+from segquant.serialize.manifest import QUANT_METHOD, READS, SCHEMA
 
-QUANT_METHOD = "segquant"
 PARTS = ("aliases", "outside", "strides")
 
 

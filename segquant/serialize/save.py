@@ -24,10 +24,10 @@ from segquant.layers.linear import QuantConv2d
 from segquant.modules.wrappers import unwrapped
 from segquant.quantize.outcome import Outcome
 from segquant.serialize.config import to_config
-from segquant.serialize.manifest import MANIFEST, SCHEMA, WEIGHTS
+from segquant.serialize.manifest import CONFIG, MANIFEST, SCHEMA, WEIGHTS
 
-CONFIG, INDEX = "config.json", "diffusion_pytorch_model.safetensors.index.json"
-"""As diffusers names them."""
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+"""As diffusers names it."""
 _OF_A_LOADED_MODEL = ("quantization_config", "_pre_quantization_dtype")
 """Entries that diffusers adds to the config."""
 

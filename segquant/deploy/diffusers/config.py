@@ -12,7 +12,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from segquant.arguments import GivenMethod, method_of
 from segquant.errors import QuantizationError
 from segquant.method.spec import Method
-from segquant.serialize.config import QUANT_METHOD
+from segquant.serialize.manifest import QUANT_METHOD
 
 
 class QuantMethod(StrEnum):  # diffusers reads `.value`, and looks it up as a string

@@ -13,7 +13,7 @@ from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
 from segquant.deploy.diffusers.save import save_pretrained
 from segquant.errors import QuantizationError
 from segquant.layers.saving import teach_save_pretrained
-from segquant.serialize.config import QUANT_METHOD
+from segquant.serialize.manifest import QUANT_METHOD
 
 
 def register() -> None:

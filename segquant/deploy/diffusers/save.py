@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from segquant.errors import QuantizationError
 from segquant.layers.layer import QuantLayer
 from segquant.modules.wrappers import unwrapped
 from segquant.serialize.config import to_config
+from segquant.serialize.manifest import MANIFEST
 from segquant.serialize.save import describe
 
 
@@ -23,11 +25,16 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
         own: diffusers' method, for float models.
 
     Raises:
-        QuantizationError: another file format is asked for, adapters are attached, or a tensor has no values.
+        QuantizationError: another file format is asked for, the folder is one of save_quantized, adapters are attached, or a tensor has no values.
     """
     given = inspect.signature(own).bind(model, *args, **kwargs).arguments
     if given.get("safe_serialization", True) is False or given.get("use_flashpack"):
         raise QuantizationError("a quantized model is saved as safetensors alone; leave safe_serialization=True")
+    if (Path(given["save_directory"]) / MANIFEST).is_file():
+        raise QuantizationError(
+            f"{given['save_directory']} holds what save_quantized wrote, and its list of files would lead to the old "
+            "weights; give another directory"
+        )
     with unwrapped(model) as inner:
         adapted = next((n for n, m in inner.named_modules() if isinstance(m, QuantLayer) and "base_layer" in n), None)
         if adapted is not None:

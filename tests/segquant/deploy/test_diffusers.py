@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,11 +209,18 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"components_to_quantize=\['transformer'\]",
     ),
     "pickle, by position": (
-        lambda folder: read(folder).save_pretrained(folder, True, None, False),
+        lambda folder: read(folder).save_pretrained(folder / "x", True, None, False),
         "safetensors alone",
     ),
+    "same folder": (lambda folder: read(folder).save_pretrained(folder), "holds what save_quantized wrote"),
+    "load_quantized": (lambda folder: segquant.load_quantized(pretrained(folder)), "written by save_pretrained"),
     "pickle": (lambda folder: read(folder).save_pretrained(folder, safe_serialization=False), "safetensors alone"),
 }
+
+
+def pretrained(folder: Path) -> Path:
+    read(folder).save_pretrained(folder / "other")
+    return folder / "other"
 
 
 def changed(folder: Path, **values: Any) -> Path:
@@ -246,3 +255,16 @@ def test_bad_input_is_one_sentence(case: str, model: nn.Module, tmp_path: Path) 
     act, told = BAD[case]
     with pytest.raises(QuantizationError, match=told):
         act(tmp_path / "model")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, model: nn.Module, tmp_path: Path) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "torchao.quantization", None)
+        with pytest.raises(QuantizationError, match="export_torchao needs diffusers>=0.42 and torchao>=0.16"):
+            segquant.export_torchao(model, tmp_path / "ao")
+    for name in [name for name in sys.modules if name.startswith("segquant.deploy.diffusers")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(segquant.deploy, "diffusers")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(QuantizationError, match="a plug-in of diffusers, which is not installed here; run pip install"):
+        importlib.import_module("segquant.deploy.diffusers")
