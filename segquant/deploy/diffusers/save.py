@@ -25,7 +25,8 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
         own: diffusers' method, for float models.
 
     Raises:
-        QuantizationError: another file format is asked for, the folder is one of save_quantized, adapters are attached, or a tensor has no values.
+        QuantizationError: another file format is asked for, the folder is one of save_quantized, adapters are attached,
+            or a tensor has no values.
     """
     given = inspect.signature(own).bind(model, *args, **kwargs).arguments
     if given.get("safe_serialization", True) is False or given.get("use_flashpack"):
