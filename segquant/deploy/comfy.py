@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked
 from segquant.deploy.comfy_names import Place, places, tensor_name
-from segquant.deploy.plain import row_scales, why_not_plain
+from segquant.deploy.plain import has_zero_point, row_scales, why_not_plain
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
 from segquant.files import write_whole
@@ -132,9 +132,10 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _note(layer: QuantLayer) -> str:
     spec = layer.layout.scheme.input
     assert spec is not None
-    if spec.dynamic and spec.granularity == "token" and not any(layer.layout.dual):
+    zero = has_zero_point(layer)
+    if spec.dynamic and spec.granularity == "token" and not zero:
         return ""
-    grid = "one asymmetric grid" if any(layer.layout.dual) else f"one scale per {spec.granularity}"
+    grid = f"{'one asymmetric grid' if zero else 'one scale'} per {spec.granularity}"
     return OTHER_INPUT.format(grid if spec.dynamic else f"{grid}, static")
 
 

@@ -40,10 +40,16 @@ def why_not_plain(layer: QuantLayer, transforms: tuple[str, ...] = ()) -> str | 
         return f"{len(layout.columns)} pieces of its input have scales of their own"
     if weight.group_size or layout.scheme.input.group_size:
         return "it has scales by groups"
-    if any(layout.dual) and getattr(layout, "negative", "dual") == "dual":
+    if any(layout.two_products):
         return "DualScale takes two products"
     other = next((each.name for each in layout.transforms if each.name not in transforms), None)
     return None if other is None else TOLD.get(other, f"it has the transform {other!r}")
+
+
+def has_zero_point(layer: QuantLayer) -> bool:
+    """Whether its input has one grid over the range of both signs."""
+    grid = layer.layout.input_grid
+    return grid is not None and grid.zero_point
 
 
 def row_scales(layer: QuantLayer) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from segquant.checks import checked
-from segquant.deploy.plain import bias_of, float_layer, row_scales, why_not_plain
+from segquant.deploy.plain import bias_of, float_layer, has_zero_point, row_scales, why_not_plain
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
 from segquant.layers.layer import QuantLayer
@@ -122,7 +122,7 @@ def _tensor(layer: QuantLayer, dimensions: int, packages: Any) -> Any:
     spec = layout.scheme.input
     assert spec is not None
     zero = tensors.get("input_zero")
-    asymmetric = any(layout.dual)  # on one product; see why_not_plain
+    asymmetric = has_zero_point(layer)
     kinds = packages.MappingType
     smooth = tensors.get("smooth")
     shape = (1,) * dimensions

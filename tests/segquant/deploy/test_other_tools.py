@@ -52,10 +52,20 @@ def per_layer(ours: nn.Module, theirs: nn.Module) -> list[float]:
         return [error(theirs.get_submodule(n)(x), ours.get_submodule(n)(x)) for n, x in seen.items()]
 
 
-@pytest.mark.parametrize("method", [presets.rtn("w8a8_dynamic"), STATIC], ids=["dynamic", "static"])
+FOR_TORCHAO = {
+    "dynamic": presets.rtn("w8a8_dynamic"),
+    "static": STATIC,
+    "zero point": presets.segquant_a("w8a8_tensor", alpha=0.5, deploy="torchao"),
+    "zero point per token": presets.segquant_a("w8a8_dynamic", alpha=0.5, deploy="torchao"),
+}
+
+
+@pytest.mark.parametrize("method", FOR_TORCHAO.values(), ids=FOR_TORCHAO)
 def test_torchao_runs_every_layer(float_model: nn.Module, tmp_path: Path, method: Any) -> None:
     torchao = pytest.importorskip("torchao")
     model = quantized(float_model, method)
+    zeros = [name for name, layer in linears(model).items() if layer.layout.input_grid.zero_point]
+    assert bool(zeros) == (method.cuts.negative == "zero_point")
     report = segquant.export_torchao(model, tmp_path / "ao", inputs(1))
     assert {row.form for row in report.layers} == {"int8"} and len(report.layers) == len(linears(model))
     found = type(float_model).from_pretrained(tmp_path / "ao", torch_dtype=torch.float32)
