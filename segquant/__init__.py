@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from segquant import presets
 from segquant.calibrators.protocol import Calibrator
+from segquant.deploy.comfy import export_comfy
+from segquant.deploy.torch_export import export_package
+from segquant.deploy.torchao import export_torchao
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
@@ -46,6 +49,9 @@ __all__ = [
     "Segments",
     "Transform",
     "backends",
+    "export_comfy",
+    "export_package",
+    "export_torchao",
     "find_segments",
     "layer_errors",
     "load_quantized",

@@ -1,8 +1,10 @@
-"""Ways of saving that quantized layers do not fit."""
+"""`save_pretrained` of models with quantized layers."""
 
 from __future__ import annotations
 
-from functools import partial
+import weakref
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NoReturn
 
 from torch import nn
@@ -11,18 +13,68 @@ from segquant.errors import QuantizationError
 from segquant.layers.layer import QuantLayer
 
 METHOD = "save_pretrained"
+Saver = Callable[..., Any]
+"""Called with the class's own method, the model, and the method's arguments."""
+_taught: list[type] = []
+_refusals: weakref.WeakSet[Refusal] = weakref.WeakSet()
 
 
 def refuse_save_pretrained_(model: nn.Module) -> nn.Module:
-    """Let `save_pretrained` of a model with quantized layers raise: its files would load with random weights."""
+    """Let `save_pretrained` of a model with quantized layers raise: its files would load with random weights.
+
+    Not of classes that were taught, see `teach_save_pretrained`.
+    """
     for module in model.modules():
-        if hasattr(type(module), METHOD) and any(isinstance(part, QuantLayer) for part in module.modules()):
-            vars(module)[METHOD] = partial(_refuse, type(module).__name__)
+        if hasattr(type(module), METHOD) and _has_quantized(module) and not isinstance(module, tuple(_taught)):
+            vars(module)[METHOD] = Refusal(module)
     return model
 
 
-def _refuse(kind: str, *_: Any, **__: Any) -> NoReturn:
-    raise QuantizationError(
-        f"save_pretrained does not know the quantized layers of this {kind}: its files would load with random weights; "
-        "save it by segquant.save_quantized(model, directory), and a pipeline's other parts by themselves"
-    )
+def teach_save_pretrained(kind: type, save: Saver) -> None:
+    """Let this class's `save_pretrained` run `save` for models with quantized layers, made before or after."""
+    own: Any = getattr(kind, METHOD)
+
+    @wraps(own)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return save(own, self, *args, **kwargs) if _has_quantized(self) else own(self, *args, **kwargs)
+
+    if kind not in _taught:
+        _taught.append(kind)
+        setattr(kind, METHOD, method)
+    for refusal in list(_refusals):
+        refusal.end(kind)
+
+
+class Refusal:
+    """In the place of a model's method; a copy of the model gets its own."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self._owner = weakref.ref(owner)  # a circle would keep the model in memory until the next collection
+        self._kind = type(owner)
+        _refusals.add(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        ours = any(kind.__module__.partition(".")[0] == "diffusers" for kind in self._kind.__mro__)
+        first = "import segquant.deploy.diffusers before, which teaches it, or " if ours else ""
+        raise QuantizationError(
+            f"save_pretrained does not know the quantized layers of this {self._kind.__name__}: its files would load "
+            f"with random weights; {first}save it by segquant.save_quantized(model, directory), and a pipeline's other "
+            "parts by themselves"
+        )
+
+    def end(self, kind: type) -> None:
+        """Give a model of this class its method again."""
+        owner = self._owner()
+        if isinstance(owner, kind) and vars(owner).get(METHOD) is self:
+            del vars(owner)[METHOD]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Refusal:
+        copied: Any = memo.get(id(self._owner()), self._owner())
+        return Refusal(copied)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Refusal, (self._owner(),)
+
+
+def _has_quantized(model: nn.Module) -> bool:
+    return any(isinstance(part, QuantLayer) for part in model.modules())

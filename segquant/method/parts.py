@@ -18,7 +18,7 @@ DEPLOY: dict[str, dict[str, str]] = {
     "cpu": {"negative": "zero_point", "columns": "fold"},
     "onnx": {"negative": "zero_point", "columns": "fold"},
     "tensorrt": {"negative": "shift", "columns": "fold"},
-    "torchao": {"negative": "shift", "columns": "fold"},
+    "torchao": {"negative": "zero_point", "columns": "fold"},
     "comfy": {"negative": "shift", "columns": "fold"},
 }
 """What an engine needs of `Cuts`, by the engine's name; chosen before solving, so that searches and GPTQ see it."""

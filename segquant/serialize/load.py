@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,13 @@ def _fill(
     first = next((p for p in model.parameters() if p.device.type != "meta"), None)
     device = torch.device("cpu") if first is None else first.device
     outside = {name: tensors.pop(name) for name in manifest.get("outside", ())}
-    _swap_empty(model, manifest)
+    swap_empty(model, manifest)
     try:
         model.load_state_dict(tensors, assign=True, strict=True)
     except RuntimeError as error:
         raise QuantizationError(f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}") from error
     for name, tensor in outside.items():
-        _set_buffer(model, name, tensor, folder)
+        set_buffer(model, name, tensor, folder)
     # what the first versions did not store (position tables …) was built, so it must not be on meta
     left = [
         name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.device.type == "meta"
@@ -76,7 +76,7 @@ def _fill(
     return set_backend_(refuse_save_pretrained_(model.to(device).eval()), backend)
 
 
-def _set_buffer(model: nn.Module, name: str, tensor: Tensor, folder: Path) -> None:
+def set_buffer(model: nn.Module, name: str, tensor: Tensor, folder: Path | str) -> None:
     """A buffer that no state dict holds; shared ones stay shared, as they are one tensor here."""
     owner, _, key = name.rpartition(".")
     try:
@@ -102,10 +102,13 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
     except safetensors.SafetensorError as error:
         raise QuantizationError(f"{path} is damaged ({error}); save or copy it again") from error
     for name, stride in manifest.get("strides", {}).items():
-        tensor = tensors[name]
-        tensors[name] = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
-        tensors[name].copy_(tensor)
+        tensors[name] = strided(tensors[name], stride)
     return {**tensors, **{alias: tensors[name] for alias, name in manifest["aliases"].items()}}
+
+
+def strided(tensor: Tensor, stride: Sequence[int]) -> Tensor:
+    """A copy laid out with these strides."""
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
@@ -136,7 +139,12 @@ def _model_class(module: str, name: str) -> Any:
     return kind if is_model else None
 
 
-def _swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+def swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+    """Put layers without numbers, on the meta device, in the place of those that a manifest's "layers" names.
+
+    Raises:
+        QuantizationError: the model is of another architecture.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     replacements: dict[int, nn.Module] = {}
     bias = next((entry["bias_dtype"] for entry in manifest["layers"].values() if entry["bias_dtype"]), None)

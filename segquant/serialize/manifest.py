@@ -12,6 +12,9 @@ from segquant.quantize.outcome import Outcome
 
 WEIGHTS = "quantized.safetensors"
 MANIFEST = "quantized.json"
+CONFIG = "config.json"
+"""As diffusers names it."""
+QUANT_METHOD = "segquant"
 SCHEMA = 2
 READS = (1, 2)
 """Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
@@ -46,6 +49,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
+        other = folder / CONFIG
+        if other.is_file() and f'"{QUANT_METHOD}"' in other.read_text(encoding="utf-8"):
+            raise QuantizationError(
+                f"{folder} was written by save_pretrained; read it by diffusers' from_pretrained, after import "
+                "segquant.deploy.diffusers"
+            )
         raise QuantizationError(
             f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by save_quantized"
         )

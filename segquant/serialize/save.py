@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,13 @@ from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
 from segquant.modules.wrappers import unwrapped
 from segquant.quantize.outcome import Outcome
-from segquant.serialize.manifest import MANIFEST, SCHEMA, WEIGHTS
+from segquant.serialize.config import to_config
+from segquant.serialize.manifest import CONFIG, MANIFEST, SCHEMA, WEIGHTS
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+"""As diffusers names it."""
+_OF_A_LOADED_MODEL = ("quantization_config", "_pre_quantization_dtype")
+"""Entries that diffusers adds to the config."""
 
 
 @checked()
@@ -49,8 +56,8 @@ def save_quantized(
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     with unwrapped(model) as inner:
-        found = _Tensors.of(inner)
-        manifest = _manifest(inner, found)
+        found, manifest = describe(inner)
+        config = _diffusers_config(manifest)
     manifest.update({} if outcome is None else outcome.to_dict())
     manifest["extra"] = _json_ready(extra or {})
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,11 +65,39 @@ def save_quantized(
     try:
         write_tensors(temporary / WEIGHTS, found.tensors)
         manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
+        if config is not None:
+            write_text(temporary / CONFIG, json.dumps(config) + "\n")
+            write_text(temporary / INDEX, json.dumps(_index(found.tensors)) + "\n")
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         _publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def describe(model: nn.Module) -> tuple[StoredTensors, dict[str, Any]]:
+    """What is stored of a model without wrappers, and the manifest that makes its layers again.
+
+    Raises:
+        QuantizationError: no quantized linear, or a tensor without values.
+    """
+    found = StoredTensors.of(model)
+    return found, _manifest(model, found)
+
+
+def _diffusers_config(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """diffusers' config.json, for `segquant.deploy.diffusers`; None of a model that it does not read."""
+    if manifest["config"] is None or not manifest["class"]["module"].startswith("diffusers."):
+        return None
+    version = sys.modules["diffusers"].__version__
+    named = {"_class_name": manifest["class"]["name"], "_diffusers_version": version}
+    return {**manifest["config"], **named, "quantization_config": to_config(manifest)}
+
+
+def _index(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """diffusers' list of files, with the one."""
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(tensors, WEIGHTS)}
 
 
 def _json_ready(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +119,7 @@ def _publish(temporary: Path, target: Path) -> None:
 
 
 @dataclass
-class _Tensors:
+class StoredTensors:
     """What is stored.
 
     Attributes:
@@ -100,8 +135,8 @@ class _Tensors:
     strides: dict[str, list[int]] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: nn.Module) -> _Tensors:
-        found, seen = _Tensors(), dict[int, str]()
+    def of(model: nn.Module) -> StoredTensors:
+        found, seen = StoredTensors(), dict[int, str]()
         without = set(_float_likes(model))
         state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in without}
         others = {name: t for name, t in model.named_buffers(remove_duplicate=False) if name not in state}
@@ -130,7 +165,7 @@ def _float_likes(model: nn.Module) -> Iterator[str]:
             yield f"{name}.float_like"
 
 
-def _manifest(model: nn.Module, found: _Tensors) -> dict[str, Any]:
+def _manifest(model: nn.Module, found: StoredTensors) -> dict[str, Any]:
     layers = {name: _entry(module) for name, module in model.named_modules() if isinstance(module, QuantLayer)}
     if not layers:
         raise QuantizationError("the model has no quantized linear; run quantize_ first, or save it with its own tools")
@@ -141,12 +176,16 @@ def _manifest(model: nn.Module, found: _Tensors) -> dict[str, Any]:
         "schema": SCHEMA,
         "versions": {"torch": torch.__version__, "safetensors": safetensors.__version__},
         "class": {"module": kind.__module__, "name": kind.__qualname__},
-        "config": _plain(config) if rebuildable else None,
+        "config": _plain(_own(config or {})) if rebuildable else None,
         "aliases": found.aliases,
         "outside": found.outside,
         "strides": found.strides,
         "layers": layers,
     }
+
+
+def _own(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _OF_A_LOADED_MODEL}
 
 
 def _entry(module: QuantLayer) -> dict[str, Any]:

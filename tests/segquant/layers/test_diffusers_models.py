@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import segquant
 from segquant import QuantizationError, QuantLinear, presets
+from segquant.layers import saving
 
 diffusers = pytest.importorskip("diffusers")
 METHOD = presets.rtn("w8a8_dynamic")
@@ -102,7 +103,13 @@ def test_adapters_of_diffusers(model: nn.Module) -> None:
     assert torch.equal(out(model), plain) and isinstance(model.transformer_blocks[0].attn.to_q, QuantLinear)
 
 
-def test_nothing_is_saved_that_loads_with_random_weights(model: nn.Module, tmp_path: Path) -> None:
+@pytest.fixture
+def untaught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process without segquant.deploy.diffusers."""
+    monkeypatch.setattr(saving, "_taught", [])
+
+
+def test_nothing_is_saved_that_loads_with_random_weights(untaught: None, model: nn.Module, tmp_path: Path) -> None:
     pipeline = diffusers.DiTPipeline(model, None, diffusers.DDIMScheduler())
     for saved in (model, pipeline, torch.compile(model, backend="eager"), copy.deepcopy(model)):
         with pytest.raises(QuantizationError, match=r"segquant.save_quantized\(model, directory\)"):

@@ -1,0 +1,1 @@
+"""Everything that leaves the library: other tools' files and engines."""

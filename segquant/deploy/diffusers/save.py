@@ -1,0 +1,59 @@
+"""`save_pretrained` of a quantized model: diffusers' own, with its quantizer put in for the time."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from segquant.deploy.diffusers.config import SegQuantConfig
+from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
+from segquant.errors import QuantizationError
+from segquant.layers.layer import QuantLayer
+from segquant.modules.wrappers import unwrapped
+from segquant.serialize.config import to_config
+from segquant.serialize.manifest import MANIFEST
+from segquant.serialize.save import describe
+
+
+def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Write config.json and safetensors files, as diffusers does, for `from_pretrained`.
+
+    Args:
+        own: diffusers' method, for float models.
+
+    Raises:
+        QuantizationError: another file format is asked for, the folder is one of save_quantized, adapters are attached,
+            or a tensor has no values.
+    """
+    given = inspect.signature(own).bind(model, *args, **kwargs).arguments
+    if given.get("safe_serialization", True) is False or given.get("use_flashpack"):
+        raise QuantizationError("a quantized model is saved as safetensors alone; leave safe_serialization=True")
+    if (Path(given["save_directory"]) / MANIFEST).is_file():
+        raise QuantizationError(
+            f"{given['save_directory']} holds what save_quantized wrote, and its list of files would lead to the old "
+            "weights; give another directory"
+        )
+    with unwrapped(model) as inner:
+        adapted = next((n for n, m in inner.named_modules() if isinstance(m, QuantLayer) and "base_layer" in n), None)
+        if adapted is not None:
+            raise QuantizationError(
+                f"{adapted.partition('.base_layer')[0]} has an adapter, which save_pretrained does not write; write it "
+                "by save_lora_weights, take it out by unload_lora_weights, then save the model"
+            )
+        stored, manifest = describe(inner)
+        was = {name: vars(inner)[name] for name in ("hf_quantizer",) if name in vars(inner)}
+        config: Any = inner.config
+        before = config.get("quantization_config")
+        quantizer = SegQuantQuantizer(SegQuantConfig(saved=to_config(manifest)), pre_quantized=True)
+        quantizer.stored = stored.tensors
+        inner.register_to_config(quantization_config=quantizer.quantization_config)  # type: ignore[operator]
+        inner.hf_quantizer = quantizer
+        try:
+            own(inner, *args, **kwargs)
+        finally:
+            del inner.hf_quantizer
+            vars(inner).update(was)
+            inner.register_to_config(quantization_config=before)  # type: ignore[operator]
