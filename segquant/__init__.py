@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segquant import presets
 from segquant.calibrators.protocol import Calibrator
+from segquant.deploy.onnx.export import export_onnx
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
@@ -46,6 +47,7 @@ __all__ = [
     "Segments",
     "Transform",
     "backends",
+    "export_onnx",
     "find_segments",
     "layer_errors",
     "load_quantized",

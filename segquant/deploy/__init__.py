@@ -1,0 +1,1 @@
+"""What leaves the library: files of other tools, and running them."""
