@@ -144,7 +144,7 @@ def _graph(
     from segquant.deploy.onnx.dimensions import inputs_of, unwillingly_fixed
     from segquant.deploy.onnx.write import as_onnx, traced, write_out
 
-    program = traced(model, layers, arguments, dynamic)
+    program = traced(model, layers, forms, arguments, dynamic)
     count = len(program.graph_signature.user_outputs)
     first = "sample" if "return_dict" in arguments.parameters else "output"
     outputs = [first, *(f"{first}_{index}" for index in range(1, count))]

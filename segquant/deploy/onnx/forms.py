@@ -92,18 +92,15 @@ def negative_of(layout: Layout) -> str:
     return str(getattr(layout, "negative", "dual"))
 
 
-def as_image(layer: QuantLayer) -> bool:
+def as_image(layer: QuantLayer, form: str) -> bool:
     """Whether a layer is written as a convolution, and not as a linear (on patches)."""
-    if not isinstance(layer, QuantConv2d):
-        return False
-    given = layer.layout.scheme.input
     kept = all(isinstance(transform, (Smoothing, LowRank)) for transform in layer.layout.transforms)
-    return kept and (given is None or given.granularity == "tensor")
+    return isinstance(layer, QuantConv2d) and kept and form != BLOCKS
 
 
 def _in_blocks(layer: QuantLayer, profile: Profile) -> bool:
     spec = layer.layout.weight_spec
-    if spec.dtype != "int4" or not spec.group_size or as_image(layer):
+    if spec.dtype != "int4" or not spec.group_size or isinstance(layer, QuantConv2d):
         return False
     power = spec.group_size >= 16 and not spec.group_size & (spec.group_size - 1)
     return power if profile.fused else True

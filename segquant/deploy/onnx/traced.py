@@ -31,12 +31,12 @@ LINEAR, CONVOLUTION = "Linear", "Convolution"
 class TracedLinear(Replaced, nn.Module):
     """Of the quantized layer `number`; the transforms' buffers alone are kept."""
 
-    def __init__(self, layer: QuantLayer, number: int) -> None:
+    def __init__(self, layer: QuantLayer, number: int, form: str) -> None:
         nn.Module.__init__(self)
         vars(self).update({key: value for key, value in vars(layer).items() if not key.startswith("_")})
         self.layout, self.number, self.like = layer.layout, number, layer.float_like
         self.window: Window | None = layer.window if isinstance(layer, QuantConv2d) else None
-        self.image = as_image(layer)
+        self.image = as_image(layer, form)
         names = {name for transform in layer.layout.transforms for name in transform.buffers(layer.layout.place())}
         for name in sorted(names):
             self.register_buffer(name, layer.tensors()[name], persistent=False)
@@ -73,7 +73,7 @@ class TracedLinear(Replaced, nn.Module):
             raise QuantizationError(f"{x.shape[1]} channels meet a convolution of {layout.in_features // window.taps}")
         rows, columns = window.size(x.shape[-2], x.shape[-1])
         if any(padding) and window.mode != "zeros":
-            x, padding = nnf.pad(x, padding, window.mode), (0, 0, 0, 0)
+            x, padding = _padded(x, padding, window.mode), (0, 0, 0, 0)
         parts = []
         for branch, size in enumerate(layout.branches):
             given, beside = _image(layout, cast(Mapping[str, Tensor], self._buffers), branch, x, window, padding)
@@ -89,6 +89,14 @@ class TracedLinear(Replaced, nn.Module):
         return torch.onnx.ops.symbolic(
             f"{DOMAIN}::{kind}", [x], attributes, dtype=torch.float32, shape=shape, version=1
         )
+
+
+def _padded(x: Tensor, padding: tuple[int, int, int, int], mode: str) -> Tensor:
+    if mode != "circular":
+        return nnf.pad(x, padding, mode)
+    left, right, top, bottom = padding  # engines do not have it as a mode of padding
+    x = torch.cat([x[..., x.shape[-1] - left :], x, x[..., :right]], dim=-1)
+    return torch.cat([x[..., x.shape[-2] - top :, :], x, x[..., :bottom, :]], dim=-2)
 
 
 def _image(

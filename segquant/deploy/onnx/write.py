@@ -32,9 +32,13 @@ FUSED = "com.microsoft"
 
 
 @own_state()
-def traced(model: nn.Module, layers: Mapping[str, QuantLayer], arguments: Arguments, dynamic: bool) -> ExportedProgram:
+def traced(
+    model: nn.Module, layers: Mapping[str, QuantLayer], forms: Mapping[str, str], arguments: Arguments, dynamic: bool
+) -> ExportedProgram:
     """The model with a node of DOMAIN for each product of a quantized layer."""
-    stand_ins = {id(layer): TracedLinear(layer, number) for number, layer in enumerate(layers.values())}
+    stand_ins = {
+        id(layer): TracedLinear(layer, number, forms[name]) for number, (name, layer) in enumerate(layers.items())
+    }
     free = tuple({axis: Dim.AUTO for axis in range(tensor.dim())} for tensor in arguments.tensors)
     with swapped(model, stand_ins) as inner, evaluating(inner), _quiet():
         try:
@@ -95,6 +99,20 @@ def write_out(
         model.opset_imports[FUSED] = 1
     for key in [key for key, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[key]
+    _without_remarks(model)
+
+
+def _without_remarks(model: ir.Model) -> None:
+    """Stack traces and names of Python objects at every node: more bytes than a small model's weights."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
 
 
 @contextmanager
