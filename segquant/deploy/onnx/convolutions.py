@@ -23,7 +23,7 @@ def convolution(work: Work, x: ir.Value, window: Window, pads: Sequence[int], fo
     Args:
         pads: with zeros: top, left, bottom, right.
     """
-    geometry = {
+    geometry: dict[str, Any] = {
         "kernel_shape": list(window.kernel),
         "strides": list(window.stride),
         "dilations": list(window.dilation),
@@ -73,9 +73,7 @@ def _fp8(work: Work, x: ir.Value, piece: Piece) -> Codes:
     return Codes(tape.op("DequantizeLinear", tape.op("QuantizeLinear", x, scale, zero), scale, zero))
 
 
-def _paired(
-    work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]
-) -> ir.Value:
+def _paired(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]) -> ir.Value:
     """QuantizeLinear, DequantizeLinear, Conv."""
     tape = work.tape
     scale = tape.constant(f"{label}.weight_scale", lambda: work.weight_scale(piece.weight))
@@ -86,9 +84,7 @@ def _paired(
     return _scaled(work, each, tape.op("Conv", each.value, weight, **geometry))
 
 
-def _fused(
-    work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]
-) -> ir.Value:
+def _fused(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]) -> ir.Value:
     """ConvInteger: ONNX Runtime makes integers of a pair and Conv only where the output is quantized too.
 
     Weights are unsigned, for which it has the faster kernel.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segquant.checks import checked
-from segquant.deploy.onnx.forms import FLOAT, Profile, form_of, profile_of, why_not
+from segquant.deploy.onnx.forms import FLOAT, INT8, Profile, form_of, profile_of, why_not
 from segquant.deploy.onnx.inputs import Arguments, refuse_half
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
 from segquant.errors import QuantizationError
@@ -106,15 +106,15 @@ def export_onnx(
     left = sum(layers[name].weight_bytes() for name, form in forms.items() if form == FLOAT)
     found = Exported(target / MODEL, profile, forms, fixed, size, left)
     if fixed:
-        logger.warning(
-            "%s fixes %s: the file takes that size alone", type(model).__name__, ", ".join(fixed)
-        )
+        logger.warning("%s fixes %s: the file takes that size alone", type(model).__name__, ", ".join(fixed))
     return found
 
 
 def _target(directory: Path) -> Path:
-    if directory.exists() and not (directory / MODEL).is_file() and (
-        not directory.is_dir() or any(directory.iterdir())
+    if (
+        directory.exists()
+        and not (directory / MODEL).is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
     ):
         raise QuantizationError(f"{directory} exists and is no export; give another directory")
     return directory
@@ -127,7 +127,9 @@ def _forms(layers: Mapping[str, QuantLayer], profile: Profile, fallback: str | N
     if reasons and fallback is None:
         named = ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:NAMED])
         more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
-        raise QuantizationError(f"{profile.name} cannot hold {named}{more}; fallback='float' leaves such layers in float")
+        raise QuantizationError(
+            f"{profile.name} cannot hold {named}{more}; fallback='float' leaves such layers in float"
+        )
     return {name: FLOAT if name in reasons else form_of(layer, profile) for name, layer in layers.items()}
 
 
@@ -161,6 +163,7 @@ def _graph(
         inputs=inputs,
         outputs=outputs,
         layers=dict(forms),
+        every_cpu=INT8 not in forms.values() or (every_cpu and profile.fused),
     )
     return graph, manifest, tuple(unwillingly_fixed(inputs)) if dynamic else ()
 

@@ -88,7 +88,7 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
 
 
 def negative_of(layout: Layout) -> str:
-    """"dual", "zero_point" or "shift"; layouts of older files are "dual"."""
+    """ "dual", "zero_point" or "shift"; layouts of older files are "dual"."""
     return str(getattr(layout, "negative", "dual"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from segquant.errors import QuantizationError
@@ -60,7 +60,7 @@ class Manifest:
         constants: arguments that are built in.
         outputs: names.
         layers: each quantized layer's form.
-        signed: layers with weights whose products saturate on CPUs without VNNI.
+        every_cpu: no integer product saturates on CPUs without VNNI.
         data: bytes of the file of weights beside the model, 0: none.
     """
 
@@ -72,8 +72,7 @@ class Manifest:
     inputs: list[Input]
     outputs: list[str]
     layers: dict[str, str]
-    signed: list[str] = field(default_factory=list)
-    two_products: list[str] = field(default_factory=list)
+    every_cpu: bool
     data: int = 0
     schema: int = SCHEMA
 

@@ -107,9 +107,7 @@ def _blocks(work: Work, x: ir.Value) -> ir.Value:
         return tape.op("MatMul", x, float_weight(work))
     count = work.rows.stop - work.rows.start
     packed, scales = work.tensors["codes"][work.rows], work.tensors["weight_scale"][work.rows]
-    codes = tape.constant(
-        f"{work.label}.codes", lambda: (array(packed) ^ np.uint8(0x88)).reshape(count, -1, size // 2)
-    )
+    codes = tape.constant(f"{work.label}.codes", lambda: (array(packed) ^ np.uint8(0x88)).reshape(count, -1, size // 2))
     scale = tape.constant(f"{work.label}.weight_scale", lambda: array(scales.reshape(-1)))
     attributes = {"K": layout.in_features, "N": count, "bits": 4, "block_size": size}
     level = EXACT if given is None else AS_INT8

@@ -61,7 +61,8 @@ def _static(work: Work, x: ir.Value, piece: int) -> list[Codes]:
     scale = work.input_scale(piece)
     if work.dual(piece):
         below = work.input_scale(piece, negative=True)
-        return _two(work, x, (scale, below), (np.float32(high) * np.float32(scale), np.float32(-low) * np.float32(below)))
+        limits = float(np.float32(high) * np.float32(scale)), float(np.float32(-low) * np.float32(below))
+        return _two(work, x, (scale, below), limits)
     if work.zero_point:
         zero = work.input_zero(piece)
         if high < 127:

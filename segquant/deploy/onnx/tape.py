@@ -39,7 +39,7 @@ class Tape:
         """The constant of that name, made if there is none yet."""
         if name not in self.graph.initializers:
             tensor = ir.tensor(make(), name=name)
-            value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+            value = ir.Value(name=name, shape=ir.Shape(list(tensor.shape.numpy())), type=ir.TensorType(tensor.dtype))
             value.const_value = tensor
             self.graph.register_initializer(value)
         return self.graph.initializers[name]

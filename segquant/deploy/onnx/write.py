@@ -39,7 +39,7 @@ def traced(
     stand_ins = {
         id(layer): TracedLinear(layer, number, forms[name]) for number, (name, layer) in enumerate(layers.items())
     }
-    free = tuple({axis: Dim.AUTO for axis in range(tensor.dim())} for tensor in arguments.tensors)
+    free = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in arguments.tensors)
     with swapped(model, stand_ins) as inner, evaluating(inner), _quiet():
         try:
             return torch.export.export(
