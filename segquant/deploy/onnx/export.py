@@ -153,6 +153,8 @@ def _graph(
     inputs = inputs_of(program, arguments.names)
     graph = as_onnx(program, arguments, outputs)
     write_out(graph, layers, forms, profile, every_cpu)
+    if profile.symmetric:
+        _check_for_tensorrt(graph)
     config = getattr(model, "config", None)
     manifest = Manifest(
         profile=profile.name,
@@ -166,6 +168,18 @@ def _graph(
         every_cpu=INT8 not in forms.values() or (every_cpu and profile.fused),
     )
     return graph, manifest, tuple(unwillingly_fixed(inputs)) if dynamic else ()
+
+
+def _check_for_tensorrt(graph: ir.Model) -> None:
+    from segquant.deploy.onnx.tensorrt import violations  # put off as above
+
+    found = violations(graph)
+    if found:
+        more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+        raise QuantizationError(
+            f"TensorRT's parser would refuse this graph: {'; '.join(found[:NAMED])}{more}; leave the layers of these "
+            "names out (skip), or use profile='ort'"
+        )
 
 
 def _publish(graph: ir.Model, manifest: Manifest, target: Path, external: bool | None) -> int:

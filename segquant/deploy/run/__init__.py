@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from segquant.deploy.run.load import load_denoiser
+from segquant.deploy.run.load import load_exported
 
-__all__ = ["load_denoiser"]
+__all__ = ["load_exported"]

@@ -1,4 +1,4 @@
-"""`load_denoiser`: an exported file in the place of a float denoiser."""
+"""`load_exported`: an exported file in the place of a float denoiser."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PACKAGES = {"ort": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
 
 
 @checked(options="")
-def load_denoiser(
+def load_exported(
     directory: str | Path, engine: str = "ort", *, device: str = "cpu", threads: int | None = None, **options: Any
 ) -> ExportedDenoiser:
     """A module with the signature, config and dtype of the denoiser that was exported to `directory`.
 
-        pipe.transformer = load_denoiser("exported", "openvino")
+        pipe.transformer = load_exported("exported", "openvino")
 
     Args:
         engine: "ort" (ONNX Runtime) or "openvino".
