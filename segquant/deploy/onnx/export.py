@@ -40,7 +40,7 @@ class Exported:
 
     Attributes:
         path: of the model's file.
-        layers: each quantized layer's form: "int8", "4-bit blocks", "weights", "fp8", or "float" by fallback.
+        layers: each quantized layer's form: "int8", "4-bit blocks", "weights", "fp8", or "float" by rest="float".
         fixed: dimensions that only the example's size fits, though `dynamic` was asked for.
         bytes: of all files; `float_bytes` of them in layers left in float.
     """
@@ -70,7 +70,7 @@ def export_onnx(
     profile: str = "ort",
     dynamic: bool = True,
     every_cpu: bool = True,
-    fallback: str | None = None,
+    rest: str = "refuse",
     external_data: bool | None = None,
 ) -> Exported:
     """Write a quantized model as ONNX (opset 21): `directory`/model.onnx, replacing an earlier export.
@@ -82,7 +82,7 @@ def export_onnx(
         profile: "ort" (ONNX Runtime), "openvino" or "tensorrt".
         dynamic: let every dimension vary that the model lets vary.
         every_cpu: for "ort", weights that are exact on CPUs without VNNI too; False is faster on those with it.
-        fallback: "float" for layers that the profile has no form for: float products of codes.
+        rest: "refuse" raises where the profile has no form for layers, "float" makes float products of their codes.
         external_data: weights in a file of their own, model.onnx.data; None: where one file would be too large.
 
     Raises:
@@ -90,15 +90,15 @@ def export_onnx(
             are not float32, or a forward that torch.export does not take.
     """
     chosen = profile_of(profile)
-    if fallback not in (None, FLOAT):
-        raise QuantizationError(f"fallback={fallback!r}; give 'float', or None to refuse such layers")
+    if rest not in ("refuse", FLOAT):
+        raise QuantizationError(f"rest={rest!r}; give 'refuse', or 'float' for float products where nothing else fits")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise QuantizationError(f"export_onnx needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
     target = _target(Path(directory))
     with unwrapped(model) as inner:
         layers = {name: module for name, module in inner.named_modules() if isinstance(module, QuantLayer)}
-        forms = _forms(layers, chosen, fallback)
+        forms = _forms(layers, chosen, rest)
         arguments = Arguments.of(inner, args, kwargs or {})
         refuse_half(inner, layers, arguments)
         graph, manifest, fixed = _graph(inner, layers, forms, arguments, chosen, dynamic, every_cpu)
@@ -120,16 +120,14 @@ def _target(directory: Path) -> Path:
     return directory
 
 
-def _forms(layers: Mapping[str, QuantLayer], profile: Profile, fallback: str | None) -> dict[str, str]:
+def _forms(layers: Mapping[str, QuantLayer], profile: Profile, rest: str) -> dict[str, str]:
     if not layers:
         raise QuantizationError("the model has no quantized layer; run quantize_ first")
     reasons = {name: reason for name, layer in layers.items() if (reason := why_not(layer, profile)) is not None}
-    if reasons and fallback is None:
+    if reasons and rest != FLOAT:
         named = ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:NAMED])
         more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
-        raise QuantizationError(
-            f"{profile.name} cannot hold {named}{more}; fallback='float' leaves such layers in float"
-        )
+        raise QuantizationError(f"{profile.name} cannot hold {named}{more}; rest='float' leaves such layers in float")
     return {name: FLOAT if name in reasons else form_of(layer, profile) for name, layer in layers.items()}
 
 

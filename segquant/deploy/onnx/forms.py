@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from segquant.errors import QuantizationError, nearest
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
-from segquant.numerics.layout import Layout
 from segquant.transforms.low_rank import LowRank
+from segquant.transforms.shift import Shift
 from segquant.transforms.smoothing import Smoothing
 
 INT8 = "int8"
@@ -19,7 +19,7 @@ WEIGHTS = "weights"
 """Codes of weights, float products: the inputs are not quantized."""
 FP8 = "fp8"
 FLOAT = "float"
-"""Asked for by fallback="float": as WEIGHTS, though the layer's inputs are quantized elsewhere."""
+"""Asked for by rest="float": as WEIGHTS, though the layer's inputs are quantized elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,22 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
             return f"{profile.name} multiplies no fp8; use w8a8, or profile='tensorrt'"
         if (weight.dtype, given.dtype) != ("fp8", "fp8") or given.dynamic or len(layout.weight_columns) > 1:
             return "fp8 needs weights and static inputs in one piece, both fp8; use the precision fp8 without seglinear"
-    if profile.symmetric and negative_of(layout) == "zero_point":
-        return f"{profile.name} takes zero points of 0 alone; quantize with negative='shift' or 'dual'"
+    zeros = layout.input_grid is not None and layout.input_grid.zero_point
+    if profile.symmetric and zeros:
+        return f"{profile.name} takes zero points of 0 alone; quantize with deploy='tensorrt'"
     if isinstance(layer, QuantConv2d):
         if given.granularity in ("token", "group"):
             return "no engine has integer convolutions with a scale per patch; use w8a8 (static inputs)"
         if weight.granularity == "group":
             return "no engine has integer convolutions with weights in groups; use w8a8 or w4a8_channel"
-        if given.dynamic and negative_of(layout) == "zero_point":
+        if given.dynamic and zeros:
             return "a convolution's zero point must be known beforehand; use w8a8 (static inputs)"
     return None
 
 
-def negative_of(layout: Layout) -> str:
-    """ "dual", "zero_point" or "shift"; layouts of older files are "dual"."""
-    return str(getattr(layout, "negative", "dual"))
-
-
 def as_image(layer: QuantLayer, form: str) -> bool:
     """Whether a layer is written as a convolution, and not as a linear (on patches)."""
-    kept = all(isinstance(transform, (Smoothing, LowRank)) for transform in layer.layout.transforms)
+    kept = all(isinstance(transform, (Smoothing, LowRank, Shift)) for transform in layer.layout.transforms)
     return isinstance(layer, QuantConv2d) and kept and form != BLOCKS
 
 

@@ -37,8 +37,7 @@ def codes_of(work: Work, x: ir.Value, piece: int, axis: int = -1) -> list[Codes]
     Args:
         axis: of the channels, along which a token's scale is taken.
     """
-    spec = work.layout.scheme.input
-    assert spec is not None
+    spec = work.grid.spec
     if not spec.dynamic:
         return _static(work, x, piece)
     axes = None if spec.granularity == "tensor" else work.tape.whole(axis)
@@ -92,7 +91,7 @@ def _dynamic(work: Work, x: ir.Value, piece: int, axes: ir.Value | None) -> list
     tape, (low, high) = work.tape, work.range()
     if work.dual(piece):
         return [_one_sign(work, x, axes, negative) for negative in (False, True)]
-    if work.zero_point:
+    if work.zero_point and work.grid.dual[piece]:
         above, below = largest(work, x, axes), largest(work, tape.op("Neg", x), axes)
         above, below = (tape.op("Max", side, tape.number(0.0)) for side in (above, below))
         scale = _scale(work, tape.op("Add", above, below), high - low)
@@ -131,8 +130,8 @@ def rounded_groups(work: Work, x: ir.Value) -> ir.Value:
     size = layout.input_columns[0]
     axes = tape.whole(-1)
     x = tape.op("Reshape", x, tape.whole(0, 0, len(layout.input_columns), size))
-    if layout.any_dual:
-        masks = np.array(layout.input_dual).reshape(1, 1, -1, 1)
+    if any(work.grid.dual):
+        masks = np.array(work.grid.dual).reshape(1, 1, -1, 1)
         above, below = largest(work, x, axes), largest(work, tape.op("Neg", x), axes)
         plain = _scale(work, tape.op("Max", above, below), high)
         flag = tape.constant(f"{work.name}.dual", lambda: masks)

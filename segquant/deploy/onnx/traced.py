@@ -22,6 +22,7 @@ from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
 from segquant.transforms.chain import chain_of
 from segquant.transforms.low_rank import LowRank
+from segquant.transforms.shift import Shift
 from segquant.transforms.smoothing import Smoothing
 
 DOMAIN = "segquant"
@@ -72,7 +73,8 @@ class TracedLinear(Replaced, nn.Module):
         if x.shape[1] * window.taps != layout.in_features:
             raise QuantizationError(f"{x.shape[1]} channels meet a convolution of {layout.in_features // window.taps}")
         rows, columns = window.size(x.shape[-2], x.shape[-1])
-        if any(padding) and window.mode != "zeros":
+        # a shift meets what is padded too
+        if any(padding) and (window.mode != "zeros" or layout.transform(Shift.name) is not None):
             x, padding = _padded(x, padding, window.mode), (0, 0, 0, 0)
         parts = []
         for branch, size in enumerate(layout.branches):
@@ -93,7 +95,7 @@ class TracedLinear(Replaced, nn.Module):
 
 def _padded(x: Tensor, padding: tuple[int, int, int, int], mode: str) -> Tensor:
     if mode != "circular":
-        return nnf.pad(x, padding, mode)
+        return nnf.pad(x, padding, "constant" if mode == "zeros" else mode)
     left, right, top, bottom = padding  # engines do not have it as a mode of padding
     x = torch.cat([x[..., x.shape[-1] - left :], x, x[..., :right]], dim=-1)
     return torch.cat([x[..., x.shape[-2] - top :, :], x, x[..., :bottom, :]], dim=-2)
@@ -107,6 +109,9 @@ def _image(
     for transform in layout.transforms:
         if isinstance(transform, Smoothing):
             x = x / tensors["smooth"][branch][:: window.taps].view(1, -1, 1, 1)
+        elif isinstance(transform, Shift):
+            beside.append(transform.beside(x, place).view(1, -1, 1, 1))
+            x = x - tensors["shift"][branch][:: window.taps].view(1, -1, 1, 1)
         elif isinstance(transform, LowRank) and transform.ranks[branch]:
             down, up = transform.factors(place)
             kernel = down.view(len(down), -1, *window.kernel)

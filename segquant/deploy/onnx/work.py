@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from torch import Tensor
 
-from segquant.deploy.onnx.forms import Profile, negative_of
+from segquant.deploy.onnx.forms import Profile
 from segquant.deploy.onnx.tape import Array, Tape, array, fp8, int4
 from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.input_grid import InputGrid
 from segquant.numerics.layout import Layout, slices
 
 CENTRE = 128
@@ -99,18 +100,22 @@ class Work:
         return int(self.tensors["input_zero"][self.branch, piece])
 
     @property
+    def grid(self) -> InputGrid:
+        """Of an input that is quantized."""
+        assert self.layout.input_grid is not None
+        return self.layout.input_grid
+
+    @property
     def zero_point(self) -> bool:
-        return negative_of(self.layout) == "zero_point" and self.layout.any_dual
+        return self.grid.zero_point
 
     def dual(self, piece: int) -> bool:
         """Whether an input piece takes two products."""
-        return self.layout.any_dual and not self.zero_point and self.layout.input_dual[piece]
+        return not self.grid.zero_point and self.grid.dual[piece]
 
     def range(self) -> tuple[int, int]:
         """Of the input's integer codes."""
-        spec = self.layout.scheme.input
-        assert spec is not None
-        return F.INT_RANGES[spec.dtype]
+        return F.INT_RANGES[self.grid.spec.dtype]
 
 
 def _position(sizes: tuple[int, ...], column: int) -> int:

@@ -34,6 +34,14 @@ LINEARS: dict[str, tuple[Any, Segments]] = {
     "dual per token": (presets.rtn("w8a8_dynamic", dualscale=True), DUAL),
     "pieces": (presets.rtn("w8a8", seglinear=True, dualscale=True), PIECES),
     "pieces per token": (presets.rtn("w8a8_dynamic", seglinear=True, dualscale=True), PIECES),
+    "zero point": (presets.rtn("w8a8", dualscale=True, negative="zero_point"), DUAL),
+    "zero point per token": (presets.rtn("w8a8_dynamic", dualscale=True, negative="zero_point"), DUAL),
+    "pieces, zero points": (presets.rtn("w8a8", seglinear=True, dualscale=True, negative="zero_point"), PIECES),
+    "pieces, zero points per token": (
+        presets.rtn("w8a8_dynamic", seglinear=True, dualscale=True, negative="zero_point"),
+        PIECES,
+    ),
+    "shift, folded": (presets.rtn("w8a8", seglinear=True, dualscale=True, deploy="tensorrt"), PIECES),
     "branches": (presets.segquant_a("w8a8_tensor", alpha=0.5), OUTPUTS),
     "rotated": (presets.segquant_r("w8a8", alpha=0.5), OUTPUTS),
     "groups of 8 bits": (presets.rtn(GROUPS8), Segments()),
@@ -52,6 +60,7 @@ BLOCKS: dict[str, tuple[Any, Segments]] = {
 CONVOLUTIONS: dict[str, tuple[Any, Segments]] = {
     "per channel": (presets.rtn("w8a8", convolutions=True), Segments()),
     "dual, smoothed": (presets.segquant_a("w8a8", alpha=0.5, convolutions=True), DUAL),
+    "zero point": (presets.rtn("w8a8", dualscale=True, convolutions=True, negative="zero_point"), DUAL),
     "pieces": (presets.rtn("w8a8", seglinear=True, convolutions=True), Segments(input=(4, 12))),
     "of the whole input": (presets.rtn(WHOLE_TENSOR, convolutions=True), Segments()),
 }
