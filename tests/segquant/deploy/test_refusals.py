@@ -22,7 +22,9 @@ EXAMPLE = block_batches(1, seed=2)[0]
 
 
 def test_layers_that_a_profile_cannot_hold_are_named(tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match=r"ort cannot hold ada \(ort multiplies no fp8.*and 1 more; rest='float'"):
+    with pytest.raises(
+        QuantizationError, match=r"ort cannot hold ada \(ort multiplies no fp8.*and 1 more; rest='float'"
+    ):
         export_onnx(quantized("fp8"), tmp_path / "out", (), EXAMPLE)
     model = quantized(dualscale=True, negative="zero_point")
     with pytest.raises(QuantizationError, match=r"tensorrt cannot hold ada \(tensorrt takes zero points of 0 alone"):
