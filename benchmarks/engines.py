@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.engines --models emoji_sd3 block
 
-"emoji_sd3" is the shipped pipeline's denoiser on a batch of 8, "block" one block of SD3.5 medium's size (1,178 tokens,
+"emoji_sd3" is the shipped pipeline's denoiser on a batch of 8, "block" two blocks of SD3.5 medium's size (1,178 tokens,
 width 1,536) with random weights. Ratios are against torch float32 eager; only ratios mean something. Bars hold for CPUs
 with VNNI; on others OpenVINO's integer products saturate, so that its weights stay codes and its products float.
 """
@@ -59,7 +59,7 @@ def emoji() -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
 
 
 def block() -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
-    """One block of SD3.5 medium's width: 1,024 image and 154 text tokens, a batch of one."""
+    """Two blocks of SD3.5 medium's width: 1,024 image and 154 text tokens, a batch of one."""
     from diffusers import SD3Transformer2DModel
 
     torch.manual_seed(0)

@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 pytest.importorskip("diffusers")
+
+import onnx
 
 import segquant
 from segquant import QuantizationError, export_onnx, presets, quantize_
