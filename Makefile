@@ -18,7 +18,7 @@ setup: .venv/installed
 
 # Tests compare with other people's tools and build a wheel.
 .venv/tested: .venv/installed
-	$(PIP) -e '.[bench,peers,dev]'
+	$(PIP) -e '.[bench,deploy,peers,dev]'
 	touch $@
 
 .venv/documented: .venv/installed

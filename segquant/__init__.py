@@ -5,6 +5,7 @@ from __future__ import annotations
 from segquant import presets
 from segquant.calibrators.protocol import Calibrator
 from segquant.deploy.comfy import export_comfy
+from segquant.deploy.onnx.export import export_onnx
 from segquant.deploy.torch_export import export_package
 from segquant.deploy.torchao import export_torchao
 from segquant.errors import QuantizationError
@@ -52,6 +53,7 @@ __all__ = [
     "export_comfy",
     "export_package",
     "export_torchao",
+    "export_onnx",
     "find_segments",
     "layer_errors",
     "load_quantized",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,3 +57,14 @@ def make_folder_beside(path: Path) -> Path:
     folder = path.with_name(f".{path.name[:NAMED]}-{secrets.token_hex(4)}")
     folder.mkdir()
     return folder
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Give a folder beside `target` its name; what was there goes."""
+    if not target.exists():
+        os.replace(folder, target)
+        return
+    old = make_folder_beside(target)
+    os.replace(target, old / "was")
+    os.replace(folder, target)
+    shutil.rmtree(old)

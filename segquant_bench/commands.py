@@ -64,6 +64,14 @@ def plan() -> None:
     main()
 
 
+def export() -> None:
+    """A saved quantized model as another tool's file."""
+    _require_benchmark("segquant-export")
+    from segquant_bench.pipelines.export.cli import main
+
+    main()
+
+
 def report() -> None:
     """Tables and figures again, from results on disk."""
     _require_benchmark("segquant-report")

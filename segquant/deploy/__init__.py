@@ -1,1 +1,1 @@
-"""Everything that leaves the library: other tools' files and engines."""
+"""What leaves the library: files of other tools, and running them."""

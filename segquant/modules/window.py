@@ -77,10 +77,11 @@ class Window:
     def apply(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The convolution by `product` on patches: [batch, channels, h, w] -> [batch, out, h', w'], or unbatched."""
         rows = product(self.patches(x))
-        output: Tensor = rows.transpose(1, 2).unflatten(2, self._size(x.shape[-2], x.shape[-1]))
+        output: Tensor = rows.transpose(1, 2).unflatten(2, self.size(x.shape[-2], x.shape[-1]))
         return output.squeeze(0) if x.dim() == 3 else output
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Of the output."""
         left, right, top, bottom = self.padding
         padded = (height + top + bottom, width + left + right)
         rows, columns = (

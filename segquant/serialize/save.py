@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked
 from segquant.errors import QuantizationError
-from segquant.files import make_folder_beside, write_tensors, write_text
+from segquant.files import make_folder_beside, publish, write_tensors, write_text
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
 from segquant.modules.wrappers import unwrapped
@@ -69,7 +68,7 @@ def save_quantized(
             write_text(temporary / CONFIG, json.dumps(config) + "\n")
             write_text(temporary / INDEX, json.dumps(_index(found.tensors)) + "\n")
         write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        _publish(temporary, target)
+        publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -106,16 +105,6 @@ def _json_ready(extra: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise QuantizationError(f"extra cannot be written as JSON: {error}; give numbers, strings and lists") from error
     return dict(extra)
-
-
-def _publish(temporary: Path, target: Path) -> None:
-    if not target.exists():
-        os.replace(temporary, target)
-        return
-    old = make_folder_beside(target)
-    os.replace(target, old / "was")
-    os.replace(temporary, target)
-    shutil.rmtree(old)
 
 
 @dataclass
@@ -176,7 +165,7 @@ def _manifest(model: nn.Module, found: StoredTensors) -> dict[str, Any]:
         "schema": SCHEMA,
         "versions": {"torch": torch.__version__, "safetensors": safetensors.__version__},
         "class": {"module": kind.__module__, "name": kind.__qualname__},
-        "config": _plain(_own(config or {})) if rebuildable else None,
+        "config": plain(_own(config or {})) if rebuildable else None,
         "aliases": found.aliases,
         "outside": found.outside,
         "strides": found.strides,
@@ -198,10 +187,10 @@ def _dtype(tensor: Tensor | None) -> str | None:
     return None if tensor is None else str(tensor.dtype).removeprefix("torch.")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As JSON; what JSON lacks becomes its repr."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)

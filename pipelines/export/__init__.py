@@ -1,0 +1,1 @@
+"""`segquant-export`: saved quantized models as other tools' files."""

@@ -1,0 +1,103 @@
+"""What an exported file says of itself, as JSON in its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from segquant.errors import QuantizationError
+
+KEY = "segquant"
+SCHEMA = 1
+MODEL, DATA = "model.onnx", "model.onnx.data"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Sizes that an input's dimension may have.
+
+    Args:
+        name: dimensions of one name have one size (times their `multiple`); None: only `low` is allowed.
+        multiple: sizes are multiples of it.
+    """
+
+    name: str | None
+    low: int
+    high: int | None = None
+    multiple: int = 1
+
+    def __str__(self) -> str:
+        if self.name is None:
+            return str(self.low)
+        top = "" if self.high is None else str(self.high)
+        steps = "" if self.multiple == 1 else f" by {self.multiple}"
+        return f"{self.low}…{top}{steps}"
+
+    def allows(self, size: int) -> bool:
+        """Whether a size may be taken."""
+        if self.name is None:
+            return size == self.low
+        return size >= self.low and (self.high is None or size <= self.high) and size % self.multiple == 0
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: "float32", "int64" … and its dimensions."""
+
+    name: str
+    dtype: str
+    dimensions: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Of one file.
+
+    Args:
+        parameters: of the forward, in order.
+        constants: arguments that are built in.
+        outputs: names.
+        layers: each quantized layer's form.
+        every_cpu: no integer product saturates on CPUs without VNNI.
+        data: bytes of the file of weights beside the model, 0: none.
+    """
+
+    profile: str
+    kind: str
+    config: dict[str, Any]
+    parameters: list[str]
+    constants: dict[str, Any]
+    inputs: list[Input]
+    outputs: list[str]
+    layers: dict[str, str]
+    every_cpu: bool
+    data: int = 0
+    schema: int = SCHEMA
+
+    def dumped(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def loaded(text: str | None, source: str) -> Manifest:
+        """From JSON.
+
+        Raises:
+            QuantizationError: it is none of ours, or of another version.
+        """
+        if text is None:
+            raise QuantizationError(f"{source} was not written by export_onnx; export the model again")
+        try:
+            values = json.loads(text)
+            if values.get("schema") != SCHEMA:
+                found = values.get("schema")
+                raise QuantizationError(f"{source} has schema {found}, this version reads {SCHEMA}; export again")
+            inputs = [
+                Input(each["name"], each["dtype"], tuple(Dimension(**size) for size in each["dimensions"]))
+                for each in values.pop("inputs")
+            ]
+            return Manifest(inputs=inputs, **values)
+        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise QuantizationError(f"{source} is damaged in what it says of itself ({error}); export again") from error

@@ -1,0 +1,148 @@
+"""A branch of a quantized linear as ONNX nodes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from segquant.deploy.onnx.forms import BLOCKS, FP8, INT8
+from segquant.deploy.onnx.quantizers import Codes, codes_of, rounded_groups
+from segquant.deploy.onnx.tape import Array, array, fp8
+from segquant.deploy.onnx.work import CENTRE, Piece, Work
+from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.layout import slices
+
+EXACT, AS_INT8 = 0, 4
+"""How MatMulNBits multiplies."""
+
+
+def linear(work: Work, x: ir.Value, rank: int, form: str) -> ir.Value:
+    """[..., in] -> [..., rows] of x's rank."""
+    tape = work.tape
+    # with two dimensions ONNX Runtime would make a float Gemm of the product and the bias
+    missing = max(0, 3 - rank)
+    if missing:
+        x = tape.op("Unsqueeze", x, tape.whole(*range(missing)))
+    if form == BLOCKS:
+        out = _blocks(work, x)
+    elif form == INT8:
+        out = _integer(work, x)
+    elif form == FP8:
+        out = _fp8(work, x)
+    else:
+        out = tape.op("MatMul", x, float_weight(work))
+    bias = work.bias(1, 1, -1)
+    out = out if bias is None else tape.op("Add", out, bias)
+    return tape.op("Squeeze", out, tape.whole(*range(missing))) if missing else out
+
+
+def _integer(work: Work, x: ir.Value) -> ir.Value:
+    tape, codes, pieces = work.tape, work.codes(), work.pieces()
+    total: ir.Value | None = None
+    for number, piece in enumerate(pieces):
+        part = x if len(pieces) == 1 else _columns(work, x, piece)
+        label = work.label if len(pieces) == 1 else f"{work.label}.{number}"
+        block = codes[:, piece.columns]
+        for each in codes_of(work, part, piece.given):
+            product = _product(work, each, block, piece, label)
+            if total is None:
+                total = tape.op("Neg", product) if each.negated else product
+            else:
+                total = tape.op("Sub" if each.negated else "Add", total, product)
+    assert total is not None
+    return total
+
+
+def _columns(work: Work, x: ir.Value, piece: Piece) -> ir.Value:
+    tape = work.tape
+    bounds = (tape.whole(piece.columns.start), tape.whole(piece.columns.stop), tape.whole(-1))
+    return tape.op("Slice", x, *bounds)
+
+
+def _product(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) -> ir.Value:
+    tape = work.tape
+    out = tape.op("MatMul", each.value, _weight(work, each, block, piece, label))
+    if each.zero is not None:
+        scale = work.weight_scale(piece.weight)
+        sums = array(block.sum(1).float()) * scale
+        shift = tape.constant(f"{label}.sums", lambda: sums.reshape(1, 1, -1).astype(np.float32))
+        out = tape.op("Sub", out, tape.op("Mul", each.zero, shift))
+    return out if each.after is None else tape.op("Mul", out, each.after)
+
+
+def _weight(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) -> ir.Value:
+    """Dequantized [columns, rows]; a node for each use, since engines look for pairs."""
+    tape = work.tape
+    scale = tape.constant(f"{label}.weight_scale", lambda: work.weight_scale(piece.weight))
+    if unsigned(work, each, block):
+        # products of unsigned codes are exact on CPUs whose signed ones saturate
+        codes = tape.constant(f"{label}.codes", lambda: array(block.T).view(np.uint8) ^ np.uint8(CENTRE))
+        size = work.weight_scale(piece.weight).shape
+        zero = tape.constant(f"{label}.weight_zero", lambda: np.full(size, CENTRE, dtype=np.uint8))
+        return tape.op("DequantizeLinear", codes, scale, zero, axis=1)
+    codes = tape.constant(f"{label}.codes", lambda: work.stored(block.T))
+    if codes.dtype == ir.DataType.INT4:  # integer kernels are looked for with 8 bits; engines fold this
+        codes = tape.op("Cast", codes, to=int(ir.DataType.INT8))
+    return tape.op("DequantizeLinear", codes, scale, axis=1)
+
+
+def unsigned(work: Work, each: Codes, block: Tensor) -> bool:
+    """Whether the weights' codes are stored with 128 added."""
+    if not (work.every_cpu and work.profile.fused) or work.layout.weight_spec.dtype != "int8":
+        return False
+    return not each.small or bool((block == -CENTRE).any())
+
+
+def _blocks(work: Work, x: ir.Value) -> ir.Value:
+    tape, layout, given = work.tape, work.layout, work.layout.scheme.input
+    size = layout.weight_spec.group_size
+    assert size is not None
+    if given is not None and given.dtype == "int4":
+        x = rounded_groups(work, x)
+    if not work.profile.fused:
+        return tape.op("MatMul", x, float_weight(work))
+    count = work.rows.stop - work.rows.start
+    packed, scales = work.tensors["codes"][work.rows], work.tensors["weight_scale"][work.rows]
+    codes = tape.constant(f"{work.label}.codes", lambda: (array(packed) ^ np.uint8(0x88)).reshape(count, -1, size // 2))
+    scale = tape.constant(f"{work.label}.weight_scale", lambda: array(scales.reshape(-1)))
+    attributes = {"K": layout.in_features, "N": count, "bits": 4, "block_size": size}
+    level = EXACT if given is None else AS_INT8
+    return tape.op("MatMulNBits", x, codes, scale, domain="com.microsoft", accuracy_level=level, **attributes)
+
+
+def float_weight(work: Work) -> ir.Value:
+    """Dequantized codes [in, rows]."""
+    tape, layout, codes = work.tape, work.layout, work.codes()
+    group = layout.weight_spec.group_size
+    if group:
+        stored = tape.constant(f"{work.label}.codes", lambda: work.stored(codes.T))
+        scales = work.tensors["weight_scale"]
+        wide = expand_weight_scale(scales, layout.weight_rows, (1,) * scales.shape[1])[work.rows]
+        scale = tape.constant(f"{work.label}.weight_scale", lambda: array(wide.T))
+        return tape.op("DequantizeLinear", stored, scale, axis=0, block_size=group)
+    parts = []
+    for number, columns in enumerate(slices(layout.weight_columns)):
+        label = f"{work.label}.{number}" if len(layout.weight_columns) > 1 else work.label
+        piece = Piece(columns, number, 0)
+        stored = tape.constant(f"{label}.codes", partial(_stored, work, codes, piece))
+        scale = tape.constant(f"{label}.weight_scale", partial(work.weight_scale, number))
+        parts.append(tape.op("DequantizeLinear", stored, scale, axis=1))
+    return parts[0] if len(parts) == 1 else tape.op("Concat", *parts, axis=0)
+
+
+def _stored(work: Work, codes: Tensor, piece: Piece) -> Array:
+    return work.stored(codes[:, piece.columns].T)
+
+
+def _fp8(work: Work, x: ir.Value) -> ir.Value:
+    tape, (piece,) = work.tape, work.pieces()
+    zero = tape.constant("number/fp8/0", lambda: fp8(torch.zeros((), dtype=torch.uint8)))
+    scale = tape.number(work.input_scale(piece.given))
+    given = tape.op("DequantizeLinear", tape.op("QuantizeLinear", x, scale, zero), scale, zero)
+    codes = tape.constant(f"{work.label}.codes", lambda: fp8(work.codes().T))
+    own = tape.constant(f"{work.label}.weight_scale", lambda: work.weight_scale(piece.weight))
+    return tape.op("MatMul", given, tape.op("DequantizeLinear", codes, own, axis=1))

@@ -1,0 +1,84 @@
+"""`load_exported`: an exported file in the place of a float denoiser."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+from segquant.checks import checked
+from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
+from segquant.deploy.run.denoiser import ExportedDenoiser
+from segquant.deploy.run.openvino import OpenVino
+from segquant.deploy.run.ort import Ort
+from segquant.errors import QuantizationError, first_line, nearest
+
+logger = logging.getLogger(__name__)
+ENGINES: dict[str, Any] = {"ort": Ort, "openvino": OpenVino}
+PACKAGES = {"ort": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+
+
+@checked(options="")
+def load_exported(
+    directory: str | Path, engine: str = "ort", *, device: str = "cpu", threads: int | None = None, **options: Any
+) -> ExportedDenoiser:
+    """A module with the signature, config and dtype of the denoiser that was exported to `directory`.
+
+        pipe.transformer = load_exported("exported", "openvino")
+
+    Args:
+        engine: "ort" (ONNX Runtime) or "openvino".
+        options: `bfloat16=True`: OpenVINO runs what is not quantized in bfloat16.
+
+    Raises:
+        QuantizationError: the package or the device is not there, the folder holds no export, it is damaged or lacks
+            its weights, or it is for another engine.
+    """
+    if engine not in ENGINES:
+        raise QuantizationError(f"no engine {engine!r}; {nearest(engine, ENGINES)}")
+    missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise QuantizationError(f"engine {engine!r} needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
+    path = Path(directory) / MODEL
+    manifest = read_manifest(path)
+    if manifest.profile != engine:
+        raise QuantizationError(
+            f"{path} was exported for {manifest.profile}; export it with profile={engine!r}, or give "
+            f"engine={manifest.profile!r}"
+            if manifest.profile in ENGINES
+            else f"{path} was exported for {manifest.profile}, which nothing here runs; export it with "
+            f"profile={engine!r}"
+        )
+    try:
+        found = ENGINES[engine](path, manifest, device=device, threads=threads, **options)
+    except TypeError as error:
+        raise QuantizationError(f"engine {engine!r} does not take {', '.join(options)}: {first_line(error)}") from error
+    if found.remark:
+        logger.warning("%s", found.remark)
+    return ExportedDenoiser(found, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Of an exported file.
+
+    Raises:
+        QuantizationError: it is missing, damaged, not ours, or lacks its weights.
+    """
+    import onnx  # put off: an extra that not everybody installs
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise QuantizationError(f"{path} is missing; give the folder that export_onnx wrote")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, OSError) as error:
+        raise QuantizationError(f"{path} is damaged ({first_line(error)}); export or copy it again") from error
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    manifest = Manifest.loaded(texts.get(KEY), str(path))
+    data = path.with_name(DATA)
+    size = data.stat().st_size if data.is_file() else 0
+    if manifest.data and size != manifest.data:
+        state = f"has {size} bytes instead of {manifest.data}" if size else "is missing"
+        raise QuantizationError(f"{data} {state}; it holds the weights of {path}: copy the whole folder")
+    return manifest

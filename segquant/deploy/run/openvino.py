@@ -1,0 +1,89 @@
+"""OpenVINO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from segquant.deploy.onnx.manifest import Manifest
+from segquant.deploy.run.engine import Array, Engine
+from segquant.deploy.run.probe import is_exact, probe_input, saturating_model
+from segquant.errors import QuantizationError, first_line, nearest
+
+WITHOUT_INTEGERS = {"LP_TRANSFORMS_MODE": "NO"}
+"""Weights stay codes, products are float."""
+PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
+
+
+class OpenVino(Engine):
+    """A compiled model on one device.
+
+    Args:
+        bfloat16: let what is not quantized run in bfloat16.
+
+    Raises:
+        QuantizationError: the device is not there, or the file cannot be run.
+    """
+
+    name: ClassVar[str] = "openvino"
+
+    def __init__(
+        self, path: Path, manifest: Manifest, device: str = "cpu", threads: int | None = None, bfloat16: bool = False
+    ) -> None:
+        import openvino  # put off: an extra that not everybody installs
+
+        core = openvino.Core()
+        kind = device.upper()
+        if kind not in core.available_devices:
+            there = [name.lower() for name in core.available_devices]
+            raise QuantizationError(f"OpenVINO has no device {device!r} here; {nearest(device, there)}")
+        self.remark, config = "", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = str(threads)
+        if kind == "CPU" and "int8" in manifest.layers.values() and not products_are_exact():
+            config |= WITHOUT_INTEGERS
+            self.remark = (
+                "this CPU has no VNNI, on which OpenVINO's integer products saturate: its weights stay codes, its "
+                "products are float32"
+            )
+        try:
+            self._compiled: Any = core.compile_model(str(path), kind, config)
+        except RuntimeError as error:
+            raise QuantizationError(f"OpenVINO does not take {path}: {_cause(error)}") from error
+        self._request = self._compiled.create_infer_request()
+
+    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        found = self._request.infer(dict(feeds), share_inputs=True)
+        return [array.copy() for array in found.values()]  # the request's own memory, overwritten by its next call
+
+    def products(self) -> dict[str, int]:
+        return dict(Counter(word for word in map(_word, self._compiled.get_runtime_model().get_ordered_ops()) if word))
+
+
+def _word(operation: Any) -> str:
+    about = operation.get_rt_info()
+    kind, precision = (str(about[key].value) for key in ("layerType", "runtimePrecision"))
+    if kind not in PRODUCTS:
+        return ""
+    return {"u8": "int8", "i8": "int8", "i4": "4-bit blocks", "u4": "4-bit blocks"}.get(precision, "float32")
+
+
+def _cause(error: RuntimeError) -> str:
+    """Without the lines that say where in OpenVINO it was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    plain = [line for line in lines if not line.startswith(("Exception from", "Check "))]
+    return plain[0] if plain else first_line(error)
+
+
+@lru_cache(maxsize=1)
+def products_are_exact() -> bool:
+    """Whether integer products on the CPU do not saturate."""
+    import openvino  # put off as above
+
+    core = openvino.Core()
+    model = core.read_model(saturating_model())
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return is_exact(next(iter(compiled({"x": probe_input()}).values())))

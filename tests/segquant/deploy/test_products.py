@@ -1,0 +1,164 @@
+"""Every layout by both engines, against the reference on the same inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+from segquant import QuantLinear, QuantScheme, QuantSpec, Segments, observe, presets
+from segquant.deploy.onnx.forms import PROFILES, form_of
+from segquant.deploy.run.openvino import products_are_exact
+from segquant.layers.layer import QuantLayer
+from tests.segquant.deploy.support import distance, layer_graph, run_layer, started
+
+WIDTH, ROWS = 64, 48
+PIECES = Segments(input=(16, 48), input_activations=("silu", None))
+DUAL = Segments(activation="silu")
+OUTPUTS = Segments(output=(16, 32), activation="silu")
+GROUPS8 = QuantScheme(QuantSpec("int8", "group", 16), QuantSpec("int8", "token", dynamic=True))
+INT4_INPUT = QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int4", "tensor"))
+WHOLE_TENSOR = QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int8", "tensor", dynamic=True))
+LINEARS: dict[str, tuple[Any, Segments]] = {
+    "per tensor": (presets.rtn("w8a8_tensor"), Segments()),
+    "per channel": (presets.rtn("w8a8"), Segments()),
+    "per token": (presets.rtn("w8a8_dynamic"), Segments()),
+    "of the whole input": (presets.rtn(WHOLE_TENSOR), Segments()),
+    "dual": (presets.rtn("w8a8", dualscale=True), DUAL),
+    "dual per token": (presets.rtn("w8a8_dynamic", dualscale=True), DUAL),
+    "pieces": (presets.rtn("w8a8", seglinear=True, dualscale=True), PIECES),
+    "pieces per token": (presets.rtn("w8a8_dynamic", seglinear=True, dualscale=True), PIECES),
+    "zero point": (presets.rtn("w8a8", dualscale=True, negative="zero_point"), DUAL),
+    "zero point per token": (presets.rtn("w8a8_dynamic", dualscale=True, negative="zero_point"), DUAL),
+    "pieces, zero points": (presets.rtn("w8a8", seglinear=True, dualscale=True, negative="zero_point"), PIECES),
+    "pieces, zero points per token": (
+        presets.rtn("w8a8_dynamic", seglinear=True, dualscale=True, negative="zero_point"),
+        PIECES,
+    ),
+    "shift, folded": (presets.rtn("w8a8", seglinear=True, dualscale=True, deploy="tensorrt"), PIECES),
+    "branches": (presets.segquant_a("w8a8_tensor", alpha=0.5), OUTPUTS),
+    "rotated": (presets.segquant_r("w8a8", alpha=0.5), OUTPUTS),
+    "groups of 8 bits": (presets.rtn(GROUPS8), Segments()),
+    "4-bit inputs": (presets.rtn(INT4_INPUT), Segments()),
+    "4-bit dual inputs": (presets.rtn(INT4_INPUT, dualscale=True), DUAL),
+    "4 bits per channel": (presets.rtn("w4a8_channel"), Segments()),
+    "4 bits, inputs in float": (presets.rtn("w4a16"), Segments()),
+    "8 bits, inputs in float": (presets.rtn(QuantScheme(QuantSpec("int8", "channel"), None)), Segments()),
+}
+BLOCKS: dict[str, tuple[Any, Segments]] = {
+    "w4a8": (presets.rtn("w4a8"), Segments()),
+    "w4a8 with a branch": (presets.segquant_a("w4a8", alpha=0.5, rank=4), OUTPUTS),
+    "w4a4": (presets.rtn("w4a4"), Segments()),
+    "w4a4 dual": (presets.rtn("w4a4", dualscale=True), DUAL),
+}
+CONVOLUTIONS: dict[str, tuple[Any, Segments]] = {
+    "per channel": (presets.rtn("w8a8", convolutions=True), Segments()),
+    "dual, smoothed": (presets.segquant_a("w8a8", alpha=0.5, convolutions=True), DUAL),
+    "zero point": (presets.rtn("w8a8", dualscale=True, convolutions=True, negative="zero_point"), DUAL),
+    "pieces": (presets.rtn("w8a8", seglinear=True, convolutions=True), Segments(input=(4, 12))),
+    "of the whole input": (presets.rtn(WHOLE_TENSOR, convolutions=True), Segments()),
+}
+
+
+def inputs(*shape: int, seed: int = 0, activated: bool = True) -> Tensor:
+    x = 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.silu(x) if activated else x
+
+
+def quantized(module: nn.Module, method: Any, segments: Segments, shape: tuple[int, ...]) -> QuantLayer:
+    stats = observe(nn.Sequential(module), [(inputs(*shape, seed=seed),) for seed in range(4)], method, {"0": segments})
+    return QuantLinear.from_float(module, method, stats["0"], segments)
+
+
+def a_linear(method: Any, segments: Segments) -> QuantLayer:
+    torch.manual_seed(0)
+    return quantized(nn.Linear(WIDTH, ROWS), method, segments, (2, 9, WIDTH))
+
+
+def a_convolution(method: Any, segments: Segments) -> QuantLayer:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+    return quantized(convolution, method, segments, (2, 16, 9, 10))
+
+
+def in_integers(form: str) -> set[str]:
+    return {"int8": {"int8"}, "4-bit blocks": {"4-bit blocks"}, "weights": {"float32", "4-bit blocks"}}[form]
+
+
+@pytest.mark.parametrize("shape", [(2, 9, WIDTH), (5, WIDTH), (2, 3, 4, WIDTH)], ids=["3d", "2d", "4d"])
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("name", LINEARS)
+def test_a_linear_is_the_references(name: str, engine: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    layer = a_linear(*LINEARS[name])
+    if shape != (2, 9, WIDTH) and name not in ("per channel", "dual per token", "pieces"):
+        pytest.skip("the number of dimensions concerns few layouts")
+    x = inputs(*shape, seed=9)
+    found, running = run_layer(engine, layer, x, tmp_path)
+    apart = distance(found, layer(x))
+    lowest = 0.03 if name == "8 bits, inputs in float" and engine == "ort" else 1e-6  # it rounds inputs by itself
+    assert float(apart.median()) < lowest and float(apart.max()) < max(0.02, 3 * lowest)
+    if engine == "ort" or products_are_exact():
+        assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine]))
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_4_bits_are_no_less_exact(name: str, engine: str, tmp_path: Path) -> None:
+    """Engines round inputs as they like, by blocks or not at all: the error against float is what counts."""
+    method, segments = BLOCKS[name]
+    layer, x = a_linear(method, segments), inputs(2, 9, WIDTH, seed=9)
+    torch.manual_seed(0)
+    exact = nn.Linear(WIDTH, ROWS)(x).detach()
+    found, running = run_layer(engine, layer, x, tmp_path)
+    assert float((found - exact).norm()) < 1.03 * float((layer(x) - exact).norm())
+    if engine == "ort":
+        assert running.products() == {"4-bit blocks": len(layer.layout.branches)}
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_the_references(name: str, engine: str, tmp_path: Path) -> None:
+    layer, x = a_convolution(*CONVOLUTIONS[name]), inputs(2, 16, 11, 8, seed=9)
+    found, running = run_layer(engine, layer, x, tmp_path)
+    apart = distance(found, layer(x))
+    assert float(apart.median()) < 1e-6 and float(apart.max()) < 0.02
+    if engine == "ort" or products_are_exact():
+        assert running.products().keys() == {"int8"}
+
+
+def saturating() -> QuantLayer:
+    """Inputs and weights at the ends of their codes: pairs of products exceed 16 bits."""
+    linear = nn.Linear(WIDTH, ROWS)
+    nn.init.ones_(linear.weight)
+    method = presets.rtn("w8a8")
+    stats = observe(nn.Sequential(linear), [(torch.ones(2, 9, WIDTH),)], method)
+    return QuantLinear.from_float(linear, method, stats["0"])
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_no_product_saturates(engine: str, tmp_path: Path) -> None:
+    layer, x = saturating(), torch.ones(2, 9, WIDTH)
+    assert float(distance(run_layer(engine, layer, x, tmp_path)[0], layer(x)).max()) < 1e-6
+
+
+def test_signed_weights_are_exact_where_the_session_is_ours(tmp_path: Path) -> None:
+    layer, x = saturating(), torch.ones(2, 9, WIDTH)
+    running = started("ort", layer_graph(layer, 3, "ort", every_cpu=False), tmp_path, every_cpu=False)
+    found = torch.from_numpy(running.run({"x0": x.numpy()})[0])
+    assert float(distance(found, layer(x)).max()) < 1e-6
+
+
+def test_packed_codes_are_stored_once() -> None:
+    """4-bit codes take half a byte, no constant is a float copy of the weight."""
+    for name in ("4 bits per channel", "per channel", "dual"):
+        layer = a_linear(*LINEARS[name])
+        for profile in ("ort", "openvino"):
+            constants = layer_graph(layer, 3, profile).graph.initializers.values()
+            size = sum(value.const_value.nbytes for value in constants)
+            assert size <= layer.weight_bytes() + ROWS + 100, (name, profile)
