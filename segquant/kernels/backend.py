@@ -26,15 +26,19 @@ class Backend(Protocol):
             def linear(self, x, layout, packed): return my_kernel(x, packed)
 
     `layout.transforms` is part of what a layer computes: a backend runs them (`chain_of(layout, tensors, branch).run`
-    does) or refuses layers that have them. Convolutions come as linears on patches, unless `convolution` is given as well;
-    `why_not(self, layout, device, window=None)` is told the window of one.
+    does) or refuses layers that have them. Convolutions come as linears on patches, unless `convolution` is given as
+    well; `why_not(self, layout, device, window=None)` is told the window of one.
     """
 
     slot: ClassVar[str] = "backend"
     name: ClassVar[str]
 
-    def why_not(self, layout: Layout, device: torch.device) -> str | None:
-        """Why this backend cannot run such a layer, as the end of a sentence; None if it can."""
+    def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:
+        """Why this backend cannot run such a layer, as the end of a sentence; None if it can.
+
+        Args:
+            window: a convolution's. A backend may leave the argument out.
+        """
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Any:
         """What `linear` needs; made once, dropped when the layer's tensors change or move.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.kernels.cpu import operators
 from segquant.modules.state import outside_autocast
 from segquant.modules.window import Window
-from segquant.numerics.fake_quant import dynamic_scales
 from segquant.numerics.layout import Layout
 from segquant.registry import register
 from segquant.transforms.chain import Chain, chain_of
@@ -59,6 +59,8 @@ class Cpu(Backend):
         return operators.why_not_exact()
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
+        if not torch.compiler.is_compiling() and (reason := operators.why_not_exact()) is not None:
+            raise QuantizationError(f"backend {self.name!r} {reason}")  # of a layer copied from another process
         scale = tensors["weight_scale"]
         if len(layout.weight_rows) != layout.out_features:
             counts = torch.tensor(layout.weight_rows, device=scale.device)
@@ -133,12 +135,18 @@ def _by_branch(rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
     outputs = []
     for branch, cut in enumerate(layout.branch_slices):
         x, extra = chain_of(layout, packed.tensors, branch).run(rows.float())
-        beside = sum(extra[1:], extra[0]).contiguous() if extra else None
+        constant = [each for each in extra if each.dim() == 1]
+        wide = [each for each in extra if each.dim() > 1]
+        beside = sum(wide[1:], wide[0]).contiguous() if wide else None
         size = layout.branches[branch]
-        own = replace(layout, branches=(size,), rows=(size,), out_features=size, transforms=())
+        own = replace(
+            layout, branches=(size,), rows=(size,), out_features=size, transforms=(), bias=layout.bias or bool(constant)
+        )
         tensors = {"codes": packed.tensors["codes"][cut]}
         if layout.bias:
-            tensors["bias"] = packed.tensors["bias"][cut]
+            constant = [*constant, packed.tensors["bias"][cut].float()]
+        if constant:
+            tensors["bias"] = sum(constant[1:], constant[0])
         part = Packed(tensors, packed.weight_scale[cut], None, ())
         static = _scales_of(x, layout, packed, branch)
         outputs.append(operators.linear(x.contiguous(), *_arguments(own, part, beside, None, static)))
@@ -156,24 +164,24 @@ def _static(layout: Layout, packed: Packed) -> Scales:
 
 
 def _scales_of(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Scales:
-    spec = layout.scheme.input
-    if spec is not None and spec.dynamic and spec.granularity == "tensor":
-        above, below = dynamic_scales(x, layout.input_columns, layout.input_dual, spec)
-        return above.reshape(1, -1), below.reshape(1, -1) if layout.any_dual else None, None
-    above_, below_, zero = (None if each is None else each[branch : branch + 1] for each in _static(layout, packed))
-    return above_, below_, zero
+    grid = layout.input_grid
+    if grid is not None and grid.spec.dynamic and grid.spec.granularity == "tensor":
+        first, second = (scale.reshape(1, -1) for scale in grid.dynamic(x))
+        return first, None if grid.zero_point else second, second if grid.zero_point else None
+    above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(layout, packed))
+    return above, below, zero
 
 
 def _arguments(
     layout: Layout, packed: Packed, beside: Tensor | None, smooth: Tensor | None, scales: Scales
 ) -> tuple[Any, ...]:
     """Of the operators, after the input."""
-    spec = layout.scheme.input
     bias = packed.tensors["bias"].float() if layout.bias else None
-    pieces = (layout.in_features,) if spec is None else layout.input_columns
-    dual = (0,) if spec is None else tuple(int(flag) for flag in layout.input_dual)
-    bits = 0 if spec is None else spec.bits
+    grid = layout.input_grid
+    pieces = (layout.in_features,) if grid is None else grid.pieces
+    dual = (0,) if grid is None else tuple(int(flag) for flag in grid.dual)
+    bits = 0 if grid is None else grid.spec.bits
     return (
         packed.tensors["codes"], packed.weight_scale, bias, beside, smooth, *scales, layout.branches, pieces, dual,
-        layout.weight_columns, layout.weight_spec.bits, bits, "input_zero" in packed.tensors,
+        layout.weight_columns, layout.weight_spec.bits, bits, grid is not None and grid.zero_point,
     )  # fmt: skip

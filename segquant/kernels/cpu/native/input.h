@@ -58,7 +58,7 @@ inline Extremes extremes(const float* row, int64_t count) {
   return {top, bottom};
 }
 
-// Scales and zero points of a row from its values, as segquant.numerics.fake_quant.dynamic_scales.
+// Scales and zero points of a row from its values, as segquant.numerics.input_grid.InputGrid.dynamic.
 inline void row_scales(const Shape& shape, const float* row, float* scale, float* zero) {
   const float top = code_max(shape.input_bits), offset = top + 1;
   for (size_t piece = 0; piece < shape.pieces.size(); ++piece, scale += 2, zero += 2) {
@@ -78,7 +78,7 @@ inline void row_scales(const Shape& shape, const float* row, float* scale, float
     if (shape.zero_point) {  // one grid from the smallest value to the largest
       const float range = most + least;
       scale[0] = scale[1] = range > 0 ? not_denormal(range / (2 * top + 1)) : 1.0f;
-      zero[0] = std::nearbyint(least / scale[0]);
+      zero[0] = std::min(std::max(std::nearbyint(least / scale[0]), 0.0f), 2 * top + 1);
       continue;
     }
     const float above = not_denormal(most / top), below = not_denormal(least / offset);
