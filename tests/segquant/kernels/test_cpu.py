@@ -99,6 +99,19 @@ def test_every_layout_is_the_reference(precision: str) -> None:
         close(layer, inputs(11, 384))
 
 
+@pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8", "w4a4", "dynamic_tensor"])
+def test_every_form_for_engines_is_the_reference(precision: str) -> None:
+    scheme = PRECISIONS[precision]
+    assert not isinstance(scheme, str) or scheme in segquant.PRECISIONS
+    static = precision == "w8a8_tensor"
+    for negative, columns in itertools.product(
+        ("zero_point", "shift") if static else ("zero_point",), ("pieces", "fold")
+    ):
+        for cut, name in itertools.product(("dual", "mixed"), ("rtn", "smooth", "svd")):
+            method = {"negative": negative, "columns": columns, **METHODS[name]}
+            close(layer_of(scheme, CUTS[cut], **method), inputs(11, 384) + 1)
+
+
 @pytest.mark.parametrize("precision", ["w8a8", "w8a8_dynamic", "w4a8", "w4a16"])
 def test_every_shape_of_input_is_the_reference(precision: str) -> None:
     layer = layer_of(precision, CUTS["mixed"], **METHODS["svd"] if precision == "w4a8" else METHODS["smooth"])

@@ -106,10 +106,22 @@ struct Codes {
 
 struct Grid {
   __m256 above, below, least, most;
+  __m256 by_above, by_below;  // reciprocals
+
+  Grid(float above_scale, float below_scale, float least_code, float most_code)
+      : above(_mm256_set1_ps(above_scale)), below(_mm256_set1_ps(below_scale)), least(_mm256_set1_ps(least_code)),
+        most(_mm256_set1_ps(most_code)), by_above(_mm256_set1_ps(1 / above_scale)),
+        by_below(_mm256_set1_ps(1 / below_scale)) {}
 
   Codes operator()(__m256 x) const {
     // x >= 0 takes the scale above: the sign bit chooses the one below, and -0 / anything rounds to 0
-    const __m256 ratio = _mm256_div_ps(x, _mm256_blendv_ps(above, below, x));
+    __m256 ratio = _mm256_mul_ps(x, _mm256_blendv_ps(by_above, by_below, x));
+    // a product differs from the quotient in its last bits: near a tie that decides, and is divided
+    const __m256 whole = _mm256_round_ps(ratio, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 apart = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_sub_ps(ratio, whole));
+    if (_mm256_movemask_ps(_mm256_cmp_ps(apart, _mm256_set1_ps(0.4999f), _CMP_NLT_UQ))) [[unlikely]] {
+      ratio = _mm256_div_ps(x, _mm256_blendv_ps(above, below, x));
+    }
     const __m256 within = _mm256_min_ps(_mm256_max_ps(ratio, least), most);
     return {_mm256_cvtps_epi32(within), _mm256_cmp_ps(ratio, ratio, _CMP_UNORD_Q)};
   }
@@ -136,11 +148,8 @@ inline bool pack_codes(const Shape& shape, const Plan& plan, const float* row, c
     const float* own = scale + 2 * run.piece;
     const bool split = shape.split(run.piece);
     const float middle = zero[2 * run.piece];
-    Grid grid{_mm256_set1_ps(own[0]), _mm256_set1_ps(split ? own[1] : own[0]), _mm256_set1_ps(least),
-              _mm256_set1_ps(most)};
-    if (shape.dual[run.piece] && !split) {  // codes 0 … 255, less their zero
-      grid.least = _mm256_set1_ps(-middle), grid.most = _mm256_set1_ps(2 * most + 1 - middle);
-    }
+    const bool lifted = shape.dual[run.piece] && !split;  // codes 0 … 255, less their zero
+    const Grid grid(own[0], split ? own[1] : own[0], lifted ? -middle : least, lifted ? 2 * most + 1 - middle : most);
     // pairs hold codes less their zero; quads hold them with it
     const __m256i lift = _mm256_set1_epi32(pairs ? 0 : static_cast<int>(middle));
     const __m256i none = _mm256_setzero_si256();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "input.h"
+#include "output.h"
 #include "panel.h"
 #include "plan.h"
 #include "tile.h"
@@ -36,13 +37,6 @@ const float* as_floats(const uint16_t* row, int64_t columns, float* buffer) {
   for (; k + 8 <= columns; k += 8) _mm256_storeu_ps(buffer + k, load8(row + k));
   for (; k < columns; ++k) buffer[k] = load1(row + k);
   return buffer;
-}
-
-uint16_t rounded(float value) {  // to bfloat16, ties to even
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  if (value != value) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // A convolution's patches as rows; the input is padded.
@@ -88,7 +82,7 @@ struct Job {
   void pack(int64_t row, int32_t* out, float* scale, float* zero) const;
   void panel(int64_t first_output, int64_t top, int64_t count, const int32_t* packed, const float* scale,
              const float* zero) const;
-  void store(int64_t row, int64_t column, int64_t columns, const float* values) const;
+  void store(int64_t row, int64_t column, int64_t columns, float* values) const;
   int64_t scales() const { return 2 * static_cast<int64_t>(shape.pieces.size()); }
 };
 
@@ -115,19 +109,24 @@ void Job::pack(int64_t row, int32_t* packed, float* scale, float* zero) const {
   pack_row(shape, plan, known, values, packed, scale, zero);
 }
 
-void Job::store(int64_t row, int64_t column, int64_t columns, const float* values) const {
-  const int64_t outputs = weights.outputs;
-  for (int64_t c = 0; c < columns; ++c) {
-    float value = values[c];
-    if (beside) value += beside[row * outputs + column + c];
-    if (bias) value += bias[column + c];
-    int64_t at = row * outputs + column + c;
-    if (patches) {
-      const int64_t positions = patches->positions(), image = row / positions;
-      at = (image * outputs + column + c) * positions + row % positions;
+// Up to kColumns outputs of a row, with what is added to them.
+void Job::store(int64_t row, int64_t column, int64_t columns, float* values) const {
+  const int64_t outputs = weights.outputs, at = row * outputs + column;
+  if (beside) add(values, beside + at, columns);
+  if (bias) add(values, bias + column, columns);
+  if (patches) {
+    const int64_t positions = patches->positions(), image = row / positions;
+    const int64_t first = (image * outputs + column) * positions + row % positions;
+    for (int64_t c = 0; c < columns; ++c) {
+      if (half) static_cast<uint16_t*>(out)[first + c * positions] = rounded(values[c]);
+      else static_cast<float*>(out)[first + c * positions] = values[c];
     }
-    if (half) static_cast<uint16_t*>(out)[at] = rounded(value);
-    else static_cast<float*>(out)[at] = value;
+  } else if (half) {
+    for (int64_t c = 0; c < columns; ++c) static_cast<uint16_t*>(out)[at + c] = rounded(values[c]);
+  } else if (columns == kColumns) {
+    std::memcpy(static_cast<float*>(out) + at, values, kColumns * sizeof(float));
+  } else {
+    std::memcpy(static_cast<float*>(out) + at, values, static_cast<size_t>(columns) * sizeof(float));
   }
 }
 
