@@ -65,7 +65,7 @@ class Bar:
 
 BARS = (
     Bar("int8 compiled over float32 eager", 1.9, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("float32", "eager")),
-    Bar("int8 compiled over bfloat16 compiled", 1.12, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("bfloat16", "compiled")),
+    Bar("int8 compiled over bfloat16", 1.12, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("bfloat16", "compiled")),
     Bar("int8 over float32 eager", 2.5, "sd35_block", ("w8a8", "cpu"), ("float32", "eager")),
     Bar("int8 over bfloat16", 1.4, "sd35_block", ("w8a8", "cpu"), ("bfloat16",)),
     Bar("zero point over two products", 1.12, "emoji_sd3", ("w8a8", "zero_point", "cpu"), ("w8a8", "dual", "cpu")),
