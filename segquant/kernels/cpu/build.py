@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,10 +17,11 @@ import torch
 from segquant.errors import QuantizationError
 
 SOURCES = Path(__file__).parent / "native"
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-mavx2", "-mfma")
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-march=native", "-mavx2", "-mfma")
 LIBRARIES = ("torch_cpu", "c10")
 TORCH = Path(torch.__file__).parent
 CAPABLE = ("AVX2", "AVX512")
+CPUINFO = Path("/proc/cpuinfo")
 LAST = 3
 """Lines of a compiler's message that are shown."""
 
@@ -46,7 +48,7 @@ def library() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise QuantizationError("needs a C++ compiler, and there is none: install g++ or clang, or set CXX")
-    command = [compiler, *FLAGS, *_paths()]
+    command = [compiler, *FLAGS, *os.environ.get("CXXFLAGS", "").split(), *_paths()]
     path = cache() / f"cpu-{_digest(command)}.so"
     if not path.is_file():
         _compile(command, path)
@@ -67,11 +69,17 @@ def _paths() -> list[str]:
 
 
 def _digest(command: Sequence[str]) -> str:
-    """Of what the library is made of: the sources, torch, the command."""
-    digest = hashlib.sha256(repr((torch.__version__, command)).encode())
+    """Of what the library is made of: the sources, torch, the command, and this processor's instructions."""
+    digest = hashlib.sha256(repr((torch.__version__, command, _instructions())).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _instructions() -> str:
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{torch.backends.cpu.get_cpu_capability()} {platform.processor()} {flags}"
 
 
 def _compile(command: Sequence[str], path: Path) -> None:

@@ -196,7 +196,7 @@ inline void pack_row(const Shape& shape, const Plan& plan, const Static& known, 
   if (!pack_codes(shape, plan, row, scale, zero, out)) {
     std::fill(scale, scale + 2 * shape.pieces.size(), std::numeric_limits<float>::quiet_NaN());
   }
-  if (shape.kind == Kind::kQuads) {  // magnitudes below zero
+  if (shape.kind != Kind::kPairs) {  // magnitudes below zero
     for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
       if (shape.split(static_cast<int64_t>(piece))) scale[2 * piece + 1] = -scale[2 * piece + 1];
     }

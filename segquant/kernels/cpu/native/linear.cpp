@@ -137,7 +137,7 @@ void Job::panel(int64_t first_output, int64_t top, int64_t count, const int32_t*
   const int64_t stride = (shape.columns + 63) / 64 * 64;
   Panel own{weight_memory.get<int8_t>(plan.panel_words * kColumns * 4),
             scale_memory.get<float>(weights.groups * kColumns),
-            sum_memory.get<float>(static_cast<int64_t>(plan.runs.size()) * kColumns)};
+            sum_memory.get<int32_t>(static_cast<int64_t>(plan.runs.size()) * kColumns)};
   own.fill(shape, plan, weights, first_output, last, wide_memory.get<int8_t>(stride * kColumns));
   const int64_t columns = std::min<int64_t>(kColumns, last - first_output);
   float values[kRows][kColumns];
@@ -234,7 +234,7 @@ Shape shape_of(const Integers& pieces, const Integers& dual, const Integers& gro
   shape.pieces = pieces, shape.dual = dual, shape.groups = groups;
   for (const int64_t size : pieces) shape.columns += size;
   shape.weight_bits = weight_bits, shape.input_bits = input_bits, shape.zero_point = zero_point;
-  shape.kind = input_bits == 0 ? Kind::kFloat : weight_bits == 4 ? Kind::kQuads : Kind::kPairs;
+  shape.kind = input_bits == 0 ? Kind::kFloat : weight_bits == 4 ? Kind::kQuads : kEightBits;
   return shape;
 }
 

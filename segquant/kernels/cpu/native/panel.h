@@ -91,7 +91,7 @@ inline void fill_run(const Run& run, int64_t each, const int8_t* const* rows, in
 }
 
 // Σ weights of a run by column.
-inline void sum_run(const Run& run, const int8_t* weights, float* sums) {
+inline void sum_run(const Run& run, const int8_t* weights, int32_t* sums) {
   const __m256i bytes = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
   for (int half = 0; half < 2; ++half) {
     __m256i sum = _mm256_setzero_si256();
@@ -99,7 +99,7 @@ inline void sum_run(const Run& run, const int8_t* weights, float* sums) {
       const auto* at = reinterpret_cast<const __m256i*>(weights + word * 4 * kColumns + half * 32);
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_load_si256(at)), ones));
     }
-    _mm256_storeu_ps(sums + 8 * half, _mm256_cvtepi32_ps(sum));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * half), sum);
   }
 }
 
@@ -115,7 +115,7 @@ inline void fill_float(const Run& run, const int8_t* const* rows, const float* s
 struct Panel {
   int8_t* weights;
   float* scale;  // [groups][kColumns]
-  float* sums;   // [runs][kColumns]
+  int32_t* sums;  // [runs][kColumns]
 
   void fill(const Shape& shape, const Plan& plan, const Weights& from, int64_t first, int64_t last, int8_t* wide) {
     const int8_t* rows[kColumns];
@@ -138,7 +138,7 @@ struct Panel {
       }
     }
     const int64_t each = per_word(shape.kind);
-    float* sum = sums;
+    int32_t* sum = sums;
     for (const Run& run : plan.runs) {
       if (shape.kind == Kind::kFloat) {
         fill_float(run, rows, scale, reinterpret_cast<float*>(weights) + run.panel * kColumns);
@@ -146,7 +146,7 @@ struct Panel {
       }
       int8_t* at = weights + run.panel * each * kColumns;
       if (run.sign == 0) fill_run(run, each, rows, at);
-      if (shape.kind == Kind::kQuads) sum_run(run, at, sum), sum += kColumns;
+      if (shape.kind != Kind::kPairs) sum_run(run, at, sum), sum += kColumns;
     }
   }
 };

@@ -30,17 +30,23 @@ struct TileInput {
   int64_t row_words;
   const int8_t* panel;
   const float* weight_scale;  // [groups][kColumns]
-  const float* sums;          // [runs][kColumns]: of the weights, for zero points
+  const int32_t* sums;        // [runs][kColumns]: of the weights, for zero points
   const float* scale;         // [rows][scales]
   const float* zero;          // [rows][scales]
   int64_t scales;
 };
 
-inline __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
+// sum + Σ of four products of u8 and s8, in 32 bits.
+inline __m256i dot_bytes(__m256i sum, __m256i a, __m256i b) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-  return _mm256_dpwssd_epi32(sum, a, b);
+  return _mm256_dpbusd_epi32(sum, a, b);
+#elif defined(__AVXVNNI__)
+  return _mm256_dpbusd_avx_epi32(sum, a, b);
 #else
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi16(255)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(a, 8), _mm256_srai_epi16(b, 8));
+  return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 #endif
 }
 
@@ -61,7 +67,8 @@ void tile_pairs(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
       const __m256i b0 = _mm256_cvtepi8_epi16(_mm_load_si128(at)), b1 = _mm256_cvtepi8_epi16(_mm_load_si128(at + 1));
       each<R>([&](auto r) {
         const __m256i a = _mm256_set1_epi32(row[r][k]);
-        __m256i low = dot_pairs(sum[r][0], a, b0), high = dot_pairs(sum[r][1], a, b1);
+        __m256i low = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(a, b0));
+        __m256i high = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, b1));
         pin(low, high);
         sum[r][0] = low, sum[r][1] = high;
       });
@@ -78,12 +85,12 @@ void tile_pairs(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   }
 }
 
-// Likewise of u8 codes less their zero point by s4 weights.
-template <int R>
-void tile_quads(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
+// Likewise of u8 codes less their zero point, by s8 weights (kBytes) or s4 ones (kQuads).
+template <int R, Kind K>
+void tile_unsigned(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   each<R>([&](auto r) { each<2>([&](auto h) { _mm256_storeu_ps(out[r] + 8 * h, _mm256_setzero_ps()); }); });
   const __m256i ones = _mm256_set1_epi16(1);
-  const float* sums = in.sums;
+  const int32_t* sums = in.sums;
   for (const Run& run : plan.runs) {
     __m256i sum[R][2];
     const int32_t* row[R];
@@ -97,8 +104,13 @@ void tile_quads(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
       const __m256i b0 = _mm256_load_si256(at), b1 = _mm256_load_si256(at + 1);
       each<R>([&](auto r) {
         const __m256i a = _mm256_set1_epi32(row[r][k]);
-        __m256i low = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(a, b0));
-        __m256i high = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(a, b1));
+        __m256i low, high;
+        if constexpr (K == Kind::kBytes) {
+          low = dot_bytes(sum[r][0], a, b0), high = dot_bytes(sum[r][1], a, b1);
+        } else {
+          low = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(a, b0));
+          high = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(a, b1));
+        }
         pin(low, high);
         sum[r][0] = low, sum[r][1] = high;
       });
@@ -106,12 +118,12 @@ void tile_quads(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
     const int64_t at = 2 * run.piece + run.sign;
     each<2>([&](auto h) {
       const __m256 by = _mm256_loadu_ps(in.weight_scale + run.group * kColumns + 8 * h);
-      const __m256 all = _mm256_loadu_ps(sums + 8 * h);
+      const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + 8 * h));
       each<R>([&](auto r) {
-        // whole numbers below 2^24: exact
-        __m256 value = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[r][h], ones));
-        value = _mm256_fnmadd_ps(_mm256_set1_ps(in.zero[r * in.scales + at]), all, value);
-        value = _mm256_mul_ps(value, by);
+        const __m256i zero = _mm256_set1_epi32(static_cast<int>(in.zero[r * in.scales + at]));
+        __m256i whole = K == Kind::kBytes ? sum[r][h] : _mm256_madd_epi16(sum[r][h], ones);
+        whole = _mm256_sub_epi32(whole, _mm256_mullo_epi32(zero, all));
+        const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(whole), by);
         const __m256 before = _mm256_loadu_ps(out[r] + 8 * h);
         _mm256_storeu_ps(out[r] + 8 * h,
                          _mm256_fmadd_ps(value, _mm256_set1_ps(in.scale[r * in.scales + at]), before));
@@ -143,7 +155,8 @@ void tile_float(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
 template <int R>
 void tile_of(Kind kind, const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   if (kind == Kind::kPairs) return tile_pairs<R>(plan, in, out);
-  if (kind == Kind::kQuads) return tile_quads<R>(plan, in, out);
+  if (kind == Kind::kBytes) return tile_unsigned<R, Kind::kBytes>(plan, in, out);
+  if (kind == Kind::kQuads) return tile_unsigned<R, Kind::kQuads>(plan, in, out);
   tile_float<R>(plan, in, out);
 }
 
