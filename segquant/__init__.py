@@ -12,7 +12,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
 from segquant.kernels.backend import Backend
-from segquant.layers.backends import backends, set_backend_
+from segquant.layers.backends import BackendTable, backends, set_backend_
 from segquant.layers.linear import QuantConv2d, QuantLinear
 from segquant.measure import layer_errors, output_error, output_errors
 from segquant.method.spec import Method
@@ -35,6 +35,7 @@ __all__ = [
     "PRECISIONS",
     "AdaRound",
     "Backend",
+    "BackendTable",
     "Calibrator",
     "InputStats",
     "Method",

@@ -8,14 +8,15 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
 
 
 class Backend(Protocol):
     """A way to run a quantized linear; chosen explicitly, by `segquant.set_backend_`.
 
-    To add one: derive a class from this one, decorate it with `segquant.register`, give it a `name` and the three
-    methods. It must be made without arguments.
+    To add one: derive a class from this one, decorate it with `segquant.register`, give it a `name` and the methods
+    `why_not`, `pack` and `linear`. It must be made without arguments.
 
         @segquant.register
         class Mine(segquant.Backend):
@@ -25,14 +26,19 @@ class Backend(Protocol):
             def linear(self, x, layout, packed): return my_kernel(x, packed)
 
     `layout.transforms` is part of what a layer computes: a backend runs them (`chain_of(layout, tensors, branch).run`
-    does) or refuses layers that have them. Convolutions come as linears on patches.
+    does) or refuses layers that have them. Convolutions come as linears on patches, unless `convolution` is given as
+    well; `why_not(self, layout, device, window=None)` is told the window of one.
     """
 
     slot: ClassVar[str] = "backend"
     name: ClassVar[str]
 
-    def why_not(self, layout: Layout, device: torch.device) -> str | None:
-        """Why this backend cannot run such a layer, as the end of a sentence; None if it can."""
+    def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:
+        """Why this backend cannot run such a layer, as the end of a sentence; None if it can.
+
+        Args:
+            window: a convolution's. A backend may leave the argument out.
+        """
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Any:
         """What `linear` needs; made once, dropped when the layer's tensors change or move.
@@ -44,3 +50,7 @@ class Backend(Protocol):
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         """[..., in] -> [..., out], in x's dtype; x is not modified."""
         ...
+
+    def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:
+        """[batch, in, h, w] -> [batch, out, h', w'], or without the batch; here the linear on patches."""
+        return window.apply(lambda rows: self.linear(rows, layout, packed), x)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segquant.kernels.backend import Backend
 from segquant.modules.state import outside_autocast
+from segquant.modules.window import Window
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
 from segquant.registry import register
@@ -35,7 +36,7 @@ class Reference(Backend):
 
     name: ClassVar[str] = "reference"
 
-    def why_not(self, layout: Layout, device: torch.device) -> str | None:
+    def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:
         return None
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:

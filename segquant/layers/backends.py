@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from torch import nn
 
 from segquant import registry
@@ -13,6 +18,44 @@ from segquant.modules.wrappers import unwrapped
 
 NAMED = 3
 """Layers that a refusal names."""
+AUTO = "auto"
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+"""What "auto" tries, by kind of device; elsewhere the last."""
+LAST = ORDER["cpu"][-1]
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """What runs a layer, and why the backends before it do not; "" where there are none."""
+
+    layer: str
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackendTable:
+    """What runs each quantized layer of a model; as a string, a table in which numbered layers share a line."""
+
+    choices: tuple[BackendChoice, ...]
+
+    def __iter__(self) -> Iterator[BackendChoice]:
+        return iter(self.choices)
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def __str__(self) -> str:
+        counts: dict[tuple[str, str, str], int] = {}
+        for choice in self.choices:
+            line = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", choice.layer), choice.backend, choice.reason
+            counts[line] = counts.get(line, 0) + 1
+        rows = [("layer", "layers", "backend", "reason")]
+        rows += [(name, str(count), backend, reason) for (name, backend, reason), count in counts.items()]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = ["  ".join([*(cell.ljust(size) for cell, size in zip(row[:3], widths, strict=True)), row[3]])
+                 for row in rows]  # fmt: skip
+        return "\n".join(line.rstrip() for line in lines)
 
 
 @checked()
@@ -22,36 +65,71 @@ def backends(model: nn.Module) -> dict[str, str]:
 
 
 @checked()
-def set_backend_(model: nn.Module, name: str, fallback: str | None = None) -> nn.Module:
-    """Choose how the quantized layers run, in place, for a model on its final device; returns the model.
+def set_backend_(model: nn.Module, name: str, fallback: str | None = None, *, strict: bool = False) -> BackendTable:
+    """Choose how the quantized layers run, in place, for a model on its final device.
 
-    `fallback` runs layers that `name` cannot.
+    Args:
+        name: a backend; or "auto": the fastest that can run each layer, "reference" where none can. "auto" prints the
+            table.
+        fallback: of a named backend, runs layers that it cannot.
+        strict: with "auto", raise where a layer is left to the reference.
+
+    Returns:
+        What runs each layer, and why.
 
     Raises:
-        QuantizationError: an unknown name, or layers that neither can run; nothing is changed then.
+        QuantizationError: an unknown name, layers that none of them can run, or `strict`; nothing is changed then.
     """
-    order: list[Backend] = [registry.find("backend", each)() for each in (name, fallback) if each is not None]
-    chosen: dict[str, Backend] = {}
-    refused: list[str] = []
     layers = _layers(model)
-    for layer_name, layer in layers.items():
-        reasons = []
-        for backend in order:
-            reason = backend.why_not(layer.layout, layer.codes.device)
-            if reason is None:
-                chosen[layer_name] = backend
-                break
-            reasons.append(reason)
-        else:
-            refused.append(f"{layer_name} ({'; '.join(reasons)})")
+    found = {layer_name: _first(layer, _order(layer, name, fallback)) for layer_name, layer in layers.items()}
+    _order(None, name, fallback)  # an unknown name raises without layers too
+    refused = [
+        f"{layer_name} ({'; '.join(reasons)})"
+        for layer_name, (backend, reasons) in found.items()
+        if backend is None or (strict and name == AUTO and backend.name == LAST)
+    ]
     if refused:
         more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
         advice = "name another fallback" if fallback else "name a fallback, for example fallback='reference'"
+        advice = "leave strict out to run them by 'reference'" if name == AUTO else advice
         raise QuantizationError(f"backend {name!r} cannot run {', '.join(refused[:NAMED])}{more}; {advice}")
-    for layer_name, backend in chosen.items():
+    choices = []
+    for layer_name, (backend, reasons) in found.items():
+        assert backend is not None
         layers[layer_name].backend = backend
         layers[layer_name].forget_packed()
-    return model
+        choices.append(BackendChoice(layer_name, backend.name, "; ".join(reasons)))
+    table = BackendTable(tuple(choices))
+    if name == AUTO:
+        print(table)
+    return table
+
+
+def _order(layer: QuantLayer | None, name: str, fallback: str | None) -> list[Backend]:
+    """Backends to try, the first that can runs the layer."""
+    if name != AUTO:
+        return [registry.find("backend", each)() for each in (name, fallback) if each is not None]
+    kind = "" if layer is None else layer.codes.device.type
+    known = registry.table("backend")
+    return [known[each]() for each in ORDER.get(kind, (LAST,)) if each in known]
+
+
+def _first(layer: QuantLayer, order: list[Backend]) -> tuple[Backend | None, list[str]]:
+    """The first backend that can run the layer, and why those before it cannot."""
+    reasons: list[str] = []
+    for backend in order:
+        reason = _why_not(backend, layer)
+        if reason is None:
+            return backend, reasons
+        reasons.append(reason if len(order) < 3 else f"{backend.name}: {reason}")
+    return None, reasons
+
+
+def _why_not(backend: Backend, layer: QuantLayer) -> str | None:
+    window = getattr(layer, "window", None)
+    if "window" in inspect.signature(backend.why_not).parameters:
+        return backend.why_not(layer.layout, layer.codes.device, window)
+    return backend.why_not(layer.layout, layer.codes.device)
 
 
 def _layers(model: nn.Module) -> dict[str, QuantLayer]:

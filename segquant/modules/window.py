@@ -66,13 +66,17 @@ class Window:
         """Patch columns per input channel."""
         return self.kernel[0] * self.kernel[1]
 
-    def patches(self, x: Tensor) -> Tensor:
-        """[batch, channels, h, w] -> [batch, positions, channels · taps]; without a batch, as a batch of one."""
+    def padded(self, x: Tensor) -> Tensor:
+        """[batch, channels, h, w] with its padding; without a batch, as a batch of one."""
         if x.dim() == 3:
             x = x.unsqueeze(0)
         if any(self.padding):
             x = nnf.pad(x, self.padding, "constant" if self.mode == "zeros" else self.mode)
-        return nnf.unfold(x, self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
+        return x
+
+    def patches(self, x: Tensor) -> Tensor:
+        """[batch, channels, h, w] -> [batch, positions, channels · taps]; without a batch, as a batch of one."""
+        return nnf.unfold(self.padded(x), self.kernel, self.dilation, 0, self.stride).transpose(1, 2)
 
     def apply(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The convolution by `product` on patches: [batch, channels, h, w] -> [batch, out, h', w'], or unbatched."""

@@ -73,7 +73,8 @@ def _fill(
     ]
     if left:
         raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
-    return set_backend_(refuse_save_pretrained_(model.to(device).eval()), backend)
+    set_backend_(refuse_save_pretrained_(model.to(device).eval()), backend)
+    return model
 
 
 def set_buffer(model: nn.Module, name: str, tensor: Tensor, folder: Path | str) -> None:

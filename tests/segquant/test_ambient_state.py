@@ -146,7 +146,7 @@ def measured() -> dict[str, Any]:
         "layers": segquant.layer_errors(MODEL, other, BATCHES),
         "errors": (segquant.output_error(MODEL, other, BATCHES), segquant.output_errors(MODEL, other, BATCHES)),
         "both": (whole.layers, whole.output, whole.parts, segquant.model_weight_bytes(other)),
-        "runs": segquant.backends(segquant.set_backend_(other, "reference")),
+        "runs": {each.layer: each.backend for each in segquant.set_backend_(other, "reference")},
     }
 
 

@@ -100,7 +100,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     }),
     "QuantLinear": (segquant.QuantLinear, {"layout": QUANTIZED[0].layout}),
     "backends": (segquant.backends, {"model": QUANTIZED}),
-    "set_backend_": (segquant.set_backend_, {"model": QUANTIZED, "name": "reference", "fallback": None}),
+    "set_backend_": (segquant.set_backend_, {
+        "model": QUANTIZED, "name": "reference", "fallback": None, "strict": False,
+    }),
     "model_weight_bytes": (segquant.model_weight_bytes, {"model": FLOAT}),
     "layer_errors": (segquant.layer_errors, {**MODELS, "layers": None}),
     "output_error": (segquant.output_error, MODELS),

@@ -1,0 +1,304 @@
+"""How fast quantized layers run on this processor: ratios of time against torch's float32, and the bars.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.kernels --out outputs/kernels
+
+Everything of a subject runs in turn in one process, round after round, on one thread; a time is the least processor
+time of all rounds. Only ratios within a subject mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import io
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import segquant
+from benchmarks.outliers import spoil
+from segquant import presets
+
+PRECISIONS = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+EMOJI = Path(__file__).parents[1] / "pipelines" / "zoo" / "emoji_sd3" / "transformer"
+CPUINFO = Path("/proc/cpuinfo")
+SHOWN = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+Calls = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to run a subject. Milliseconds; times as fast as float32 eager; relative error of the output against
+    float32; bytes per weight of the quantized layers."""
+
+    subject: str
+    precision: str
+    form: str
+    engine: str
+    run: str
+    milliseconds: float
+    speed: float
+    error: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A ratio of speeds that is to be reached."""
+
+    what: str
+    wanted: float
+    subject: str
+    best: tuple[str, ...]
+    against: tuple[str, ...]
+    quantity: str = "speed"
+
+
+BARS = (
+    Bar("int8 compiled over float32 eager", 1.9, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("float32", "eager")),
+    Bar("int8 compiled over bfloat16", 1.12, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("bfloat16", "compiled")),
+    Bar("int8 over float32 eager", 2.5, "sd35_block", ("w8a8", "cpu"), ("float32", "eager")),
+    Bar("int8 over bfloat16", 1.4, "sd35_block", ("w8a8", "cpu"), ("bfloat16",)),
+    Bar("zero point over two products", 1.12, "emoji_sd3", ("w8a8", "zero_point", "cpu"), ("w8a8", "dual", "cpu")),
+    Bar("convolution over float32 eager", 3.5, "conv_320", ("w8a8", "cpu"), ("float32", "eager")),
+)  # fmt: skip
+
+
+def emoji() -> tuple[nn.Module, Calls]:
+    """The shipped denoiser, batch 8."""
+    from diffusers import SD3Transformer2DModel
+
+    model = SD3Transformer2DModel.from_pretrained(EMOJI).eval()
+    shapes = {"hidden_states": (8, 16, 8, 8), "encoder_hidden_states": (8, 32, 256), "pooled_projections": (8, 256)}
+    return model, [
+        {**_normal(shapes, seed), "timestep": torch.full((8,), 900.0 - 200 * seed), "return_dict": False}
+        for seed in range(4)
+    ]
+
+
+def block() -> tuple[nn.Module, Calls]:
+    """A block of SD3.5 medium with random weights: 1,024 tokens of a picture, 154 of text, width 1,536."""
+    from diffusers.models.attention import JointTransformerBlock
+
+    model = JointTransformerBlock(1536, 24, 64, qk_norm="rms_norm").eval()
+    _spoil(model)
+    shapes = {"hidden_states": (1, 1024, 1536), "encoder_hidden_states": (1, 154, 1536), "temb": (1, 1536)}
+    return model, [_normal(shapes, seed) for seed in range(2)]
+
+
+def convolution(channels: int, size: int) -> tuple[nn.Module, Calls]:
+    """3 × 3 with padding, batch 2, as in a UNet."""
+    model = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1)).eval()
+    return model, [{"input": _normal({"x": (2, channels, size, size)}, seed)["x"]} for seed in range(2)]
+
+
+SUBJECTS: dict[str, Callable[[], tuple[nn.Module, Calls]]] = {
+    "emoji_sd3": emoji,
+    "sd35_block": block,
+    "conv_320": lambda: convolution(320, 32),
+    "conv_640": lambda: convolution(640, 16),
+}
+
+
+def _normal(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def _spoil(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            spoil(module, generator, None)
+
+
+@dataclass
+class Way:
+    """One way to run a subject; `call` returns its output."""
+
+    names: tuple[str, str, str, str]
+    call: Callable[[], Tensor]
+    bytes: float
+    best: float = float("inf")
+
+
+def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
+    """Float32, bfloat16, and every precision by the reference and by "auto"."""
+    model, calls = SUBJECTS[subject]()
+    found = [
+        *_runs(("float32", "", "torch"), model, calls[0], compiled, 4.0),
+        *_runs(("bfloat16", "", "torch"), copy.deepcopy(model).bfloat16(), _half(calls[0]), compiled, 2.0),
+    ]
+    with torch.no_grad():
+        segments = {} if subject.startswith("conv") else segquant.find_segments(model, (), calls[0])
+    for precision in precisions:
+        input_spec = segquant.PRECISIONS[precision].input
+        for deploy in ("none",) if input_spec is None or precision == "fp8" else ("none", "cpu"):
+            method = _method(precision, deploy, subject.startswith("conv"))
+            try:
+                quantized = segquant.quantize_(copy.deepcopy(model), method, calls, segments)
+            except segquant.QuantizationError as error:
+                sys.stderr.write(f"{subject} {precision}: left out: {error}\n")
+                continue
+            form = "zero_point" if deploy == "cpu" else "dual"
+            plain = copy.deepcopy(quantized)
+            found += _runs((precision, form, "reference"), plain, calls[0], False, _bytes(plain, 4))
+            with contextlib.redirect_stdout(io.StringIO()):
+                table = segquant.set_backend_(quantized, "auto")
+            engine = "cpu" if any(each.backend == "cpu" for each in table) else "reference"
+            if engine != "reference":
+                found += _runs((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, 0))
+    return found
+
+
+def _method(precision: str, deploy: str, convolutions: bool) -> Any:
+    common: dict[str, Any] = {"seglinear": True, "dualscale": True, "convolutions": convolutions, "deploy": deploy}
+    if segquant.PRECISIONS[precision].input is None:
+        return presets.rtn(precision, **common)
+    return presets.segquant_a(precision, alpha=0.5, rank=16 if "4" in precision else None, **common)
+
+
+def _bytes(model: nn.Module, extra: int) -> float:
+    layers = [layer for layer in model.modules() if isinstance(layer, segquant.QuantLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    return sum(layer.codes.nbytes + layer.weight_scale.nbytes for layer in layers) / max(1, weights) + extra
+
+
+def _half(call: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.bfloat16() if isinstance(value, Tensor) else value for key, value in call.items()}
+
+
+def _runs(
+    names: tuple[str, str, str], model: nn.Module, call: dict[str, Any], compiled: bool, size: float
+) -> list[Way]:
+    positional = "input" in call
+
+    def runner(function: Callable[..., Any]) -> Callable[[], Tensor]:
+        return lambda: _last(function(call["input"]) if positional else function(**call))
+
+    found = [Way((*names, "eager"), runner(model), size)]
+    if compiled:
+        fast: Any = torch.compile(model, fullgraph=True)
+        found.append(Way((*names, "compiled"), runner(fast), size))
+    return found
+
+
+def _last(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[-1]
+
+
+def measure(subject: str, precisions: Sequence[str], compiled: bool, rounds: int) -> list[Row]:
+    """Every way in turn, `rounds` times after one that warms up."""
+    with torch.no_grad():
+        found = ways(subject, precisions, compiled)
+        outputs = [way.call().float() for way in found]
+        for _ in range(rounds):
+            for way in found:
+                start = time.process_time()
+                way.call()
+                way.best = min(way.best, time.process_time() - start)
+    base, truth = found[0].best, outputs[0]
+    return [
+        Row(subject, *way.names, 1e3 * way.best, base / way.best, float((out - truth).norm() / truth.norm()), way.bytes)
+        for way, out in zip(found, outputs, strict=True)
+    ]
+
+
+def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """What was to be reached, and what is: of the bars whose subject was measured."""
+    found = []
+    for bar in BARS:
+        best, against = (_fastest(rows, bar.subject, names) for names in (bar.best, bar.against))
+        if best and against:
+            found.append((f"{bar.subject}: {bar.what}", bar.wanted, best / against))
+    own = [row for row in rows if row.engine != "torch" and row.engine != "reference"]
+    for row in own:
+        twins = [r for r in rows if (r.subject, r.precision, r.form, r.run) == (
+            row.subject, row.precision, row.form, "eager") and r.engine == "reference"]  # fmt: skip
+        label = f"{row.subject} {row.precision} {row.form} {row.run}"
+        found.append((f"{label} over float32 eager", 1.0, row.speed))
+        found += [(f"{label} over the reference", 1.0, row.speed / twin.speed) for twin in twins]
+    return found
+
+
+def _fastest(rows: Sequence[Row], subject: str, names: tuple[str, ...]) -> float:
+    fitting = [row.speed for row in rows if row.subject == subject
+               and all(name in (row.precision, row.form, row.engine, row.run) for name in names)]  # fmt: skip
+    return max(fitting, default=0.0)
+
+
+def machine() -> str:
+    """The processor, its instruction sets, and versions, in a line."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in values.items()}
+    flags = known.get("flags", "").split()
+    sets = ", ".join(name for name in SHOWN if name in flags) or "no instruction sets known"
+    versions = f"torch {torch.__version__}, segquant {segquant.__version__}"
+    return (
+        f"{known.get('model name', platform.processor())} (family {known.get('cpu family', '?')}): {sets}; {versions}"
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    names = [field.name for field in fields(Row)]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * 5 + "---:|" * (len(names) - 5)]
+    for row in rows:
+        cells = [getattr(row, name) for name in names]
+        lines.append(
+            "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def bar_table(found: Sequence[tuple[str, float, float]]) -> str:
+    """Markdown."""
+    lines = ["| bar | wanted | reached | |", "|---|---:|---:|---|"]
+    for what, wanted, reached in found:
+        lines.append(f"| {what} | {wanted:g} | {reached:.2f} | {'held' if reached >= wanted else 'not held'} |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", nargs="+", default=tuple(SUBJECTS), choices=tuple(SUBJECTS), metavar="NAME")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--out", type=Path, help="folder for kernels.md and kernels.csv")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, and write."""
+    options = arguments(argv)
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for subject in options.subjects:
+        torch._dynamo.reset()
+        rows += measure(subject, options.precisions, not options.eager, options.rounds)
+        sys.stderr.write(table([row for row in rows if row.subject == subject]))
+    text = f"{machine()}\n\n{table(rows)}\n{bar_table(bars(rows))}"
+    sys.stdout.write(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "kernels.md").write_text(text, encoding="utf-8")
+        with (options.out / "kernels.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(field.name for field in fields(Row))
+            writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+
+
+if __name__ == "__main__":
+    main()

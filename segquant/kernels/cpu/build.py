@@ -1,0 +1,99 @@
+"""The operators `segquant_cpu::…`: compiled once for a machine, at the first use, by the system's C++ compiler."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from segquant.errors import QuantizationError
+
+SOURCES = Path(__file__).parent / "native"
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-march=native", "-mavx2", "-mfma")
+LIBRARIES = ("torch_cpu", "c10")
+TORCH = Path(torch.__file__).parent
+CAPABLE = ("AVX2", "AVX512")
+CPUINFO = Path("/proc/cpuinfo")
+LAST = 3
+"""Lines of a compiler's message that are shown."""
+
+
+@lru_cache(maxsize=1)
+def why_unavailable() -> str | None:
+    """Why the operators cannot run in this process, as the end of a sentence; None once they are loaded."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in CAPABLE:
+        return f"needs a processor with AVX2, and this one has {capability}"
+    try:
+        torch.ops.load_library(library())
+    except (QuantizationError, OSError) as error:
+        return str(error)
+    return None
+
+
+def library() -> Path:
+    """The compiled library; compiled now if it is not there.
+
+    Raises:
+        QuantizationError: no compiler, or it refuses.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise QuantizationError("needs a C++ compiler, and there is none: install g++ or clang, or set CXX")
+    command = [compiler, *FLAGS, *os.environ.get("CXXFLAGS", "").split(), *_paths()]
+    path = cache() / f"cpu-{_digest(command)}.so"
+    if not path.is_file():
+        _compile(command, path)
+    return path
+
+
+def cache() -> Path:
+    """Where compiled libraries lie: SEGQUANT_CACHE, else the user's cache folder."""
+    own = os.environ.get("SEGQUANT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segquant"
+
+
+def _paths() -> list[str]:
+    include = TORCH / "include"
+    return [f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}", f"-L{TORCH / 'lib'}"]
+
+
+def _digest(command: Sequence[str]) -> str:
+    """Of what the library is made of: the sources, torch, the command, and this processor's instructions."""
+    digest = hashlib.sha256(repr((torch.__version__, command, _instructions())).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _instructions() -> str:
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return f"{torch.backends.cpu.get_cpu_capability()} {platform.processor()} {flags}"
+
+
+def _compile(command: Sequence[str], path: Path) -> None:
+    """Several processes may do so at once: each writes a file of its own, which takes the name at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, made = tempfile.mkstemp(dir=path.parent, suffix=".so")
+    os.close(handle)
+    libraries = [f"-l{name}" for name in LIBRARIES]
+    full = [*command, str(SOURCES / "linear.cpp"), "-o", made, *libraries]
+    try:
+        done = subprocess.run(full, capture_output=True, text=True, check=False)
+        if done.returncode:
+            message = " | ".join(done.stderr.strip().splitlines()[-LAST:])
+            raise QuantizationError(f"needs its C++ kernel, which {command[0]} does not compile ({message})")
+        os.replace(made, path)
+    finally:
+        Path(made).unlink(missing_ok=True)

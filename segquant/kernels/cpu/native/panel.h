@@ -1,0 +1,154 @@
+// Weights of kColumns outputs, from a layer's codes to the order in which tiles read them.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "plan.h"
+
+namespace segquant {
+
+struct Weights {
+  const uint8_t* codes;  // [outputs][bytes]: s8, or s4 two per byte, even columns in the low half
+  int64_t bytes;
+  const float* scale;  // [outputs][groups]
+  int64_t groups;
+  int64_t outputs;
+};
+
+// s4 codes of a row as s8.
+inline void widen(const uint8_t* codes, int64_t columns, int8_t* out) {
+  const __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  int64_t k = 0;
+  for (; k + 32 <= columns; k += 32) {
+    const __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + k / 2));
+    __m128i even = _mm_and_si128(both, low), odd = _mm_and_si128(_mm_srli_epi16(both, 4), low);
+    even = _mm_sub_epi8(_mm_xor_si128(even, eight), eight);
+    odd = _mm_sub_epi8(_mm_xor_si128(odd, eight), eight);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + k), _mm_unpacklo_epi8(even, odd));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + k + 16), _mm_unpackhi_epi8(even, odd));
+  }
+  for (; k < columns; ++k) {
+    const int nibble = codes[k / 2] >> (k % 2 * 4) & 15;
+    out[k] = static_cast<int8_t>((nibble ^ 8) - 8);
+  }
+}
+
+// Eight words of eight rows: rows by words to words by rows, words `step` bytes apart.
+inline void transpose_pairs(const int8_t* const* rows, int64_t first, int8_t* out, int64_t step) {
+  __m128i a[8], b[8];
+  for (int i = 0; i < 8; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + first));
+  for (int i = 0; i < 4; ++i) {
+    b[2 * i] = _mm_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+    b[2 * i + 1] = _mm_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    for (int j = 0; j < 2; ++j) {
+      a[4 * i + 2 * j] = _mm_unpacklo_epi32(b[4 * i + j], b[4 * i + 2 + j]);
+      a[4 * i + 2 * j + 1] = _mm_unpackhi_epi32(b[4 * i + j], b[4 * i + 2 + j]);
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    _mm_store_si128(reinterpret_cast<__m128i*>(out + 2 * j * step), _mm_unpacklo_epi64(a[j], a[4 + j]));
+    _mm_store_si128(reinterpret_cast<__m128i*>(out + (2 * j + 1) * step), _mm_unpackhi_epi64(a[j], a[4 + j]));
+  }
+}
+
+// Four words of four bytes, of four rows.
+inline void transpose_quads(const int8_t* const* rows, int64_t first, int8_t* out, int64_t step) {
+  __m128i a[4];
+  for (int i = 0; i < 4; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + first));
+  const __m128i b0 = _mm_unpacklo_epi32(a[0], a[1]), b1 = _mm_unpackhi_epi32(a[0], a[1]);
+  const __m128i b2 = _mm_unpacklo_epi32(a[2], a[3]), b3 = _mm_unpackhi_epi32(a[2], a[3]);
+  _mm_store_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi64(b0, b2));
+  _mm_store_si128(reinterpret_cast<__m128i*>(out + step), _mm_unpackhi_epi64(b0, b2));
+  _mm_store_si128(reinterpret_cast<__m128i*>(out + 2 * step), _mm_unpacklo_epi64(b1, b3));
+  _mm_store_si128(reinterpret_cast<__m128i*>(out + 3 * step), _mm_unpackhi_epi64(b1, b3));
+}
+
+inline void fill_run(const Run& run, int64_t each, const int8_t* const* rows, int8_t* out) {
+  const int64_t step = each * kColumns, block = each == 2 ? 8 : 4;
+  int64_t word = 0;
+  for (; (word + block) * each <= run.count; word += block) {
+    const int64_t first = run.first + word * each;
+    int8_t* at = out + word * step;
+    for (int column = 0; column < kColumns; column += static_cast<int>(block)) {
+      if (each == 2) transpose_pairs(rows + column, first, at + column * each, step);
+      else transpose_quads(rows + column, first, at + column * each, step);
+    }
+  }
+  for (; word < run.words; ++word) {
+    for (int column = 0; column < kColumns; ++column) {
+      for (int64_t i = 0; i < each; ++i) {
+        const int64_t k = word * each + i;
+        out[word * step + column * each + i] = k < run.count ? rows[column][run.first + k] : int8_t{0};
+      }
+    }
+  }
+}
+
+// Σ weights of a run by column.
+inline void sum_run(const Run& run, const int8_t* weights, int32_t* sums) {
+  const __m256i bytes = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+  for (int half = 0; half < 2; ++half) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int64_t word = 0; word < run.words; ++word) {
+      const auto* at = reinterpret_cast<const __m256i*>(weights + word * 4 * kColumns + half * 32);
+      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_load_si256(at)), ones));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * half), sum);
+  }
+}
+
+inline void fill_float(const Run& run, const int8_t* const* rows, const float* scale, float* out) {
+  for (int column = 0; column < kColumns; ++column) {
+    const int8_t* row = rows[column] + run.first;
+    const float by = scale[run.group * kColumns + column];
+    for (int64_t k = 0; k < run.count; ++k) out[k * kColumns + column] = static_cast<float>(row[k]) * by;
+  }
+}
+
+// A panel of the outputs `first` … `first + kColumns - 1`; those from `last` on are zero.
+struct Panel {
+  int8_t* weights;
+  float* scale;  // [groups][kColumns]
+  int32_t* sums;  // [runs][kColumns]
+
+  void fill(const Shape& shape, const Plan& plan, const Weights& from, int64_t first, int64_t last, int8_t* wide) {
+    const int8_t* rows[kColumns];
+    const int64_t stride = (shape.columns + 63) / 64 * 64;
+    for (int column = 0; column < kColumns; ++column) {
+      const int64_t output = first + column;
+      int8_t* own = wide + column * stride;
+      const uint8_t* codes = from.codes + output * from.bytes;
+      if (output >= last) {
+        std::memset(own, 0, static_cast<size_t>(shape.columns));
+        rows[column] = own;
+      } else if (shape.weight_bits == 4) {
+        widen(codes, shape.columns, own);
+        rows[column] = own;
+      } else {
+        rows[column] = reinterpret_cast<const int8_t*>(codes);
+      }
+      for (int64_t group = 0; group < from.groups; ++group) {
+        scale[group * kColumns + column] = output < last ? from.scale[output * from.groups + group] : 0.0f;
+      }
+    }
+    const int64_t each = per_word(shape.kind);
+    int32_t* sum = sums;
+    for (const Run& run : plan.runs) {
+      if (shape.kind == Kind::kFloat) {
+        fill_float(run, rows, scale, reinterpret_cast<float*>(weights) + run.panel * kColumns);
+        continue;
+      }
+      int8_t* at = weights + run.panel * each * kColumns;
+      if (run.sign == 0) fill_run(run, each, rows, at);
+      if (shape.kind != Kind::kPairs) sum_run(run, at, sum), sum += kColumns;
+    }
+  }
+};
+
+}  // namespace segquant

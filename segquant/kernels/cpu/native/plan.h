@@ -1,0 +1,113 @@
+// What a layer's product is made of, and memory for it.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace segquant {
+
+constexpr int kColumns = 16;  // outputs of a panel: two vectors
+constexpr int kRows = 6;      // tokens of a tile: 12 of the 16 registers are sums
+
+// How codes are multiplied.
+enum class Kind {
+  kPairs,  // s8 weights, inputs in s16: vpmaddwd, exact for any codes
+  kBytes,  // s8 weights, inputs in u8: vpdpbusd, where there is one
+  kQuads,  // s4 weights, inputs in u8: vpmaddubsw, whose 16-bit sums hold as long as a run is short
+  kFloat,  // float inputs, weights dequantized on the way
+};
+
+// A run of input columns that share the input's scale and the weight's.
+struct Run {
+  int64_t first;  // column
+  int64_t count;  // columns
+  int64_t input;  // where its codes begin in a packed row, in words of four bytes
+  int64_t panel;  // where its weights begin in a panel, in words
+  int64_t words;  // columns by pairs, quads or ones, rounded up
+  int64_t piece;  // of the input's scales
+  int64_t sign;   // 0: all codes, or those at least 0; 1: those below 0
+  int64_t group;  // of the weight's scales
+};
+
+// A layer's shape, as in segquant.numerics.layout.Layout.
+struct Shape {
+  int64_t columns = 0;              // input features
+  std::vector<int64_t> pieces;      // columns per input scale
+  std::vector<int64_t> dual;        // pieces with a scale per sign
+  std::vector<int64_t> groups;      // columns per weight scale
+  Kind kind = Kind::kPairs;
+  int64_t weight_bits = 8;
+  int64_t input_bits = 8;           // 0: float
+  bool zero_point = false;          // asymmetric grids where dual says so
+
+  bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point; }
+};
+
+struct Plan {
+  std::vector<Run> runs;
+  int64_t input_words = 0;  // of a packed row
+  int64_t panel_words = 0;
+};
+
+// SEGQUANT_BYTES does without the instruction, for tests.
+#if defined(SEGQUANT_BYTES) || defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+constexpr Kind kEightBits = Kind::kBytes;
+#else
+constexpr Kind kEightBits = Kind::kPairs;
+#endif
+
+inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == Kind::kFloat ? 1 : 4; }
+
+// Columns whose products a sum of the kernel's integers holds.
+inline int64_t longest_run(const Shape& shape) {
+  if (shape.kind == Kind::kPairs || shape.kind == Kind::kBytes) return 32768;  // 255 * 128 each in 32 bits
+  if (shape.kind == Kind::kFloat) return int64_t{1} << 40;
+  return shape.input_bits == 8 ? 32 : 256;  // two of 255 * 8, or of 15 * 8, per word in 16 bits
+}
+
+inline Plan plan_of(const Shape& shape) {
+  Plan plan;
+  const int64_t most = longest_run(shape), each = per_word(shape.kind);
+  int64_t start = 0, group = 0, group_end = shape.groups.empty() ? 0 : shape.groups[0];
+  for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
+    for (int64_t left = shape.pieces[piece]; left > 0;) {
+      if (start == group_end) group_end += shape.groups[++group];
+      const int64_t count = std::min({left, group_end - start, most});
+      const int64_t words = (count + each - 1) / each;
+      for (int64_t sign = 0; sign <= (shape.split(piece) ? 1 : 0); ++sign) {
+        plan.runs.push_back({start, count, plan.input_words, plan.panel_words, words,
+                             static_cast<int64_t>(piece), sign, group});
+        plan.input_words += words;
+      }
+      plan.panel_words += words;
+      start += count, left -= count;
+    }
+  }
+  return plan;
+}
+
+// Aligned memory that grows, one per thread and use.
+class Scratch {
+ public:
+  template <class T>
+  T* get(int64_t count) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+    if (bytes > size_) {
+      memory_.reset(std::aligned_alloc(64, bytes));
+      if (!memory_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t size_ = 0;
+};
+
+}  // namespace segquant

@@ -1,0 +1,69 @@
+"""The operators of the compiled library, as torch's compilers and exporters know them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segquant.kernels.cpu.build import why_unavailable
+
+NAMESPACE = "segquant_cpu"
+
+
+@lru_cache(maxsize=1)
+def why_not_exact() -> str | None:
+    """Why the operators do not run here, as the end of a sentence; None if they do, and exactly."""
+    reason = why_unavailable()
+    if reason is not None:
+        return reason
+    for name, fake in (("linear", _linear), ("convolution", _convolution)):
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    with torch.inference_mode(False), torch.no_grad():
+        wrong = [bits for bits in (8, 4) if not _exact(bits)]
+    return f"is not exact on this processor with weights of {wrong} bits" if wrong else None
+
+
+def linear(x: Tensor, *layer: Any) -> Tensor:
+    """[rows, in] -> [rows, out]; see linear.cpp."""
+    made: Tensor = torch.ops.segquant_cpu.linear(x, *layer)
+    return made
+
+
+def convolution(x: Tensor, *layer: Any) -> Tensor:
+    """[batch, in, h, w], padded -> [batch, out, h', w']."""
+    made: Tensor = torch.ops.segquant_cpu.convolution(x, *layer)
+    return made
+
+
+def _linear(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[0], codes.shape[0])
+
+
+def _convolution(x: Tensor, codes: Tensor, *layer: Any) -> Tensor:
+    kernel, stride, dilation = layer[-3:]
+    height, width = ((x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    return x.new_empty(x.shape[0], codes.shape[0], height, width)
+
+
+def _exact(bits: int) -> bool:
+    """Whether the largest codes of both signs multiply without saturation."""
+    size, low = 64, -(2 ** (bits - 1))
+    codes = torch.full((2, size), low, dtype=torch.int8)
+    codes[1] = -low - 1
+    stored = codes if bits == 8 else ((codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)).view(torch.uint8)
+    x = torch.tensor([[-128.0], [127.0]]).expand(2, size).contiguous()
+    one = torch.ones(2, 1)
+    scale = torch.ones(1, 1)
+    found = linear(x, stored, one, *_none(3), scale, *_none(2), [2], [size], [0], [size], bits, 8, False)
+    return torch.equal(found.double(), x.double() @ codes.double().T)
+
+
+def _none(count: int) -> tuple[None, ...]:
+    return (None,) * count
+
+
+Operator = Callable[..., Tensor]
