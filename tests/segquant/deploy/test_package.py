@@ -30,21 +30,27 @@ RUN = (
 )
 
 
-def block() -> nn.Module:
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
     return segquant.quantize_(
         Block(), presets.segquant_a("w4a8", rank=2, alpha=0.5), block_batches(2, seed=1), BLOCK_SEGMENTS
     )
+
+
+@pytest.fixture(scope="module")
+def program(model: nn.Module) -> torch.export.ExportedProgram:
+    model(**BATCH)
+    with torch_export._capturable(model), torch.no_grad():
+        return torch_export._captured(model, ((), BATCH), torch_export._shapes(((), BATCH)))
 
 
 def longer(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: torch.cat([value] * 3) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
-def test_what_is_captured_is_the_reference_in_plain_operations() -> None:
-    model = block()
-    model(**BATCH)
-    with torch_export._capturable(model), torch.no_grad():
-        program = torch_export._captured(model, ((), BATCH), torch_export._shapes(((), BATCH)))
+def test_what_is_captured_is_the_reference_in_plain_operations(
+    model: nn.Module, program: torch.export.ExportedProgram
+) -> None:
     for batch in (BATCH, longer(BATCH)):
         with torch.no_grad():
             found, expected = program.module()(**batch), model(**batch)
@@ -56,8 +62,9 @@ def test_what_is_captured_is_the_reference_in_plain_operations() -> None:
     assert all(layer.keep_packed for layer in model.modules() if isinstance(layer, QuantLinear))
 
 
-def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = block()
+def test_bad_input_is_one_sentence(
+    model: nn.Module, program: torch.export.ExportedProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(QuantizationError, match=r"names end in \.pt2"):
         segquant.export_package(model, tmp_path / "x.zip", kwargs=BATCH)
     with pytest.raises(QuantizationError, match="a batch of one"):
@@ -72,7 +79,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
     with pytest.raises(QuantizationError, match="cannot compile the model: RuntimeError: no compiler; it needs a C"):
-        segquant.export_package(model, tmp_path / "x.pt2", kwargs=BATCH)
+        torch_export._compiled(program, tmp_path / "x.pt2")
     assert not list(tmp_path.iterdir())
 
 
