@@ -12,7 +12,7 @@ from torch import Tensor, nn
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
-from segquant import QuantLinear, QuantScheme, QuantSpec, Segments, observe, presets
+from segquant import QuantScheme, QuantSpec, Segments, presets, quantize_
 from segquant.deploy.onnx.forms import PROFILES, form_of
 from segquant.deploy.run.openvino import products_are_exact
 from segquant.layers.layer import QuantLayer
@@ -72,8 +72,9 @@ def inputs(*shape: int, seed: int = 0, activated: bool = True) -> Tensor:
 
 
 def quantized(module: nn.Module, method: Any, segments: Segments, shape: tuple[int, ...]) -> QuantLayer:
-    stats = observe(nn.Sequential(module), [(inputs(*shape, seed=seed),) for seed in range(4)], method, {"0": segments})
-    return QuantLinear.from_float(module, method, stats["0"], segments)
+    batches = [(inputs(*shape, seed=seed),) for seed in range(4)]
+    (layer,) = quantize_(nn.Sequential(module), method, batches, {"0": segments})
+    return layer
 
 
 def a_linear(method: Any, segments: Segments) -> QuantLayer:
@@ -136,9 +137,8 @@ def saturating() -> QuantLayer:
     """Inputs and weights at the ends of their codes: pairs of products exceed 16 bits."""
     linear = nn.Linear(WIDTH, ROWS)
     nn.init.ones_(linear.weight)
-    method = presets.rtn("w8a8")
-    stats = observe(nn.Sequential(linear), [(torch.ones(2, 9, WIDTH),)], method)
-    return QuantLinear.from_float(linear, method, stats["0"])
+    (layer,) = quantize_(nn.Sequential(linear), presets.rtn("w8a8"), [(torch.ones(2, 9, WIDTH),)], {})
+    return layer
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
