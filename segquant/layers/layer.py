@@ -257,10 +257,10 @@ def _versions(tensors: dict[str, Tensor]) -> Versions:
 
 
 def _is_same(before: Versions | None, tensors: dict[str, Tensor]) -> bool:
-    return before is not None and all(
-        of() is tensor and version == version_of(tensor)
-        for (of, version), tensor in zip(before, tensors.values(), strict=True)
-    )
+    if before is None or len(before) != len(tensors):
+        return False
+    pairs = zip(before, tensors.values(), strict=True)
+    return all(of() is tensor and version == version_of(tensor) for (of, version), tensor in pairs)
 
 
 def _forget(module: nn.Module, _: Any) -> None:
