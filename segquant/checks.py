@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from segquant.errors import QuantizationError
+from segquant.errors import QuantizationError, nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +38,7 @@ def checked(**words: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError:
+                _refuse_unknown(function, signature, kwargs)
                 return function(*args, **kwargs)  # which tells what is missing or too much
             for name, value in given.items():
                 _require_argument(function, signature.parameters[name], value, words)
@@ -46,6 +47,14 @@ def checked(**words: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return wrapper
 
     return decorate
+
+
+def _refuse_unknown(function: Callable[..., Any], signature: inspect.Signature, given: Mapping[str, Any]) -> None:
+    """TypeError, as Python's own, with the nearest keyword that there is."""
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    unknown = [key for key in given if key not in signature.parameters]
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise TypeError(f"{function.__name__} takes no {unknown[0]!r}; {nearest(unknown[0], signature.parameters)}")
 
 
 def check_fields(instance: Any, **words: str) -> None:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from segquant.calibrators.reconstruction import Reconstruction
-from segquant.checks import require
+from segquant.checks import checked, require
 from segquant.errors import nearest
 from segquant.method.parts import Budget
 from segquant.method.plan_file import read_plan
@@ -43,8 +44,7 @@ class Common(TypedDict, total=False):
 def _method(name: str, precision: Precision, common: Mapping[str, Any], **values: Any) -> Method:
     for key in common:
         if key not in Common.__annotations__:
-            known = (*Common.__annotations__, "precision")
-            raise TypeError(f"{name} takes no {key!r}; {nearest(key, known)}")
+            raise TypeError(f"{name} takes no {key!r}; {nearest(key, _keywords(name))}")
     merged = {"scheme": scheme_of(precision), **values, **common}
     for key in ("skip", "overrides"):
         if merged.get(key) is None:
@@ -53,6 +53,12 @@ def _method(name: str, precision: Precision, common: Mapping[str, Any], **values
         if merged.get(key, "") is None:
             del merged[key]
     return Method.of(name, merged.pop("scheme"), **merged)
+
+
+def _keywords(name: str) -> list[str]:
+    """What the preset takes: its own keywords and the common ones."""
+    own = [key for key in inspect.signature(globals()[name]).parameters if key != "common"]
+    return [*own, *Common.__annotations__]
 
 
 def _part(kind: type, value: Any) -> Any:
@@ -234,6 +240,7 @@ def auto(
     return _method("auto", precision, {"seglinear": True, "dualscale": True, **common}, budget=budget)
 
 
+@checked(precision="", path="")
 def plan(precision: Precision | None = None, *, path: str | Path | None = None) -> Method:
     """The choices of an earlier `auto`, read from its (perhaps edited) plan.json.
 

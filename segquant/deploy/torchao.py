@@ -14,8 +14,8 @@ from segquant.checks import checked
 from segquant.deploy.plain import bias_of, float_layer, has_zero_point, row_scales, why_not_plain
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
+from segquant.layers.foreign import METHOD
 from segquant.layers.layer import QuantLayer
-from segquant.layers.saving import METHOD
 from segquant.modules.calls import call
 from segquant.modules.swap import evaluating, swap_
 from segquant.modules.wrappers import unwrapped

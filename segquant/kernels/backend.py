@@ -44,7 +44,8 @@ class Backend(Protocol):
         """What `linear` needs; made once, dropped when the layer's tensors change or move.
 
         Args:
-            tensors: those of `layout.buffers()`, and "bias" if any; read-only.
+            tensors: those of `layout.buffers()`, and "bias" if any; read-only. The bias is kept as it is, not copied:
+                what is written to it must hold at the next call.
         """
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -13,6 +14,9 @@ from segquant.checks import require
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
+from segquant.layers.foreign import refuse_foreign_save
+from segquant.layers.guarded import Handed, Parameters, plain_of, refuse_reparametrized
+from segquant.layers.packs import is_same_pack
 from segquant.layers.weight import READ_ONLY, QuantWeight
 from segquant.modules.layers import Replaced
 from segquant.modules.state import outside_inference
@@ -55,6 +59,7 @@ class QuantLayer(Replaced, nn.Module):
     ) -> None:
         require(layout, Layout, "QuantLinear", "layout", "a Layout; from_float makes a layer of an nn.Linear")
         nn.Module.__init__(self)  # not the float layer's, which would make a float weight
+        self._parameters = Parameters()
         self.layout = layout
         self.in_features, self.out_features = layout.in_features, layout.out_features
         self.float_like = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
@@ -100,15 +105,34 @@ class QuantLayer(Replaced, nn.Module):
     def _ready(self) -> Any:
         """What the backend packed, made anew if a buffer was replaced or written since."""
         compiling = torch.compiler.is_compiling()  # compilers know neither versions nor inference mode
-        now = None if compiling else _versions(self.tensors())
         packed = self._packed  # read once: another thread may forget it
-        if packed is not None and (compiling or now == self._packed_of):
+        if packed is not None and (compiling or _is_same(self._packed_of, self.tensors())):
             return packed
         with nullcontext() if compiling else outside_inference():
+            if not compiling:
+                self._settle()
+            now = None if compiling else _versions(self.tensors())
             packed = self.backend.pack(self.layout, self.tensors())
         if self.keep_packed:
             self._packed, self._packed_of = packed, now
         return packed
+
+    def _settle(self) -> None:
+        """Buffers as plain tensors that count what is written to them, which those of inference mode do not."""
+        for name, tensor in self.tensors().items():
+            if isinstance(tensor, Handed):
+                self._buffers[name] = plain_of(tensor)
+            elif tensor.is_inference():
+                self._buffers[name] = tensor.clone()
+
+    def is_stale(self) -> bool:
+        """Whether it computes with an older weight than its buffers hold: one was written to unseen (by numpy, …)."""
+        if self._packed is None or not _is_same(self._packed_of, self.tensors()):
+            self.forget_packed()  # which compiled code would go on using
+            return False
+        with outside_inference():
+            fresh = self.backend.pack(self.layout, self.tensors())
+        return not is_same_pack(self._packed, fresh, self.layout, self.backend)
 
     def forget_packed(self) -> None:
         """Drop what the backend packed; the next call packs anew."""
@@ -132,6 +156,8 @@ class QuantLayer(Replaced, nn.Module):
         """As of nn.Module; a float weight (of weight_norm, pruning …) is refused."""
         if name.startswith("weight"):
             raise QuantizationError(READ_ONLY)
+        if name.removesuffix("_orig") in self._buffers:  # as pruning names it
+            refuse_reparametrized(name.removesuffix("_orig"))
         super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLayer:
@@ -146,6 +172,10 @@ class QuantLayer(Replaced, nn.Module):
         super()._apply(fitted, recurse)  # type: ignore[no-untyped-call]
         self.forget_packed()
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        refuse_foreign_save()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -171,6 +201,18 @@ class QuantLayer(Replaced, nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def __getattr__(self, name: str) -> Any:
+        found: Any = super().__getattr__(name)
+        # the bias is read at every call, and other layers are made of it
+        if torch.compiler.is_compiling() or name == "bias" or name not in self.__dict__.get("_buffers", ()):
+            return found
+        return Handed.of(found, self.forget_packed)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._buffers:
+            refuse_reparametrized(name)
+        super().__delattr__(name)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":  # nn.Module would not get as far as the property
             raise QuantizationError(READ_ONLY)
@@ -188,7 +230,7 @@ class QuantLayer(Replaced, nn.Module):
                 f"{name} of a quantized layer has shape {shapes[0]}, and {shapes[1]} is given; quantize the changed "
                 "float layer instead"
             )
-        return value.detach() if isinstance(value, nn.Parameter) else value
+        return plain_of(value) if isinstance(value, (nn.Parameter, Handed)) else value
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None, "_packed_of": None}
@@ -207,9 +249,19 @@ class _StraightThrough(torch.autograd.Function):
         return None, gradient @ ctx.layer._float_weight().flatten(1).to(gradient.dtype), None
 
 
-def _versions(tensors: dict[str, Tensor]) -> tuple[tuple[int, int], ...]:
+Versions = tuple[tuple["weakref.ref[Tensor]", int], ...]
+
+
+def _versions(tensors: dict[str, Tensor]) -> Versions:
     """Which tensors these are, and how often each was written to."""
-    return tuple((id(tensor), version_of(tensor)) for tensor in tensors.values())
+    return tuple((weakref.ref(tensor), version_of(tensor)) for tensor in tensors.values())
+
+
+def _is_same(before: Versions | None, tensors: dict[str, Tensor]) -> bool:
+    if before is None or len(before) != len(tensors):
+        return False
+    pairs = zip(before, tensors.values(), strict=True)
+    return all(of() is tensor and version == version_of(tensor) for (of, version), tensor in pairs)
 
 
 def _forget(module: nn.Module, _: Any) -> None:

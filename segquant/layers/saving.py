@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from torch import nn
 
 from segquant.errors import QuantizationError
+from segquant.layers.foreign import METHOD, refuse_save_pretrained
 from segquant.layers.layer import QuantLayer
 
-METHOD = "save_pretrained"
 Saver = Callable[..., Any]
 """Called with the class's own method, the model, and the method's arguments."""
 _taught: list[type] = []
@@ -20,7 +20,7 @@ _refusals: weakref.WeakSet[Refusal] = weakref.WeakSet()
 
 
 def refuse_save_pretrained_(model: nn.Module) -> nn.Module:
-    """Let `save_pretrained` of a model with quantized layers raise: its files would load with random weights.
+    """Let `save_pretrained` of a model with quantized layers raise before it writes: see `foreign`.
 
     Not of classes that were taught, see `teach_save_pretrained`.
     """
@@ -55,12 +55,7 @@ class Refusal:
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         ours = any(kind.__module__.partition(".")[0] == "diffusers" for kind in self._kind.__mro__)
-        first = "import segquant.deploy.diffusers before, which teaches it, or " if ours else ""
-        raise QuantizationError(
-            f"save_pretrained does not know the quantized layers of this {self._kind.__name__}: its files would load "
-            f"with random weights; {first}save it by segquant.save_quantized(model, directory), and a pipeline's other "
-            "parts by themselves"
-        )
+        refuse_save_pretrained(self._kind.__name__, taught=ours)
 
     def end(self, kind: type) -> None:
         """Give a model of this class its method again."""
@@ -78,3 +73,14 @@ class Refusal:
 
 def _has_quantized(model: nn.Module) -> bool:
     return any(isinstance(part, QuantLayer) for part in model.modules())
+
+
+def refuse_stale(model: nn.Module) -> None:
+    """Raise if a layer does not compute with what would be saved."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLayer) and module.is_stale():
+            raise QuantizationError(
+                f"{name or 'the layer'} computes with an older weight than its buffers hold: one of them was written "
+                "to where the layer cannot see it (numpy, DLPack, .data of what model.buffers() gives); write to the "
+                "layer's own attribute, as in layer.weight_scale.mul_(2), or call layer.forget_packed(), before saving"
+            )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segquant import registry
+from segquant.checks import check_fields
 from segquant.numerics.formats import QuantScheme, QuantSpec, check_choice
 from segquant.numerics.input_grid import NEGATIVES, InputGrid
 from segquant.numerics.transform import Place, Transform
@@ -51,6 +52,7 @@ class Layout:
     negative: str = "dual"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.scheme.weight is None:
             raise ValueError("a quantized linear needs a weight QuantSpec; this scheme leaves the weight in float")
         for what, sizes, total in (
@@ -58,12 +60,12 @@ class Layout:
             ("branches", self.branches, self.out_features),
             ("columns", self.columns, self.in_features),
         ):
-            if sum(sizes) != total or min(sizes) < 1:
+            if sum(sizes) != total or min(sizes, default=0) < 1:
                 raise ValueError(f"{what}={sizes} must be positive and sum to {total}")
         if len(self.dual) != len(self.columns):
             raise ValueError(f"dual has {len(self.dual)} entries for {len(self.columns)} input segments")
         check_choice("negative", self.negative, NEGATIVES)
-        if any(size % self.taps for size in self.columns):
+        if self.taps < 1 or any(size % self.taps for size in self.columns):
             raise ValueError(f"columns={self.columns} must be multiples of the {self.taps} taps of a channel")
         if any(transform.mixes for transform in self.transforms) and any(self.dual):
             raise ValueError("a rotated input has no sign of its own left: dual must be False throughout")
@@ -170,6 +172,12 @@ class Layout:
         """
         if "transforms" not in values:
             values = _from_first_version(values)
+        for side, spec in values["scheme"].items():
+            missing = {field.name for field in dataclasses.fields(QuantSpec)} - set(spec or ())
+            if spec is not None and missing:
+                raise ValueError(f"{asker}: its {side} format has no {min(missing)!r}")
+        if "input" not in values["scheme"]:
+            raise ValueError(f"{asker}: it has no input format, not even null")
         tuples = {key: tuple(values[key]) for key in ("rows", "columns", "dual", "branches")}
         transforms = tuple(registry.from_dict("transform", entry, asker=asker) for entry in values["transforms"])
         parts = {"scheme": QuantScheme.from_dict(values["scheme"]), "transforms": transforms}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from segquant.checks import checked
-from segquant.errors import QuantizationError
+from segquant.checks import checked, described
+from segquant.errors import QuantizationError, first_line
 from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
@@ -24,7 +24,7 @@ from segquant.modules.swap import swap_
 from segquant.modules.window import Window
 from segquant.modules.wrappers import unwrapped
 from segquant.numerics.layout import Layout
-from segquant.serialize.manifest import WEIGHTS, read_manifest
+from segquant.serialize.manifest import DAMAGE, MANIFEST, WEIGHTS, read_manifest
 
 PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
@@ -59,12 +59,13 @@ def _fill(
 ) -> nn.Module:
     first = next((p for p in model.parameters() if p.device.type != "meta"), None)
     device = torch.device("cpu") if first is None else first.device
-    outside = {name: tensors.pop(name) for name in manifest.get("outside", ())}
+    outside = {name: tensors.pop(name) for name in manifest.get("outside", ()) if _require(name, tensors, folder)}
     swap_empty(model, manifest)
     try:
         model.load_state_dict(tensors, assign=True, strict=True)
     except RuntimeError as error:
         raise QuantizationError(f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}") from error
+    _check_dtypes(model, folder)
     for name, tensor in outside.items():
         set_buffer(model, name, tensor, folder)
     # what the first versions did not store (position tables …) was built, so it must not be on meta
@@ -100,16 +101,49 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
         )
     try:
         tensors = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise QuantizationError(f"{path} is damaged ({error}); save or copy it again") from error
+    except (safetensors.SafetensorError, *DAMAGE) as error:
+        raise QuantizationError(f"{path} is damaged ({first_line(error)}); save or copy it again") from error
+    for name in (*manifest.get("strides", ()), *manifest["aliases"].values()):
+        _require(name, tensors, folder)
     for name, stride in manifest.get("strides", {}).items():
-        tensors[name] = strided(tensors[name], stride)
+        tensors[name] = strided(name, tensors[name], stride, folder)
     return {**tensors, **{alias: tensors[name] for alias, name in manifest["aliases"].items()}}
 
 
-def strided(tensor: Tensor, stride: Sequence[int]) -> Tensor:
-    """A copy laid out with these strides."""
+def _require(name: str, tensors: Mapping[str, Tensor], folder: Path) -> bool:
+    if name not in tensors:
+        raise QuantizationError(
+            f"{folder} is damaged: {MANIFEST} names a tensor {name!r}, which {WEIGHTS} does not hold; save the model "
+            "again"
+        )
+    return True
+
+
+def strided(name: str, tensor: Tensor, stride: list[int], folder: Path | str) -> Tensor:
+    """The same values in another order of memory, without gaps."""
+    step = 1
+    for size, own in sorted(zip(tensor.shape, stride, strict=False), key=lambda pair: pair[1]):
+        if size > 1 and own != step:
+            break
+        step *= size
+    if len(stride) != tensor.dim() or step != tensor.numel() or min(stride, default=0) < 0:
+        raise QuantizationError(
+            f"{folder} is damaged: strides {described(stride)} do not fit {name}, of shape {list(tensor.shape)}; save "
+            "the model again"
+        )
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _check_dtypes(model: nn.Module, folder: Path) -> None:
+    """Codes and scales are of the dtypes that their layout says, which load_state_dict does not look at."""
+    for name, layer in model.named_modules():
+        for key, (_, dtype) in layer.layout.buffers().items() if isinstance(layer, QuantLayer) else ():
+            found = layer.tensors()[key].dtype
+            if found != dtype and not (found.is_floating_point and dtype.is_floating_point):
+                raise QuantizationError(
+                    f"{folder} is damaged: {name}.{key} is stored as {found}, its layout says {dtype}; save the model "
+                    "again"
+                )
 
 
 def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
@@ -125,8 +159,14 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
         raise QuantizationError(
             f"{folder} holds a {module}.{name}, which is no model class that is known here; pass model="
         )
-    with building():
-        built: nn.Module = kind.from_config(manifest["config"])
+    try:
+        with building():
+            built: nn.Module = kind.from_config(manifest["config"])
+    except Exception as error:  # whatever the class raises on a config that it did not write
+        raise QuantizationError(
+            f"{folder} holds a {module}.{name} that cannot be built from its config ({type(error).__name__}: "
+            f"{first_line(error)}); save the model again, or pass model="
+        ) from error
     return built
 
 
@@ -134,7 +174,7 @@ def _model_class(module: str, name: str) -> Any:
     """The named class; None unless a module with a config."""
     try:
         kind = getattr(importlib.import_module(module), name, None)
-    except ImportError:
+    except (ImportError, ValueError, RuntimeError):  # no such module, no name of one, or one that lacks a package
         return None
     is_model = isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_config")
     return kind if is_model else None
@@ -150,41 +190,56 @@ def swap_empty(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     replacements: dict[int, nn.Module] = {}
     bias = next((entry["bias_dtype"] for entry in manifest["layers"].values() if entry["bias_dtype"]), None)
     for name, entry in manifest["layers"].items():
-        old = modules.get(name)
-        layout = _layout(name, entry["layout"])
-        window = Window.from_dict(entry["window"]) if "window" in entry else None
-        if not isinstance(old, nn.Linear if window is None else nn.Conv2d):
-            what = "linear" if window is None else "convolution"
-            of = "with the saved adapters (peft)" if "base_layer" in name else "of the saved architecture"
-            raise QuantizationError(f"the model has no {what} {name!r}; pass a model {of}")
-        found = _size(old)
-        if found != (layout.in_features, layout.out_features):
-            raise QuantizationError(
-                f"{name} of the model is {found[0]} -> {found[1]}, the saved one "
-                f"{layout.in_features} -> {layout.out_features}: it does not fit; pass a model of that architecture"
-            )
-        dtypes = _dtypes(entry, old, bias)
-        replacements[id(old)] = QuantLinear.empty(layout, window, **dtypes, device="meta")
+        replacements[id(modules.get(name))] = _empty_layer(name, entry, modules.get(name), bias)
     swap_(model, replacements)
+
+
+def _empty_layer(name: str, entry: Mapping[str, Any], old: nn.Module | None, bias: str | None) -> QuantLayer:
+    """The quantized layer, on meta, that takes the place of `old`."""
+    is_linear = "window" not in entry
+    if not isinstance(old, nn.Linear if is_linear else nn.Conv2d):
+        what = "linear" if is_linear else "convolution"
+        of = "with the saved adapters (peft)" if "base_layer" in name else "of the saved architecture"
+        raise QuantizationError(f"the model has no {what} {name!r}; pass a model {of}")
+    saved = tuple(entry["layout"].get(key) for key in ("in_features", "out_features"))
+    found = _size(old)
+    if found != saved:
+        raise QuantizationError(
+            f"{name} of the model is {found[0]} -> {found[1]}, the saved one {described(saved[0])} -> "
+            f"{described(saved[1])}: it does not fit; pass a model of that architecture"
+        )
+    try:
+        window = None if is_linear else Window.from_dict(entry["window"])
+        layout = Layout.from_dict(entry["layout"], asker=f"layer {name!r}")
+        _check_window(window, layout, old)
+        return QuantLinear.empty(layout, window, **_dtypes(entry, old, bias), device="meta")
+    except DAMAGE as error:
+        if isinstance(error, QuantizationError) and str(error).startswith(f"layer {name!r}"):
+            raise
+        raise QuantizationError(
+            f"layer {name!r} cannot be read ({type(error).__name__}: {first_line(error)}); save the model again"
+        ) from error
+
+
+def _check_window(window: Window | None, layout: Layout, old: nn.Module) -> None:
+    taps = 1 if window is None else window.taps
+    if layout.taps != taps or (window is not None and window.kernel != old.kernel_size):
+        raise ValueError(f"{layout.taps} taps and kernel {window and window.kernel} do not fit the model's layer")
 
 
 def _dtypes(entry: Mapping[str, Any], old: nn.Module, other: str | None) -> dict[str, torch.dtype]:
     """Of the weight and the bias; the first versions stored the bias's alone, and `other` is another layer's."""
     known = entry.get("dtype") or entry["bias_dtype"] or other
     assert isinstance(old.weight, Tensor)
-    dtype = getattr(torch, known) if known else old.weight.dtype
-    return {"dtype": dtype, "bias_dtype": getattr(torch, entry["bias_dtype"] or known or "float32")}
+    dtype = _dtype(known) if known else old.weight.dtype
+    return {"dtype": dtype, "bias_dtype": _dtype(entry["bias_dtype"] or known or "float32")}
 
 
-def _layout(name: str, values: Mapping[str, Any]) -> Layout:
-    try:
-        return Layout.from_dict(values, asker=f"layer {name!r}")
-    except QuantizationError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise QuantizationError(
-            f"the layout of layer {name!r} cannot be read ({error}); save the model again"
-        ) from error
+def _dtype(name: str) -> torch.dtype:
+    found = vars(torch).get(name)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"{described(name)} is no floating-point dtype of torch")
+    return found
 
 
 def _size(module: nn.Module) -> tuple[int, int]:

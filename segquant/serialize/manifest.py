@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segquant.checks import checked
-from segquant.errors import QuantizationError
+from segquant.checks import checked, described, fits
+from segquant.errors import QuantizationError, first_line
 from segquant.quantize.outcome import Outcome
 
 WEIGHTS = "quantized.safetensors"
@@ -18,6 +19,17 @@ QUANT_METHOD = "segquant"
 SCHEMA = 2
 READS = (1, 2)
 """Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What code raises that is given values which it never wrote."""
+_Pairs = Mapping[str, Any]
+_FIELDS: dict[str, Any] = {
+    "bytes": int, "class": Mapping[str, str], "config": _Pairs | None, "aliases": Mapping[str, str],
+    "layers": Mapping[str, _Pairs],
+}  # fmt: skip
+_LATER: dict[str, Any] = {"outside": list[str], "strides": Mapping[str, list[int]]}
+"""Fields that the first versions did not write."""
+_LAYER: dict[str, Any] = {"layout": _Pairs, "bias_dtype": str | None}
+_LAYER_LATER: dict[str, Any] = {"dtype": str | None, "window": _Pairs}
 
 
 @checked()
@@ -35,9 +47,10 @@ def read_outcome(directory: str | Path) -> Outcome | None:
         return Outcome.from_dict(manifest)
     except QuantizationError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise QuantizationError(
-            f"{folder / MANIFEST} has no readable method ({error}); save the model again"
+            f"{folder / MANIFEST} has no readable method ({type(error).__name__}: {first_line(error)}); save the model "
+            "again"
         ) from error
 
 
@@ -45,7 +58,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The whole file.
 
     Raises:
-        QuantizationError: missing, no JSON, or of another schema.
+        QuantizationError: missing, no JSON, of another schema, or a field is missing or of another type.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -60,10 +73,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise QuantizationError(f"{path} is no valid JSON ({error}); save the model again") from error
-    if manifest.get("schema") not in READS:
+    except (ValueError, RecursionError) as error:  # also: no UTF-8, numbers of thousands of digits
+        raise QuantizationError(f"{path} is no valid JSON ({first_line(error)}); save the model again") from error
+    if not isinstance(manifest, dict):
+        raise QuantizationError(f"{path} is damaged: it holds {described(manifest)}; save the model again")
+    schema = manifest.get("schema")
+    if type(schema) is not int or schema not in READS:
         raise QuantizationError(
-            f"{path} has schema {manifest.get('schema')}, this version reads {SCHEMA}; save the model again"
+            f"{path} has schema {described(schema)}, this version reads {SCHEMA}; save the model again"
         )
-    return dict(manifest)
+    _check(path, "", manifest, _FIELDS, _LATER)
+    _check(path, "class ", manifest["class"], {"module": str, "name": str}, {})
+    for name, entry in manifest["layers"].items():
+        _check(path, f"layer {name!r} ", entry, _LAYER, _LAYER_LATER)
+    return manifest
+
+
+def _check(path: Path, of: str, values: _Pairs, fields: _Pairs, later: _Pairs) -> None:
+    """QuantizationError for a field that is missing (but of `later`) or of another type."""
+    for key, hint in {**fields, **later}.items():
+        if key not in values and key in fields:
+            raise QuantizationError(f"{path} is damaged: {of or 'it '}has no {key!r}; save the model again")
+        if key in values and not fits(values[key], hint):
+            raise QuantizationError(
+                f"{path} is damaged: {of or 'it '}has {described(values[key])} as its {key!r}; save the model again"
+            )

@@ -15,11 +15,12 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from segquant.checks import checked
+from segquant.checks import checked, described
 from segquant.errors import QuantizationError
 from segquant.files import make_folder_beside, publish, write_tensors, write_text
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
+from segquant.layers.saving import refuse_stale
 from segquant.modules.wrappers import unwrapped
 from segquant.quantize.outcome import Outcome
 from segquant.serialize.config import to_config
@@ -47,7 +48,8 @@ def save_quantized(
         extra: JSON-ready additions to the manifest.
 
     Raises:
-        QuantizationError: no quantized linear, a tensor without values, or something else is there.
+        QuantizationError: no quantized linear, a tensor without values, a buffer written to unseen, or something else
+            is there.
     """
     target = Path(directory)
     if target.name in ("", ".."):
@@ -55,6 +57,7 @@ def save_quantized(
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise QuantizationError(f"{target} exists and is no quantized model; give another directory")
     with unwrapped(model) as inner:
+        refuse_stale(inner)
         found, manifest = describe(inner)
         config = _diffusers_config(manifest)
     manifest.update({} if outcome is None else outcome.to_dict())
@@ -130,6 +133,11 @@ class StoredTensors:
         state = {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in without}
         others = {name: t for name, t in model.named_buffers(remove_duplicate=False) if name not in state}
         for name, tensor in (*state.items(), *others.items()):
+            if not isinstance(tensor, Tensor):
+                raise QuantizationError(
+                    f"{name} of the model is {described(tensor)}, and no tensor, which takes pickle to be saved; let "
+                    "get_extra_state return a tensor and set_extra_state take it"
+                )
             if tensor.device.type == "meta":
                 raise QuantizationError(
                     f"{name} of the model has no values (it is on the meta device); bring the model into memory before "

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segquant.checks import check_fields
 from segquant.numerics.functional import computed
 from segquant.numerics.transform import Buffers, Place, Transform
 from segquant.registry import register
@@ -32,6 +33,9 @@ class LowRank(Transform):
     name: ClassVar[str] = "low_rank"
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if min(self.ranks, default=0) < 0:
+            raise ValueError(f"ranks={self.ranks} must not be negative")
         if self.half not in HALF:
             raise ValueError(f"low-rank factors are kept as {' or '.join(HALF)}, not {self.half!r}")
 

@@ -113,6 +113,25 @@ def test_common_keys(name: str) -> None:
         preset(name, "w8a8_tenser")
 
 
+MISSPELT = [
+    (name, key[:1] + key[2:], key)
+    for name in PUBLIC
+    for key, parameter in inspect.signature(getattr(presets, name)).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+]
+
+
+@pytest.mark.parametrize("name, wrong, right", [*MISSPELT, ("svdquant", "rnk", "rank"), ("rtn", "rotat", "rotate")])
+def test_an_unknown_keyword_names_the_nearest_of_the_preset(name: str, wrong: str, right: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} takes no '{wrong}'; nearest: {right}(,|$)"):
+        getattr(presets, name)(**{wrong: 3})
+
+
+def test_an_unknown_keyword_like_none_of_the_preset_gets_them_all() -> None:
+    with pytest.raises(TypeError, match=r"^svdquant takes no 'zzz'; known: alpha, .*iterations, .*rank, .*svd$"):
+        presets.svdquant(zzz=3)
+
+
 def test_what_the_papers_say() -> None:
     kinds = {name: preset(name, "w8a8_tensor") for name in FIXED}
     assert (kinds["smoothquant"].value("alpha"), kinds["smoothquant_plus"].value("alpha")) == (0.5, "search")

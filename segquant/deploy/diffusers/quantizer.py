@@ -176,7 +176,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
                 setattr(model.get_submodule(owner), key, tensors[name])
         for name, stride in self._manifest["strides"].items():
             if name in tensors and name not in self._outside:
-                tensors[name].data = strided(tensors[name].data, stride)
+                tensors[name].data = strided(name, tensors[name].data, stride, self._folder)
         own = next(iter(self._manifest["layers"].values())).get("dtype")
         for name, tensor in self._outside.items():
             cast = self._dtype is not None and str(self._dtype) != f"torch.{own}"

@@ -89,7 +89,7 @@ def write_out(
         assert x is not None and x.shape is not None
         if node.op_type == CONVOLUTION:
             pads: Any = node.attributes["pads"].as_ints()
-            new = convolution(work, x, layer.window, pads, forms[name])  # type: ignore[arg-type]
+            new = convolution(work, x, layer.window, pads, forms[name])
         else:
             new = linear(work, x, len(x.shape), forms[name])
         new.shape, new.type = old.shape, old.type

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import segquant
-from segquant import QuantConv2d, QuantizationError, Segments, presets
+from segquant import QuantConv2d, QuantizationError, QuantLinear, Segments, presets
 from segquant.method.targets import layer_method, targets
 from segquant.modules.layers import as_linear, quantizable
 from segquant.modules.window import Window
@@ -191,3 +191,29 @@ def test_groups_that_do_not_divide_patches_shrink() -> None:
     assert layer_method(presets.rtn("w4a8"), nn.Conv2d(32, 8, 3)) == presets.rtn("w4a8")
     with pytest.raises(TypeError, match="ungrouped"):
         as_linear(nn.Conv2d(4, 4, 3, groups=2))
+
+
+FORMATS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "every other row": lambda x: x[:, :, ::2],
+    "every other row, channels_last": lambda x: x.to(memory_format=torch.channels_last)[:, :, ::2],
+    "turned": lambda x: x.transpose(2, 3),
+    "one pixel": lambda x: x[:, :, :1, :1],
+    "one pixel, channels_last": lambda x: x[:, :, :1, :1].contiguous(memory_format=torch.channels_last),
+    "expanded": lambda x: x[:, :1].expand_as(x),
+    "one picture": lambda x: x[0],
+    "none": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kernel, channels", [(3, 4), (1, 4), (3, 1), (1, 1)])
+def test_memory_format_is_the_float_layers(form: str, kernel: int, channels: int) -> None:
+    conv = nn.Conv2d(channels, 5, kernel, padding=kernel // 2)
+    layer = QuantLinear.from_float(conv, presets.rtn("w8a8_dynamic"))
+    x = FORMATS[form](draw(2, channels, 6, 6))
+    with torch.no_grad():
+        exact, found = conv(x), layer(x)
+    assert found.stride() == exact.stride() and found.shape == exact.shape
+    assert torch.equal(layer(x.contiguous()), found)
