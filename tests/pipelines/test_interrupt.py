@@ -63,7 +63,10 @@ def test_interrupt_at_the_end_of_a_stage(
     assert {name for name, record in stages.items() if record["cached"]} == set(before)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],  # the cache's tests have a small one
+)
 def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -> None:
     """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
     cache = tmp_path / "cache"
