@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from segquant.deploy.onnx.forms import FP8, INT8
-from segquant.deploy.onnx.products import float_weight
+from segquant.deploy.onnx.products import float_weight, summed
 from segquant.deploy.onnx.quantizers import Codes, codes_of
 from segquant.deploy.onnx.tape import array, fp8, uint4
 from segquant.deploy.onnx.work import CENTRE, Piece, Work
@@ -33,7 +33,7 @@ def convolution(work: Work, x: ir.Value, window: Window, pads: Sequence[int], fo
         flat = work.tape.op("Transpose", float_weight(work), perm=[1, 0])
         weight = work.tape.op("Reshape", flat, work.tape.whole(*_shape(work, window, work.layout.in_features)))
         return _with_bias(work, work.tape.op("Conv", x, weight, **geometry))
-    total: ir.Value | None = None
+    products: list[tuple[bool, ir.Value]] = []
     codes, pieces = work.codes(), work.pieces()
     for number, piece in enumerate(pieces):
         part = x if len(pieces) == 1 else _channels(work, x, piece, window)
@@ -42,13 +42,8 @@ def convolution(work: Work, x: ir.Value, window: Window, pads: Sequence[int], fo
         block = block.reshape(_shape(work, window, block.shape[1]))
         for each in codes_of(work, part, piece.given) if form == INT8 else [_fp8(work, part, piece)]:
             make = _fused if work.profile.fused else _paired
-            product = make(work, each, block, piece, label, geometry)
-            if total is None:
-                total = work.tape.op("Neg", product) if each.negated else product
-            else:
-                total = work.tape.op("Sub" if each.negated else "Add", total, product)
-    assert total is not None
-    return _with_bias(work, total)
+            products.append((each.negated, make(work, each, block, piece, label, geometry)))
+    return _with_bias(work, summed(work, products))
 
 
 def _shape(work: Work, window: Window, columns: int) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -41,26 +43,40 @@ def linear(work: Work, x: ir.Value, rank: int, form: str) -> ir.Value:
 
 
 def _integer(work: Work, x: ir.Value) -> ir.Value:
-    tape, codes, pieces = work.tape, work.codes(), work.pieces()
-    total: ir.Value | None = None
-    for number, piece in enumerate(pieces):
-        part = x if len(pieces) == 1 else _columns(work, x, piece)
-        label = work.label if len(pieces) == 1 else f"{work.label}.{number}"
-        block = codes[:, piece.columns]
-        for each in codes_of(work, part, piece.given):
-            product = _product(work, each, block, piece, label)
-            if total is None:
-                total = tape.op("Neg", product) if each.negated else product
-            else:
-                total = tape.op("Sub" if each.negated else "Add", total, product)
-    assert total is not None
+    codes, pieces, places = work.codes(), work.pieces(), slices(work.grid.pieces)
+    signed: list[tuple[bool, ir.Value]] = []
+    for given, place in enumerate(places):
+        part = x if len(places) == 1 else _columns(work, x, place)
+        for each in codes_of(work, part, given):
+            for number, piece in enumerate(pieces):
+                if piece.given == given:
+                    label = work.label if len(pieces) == 1 else f"{work.label}.{number}"
+                    inner = each if piece.columns == place else _inside(work, each, piece.columns, place)
+                    product = _product(work, inner, codes[:, piece.columns], piece, label)
+                    signed.append((each.negated, product))
+    return summed(work, signed)
+
+
+def summed(work: Work, products: Sequence[tuple[bool, ir.Value]]) -> ir.Value:
+    """Of pairs of whether a product is taken away, and the product; the first is added."""
+    assert products and not products[0][0]
+    total = products[0][1]
+    for negated, product in products[1:]:
+        total = work.tape.op("Sub" if negated else "Add", total, product)
     return total
 
 
-def _columns(work: Work, x: ir.Value, piece: Piece) -> ir.Value:
+def _columns(work: Work, x: ir.Value, place: slice) -> ir.Value:
     tape = work.tape
-    bounds = (tape.whole(piece.columns.start), tape.whole(piece.columns.stop), tape.whole(-1))
-    return tape.op("Slice", x, *bounds)
+    return tape.op("Slice", x, tape.whole(place.start), tape.whole(place.stop), tape.whole(-1))
+
+
+def _inside(work: Work, each: Codes, columns: slice, place: slice) -> Codes:
+    """A part of an input piece: cut as codes, since engines look for a pair before a product."""
+    source = each.value.producer()
+    assert source is not None and source.inputs[0] is not None
+    cut = _columns(work, source.inputs[0], slice(columns.start - place.start, columns.stop - place.start))
+    return replace(each, value=work.tape.op("DequantizeLinear", cut, *source.inputs[1:]))
 
 
 def _product(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) -> ir.Value:

@@ -92,14 +92,17 @@ def in_integers(form: str) -> set[str]:
     return {"int8": {"int8"}, "4-bit blocks": {"4-bit blocks"}, "weights": {"float32", "4-bit blocks"}}[form]
 
 
-@pytest.mark.parametrize("shape", [(2, 9, WIDTH), (5, WIDTH), (2, 3, 4, WIDTH)], ids=["3d", "2d", "4d"])
+SHAPES = {"3d": (2, 9, WIDTH), "2d": (5, WIDTH), "4d": (2, 3, 4, WIDTH)}
+FEW = ("per channel", "dual per token", "pieces")
+"""Layouts that are tried with other numbers of dimensions."""
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [*((name, "3d") for name in LINEARS), *((name, shape) for name in FEW for shape in ("2d", "4d"))]
+)
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
-@pytest.mark.parametrize("name", LINEARS)
-def test_a_linear_is_the_references(name: str, engine: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    layer = a_linear(*LINEARS[name])
-    if shape != (2, 9, WIDTH) and name not in ("per channel", "dual per token", "pieces"):
-        pytest.skip("the number of dimensions concerns few layouts")
-    x = inputs(*shape, seed=9)
+def test_a_linear_is_the_references(name: str, engine: str, shape: str, tmp_path: Path) -> None:
+    layer, x = a_linear(*LINEARS[name]), inputs(*SHAPES[shape], seed=9)
     found, running = run_layer(engine, layer, x, tmp_path)
     apart = distance(found, layer(x))
     lowest = 0.03 if name == "8 bits, inputs in float" and engine == "ort" else 1e-6  # it rounds inputs by itself
