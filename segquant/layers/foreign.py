@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import FrameType
 from typing import NoReturn
 
 from segquant.errors import QuantizationError
@@ -10,20 +11,27 @@ from segquant.errors import QuantizationError
 METHOD = "save_pretrained"
 PACKAGES = ("diffusers", "transformers", "huggingface_hub")
 """Whose `save_pretrained` takes a state dict of all that a model holds."""
-OURS = "segquant.serialize.save"
+OURS = ("segquant.serialize.save", "segquant.deploy.diffusers.save")
+"""Who knows what a quantized layer's state dict means."""
 
 
 def refuse_foreign_save() -> None:
-    """Raise if a state dict is asked for by `save_pretrained` of a model around this one, unless for save_quantized."""
+    """Raise if a state dict is asked for by `save_pretrained` of a model around this one, unless we asked."""
     frame = inspect.currentframe()
     while frame is not None:
-        module = str(frame.f_globals.get("__name__"))
-        if module == OURS:
+        module = _module_of(frame)
+        if module in OURS:
             return
         if frame.f_code.co_name == METHOD and module.partition(".")[0] in PACKAGES:
+            if frame.f_back is not None and _module_of(frame.f_back) in OURS:
+                return
             owner = frame.f_locals.get("self")
             refuse_save_pretrained("model" if owner is None else type(owner).__name__)
         frame = frame.f_back
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
 
 
 def refuse_save_pretrained(kind: str, taught: bool = False) -> NoReturn:

@@ -206,7 +206,8 @@ def hiding() -> Iterator[str]:
 @pytest.mark.parametrize("write", UNSEEN)
 @pytest.mark.parametrize("backend", ["reference", "hiding"])
 def test_a_write_that_no_layer_can_see_is_not_saved(write: str, backend: str, hiding: str, tmp_path: Path) -> None:
-    model = set_backend_(nn.Sequential(layer()), backend)
+    model = nn.Sequential(layer())
+    set_backend_(model, backend)
     before = model(X)
     save_quantized(model, tmp_path / "before")
     UNSEEN[write](model[0])
