@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from torch import nn
 
 from segquant.errors import QuantizationError
-from segquant.layers.foreign import METHOD, refuse_save_pretrained
+from segquant.layers.foreign import METHOD as METHOD
+from segquant.layers.foreign import refuse_save_pretrained
 from segquant.layers.layer import QuantLayer
 
 Saver = Callable[..., Any]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import segquant
 from segquant import QuantizationError, QuantLinear, presets
-from segquant.layers import saving
 
 diffusers = pytest.importorskip("diffusers")
 METHOD = presets.rtn("w8a8_dynamic")
@@ -101,12 +100,6 @@ def test_adapters_of_diffusers(model: nn.Module) -> None:
     assert torch.equal(out(model), adapted)
     model.unload_lora()
     assert torch.equal(out(model), plain) and isinstance(model.transformer_blocks[0].attn.to_q, QuantLinear)
-
-
-@pytest.fixture
-def untaught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process without segquant.deploy.diffusers."""
-    monkeypatch.setattr(saving, "_taught", [])
 
 
 def test_nothing_is_saved_that_loads_with_random_weights(untaught: None, model: nn.Module, tmp_path: Path) -> None:

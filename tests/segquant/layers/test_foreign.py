@@ -56,6 +56,7 @@ def weights(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
 
 
+@pytest.mark.usefixtures("untaught")
 @pytest.mark.parametrize("kind", [Around, Hub])
 def test_a_model_around_the_quantized_one_is_not_saved_by_others(kind: type[nn.Module], tmp_path: Path) -> None:
     model = around(kind)
@@ -68,6 +69,7 @@ def test_a_model_around_the_quantized_one_is_not_saved_by_others(kind: type[nn.M
     assert set(model.state_dict()) == {f"inner.{name}" for name in model.inner.state_dict()}
 
 
+@pytest.mark.usefixtures("untaught")
 def test_a_pipeline_around_the_model_around_is_not_saved_by_others(tmp_path: Path) -> None:
     pipeline = diffusers.DiTPipeline(around(Around), None, diffusers.DDIMScheduler())
     with pytest.raises(QuantizationError, match="its files would load with random weights"):
