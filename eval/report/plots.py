@@ -85,7 +85,7 @@ def _draw(panel: Axes, quantity: Quantity, runs: Sequence[RunResult]) -> None:
 
 
 def _whiskers(cell: Cell) -> list[list[float]] | None:
-    if cell.interval is None or cell.value is None or not all(map(math.isfinite, cell.interval)):
+    if cell.interval is None or cell.value is None:
         return None
     low, high = cell.interval
     return [[max(cell.value - low, 0.0)], [max(high - cell.value, 0.0)]]

@@ -235,8 +235,9 @@ def test_the_later_of_two_runs_of_one_configuration_is_shown(tmp_path: Path) -> 
 
 
 def test_a_table_of_pairs_names_each_pair() -> None:
-    found, _ = compare_runs([_run(job, name) for job, name in enumerate(("rtn", "gptq", "segquant_g"))])
+    found, _ = compare_runs([_run(job, name) for job, name in enumerate(("rtn", "gptq", "a<i>b", "segquant_g"))])
     page = render_page([_run(0, "rtn")], [], found, [], {}, "")
+    assert "<i>" not in page and page.count("segquant_g</b> vs a&lt;i&gt;b at w8a8") == 1
     assert page.count("<td class='key'>segquant_g vs rtn</td>") == page.count(">segquant_g vs gptq</td>") == 1
 
 
