@@ -12,7 +12,9 @@ from torch import Tensor, nn
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+
+import diffusers
 
 from segquant import export_onnx, presets, quantize_
 from segquant.deploy.run import load_exported
