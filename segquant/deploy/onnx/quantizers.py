@@ -51,12 +51,12 @@ def quantized(work: Work, x: ir.Value, scale: float, zero: int) -> ir.Value:
     return work.tape.op("DequantizeLinear", work.tape.op("QuantizeLinear", x, *pair), *pair)
 
 
-def _on_grid(work: Work, x: ir.Value, scale: float, zero: int, **about: bool) -> Codes:
+def _on_grid(work: Work, x: ir.Value, scale: float, zero: int, small: bool = False, negated: bool = False) -> Codes:
     if not work.apart:
-        return Codes(quantized(work, x, scale, zero), **about)
+        return Codes(quantized(work, x, scale, zero), negated=negated, small=small)
     unit = work.tape.number(scale)
     rounded = work.tape.op("Round", work.tape.op("Div", x, unit))
-    return Codes(quantized(work, rounded, 1.0, zero), after=unit, **about)
+    return Codes(quantized(work, rounded, 1.0, zero), after=unit, negated=negated, small=small)
 
 
 def _centre(work: Work) -> int:
