@@ -18,7 +18,7 @@ class Codes:
 
     Args:
         value: float, on the grid; for dynamic inputs in units of the scale.
-        after: factor of the product per token, None: 1.
+        after: factor of the product, maybe per token; None: 1.
         negated: the product is taken away, not added.
         zero: per token; its product with the sums of weight codes is taken away (× `after`).
         small: codes are at most 128, which no integer product of pairs saturates on.
@@ -51,6 +51,14 @@ def quantized(work: Work, x: ir.Value, scale: float, zero: int) -> ir.Value:
     return work.tape.op("DequantizeLinear", work.tape.op("QuantizeLinear", x, *pair), *pair)
 
 
+def _on_grid(work: Work, x: ir.Value, scale: float, zero: int, small: bool = False, negated: bool = False) -> Codes:
+    if not work.apart:
+        return Codes(quantized(work, x, scale, zero), negated=negated, small=small)
+    unit = work.tape.number(scale)
+    rounded = work.tape.op("Round", work.tape.op("Div", x, unit))
+    return Codes(quantized(work, rounded, 1.0, zero), after=unit, negated=negated, small=small)
+
+
 def _centre(work: Work) -> int:
     return 0 if work.profile.symmetric else CENTRE
 
@@ -67,10 +75,10 @@ def _static(work: Work, x: ir.Value, piece: int) -> list[Codes]:
         if high < 127:
             bounds = (np.float32(-zero) * np.float32(scale), np.float32(high - low - zero) * np.float32(scale))
             x = tape.op("Clip", x, tape.number(float(bounds[0])), tape.number(float(bounds[1])))
-        return [Codes(quantized(work, x, scale, zero))]
+        return [_on_grid(work, x, scale, zero)]
     if high < 127:
         x = tape.op("Clip", x, tape.number(low * scale), tape.number(high * scale))
-    return [Codes(quantized(work, x, scale, _centre(work)), small=high < 127)]
+    return [_on_grid(work, x, scale, _centre(work), small=high < 127)]
 
 
 def _two(work: Work, x: ir.Value, scales: tuple[float, float], limits: tuple[float, float]) -> list[Codes]:
@@ -78,12 +86,12 @@ def _two(work: Work, x: ir.Value, scales: tuple[float, float], limits: tuple[flo
     tape = work.tape
     if work.profile.symmetric:  # saturates at the ends of int8 by itself
         above, below = tape.op("Relu", x), tape.op("Min", x, tape.number(0.0))
-        return [Codes(quantized(work, above, scales[0], 0)), Codes(quantized(work, below, scales[1], 0))]
+        return [_on_grid(work, above, scales[0], 0), _on_grid(work, below, scales[1], 0)]
     above = tape.op("Min", x, tape.number(float(limits[0])))
     below = tape.op("Min", tape.op("Neg", x), tape.number(float(limits[1])))
     return [
-        Codes(quantized(work, above, scales[0], 0), small=True),
-        Codes(quantized(work, below, scales[1], 0), negated=True, small=True),
+        _on_grid(work, above, scales[0], 0, small=True),
+        _on_grid(work, below, scales[1], 0, negated=True, small=True),
     ]
 
 

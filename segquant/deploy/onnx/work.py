@@ -13,6 +13,7 @@ from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import expand_weight_scale
 from segquant.numerics.input_grid import InputGrid
 from segquant.numerics.layout import Layout, slices
+from segquant.transforms.smoothing import Smoothing
 
 CENTRE = 128
 """The unsigned code of 0."""
@@ -33,6 +34,7 @@ class Work:
 
     Args:
         every_cpu: codes that no CPU's integer product saturates on.
+        image: a convolution on pictures.
     """
 
     tape: Tape
@@ -42,6 +44,17 @@ class Work:
     branch: int
     profile: Profile
     every_cpu: bool
+    image: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether inputs are divided by their scale and rounded before they are quantized.
+
+        OpenVINO else merges the smoothing before into one operator with a range per channel, which it gets wrong where
+        sizes are free and products float.
+        """
+        smoothed = self.layout.transform(Smoothing.name) is not None
+        return self.image and smoothed and not self.profile.fused and not self.profile.symmetric
 
     @property
     def rows(self) -> slice:

@@ -84,10 +84,11 @@ def write_out(
         name = names[node.attributes["layer"].as_int()]
         layer, branch = layers[name], node.attributes["branch"].as_int()
         tape.begin(node.name or name)
-        work = Work(tape, name, layer.layout, layer.tensors(), branch, profile, every_cpu)
+        image = node.op_type == CONVOLUTION
+        work = Work(tape, name, layer.layout, layer.tensors(), branch, profile, every_cpu, image)
         x, old = node.inputs[0], node.outputs[0]
         assert x is not None and x.shape is not None
-        if node.op_type == CONVOLUTION:
+        if image:
             pads: Any = node.attributes["pads"].as_ints()
             new = convolution(work, x, layer.window, pads, forms[name])
         else:

@@ -14,7 +14,7 @@ from segquant.deploy.onnx.convolutions import convolution
 from segquant.deploy.onnx.forms import PROFILES, form_of
 from segquant.deploy.onnx.manifest import Manifest
 from segquant.deploy.onnx.products import linear
-from segquant.deploy.onnx.tape import Tape
+from segquant.deploy.onnx.tape import Tape, array
 from segquant.deploy.onnx.work import Work
 from segquant.deploy.run.engine import Engine
 from segquant.deploy.run.openvino import OpenVino
@@ -28,7 +28,7 @@ ENGINES: dict[str, Any] = {"ort": Ort, "openvino": OpenVino}
 
 
 def layer_graph(layer: QuantLayer, rank: int, profile: str, every_cpu: bool = True) -> ir.Model:
-    """Inputs x0, x1 …: the transformed input of each branch; outputs y0, y1 …"""
+    """Inputs x0, x1 …: of each branch, transformed unless it is a convolution; outputs y0, y1 …"""
     chosen = PROFILES[profile]
     form = form_of(layer, chosen)
     image = isinstance(layer, QuantConv2d)
@@ -38,8 +38,9 @@ def layer_graph(layer: QuantLayer, rank: int, profile: str, every_cpu: bool = Tr
         graph.inputs.append(x)
         tape = Tape(graph)
         tape.begin(f"branch{branch}")
-        work = Work(tape, "layer", layer.layout, layer.tensors(), branch, chosen, every_cpu)
+        work = Work(tape, "layer", layer.layout, layer.tensors(), branch, chosen, every_cpu, image)
         if image:
+            x = _smoothed(tape, layer, branch, x)
             left, right, top, bottom = layer.window.padding
             y = convolution(work, x, layer.window, (top, left, bottom, right), form)
         else:
@@ -50,16 +51,19 @@ def layer_graph(layer: QuantLayer, rank: int, profile: str, every_cpu: bool = Tr
     return ir.Model(graph, ir_version=10)
 
 
+def _smoothed(tape: Tape, layer: QuantConv2d, branch: int, x: ir.Value) -> ir.Value:
+    if not any(isinstance(transform, Smoothing) for transform in layer.layout.transforms):
+        return x
+    vector = layer.smooth[branch][:: layer.window.taps].view(1, -1, 1, 1)
+    return tape.op("Div", x, tape.constant(f"smooth{branch}", lambda: array(vector)))
+
+
 def layer_inputs(layer: QuantLayer, x: Tensor) -> tuple[dict[str, np.ndarray], list[Tensor]]:
     """What `layer_graph` takes, and what is added to each branch's product."""
     feeds, beside = {}, []
     for branch in range(len(layer.layout.branches)):
-        if isinstance(layer, QuantConv2d):
-            given, extra = x, []
-            if any(isinstance(transform, Smoothing) for transform in layer.layout.transforms):
-                given = x / layer.smooth[branch][:: layer.window.taps].view(1, -1, 1, 1)
-        else:
-            given, extra = chain_of(layer.layout, layer.tensors(), branch).run(x)
+        image = isinstance(layer, QuantConv2d)
+        given, extra = (x, []) if image else chain_of(layer.layout, layer.tensors(), branch).run(x)
         feeds[f"x{branch}"] = given.numpy()
         beside.append(sum(extra, torch.zeros(1)))
     return feeds, beside
