@@ -75,7 +75,7 @@ class Cpu(Backend):
             kind = x.dtype if x.dtype in KERNEL_DTYPES else torch.float32
             rows = x.reshape(-1, layout.in_features).to(kind).contiguous()
             out = _inside_kernel(rows, layout, packed) if _inside(layout) else _by_branch(rows, layout, packed)
-            return out.unflatten(0, x.shape[:-1]).to(x.dtype) if x.dim() != 2 else out.to(x.dtype)
+            return out.reshape(*x.shape[:-1], layout.out_features).to(x.dtype)
 
     def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:
         if not _inside(layout):

@@ -138,47 +138,63 @@ inline void store_quads(__m256i codes, uint8_t* out) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), packed);
 }
 
+// How the codes of a run are stored.
+struct Store {
+  bool pairs;
+  int64_t part;   // -1: all codes, 0: those at least 0, 1: those below
+  __m256i lift;   // added: quads hold codes with their zero point, pairs less it
+
+  void operator()(__m256i codes, uint8_t* words, int64_t k) const {
+    const __m256i none = _mm256_setzero_si256();
+    if (part == 0) codes = _mm256_max_epi32(codes, none);
+    if (part == 1) {
+      codes = _mm256_min_epi32(codes, none);
+      if (!pairs) codes = _mm256_sub_epi32(none, codes);  // magnitudes: u8
+    }
+    codes = _mm256_add_epi32(codes, lift);
+    if (pairs) store_pairs(codes, reinterpret_cast<int16_t*>(words) + k);
+    else store_quads(codes, words + k);
+  }
+};
+
 // A row's codes in the order of the plan's runs; false if some value is no number.
 inline bool pack_codes(const Shape& shape, const Plan& plan, const float* row, const float* scale, const float* zero,
                        int32_t* out) {
   const float most = code_max(shape.input_bits), least = -most - 1;
   const bool pairs = shape.kind == Kind::kPairs;
+  const int64_t bytes = pairs ? 2 : 1;
   __m256 bad = _mm256_setzero_ps();
+  Grid grid(1, 1, least, most);
+  Store store{pairs, -1, _mm256_setzero_si256()};
+  int64_t piece = -1;
   for (const Run& run : plan.runs) {
-    const float* own = scale + 2 * run.piece;
     const bool split = shape.split(run.piece);
-    const float middle = zero[2 * run.piece];
-    const bool lifted = shape.dual[run.piece] && !split;  // codes 0 … 255, less their zero
-    const Grid grid(own[0], split ? own[1] : own[0], lifted ? -middle : least, lifted ? 2 * most + 1 - middle : most);
-    // pairs hold codes less their zero; quads hold them with it
-    const __m256i lift = _mm256_set1_epi32(pairs ? 0 : static_cast<int>(middle));
-    const __m256i none = _mm256_setzero_si256();
+    if (run.piece != piece) {
+      piece = run.piece;
+      const float* own = scale + 2 * piece;
+      const float middle = zero[2 * piece];
+      const bool lifted = shape.dual[piece] && !split;  // codes 0 … 255, less their zero
+      grid = Grid(own[0], split ? own[1] : own[0], lifted ? -middle : least, lifted ? 2 * most + 1 - middle : most);
+      store.lift = _mm256_set1_epi32(pairs ? 0 : static_cast<int>(middle));
+    }
+    store.part = split ? run.sign : -1;
     const float* x = row + run.first;
     auto* words = reinterpret_cast<uint8_t*>(out + run.input);
-    const int64_t room = run.words * per_word(shape.kind);
-    float tail[8];
-    for (int64_t k = 0; k < room; k += 8) {
-      const int64_t left = run.count - k;
-      if (left < 8) {
-        std::memset(tail, 0, sizeof tail);
-        std::memcpy(tail, x + k, static_cast<size_t>(std::max<int64_t>(left, 0)) * sizeof(float));
-      }
-      Codes found = grid(_mm256_loadu_ps(left < 8 ? tail : x + k));
+    int64_t k = 0;
+    for (; k + 8 <= run.count; k += 8) {
+      const Codes found = grid(_mm256_loadu_ps(x + k));
       bad = _mm256_or_ps(bad, found.bad);
-      if (split && run.sign == 0) found.codes = _mm256_max_epi32(found.codes, none);
-      if (split && run.sign == 1) {
-        found.codes = _mm256_min_epi32(found.codes, none);
-        if (!pairs) found.codes = _mm256_sub_epi32(none, found.codes);  // magnitudes: u8
-      }
-      found.codes = _mm256_add_epi32(found.codes, lift);
+      store(found.codes, words, k);
+    }
+    const int64_t room = run.words * per_word(shape.kind) - k;
+    if (room > 0) {
+      float tail[8] = {};
+      std::memcpy(tail, x + k, static_cast<size_t>(run.count - k) * sizeof(float));
+      const Codes found = grid(_mm256_loadu_ps(tail));
+      bad = _mm256_or_ps(bad, found.bad);
       uint8_t block[16];
-      const bool fits = room - k >= 8;
-      if (pairs) {
-        store_pairs(found.codes, fits ? reinterpret_cast<int16_t*>(words) + k : reinterpret_cast<int16_t*>(block));
-      } else {
-        store_quads(found.codes, fits ? words + k : block);
-      }
-      if (!fits) std::memcpy(words + k * (pairs ? 2 : 1), block, static_cast<size_t>((room - k) * (pairs ? 2 : 1)));
+      store(found.codes, block, 0);
+      std::memcpy(words + k * bytes, block, static_cast<size_t>(room * bytes));
     }
   }
   return _mm256_movemask_ps(bad) == 0;

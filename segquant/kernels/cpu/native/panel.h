@@ -90,8 +90,8 @@ inline void fill_run(const Run& run, int64_t each, const int8_t* const* rows, in
   }
 }
 
-// Σ weights of a run by column.
-inline void sum_run(const Run& run, const int8_t* weights, int32_t* sums) {
+// Σ weights of a run by column; as floats where tiles take them so.
+inline void sum_run(const Run& run, const int8_t* weights, bool floats, int32_t* sums) {
   const __m256i bytes = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
   for (int half = 0; half < 2; ++half) {
     __m256i sum = _mm256_setzero_si256();
@@ -99,6 +99,7 @@ inline void sum_run(const Run& run, const int8_t* weights, int32_t* sums) {
       const auto* at = reinterpret_cast<const __m256i*>(weights + word * 4 * kColumns + half * 32);
       sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_load_si256(at)), ones));
     }
+    if (floats) sum = _mm256_castps_si256(_mm256_cvtepi32_ps(sum));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * half), sum);
   }
 }
@@ -146,7 +147,7 @@ struct Panel {
       }
       int8_t* at = weights + run.panel * each * kColumns;
       if (run.sign == 0) fill_run(run, each, rows, at);
-      if (shape.kind != Kind::kPairs) sum_run(run, at, sum), sum += kColumns;
+      if (shape.kind != Kind::kPairs) sum_run(run, at, shape.kind == Kind::kQuads, sum), sum += kColumns;
     }
   }
 };
