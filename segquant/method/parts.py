@@ -12,14 +12,15 @@ from segquant.numerics.formats import check_choice, scheme_of
 from segquant.numerics.input_grid import NEGATIVES
 
 CONTROLS = ("graph", "random", "wrong")
-COLUMNS = ("pieces", "fold")
+COLUMNS = ("pieces", "fold", "whole")
+NONE = "none"
 DEPLOY: dict[str, dict[str, str]] = {
     "none": {"negative": "dual", "columns": "pieces"},
     "cpu": {"negative": "zero_point", "columns": "fold"},
     "onnx": {"negative": "zero_point", "columns": "fold"},
     "tensorrt": {"negative": "shift", "columns": "fold"},
     "torchao": {"negative": "zero_point", "columns": "fold"},
-    "comfy": {"negative": "shift", "columns": "fold"},
+    "comfy": {"negative": NONE, "columns": "whole"},
 }
 """What an engine needs of `Cuts`, by the engine's name; chosen before solving, so that searches and GPTQ see it."""
 
@@ -34,9 +35,9 @@ class Cuts:
         control: "graph", or of Table 6 "random" places, "wrong" number of pieces.
         negative: how a scale per sign is held: "dual" (two products), "zero_point" (one grid over the range of both
             signs) or "shift" (a constant taken off static inputs, for engines whose grids are symmetric; dynamic ones
-            have one scale).
+            have one scale); "none": one scale for both.
         columns: input pieces have scales of their own ("pieces", a product each), or these are folded into the
-            smoothing ("fold", one product).
+            smoothing ("fold", one product); "whole": one scale for all.
     """
 
     seglinear: bool = False
@@ -48,7 +49,7 @@ class Cuts:
     def __post_init__(self) -> None:
         check_fields(self)
         check_choice("cuts", self.control, CONTROLS)
-        check_choice("negative", self.negative, NEGATIVES)
+        check_choice("negative", self.negative, (*NEGATIVES, NONE))
         check_choice("columns", self.columns, COLUMNS)
 
     @property

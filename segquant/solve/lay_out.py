@@ -6,6 +6,7 @@ from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments, column_segments
+from segquant.method.parts import NONE
 from segquant.method.spec import Method
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Transform
@@ -51,7 +52,8 @@ def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None,
     segments = column_segments(segments, taps)
     rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
     transforms = planned(method)
-    keeps_sign = method.cuts.dualscale and scheme.input is not None and not _mixes(method)
+    keeps_sign = method.cuts.dualscale and method.cuts.negative != NONE and scheme.input is not None
+    keeps_sign = keeps_sign and not _mixes(method)
     if method.cuts.negative == "shift" and not scheme.static_input:
         keeps_sign = False  # a constant would widen the range of every token that is smaller than it
     dual = tuple(keeps_sign and bool(entry) for entry in activations)
@@ -95,7 +97,8 @@ def _cuts(
         rows = segments.output or rows
         # a rotation spreads every channel over the whole input: nothing is left of the pieces it was made of
         fits = segments.input and not any(size % group for size in segments.input for group in groups)
-        if fits and pieces and segments.input and not _mixes(method):
+        cuts = fits and method.cuts.columns != "whole" and not _mixes(method)
+        if cuts and pieces and segments.input:
             return rows, segments.input, pieces
     # an uncut input comes out of an activation if all of its pieces do
     whole = segments.activation or (pieces[0] if pieces and all(pieces) else None)

@@ -169,6 +169,12 @@ def test_a_model_for_an_engine_saves_and_loads(tmp_path: Path, engine: str) -> N
     assert Method.from_dict(method.to_dict()) == method
 
 
+def test_a_plain_layout_has_one_scale_for_everything() -> None:
+    module = make("w8a8", PIECES, deploy="comfy", calibrator="gptq")[2]
+    assert module.layout.columns == (WIDTH,) and module.layout.dual == (False,) and not module.layout.transforms
+    assert module.layout.rows == (16, 24) and module.layout.second_scale is None
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="unknown negative 'zero'; .*zero_point"):
         presets.segquant_g("w8a8", negative="zero")
