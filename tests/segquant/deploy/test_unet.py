@@ -23,6 +23,7 @@ from segquant.layers.layer import QuantLayer
 from segquant_bench.pipelines.architectures import config_of
 from segquant_bench.pipelines.architectures.inputs import example_inputs
 from segquant_bench.pipelines.runtime.paths import ZOO
+from tests.segquant.deploy.support import traced_once
 from tests.segquant.deploy.test_export import error
 
 
@@ -54,19 +55,20 @@ class Pair(nn.Module):
         return self.second(nn.functional.silu(self.first(output)))
 
 
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
-def test_a_pair_of_convolutions(engine: str, tmp_path: Path) -> None:
+def test_a_pair_of_convolutions(tmp_path: Path) -> None:
     model, exact = Pair().eval(), Pair().eval()
     batches = [(torch.randn(2, 8, 6, 8, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
     segments = {"first": Segments(), "second": Segments(activation="silu")}
     method = presets.segquant_a("w8a8", alpha=0.5, convolutions=True)
     quantize_(model, method, batches[:2], segments)
-    export_onnx(model, tmp_path / "out", batches[0], profile=engine)
-    running = load_exported(tmp_path / "out", engine)
-    for x in (batches[2][0], torch.randn(3, 8, 4, 10, generator=torch.Generator().manual_seed(9))):
-        with torch.no_grad():
-            found, ours, wanted = (each(x) for each in (running, model, exact))
-        assert error(found.output, wanted) < 1.03 * error(ours, wanted)
+    with traced_once():
+        for engine in ("ort", "openvino"):
+            export_onnx(model, tmp_path / engine, batches[0], profile=engine)
+            running = load_exported(tmp_path / engine, engine)
+            for x in (batches[2][0], torch.randn(3, 8, 4, 10, generator=torch.Generator().manual_seed(9))):
+                with torch.no_grad():
+                    found, ours, wanted = (each(x) for each in (running, model, exact))
+                assert error(found.output, wanted) < 1.03 * error(ours, wanted), engine
 
 
 @pytest.mark.slow
