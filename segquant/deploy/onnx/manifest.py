@@ -58,7 +58,7 @@ class Manifest:
     Args:
         parameters: of the forward, in order.
         constants: arguments that are built in.
-        outputs: names.
+        outputs: names of the forward's.
         layers: each quantized layer's form.
         every_cpu: no integer product saturates on CPUs without VNNI.
         data: bytes of the file of weights beside the model, 0: none.

@@ -59,14 +59,15 @@ def traced(
 
 @own_state()
 def as_onnx(program: ExportedProgram, arguments: Arguments, outputs: list[str]) -> ir.Model:
-    """The graph, products not written out."""
+    """The graph, products not written out; an output that is named as an input gets "_out"."""
+    names = [name.replace(".", "_") for name in arguments.names]
     with _quiet():
         found = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[name.replace(".", "_") for name in arguments.names],
-            output_names=outputs,
+            input_names=names,
+            output_names=[f"{name}_out" if name in names else name for name in outputs],
             verbose=False,
         )
     assert found is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from segquant.deploy.onnx import write
 from segquant.deploy.onnx.convolutions import convolution
 from segquant.deploy.onnx.forms import PROFILES, form_of
 from segquant.deploy.onnx.manifest import Manifest
@@ -85,6 +88,29 @@ def run_layer(engine: str, layer: QuantLayer, x: Tensor, folder: Path) -> tuple[
     feeds, beside = layer_inputs(layer, x)
     parts = [torch.from_numpy(part) + extra for part, extra in zip(running.run(feeds), beside, strict=True)]
     return torch.cat(parts, dim=1 if isinstance(layer, QuantConv2d) else -1), running
+
+
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """Exports inside are of one model: tracing takes most of the time, and every profile starts from the same graph."""
+    found: list[Any] = []
+    traced, as_onnx = write.traced, write.as_onnx
+
+    def program(*given: Any) -> Any:
+        if not found:
+            found.append(traced(*given))
+        return found[0]
+
+    def graph(*given: Any) -> ir.Model:
+        if len(found) < 2:
+            found.append(as_onnx(*given))
+        return found[1].clone()
+
+    write.traced, write.as_onnx = program, graph
+    try:
+        yield
+    finally:
+        write.traced, write.as_onnx = traced, as_onnx
 
 
 def distance(found: Tensor, exact: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ import onnx
 
 import segquant
 from segquant import QuantizationError, export_onnx, presets, quantize_
-from segquant.deploy.onnx import write
 from segquant.deploy.onnx.export import Exported
 from segquant.deploy.onnx.manifest import DATA, MODEL
 from segquant.deploy.run import load_exported
 from segquant.deploy.run import openvino as openvino_engine
 from segquant.layers.layer import QuantLayer
+from tests.segquant.deploy.support import traced_once
 from tests.segquant.sd3 import random_sd3
 
 ENGINES = ("ort", "openvino")
@@ -63,17 +63,7 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def exports(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     folder, example = tmp_path_factory.mktemp("exports"), call(2, 8, 8, 7)
-    traced: list[Any] = []
-
-    def once(*given: Any) -> Any:
-        """Tracing takes most of the time, and both profiles start from the same graph."""
-        if not traced:
-            traced.append(as_onnx(*given))
-        return traced[0].clone()
-
-    as_onnx = write.as_onnx
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "as_onnx", once)
+    with traced_once():
         return {
             engine: export_onnx(model, folder / engine, (), example, profile=engine, external_data=engine == "openvino")
             for engine in ENGINES

@@ -16,13 +16,14 @@ pytest.importorskip("diffusers")
 
 import diffusers
 
-from segquant import export_onnx, presets, quantize_
+from segquant import Segments, export_onnx, presets, quantize_
 from segquant.deploy.run import load_exported
 from segquant.deploy.run import openvino as openvino_engine
 from segquant.layers.layer import QuantLayer
 from segquant_bench.pipelines.architectures import config_of
 from segquant_bench.pipelines.architectures.inputs import example_inputs
 from segquant_bench.pipelines.runtime.paths import ZOO
+from tests.segquant.deploy.support import traced_once
 from tests.segquant.deploy.test_export import error
 
 
@@ -42,7 +43,36 @@ def call(batch: int, height: int, width: int, words: int, seed: int = 0) -> dict
     return {"sample": sample, "timestep": torch.tensor(500), "encoder_hidden_states": text, "return_dict": False}
 
 
-@pytest.mark.parametrize("engine", ["ort", pytest.param("openvino", marks=pytest.mark.slow)])
+class Pair(nn.Module):
+    """Two convolutions, of which one is smoothed and has a scale per sign; the output is named as the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, output: Tensor) -> Tensor:
+        return self.second(nn.functional.silu(self.first(output)))
+
+
+def test_a_pair_of_convolutions(tmp_path: Path) -> None:
+    model, exact = Pair().eval(), Pair().eval()
+    batches = [(torch.randn(2, 8, 6, 8, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
+    segments = {"first": Segments(), "second": Segments(activation="silu")}
+    method = presets.segquant_a("w8a8", alpha=0.5, convolutions=True)
+    quantize_(model, method, batches[:2], segments)
+    with traced_once():
+        for engine in ("ort", "openvino"):
+            export_onnx(model, tmp_path / engine, batches[0], profile=engine)
+            running = load_exported(tmp_path / engine, engine)
+            for x in (batches[2][0], torch.randn(3, 8, 4, 10, generator=torch.Generator().manual_seed(9))):
+                with torch.no_grad():
+                    found, ours, wanted = (each(x) for each in (running, model, exact))
+                assert error(found.output, wanted) < 1.03 * error(ours, wanted), engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
 def test_convolutions_run_in_integers(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = quantize_(unet(), presets.rtn("w8a8", convolutions=True), [call(2, 8, 8, 5, seed) for seed in range(2)], {})
     export_onnx(model, tmp_path / "out", (), call(2, 8, 8, 5), profile=engine)
