@@ -123,8 +123,7 @@ def _factors(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor | No
 
 def _inside_kernel(rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
     beside = None if packed.down is None else _beside(rows.float() @ packed.down.T, packed)
-    arguments = _arguments(layout, packed, beside, packed.tensors.get("smooth"), _static(packed), layout.branches)
-    return operators.linear(rows, *arguments)
+    return operators.linear(rows, *_whole(layout, packed, beside))
 
 
 def _beside(inner: Tensor, packed: Packed) -> Tensor:
@@ -169,6 +168,11 @@ def _scales_of(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Scales
         return first, None if grid.zero_point else second, second if grid.zero_point else None
     above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(packed))
     return above, below, zero
+
+
+def _whole(layout: Layout, packed: Packed, beside: Tensor | None) -> tuple[Any, ...]:
+    """The operators' arguments for all branches, whose transforms are the kernel's."""
+    return _arguments(layout, packed, beside, packed.tensors.get("smooth"), _static(packed), layout.branches)
 
 
 def _arguments(
