@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Packed:
-    """The layer's own tensors, its weight's scales by row, and the low-rank factors in float32.
+    """The layer's own tensors, its weight's scales by row, and the low-rank factors and the bias in float32.
 
     Args:
         down: of all branches, on the input as it comes, [ranks, in].
@@ -37,6 +37,7 @@ class Packed:
     weight_scale: Tensor
     down: Tensor | None
     ups: tuple[Tensor, ...]
+    bias: Tensor | None
 
 
 @register
@@ -68,7 +69,8 @@ class Cpu(Backend):
         elif layout.weight_spec.granularity == "tensor":
             scale = scale.contiguous()
         down, ups = _factors(layout, tensors) if _inside(layout) else (None, ())
-        return Packed(tensors, scale.contiguous(), down, ups)
+        bias = tensors["bias"].float() if layout.bias else None
+        return Packed(tensors, scale.contiguous(), down, ups, bias)
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         with outside_autocast(x.device):
@@ -88,7 +90,9 @@ class Cpu(Backend):
                 kernels = packed.down.unflatten(1, (-1, *window.kernel))
                 inner = nnf.conv2d(images.float(), kernels, None, window.stride, 0, window.dilation)
                 beside = _beside(inner.permute(0, 2, 3, 1).flatten(0, 2), packed)
-            arguments = _arguments(layout, packed, beside, packed.tensors.get("smooth"), _static(layout, packed))
+            arguments = _arguments(
+                layout, packed, beside, packed.tensors.get("smooth"), _static(packed), layout.branches
+            )
             out = operators.convolution(images, *arguments, window.kernel, window.stride, window.dilation)
             return (out.squeeze(0) if x.dim() == 3 else out).to(x.dtype)
 
@@ -119,8 +123,7 @@ def _factors(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor | No
 
 def _inside_kernel(rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
     beside = None if packed.down is None else _beside(rows.float() @ packed.down.T, packed)
-    arguments = _arguments(layout, packed, beside, packed.tensors.get("smooth"), _static(layout, packed))
-    return operators.linear(rows, *arguments)
+    return operators.linear(rows, *_whole(layout, packed, beside))
 
 
 def _beside(inner: Tensor, packed: Packed) -> Tensor:
@@ -139,17 +142,12 @@ def _by_branch(rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
         wide = [each for each in extra if each.dim() > 1]
         beside = sum(wide[1:], wide[0]).contiguous() if wide else None
         size = layout.branches[branch]
-        own = replace(
-            layout, branches=(size,), rows=(size,), out_features=size, transforms=(), bias=layout.bias or bool(constant)
-        )
-        tensors = {"codes": packed.tensors["codes"][cut]}
-        if layout.bias:
-            constant = [*constant, packed.tensors["bias"][cut].float()]
-        if constant:
-            tensors["bias"] = sum(constant[1:], constant[0])
-        part = Packed(tensors, packed.weight_scale[cut], None, ())
+        if packed.bias is not None:
+            constant = [*constant, packed.bias[cut]]
+        bias = sum(constant[1:], constant[0]) if constant else None
+        part = Packed({"codes": packed.tensors["codes"][cut]}, packed.weight_scale[cut], None, (), bias)
         static = _scales_of(x, layout, packed, branch)
-        outputs.append(operators.linear(x.contiguous(), *_arguments(own, part, beside, None, static)))
+        outputs.append(operators.linear(x.contiguous(), *_arguments(layout, part, beside, None, static, (size,))))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
     return out.to(rows.dtype)
 
@@ -158,7 +156,7 @@ Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
 """For x ≥ 0, below, and zero points, [branches, pieces]; None: by the kernel, from each row."""
 
 
-def _static(layout: Layout, packed: Packed) -> Scales:
+def _static(packed: Packed) -> Scales:
     found = [packed.tensors.get(name) for name in ("input_scale", "input_scale_negative", "input_zero")]
     return found[0], found[1], found[2]
 
@@ -168,20 +166,29 @@ def _scales_of(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Scales
     if grid is not None and grid.spec.dynamic and grid.spec.granularity == "tensor":
         first, second = (scale.reshape(1, -1) for scale in grid.dynamic(x))
         return first, None if grid.zero_point else second, second if grid.zero_point else None
-    above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(layout, packed))
+    above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(packed))
     return above, below, zero
 
 
+def _whole(layout: Layout, packed: Packed, beside: Tensor | None) -> tuple[Any, ...]:
+    """The operators' arguments for all branches, whose transforms are the kernel's."""
+    return _arguments(layout, packed, beside, packed.tensors.get("smooth"), _static(packed), layout.branches)
+
+
 def _arguments(
-    layout: Layout, packed: Packed, beside: Tensor | None, smooth: Tensor | None, scales: Scales
+    layout: Layout,
+    packed: Packed,
+    beside: Tensor | None,
+    smooth: Tensor | None,
+    scales: Scales,
+    branches: tuple[int, ...],
 ) -> tuple[Any, ...]:
     """Of the operators, after the input."""
-    bias = packed.tensors["bias"].float() if layout.bias else None
     grid = layout.input_grid
     pieces = (layout.in_features,) if grid is None else grid.pieces
     dual = (0,) if grid is None else tuple(int(flag) for flag in grid.dual)
     bits = 0 if grid is None else grid.spec.bits
     return (
-        packed.tensors["codes"], packed.weight_scale, bias, beside, smooth, *scales, layout.branches, pieces, dual,
+        packed.tensors["codes"], packed.weight_scale, packed.bias, beside, smooth, *scales, branches, pieces, dual,
         layout.weight_columns, layout.weight_spec.bits, bits, grid is not None and grid.zero_point,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -83,8 +84,15 @@ def _instructions() -> str:
 
 
 def _compile(command: Sequence[str], path: Path) -> None:
-    """Several processes may do so at once: each writes a file of its own, which takes the name at the end."""
+    """A file of its own takes the name at the end; processes that come meanwhile wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of by the system if the process dies
+        if not path.is_file():
+            _compile_now(command, path)
+
+
+def _compile_now(command: Sequence[str], path: Path) -> None:
     handle, made = tempfile.mkstemp(dir=path.parent, suffix=".so")
     os.close(handle)
     libraries = [f"-l{name}" for name in LIBRARIES]

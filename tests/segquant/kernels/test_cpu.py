@@ -132,7 +132,8 @@ def test_sizes_that_nothing_divides() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_integers_are_exact(bits: int) -> None:
+@pytest.mark.parametrize("dual", [0, 1])
+def test_integers_are_exact(bits: int, dual: int) -> None:
     """Any codes, the largest together too: scales of one, compared in int64."""
     low = -(2 ** (bits - 1))
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +142,7 @@ def test_integers_are_exact(bits: int) -> None:
         codes = torch.randint(-128, 128, (rows, columns), generator=generator)
         weight[0], codes[0] = low, -128
         stored = weight if bits == 8 else segquant.numerics.functional.pack_int4(weight)
-        shape = ([outputs], [columns], [0], [columns], bits, 8, False)
+        shape = ([outputs], [columns], [dual], [columns], bits, 8, False)
         one = (torch.ones(outputs, 1), None, None, None, torch.ones(1, 1), None, None)
         found = operators.linear(codes.float(), stored, *one, *shape)
         exact = codes.long() @ weight.long().T
@@ -255,10 +256,11 @@ def test_shapes_are_known_without_numbers() -> None:
 
 @pytest.mark.slow
 def test_compilers_and_exporters_take_the_operators() -> None:
-    """One graph, no second one for another batch, and the same numbers."""
-    model: Any = nn.Sequential(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 48))
+    """One graph, no second one for another batch, and the same numbers; rotated, with low-rank branches, static."""
+    model: Any = nn.Sequential(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 64), nn.Linear(64, 48))
     batches = [inputs(6, 48, seed=seed) for seed in range(3)]
-    segquant.quantize_(model, presets.segquant_a("w8a8_dynamic", alpha=0.5), batches)
+    own = {"2": {"precision": "w4a8", "rank": 2}, "3": {"precision": "w8a8", "rotate": True}}
+    segquant.quantize_(model, presets.segquant_a("w8a8_dynamic", alpha=0.5, overrides=own), batches)
     segquant.set_backend_(model, "cpu")
     x, other = inputs(6, 48), inputs(9, 48)
     expected = model(x), model(other)

@@ -234,7 +234,10 @@ Shape shape_of(const Integers& pieces, const Integers& dual, const Integers& gro
   shape.pieces = pieces, shape.dual = dual, shape.groups = groups;
   for (const int64_t size : pieces) shape.columns += size;
   shape.weight_bits = weight_bits, shape.input_bits = input_bits, shape.zero_point = zero_point;
-  shape.kind = input_bits == 0 ? Kind::kFloat : weight_bits == 4 ? Kind::kQuads : kEightBits;
+  bool split = true;
+  for (size_t piece = 0; piece < pieces.size(); ++piece) split = split && shape.split(static_cast<int64_t>(piece));
+  const Kind eight = split && kEightBits == Kind::kPairs ? Kind::kSplit : kEightBits;
+  shape.kind = input_bits == 0 ? Kind::kFloat : weight_bits == 4 ? Kind::kQuads : eight;
   return shape;
 }
 

@@ -147,7 +147,8 @@ struct Panel {
       }
       int8_t* at = weights + run.panel * each * kColumns;
       if (run.sign == 0) fill_run(run, each, rows, at);
-      if (shape.kind != Kind::kPairs) sum_run(run, at, shape.kind == Kind::kQuads, sum), sum += kColumns;
+      const bool floats = shape.kind == Kind::kQuads;
+      if (floats || shape.kind == Kind::kBytes) sum_run(run, at, floats, sum), sum += kColumns;
     }
   }
 };

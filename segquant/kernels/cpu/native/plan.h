@@ -15,6 +15,7 @@ constexpr int kRows = 6;      // tokens of a tile: 12 of the 16 registers are su
 enum class Kind {
   kPairs,  // s8 weights, inputs in s16: vpmaddwd, exact for any codes
   kBytes,  // s8 weights, inputs in u8: vpdpbusd, where there is one
+  kSplit,  // s8 weights, inputs in u8 up to 128 (a scale per sign): vpmaddubsw, which then holds two products
   kQuads,  // s4 weights, inputs in u8: vpmaddubsw, whose 16-bit sums hold as long as a run is short
   kFloat,  // float inputs, weights dequantized on the way
 };
@@ -62,7 +63,7 @@ inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == K
 
 // Columns whose products a sum of the kernel's integers holds.
 inline int64_t longest_run(const Shape& shape) {
-  if (shape.kind == Kind::kPairs || shape.kind == Kind::kBytes) return 32768;  // 255 * 128 each in 32 bits
+  if (shape.kind != Kind::kQuads && shape.kind != Kind::kFloat) return 32768;  // 255 * 128 each in 32 bits
   if (shape.kind == Kind::kFloat) return int64_t{1} << 40;
   return shape.input_bits == 8 ? 32 : 256;  // two of 255 * 8, or of 15 * 8, per word in 16 bits
 }

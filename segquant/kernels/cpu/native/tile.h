@@ -56,6 +56,7 @@ SEGQUANT_INLINE void dot_bytes(__m256i& sum, __m256i a, __m256i b) {
 template <int R, Kind K>
 SEGQUANT_INLINE void dot(const Run& run, const TileInput& in, __m256i (&result)[R][2]) {
   constexpr int kBytes = K == Kind::kPairs ? 2 : 4;
+  const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[R][2];
   const int32_t* row[R];
   each<R>([&](auto r) {
@@ -79,13 +80,15 @@ SEGQUANT_INLINE void dot(const Run& run, const TileInput& in, __m256i (&result)[
         add32(low, _mm256_madd_epi16(a, b0)), add32(high, _mm256_madd_epi16(a, b1));
       } else if constexpr (K == Kind::kBytes) {
         dot_bytes(low, a, b0), dot_bytes(high, a, b1);
+      } else if constexpr (K == Kind::kSplit) {
+        add32(low, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b0), ones));
+        add32(high, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b1), ones));
       } else {
         add16(low, _mm256_maddubs_epi16(a, b0)), add16(high, _mm256_maddubs_epi16(a, b1));
       }
       sum[r][0] = low, sum[r][1] = high;
     });
   }
-  const __m256i ones = _mm256_set1_epi16(1);
   each<R>([&](auto r) {
     each<2>([&](auto h) { result[r][h] = K == Kind::kQuads ? _mm256_madd_epi16(sum[r][h], ones) : sum[r][h]; });
   });
@@ -94,7 +97,7 @@ SEGQUANT_INLINE void dot(const Run& run, const TileInput& in, __m256i (&result)[
 // The run's sums less zero points, as floats. Those of s4 weights are below 2^24, so floats subtract exactly.
 template <Kind K>
 SEGQUANT_INLINE __m256 centred(__m256i sum, const int32_t* sums, const float* zero) {
-  if constexpr (K == Kind::kPairs) return _mm256_cvtepi32_ps(sum);
+  if constexpr (K == Kind::kPairs || K == Kind::kSplit) return _mm256_cvtepi32_ps(sum);  // zeros are none
   const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums));
   if constexpr (K == Kind::kQuads) {
     return _mm256_fnmadd_ps(_mm256_broadcast_ss(zero), _mm256_castsi256_ps(all), _mm256_cvtepi32_ps(sum));
@@ -162,6 +165,7 @@ template <int R>
 void tile_of(Kind kind, const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   if (kind == Kind::kPairs) return tile_integer<R, Kind::kPairs>(plan, in, out);
   if (kind == Kind::kBytes) return tile_integer<R, Kind::kBytes>(plan, in, out);
+  if (kind == Kind::kSplit) return tile_integer<R, Kind::kSplit>(plan, in, out);
   if (kind == Kind::kQuads) return tile_integer<R, Kind::kQuads>(plan, in, out);
   tile_float<R>(plan, in, out);
 }
