@@ -180,3 +180,30 @@ def test_classes_outside_the_known_packages_are_not_imported(tmp_path: Path) -> 
     path.write_text(json.dumps(manifest))
     with pytest.raises(QuantizationError, match="cannot be rebuilt"):
         load_quantized(tmp_path / "model")
+
+
+def test_names_that_are_no_folder_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for directory in ("", ".", "..", "/"):
+        with pytest.raises(QuantizationError, match="names no folder of its own"):
+            save_quantized(model(), directory)
+    with pytest.raises(QuantizationError, match="file exists and is no quantized model"):
+        save_quantized(model(), tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "inside"]
+
+
+def test_buffers_that_share_memory_or_have_gaps(tmp_path: Path) -> None:
+    def made() -> nn.Module:
+        found = nn.Sequential(nn.Linear(4, 4))
+        table = torch.arange(16.0).view(4, 4)
+        for name, buffer in {"whole": table, "part": table[1:], "gaps": table[:, ::2], "turned": table.T}.items():
+            found.register_buffer(name, buffer)
+        return found
+
+    saved = quantize_(made(), presets.rtn("w8a8_dynamic"), [])
+    loaded = load_quantized(save_quantized(saved, tmp_path / "model"), made())
+    for name in ("whole", "part", "gaps", "turned"):
+        assert torch.equal(loaded.get_buffer(name), saved.get_buffer(name)), name
+    assert loaded.turned.stride() == saved.turned.stride() and loaded.gaps.is_contiguous()

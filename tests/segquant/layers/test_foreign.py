@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import segquant
 from segquant import QuantizationError, load_quantized, presets, save_quantized
+from segquant.layers.saving import refuse_save_pretrained_
 from tests.segquant.support import tensor
 
 diffusers = pytest.importorskip("diffusers")
@@ -75,6 +76,15 @@ def test_a_pipeline_around_the_model_around_is_not_saved_by_others(tmp_path: Pat
     with pytest.raises(QuantizationError, match="its files would load with random weights"):
         pipeline.save_pretrained(tmp_path / "saved")
     assert not weights(tmp_path)
+
+
+def test_a_float_model_beside_the_quantized_one_is_saved(tmp_path: Path) -> None:
+    both = nn.Sequential(around(Around), Around())
+    refuse_save_pretrained_(both)
+    with pytest.raises(QuantizationError, match="its files would load with random weights"):
+        both[0].save_pretrained(tmp_path / "quantized")
+    both[1].save_pretrained(tmp_path / "float")
+    assert not (tmp_path / "quantized").exists() and weights(tmp_path / "float")
 
 
 def test_a_class_that_saves_by_save_quantized_may_be_called_so(tmp_path: Path) -> None:

@@ -168,7 +168,39 @@ def test_weights_are_not_joined_into_a_float_layer() -> None:
     _, quantized = pair()
     with pytest.raises(QuantizationError, match="not joined into a float layer.*fuse before quantize_"):
         torch.cat([quantized.weight.data, quantized.weight.data])
+    for one, other in (
+        (quantized.weight.data, torch.zeros(32, 64)),
+        (torch.zeros(64, 32), quantized.weight.data.T),
+        (quantized.weight.data.chunk(2)[0], quantized.weight[:2]),
+    ):
+        with pytest.raises(QuantizationError, match="not joined into a float layer"):
+            torch.cat([one, other])
     assert torch.cat([quantized.weight, quantized.weight]).shape == (64, 64)
+
+
+@each_layer
+def test_views_have_the_form_of_the_float_weights(kind: str) -> None:
+    layer, quantized = pair(kind)
+    weight, exact = quantized.weight, layer.weight.detach()
+    for view in (
+        lambda w: w.flatten(1).T,
+        lambda w: w.movedim(0, 1),
+        lambda w: w[1::2],
+        lambda w: w.data.unbind(1)[-1],
+    ):
+        found, expected = view(weight), view(exact)
+        assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert torch.equal(found, view(weight.clone()))
+    moved = copy.deepcopy(quantized).to("meta")
+    assert moved.weight.device.type == moved.weight.T.device.type == "meta" and moved.weight.shape == exact.shape
+
+
+def test_a_weight_is_not_trained_and_not_shared() -> None:
+    _, quantized = pair()
+    assert not quantized.weight.requires_grad_(False).requires_grad
+    quantized.weight.requires_grad = False
+    with pytest.raises(QuantizationError, match="made from its codes"):
+        quantized.weight.share_memory_()
 
 
 def test_written_buffers_are_seen_by_the_next_call() -> None:

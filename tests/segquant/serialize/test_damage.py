@@ -72,14 +72,14 @@ def no_import(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_import")
-def test_values_of_amanifest_of(folder: Path, saved: tuple[Path, Tensor]) -> None:
+def test_values_of_a_manifest(folder: Path, saved: tuple[Path, Tensor]) -> None:
     """One damage in eleven: each place gets one or two of the values."""
     assert not list(_faults(folder, saved[1], itertools.islice(_damaged(manifest_of(folder)), 0, None, 11)))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_import")
-def test_every_value_of_amanifest_of(folder: Path, saved: tuple[Path, Tensor]) -> None:
+def test_every_value_of_a_manifest(folder: Path, saved: tuple[Path, Tensor]) -> None:
     assert not list(_faults(folder, saved[1], _damaged(manifest_of(folder))))
 
 
