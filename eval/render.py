@@ -34,6 +34,11 @@ LEGEND = (
     "FID depends on its extractor and on n: compare only within a table."
 )
 
+SPEED_LEGEND = (
+    "step: median seconds of one sampling step's denoiser calls by the run's engine; speed: against float32 in plain "
+    "torch, measured in turn in the same process (minima); forward: peak memory of such a step above what is held; "
+    "held: weights in memory; file: what the engine's model is loaded from."
+)
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,8 @@ def _contents(
     pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
     failed = [failed_table(failures)] if failures else []
-    legend = " ".join(part for part in (LEGEND, _boxes(runs, pictures, rows if grid else 0)) if part)
+    speed = SPEED_LEGEND if any(run.speed for run in runs) else ""
+    legend = " ".join(part for part in (LEGEND, speed, _boxes(runs, pictures, rows if grid else 0)) if part)
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),

@@ -18,6 +18,8 @@ from segquant_bench.texts import plain
 log = logging.getLogger(__name__)
 
 RESULTS = "results.json"
+REFERENCE = "reference"
+"""The engine that every other one is measured against."""
 Interval = tuple[float, float]
 
 
@@ -106,7 +108,8 @@ class RunResult:
 
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
     `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
-    `fingerprint` is the hash of the model's files, empty in older results.
+    `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and memory where they
+    were measured.
     """
 
     path: Path
@@ -136,6 +139,12 @@ class RunResult:
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantizing: tuple[str, ...] = ()
     fingerprint: str = ""
+    speed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """What ran the denoiser; of older runs, the reference."""
+        return str((self.config.get("run") or {}).get("name") or REFERENCE)
 
     @property
     def every_layer_error(self) -> dict[str, float]:
@@ -190,6 +199,7 @@ def load_result(path: Path) -> RunResult:
         components=raw.get("components") or {},
         quantizing=tuple(raw.get("quantizing") or ()),
         fingerprint=raw.get("model_fingerprint") or "",
+        speed=raw.get("speed") or {},
     )
 
 

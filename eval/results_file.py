@@ -61,9 +61,15 @@ def _name_or_path(value: Any, place: str) -> Iterator[str]:
     return (record({}, {"_target_": TEXT}) if isinstance(value, dict) else TEXT)(value, place)
 
 
+_WAY = record(
+    {},
+    dict.fromkeys(("seconds_per_step", "seconds_per_step_minimum", "speed", "forward_mb", "weights_mb"), AMOUNT),
+)
+_SPEED = record({}, {"measured": mapping_of(_WAY), "file_bytes": COUNT})
 _CONFIG = record(
     {},
     {
+        "run": record({}, {"name": TEXT}),
         "quantize": list_of(TEXT),
         "quantizer": record({}, {"cuts": TEXT}),
         "calibration": record({}, {"prompts": COUNT}),
@@ -95,6 +101,7 @@ _RUN = record(
         "weight_bytes_float": COUNT,
         "components": mapping_of(_COMPONENT),
         "statistics": _STATISTICS,
+        "speed": _SPEED,
         "versions": mapping_of(ANYTHING),
         "device": mapping_of(ANYTHING),
         "git": TEXT,

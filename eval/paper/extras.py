@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from segquant_bench.eval.paper.curves import curves_csv, curves_plot, size_curves, step_curves
 from segquant_bench.eval.paper.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets, layer_sheets, layers_csv
+from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
 from segquant_bench.eval.paper.polarity import NOTE as POLARITY_NOTE
 from segquant_bench.eval.paper.polarity import polarity_sheets
 from segquant_bench.eval.report.provenance import provenance_markdown
@@ -25,7 +26,7 @@ class Extras:
 
 
 def extras(runs: Sequence[RunResult]) -> Extras:
-    """layers.*, cuts.*, polarity.*, timesteps.* and calibration.*, where not empty."""
+    """layers.*, cuts.*, polarity.*, timesteps.*, calibration.* and pareto.*, where not empty."""
     found = Extras({}, {}, [])
     sources = provenance_markdown(runs)
     if any(run.every_layer_error for run in runs):
@@ -45,6 +46,9 @@ def extras(runs: Sequence[RunResult]) -> Extras:
         if panels:
             found.texts[f"{name}.csv"] = curves_csv(panels, axis)
             found.pictures[f"{name}.png"] = curves_plot(panels, axis, doubling=name == "calibration")
+    if points := pareto_points(runs):
+        found.texts["pareto.csv"] = pareto_csv(points)
+        found.pictures["pareto.png"] = pareto_plot(points)
     return found
 
 

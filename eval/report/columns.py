@@ -41,6 +41,11 @@ def columns(runs: Sequence[RunResult]) -> list[Quantity]:
         _quantity("pipeline_mb", "whole pipeline", "MB", "lower", _pipeline_mb, judged=False),
         _quantity("quantize_s", "quantize", "s", "lower", _quantize_seconds, judged=False),
         _quantity("peak_mb", "memory", "MiB", "lower", _quantize_peak, judged=False),
+        _quantity("step_s", "step", "s", "lower", step_seconds, judged=False),
+        _quantity("speed", "speed", "× float32", "higher", lambda run: _measured(run, "speed"), judged=False),
+        _quantity("forward_mb", "forward", "MiB", "lower", lambda run: _measured(run, "forward_mb"), judged=False),
+        _quantity("held_mb", "held", "MiB", "lower", lambda run: _measured(run, "weights_mb"), judged=False),
+        _quantity("file_mb", "file", "MB", "lower", file_megabytes, judged=False),
     ]
     return [quantity for quantity in found if any(quantity.cell(run) is not None for run in runs)]
 
@@ -144,6 +149,22 @@ def _pipeline_mb(run: RunResult) -> Cell | None:
 def _compression(run: RunResult) -> Cell | None:
     before, after = (_quantized_bytes(run, key) for key in ("weight_bytes_float", "weight_bytes"))
     return number(before / after) if before and after else None
+
+
+def step_seconds(run: RunResult) -> Cell | None:
+    """Median seconds of a sampling step's denoiser calls by the run's engine."""
+    return _measured(run, "seconds_per_step")
+
+
+def _measured(run: RunResult, key: str) -> Cell | None:
+    found = (run.speed.get("measured") or {}).get("run", {}).get(key)
+    return None if found is None else number(float(found))
+
+
+def file_megabytes(run: RunResult) -> Cell | None:
+    """Of the file that the engine's model is loaded from."""
+    size = run.speed.get("file_bytes")
+    return None if size is None else number(size / BYTES_PER_MB)
 
 
 def _quantize_seconds(run: RunResult) -> Cell | None:

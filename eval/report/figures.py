@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.report.labels import data_key, labels, prompts_name, sort_runs
 from segquant_bench.eval.report.lettering import Face, wrap
-from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.results import REFERENCE, RunResult
 
 TILE = 128
 LARGE_TILE = 224
@@ -62,7 +62,7 @@ def grid_columns(runs: Sequence[RunResult]) -> list[GridColumn]:
     """The unquantized model (its run, or another's reference), then every run."""
     names = labels(runs)
     found = []
-    if not runs[0].is_float:
+    if not runs[0].is_float or runs[0].engine != REFERENCE:
         found.append(GridColumn("unquantized", "", _folder(runs[0], "reference")))
     for run in runs:
         found.append(GridColumn(names[id(run)], "" if run.is_float else run.precision, _folder(run, "images")))

@@ -10,15 +10,15 @@ from typing import Any
 
 from segquant_bench.eval.report.known import is_ours, method_rank, precision_rank
 from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
-from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.results import REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.texts import plain
 
 DENOISER = "denoiser"
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
 """Sections in which runs of one method may differ; "encoders" is of older runs."""
-BACKEND = "reference"
-"""What runs the quantized layers of runs that do not say."""
+ENGINE = {"fallback": None, "rest": "refuse", "every_cpu": True, "bfloat16": False}
+"""Settings of engines that are not told."""
 PACKAGES = ("segquant", "segquant_bench", "pipelines")
 """Where methods of this repository are; the last of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
@@ -33,7 +33,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
     """By model, dataset, seed, prompts, precision, components, method; one unquantized run, first."""
     unique: dict[object, RunResult] = {}
     for run in runs:
-        key = (data_key(run), _judgement(run)) if run.is_float else run.path
+        key = (data_key(run), _judgement(run), _engine(run)) if run.is_float else run.path
         unique.setdefault(key, run)
     return sorted(
         unique.values(),
@@ -49,6 +49,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             _parts_rank(quantized_parts(r)),
             bool(home(r)),
             method_rank(r.quantizer),
+            r.engine != REFERENCE,
             r.name,
             _natural(r.path.parent.name),
         ),
@@ -132,14 +133,14 @@ def method_name(run: RunResult) -> str:
 
 
 def settings(run: RunResult) -> dict[str, Any]:
-    """Of method and backend, by dotted key."""
+    """Of method, backend and engine, by dotted key."""
     found = {
         key: value
         for section in VARIED
         for key, value in _flat(run.config.get(section) or {}, section)
         if key.rpartition(".")[2] not in _UNTOLD
     }
-    return {**found, "backend": _backend(run)}
+    return {**found, "backend": _backend(run), "run": _engine(run)}
 
 
 def is_subject(run: RunResult) -> bool:
@@ -148,8 +149,15 @@ def is_subject(run: RunResult) -> bool:
 
 
 def _backend(run: RunResult) -> str:
-    found = run.config.get("backend") or BACKEND
+    found = run.config.get("backend") or REFERENCE
     return str(found.get("_target_") if isinstance(found, Mapping) else found)
+
+
+def _engine(run: RunResult) -> str:
+    """Its name, and settings other than usual: "openvino bfloat16=True"."""
+    given = run.config.get("run") or {}
+    told = [f"{key}={given[key]}" for key, usual in ENGINE.items() if given.get(key, usual) != usual]
+    return " ".join([run.engine, *told])
 
 
 def home(run: RunResult) -> str:
@@ -181,12 +189,16 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
         keys = [key for key in _differing(members) if key not in untold]
         homes = {home(run) for run in members}
         for run in members:
-            name = "unquantized" if run.is_float else method_name(run)
+            name = _unquantized(run) if run.is_float else method_name(run)
             if len(members) > 1 and not run.is_float:
                 place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
                 name = " ".join([place, *_told(settings(run), keys)]) if keys or untold or len(homes) > 1 else run.name
             found[id(run)] = name
     return found if untold else _told_apart(runs, found)
+
+
+def _unquantized(run: RunResult) -> str:
+    return "unquantized" if run.engine == REFERENCE else f"unquantized run={_engine(run)}"
 
 
 def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, str]:

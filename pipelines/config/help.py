@@ -16,6 +16,7 @@ QUESTIONS = {
     "model": "which denoiser",
     "quantizer": "which method",
     "precision": "which bits",
+    "run": "what runs the denoiser",
     "dataset": "which prompts, which real pictures",
     "calibration": "which timesteps and prompts calibration sees",
     "correction": "what is corrected while sampling",

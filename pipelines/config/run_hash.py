@@ -23,7 +23,7 @@ def config_hash(
         contents: hashes of other files by key, see `stages.shared.contents`.
     """
     raw = asdict(run)
-    for key in ("name", "logger", "cache", "report", "polarity"):
+    for key in ("name", "logger", "cache", "report", "polarity", "speed"):
         del raw[key]
     for key in ("path", "repo", "revision", "variant", "device"):
         del raw["model"][key]
@@ -53,10 +53,14 @@ def config_hash(
         raw["correction"] = None
     if raw["calibration"] is not None:  # under its older name, so that hashes of earlier results stay
         raw["calibration"]["sampler"] = raw["calibration"].pop("timesteps")
-    if not run.stages:
+    raw["stages"].pop("speed", None)
+    if not raw["stages"]:
         del raw["stages"]
-    if run.is_float or run.backend == REFERENCE:
+    if run.is_float or run.backend == REFERENCE or run.run.name != REFERENCE:
         del raw["backend"]
+    raw["run"] = run.run.settings()
+    if run.run.name == REFERENCE:
+        del raw["run"]
     if contents:
         raw["contents"] = dict(contents)
     if own := own_record(run):

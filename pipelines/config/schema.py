@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
+from segquant_bench.pipelines.config.engine import COMPILE, KERNELS, EngineConfig
 from segquant_bench.pipelines.config.help import options_page
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
@@ -41,7 +42,8 @@ class RunConfig:
 
     `quantize` names attributes of the pipeline (denoiser, text_encoder, controlnet …). `components` changes quantizer
     settings: {text_encoder: {seglinear: false}}. `backend` runs quantized layers: a name, or one's own class as dotted
-    path or {_target_: PATH}. `polarity` records signs of activations (Table 1). `stages` holds settings by name.
+    path or {_target_: PATH}; `run` is the engine of the whole denoiser. `polarity` records signs of activations
+    (Table 1), `speed` measures the denoiser. `stages` holds settings by name.
     """
 
     name: str = MISSING
@@ -57,7 +59,9 @@ class RunConfig:
     components: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Any] = field(default_factory=dict)
     backend: Any = REFERENCE
+    run: EngineConfig = field(default_factory=EngineConfig)
     polarity: bool = False
+    speed: bool = False
     seed: int = 0
     cache: str = "outputs/cache"
     report: bool = True
@@ -68,6 +72,7 @@ class RunConfig:
         self._check_parts()
         self._check_offload()
         self._check_components()
+        self._check_engine()
 
     def _check_names(self) -> None:
         if ".." in self.name.split("/"):
@@ -119,6 +124,26 @@ class RunConfig:
                 f"quantizer={self.quantizer_name} runs its own layers, which backend={self.backend} cannot; set "
                 f"backend={REFERENCE}"
             )
+        if self.run.name not in (REFERENCE, COMPILE):
+            raise PipelineError(
+                f"quantizer={self.quantizer_name} runs its own layers, which run={self.run.name} cannot; set "
+                f"run={REFERENCE} or run={COMPILE}"
+            )
+
+    def _check_engine(self) -> None:
+        asked = f"run={self.run.name}"
+        if self.run.name == REFERENCE:
+            return
+        if self.backend not in (REFERENCE, self.run.name):
+            raise PipelineError(
+                f"{asked} and backend={self.backend} both say what runs the quantized layers; leave one out"
+            )
+        if self.is_float and self.run.name in KERNELS:
+            raise PipelineError(
+                f"{asked} runs quantized layers, and quantizer=none has none; choose a quantizer, or run={REFERENCE}, "
+                f"{COMPILE}, ort or openvino"
+            )
+        self.check_whole(asked)
 
     def check_alone(self) -> None:
         """Refuse further components for a quantizer of the denoiser alone."""
@@ -209,15 +234,17 @@ def _check_target(quantizer: Any) -> None:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `schema`, and three resolvers to OmegaConf.
+    """Make the schema known to Hydra as `schema`, and four resolvers to OmegaConf.
 
-    `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${options:}`: options for --help.
+    `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${engine:}`: "_NAME" of another
+    engine than the reference; `${options:}`: options for --help.
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
     OmegaConf.register_new_resolver("zoo", lambda name: str(zoo_path(name)), replace=True)
     OmegaConf.register_new_resolver("options", options_page, replace=True)
     OmegaConf.register_new_resolver("method", method_label, replace=True)
+    OmegaConf.register_new_resolver("engine", _engine_label, replace=True)
 
 
 def method_label(*, _root_: DictConfig) -> str:
@@ -235,6 +262,11 @@ def method_label(*, _root_: DictConfig) -> str:
     if DENOISER not in _root_.quantize:
         return f"{name}@{'+'.join(parts)}"
     return "+".join([name, *added, *parts])
+
+
+def _engine_label(*, _root_: DictConfig) -> str:
+    name = _root_.run.name
+    return "" if name == REFERENCE else f"_{name}"
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:

@@ -20,13 +20,14 @@ from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.cache import Finished, link_tree
 from segquant_bench.pipelines.stages.components.quantize import RECORD as COMPONENTS
-from segquant_bench.pipelines.stages.generate import BACKENDS, pictures_folder
+from segquant_bench.pipelines.stages.generate import BACKENDS, ENGINE, pictures_folder
 from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS
 from segquant_bench.pipelines.stages.reference import SIZE
 from segquant_bench.pipelines.stages.run import Run
 from segquant_bench.pipelines.stages.shared.contents import file_contents
 from segquant_bench.pipelines.stages.shared.segments import graph_record, wants_graph
+from segquant_bench.pipelines.stages.speed import FILE as SPEED
 
 SCHEMA = 1
 
@@ -109,10 +110,16 @@ def backend_record(run: Run) -> dict[str, Any]:
     return {"backend": find_backend(run.config.backend).name, "backend_layers": layers}
 
 
+def engine_record(run: Run) -> dict[str, Any]:
+    """The engine that made the pictures, and what ran each layer."""
+    found: dict[str, Any] = {"name": run.config.run.name}
+    return {**found, **read_json(run.folder("generate") / ENGINE)} if run.has("generate") else found
+
+
 def build_results(run: Run, folder: Path) -> dict[str, Any]:
     config = run.config
     prompts = list(run.dataset.evaluation)
-    artifacts = {"images": "images", "reference": "images" if config.is_float else "reference"}
+    artifacts = {"images": "images", "reference": "reference" if run.has("generate") else "images"}
     return {
         "schema": SCHEMA,
         "name": config.name,
@@ -129,6 +136,8 @@ def build_results(run: Run, folder: Path) -> dict[str, Any]:
         "metrics": read_json(run.folder("evaluate") / "evaluation" / "metrics.json")["metrics"],
         "own_code": own_record(config),
         **backend_record(run),
+        "run": engine_record(run),
+        "speed": read_json(run.folder("speed") / SPEED) if run.has("speed") else None,
         **denoiser_errors(run),
         "components": component_records(run),
         "correction": correction_record(run),
@@ -160,7 +169,7 @@ def write_results(run: Run, folder: Path) -> Path:
     path.unlink(missing_ok=True)
     link_tree(pictures_folder(run), folder / "images")
     link_tree(run.folder("evaluate") / "evaluation", folder / "evaluation")
-    if not run.config.is_float:
+    if run.has("generate"):
         link_tree(run.folder("reference") / "images", folder / "reference")
     write_json(path, build_results(run, folder))
     return path

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 
 from segquant_bench.pipelines.runtime.paths import HOME
 
@@ -47,6 +48,16 @@ def device_record(device: str) -> dict[str, object]:
     if device.startswith("cuda"):
         record["accelerator"] = torch.cuda.get_device_name()
     return record
+
+
+def processor_name() -> str:
+    """As the system calls it; of Linux, "model name" in /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # another system
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 @lru_cache(maxsize=1)

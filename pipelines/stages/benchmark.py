@@ -22,7 +22,9 @@ from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
 from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
+from segquant_bench.pipelines.stages.speed import SPEED
 
 STAGES: tuple[Stage, ...] = (
     EMBEDDINGS,
@@ -38,6 +40,7 @@ STAGES: tuple[Stage, ...] = (
     CORRECT,
     GENERATE,
     EVALUATE,
+    SPEED,
 )
 """In the order of a run: each behind those that it needs."""
 
@@ -75,6 +78,7 @@ def run_all(run: Run) -> None:
     """
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
+    check_engine(run)
     check_metrics(run.config.metric, _dataset(run))
     wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
     for name in wanted:

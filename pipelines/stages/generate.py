@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from segquant.files import write_json
-from segquant_bench.pipelines.config.schema import RunConfig
+from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 from segquant_bench.pipelines.correction.correction import load_correction
 from segquant_bench.pipelines.correction.sampling import corrected
 from segquant_bench.pipelines.stages.components.quantize import quantized_components
 from segquant_bench.pipelines.stages.quantize import quantized_denoiser
 from segquant_bench.pipelines.stages.reference import pictures_depends, sample_pictures
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.engine import compiling, engine_depends, place
 from segquant_bench.pipelines.stages.shared.inputs import SAMPLING_CODE
 from segquant_bench.pipelines.stages.shared.own import backend_code
-from segquant_bench.pipelines.stages.shared.quantized import in_place, run_by
+from segquant_bench.pipelines.stages.shared.quantized import in_place
 
 BACKENDS = "backends.json"
+ENGINE = "engine.json"
 
 
 def _compute(run: Run, folder: Path) -> None:
     correction = load_correction(run.folder("correct")) if run.has("correct") else None
-    quantized = quantized_denoiser(run)
-    parts = {run.denoiser_name: quantized, **quantized_components(run)}
-    write_json(folder / BACKENDS, run_by(run.config.backend, *parts.values()))
-    with in_place(run.pipeline, parts), corrected(run.pipeline.scheduler, correction):
-        sample_pictures(run, quantized, folder / "images", run.config.name)
+    components = quantized_components(run)
+    placed = place(run, quantized_denoiser(run), components, folder)
+    parts = {run.denoiser_name: placed.module, **components}
+    write_json(folder / BACKENDS, Counter(placed.layers.values()))
+    about = {**run.config.run.settings(), **placed.about, "layers": placed.layers, "reasons": placed.reasons}
+    write_json(folder / ENGINE, about)
+    with in_place(run.pipeline, parts), corrected(run.pipeline.scheduler, correction), compiling(run.config.run.name):
+        sample_pictures(run, placed.module, folder / "images", run.config.name)
 
 
 def _depends(run: Run) -> dict[str, Any]:
-    return {**pictures_depends(run), **backend_code(run.config.backend)}
+    return {**pictures_depends(run), **backend_code(run.config.backend), **engine_depends(run)}
 
 
-def _is_quantized(config: RunConfig) -> bool:
-    return not config.is_float
+def _differs(config: RunConfig) -> bool:
+    return not config.is_float or config.run.name != REFERENCE
 
 
 GENERATE = Stage(
     "generate", _compute, needs=("quantize", "components", "correct"),
-    code=(*SAMPLING_CODE, "pipelines.correction", "pipelines.stages.reference"),
-    depends=_depends, when=_is_quantized,
+    code=(
+        *SAMPLING_CODE, "pipelines.correction", "pipelines.stages.reference", "pipelines.stages.shared.engine",
+        "pipelines.stages.shared.quantized", "pipelines.sampling.first_step",
+    ),
+    depends=_depends, when=_differs,
 )  # fmt: skip
-"""images/: the quantized model's pictures; backends.json: how many layers each backend ran.
+"""images/: the pictures of the quantized model, by the run's engine; backends.json: how many layers each backend ran;
+engine.json: what ran each layer; exported/: the file of ort and openvino.
 
-A run that quantizes nothing has the pictures of `reference`.
+A run that quantizes nothing, by plain torch, has the pictures of `reference`.
 """
 
 

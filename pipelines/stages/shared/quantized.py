@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant.errors import QuantizationError
 from segquant.files import write_json
 from segquant.graph.segments import Segments
-from segquant.layers.backends import backends, set_backend_
 from segquant.measure import model_errors
 from segquant.method.plan_file import PLAN, write_plan
 from segquant.method.spec import Method
@@ -25,8 +22,7 @@ from segquant.modules.tensors import model_weight_bytes
 from segquant.quantize import quantize_with_outcome_
 from segquant.quantize.outcome import Outcome
 from segquant.serialize import load_quantized, save_quantized
-from segquant_bench.pipelines.config.backend import find_backend
-from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.components import empty_cache, hook_of
 from segquant_bench.pipelines.peers import Peer, tensors_digest
 from segquant_bench.pipelines.runtime.progress import progress_bar
@@ -127,22 +123,6 @@ def save_model(quantized: nn.Module, folder: Path, outcome: Outcome | None) -> N
 def load_model(folder: Path, like: nn.Module | None = None) -> nn.Module:
     """Inverse of `save_model`, into `like` if given."""
     return load_quantized(folder, like)
-
-
-def run_by(value: Any, *modules: nn.Module) -> dict[str, int]:
-    """Let the configured backend run the quantized layers; returns how many each backend runs.
-
-    Raises:
-        PipelineError: no such backend, or it cannot run a layer without fallback.
-    """
-    choice = find_backend(value)
-    for module in modules:
-        if backends(module):
-            try:
-                set_backend_(module, choice.name, choice.fallback)
-            except QuantizationError as error:
-                raise PipelineError(one_line(error).replace("fallback=", "backend.fallback=")) from error
-    return dict(Counter(name for module in modules for name in backends(module).values()))
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def export_onnx(
         profile: "ort" (ONNX Runtime), "openvino" or "tensorrt".
         dynamic: let every dimension vary that the model lets vary.
         every_cpu: for "ort", weights that are exact on CPUs without VNNI too; False is faster on those with it.
-        rest: "refuse" raises where the profile has no form for layers, "float" makes float products of their codes.
+        rest: "refuse" raises where the profile has no form for layers, "float" makes float products of their codes;
+            with "float", a model without quantized layers is exported too.
         external_data: weights in a file of their own, model.onnx.data; None: where one file would be too large.
 
     Raises:
@@ -121,8 +122,8 @@ def _target(directory: Path) -> Path:
 
 
 def _forms(layers: Mapping[str, QuantLayer], profile: Profile, rest: str) -> dict[str, str]:
-    if not layers:
-        raise QuantizationError("the model has no quantized layer; run quantize_ first")
+    if not layers and rest != FLOAT:
+        raise QuantizationError("the model has no quantized layer; run quantize_ first, or export it with rest='float'")
     reasons = {name: reason for name, layer in layers.items() if (reason := why_not(layer, profile)) is not None}
     if reasons and rest != FLOAT:
         named = ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:NAMED])

@@ -1,0 +1,48 @@
+"""What runs the denoiser: the group `run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from segquant_bench.pipelines.errors import PipelineError, one_of
+
+CPU, COMPILE, ORT, OPENVINO, CUDA = "cpu", "compile", "ort", "openvino", "cuda"
+KERNELS = (CPU, CUDA)
+"""Run quantized layers alone."""
+EXPORTED = (ORT, OPENVINO)
+"""Run a file."""
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "reference": (), CPU: ("fallback",), COMPILE: (), ORT: ("rest", "every_cpu"), OPENVINO: ("rest", "bfloat16"),
+    CUDA: ("fallback",),
+}  # fmt: skip
+"""What may be set of each engine."""
+RESTS = ("refuse", "float")
+
+
+@dataclass
+class EngineConfig:
+    """An engine.
+
+    `fallback`: the backend for layers that cpu and cuda have no kernel for; null refuses them. `rest`: "float" lets ort
+    and openvino multiply layers in float that they have no form for, "refuse" does not. `every_cpu`: weights of ort
+    that are exact without VNNI too. `bfloat16`: of openvino, for what is not quantized.
+    """
+
+    name: str = "reference"
+    fallback: str | None = None
+    rest: str = "refuse"
+    every_cpu: bool = True
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("run.name", self.name, tuple(SETTINGS))
+        one_of("run.rest", self.rest, RESTS)
+        for item in fields(self):
+            if item.name not in ("name", *SETTINGS[self.name]) and getattr(self, item.name) != item.default:
+                known = ", ".join(f"run.{key}" for key in SETTINGS[self.name]) or "nothing"
+                raise PipelineError(f"run={self.name} has no setting run.{item.name}; of it may be set: {known}")
+
+    def settings(self) -> dict[str, Any]:
+        """Name, and what may be set of it."""
+        return {key: getattr(self, key) for key in ("name", *SETTINGS[self.name])}

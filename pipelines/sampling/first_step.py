@@ -1,0 +1,71 @@
+"""What a pipeline gives its denoiser in the first step, without sampling any further."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, run_batches
+
+
+class _Seen(Exception):
+    """The step is over."""
+
+
+def first_step(
+    pipeline: Any,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    call: Mapping[str, Any],
+    *,
+    seed: int,
+    batch_size: int,
+    inputs: PromptInputs | None = None,
+) -> list[dict[str, Any]]:
+    """Arguments by name of the denoiser's calls in the first step of the first batch.
+
+    Args:
+        pipeline: whose scheduler ends the step; without one that steps, the first call does.
+        denoiser: of the pipeline.
+    """
+    calls: list[dict[str, Any]] = []
+    steps = hasattr(getattr(pipeline, "scheduler", None), "step")
+
+    def see(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if calls and not steps:
+            raise _Seen
+        calls.append(bound_inputs(module, args, kwargs))
+
+    handle = denoiser.register_forward_pre_hook(see, with_kwargs=True)
+    batches = run_batches(
+        pipeline, denoiser, prompts[:batch_size], call,
+        seed=seed, stream=0, batch_size=batch_size, output_type="latent", label="first step", inputs=inputs,
+    )  # fmt: skip
+    try:
+        with _ended(pipeline.scheduler) if steps else contextlib.nullcontext(), contextlib.suppress(_Seen):
+            next(batches)
+    finally:
+        batches.close()  # type: ignore[attr-defined]  # a generator
+        handle.remove()
+    return calls
+
+
+@contextlib.contextmanager
+def _ended(scheduler: Any) -> Iterator[None]:
+    """Its first step raises `_Seen`."""
+    before = vars(scheduler).get("step")
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        raise _Seen
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        if before is None:
+            del scheduler.step
+        else:
+            scheduler.step = before

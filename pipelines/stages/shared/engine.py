@@ -1,0 +1,237 @@
+"""The engine of a run (`run=…`): what computes the denoiser while pictures are sampled."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segquant import registry
+from segquant.errors import QuantizationError
+from segquant.layers.backends import AUTO, ORDER, backends, set_backend_
+from segquant_bench.pipelines.config.backend import find_backend
+from segquant_bench.pipelines.config.engine import COMPILE, CPU, CUDA, EXPORTED, KERNELS
+from segquant_bench.pipelines.config.schema import REFERENCE
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.runtime.digests import file_digest
+from segquant_bench.pipelines.runtime.meaning import code_digest, source_files
+from segquant_bench.pipelines.runtime.provenance import versions_of
+from segquant_bench.pipelines.sampling.first_step import first_step
+from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared.inputs import prompt_inputs
+from segquant_bench.pipelines.stages.shared.quantized import twin
+
+log = logging.getLogger(__name__)
+
+EXPORT = "exported"
+"""The folder of an exported denoiser."""
+PACKAGES = {"ort": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+CODE = ("segquant.kernels", "segquant.layers", "segquant.transforms", "segquant.numerics")
+EXPORT_CODE = ("segquant.deploy.onnx", "segquant.deploy.run")
+_ADVICE = {
+    "name a fallback, for example fallback='reference'": "set run.fallback=reference",
+    "leave strict out to run them by 'reference'": "set run.fallback=reference",
+    "rest='float' leaves": "run.rest=float leaves",
+    "every_cpu=True": "run.every_cpu=true",
+}
+"""What the library says to do, and how a run is told."""
+
+
+@dataclass
+class Placed:
+    """The denoiser as its engine runs it.
+
+    Attributes:
+        layers: the kernel of each quantized layer; `reasons`: why a faster one does not run it.
+        about: what else is to be known of the engine, for results.json.
+    """
+
+    module: nn.Module
+    layers: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def check_engine(run: Run) -> None:
+    """Refuse an engine that cannot run here, before anything is computed.
+
+    Raises:
+        PipelineError: its packages, the device or the dtype are missing.
+    """
+    engine, model = run.config.run.name, run.config.model
+    if engine == CUDA and not run.device.startswith("cuda"):
+        raise PipelineError(f"run=cuda needs an NVIDIA GPU, and the model is on {run.device}; the nearest is run=cpu")
+    if engine == CUDA and not set(ORDER["cuda"][:-1]) & set(registry.table("backend")):
+        raise PipelineError("run=cuda: this version has no kernels for GPUs; set run=reference or run=compile")
+    if engine in (CPU, *EXPORTED) and run.device != "cpu":
+        raise PipelineError(f"run={engine} runs on the CPU, and the model is on {run.device}; set model.device=cpu")
+    if engine not in EXPORTED:
+        return
+    missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PipelineError(f"run={engine} needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
+    if model.dtype != "float32":
+        raise PipelineError(f"run={engine} computes in float32, and model.dtype={model.dtype}; set model.dtype=float32")
+
+
+def engine_depends(run: Run) -> dict[str, Any]:
+    """What an engine adds to what pictures depend on; empty for the reference."""
+    engine = run.config.run
+    if engine.name == REFERENCE:
+        return {}
+    exported = engine.name in EXPORTED
+    native = (path.parent for _, path in source_files("segquant.kernels.cpu.build"))
+    sources = sorted(path for folder in native for path in (folder / "native").glob("*") if path.is_file())
+    return {
+        "engine": engine.settings(),
+        "code": code_digest(*CODE, *(EXPORT_CODE if exported else ())),
+        "sources": [file_digest(path) for path in sources],
+        "versions": versions_of(PACKAGES[engine.name]) if exported else {},
+        "processor": torch.backends.cpu.get_cpu_capability(),  # which instructions round how
+    }
+
+
+def place(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], folder: Path) -> Placed:
+    """The denoiser as its engine runs it; an exported one is written to `folder`, or read from it if there.
+
+    Args:
+        denoiser: changed in place; the unquantized one is copied first.
+        components: other quantized components, by the same kernels.
+
+    Raises:
+        PipelineError: the engine cannot run a layer; which, and why.
+    """
+    engine = run.config.run.name
+    own = twin(denoiser) if denoiser is run.denoiser and engine == COMPILE else denoiser
+    modules = {"": own, **components}
+    with _told(engine):
+        if engine == REFERENCE:
+            choice = find_backend(run.config.backend)
+            return Placed(own, *_by_kernels(modules, choice.name, choice.fallback))
+        if engine in EXPORTED:
+            return _exported(run, own, components, folder / EXPORT)
+        strict = engine in KERNELS and run.config.run.fallback is None
+        name, fallback = (CPU, run.config.run.fallback) if engine == CPU else (AUTO, None)
+        placed = Placed(own, *_by_kernels(modules, name, fallback, strict=strict and name == AUTO))
+    if engine == COMPILE:
+        placed.about["compiled"] = compile_(own)
+        _warm(run, placed)
+    return placed
+
+
+@contextlib.contextmanager
+def _told(engine: str) -> Iterator[None]:
+    """What the library refuses, in the words of a command line."""
+    try:
+        yield
+    except QuantizationError as error:
+        sentence = one_line(error)
+        for library, ours in ({"fallback=": "backend.fallback="} if engine == REFERENCE else _ADVICE).items():
+            sentence = sentence.replace(library, ours)
+        raise PipelineError(sentence) from error
+
+
+def _by_kernels(
+    modules: Mapping[str, nn.Module], name: str, fallback: str | None, *, strict: bool = False
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Kernels and reasons by layer; those of components begin with the component's name."""
+    layers, reasons = {}, {}
+    for part, module in modules.items():
+        if not backends(module):
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):  # "auto" prints the table, which goes into results.json
+            table = set_backend_(module, name, fallback, strict=strict)
+        for each in table:
+            layer = f"{part}.{each.layer}" if part else each.layer
+            layers[layer] = each.backend
+            if each.reason:
+                reasons[layer] = each.reason
+    return layers, reasons
+
+
+def compile_(model: nn.Module) -> dict[str, int]:
+    """Let torch.compile make each block of the model's lists of blocks, else the whole; how many of which class."""
+    lists = [child for child in model.children() if isinstance(child, nn.ModuleList)]
+    blocks = [block for child in lists for block in child]
+    found: dict[str, int] = {}
+    for block in blocks:
+        block.compile()
+        found[type(block).__name__] = found.get(type(block).__name__, 0) + 1
+    if not blocks:
+        model.forward = torch.compile(model.forward)  # hooks stay outside
+        found[type(model).__name__] = 1
+    return found
+
+
+@contextlib.contextmanager
+def compiling(engine: str = COMPILE) -> Iterator[None]:
+    """While compiled modules are called: blocks that differ are compiled one by one, and none silently runs eager.
+
+    Raises:
+        PipelineError: one cannot be compiled.
+    """
+    if engine != COMPILE:
+        yield
+        return
+    import torch._dynamo  # put off: seconds
+
+    try:
+        with torch._dynamo.config.patch(recompile_limit=512, accumulated_recompile_limit=8192,
+                                        fail_on_recompile_limit_hit=True):  # fmt: skip
+            yield
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+        raise PipelineError(
+            f"torch.compile cannot compile the denoiser ({one_line(error)[:300]}); it needs a C++ compiler; "
+            "run=cpu and run=reference do without"
+        ) from error
+
+
+def _warm(run: Run, placed: Placed) -> None:
+    """Compile before sampling."""
+    calls = denoiser_calls(run)
+    with compiling(), torch.no_grad():
+        for call in calls:
+            placed.module(**call)
+
+
+def denoiser_calls(run: Run) -> list[dict[str, Any]]:
+    """Arguments of the denoiser's calls in the first step of the first batch, by the unquantized model."""
+    model = run.config.model
+    return first_step(
+        run.pipeline, run.denoiser, list(run.dataset.evaluation), model.call.arguments(),
+        seed=run.config.seed, batch_size=model.batch_size, inputs=prompt_inputs(run, "evaluation"),
+    )  # fmt: skip
+
+
+def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], folder: Path) -> Placed:
+    # Put off: extras that take seconds to import.
+    from segquant import export_onnx
+    from segquant.deploy.run import load_exported
+
+    engine = run.config.run
+    about: dict[str, Any] = {"threads": torch.get_num_threads()}
+    if not folder.is_dir():
+        rest = engine.rest if backends(denoiser) else "float"
+        example = denoiser_calls(run)[0]
+        written = export_onnx(denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu)
+        log.info("%s", written)
+    options: dict[str, Any] = {"bfloat16": True} if engine.bfloat16 else {}
+    module = load_exported(folder, engine.name, threads=torch.get_num_threads(), **options)
+    about["products"], about["file_bytes"] = module.engine.products(), folder_bytes(folder)
+    if module.engine.remark:
+        about["remark"] = module.engine.remark
+    layers = {name: f"{engine.name}: {form}" for name, form in module.manifest.layers.items()}
+    others, reasons = _by_kernels(components, REFERENCE, None)
+    return Placed(module, {**layers, **others}, reasons, about)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

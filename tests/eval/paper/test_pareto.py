@@ -1,0 +1,67 @@
+"""Engines in tables, and error against seconds and bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from segquant_bench.eval import load_result
+from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
+from segquant_bench.eval.report.columns import columns
+from segquant_bench.eval.report.labels import labels, sort_runs
+from segquant_bench.eval.results import RunResult
+from tests.eval.sweep import run_record
+
+
+def _run(folder: Path, quantizer: str, engine: dict, seconds: float | None, psnr: float, size: int) -> RunResult:
+    metric = {
+        "name": "psnr", "value": psnr, "n": 2, "direction": "higher", "interval": None, "backend": "b",
+        "against": "reference",
+    }  # fmt: skip
+    record = run_record(quantizer, "w8a8_tensor", 8.0, ["a", "b"], [metric])
+    record |= {"config": {"run": engine}, "config_hash": f"{quantizer}{engine}"}
+    if seconds is not None:
+        ours = {"seconds_per_step": seconds, "speed": 2.0 / seconds, "forward_mb": 5.0, "weights_mb": 3.0}
+        record["speed"] = {"measured": {"run": ours}, "file_bytes": size}
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(record))
+    return load_result(folder / "results.json")
+
+
+def _runs(root: Path) -> list[RunResult]:
+    return [
+        _run(root / "0", "none", {"name": "reference"}, 2.0, 80.0, 40_000_000),
+        _run(root / "1", "none", {"name": "ort"}, 1.5, 70.0, 40_000_000),
+        _run(root / "2", "rtn", {"name": "reference"}, 4.0, 30.0, 10_000_000),
+        _run(root / "3", "rtn", {"name": "openvino", "bfloat16": True}, 0.5, 29.0, 11_000_000),
+        _run(root / "4", "rtn", {}, None, 30.5, 0),
+    ]
+
+
+def test_engines_have_names_and_columns(tmp_path: Path) -> None:
+    runs = _runs(tmp_path)
+    ordered, names = sort_runs(runs[:4]), labels(runs[:4])
+    assert [run.engine for run in ordered] == ["reference", "ort", "reference", "openvino"], "engines behind reference"
+    assert [names[id(run)] for run in ordered] == [
+        "unquantized", "unquantized run=ort", "rtn run=reference", "rtn run=openvino bfloat16=True",
+    ]  # fmt: skip
+    found = {quantity.key: quantity.cell(runs[3]) for quantity in columns(runs)}
+    values = {key: None if cell is None else cell.value for key, cell in found.items()}
+    assert (values["step_s"], values["speed"], values["forward_mb"], values["file_mb"]) == (0.5, 4.0, 5.0, 11.0)
+    assert not {"step_s", "speed"} & {quantity.key for quantity in columns(runs[4:])}, "older runs have no such column"
+
+
+def test_front_is_what_no_run_beats_in_both(tmp_path: Path) -> None:
+    points = pareto_points(_runs(tmp_path))
+    best = {(point.cost, point.engine, point.label.startswith("unq")) for point in points if point.best}
+    seconds, size = "seconds per step", "file, MB"
+    assert best == {
+        (seconds, "reference", True), (seconds, "ort", True), (seconds, "openvino", False),
+        (size, "reference", True), (size, "reference", False),
+    }  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(pareto_csv(points))))
+    assert len(rows) == 8 and {row["judge"] for row in rows} == {"psnr"}
+    assert pareto_plot(points).startswith(b"\x89PNG")
+    assert pareto_points(_runs(tmp_path / "none")[4:] if (tmp_path / "none").mkdir() else []) == []

@@ -1,0 +1,56 @@
+"""`run=…`: which settings go together, and what a configuration's hash counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segquant_bench.pipelines.config.quantizer import build_method
+from segquant_bench.pipelines.config.run_hash import config_hash
+from segquant_bench.pipelines.config.schema import RunConfig, validate
+from segquant_bench.pipelines.errors import PipelineError
+from tests.pipelines.conftest import Tiny, compose_config
+
+
+def _run(tiny: Tiny, *overrides: str) -> RunConfig:
+    return validate(compose_config([*tiny.overrides(Path("cache")), *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["run=cpu", "backend=mine"], "run=cpu and backend=mine both say what runs the quantized layers"),
+        (["run=cpu", "quantizer=none"], "run=cpu runs quantized layers, and quantizer=none has none"),
+        (["run=cpu", "run.bfloat16=true"], "run=cpu has no setting run.bfloat16; of it may be set: run.fallback"),
+        (["run=reference", "run.rest=float"], "run=reference has no setting run.rest; of it may be set: nothing"),
+        (["run=ort", "run.rest=maybe"], "run.rest='maybe' is not known"),
+        (["run=ort", "model.offload=blocks"], "run=ort needs the whole denoiser in memory"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny: Tiny, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(PipelineError, match=sentence.replace(".", r"\.")):
+        _run(tiny, *overrides)
+
+
+def test_another_tools_layers_are_compiled_but_not_exported(tiny: Tiny) -> None:
+    run = _run(tiny, "quantizer=sdnq", "precision=w8a8_dynamic", "run=ort")
+    with pytest.raises(PipelineError, match="quantizer=sdnq runs its own layers, which run=ort cannot"):
+        build_method(run)
+    _run(tiny, "quantizer=sdnq", "precision=w8a8_dynamic", "run=compile").check_reference()
+
+
+def test_hash_counts_the_engine_and_its_settings_and_no_measurement(tiny: Tiny) -> None:
+    def hashed(*overrides: str) -> str:
+        return config_hash(_run(tiny, *overrides), "f", {})
+
+    assert hashed() == hashed("run=reference") == hashed("speed=true", "+stages.speed.repeats=3")
+    every = [hashed(*each) for each in ([], ["run=cpu"], ["run=cpu", "run.fallback=reference"], ["run=openvino"])]
+    every.append(hashed("run=openvino", "run.bfloat16=true"))
+    assert len(set(every)) == len(every)
+    assert hashed("run=cpu", "backend=cpu") == hashed("run=cpu")
+
+
+def test_name_says_the_engine(tiny: Tiny) -> None:
+    assert _run(tiny, "quantizer=rtn").name == "rtn_w8a8_tensor"
+    assert _run(tiny, "quantizer=rtn", "run=cpu").name == "rtn_w8a8_tensor_cpu"

@@ -1,0 +1,151 @@
+"""Pictures by the run's engine, and what is measured of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segquant.kernels.cpu.operators import why_not_exact
+from segquant_bench.pipelines.config.schema import validate
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.stages import speed
+from segquant_bench.pipelines.stages.benchmark import open_run
+from segquant_bench.pipelines.stages.run import Run
+from segquant_bench.pipelines.stages.shared import engine
+from tests.pipelines.conftest import Command, Tiny, compose_config
+
+needs_kernels = pytest.mark.skipif(why_not_exact() is not None, reason=f"the cpu backend {why_not_exact()}")
+
+
+def _run(tiny: Tiny, *overrides: str) -> Run:
+    return open_run(validate(compose_config([*tiny.overrides(Path("cache")), *overrides])))
+
+
+def _psnr(results: dict) -> float:
+    return float(next(metric["value"] for metric in results["metrics"] if metric["name"] == "psnr"))
+
+
+@needs_kernels
+def test_kernels_make_the_pictures_and_are_measured(command: Command, tiny: Tiny, cache: Path) -> None:
+    plain = [*tiny.overrides(cache), "quantizer=rtn"]
+    found = {}
+    for name, more in (("reference", []), ("cpu", ["run=cpu", "speed=true", "+stages.speed.repeats=3"])):
+        outcome = command(*plain, *more)
+        assert outcome.code == 0, outcome.err
+        found[name] = json.loads((outcome.folder / "results.json").read_text())
+    reference, cpu = found["reference"], found["cpu"]
+    assert reference["run"]["name"] == "reference" and set(reference["run"]["layers"].values()) == {"reference"}
+    assert cpu["run"]["name"] == "cpu" and set(cpu["run"]["layers"].values()) == {"cpu"}
+    assert cpu["backend_layers"] == {"cpu": len(cpu["layer_errors"])}
+    assert _psnr(cpu) == pytest.approx(_psnr(reference), rel=0.05), "the same model by other kernels"
+    keys = {name: results["stages"]["generate"]["key"] for name, results in found.items()}
+    assert keys["cpu"] != keys["reference"] and cpu["config_hash"] != reference["config_hash"]
+    assert cpu["stages"]["quantize"]["key"] == reference["stages"]["quantize"]["key"]
+    assert reference["speed"] is None
+    measured = cpu["speed"]["measured"]
+    assert measured.keys() == {"run", "float32"} and measured["float32"]["speed"] == 1.0
+    ours = measured["run"]
+    assert ours["n"] == len(ours["every"]) == 3 and ours["seconds_per_step_minimum"] == min(ours["every"])
+    assert ours["speed"] == measured["float32"]["seconds_per_step_minimum"] / ours["seconds_per_step_minimum"]
+    assert 0 < ours["weights_mb"] < measured["float32"]["weights_mb"], "no float copy of the weights stays"
+    assert 0 < cpu["speed"]["step_error"] < 0.2 and cpu["speed"]["calls_per_step"] == 1
+    assert cpu["speed"]["file_bytes"] > 0 and cpu["speed"]["processor"]
+
+
+def test_keys_count_the_engine_and_no_measurement(tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _run(tiny, "quantizer=rtn", f"cache={cache}")
+    measured = _run(tiny, "quantizer=rtn", f"cache={cache}", "speed=true")
+    assert plain.key("generate") == measured.key("generate") and not plain.has("speed")
+    keys = {_run(tiny, "quantizer=rtn", f"cache={cache}", f"run={name}").key("generate") for name in ("ort", "cpu")}
+    assert len({plain.key("generate"), *keys}) == 3
+    before = measured.key("speed")
+    monkeypatch.setattr(speed.provenance, "processor_name", lambda: "another processor")
+    assert _run(tiny, "quantizer=rtn", f"cache={cache}", "speed=true").key("speed") != before
+
+
+def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
+    assert not _run(tiny, "quantizer=none").has("generate")
+    assert _run(tiny, "quantizer=none", "run=compile").has("generate")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["run=cuda"], "run=cuda needs an NVIDIA GPU, and the model is on cpu; the nearest is run=cpu"),
+        (["run=ort", "model.dtype=bfloat16"], "run=ort computes in float32, and model.dtype=bfloat16"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_first(tiny: Tiny, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(PipelineError, match=sentence):
+        engine.check_engine(_run(tiny, "model.device=cpu", *overrides))
+
+
+def test_missing_package_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine.PACKAGES, "ort", ("onnx", "no_such_package_at_all"))
+    with pytest.raises(PipelineError, match=r"run=ort needs .*no_such_package_at_all; run pip install"):
+        engine.check_engine(_run(tiny, "model.device=cpu", "run=ort"))
+
+
+@needs_kernels
+def test_layers_that_an_engine_cannot_run_are_named(command: Command, tiny: Tiny, cache: Path) -> None:
+    outcome = command(*tiny.overrides(cache), "quantizer=rtn", "precision=fp8", "run=cpu")
+    assert outcome.code == 1
+    assert "backend 'cpu' cannot run time_text_embed.timestep_embedder.linear_1 (" in outcome.sentence
+    assert outcome.sentence.endswith("set run.fallback=reference")
+
+
+def test_settings_of_the_stage_are_checked(tiny: Tiny) -> None:
+    for given, sentence in (
+        ({"repeat": 3}, "there is no key 'stages.speed.repeat'"),
+        ({"repeats": 0}, r"stages\.speed\.repeats=0 is out of range"),
+        ({"against": ["int3"]}, r"stages\.speed\.against='int3' is not known"),
+    ):
+        with pytest.raises(PipelineError, match=sentence):
+            speed.Settings.of(given)
+
+
+class _Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.last = nn.Conv1d(1, 1, 1)
+
+
+def test_blocks_are_compiled_one_by_one_else_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _Blocks()
+    assert engine.compile_(model) == {"Linear": 2}
+    assert all(block._compiled_call_impl is not None for block in model.blocks)
+    assert model.last._compiled_call_impl is None
+    whole = nn.Linear(4, 4)
+    monkeypatch.setattr(torch, "compile", lambda forward: lambda x: forward(x) + 1)
+    assert engine.compile_(whole) == {"Linear": 1}
+    x = torch.ones(2, 4)
+    assert torch.equal(whole(x), nn.functional.linear(x, whole.weight, whole.bias) + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["rtn", "none"])
+@pytest.mark.parametrize("name", ["ort", "openvino", "compile"])
+def test_other_engines_make_the_same_pictures(
+    command: Command, tiny: Tiny, cache: Path, name: str, quantizer: str
+) -> None:
+    """Exports and compilers take a minute each."""
+    for package in engine.PACKAGES.get(name, ()):
+        pytest.importorskip(package)
+    plain = command(*tiny.overrides(cache), f"quantizer={quantizer}")
+    assert plain.code == 0, plain.err
+    right = _psnr(json.loads((plain.folder / "results.json").read_text()))
+    outcome = command(*tiny.overrides(cache), f"quantizer={quantizer}", f"run={name}", "speed=true")
+    assert outcome.code == 0, outcome.err
+    results = json.loads((outcome.folder / "results.json").read_text())
+    assert _psnr(results) > 70 if quantizer == "none" else _psnr(results) == pytest.approx(right, rel=0.05)
+    assert results["run"]["name"] == name and results["speed"]["measured"]["run"]["n"] == 7
+    if name == "compile":
+        assert sum(results["run"]["compiled"].values()) > 0
+    else:
+        assert results["run"]["products"] and results["speed"]["file_bytes"] == results["run"]["file_bytes"]
+        assert len(results["run"]["layers"]) == len(results["layer_errors"])
