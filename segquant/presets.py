@@ -49,9 +49,6 @@ def _method(name: str, precision: Precision, common: Mapping[str, Any], **values
     for key in ("skip", "overrides"):
         if merged.get(key) is None:
             merged[key] = ()
-    for key in ("negative", "columns"):  # what `deploy` says
-        if merged.get(key, "") is None:
-            del merged[key]
     return Method.of(name, merged.pop("scheme"), **merged)
 
 

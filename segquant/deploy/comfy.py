@@ -115,7 +115,7 @@ def _written(rows: list[_Rows], told: list[ExportedLayer]) -> dict[str, Tensor]:
     place = rows[0].place
     merged = {key: torch.cat([part[key] for part in parts]) if len(parts) > 1 else t for key, t in parts[0].items()}
     if rows[0].reason is None:
-        merged["comfy_quant"] = torch.tensor(list(json.dumps(FORMAT).encode()), dtype=torch.uint8)
+        merged["comfy_quant"] = torch.tensor(list(json.dumps(FORMAT).encode()), dtype=torch.uint8, device="cpu")
     return {tensor_name(place, key): tensor for key, tensor in merged.items()}
 
 

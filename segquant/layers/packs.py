@@ -25,7 +25,9 @@ def is_same_pack(one: Any, other: Any, layout: Layout, backend: Backend) -> bool
     if all(_is_open(a) for a, _ in pairs):
         return True
     device = next((leaf.device for leaf, _ in pairs if isinstance(leaf, Tensor)), torch.device("cpu"))
-    rows = torch.randn(ROWS, layout.in_features, generator=torch.Generator().manual_seed(0)).to(device)
+    rows = torch.randn(
+        ROWS, layout.in_features, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    ).to(device)
     with torch.no_grad():
         return torch.equal(*(backend.linear(rows, layout, pack) for pack in (one, other)))
 

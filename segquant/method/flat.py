@@ -64,6 +64,9 @@ def attribute(name: str) -> str:
 
 def value_of(method: HasParts, name: str) -> Any:
     """A flat name's value: the member's, else `spare`'s, else the default."""
+    if name == "deploy":  # the first engine that needs these cuts
+        own = {key: getattr(method.cuts, key) for key in DEPLOY["none"]}
+        return next((engine for engine, cuts in DEPLOY.items() if cuts == own), None)
     if name in CUTS:
         return getattr(method.cuts, CUTS[name])
     if name in TARGETS:
@@ -95,7 +98,10 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     if "deploy" in changes:
         engine = changes.pop("deploy")
         check_choice("deploy", engine, tuple(DEPLOY))
-        changes = {**DEPLOY[engine], **changes}
+        changes = {**changes, **{key: changes.get(key) or value for key, value in DEPLOY[engine].items()}}
+    for key in DEPLOY["none"]:
+        if changes.get(key, "") is None:  # what `deploy` says, else what it is
+            del changes[key]
     known, kinds = flat_names(), settings()
     for key in changes:
         if key not in known:

@@ -35,7 +35,9 @@ def fold(problem: Problem, fitted: Fitted) -> Fitted:
         return replace(fitted, margin=None)
     vectors = fitted.tensors.get("smooth")
     if vectors is None:
-        vectors = torch.ones(len(layout.branches), layout.in_features, device=problem.weight.device)
+        vectors = torch.ones(
+            len(layout.branches), layout.in_features, dtype=torch.float32, device=problem.weight.device
+        )
     kinds = [type(transform) for transform in fitted.transforms]
     if kinds.count(Smoothing) < len(kinds):
         names = ", ".join(transform.name for transform in fitted.transforms)
@@ -62,7 +64,7 @@ def shift(problem: Problem, fitted: Fitted) -> Fitted:
     for branch in range(len(layout.branches)):
         positive, negative = _extremes(problem, _chain(problem, fitted, branch))
         middle = (F.piece_max(positive, layout.columns) - F.piece_max(negative, layout.columns)) / 2
-        apart = torch.tensor(layout.dual, device=middle.device)
+        apart = torch.tensor(layout.dual, dtype=torch.bool, device=middle.device)
         middle = torch.where(apart, middle, torch.zeros_like(middle))
         constants.append(F.expand_pieces(middle, layout.columns).expand(layout.in_features))
     tensors = {**fitted.tensors, "shift": torch.stack(constants)}
@@ -85,7 +87,9 @@ def shift_product(layout: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Te
 def _piece_ranges(problem: Problem, fitted: Fitted) -> Tensor:
     """Largest magnitude per branch and piece, [branches, pieces]; half the width of those that are shifted."""
     layout, found = problem.layout, []
-    shifted = torch.tensor([flag and layout.negative == "shift" for flag in layout.dual], device=problem.weight.device)
+    shifted = torch.tensor(
+        [flag and layout.negative == "shift" for flag in layout.dual], dtype=torch.bool, device=problem.weight.device
+    )
     for branch in range(len(layout.branches)):
         extremes = _extremes(problem, _chain(problem, fitted, branch))
         positive, negative = (F.piece_max(side, layout.columns) for side in extremes)

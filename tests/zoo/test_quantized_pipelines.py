@@ -274,7 +274,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str) -> None:
+def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str, untaught: None) -> None:
     pipe = zoo.quantized()
     other = zoo.with_parts({name: COPIES[way](getattr(pipe, name)) for name in zoo.parts})
     assert torch.equal(zoo.latents(other), zoo.plain())

@@ -145,7 +145,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         for layer in model.modules():
             if isinstance(layer, QuantLayer):
                 dtype = self._dtype or layer.float_like.dtype
-                layer.float_like = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+                layer.float_like = nn.Parameter(torch.empty(0, dtype=dtype, device="cpu"), requires_grad=False)
                 fixed |= {key for key, (_, kind) in layer.layout.buffers().items() if kind.is_floating_point}
         kept.extend(sorted(fixed))
         if self._dtype is None:

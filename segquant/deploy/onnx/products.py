@@ -156,7 +156,7 @@ def _stored(work: Work, codes: Tensor, piece: Piece) -> Array:
 
 def _fp8(work: Work, x: ir.Value) -> ir.Value:
     tape, (piece,) = work.tape, work.pieces()
-    zero = tape.constant("number/fp8/0", lambda: fp8(torch.zeros((), dtype=torch.uint8)))
+    zero = tape.constant("number/fp8/0", lambda: fp8(torch.zeros((), dtype=torch.uint8, device="cpu")))
     scale = tape.number(work.input_scale(piece.given))
     given = tape.op("DequantizeLinear", tape.op("QuantizeLinear", x, scale, zero), scale, zero)
     codes = tape.constant(f"{work.label}.codes", lambda: fp8(work.codes().T))

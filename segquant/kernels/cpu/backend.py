@@ -64,7 +64,7 @@ class Cpu(Backend):
             raise QuantizationError(f"backend {self.name!r} {reason}")  # of a layer copied from another process
         scale = tensors["weight_scale"]
         if len(layout.weight_rows) != layout.out_features:
-            counts = torch.tensor(layout.weight_rows, device=scale.device)
+            counts = torch.tensor(layout.weight_rows, dtype=torch.int64, device=scale.device)
             scale = scale.repeat_interleave(counts, dim=0, output_size=layout.out_features)
         elif layout.weight_spec.granularity == "tensor":
             scale = scale.contiguous()

@@ -52,12 +52,12 @@ def _convolution(x: Tensor, codes: Tensor, *layer: Any) -> Tensor:
 def _exact(bits: int, dual: int) -> bool:
     """Whether the largest codes of both signs multiply without saturation."""
     size, low = 64, -(2 ** (bits - 1))
-    codes = torch.full((2, size), low, dtype=torch.int8)
+    codes = torch.full((2, size), low, dtype=torch.int8, device="cpu")
     codes[1] = -low - 1
     stored = codes if bits == 8 else ((codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)).view(torch.uint8)
-    x = torch.tensor([[-128.0], [127.0]]).expand(2, size).contiguous()
-    one = torch.ones(2, 1)
-    scale = torch.ones(1, 1)
+    x = torch.tensor([[-128.0], [127.0]], dtype=torch.float32, device="cpu").expand(2, size).contiguous()
+    one = torch.ones(2, 1, dtype=torch.float32, device="cpu")
+    scale = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     found = linear(x, stored, one, *_none(3), scale, *_none(2), [2], [size], [dual], [size], bits, 8, False)
     return torch.equal(found.double(), x.double() @ codes.double().T)
 
