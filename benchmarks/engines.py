@@ -54,7 +54,7 @@ def emoji() -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
     """The emoji denoiser, calibration calls and one call of a batch of 8."""
     from diffusers import SD3Transformer2DModel
 
-    model = SD3Transformer2DModel.from_pretrained(ZOO / "emoji_sd3" / "transformer", torch_dtype=torch.float32).eval()
+    model = SD3Transformer2DModel.from_pretrained(ZOO / "emoji_sd3" / "transformer", dtype=torch.float32).eval()
     return model, _calls(model, 8, 2), _calls(model, 1, 8, seed=2)[0]
 
 

@@ -16,7 +16,7 @@ from segquant.deploy.run import load_exported
 
 SOURCE = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[1] / "pipelines" / "zoo" / "emoji_sd3"
 PARTS = {"text_encoder_3": None, "tokenizer_3": None, "image_encoder": None, "feature_extractor": None}
-pipe = StableDiffusion3Pipeline.from_pretrained(SOURCE, **PARTS, torch_dtype=torch.float32)
+pipe = StableDiffusion3Pipeline.from_pretrained(SOURCE, **PARTS, dtype=torch.float32)
 calls: list[dict[str, torch.Tensor]] = []
 hook = pipe.transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
 

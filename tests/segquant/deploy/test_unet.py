@@ -100,8 +100,8 @@ SHIPPED = {
 def test_the_shipped_denoisers(name: str, engine: str, tmp_path: Path) -> None:
     part = "unet" if name == "emoji_sdxl" else "transformer"
     kind = getattr(diffusers, SHIPPED[name])
-    exact = kind.from_pretrained(ZOO / name / part, torch_dtype=torch.float32).eval()
-    model = kind.from_pretrained(ZOO / name / part, torch_dtype=torch.float32).eval()
+    exact = kind.from_pretrained(ZOO / name / part, dtype=torch.float32).eval()
+    model = kind.from_pretrained(ZOO / name / part, dtype=torch.float32).eval()
     torch.manual_seed(0)
     batches = [{**drawn(model), "return_dict": False} for _ in range(3)]
     quantize_(model, presets.segquant_a("w8a8", alpha=0.5, deploy="onnx", convolutions=True), batches[:2])
