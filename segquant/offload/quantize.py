@@ -20,6 +20,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
 from segquant.layers.saving import refuse_save_pretrained_
+from segquant.layers.state_dict import tell_weights_
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, refuse_unmatched, targets
 from segquant.modules.calls import Progress, arguments, batches_of, run
@@ -98,7 +99,7 @@ def quantize_offloaded_with_outcome_(
     run = _Run(offloaded, method, methods, dict(segments or {}), progress, memory_limit, torch.device(park))
     run.through(batches, origins)
     run.rest()
-    refuse_save_pretrained_(model)
+    tell_weights_(refuse_save_pretrained_(model))
     found = {name: run.cuts[name] for name in names if name in run.cuts}
     return Outcome(method, found, run.passes)
 

@@ -15,6 +15,7 @@ from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
 from segquant.layers.saving import refuse_save_pretrained_
+from segquant.layers.state_dict import tell_weights_
 from segquant.method.plan_file import LayerPlan, plan_method
 from segquant.method.spec import Method
 from segquant.method.targets import (
@@ -124,7 +125,7 @@ def _quantize(
         try:
             return _quantize_unwrapped(inner, method, batches, segments, stats, options)
         finally:
-            refuse_save_pretrained_(inner)
+            tell_weights_(refuse_save_pretrained_(inner))
 
 
 def _quantize_unwrapped(

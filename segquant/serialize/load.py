@@ -18,6 +18,7 @@ from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
 from segquant.layers.saving import refuse_save_pretrained_
+from segquant.layers.state_dict import tell_weights_
 from segquant.modules.layers import width_of
 from segquant.modules.state import building, own_state
 from segquant.modules.swap import swap_
@@ -74,7 +75,7 @@ def _fill(
     ]
     if left:
         raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
-    set_backend_(refuse_save_pretrained_(model.to(device).eval()), backend)
+    set_backend_(tell_weights_(refuse_save_pretrained_(model.to(device).eval())), backend)
     return model
 
 

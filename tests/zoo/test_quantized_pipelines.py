@@ -1,11 +1,11 @@
-"""The shipped pipelines in the hands of their users: adapters, hooks, compilers, casts, copies, threads."""
+"""The shipped pipelines in the hands of their users: adapters, casts, fusing, callbacks, batches, copies, threads."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,16 @@ from torch import Tensor, nn
 
 import segquant
 from segquant import QuantizationError, QuantLinear
-from tests.zoo.in_use import DYNAMIC, METHODS, MOST, InUse, blocks, relative
+from tests.zoo.in_use import DYNAMIC, METHODS, MOST, STATIC, InUse, relative
 
-FAMILIES = ["sd3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flux", "sdxl", "canny"))]
+NEAR = {("sdxl", STATIC): 0.15}  # its UNet's convolutions have one input scale each; smoothquant's error is 0.10
 each_method = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def zoo(request: pytest.FixtureRequest) -> Iterator[InUse]:
-    yield InUse(request.param)
 
 
 @each_method
 def test_pictures_are_near_the_float_models(zoo: InUse, method: str) -> None:
     found = zoo.plain(method)
-    assert 0 < relative(found, zoo.exact) < 0.1
+    assert 0 < relative(found, zoo.exact) < NEAR.get((zoo.family, method), 0.1)
     assert torch.equal(zoo.plain(method), found)
 
 
@@ -77,79 +72,6 @@ def test_adapters_are_weighted_and_exchanged(zoo: InUse) -> None:
     assert not torch.equal(zoo.latents(pipe), one)
     pipe.delete_adapters(["one", "two"])
     assert torch.equal(zoo.latents(pipe), zoo.plain())
-
-
-@pytest.mark.parametrize("first", ["offload", "quantize"])
-def test_models_wait_on_the_cpu(zoo: InUse, first: str) -> None:
-    """As enable_model_cpu_offload, with the CPU in the accelerator's place."""
-    accelerate = pytest.importorskip("accelerate")
-    pipe = zoo.quantized() if first == "quantize" else zoo.float_pipe()
-    hook = None
-    names = [
-        name for name in pipe.model_cpu_offload_seq.split("->") if isinstance(getattr(pipe, name, None), nn.Module)
-    ]
-    for name in names:
-        _, hook = accelerate.cpu_offload_with_hook(getattr(pipe, name), "cpu", prev_module_hook=hook)
-    try:
-        if first == "offload":
-            zoo.quantize_(pipe)
-        assert torch.equal(zoo.latents(pipe), zoo.plain())
-    finally:
-        for name in names:
-            accelerate.hooks.remove_hook_from_module(getattr(pipe, name), recurse=True)
-    assert torch.equal(zoo.latents(pipe), zoo.plain())
-
-
-def test_layers_wait_on_the_cpu(zoo: InUse) -> None:
-    """As enable_sequential_cpu_offload; set before, the hooks hide the weights from quantize_."""
-    accelerate = pytest.importorskip("accelerate")
-    pipe = zoo.quantized()
-    for name in zoo.parts:
-        accelerate.cpu_offload(getattr(pipe, name), "cpu", offload_buffers=True)
-    assert torch.equal(zoo.latents(pipe), zoo.plain())
-    other = zoo.float_pipe()
-    accelerate.cpu_offload(getattr(other, zoo.denoiser), "cpu")
-    with pytest.raises(QuantizationError, match="has a hook of accelerate.*set them again"):
-        zoo.quantize_(other)
-
-
-COMPILED = [
-    pytest.param("in place", 1, id="one"),
-    pytest.param("in place", None, id="all", marks=pytest.mark.slow),
-    pytest.param("wrapped", None, id="wrapped", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize("first", [pytest.param("compile", marks=pytest.mark.slow), "quantize"])
-@pytest.mark.parametrize(("way", "count"), COMPILED)
-def test_blocks_are_compiled(zoo: InUse, way: str, count: int | None, first: str) -> None:
-    pipe = zoo.quantized() if first == "quantize" else zoo.float_pipe()
-    _compile(getattr(pipe, zoo.denoiser), way, count)
-    if first == "compile":
-        zoo.quantize_(pipe)
-    try:
-        assert torch.equal(zoo.latents(pipe), zoo.plain())
-    finally:
-        torch.compiler.reset()
-
-
-def _compile(model: nn.Module, way: str, count: int | None) -> None:
-    wanted = {id(block) for block in blocks(model)[:count]}
-    for child in [child for child in model.modules() if isinstance(child, nn.ModuleList)]:
-        for index, block in enumerate(child):
-            if id(block) in wanted and way == "in place":
-                block.compile(backend="eager", fullgraph=True)
-            elif id(block) in wanted:
-                child[index] = torch.compile(block, backend="eager", fullgraph=True)
-
-
-@pytest.mark.slow
-def test_one_block_by_inductor(zoo: InUse) -> None:
-    """Fused kernels round otherwise, and a value that rounds to the other code moves the picture."""
-    pipe = zoo.quantized()
-    blocks(getattr(pipe, zoo.denoiser))[0].compile()
-    assert relative(zoo.latents(pipe), zoo.plain()) < 0.02
-    torch.compiler.reset()
 
 
 def test_a_cast_quantizes_the_same(zoo: InUse) -> None:
