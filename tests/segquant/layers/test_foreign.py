@@ -78,6 +78,7 @@ def test_a_pipeline_around_the_model_around_is_not_saved_by_others(tmp_path: Pat
     assert not weights(tmp_path)
 
 
+@pytest.mark.usefixtures("untaught")
 def test_a_float_model_beside_the_quantized_one_is_saved(tmp_path: Path) -> None:
     both = nn.Sequential(around(Around), Around())
     refuse_save_pretrained_(both)
