@@ -56,7 +56,8 @@ class Tape:
 
 def array(tensor: Tensor) -> Array:
     """Contiguous, on the CPU."""
-    return np.ascontiguousarray(tensor.detach().cpu().contiguous().numpy())
+    found: Array = tensor.detach().cpu().contiguous().numpy()
+    return found
 
 
 def int4(codes: Tensor) -> Array:

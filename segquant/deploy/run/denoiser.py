@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -119,4 +118,5 @@ def _array(wanted: Input, value: Tensor) -> Array:
     kind: torch.dtype = getattr(torch, wanted.dtype)
     if value.is_floating_point() and not kind.is_floating_point:
         raise QuantizationError(f"{wanted.name} is {value.dtype}, and the export takes {wanted.dtype}")
-    return np.ascontiguousarray(value.detach().cpu().to(kind).contiguous().numpy())
+    found: Array = value.detach().cpu().to(kind).contiguous().numpy()
+    return found

@@ -44,20 +44,21 @@ def call(batch: int, height: int, width: int, words: int, seed: int = 0) -> dict
 
 
 class Pair(nn.Module):
-    """Two convolutions, of which one is smoothed and has a scale per sign; the output is named as the input."""
+    """Two smoothed convolutions, of which one has a scale per sign; the output is named as the input."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, stride=2, padding=1, bias=False)
 
-    def forward(self, output: Tensor) -> Tensor:
-        return self.second(nn.functional.silu(self.first(output)))
+    def forward(self, output: Tensor, timestep: Tensor) -> Tensor:
+        return self.second(nn.functional.silu(self.first(output))) * timestep
 
 
 def test_a_pair_of_convolutions(tmp_path: Path) -> None:
     model, exact = Pair().eval(), Pair().eval()
-    batches = [(torch.randn(2, 8, 6, 8, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
+    time = torch.tensor(0.5)  # of no dimensions, as UNets get it
+    batches = [(torch.randn(2, 8, 6, 8, generator=torch.Generator().manual_seed(seed)), time) for seed in range(3)]
     segments = {"first": Segments(), "second": Segments(activation="silu")}
     method = presets.segquant_a("w8a8", alpha=0.5, convolutions=True)
     quantize_(model, method, batches[:2], segments)
@@ -67,7 +68,7 @@ def test_a_pair_of_convolutions(tmp_path: Path) -> None:
             running = load_exported(tmp_path / engine, engine)
             for x in (batches[2][0], torch.randn(3, 8, 4, 10, generator=torch.Generator().manual_seed(9))):
                 with torch.no_grad():
-                    found, ours, wanted = (each(x) for each in (running, model, exact))
+                    found, ours, wanted = (each(x, time) for each in (running, model, exact))
                 assert error(found.output, wanted) < 1.03 * error(ours, wanted), engine
 
 
