@@ -213,7 +213,7 @@ def denoiser_calls(run: Run) -> list[dict[str, Any]]:
 
 def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], folder: Path) -> Placed:
     # Put off: extras that take seconds to import.
-    from segquant import export_onnx
+    from segquant.deploy.onnx.export import export_onnx
     from segquant.deploy.run import load_exported
 
     engine = run.config.run

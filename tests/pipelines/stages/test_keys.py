@@ -57,6 +57,7 @@ SOMETIMES = {
     "pipelines.loading.files": ("segquant.modules.memory",),  # whether there is room
     "pipelines.loading.components": ("segquant.modules",),
     "pipelines.sampling.timesteps": ("segquant",),  # timesteps=loss
+    "pipelines.stages.shared.engine": ("segquant.deploy",),  # run=ort, run=openvino
     "pipelines.loading.blocks": ("segquant",),  # weights are elsewhere, their numbers are the same
 }
 
@@ -139,7 +140,7 @@ def test_stages_stand_behind_those_that_they_need() -> None:
 
 ALL = [
     "quantizer=segquant_g", "quantizer.alpha=0.5", "quantize=[denoiser,text_encoder]", "correction=affine",
-    "metric.metrics=[psnr,fid_gt]", "polarity=true",
+    "metric.metrics=[psnr,fid_gt]", "polarity=true", "speed=true",
 ]  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def test_comments_docstrings_layout_and_idle_annotations_recompute_nothing(confi
     assert _keys(open_run(config)) == before
 
 
-AFTER_QUANTIZE = {"quantize", "components", "correct", "generate", "evaluate"}
+AFTER_QUANTIZE = {"quantize", "components", "correct", "generate", "evaluate", "speed"}
 AFTER_GRAPH = {"graph", "polarity", "component_graphs"} | AFTER_QUANTIZE
 AFTER_INPUTS = {"calibrate", "component_inputs"} | AFTER_GRAPH
 EVERYTHING = AFTER_INPUTS | {"reference"}
@@ -193,9 +194,9 @@ EVERYTHING = AFTER_INPUTS | {"reference"}
         ("pipelines/sampling/generate.py", "np.uint64(1)", "np.uint64(2)", EVERYTHING),
         ("pipelines/sampling/samples.py", "if total % batch", "if batch % total", AFTER_INPUTS),
         ("pipelines/loading/models.py", "local_files_only=True", "local_files_only=False", EVERYTHING),
-        ("pipelines/correction/fit.py", "len(prompts)", "len(prompts) + 1", {"correct", "generate", "evaluate"}),
+        ("pipelines/correction/fit.py", "len(prompts)", "len(prompts) + 1", {"correct", "generate", "evaluate", "speed"}),
         ("pipelines/stages/components/text_inputs.py", "0, 1, self", "0, 2, self",
-         {"component_inputs", "component_graphs", "components", "correct", "generate", "evaluate"}),
+         {"component_inputs", "component_graphs", "components", "correct", "generate", "evaluate", "speed"}),
         ("pipelines/stages/reference.py", "stages.reference", "", set()),
         ("pipelines/data/pictures.py", "PNG", "PNM", {"real", "evaluate"}),
         ("eval/metrics/statistics.py", " - ", " + ", {"evaluate"}),
