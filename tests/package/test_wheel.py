@@ -122,6 +122,12 @@ import segquant
 for module in pkgutil.walk_packages(segquant.__path__, "segquant."):
     if not module.name.startswith("segquant.deploy.diffusers"):  # a plug-in of diffusers
         importlib.import_module(module.name)
+try:
+    import segquant.deploy.diffusers
+except ImportError as error:
+    assert "run pip install" in str(error), error
+else:
+    raise AssertionError("the plug-in was imported without diffusers")
 print(before)
 """
     done = installed.run("python", "-c", code)

@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-from segquant.errors import QuantizationError
-
 try:
     import diffusers as _  # noqa: F401
 except ImportError as error:
-    raise QuantizationError(
+    raise ImportError(
         "segquant.deploy.diffusers is a plug-in of diffusers, which is not installed here; run pip install "
         "'diffusers>=0.42' accelerate"
     ) from error

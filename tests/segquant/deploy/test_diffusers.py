@@ -266,5 +266,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, model: nn.M
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(segquant.deploy, "diffusers")
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(QuantizationError, match="a plug-in of diffusers, which is not installed here; run pip install"):
+    with pytest.raises(ImportError, match="a plug-in of diffusers, which is not installed here; run pip install"):
         importlib.import_module("segquant.deploy.diffusers")

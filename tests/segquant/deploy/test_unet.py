@@ -85,7 +85,8 @@ def test_convolutions_run_in_integers(engine: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(openvino_engine, "products_are_exact", lambda: True)  # as on CPUs with VNNI
     products = load_exported(tmp_path / "out", engine).engine.products()
     assert products["int8"] == sum(isinstance(module, QuantLayer) for module in model.modules())
-    assert products["float32"] <= 2 * sum("attn" in name and name.endswith("to_q") for name, _ in model.named_modules())
+    attentions = sum("attn" in name and name.endswith("to_q") for name, _ in model.named_modules())
+    assert products.get("float32", 0) <= 2 * attentions
 
 
 SHIPPED = {
