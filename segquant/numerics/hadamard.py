@@ -90,7 +90,8 @@ def _hadamard(values: Tensor) -> Tensor:
     while done < size:
         radix = min(RADIX, size // done)
         # a matrix of fake tensors, or of a graph that is being captured, must not be kept for others
-        make = _sylvester if type(values) is Tensor else _sylvester.__wrapped__
+        kept = type(values) is Tensor and not torch.compiler.is_compiling()
+        make = _cached_sylvester if kept else _sylvester
         matrix = make(radix, values.dtype, values.device)
         folded = values.unflatten(-1, (size // (done * radix), radix, done))
         # the first factor is contiguous: a plain product; the others act on the middle dimension
@@ -99,7 +100,6 @@ def _hadamard(values: Tensor) -> Tensor:
     return values
 
 
-@lru_cache(maxsize=64)
 @own_state()
 def _sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = torch.ones(1, 1, dtype=dtype, device=device)
@@ -107,3 +107,6 @@ def _sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     scaled: Tensor = matrix * size**-0.5
     return scaled
+
+
+_cached_sylvester = lru_cache(maxsize=64)(_sylvester)

@@ -13,6 +13,7 @@
 #include "input.h"
 #include "output.h"
 #include "panel.h"
+#include "patches.h"
 #include "plan.h"
 #include "tile.h"
 
@@ -30,36 +31,12 @@ const float* floats(const Maybe& tensor) {
   return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
 
-// A row of a linear's input in float32: its own memory, or `buffer`.
-const float* as_floats(const float* row, int64_t, float*) { return row; }
 const float* as_floats(const uint16_t* row, int64_t columns, float* buffer) {
   int64_t k = 0;
   for (; k + 8 <= columns; k += 8) _mm256_storeu_ps(buffer + k, load8(row + k));
   for (; k < columns; ++k) buffer[k] = load1(row + k);
   return buffer;
 }
-
-// A convolution's patches as rows; the input is padded.
-struct Patches {
-  int64_t channels, height, width;      // of the input
-  int64_t kernel[2], stride[2], dilation[2];
-  int64_t out_height, out_width;
-
-  int64_t positions() const { return out_height * out_width; }
-
-  template <class T>
-  void read(const T* x, int64_t row, float* out) const {
-    const int64_t image = row / positions(), at = row % positions();
-    const int64_t top = at / out_width * stride[0], left = at % out_width * stride[1];
-    const T* first = x + image * channels * height * width + top * width + left;
-    for (int64_t channel = 0; channel < channels; ++channel, first += height * width) {
-      for (int64_t i = 0; i < kernel[0]; ++i) {
-        const T* line = first + i * dilation[0] * width;
-        for (int64_t j = 0; j < kernel[1]; ++j) *out++ = load1(line + j * dilation[1]);
-      }
-    }
-  }
-};
 
 struct Job {
   const Shape& shape;
@@ -75,10 +52,9 @@ struct Job {
   void* out;
   bool half;
   const Patches* patches;  // null: a linear
+  const Image* image;      // of the patches
 
   void run() const;
-  template <class T>
-  const float* row_of(const T* all, int64_t row, float* buffer) const;
   void pack(int64_t row, int32_t* out, float* scale, float* zero) const;
   void panel(int64_t first_output, int64_t top, int64_t count, const int32_t* packed, const float* scale,
              const float* zero) const;
@@ -86,19 +62,14 @@ struct Job {
   int64_t scales() const { return 2 * static_cast<int64_t>(shape.pieces.size()); }
 };
 
-template <class T>
-const float* Job::row_of(const T* all, int64_t row, float* buffer) const {
-  if (!patches) return as_floats(all + row * shape.columns, shape.columns, buffer);
-  patches->read(all, row, buffer);
-  return buffer;
-}
-
 void Job::pack(int64_t row, int32_t* packed, float* scale, float* zero) const {
   thread_local Scratch memory;
-  float* buffer = memory.get<float>(shape.columns);
-  const float* values = half ? row_of(static_cast<const uint16_t*>(x), row, buffer)
-                             : row_of(static_cast<const float*>(x), row, buffer);
-  if (smooth) {
+  float* buffer = memory.get<float>(shape.columns + Image::kSlack);
+  const float* values = buffer;
+  if (patches) image->read(*patches, shape.pieces, row, buffer);
+  else if (half) values = as_floats(static_cast<const uint16_t*>(x) + row * shape.columns, shape.columns, buffer);
+  else values = static_cast<const float*>(x) + row * shape.columns;
+  if (smooth && !patches) {
     int64_t k = 0;
     for (; k + 8 <= shape.columns; k += 8) {
       _mm256_storeu_ps(buffer + k, _mm256_div_ps(_mm256_loadu_ps(values + k), _mm256_loadu_ps(smooth + k)));
@@ -213,16 +184,30 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Maybe& beside,
   check(layer, rows, beside);
   const Plan plan = plan_of(layer.shape);
   const bool half = x.scalar_type() == ScalarType::BFloat16;
-  const Weights weights{static_cast<const uint8_t*>(layer.codes.const_data_ptr()), layer.codes.size(1),
-                        static_cast<const float*>(layer.weight_scale.const_data_ptr()), layer.weight_scale.size(1),
-                        layer.codes.size(0)};
+  Weights weights{static_cast<const uint8_t*>(layer.codes.const_data_ptr()), layer.codes.size(1),
+                  static_cast<const float*>(layer.weight_scale.const_data_ptr()), layer.weight_scale.size(1),
+                  layer.codes.size(0)};
+  Shape shape = layer.shape;
+  Scratch code_memory;
+  Image image;
+  if (patches && patches->by_tap && patches->taps() > 1) {
+    int8_t* ordered = code_memory.get<int8_t>(weights.outputs * shape.columns);
+    order_by_tap(shape, patches->taps(), weights.codes, weights.bytes, weights.outputs, ordered);
+    weights.codes = reinterpret_cast<const uint8_t*>(ordered);
+    weights.bytes = shape.columns, shape.weight_bits = 8;
+  }
   const int64_t pieces = static_cast<int64_t>(layer.shape.pieces.size());
   int64_t first = 0, branch = 0;
   for (const int64_t size : layer.branches) {
     const auto own = [&](const Maybe& all) { return all ? floats(all) + branch * pieces : nullptr; };
-    const float* smooth = layer.smooth ? floats(layer.smooth) + branch * layer.shape.columns : nullptr;
-    Job{layer.shape, plan, {own(layer.above), own(layer.below), own(layer.zero)}, smooth, floats(layer.bias),
-        floats(beside), weights, first, first + size, rows, x.const_data_ptr(), out.mutable_data_ptr(), half, patches}
+    const float* smooth = layer.smooth ? floats(layer.smooth) + branch * shape.columns : nullptr;
+    if (patches && (branch == 0 || smooth)) {
+      if (half) image.fill(*patches, x.size(0), static_cast<const uint16_t*>(x.const_data_ptr()), smooth);
+      else image.fill(*patches, x.size(0), static_cast<const float*>(x.const_data_ptr()), smooth);
+    }
+    Job{shape, plan, {own(layer.above), own(layer.below), own(layer.zero)}, smooth, floats(layer.bias),
+        floats(beside), weights, first, first + size, rows, x.const_data_ptr(), out.mutable_data_ptr(), half, patches,
+        &image}
         .run();
     first += size, ++branch;
   }
@@ -261,7 +246,7 @@ Tensor convolution(const Tensor& x, const Tensor& codes, const Tensor& weight_sc
                     shape_of(pieces, dual, groups, weight_bits, input_bits, zero_point)};
   STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "x must be [batch, channels, height, width]");
   Patches patches{x.size(1), x.size(2), x.size(3), {kernel[0], kernel[1]}, {stride[0], stride[1]},
-                  {dilation[0], dilation[1]}, 0, 0};
+                  {dilation[0], dilation[1]}, 0, 0, layer.shape.groups_of_whole_pieces()};
   STD_TORCH_CHECK(patches.channels * kernel[0] * kernel[1] == layer.shape.columns, "x does not fit the layer");
   patches.out_height = (x.size(2) - dilation[0] * (kernel[0] - 1) - 1) / stride[0] + 1;
   patches.out_width = (x.size(3) - dilation[1] * (kernel[1] - 1) - 1) / stride[1] + 1;

@@ -44,6 +44,18 @@ struct Shape {
   bool zero_point = false;          // asymmetric grids where dual says so
 
   bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point; }
+
+  // Whether the weight's scales change between pieces alone.
+  bool groups_of_whole_pieces() const {
+    int64_t end = 0, covered = 0;
+    size_t piece = 0;
+    for (const int64_t group : groups) {
+      end += group;
+      while (covered < end && piece < pieces.size()) covered += pieces[piece++];
+      if (covered != end) return false;
+    }
+    return true;
+  }
 };
 
 struct Plan {
