@@ -162,6 +162,7 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Conv2d]] = {
     "strided": lambda: nn.Conv2d(8, 19, 3, stride=2, padding=(2, 0), dilation=(1, 2), bias=False),
     "same": lambda: nn.Conv2d(8, 19, (2, 3), padding="same", padding_mode="reflect"),
     "point": lambda: nn.Conv2d(32, 19, 1),
+    "dilated": lambda: nn.Conv2d(8, 3, 3, padding=2, dilation=2),
 }
 
 
@@ -179,6 +180,23 @@ def test_convolutions_are_the_reference(kind: str, precision: str) -> None:
     method = Method.of("own", scheme, dualscale=True, convolutions=True, **svd)
     segquant.quantize_(model, method, images, {"0": Segments(activation="silu")})
     for x in (images[0], images[1][0], images[2].bfloat16(), images[0].to(memory_format=torch.channels_last)):
+        close(model[0], x)
+
+
+@pytest.mark.parametrize("scheme", [
+    "w8a8_tensor", "w8a8_dynamic", "w4a8_channel",
+    QuantScheme(QuantSpec("int4", "group", 12), QuantSpec("int8", "token", dynamic=True)),  # across taps
+    QuantScheme(QuantSpec("int4", "group", 8), QuantSpec("int4", "group", 8, dynamic=True)),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["rtn", "smooth", "svd"])
+def test_convolutions_in_pieces_are_the_reference(scheme: Any, name: str) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(16, 19, (3, 3), padding=1))
+    images = [tensor(2, 16, 5, 6, seed=seed) * torch.linspace(0.1, 4, 16).view(16, 1, 1) for seed in range(3)]
+    cuts = Segments(input=(12, 4), input_activations=("silu", None), output=(9, 10))
+    method = Method.of("own", scheme, seglinear=True, dualscale=True, convolutions=True, **METHODS[name])
+    segquant.quantize_(model, method, images, {"0": cuts})
+    for x in images:
         close(model[0], x)
 
 

@@ -58,7 +58,10 @@ struct Job {
   void pack(int64_t row, int32_t* out, float* scale, float* zero) const;
   void panel(int64_t first_output, int64_t top, int64_t count, const int32_t* packed, const float* scale,
              const float* zero) const;
-  void store(int64_t row, int64_t column, int64_t columns, float* values) const;
+  void store(int64_t row, int64_t rows_here, int64_t column, int64_t columns, float (*values)[kColumns]) const;
+  template <class T>
+  void store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_t columns,
+                const float (*values)[kColumns]) const;
   int64_t scales() const { return 2 * static_cast<int64_t>(shape.pieces.size()); }
 };
 
@@ -80,24 +83,31 @@ void Job::pack(int64_t row, int32_t* packed, float* scale, float* zero) const {
   pack_row(shape, plan, known, values, packed, scale, zero);
 }
 
-// Up to kColumns outputs of a row, with what is added to them.
-void Job::store(int64_t row, int64_t column, int64_t columns, float* values) const {
-  const int64_t outputs = weights.outputs, at = row * outputs + column;
-  if (beside) add(values, beside + at, columns);
-  if (bias) add(values, bias + column, columns);
-  if (patches) {
-    const int64_t positions = patches->positions(), image = row / positions;
-    const int64_t first = (image * outputs + column) * positions + row % positions;
-    for (int64_t c = 0; c < columns; ++c) {
-      if (half) static_cast<uint16_t*>(out)[first + c * positions] = rounded(values[c]);
-      else static_cast<float*>(out)[first + c * positions] = values[c];
-    }
-  } else if (half) {
-    for (int64_t c = 0; c < columns; ++c) static_cast<uint16_t*>(out)[at + c] = rounded(values[c]);
-  } else if (columns == kColumns) {
-    std::memcpy(static_cast<float*>(out) + at, values, kColumns * sizeof(float));
-  } else {
-    std::memcpy(static_cast<float*>(out) + at, values, static_cast<size_t>(columns) * sizeof(float));
+// Up to kColumns outputs of some rows, with what is added to them.
+void Job::store(int64_t row, int64_t rows_here, int64_t column, int64_t columns, float (*values)[kColumns]) const {
+  for (int64_t r = 0; r < rows_here; ++r) {
+    if (beside) add(values[r], beside + (row + r) * weights.outputs + column, columns);
+    if (bias) add(values[r], bias + column, columns);
+  }
+  if (half) store_as(static_cast<uint16_t*>(out), row, rows_here, column, columns, values);
+  else store_as(static_cast<float*>(out), row, rows_here, column, columns, values);
+}
+
+template <class T>
+void Job::store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_t columns,
+                   const float (*values)[kColumns]) const {
+  if (!patches) {
+    for (int64_t r = 0; r < rows_here; ++r) write(values[r], to + (row + r) * weights.outputs + column, columns);
+    return;
+  }
+  int64_t first[kRows];  // of a row in channel 0 of its image
+  for (int64_t r = 0; r < rows_here; ++r) {
+    const int64_t image = (row + r) / patches->positions();
+    first[r] = image * (weights.outputs - 1) * patches->positions() + row + r;
+  }
+  for (int64_t c = 0; c < columns; ++c) {  // neighbouring rows are neighbours in a channel
+    T* own = to + (column + c) * patches->positions();
+    for (int64_t r = 0; r < rows_here; ++r) write(values[r] + c, own + first[r], 1);
   }
 }
 
@@ -117,7 +127,7 @@ void Job::panel(int64_t first_output, int64_t top, int64_t count, const int32_t*
     const TileInput in{packed + row * plan.input_words, plan.input_words, own.weights, own.scale, own.sums,
                        scale + row * scales(), zero + row * scales(), scales()};
     tile(shape.kind, rows_here, plan, in, values);
-    for (int64_t r = 0; r < rows_here; ++r) store(top + row + r, first_output, columns, values[r]);
+    store(top + row, rows_here, first_output, columns, values);
   }
 }
 
@@ -246,7 +256,7 @@ Tensor convolution(const Tensor& x, const Tensor& codes, const Tensor& weight_sc
                     shape_of(pieces, dual, groups, weight_bits, input_bits, zero_point)};
   STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "x must be [batch, channels, height, width]");
   Patches patches{x.size(1), x.size(2), x.size(3), {kernel[0], kernel[1]}, {stride[0], stride[1]},
-                  {dilation[0], dilation[1]}, 0, 0, layer.shape.groups_of_whole_pieces()};
+                  {dilation[0], dilation[1]}, 0, 0, layer.shape.whole_channels(kernel[0] * kernel[1])};
   STD_TORCH_CHECK(patches.channels * kernel[0] * kernel[1] == layer.shape.columns, "x does not fit the layer");
   patches.out_height = (x.size(2) - dilation[0] * (kernel[0] - 1) - 1) / stride[0] + 1;
   patches.out_width = (x.size(3) - dilation[1] * (kernel[1] - 1) - 1) / stride[1] + 1;

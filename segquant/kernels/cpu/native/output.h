@@ -25,4 +25,12 @@ inline uint16_t rounded(float value) {
   return static_cast<uint16_t>(nan ? 0x7fc0u : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline void write(const float* values, float* out, int64_t columns) {
+  if (columns == kColumns) std::memcpy(out, values, kColumns * sizeof(float));
+  else std::memcpy(out, values, static_cast<size_t>(columns) * sizeof(float));
+}
+inline void write(const float* values, uint16_t* out, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) out[c] = rounded(values[c]);
+}
+
 }  // namespace segquant

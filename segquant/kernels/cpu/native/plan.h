@@ -16,7 +16,7 @@ enum class Kind {
   kPairs,  // s8 weights, inputs in s16: vpmaddwd, exact for any codes
   kBytes,  // s8 weights, inputs in u8: vpdpbusd, where there is one
   kSplit,  // s8 weights, inputs in u8 up to 128 (a scale per sign): vpmaddubsw, which then holds two products
-  kQuads,  // s4 weights, inputs in u8: vpmaddubsw, whose 16-bit sums hold as long as a run is short
+  kQuads,  // s4 weights, inputs in u8: vpmaddubsw, whose 16-bit sums hold a few words and go to 32 bits then
   kFloat,  // float inputs, weights dequantized on the way
 };
 
@@ -45,13 +45,15 @@ struct Shape {
 
   bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point; }
 
-  // Whether the weight's scales change between pieces alone.
-  bool groups_of_whole_pieces() const {
+  // Whether pieces are made of whole channels of so many taps, and the weight's scales change between pieces alone.
+  bool whole_channels(int64_t taps) const {
     int64_t end = 0, covered = 0;
     size_t piece = 0;
     for (const int64_t group : groups) {
       end += group;
-      while (covered < end && piece < pieces.size()) covered += pieces[piece++];
+      for (; covered < end && piece < pieces.size(); covered += pieces[piece++]) {
+        if (pieces[piece] % taps) return false;
+      }
       if (covered != end) return false;
     }
     return true;
@@ -62,6 +64,7 @@ struct Plan {
   std::vector<Run> runs;
   int64_t input_words = 0;  // of a packed row
   int64_t panel_words = 0;
+  int64_t short_words = 0;  // of quads
 };
 
 // SEGQUANT_BYTES does without the instruction, for tests.
@@ -73,21 +76,26 @@ constexpr Kind kEightBits = Kind::kPairs;
 
 inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == Kind::kFloat ? 1 : 4; }
 
-// Columns whose products a sum of the kernel's integers holds.
-inline int64_t longest_run(const Shape& shape) {
-  if (shape.kind != Kind::kQuads && shape.kind != Kind::kFloat) return 32768;  // 255 * 128 each in 32 bits
+// Words of quads whose sums 16 bits hold: two products of 255 * 8, or of 15 * 8, per word.
+inline int64_t short_words(const Shape& shape) { return shape.input_bits == 8 ? 8 : 64; }
+
+// Columns of a run in a group of so many: those whose products a sum of the kernel's integers holds.
+inline int64_t longest_run(const Shape& shape, int64_t group) {
   if (shape.kind == Kind::kFloat) return int64_t{1} << 40;
-  return shape.input_bits == 8 ? 32 : 256;  // two of 255 * 8, or of 15 * 8, per word in 16 bits
+  if (shape.kind != Kind::kQuads) return 32768;  // 255 * 128 each in 32 bits
+  const int64_t few = 4 * short_words(shape);
+  return group < 4 * few ? few : 8192;  // 255 * 8 each below 2^24; sums of few go to floats faster than to 32 bits
 }
 
 inline Plan plan_of(const Shape& shape) {
   Plan plan;
-  const int64_t most = longest_run(shape), each = per_word(shape.kind);
+  plan.short_words = short_words(shape);
+  const int64_t each = per_word(shape.kind);
   int64_t start = 0, group = 0, group_end = shape.groups.empty() ? 0 : shape.groups[0];
   for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
     for (int64_t left = shape.pieces[piece]; left > 0;) {
       if (start == group_end) group_end += shape.groups[++group];
-      const int64_t count = std::min({left, group_end - start, most});
+      const int64_t count = std::min({left, group_end - start, longest_run(shape, shape.groups[group])});
       const int64_t words = (count + each - 1) / each;
       for (int64_t sign = 0; sign <= (shape.split(piece) ? 1 : 0); ++sign) {
         plan.runs.push_back({start, count, plan.input_words, plan.panel_words, words,

@@ -52,19 +52,19 @@ SEGQUANT_INLINE void dot_bytes(__m256i& sum, __m256i a, __m256i b) {
 #endif
 }
 
-// Σ codes · weights of one run, in 32 bits: sum[r][h] of row r and half h of the columns.
+// Σ codes · weights of some words: result[r][h] of row r and half h of the columns; quads' in 16 bits.
 template <int R, Kind K>
-SEGQUANT_INLINE void dot(const Run& run, const TileInput& in, __m256i (&result)[R][2]) {
+SEGQUANT_INLINE void dot(const int32_t* rows, int64_t row_words, const int8_t* weights, int64_t words,
+                         __m256i (&result)[R][2]) {
   constexpr int kBytes = K == Kind::kPairs ? 2 : 4;
   const __m256i ones = _mm256_set1_epi16(1);
   __m256i sum[R][2];
   const int32_t* row[R];
   each<R>([&](auto r) {
     sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    row[r] = in.rows + r * in.row_words + run.input;
+    row[r] = rows + r * row_words;
   });
-  const int8_t* weights = in.panel + run.panel * kBytes * kColumns;
-  for (int64_t k = 0; k < run.words; ++k, weights += kBytes * kColumns) {
+  for (int64_t k = 0; k < words; ++k, weights += kBytes * kColumns) {
     __m256i b0, b1;
     if constexpr (K == Kind::kPairs) {
       const auto* at = reinterpret_cast<const __m128i*>(weights);
@@ -89,9 +89,42 @@ SEGQUANT_INLINE void dot(const Run& run, const TileInput& in, __m256i (&result)[
       sum[r][0] = low, sum[r][1] = high;
     });
   }
+  each<R>([&](auto r) { result[r][0] = sum[r][0], result[r][1] = sum[r][1]; });
+}
+
+// As many quads as 16 bits hold, added to 32-bit sums; apart, so that the loop's sums have all registers.
+template <int R>
+__attribute__((noinline)) void add_quads(const int32_t* rows, int64_t row_words, const int8_t* weights, int64_t words,
+                                         __m256i (&total)[R][2]) {
+  __m256i sum[R][2];
+  dot<R, Kind::kQuads>(rows, row_words, weights, words, sum);
+  const __m256i ones = _mm256_set1_epi16(1);
   each<R>([&](auto r) {
-    each<2>([&](auto h) { result[r][h] = K == Kind::kQuads ? _mm256_madd_epi16(sum[r][h], ones) : sum[r][h]; });
+    each<2>([&](auto h) { total[r][h] = _mm256_add_epi32(total[r][h], _mm256_madd_epi16(sum[r][h], ones)); });
   });
+}
+
+// Σ codes · weights of one run, in 32 bits.
+template <int R, Kind K>
+SEGQUANT_INLINE void dot_run(const Run& run, int64_t short_words, const TileInput& in, __m256i (&result)[R][2]) {
+  const int32_t* rows = in.rows + run.input;
+  if constexpr (K == Kind::kQuads) {
+    const int8_t* weights = in.panel + run.panel * 4 * kColumns;
+    if (run.words <= short_words) {
+      dot<R, K>(rows, in.row_words, weights, run.words, result);
+      each<R>([&](auto r) {
+        each<2>([&](auto h) { result[r][h] = _mm256_madd_epi16(result[r][h], _mm256_set1_epi16(1)); });
+      });
+      return;
+    }
+    each<R>([&](auto r) { result[r][0] = result[r][1] = _mm256_setzero_si256(); });
+    for (int64_t k = 0; k < run.words; k += short_words) {
+      const int64_t words = k + short_words < run.words ? short_words : run.words - k;
+      add_quads<R>(rows + k, in.row_words, weights + k * 4 * kColumns, words, result);
+    }
+  } else {
+    dot<R, K>(rows, in.row_words, in.panel + run.panel * (K == Kind::kPairs ? 2 : 4) * kColumns, run.words, result);
+  }
 }
 
 // The run's sums less zero points, as floats. Those of s4 weights are below 2^24, so floats subtract exactly.
@@ -119,7 +152,7 @@ void tile_integer(const Plan& plan, const TileInput& in, float (*out)[kColumns])
   };
   for (const Run* run = plan.runs.data(); run != last; ++run, sums += kColumns) {
     __m256i sum[R][2];
-    dot<R, K>(*run, in, sum);
+    dot_run<R, K>(*run, plan.short_words, in, sum);
     const int64_t at = 2 * run->piece + run->sign;
     const bool first = begins(run);
     each<2>([&](auto h) {
