@@ -31,6 +31,7 @@ class Packed:
 
     Args:
         down: of all branches, on the input as it comes, [ranks, in].
+        form: the operators' last arguments, if the kernel does all of the input's part.
     """
 
     tensors: Mapping[str, Tensor]
@@ -38,6 +39,12 @@ class Packed:
     down: Tensor | None
     ups: tuple[Tensor, ...]
     bias: Tensor | None
+    form: tuple[Any, ...] | None = None
+
+    def arguments(self, beside: Tensor | None) -> tuple[Any, ...]:
+        """Of the operators, after the input."""
+        form: Any = self.form
+        return self.tensors["codes"], self.weight_scale, self.bias, beside, *form
 
 
 @register
@@ -68,33 +75,42 @@ class Cpu(Backend):
             scale = scale.repeat_interleave(counts, dim=0, output_size=layout.out_features)
         elif layout.weight_spec.granularity == "tensor":
             scale = scale.contiguous()
-        down, ups = _factors(layout, tensors) if _inside(layout) else (None, ())
+        inside = _inside(layout)
+        down, ups = _factors(layout, tensors) if inside else (None, ())
         bias = tensors["bias"].float() if layout.bias else None
-        return Packed(tensors, scale.contiguous(), down, ups, bias)
+        form = _form(layout, tensors.get("smooth"), _static(tensors), layout.branches) if inside else None
+        return Packed(tensors, scale.contiguous(), down, ups, bias, form)
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         with outside_autocast(x.device):
-            kind = x.dtype if x.dtype in KERNEL_DTYPES else torch.float32
-            rows = x.reshape(-1, layout.in_features).to(kind).contiguous()
-            out = _inside_kernel(rows, layout, packed) if _inside(layout) else _by_branch(rows, layout, packed)
-            return out.reshape(*x.shape[:-1], layout.out_features).to(x.dtype)
+            rows = _known(x.reshape(-1, layout.in_features)).contiguous()
+            if packed.form is None:
+                out = _by_branch(rows, layout, packed)
+            else:
+                beside = None if packed.down is None else _beside(rows.float() @ packed.down.T, packed)
+                out = operators.linear(rows, *packed.arguments(beside))
+            if x.dim() != 2:
+                out = out.reshape(*x.shape[:-1], layout.out_features)
+            return out if out.dtype is x.dtype else out.to(x.dtype)
 
     def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:
-        if not _inside(layout):
+        if packed.form is None:
             return super().convolution(x, layout, window, packed)
         with outside_autocast(x.device):
-            kind = x.dtype if x.dtype in KERNEL_DTYPES else torch.float32
-            images = window.padded(x).to(kind).contiguous()
+            images = _known(window.padded(x)).contiguous()
             beside = None
             if packed.down is not None:
                 kernels = packed.down.unflatten(1, (-1, *window.kernel))
                 inner = nnf.conv2d(images.float(), kernels, None, window.stride, 0, window.dilation)
                 beside = _beside(inner.permute(0, 2, 3, 1).flatten(0, 2), packed)
-            arguments = _arguments(
-                layout, packed, beside, packed.tensors.get("smooth"), _static(packed), layout.branches
-            )
-            out = operators.convolution(images, *arguments, window.kernel, window.stride, window.dilation)
+            place = window.kernel, window.stride, window.dilation
+            out = operators.convolution(images, *packed.arguments(beside), *place)
             return (out.squeeze(0) if x.dim() == 3 else out).to(x.dtype)
+
+
+def _known(x: Tensor) -> Tensor:
+    """In a dtype that the kernel reads."""
+    return x if x.dtype in KERNEL_DTYPES else x.float()
 
 
 def _inside(layout: Layout) -> bool:
@@ -121,11 +137,6 @@ def _factors(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor | No
     return torch.cat(downs).contiguous(), tuple(ups)
 
 
-def _inside_kernel(rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
-    beside = None if packed.down is None else _beside(rows.float() @ packed.down.T, packed)
-    return operators.linear(rows, *_whole(layout, packed, beside))
-
-
 def _beside(inner: Tensor, packed: Packed) -> Tensor:
     """What low-rank branches add, [rows, out], from [rows, ranks]."""
     parts = inner.split([up.shape[1] for up in packed.ups], 1)
@@ -145,9 +156,9 @@ def _by_branch(rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
         if packed.bias is not None:
             constant = [*constant, packed.bias[cut]]
         bias = sum(constant[1:], constant[0]) if constant else None
-        part = Packed({"codes": packed.tensors["codes"][cut]}, packed.weight_scale[cut], None, (), bias)
-        static = _scales_of(x, layout, packed, branch)
-        outputs.append(operators.linear(x.contiguous(), *_arguments(layout, part, beside, None, static, (size,))))
+        form = _form(layout, None, _scales_of(x, layout, packed, branch), (size,))
+        part = Packed({"codes": packed.tensors["codes"][cut]}, packed.weight_scale[cut], None, (), bias, form)
+        outputs.append(operators.linear(x.contiguous(), *part.arguments(beside)))
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
     return out.to(rows.dtype)
 
@@ -156,8 +167,8 @@ Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
 """For x ≥ 0, below, and zero points, [branches, pieces]; None: by the kernel, from each row."""
 
 
-def _static(packed: Packed) -> Scales:
-    found = [packed.tensors.get(name) for name in ("input_scale", "input_scale_negative", "input_zero")]
+def _static(tensors: Mapping[str, Tensor]) -> Scales:
+    found = [tensors.get(name) for name in ("input_scale", "input_scale_negative", "input_zero")]
     return found[0], found[1], found[2]
 
 
@@ -166,29 +177,17 @@ def _scales_of(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Scales
     if grid is not None and grid.spec.dynamic and grid.spec.granularity == "tensor":
         first, second = (scale.reshape(1, -1) for scale in grid.dynamic(x))
         return first, None if grid.zero_point else second, second if grid.zero_point else None
-    above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(packed))
+    above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(packed.tensors))
     return above, below, zero
 
 
-def _whole(layout: Layout, packed: Packed, beside: Tensor | None) -> tuple[Any, ...]:
-    """The operators' arguments for all branches, whose transforms are the kernel's."""
-    return _arguments(layout, packed, beside, packed.tensors.get("smooth"), _static(packed), layout.branches)
-
-
-def _arguments(
-    layout: Layout,
-    packed: Packed,
-    beside: Tensor | None,
-    smooth: Tensor | None,
-    scales: Scales,
-    branches: tuple[int, ...],
-) -> tuple[Any, ...]:
-    """Of the operators, after the input."""
+def _form(layout: Layout, smooth: Tensor | None, scales: Scales, branches: tuple[int, ...]) -> tuple[Any, ...]:
+    """The operators' arguments after `beside`."""
     grid = layout.input_grid
     pieces = (layout.in_features,) if grid is None else grid.pieces
     dual = (0,) if grid is None else tuple(int(flag) for flag in grid.dual)
     bits = 0 if grid is None else grid.spec.bits
     return (
-        packed.tensors["codes"], packed.weight_scale, packed.bias, beside, smooth, *scales, branches, pieces, dual,
-        layout.weight_columns, layout.weight_spec.bits, bits, grid is not None and grid.zero_point,
+        smooth, *scales, branches, pieces, dual, layout.weight_columns, layout.weight_spec.bits, bits,
+        grid is not None and grid.zero_point,
     )  # fmt: skip
