@@ -13,66 +13,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import segquant
-from segquant import Method, QuantizationError, QuantLinear, QuantScheme, QuantSpec, Segments, presets
+from segquant import Method, QuantizationError, QuantScheme, QuantSpec, Segments, presets
 from segquant.kernels.cpu import operators
 from segquant.kernels.cpu.backend import Cpu
 from segquant.kernels.reference import REFERENCE
 from segquant.layers.layer import QuantLayer
+from tests.segquant.kernels.layouts import CUTS, METHODS, PRECISIONS, errors, inputs, layer_of
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, tensor
 
 REASON = operators.why_not_exact()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the cpu backend {REASON}")
-
-PRECISIONS: dict[str, Any] = {
-    name: name for name in ("w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4", "w4a16")
-} | {
-    "dynamic_tensor": QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int8", "tensor", dynamic=True)),
-    "w8g12": QuantScheme(QuantSpec("int8", "group", 12), QuantSpec("int8", "token", dynamic=True)),
-    "w8a4": QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int4", "group", 24, dynamic=True)),
-    "w4g6a8g4": QuantScheme(QuantSpec("int4", "group", 6), QuantSpec("int8", "group", 4, dynamic=True)),
-    "w8a16": QuantScheme(QuantSpec("int8", "channel"), None),
-}  # fmt: skip
-"""Named ones, and groups that nothing divides."""
-CUTS = {
-    "plain": Segments(),
-    "dual": Segments(activation="gelu"),
-    "pieces": Segments(input=(192, 192)),
-    "mixed": Segments(input=(192, 96, 96), input_activations=(None, "silu", "gelu"), output=(13, 20)),
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "rtn": {},
-    "smooth": {"optimizer": "smooth", "alpha": 0.5},
-    "svd": {"optimizer": "svd", "alpha": 0.5, "rank": 3},
-    "rotate": {"rotate": True},
-    "rotated_svd": {"optimizer": "svd", "alpha": 0.5, "rank": 3, "rotate": True},
-}
-
-
-def layer_of(precision: Any, cut: Segments, size: tuple[int, int] = (384, 33), **method: Any) -> QuantLayer:
-    columns, outputs = size
-    generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(columns, outputs)
-    with torch.no_grad():
-        linear.weight.normal_(0, columns**-0.5, generator=generator)
-        assert linear.bias is not None
-        linear.bias.normal_(generator=generator)
-    stats = segquant.InputStats("x", columns, keep_gram=False)
-    stats.update(inputs(40, columns, seed=1), 0)
-    own = Method.of("own", precision, seglinear=True, dualscale=True, **method)
-    return QuantLinear.from_float(linear, own, stats, cut)
-
-
-def inputs(*shape: int, seed: int = 2) -> Tensor:
-    x = tensor(*shape, seed=seed)
-    x[..., -3:] *= 9
-    return x
-
-
-def errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
-    """Median and worst, of the largest value."""
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    apart = (found.double() - expected.double()).abs() / expected.double().abs().max().clamp_min(1e-30)
-    return float(apart.median()), float(apart.max())
 
 
 def both(layer: QuantLayer, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,179 @@
+"""What backends share whose operator does a layer at once: quantize rows, multiply codes, scale, add."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from segquant.kernels.backend import Backend
+from segquant.modules.state import outside_autocast
+from segquant.numerics.layout import Layout
+from segquant.transforms.chain import Chain, chain_of
+from segquant.transforms.low_rank import LowRank
+from segquant.transforms.smoothing import Smoothing
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The layer's own tensors, its weight's scales by row, and the low-rank factors and the bias in float32.
+
+    Args:
+        down: of all branches, on the input as it comes, [ranks, in].
+        form: the operator's last arguments, if it does all of the input's part.
+        extra: what only one backend needs.
+    """
+
+    tensors: Mapping[str, Tensor]
+    weight_scale: Tensor
+    down: Tensor | None
+    ups: tuple[Tensor, ...]
+    bias: Tensor | None
+    form: tuple[Any, ...] | None = None
+    extra: Any = None
+
+    def arguments(self, beside: Tensor | None) -> tuple[Any, ...]:
+        """Of the operator, after the input."""
+        form: Any = self.form
+        return self.tensors["codes"], self.weight_scale, self.bias, beside, *form
+
+
+Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""For x ≥ 0, below, and zero points, [branches, pieces]; None: by the operator, from each row."""
+
+
+class FusedBackend(Backend):
+    """Weights stay as they are stored; `product` is the operator.
+
+    The operator does smoothings, static scales and scales by row or group. Other transforms, and scales of the whole
+    input at run time, are plain torch before it.
+    """
+
+    dtypes: ClassVar[tuple[torch.dtype, ...]]
+    """Inputs that the operator reads and outputs that it writes; others pass as float32."""
+    half_branch: ClassVar[bool] = False
+    """Whether bfloat16 inputs take the low-rank branch in bfloat16; float32 otherwise."""
+
+    @abstractmethod
+    def product(self, rows: Tensor, arguments: tuple[Any, ...], extra: Any) -> Tensor:
+        """[rows, in] -> [rows, out]; see `Packed.arguments`, and `extra_of`."""
+
+    def extra_of(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Any:
+        """What only this backend needs, made once."""
+
+    def extra_part(self, extra: Any, cut: slice) -> Any:
+        """`extra` for some of the outputs."""
+
+    def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
+        scale = tensors["weight_scale"]
+        if len(layout.weight_rows) != layout.out_features:
+            counts = torch.tensor(layout.weight_rows, dtype=torch.int64, device=scale.device)
+            scale = scale.repeat_interleave(counts, dim=0, output_size=layout.out_features)
+        elif layout.weight_spec.granularity == "tensor":
+            scale = scale.contiguous()
+        inside = _is_inside(layout)
+        down, ups = _factors(layout, tensors) if inside else (None, ())
+        bias = tensors["bias"].float() if layout.bias else None
+        form = _form(layout, tensors.get("smooth"), _static(tensors), layout.branches) if inside else None
+        return Packed(tensors, scale.contiguous(), down, ups, bias, form, self.extra_of(layout, tensors))
+
+    def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
+        with outside_autocast(x.device):
+            rows = self.known(x.reshape(-1, layout.in_features)).contiguous()
+            if packed.form is None:
+                out = self._by_branch(rows, layout, packed)
+            else:
+                out = self.product(rows, packed.arguments(self._low_rank(rows, packed)), packed.extra)
+            if x.dim() != 2:
+                out = out.reshape(*x.shape[:-1], layout.out_features)
+            return out if out.dtype is x.dtype else out.to(x.dtype)
+
+    def known(self, x: Tensor) -> Tensor:
+        """In a dtype that the operator reads."""
+        return x if x.dtype in self.dtypes else x.float()
+
+    def _low_rank(self, rows: Tensor, packed: Packed) -> Tensor | None:
+        if packed.down is None:
+            return None
+        kind = torch.bfloat16 if self.half_branch and rows.dtype == torch.bfloat16 else torch.float32
+        return beside_of(rows.to(kind) @ packed.down.to(kind).T, packed)
+
+    def _by_branch(self, rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
+        """Transforms in plain torch, the rest in the operator."""
+        outputs = []
+        for branch, cut in enumerate(layout.branch_slices):
+            x, added = chain_of(layout, packed.tensors, branch).run(rows.float())
+            constant = [each for each in added if each.dim() == 1]
+            wide = [each for each in added if each.dim() > 1]
+            beside = sum(wide[1:], wide[0]).contiguous() if wide else None
+            size = layout.branches[branch]
+            if packed.bias is not None:
+                constant = [*constant, packed.bias[cut]]
+            bias = sum(constant[1:], constant[0]) if constant else None
+            form = _form(layout, None, _scales_of(x, layout, packed, branch), (size,))
+            part = Packed({"codes": packed.tensors["codes"][cut]}, packed.weight_scale[cut], None, (), bias, form)
+            extra = self.extra_part(packed.extra, cut)
+            outputs.append(self.product(x.contiguous(), part.arguments(beside), extra))
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+        return out.to(rows.dtype)
+
+
+def _is_inside(layout: Layout) -> bool:
+    """Whether the operator does all of the input's part: a smoothing, low-rank branches, scales fixed or by row."""
+    spec = layout.scheme.input
+    known = [type(transform) for transform in layout.transforms]
+    of_all = spec is not None and spec.dynamic and spec.granularity == "tensor"
+    return not of_all and known in ([], [Smoothing], [LowRank], [Smoothing, LowRank])
+
+
+def beside_of(inner: Tensor, packed: Packed) -> Tensor:
+    """What low-rank branches add, [rows, out], from [rows, ranks]."""
+    parts = inner.split([up.shape[1] for up in packed.ups], 1)
+    found = [part @ up.to(part.dtype).T for part, up in zip(parts, packed.ups, strict=True)]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def _static(tensors: Mapping[str, Tensor]) -> Scales:
+    found = [tensors.get(name) for name in ("input_scale", "input_scale_negative", "input_zero")]
+    return found[0], found[1], found[2]
+
+
+def _scales_of(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Scales:
+    grid = layout.input_grid
+    if grid is not None and grid.spec.dynamic and grid.spec.granularity == "tensor":
+        first, second = (scale.reshape(1, -1) for scale in grid.dynamic(x))
+        return first, None if grid.zero_point else second, second if grid.zero_point else None
+    above, below, zero = (None if each is None else each[branch : branch + 1] for each in _static(packed.tensors))
+    return above, below, zero
+
+
+def _form(layout: Layout, smooth: Tensor | None, scales: Scales, branches: tuple[int, ...]) -> tuple[Any, ...]:
+    """The operators' arguments after `beside`."""
+    grid = layout.input_grid
+    pieces = (layout.in_features,) if grid is None else grid.pieces
+    dual = (0,) if grid is None else tuple(int(flag) for flag in grid.dual)
+    bits = 0 if grid is None else grid.spec.bits
+    return (
+        smooth, *scales, branches, pieces, dual, layout.weight_columns, layout.weight_spec.bits, bits,
+        grid is not None and grid.zero_point,
+    )  # fmt: skip
+
+
+def _factors(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """Low-rank factors, with the smoothing before them undone in the first."""
+    low_rank = layout.transform("low_rank")
+    if not isinstance(low_rank, LowRank) or not any(low_rank.ranks):
+        return None, ()
+    downs: list[Tensor] = []
+    ups: list[Tensor] = []
+    for branch in range(len(low_rank.ranks)):
+        place = layout.place(tensors, branch)
+        down, up = low_rank.factors(place)
+        before = Chain(tuple(each for each in layout.transforms if each is not low_rank), place)
+        downs.append(before.undo(down))
+        ups.append(up.contiguous())
+    return torch.cat(downs).contiguous(), tuple(ups)
