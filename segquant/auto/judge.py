@@ -152,7 +152,7 @@ class _Judge:
     @torch.no_grad()
     def _judge(self, change: Change) -> Candidate | None:
         try:
-            method = layer_method(changed(self.base, change), self.layer)
+            method = _by_itself(layer_method(changed(self.base, change), self.layer))
         except ValueError as error:
             log.debug("%s: %s is no candidate: %s", self.name, change, error)
             return None
@@ -192,6 +192,12 @@ class _Judge:
             self.found[alike] = fitted.found
         self.solutions[index] = (method, layout, tensors)
         return layout, tensors
+
+
+def _by_itself(method: Method) -> Method:
+    """Without the smoothing that only layers with a fitting producer have, which no layer can judge alone."""
+    plain = method.optimizer.without_smoothing() if method.cuts.smoothing == "fold" else None
+    return method if plain is None else replace(method, optimizer=plain)
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

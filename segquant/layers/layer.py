@@ -102,6 +102,29 @@ class QuantLayer(Replaced, nn.Module):
         passed: Tensor = _StraightThrough.apply(output, input, self)
         return passed
 
+    def as_float(self, input: Tensor) -> Tensor:
+        """`forward` of an input as the float layer gets it, to an output as that gives it.
+
+        They differ where smoothing was folded into what makes the input, or into rows of this layer.
+        """
+        layout = self.layout
+        if layout.folded:
+            input = input / self._along_channels(self.get_buffer("folded")[:: layout.taps], input)
+        output: Tensor = self(input)
+        if layout.folded_rows:
+            output, vector = output.clone(), self.get_buffer("folded_rows")
+            for start, stop, plus in layout.folded_rows:
+                part = self._rows_of(output, start, stop)
+                wide, vector = self._along_channels(vector[: stop - start], part), vector[stop - start :]
+                part.copy_((part + plus) * wide - plus)
+        return output
+
+    def _along_channels(self, vector: Tensor, like: Tensor) -> Tensor:
+        return vector.to(like.dtype)
+
+    def _rows_of(self, output: Tensor, start: int, stop: int) -> Tensor:
+        return output[..., start:stop]
+
     def _ready(self) -> Any:
         """What the backend packed, made anew if a buffer was replaced or written since."""
         compiling = torch.compiler.is_compiling()  # compilers know neither versions nor inference mode
