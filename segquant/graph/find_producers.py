@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
 from segquant.graph.capture.calls import Capture
 from segquant.graph.producers import Producer, Rows
 from segquant.graph.rules import axes, ops
 from segquant.graph.rules.axes import Layout
-from segquant.graph.rules.output_cuts import Value, layout_after, part_of
+from segquant.graph.rules.output_cuts import Value, layout_after
+from segquant.graph.rules.views import (
+    VIEWS,
+    before_view,
+    channel_part,
+    channels_of,
+    occurrences,
+    only_on,
+    viewed,
+    writes,
+)
 
 logger = logging.getLogger(__name__)
-_VIEWS = ops.IDENTITY | ops.RESHAPE | ops.PERMUTE | ops.EXPAND
 _AFFINE = {"layer_norm": (2, 3), "rms_norm": (2, None), "group_norm": (2, 3)}
 """Positions of a norm's weight and bias."""
 _DEEPEST = 64
@@ -67,9 +75,9 @@ class _Finder:
         """By parameter, or node of a linear's call: channels [low, high) and who uses them other than by a view."""
         for node, name in self.parameters.items():
             if shape := ops.shape(node):
-                flat = axes.channels_on(0, (_size(shape),))
+                flat = axes.channels_on(0, (prod(shape),))
                 if layout := axes.reshape(flat, shape):
-                    self._spread(node, name, Value(layout, 0, _size(shape)))
+                    self._spread(node, name, Value(layout, 0, prod(shape)))
         for node in self.names:
             shape = ops.shape(node)
             if ops.name(node) == "linear" and shape:
@@ -100,7 +108,7 @@ class _Finder:
             node, value = pending.pop()
             self.sources[node] = _Source(start, value)
             for user in node.users:
-                parts = _viewed(user, node, value)
+                parts = viewed(user, node, value)
                 if parts is None:
                     self.ends[owner].append((value.low, value.high, user))
                 else:
@@ -123,7 +131,7 @@ class _Finder:
         return tuple(found)
 
     def _producer(self, call: Node) -> Producer:
-        given, axis = ops.source(call), _channels(call)
+        given, axis = ops.source(call), channels_of(call)
         shape = ops.shape(given)
         if given is None or axis is None or shape is None or shape[axis] < 2:
             raise _NotFound("its input has no channels")
@@ -142,11 +150,11 @@ class _Finder:
             raise _NotFound("what makes it is too far")
         if plus == 0:
             self._read_by(node, layout, consumer, way)
-        elif consumer is None or list(node.users) != [consumer] or _occurs(node, consumer) != 1:
+        elif consumer is None or list(node.users) != [consumer] or occurrences(node, consumer) != 1:
             raise _NotFound(f"{node} is used elsewhere")
         if node in self.sources:
             return self._rows(node, layout, plus, consumer, way)
-        if _writes(node):
+        if writes(node):
             raise _NotFound(f"{node} writes to its input")
         kind = ops.name(node)
         if kind in ops.SUM | ops.PRODUCT:
@@ -154,7 +162,7 @@ class _Finder:
         if kind in _AFFINE and plus == 0:
             return self._norm(node, kind, layout, way)
         source, shape = ops.source(node), ops.shape(ops.source(node))
-        before = None if shape is None else _before(node, kind, layout, shape)
+        before = None if shape is None else before_view(node, kind, layout, shape)
         if source is None or before is None:
             raise _NotFound(f"{kind or node} does not pass a factor on")
         self._divide(source, before, plus, node, way, depth + 1)
@@ -163,7 +171,7 @@ class _Finder:
         """Every user is the consumer, once, or leads to layers that read the channels."""
         for user in node.users:
             if user is consumer:
-                if _occurs(node, user) != 1:
+                if occurrences(node, user) != 1:
                     raise _NotFound(f"{user} takes it twice")
             elif (found := self._readers(user, node, layout)) is None:
                 raise _NotFound(f"{node} is used by {user}, too")
@@ -173,11 +181,11 @@ class _Finder:
     def _readers(self, user: Node, node: Node, layout: Layout) -> set[Node] | None:
         """The layers that `user` of `node` leads to by views; None if to anything else."""
         if user in self.names:
-            axis = _channels(user)
-            whole = axis is not None and user.args[0] is node and _occurs(node, user) == 1
-            return {user} if whole and _only_on(layout, axis) else None
+            axis = channels_of(user)
+            whole = axis is not None and user.args[0] is node and occurrences(node, user) == 1
+            return {user} if whole and only_on(layout, axis) else None
         kind = ops.name(user)
-        after = layout_after(user, node, kind, layout) if kind in _VIEWS and not _writes(user) else None
+        after = layout_after(user, node, kind, layout) if kind in VIEWS and not writes(user) else None
         if after is None or user.args[0] is not node or not user.users:
             return None
         found: set[Node] = set()
@@ -223,7 +231,7 @@ class _Finder:
     def _norm(self, node: Node, kind: str, layout: Layout, way: _Way) -> None:
         shape = ops.shape(node) or ()
         axis = 1 if kind == "group_norm" else len(shape) - 1
-        if not _only_on(layout, axis) or (kind != "group_norm" and list(node.args[1]) != [shape[axis]]):  # type: ignore[arg-type]
+        if not only_on(layout, axis) or (kind != "group_norm" and list(node.args[1]) != [shape[axis]]):  # type: ignore[arg-type]
             raise _NotFound(f"{node} has its weights on other dimensions")
         positions = zip(_AFFINE[kind], ("weight", "bias"), strict=True)
         given = [None if place is None else ops.argument(node, place, key) for place, key in positions]
@@ -240,7 +248,7 @@ class _Finder:
     def _rows(self, node: Node, layout: Layout, plus: float, consumer: Node | None, way: _Way) -> None:
         source = self.sources[node]
         owner, low, high = source.owner, source.value.low, source.value.high
-        if _channel_part(source.value.layout) != _channel_part(layout) or high - low != axes.extent(layout):
+        if channel_part(source.value.layout) != channel_part(layout) or high - low != axes.extent(layout):
             raise _NotFound(f"{node} has its channels elsewhere")
         key = self.parameters.get(owner, owner.name)
         for start, stop, user in self.ends[key]:
@@ -260,80 +268,8 @@ class _Finder:
             way.rows.append(Rows(f"{name}.bias", low, high, plus=plus))
 
 
-def _viewed(user: Node, node: Node, value: Value) -> list[tuple[Node, Value]] | None:
-    """What a view shows of the value; None if `user` is no view of it, or not one that keeps channels together."""
-    kind = ops.name(user)
-    if not user.args or user.args[0] is not node or _occurs(node, user) != 1 or _writes(user):
-        return None
-    if kind in ops.SPLIT:
-        return _split(user, value)
-    if kind in ops.WINDOW:
-        window = ops.window(user)
-        part = part_of(value, window) if window else None
-        return None if part is None else [(user, part)]
-    layout = layout_after(user, node, kind, value.layout) if kind in _VIEWS else None
-    return None if layout is None else [(user, Value(layout, value.low, value.high))]
-
-
-def _split(user: Node, value: Value) -> list[tuple[Node, Value]] | None:
-    parts = [part_of(value, window) for window in ops.pieces(user) or ()]
-    found: list[tuple[Node, Value]] = []
-    for item in user.users:
-        index = item.args[1] if ops.name(item) == "getitem" else None
-        part = parts[index] if isinstance(index, int) and -len(parts) <= index < len(parts) else None
-        if part is None:
-            return None
-        found.append((item, part))
-    return found
-
-
-def _before(node: Node, kind: str, layout: Layout, shape: tuple[int, ...]) -> Layout | None:
-    """The layout of a view's source."""
-    if kind in ops.IDENTITY:
-        return layout
-    if kind in ops.RESHAPE:
-        return axes.reshape(layout, shape)
-    if kind in ops.EXPAND:
-        return axes.operand(layout, shape)
-    if kind in ops.PERMUTE and (order := ops.permutation(node, len(layout))):
-        return axes.permute(layout, sorted(range(len(order)), key=order.__getitem__))
-    return None
-
-
 def _operand(layout: Layout, operand: Node) -> Layout:
     found = axes.operand(layout, ops.shape(operand) or ())
     if found is None:
         raise _NotFound(f"{operand} has one value for all channels")
     return found
-
-
-def _channels(call: Node) -> int | None:
-    """The axis of a layer's input channels; None for grouped convolutions."""
-    shape = ops.shape(ops.source(call))
-    return None if shape is None or ops.groups(call) > 1 else ops.channel_axis(call, len(shape))
-
-
-def _only_on(layout: Layout, axis: int | None) -> bool:
-    """Whether all channels lie on this one axis, in order."""
-    return axis is not None and axes.outermost_stride(layout, axis) == 1
-
-
-def _channel_part(layout: Layout) -> list[axes.Dimension]:
-    return [dimension for dimension in layout if axes.has_channels(dimension)]
-
-
-def _writes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
-def _occurs(node: Node, user: Node) -> int:
-    leaves: Iterable[object] = tree_leaves((user.args, user.kwargs))
-    return sum(leaf is node for leaf in leaves)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 from torch import nn
 
-from segquant.errors import QuantizationError
+from segquant.layers.foreign import refuse_adapter
 from segquant.layers.layer import QuantLayer
 
 METHODS = ("load_lora_adapter", "add_adapter")
 """By which diffusers' models take one, pipelines' load_lora_weights included."""
 
 
-def is_folded(layer: nn.Module) -> bool:
-    """Whether its inputs or outputs are not the float layer's."""
-    return isinstance(layer, QuantLayer) and (layer.layout.folded or bool(layer.layout.folded_rows))
-
-
-def refuse_adapter(*_: Any, **__: Any) -> NoReturn:
-    raise QuantizationError(
-        "an adapter (LoRA) does not fit this quantized model: smoothing was folded into its norms, so that layers get "
-        "other inputs than those that the adapter was made for; quantize with smoothing='layer', or fuse the adapter "
-        "into the float model before quantize_"
-    )
-
-
 def refuse_adapters_(model: nn.Module) -> nn.Module:
-    """Let models with folded layers refuse adapters; returns the model."""
+    """Let models refuse adapters if one of their layers has folded inputs or outputs; returns the model."""
     for module in model.modules():
         for name in METHODS:
-            if hasattr(type(module), name) and any(map(is_folded, module.modules())):
+            if hasattr(type(module), name) and any(map(_is_folded, module.modules())):
                 vars(module)[name] = refuse_adapter
     return model
+
+
+def _is_folded(layer: nn.Module) -> bool:
+    return isinstance(layer, QuantLayer) and (layer.layout.folded or bool(layer.layout.folded_rows))

@@ -14,7 +14,7 @@ from segquant.checks import require
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
-from segquant.layers.foreign import refuse_foreign_save
+from segquant.layers.foreign import refuse_foreign_adapter, refuse_foreign_save
 from segquant.layers.guarded import Handed, Parameters, plain_of, refuse_reparametrized
 from segquant.layers.packs import is_same_pack
 from segquant.layers.weight import READ_ONLY, QuantWeight
@@ -76,6 +76,8 @@ class QuantLayer(Replaced, nn.Module):
         """The float weight [out, in, …], transforms undone, in the float layer's dtype; read-only."""
         if torch.compiler.is_compiling():  # a plain tensor is what compilers know
             return self._float_weight()
+        if self.layout.folded or self.layout.folded_rows:
+            refuse_foreign_adapter()
         return QuantWeight.of(self._float_weight, self._weight_shape(), None, self.float_like.dtype, self.codes.device)
 
     @weight.setter

@@ -19,14 +19,11 @@ from segquant.numerics.layout import Layout
 from segquant.observers.stats import InputStats
 from segquant.optimizers.protocol import Fitted
 from segquant.solve.folding import DividedRows, LayerFold, divided, with_divided_rows
-from segquant.solve.lay_out import lay_out_pieces, one_scale
 from segquant.solve.layer import problem_of
+from segquant.solve.which_fold import layout_of, left_alone, plan_folds
 from segquant.transforms.smoothing import Smoothing
 
 log = logging.getLogger(__name__)
-
-MOST_READERS = 16
-"""Layers that may share a vector: the text that all blocks read has more, whose weights together may fill memory."""
 
 
 class Folds:
@@ -46,8 +43,12 @@ class Folds:
         segments: Mapping[str, Segments],
     ) -> None:
         self.model, self._given, self._modules, self._segments = model, methods, dict(layers), segments
-        self._parameters = _own_parameters(model)
-        self.producers = [producer for producer in producers if self._fits(producer)]
+        known = _own_parameters(model) if producers else set()
+        self.producers = [
+            producer
+            for producer in plan_folds(producers, methods, layers, segments)
+            if all(rows.parameter in known for rows in producer.rows)
+        ]
         self.methods = dict(methods)
         self.layers: dict[str, LayerFold] = {}
         self._vectors: list[tuple[Rows, Tensor]] = []
@@ -66,9 +67,8 @@ class Folds:
                 folded.append(producer)
         self.producers = folded[::-1]
         for name, method in self._given.items():
-            plain = method.optimizer.without_smoothing()
-            if method.cuts.smoothing == "fold" and plain is not None and self.fold_of(name).shared is None:
-                self.methods[name] = replace(method, optimizer=plain)
+            if self.fold_of(name).shared is None:
+                self.methods[name] = left_alone(method)
         self._modules.clear()  # no hold on what streaming frees
         self._tell()
 
@@ -91,34 +91,8 @@ class Folds:
                 len(self.producers),
             )
 
-    def _fits(self, producer: Producer) -> bool:
-        reason = self._why_not(producer)
-        if reason:
-            log.debug("the input of %s stays as it is: %s", ", ".join(producer.readers), reason)
-        return not reason
-
-    def _why_not(self, producer: Producer) -> str:
-        if len(producer.readers) > MOST_READERS:
-            return f"{len(producer.readers)} layers share it"
-        missing = [name for name in producer.readers if name not in self._given]
-        if missing:
-            return f"{missing[0]} reads it, which is not quantized"
-        methods = [self._given[name] for name in producer.readers]
-        if not all(method.folds for method in methods):
-            return "smoothing='layer', or another way to smooth"
-        if len({_alike(method) for method in methods}) > 1:
-            return "overrides let its layers differ"
-        layouts = [self._layout(name) for name in producer.readers]
-        if len({(layout.columns, layout.dual, layout.taps) for layout in layouts}) > 1:
-            return "its layers are cut apart"
-        if one_scale(layouts[0], methods[0]):
-            return "its pieces are folded into a vector of their own"
-        lost = [rows.parameter for rows in producer.rows if rows.parameter not in self._parameters]
-        return f"{lost[0]} is shared, or has no values" if lost else ""
-
     def _layout(self, name: str) -> Layout:
-        layer = self._modules[name]
-        return lay_out_pieces(as_linear(layer), self._given[name], self._segments.get(name), name, taps_of(layer))
+        return layout_of(self._modules[name], self._given[name], self._segments, name)
 
     def _fold(self, producer: Producer, stats: InputStats | None) -> None:
         fitted = self._fit(producer.readers, stats)
@@ -168,10 +142,6 @@ class Folds:
                 flat = new.view(-1, rows.width)
                 flat[rows.start : rows.stop] = divided(flat[rows.start : rows.stop], rows.plus, vector.to(new.device))
             module._parameters[key] = nn.Parameter(new, requires_grad=old.requires_grad)
-
-
-def _alike(method: Method) -> tuple[Any, ...]:
-    return method.scheme, method.cuts, method.optimizer, method.rotation, method.ranges
 
 
 def _own_parameters(model: nn.Module) -> set[str]:

@@ -65,8 +65,13 @@ def take_out(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Layout, dic
     vectors = found.pop("smooth", None)
     if vectors is None:
         return layout, found
+    return without_smoothing(layout), {**found, "folded": vectors[0].contiguous()}
+
+
+def without_smoothing(layout: Layout) -> Layout:
+    """The layout of a layer whose input comes divided."""
     kept = tuple(transform for transform in layout.transforms if not isinstance(transform, Smoothing))
-    return replace(layout, transforms=kept, folded=True), {**found, "folded": vectors[0].contiguous()}
+    return replace(layout, branches=(layout.out_features,), transforms=kept, folded=True)
 
 
 def with_rows_noted(
