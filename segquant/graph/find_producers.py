@@ -85,7 +85,7 @@ class _Finder:
                 self._spread(node, node.name, value)
 
     def _once_called(self, captured: Capture) -> dict[Node, str]:
-        """Layers with one name and one call, that use their own weight and nothing else does, by the call."""
+        """Layers with one name and one call, that use their own weight and nothing else does, by the call, in order."""
         names: dict[Node, list[str]] = defaultdict(list)
         for name, calls in captured.calls.items():
             for call in calls:
@@ -97,7 +97,8 @@ class _Finder:
                 bias = ops.argument(call, 2, "bias")
                 if bias is None or self._only_use(bias, call, f"{own[0]}.bias"):
                     found[call] = own[0]
-        return found
+        order = {node: index for index, node in enumerate(captured.graph.nodes)}
+        return dict(sorted(found.items(), key=lambda entry: order[entry[0]]))
 
     def _only_use(self, parameter: object, user: Node, name: str) -> bool:
         return isinstance(parameter, Node) and self.parameters.get(parameter) == name and self.uses[name] == [user]

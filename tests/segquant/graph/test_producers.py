@@ -182,14 +182,14 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 def with_factors(model: nn.Module, producers: tuple[Producer, ...]) -> nn.Module:
     """The float model with a random factor in every producer, and its inverse in the readers."""
-    found = copy.deepcopy(model).double()
+    found = copy.deepcopy(model)
     parameters = dict(found.named_parameters())
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for producer in producers:
             sizes = {rows.stop - rows.start for rows in producer.rows}
             assert len(sizes) == 1, "all parts are of one width"
-            s = torch.rand(sizes.pop(), generator=generator, dtype=torch.float64) + 0.25
+            s = torch.rand(sizes.pop(), generator=generator) + 0.25
             for rows in producer.rows:
                 flat = parameters[rows.parameter].view(-1, rows.width)
                 part = flat[rows.start : rows.stop]
