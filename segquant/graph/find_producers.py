@@ -108,6 +108,8 @@ class _Finder:
         while pending:
             node, value = pending.pop()
             self.sources[node] = _Source(start, value)
+            if not node.users:  # what the model returns
+                self.ends[owner].append((value.low, value.high, node))
             for user in node.users:
                 parts = viewed(user, node, value)
                 if parts is None:

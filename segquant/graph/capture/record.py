@@ -58,7 +58,8 @@ def _run(
     inputs, ran = list(tensors_in(given)), note_called(model)
 
     def forward(*_: Tensor) -> list[Tensor]:
-        model(*given[0], **given[1])
+        for tensor in tensors_in(model(*given[0], **given[1])):
+            tensor.detach()  # an operator, so that the graph shows what is used outside
         return []
 
     trace = make_fx(forward, pre_dispatch=True, _allow_non_fake_inputs=True, _error_on_data_dependent_ops=False)

@@ -90,7 +90,7 @@ def test_a_layer_alone_gets_the_codes_that_it_had(precision: str) -> None:
 
 
 def test_rows_of_the_adaln_are_those_of_the_divided_float_layer() -> None:
-    folded, _ = made(Block(), smooth("w8a8", calibrator="nearest"), block_batches(4, 1))
+    folded, _ = made(Block(), smooth("w8a8"), block_batches(4, 1))
     s, ada, layer = folded.up.folded, Block().ada, folded.ada
     with torch.no_grad():
         ada.weight[:32] /= s[:, None]
@@ -119,6 +119,33 @@ def test_layers_that_share_an_input_share_a_vector() -> None:
     torch.testing.assert_close(folded.norm2.weight, model.norm2.weight / folded.up.folded)
     assert folded.up.layout.folded_rows == ((0, 2 * WIDTH, 0.0),)
     assert not any(layer.layout.transforms for layer in quantized(folded).values())
+
+
+def in_float(folded: nn.Module, model: nn.Module) -> nn.Module:
+    """The folded model with the float model's weights in the place of codes, divided and multiplied as they were."""
+    found = copy.deepcopy(folded)
+    for name, layer in quantized(folded).items():
+        old: Any = model.get_submodule(name)
+        linear = copy.deepcopy(old)
+        vector = layer.folded_rows if layer.layout.folded_rows else None
+        with torch.no_grad():
+            for start, stop, plus in layer.layout.folded_rows:
+                own, vector = vector[: stop - start], vector[stop - start :]
+                linear.weight[start:stop] /= own[:, None]
+                if linear.bias is not None:
+                    linear.bias[start:stop] = (linear.bias[start:stop] + plus) / own - plus
+            if layer.layout.folded:
+                linear.weight *= layer.folded
+        setattr(found, name, linear)
+    return found
+
+
+def test_the_folded_model_is_the_float_one_but_for_rounding() -> None:
+    for model, data in ((Attention(), [{"x": x} for (x,) in batches()]), (Block(), block_batches(4, 1))):
+        folded, outcome = made(model, smooth(alpha=0.8), data)
+        assert outcome.folded
+        ours, exact = in_float(folded, model)(**data[0]), model(**data[0])
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("fields", [
@@ -152,7 +179,7 @@ def test_what_cannot_fold_is_smoothed_by_itself_or_not_at_all() -> None:
 
 def test_layers_that_differ_do_not_fold() -> None:
     for changes, folded in (
-        ({"k": {"precision": "w4a8"}}, ("up", "down")),
+        ({"k": {"precision": "w8a8_dynamic"}}, ("up", "down")),
         ({"v": {"skip": True}}, ("up", "down")),
         ({"up": {"smoothing": "layer"}}, ("q", "k", "v", "down")),
         ({"*": {"optimizer": "none"}}, ()),
@@ -167,11 +194,11 @@ def test_a_float_producer_takes_the_vector_in_too() -> None:
     assert type(found.ada) is nn.Linear
     torch.testing.assert_close(found.ada.weight[:32], model.ada.weight[:32] / found.up.folded[:, None])
     assert torch.equal(found.ada.weight[64:], model.ada.weight[64:])
-    assert output_error(model, found, data) < 0.02
+    assert output_error(model, found, data) < 0.1
     assert torch.equal(model.ada.weight, Block().ada.weight), "the given parameters are not written to"
 
 
-@pytest.mark.parametrize("options", [{"streaming": True}, {"workers": 2}, {"memory_limit": 40_000}], ids=str)
+@pytest.mark.parametrize("options", [{"streaming": True}, {"workers": 2}, {"memory_limit": 14_000}], ids=str)
 def test_the_same_bytes_however_it_is_run(options: dict[str, Any]) -> None:
     method = smooth("w8a8", calibrator="gptq")
     plain, outcome = made(Attention(), method)
