@@ -19,7 +19,6 @@ ALWAYS = {
     "DiTTransformer2DModel": {"adaln"},
     "FluxTransformer2DModel": {"adaln"},
     "PixArtTransformer2DModel": {"linear"},
-    "SD3Transformer2DModel": {"adaln"},
     "UNet2DConditionModel": {"linear", "norm"},
 }
 """Kinds of producers of some; the others are slow."""
