@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked, described
 from segquant.errors import QuantizationError
+from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
 from segquant.modules.calls import batches_of, call, named
 from segquant.modules.layers import is_float_layer
@@ -177,7 +178,9 @@ def _is_changed(linear: nn.Module, module: nn.Module) -> bool:
 def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         exact = output.double()
-        sums[0] += (plain(module(*args, **kwargs)).double() - exact).square().sum().cpu()
+        run = module.as_float if isinstance(module, QuantLayer) else module
+        found = plain(run(*args, **kwargs))
+        sums[0] += (found.double() - exact).square().sum().cpu()
         sums[1] += exact.square().sum().cpu()
         sums[2] += 1
 

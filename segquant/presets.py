@@ -34,6 +34,7 @@ class Common(TypedDict, total=False):
     deploy: str
     negative: str | None
     columns: str | None
+    smoothing: str | None
     skip: Iterable[str]
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]]
     on_uncalled: str

@@ -10,6 +10,9 @@ from typing import Any
 from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
+_YOUNGER: dict[str, str | None] = {"deploy": "none", "negative": None, "columns": None, "smoothing": None}
+"""Settings of a quantizer that the first results did not have, and what leaves them as they were."""
+
 
 def config_hash(
     run: RunConfig, model_fingerprint: str, subset: Mapping[str, Any], contents: Mapping[str, str] | None = None
@@ -42,7 +45,7 @@ def config_hash(
     plan = run.quantizer.get("path")
     if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
         raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
-    for key, default in (("deploy", "none"), ("negative", None), ("columns", None)):  # younger than the first results
+    for key, default in _YOUNGER.items():
         if raw["quantizer"].get(key, default) == default:
             raw["quantizer"].pop(key, None)
     splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from segquant import Method, QuantizationError, Segments, presets
 from segquant.auto.budget import buffer_bytes, layer_bytes, layer_operations
+from segquant.graph.producers import Producer
 from segquant.method.targets import control_cuts, layer_method, layer_methods, refuse_nothing, refuse_unmatched, targets
 from segquant.modules.layers import as_linear, taps_of
 from segquant.numerics.layout import Layout
 from segquant.solve.lay_out import lay_out_layer
+from segquant.solve.which_fold import lay_out_folded, plan_folds
 from segquant_bench.pipelines.plan.counts import Layer
 
 
@@ -34,11 +36,13 @@ class Costs:
         found: cost of quantized layers, by name.
         left: why the others are not quantized.
         unfit: those of `left` that `quantize_` refuses until they are skipped.
+        folded: layers whose smoothing goes into what comes before them, if the method asks for that.
     """
 
     found: Mapping[str, LayerCost]
     left: Mapping[str, str]
     unfit: tuple[str, ...]
+    folded: int | None = None
 
 
 def costs_of(
@@ -48,12 +52,14 @@ def costs_of(
     method: Method,
     precision: str,
     item: int,
+    producers: Sequence[Producer] = (),
 ) -> Costs:
     """Costs by layer; convolutions only if the method takes them.
 
     Args:
         precision: of the plain rounding.
         item: bytes of an unquantized value.
+        producers: what the graph shows of inputs.
 
     Raises:
         QuantizationError: as `quantize_`; a rank larger than a layer; no layer fits.
@@ -64,13 +70,14 @@ def costs_of(
     }
     methods = layer_methods({name: layer for name, layer in meant.items() if _groups(layer) == 1}, method)
     cuts, plain = control_cuts(segments, methods), presets.rtn(precision)
+    folds = _folds(producers, methods, meant, cuts)
     found, left, unfit = {}, {}, []
     for name, layer in meant.items():
         if name not in methods:
             left[name] = "left out by the quantizer" if _groups(layer) == 1 else "a grouped convolution"
             continue
         try:
-            layout = lay_out_layer(as_linear(layer), methods[name], cuts.get(name), name, taps_of(layer))
+            layout = lay_out_folded(meant, methods, cuts, folds, name)
         except QuantizationError as error:
             left[name] = str(error)
             unfit.append(name)
@@ -78,7 +85,20 @@ def costs_of(
         found[name] = _cost(layer, layout, methods[name], plain, name, item)
     if unfit and not found:
         raise QuantizationError(left[unfit[0]])
-    return Costs(found, left, tuple(unfit))
+    asked = any(entry.folds for entry in methods.values())
+    return Costs(found, left, tuple(unfit), sum(len(each.readers) for each in folds) if asked else None)
+
+
+def _folds(
+    producers: Sequence[Producer],
+    methods: Mapping[str, Method],
+    layers: Mapping[str, Layer],
+    cuts: Mapping[str, Segments],
+) -> list[Producer]:
+    try:
+        return plan_folds(producers, methods, layers, cuts)
+    except QuantizationError:  # a layer that does not fit, which is told by itself
+        return []
 
 
 def _refuse(module: nn.Module, method: Method) -> None:

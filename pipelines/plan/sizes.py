@@ -7,7 +7,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from segquant import Method, QuantizationError, Segments, find_segments
+from segquant import Method, QuantizationError, Segments
+from segquant.graph.find import read_graph, segments_of
+from segquant.graph.find_producers import find_producers
+from segquant.graph.producers import Producer
 from segquant_bench.pipelines.plan.costs import Costs, costs_of, stored_bytes
 from segquant_bench.pipelines.plan.counts import (
     CutKind,
@@ -54,6 +57,7 @@ class Estimate:
         added_operations: the same with low-rank branches and rotations.
         left: unquantized layers, with the reason.
         unfit: those of `left` that must be skipped at this precision.
+        folded: layers whose smoothing goes into what comes before them; None if the quantizer does not ask for that.
     """
 
     precision: str
@@ -65,6 +69,7 @@ class Estimate:
     added_operations: float | None = None
     left: Mapping[str, str] = field(default_factory=dict)
     unfit: tuple[str, ...] = ()
+    folded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,14 @@ def component_plan(source: Source, methods: Mapping[str, Method | str], dtype: s
         QuantizationError: no graph, or no precision left.
     """
     item, module = getattr(torch, dtype).itemsize, source.module
-    segments = find_segments(module, kwargs=source.inputs)
+    captured = read_graph(module, kwargs=source.inputs)
+    segments = segments_of(captured)
     rows = count_rows(module, source.inputs)
     entries = layer_entries(module, segments, rows)
     layers = {name: layer for name, (layer, _) in layers_of(module).items()}
-    counted = _Counted(module, layers, segments, rows, item, methods)
+    folding = any(not isinstance(method, str) and method.cuts.smoothing != "layer" for method in methods.values())
+    producers = find_producers(captured) if folding else ()
+    counted = _Counted(module, layers, segments, rows, item, methods, producers)
     estimates = tuple(map(counted.estimate, methods))
     if all(estimate.refused for estimate in estimates):
         raise QuantizationError(estimates[0].refused)
@@ -152,6 +160,7 @@ class _Counted:
     rows: Mapping[str, int] | None
     item: int
     methods: Mapping[str, Method | str]
+    producers: tuple[Producer, ...] = ()
 
     @property
     def operations(self) -> int:
@@ -171,7 +180,7 @@ class _Counted:
         if isinstance(method, str):
             return method
         try:
-            return costs_of(self.module, self.layers, self.segments, method, precision, self.item)
+            return costs_of(self.module, self.layers, self.segments, method, precision, self.item, self.producers)
         except QuantizationError as error:
             return str(error)
 
@@ -194,6 +203,7 @@ class _Counted:
             added_operations=self._over_all(added),
             left=costs.left,
             unfit=costs.unfit,
+            folded=costs.folded,
         )
 
     def dual_kinds(self) -> tuple[DualKind, ...]:

@@ -177,8 +177,20 @@ def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
         f"Size of the whole, {size(plan.bytes)} unquantized, with {_quantized(plan, convolutions)}; "
         "and operations that DualScale, and all together, add"
     )
-    lines = [title, table(head, map(row, plan.estimates), left=3)]
+    lines = [title, table(head, map(row, plan.estimates), left=3), *_folded(plan)]
     return "\n".join([*lines, *_reasons(plan.estimates)])
+
+
+def _folded(plan: ComponentPlan) -> list[str]:
+    by_number: dict[int, list[str]] = {}
+    for each in plan.estimates:
+        if each.folded is not None:
+            by_number.setdefault(each.folded, []).append(each.precision)
+    return [
+        f"  smoothing is folded into the norm or linear before {number} of {len(plan.layers)} layers "
+        f"({', '.join(precisions)})"
+        for number, precisions in by_number.items()
+    ]
 
 
 def _left(estimate: Estimate) -> str:

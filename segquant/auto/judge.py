@@ -39,6 +39,7 @@ from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.protocol import Fitted
 from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
 from segquant.solve.layer import Prepared, correct_bias, solve_layer
+from segquant.solve.which_fold import left_alone
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class _Judge:
     @torch.no_grad()
     def _judge(self, change: Change) -> Candidate | None:
         try:
-            method = layer_method(changed(self.base, change), self.layer)
+            method = left_alone(layer_method(changed(self.base, change), self.layer))
         except ValueError as error:
             log.debug("%s: %s is no candidate: %s", self.name, change, error)
             return None

@@ -44,7 +44,8 @@ def export_comfy(
     """Write the checkpoint of a denoiser for ComfyUI's folder diffusion_models; returns what became of each layer.
 
     The format has int8 weights with a scale per output, and quantizes inputs symmetrically per token: layers whose
-    model has other int8 inputs get that, as the report says; smoothing, rotation, pieces and DualScale it cannot hold.
+    model has other int8 inputs get that, as the report says; rotation, pieces, DualScale and smoothing it cannot hold.
+    `deploy="comfy"` folds smoothing into the norms before; adapters of the float model do not fit such a file.
 
     Args:
         model: a quantized model of diffusers; not modified.

@@ -48,6 +48,11 @@ def find_segments(
         QuantizationError: no such layer, the forward does not take these arguments, or it branches on values that a
             tensor does not have.
     """
+    return segments_of(read_graph(model, args, kwargs))
+
+
+def read_graph(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Capture:
+    """The graph that `find_segments` reads; raises as that."""
     if not isinstance(args, (tuple, list)):
         raise QuantizationError(
             f"find_segments wants `args` as a tuple of forward arguments, got {type(args).__name__}: "
@@ -61,7 +66,7 @@ def find_segments(
                 f"{type(inner).__name__} has no nn.Linear and no nn.Conv2d among its {len(list(inner.modules()))} "
                 f"modules: there is nothing to plan; {advice}."
             )
-        return segments_of(capture(inner, args, kwargs or {}))
+        return capture(inner, args, kwargs or {})
 
 
 def segments_of(captured: Capture) -> dict[str, Segments]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from segquant.errors import QuantizationError
 
 METHOD = "save_pretrained"
 PACKAGES = ("diffusers", "transformers", "huggingface_hub")
 """Whose `save_pretrained` takes a state dict of all that a model holds."""
+ADAPTERS = "peft.tuners."
 OURS = ("segquant.serialize.save", "segquant.deploy.diffusers.save")
 """Who knows what a quantized layer's state dict means."""
 
@@ -27,6 +28,24 @@ def refuse_foreign_save() -> None:
                 return
             owner = frame.f_locals.get("self")
             refuse_save_pretrained("model" if owner is None else type(owner).__name__)
+        frame = frame.f_back
+
+
+def refuse_adapter(*_: Any, **__: Any) -> NoReturn:
+    """Raise: layers whose inputs or outputs are not the float model's take no adapter made for it."""
+    raise QuantizationError(
+        "an adapter (LoRA) does not fit this quantized model: smoothing was folded into its norms, so that layers get "
+        "other inputs than those that the adapter was made for; quantize with smoothing='layer', or fuse the adapter "
+        "into the float model before quantize_"
+    )
+
+
+def refuse_foreign_adapter() -> None:
+    """`refuse_adapter` if peft asks, which looks at a layer's weight when it puts an adapter beside it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if _module_of(frame).startswith(ADAPTERS):
+            refuse_adapter()
         frame = frame.f_back
 
 

@@ -14,7 +14,7 @@ from segquant.checks import require
 from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
-from segquant.layers.foreign import refuse_foreign_save
+from segquant.layers.foreign import refuse_foreign_adapter, refuse_foreign_save
 from segquant.layers.guarded import Handed, Parameters, plain_of, refuse_reparametrized
 from segquant.layers.packs import is_same_pack
 from segquant.layers.weight import READ_ONLY, QuantWeight
@@ -76,6 +76,8 @@ class QuantLayer(Replaced, nn.Module):
         """The float weight [out, in, …], transforms undone, in the float layer's dtype; read-only."""
         if torch.compiler.is_compiling():  # a plain tensor is what compilers know
             return self._float_weight()
+        if self.layout.folded or self.layout.folded_rows:
+            refuse_foreign_adapter()
         return QuantWeight.of(self._float_weight, self._weight_shape(), None, self.float_like.dtype, self.codes.device)
 
     @weight.setter
@@ -101,6 +103,29 @@ class QuantLayer(Replaced, nn.Module):
             return output
         passed: Tensor = _StraightThrough.apply(output, input, self)
         return passed
+
+    def as_float(self, input: Tensor) -> Tensor:
+        """`forward` of an input as the float layer gets it, to an output as that gives it.
+
+        They differ where smoothing was folded into what makes the input, or into rows of this layer.
+        """
+        layout = self.layout
+        if layout.folded:
+            input = input / self._along_channels(self.get_buffer("folded")[:: layout.taps], input)
+        output: Tensor = self(input)
+        if layout.folded_rows:
+            output, vector = output.clone(), self.get_buffer("folded_rows")
+            for start, stop, plus in layout.folded_rows:
+                part = self._rows_of(output, start, stop)
+                wide, vector = self._along_channels(vector[: stop - start], part), vector[stop - start :]
+                part.copy_((part + plus) * wide - plus)
+        return output
+
+    def _along_channels(self, vector: Tensor, like: Tensor) -> Tensor:
+        return vector.to(like.dtype)
+
+    def _rows_of(self, output: Tensor, start: int, stop: int) -> Tensor:
+        return output[..., start:stop]
 
     def _ready(self) -> Any:
         """What the backend packed, made anew if a buffer was replaced or written since."""

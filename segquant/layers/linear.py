@@ -18,6 +18,7 @@ from segquant.modules.layers import as_linear, taps_of, window_of
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
 from segquant.observers.stats import InputStats
+from segquant.solve.folding import LayerFold, with_divided_rows, with_rows_noted
 from segquant.solve.layer import solve_layer
 
 
@@ -64,6 +65,7 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
         segments: Segments | None = None,
         *,
         name: str = "linear",
+        fold: LayerFold | None = None,
     ) -> QuantLayer:
         """Quantize one nn.Linear, or an ungrouped nn.Conv2d to a QuantConv2d; the float layer is not modified.
 
@@ -71,14 +73,17 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
             stats: of its input, from `observe`, unless the method needs weights alone.
             segments: where it is cut.
             name: for error messages.
+            fold: of `quantize_`: smoothing that other parts of a model take in.
 
         Raises:
             QuantizationError: the group size does not divide in_features, stats are missing or not finite, ….
         """
-        rows = as_linear(linear)
+        rows, fold = as_linear(linear), fold or LayerFold()
         layout, tensors, _ = solve_layer(
-            rows, layer_method(method_of(method), linear), stats, segments, name=name, taps=taps_of(linear)
-        )
+            with_divided_rows(rows, fold.rows), layer_method(method_of(method), linear), stats, segments,
+            name=name, taps=taps_of(linear), shared=fold.shared,
+        )  # fmt: skip
+        layout, tensors = with_rows_noted(layout, tensors, fold.rows)
         return QuantLinear.from_tensors(layout, tensors, window_of(linear), dtype=rows.weight.dtype)
 
 
@@ -107,6 +112,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         if input.requires_grad and torch.is_grad_enabled():  # gradients pass through patches
             return self.window.apply(super().forward, input)
         return self.backend.convolution(input.detach(), self.layout, self.window, self._ready())
+
+    def _along_channels(self, vector: Tensor, like: Tensor) -> Tensor:
+        return vector.to(like.dtype)[:, None, None]
+
+    def _rows_of(self, output: Tensor, start: int, stop: int) -> Tensor:
+        return output[..., start:stop, :, :]
 
     def extra_repr(self) -> str:
         """One line for print(model)."""

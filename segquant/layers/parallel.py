@@ -14,6 +14,7 @@ from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
 from segquant.method.spec import Method
 from segquant.observers.stats import InputStats
+from segquant.solve.folding import LayerFold
 
 
 def solve_in_turn(
@@ -22,11 +23,13 @@ def solve_in_turn(
     stats: dict[str, InputStats],
     segments: Mapping[str, Segments],
     workers: int = 1,
+    folds: Mapping[str, LayerFold] | None = None,
 ) -> Iterator[tuple[nn.Module, QuantLayer]]:
     """Every float layer with its quantized one, in order; uses up `layers` and `stats` to free them.
 
     Args:
         workers: threads, each solving a layer.
+        folds: of layers that folding changes.
 
     Raises:
         QuantizationError: as `QuantLinear.from_float`; layers not yet begun are left alone.
@@ -37,7 +40,10 @@ def solve_in_turn(
     def solve(name: str) -> tuple[nn.Module, QuantLayer]:
         layer = layers.pop(name)
         with torch.no_grad():  # gradient mode does not cross threads
-            module = QuantLinear.from_float(layer, methods[name], stats.pop(name, None), segments.get(name), name=name)
+            module = QuantLinear.from_float(
+                layer, methods[name], stats.pop(name, None), segments.get(name), name=name,
+                fold=(folds or {}).get(name),
+            )  # fmt: skip
         module.train(layer.training)
         return layer, module
 

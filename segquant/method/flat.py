@@ -21,6 +21,7 @@ ATTRIBUTES = {"rotate": "rotation"}
 """Attribute of `Method` by flat name, where they differ."""
 CUTS = {
     "seglinear": "seglinear", "dualscale": "dualscale", "cuts": "control", "negative": "negative", "columns": "columns",
+    "smoothing": "smoothing",
 }  # fmt: skip
 TARGETS = ("skip", "overrides", "on_uncalled", "convolutions")
 OWN = ("name", "scheme", "bias_correction", "seed", "budget")

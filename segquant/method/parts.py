@@ -13,14 +13,15 @@ from segquant.numerics.input_grid import NEGATIVES
 
 CONTROLS = ("graph", "random", "wrong")
 COLUMNS = ("pieces", "fold", "whole")
+SMOOTHING = ("layer", "fold", "fold_or_layer")
 NONE = "none"
 DEPLOY: dict[str, dict[str, str]] = {
-    "none": {"negative": "dual", "columns": "pieces"},
-    "cpu": {"negative": "zero_point", "columns": "fold"},
-    "onnx": {"negative": "zero_point", "columns": "fold"},
-    "tensorrt": {"negative": "shift", "columns": "fold"},
-    "torchao": {"negative": "zero_point", "columns": "fold"},
-    "comfy": {"negative": NONE, "columns": "whole"},
+    "none": {"negative": "dual", "columns": "pieces", "smoothing": "layer"},
+    "cpu": {"negative": "zero_point", "columns": "fold", "smoothing": "layer"},
+    "onnx": {"negative": "zero_point", "columns": "fold", "smoothing": "layer"},
+    "tensorrt": {"negative": "shift", "columns": "fold", "smoothing": "layer"},
+    "torchao": {"negative": "zero_point", "columns": "fold", "smoothing": "layer"},
+    "comfy": {"negative": NONE, "columns": "whole", "smoothing": "fold"},
 }
 """What an engine needs of `Cuts`, by the engine's name; chosen before solving, so that searches and GPTQ see it."""
 
@@ -38,6 +39,9 @@ class Cuts:
             have one scale); "none": one scale for both.
         columns: input pieces have scales of their own ("pieces", a product each), or these are folded into the
             smoothing ("fold", one product); "whole": one scale for all.
+        smoothing: who divides a smoothed input: the "layer" itself, or the norm, AdaLN or linear before it, whose
+            parameters take the vector in where the graph shows them ("fold"; other layers are not smoothed, or by
+            themselves with "fold_or_layer"). Layers that share an input then share a vector.
     """
 
     seglinear: bool = False
@@ -45,12 +49,14 @@ class Cuts:
     control: str = "graph"
     negative: str = "dual"
     columns: str = "pieces"
+    smoothing: str = "layer"
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_choice("cuts", self.control, CONTROLS)
         check_choice("negative", self.negative, (*NEGATIVES, NONE))
         check_choice("columns", self.columns, COLUMNS)
+        check_choice("smoothing", self.smoothing, SMOOTHING)
 
     @property
     def wants_graph(self) -> bool:

@@ -76,6 +76,11 @@ class Method:
                 f"negative='shift' goes into the bias with the rounded weight, which {self.calibrator.name!r} still "
                 "changes; choose negative='zero_point'"
             )
+        if "second_pass" in self.calibrator.needs and self.folds:
+            raise ValueError(
+                f"smoothing={self.cuts.smoothing!r} changes what {self.calibrator.name!r} compares with; choose "
+                "smoothing='layer'"
+            )
         for pattern, values in self.targets.overrides:
             self._overridden(values, pattern)
 
@@ -124,6 +129,11 @@ class Method:
             values.update(changes)
         found = self._overridden(values, matching[-1][0])
         return found if found is not None and found.scheme.weight is not None else None
+
+    @property
+    def folds(self) -> bool:
+        """Whether smoothing goes into what makes the inputs, where it can."""
+        return self.cuts.smoothing != "layer" and self.optimizer.without_smoothing() is not None
 
     @property
     def needs(self) -> frozenset[str]:

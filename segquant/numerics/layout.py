@@ -37,6 +37,10 @@ class Layout:
         transforms: of the input, in order.
         taps: columns per input channel, smoothed alike.
         negative: how signs are treated apart: "dual", "zero_point" (see `InputGrid`) or "shift" (see `Shift`).
+        folded: the input comes divided by buffer "folded" [in], which its producer has taken in; nothing computes with
+            that.
+        folded_rows: (start, stop, plus) of outputs y that are (y + plus) / s − plus instead, s in buffer "folded_rows"
+            of all of them together; likewise.
     """
 
     in_features: int
@@ -50,6 +54,8 @@ class Layout:
     transforms: tuple[Transform, ...] = ()
     taps: int = 1
     negative: str = "dual"
+    folded: bool = False
+    folded_rows: tuple[tuple[int, int, float], ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,6 +71,9 @@ class Layout:
         if len(self.dual) != len(self.columns):
             raise ValueError(f"dual has {len(self.dual)} entries for {len(self.columns)} input segments")
         check_choice("negative", self.negative, NEGATIVES)
+        edges = [edge for start, stop, _ in sorted(self.folded_rows) for edge in (start, stop)]
+        if edges != sorted(edges) or any(not 0 <= edge <= self.out_features for edge in edges):
+            raise ValueError(f"folded_rows={self.folded_rows} must lie apart within {self.out_features} outputs")
         if self.taps < 1 or any(size % self.taps for size in self.columns):
             raise ValueError(f"columns={self.columns} must be multiples of the {self.taps} taps of a channel")
         if any(transform.mixes for transform in self.transforms) and any(self.dual):
@@ -144,6 +153,11 @@ class Layout:
             found["input_scale"] = (shape, torch.float32)
             if self.second_scale is not None:
                 found[self.second_scale] = (shape, torch.float32)
+        if self.folded:
+            found["folded"] = ((self.in_features,), torch.float32)
+        if self.folded_rows:
+            count = sum(stop - start for start, stop, _ in self.folded_rows)
+            found["folded_rows"] = ((count,), torch.float32)
         for transform in self.transforms:
             own = transform.buffers(self.place())
             taken = own.keys() & (found.keys() | {"bias"})
@@ -158,6 +172,9 @@ class Layout:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["scheme"] = dataclasses.asdict(self.scheme)
         values["transforms"] = [registry.to_dict(transform) for transform in self.transforms]
+        for key in ("folded", "folded_rows"):  # younger than the first files, which stay as they were
+            if not values[key]:
+                del values[key]
         return values
 
     @classmethod
@@ -179,6 +196,7 @@ class Layout:
         if "input" not in values["scheme"]:
             raise ValueError(f"{asker}: it has no input format, not even null")
         tuples = {key: tuple(values[key]) for key in ("rows", "columns", "dual", "branches")}
+        tuples["folded_rows"] = tuple(map(tuple, values.get("folded_rows", ())))
         transforms = tuple(registry.from_dict("transform", entry, asker=asker) for entry in values["transforms"])
         parts = {"scheme": QuantScheme.from_dict(values["scheme"]), "transforms": transforms}
         return cls(**{**values, **tuples, **parts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,6 +96,12 @@ class Collector:
             self.update(name, input_rows(layer, args[0] if args else kwargs["input"]))
 
         return take_in
+
+    def so_far(self, name: str) -> InputStats:
+        """A linear's statistics without its Gram matrix; not handed over."""
+        stats = self._stats[name]
+        peaks = self._peaks.get(name)
+        return stats if peaks is None or not peaks.items else replace(stats, salience=peaks.value)
 
     def finish(self, name: str) -> InputStats:
         """A linear's statistics, handed over.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +27,15 @@ from segquant.observers.stats import FOLDS, InputStats
 
 @dataclass(frozen=True)
 class Observed:
-    """Statistics after `passes` readings; `last`: there are no more."""
+    """Statistics after `passes` readings; `last`: there are no more.
+
+    `waiting`: what is known of layers whose Gram matrix a later reading brings; not to be changed.
+    """
 
     stats: dict[str, InputStats]
     passes: int
     last: bool
+    waiting: Mapping[str, InputStats] = field(default_factory=dict)
 
 
 @checked(gram="True, False or a list of layer names", only="a list of layer names")
@@ -123,8 +127,10 @@ def observe_in_groups(
             _run(model, batches, collector, seed, progress, total)
         collector.check_again()
         left = dict.fromkeys(name for name in left if name in collector.deferred)
-        found = Observed({name: collector.finish(name) for name in named if name not in left}, passes, not left)
+        done = {name: collector.finish(name) for name in named if name not in left}
+        found = Observed(done, passes, not left, {name: collector.so_far(name) for name in left})
         layers, named = {name: layers[name] for name in left}, {}  # no hold on what the caller may want to free
+        del done
         yield found
         if not left:
             return

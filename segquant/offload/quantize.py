@@ -108,6 +108,11 @@ def _check(method: Method, methods: Mapping[str, Method], batches: Sequence[Any]
     if not batches:
         raise QuantizationError("there are no calibration batches; give at least one")
     for entry in methods.values():
+        if entry.folds:
+            raise QuantizationError(
+                f"smoothing={entry.cuts.smoothing!r} changes layers before those that it smooths, which needs the "
+                "whole float model in memory; quantize without offloading, or choose smoothing='layer'"
+            )
         if entry.budget is not None or "second_pass" in entry.calibrator.needs:
             what = "a budget over all layers" if entry.budget is not None else "block reconstruction"
             raise QuantizationError(

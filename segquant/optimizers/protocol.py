@@ -145,6 +145,14 @@ class Optimizer(Protocol):
         found = [branch.round(branch.weight) for branch in branches]
         return Rounded([quantized for quantized, _ in found], [scale for _, scale in found])
 
+    def without_smoothing(self) -> Optimizer | None:
+        """The same for inputs that need no smoothing; None if it has none, or more than a vector from `fit`.
+
+        Where there is one, `fit` gives a buffer "smooth" (see `Smoothing`) and nothing else for layers that share an
+        input, taken as one layer, and `round` gets it too.
+        """
+        return None
+
     def added(self, layout: Layout, name: str) -> tuple[Transform, ...]:
         """Transforms that `round` will add to a layer of one branch; QuantizationError if it would refuse."""
         return ()

@@ -75,6 +75,9 @@ class SmoothQuant(Optimizer):
         """Also for a searched α."""
         return isinstance(self.alpha, str) or super().doubts(segments)
 
+    def without_smoothing(self) -> Optimizer | None:
+        return NoOptimizer()
+
 
 @register
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ class Balance(Optimizer):
 
     def fit(self, problem: Problem) -> Fitted:
         return fit_scales(problem, Scaling(balances=True), self.doubts(len(problem.layout.columns)))
+
+    def without_smoothing(self) -> Optimizer | None:
+        return NoOptimizer()
 
 
 def check_alpha(alpha: float | str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from segquant.errors import QuantizationError
 from segquant.numerics.formats import check_choice
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Transform
-from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
+from segquant.optimizers.protocol import Branch, Fitted, Optimizer, Problem, Rounded
 from segquant.optimizers.scaling import STATS, SmoothQuant
 from segquant.optimizers.search import Scaling
 from segquant.optimizers.svd import SVDS, rank_share, truncated, weighted_low_rank
@@ -70,6 +70,9 @@ class SvdQuant(SmoothQuant):
         share = rank_share(layout, self.rank_of(layout.in_features, layout.out_features))
         return Scaling(self.alpha, rank_share=share)
 
+    def without_smoothing(self) -> Optimizer | None:
+        return _LowRankAlone(**{field.name: getattr(self, field.name) for field in fields(self)})
+
     def added(self, layout: Layout, name: str) -> tuple[Transform, ...]:
         return (LowRank((self._checked_rank(layout, name),)),)
 
@@ -106,10 +109,11 @@ class SvdQuant(SmoothQuant):
         return rank
 
     def _ranks(self, problem: Problem, fitted: Fitted) -> tuple[int, ...]:
-        layout, smooth = problem.layout, fitted.tensors["smooth"]
+        layout = problem.layout
         rank = self._checked_rank(layout, problem.name)
         if len(layout.branches) == 1:
             return (rank,)
+        smooth = fitted.tensors["smooth"]
         gains: list[tuple[float, int, int]] = []
         for branch, rows in enumerate(layout.branch_slices):
             cost = layout.in_features + layout.branches[branch]
@@ -141,6 +145,19 @@ class SvdQuant(SmoothQuant):
                 if found < error:
                     best, error = candidate, found
         return best
+
+
+@dataclass(frozen=True)
+class _LowRankAlone(SvdQuant):
+    """The branch without smoothing: no preset names it."""
+
+    transforms: ClassVar[tuple[Transform, ...]] = ()
+
+    def scaling(self, problem: Problem) -> Scaling:
+        return replace(super().scaling(problem), alpha=None)
+
+    def without_smoothing(self) -> Optimizer | None:
+        return None
 
 
 def _half(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

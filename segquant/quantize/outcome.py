@@ -22,12 +22,14 @@ class Outcome:
         segments: by layer.
         passes: readings of all the data.
         choices: of `auto`.
+        folded: layers whose smoothing the norm or linear before them took in.
     """
 
     method: Method
     segments: Mapping[str, Segments] = field(default_factory=dict)
     passes: int = 0
     choices: tuple[LayerPlan, ...] | None = None
+    folded: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -38,6 +40,8 @@ class Outcome:
             "segments": {name: dataclasses.asdict(entry) for name, entry in self.segments.items()},
             "passes": self.passes,
         }
+        if self.folded:
+            found["folded"] = list(self.folded)
         if self.choices is not None:
             found["plan"] = [dataclasses.asdict(entry) for entry in self.choices]
         return found
@@ -54,4 +58,5 @@ class Outcome:
             {name: Segments(**entry) for name, entry in values["segments"].items()},
             values.get("passes", 0),
             None if plan is None else tuple(LayerPlan(**entry) for entry in plan),
+            tuple(values.get("folded", ())),
         )

@@ -12,8 +12,11 @@ from segquant.arguments import GivenMethod, method_of
 from segquant.calibrators.protocol import Calibrator
 from segquant.checks import checked
 from segquant.errors import QuantizationError
-from segquant.graph.find import find_segments
+from segquant.graph.capture.calls import Capture
+from segquant.graph.find import read_graph, segments_of
+from segquant.graph.find_producers import find_producers
 from segquant.graph.segments import Segments
+from segquant.layers.adapters import refuse_adapters_
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.layers.state_dict import tell_weights_
 from segquant.method.plan_file import LayerPlan, plan_method
@@ -34,6 +37,7 @@ from segquant.modules.wrappers import unwrapped
 from segquant.observers.stats import InputStats
 from segquant.quantize.batches import arguments_of, head
 from segquant.quantize.choose import choose
+from segquant.quantize.folds import Folds
 from segquant.quantize.outcome import Outcome
 from segquant.quantize.solved import Solved, observed
 from segquant.reconstruct.calls import require_repeatable
@@ -125,7 +129,7 @@ def _quantize(
         try:
             return _quantize_unwrapped(inner, method, batches, segments, stats, options)
         finally:
-            tell_weights_(refuse_save_pretrained_(inner))
+            refuse_adapters_(tell_weights_(refuse_save_pretrained_(inner)))
 
 
 def _quantize_unwrapped(
@@ -145,9 +149,11 @@ def _quantize_unwrapped(
     methods = layer_methods(layers, method)
     _require_repeatable(methods, batches)
     again = batches
-    if segments is None and any(entry.cuts.wants_graph for entry in methods.values()):
-        segments, batches = _segments(model, batches)
-    graph = dict(segments or {})
+    captured: Capture | None = None
+    wants_cuts = segments is None and any(entry.cuts.wants_graph for entry in methods.values())
+    if wants_cuts or any(map(_may_fold, methods.values())):
+        captured, batches = _graph(model, batches)
+    graph = segments_of(captured) if wants_cuts and captured is not None else dict(segments or {})
     _lay_out(layers, methods, control_cuts(graph, methods))
     choices: list[LayerPlan] | None = None
     chosen_in = 0
@@ -161,9 +167,17 @@ def _quantize_unwrapped(
         methods = layer_methods(layers, method)
         _require_repeatable(methods, again)
         _lay_out(layers, methods, control_cuts(graph, methods))
-    outcome = _solve(model, method, methods, layers, batches, again, control_cuts(graph, methods), stats, options)
+    cuts = control_cuts(graph, methods)
+    producers = find_producers(captured) if captured and any(map(_may_fold, methods.values())) else ()
+    folds = Folds(model, methods, layers, producers, cuts)
+    outcome = _solve(model, method, methods, layers, batches, again, cuts, stats, folds, options)
     passes = outcome.passes + chosen_in
-    return Outcome(method, outcome.segments, passes, None if choices is None else tuple(choices))
+    return Outcome(method, outcome.segments, passes, None if choices is None else tuple(choices), folds.folded)
+
+
+def _may_fold(method: Method) -> bool:
+    """Whether smoothing may be folded, once `auto` has chosen."""
+    return method.folds or (method.budget is not None and method.cuts.smoothing != "layer")
 
 
 def _require_repeatable(methods: Mapping[str, Method], batches: Iterable[Any]) -> None:
@@ -186,6 +200,7 @@ def _solve(
     again: Iterable[Any],
     segments: Mapping[str, Segments],
     stats: Mapping[str, InputStats] | None,
+    folds: Folds,
     options: _Options,
 ) -> Outcome:
     learnt: dict[Calibrator, set[int]] = {}
@@ -193,7 +208,7 @@ def _solve(
         if "second_pass" in entry.calibrator.needs:
             learnt.setdefault(entry.calibrator, set()).add(id(layers[name]))
     streaming = options.streaming and not learnt
-    solved = Solved(model, method, methods, segments, streaming, options.workers, options.progress)
+    solved = Solved(model, method, methods, segments, streaming, options.workers, options.progress, folds)
     passes = 0
     for group in observed(model, methods, batches, stats, method.seed, options.memory_limit, options.progress):
         solved.add(layers, group)
@@ -203,12 +218,13 @@ def _solve(
             model, solved.modules, again, learn=frozenset(keys), seed=method.seed, progress=options.progress
         )
     swap_(model, solved.modules)
+    folds.apply_(solved.names)
     used = {name: segments[name] for name in solved.names if name in segments}
     return Outcome(method, used, passes + len(learnt))
 
 
-def _segments(model: nn.Module, batches: Iterable[Any]) -> tuple[dict[str, Segments], Iterable[Any]]:
+def _graph(model: nn.Module, batches: Iterable[Any]) -> tuple[Capture, Iterable[Any]]:
     first, batches = head(batches, 1)
     if not first:
         raise QuantizationError("there are no calibration batches; give at least one, or segments")
-    return find_segments(model, *arguments_of(first[0])), batches
+    return read_graph(model, *arguments_of(first[0])), batches

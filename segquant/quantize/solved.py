@@ -18,6 +18,7 @@ from segquant.modules.memory import gram_limit
 from segquant.modules.swap import swap_
 from segquant.observers.observe import Observed, observe_in_groups
 from segquant.observers.stats import InputStats
+from segquant.quantize.folds import Folds
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +35,23 @@ class Solved:
         streaming: bool,
         workers: int,
         progress: Progress | None,
+        folds: Folds,
     ) -> None:
         self.model, self.method, self.methods, self.segments = model, method, methods, segments
+        self.folds = folds
         self.streaming, self.workers, self.progress = streaming, workers, progress
         self.modules: dict[int, nn.Module] = {}
         self.names: list[str] = []
 
     def add(self, layers: dict[str, nn.Module], group: Observed) -> None:
         """Solve those of `layers` that the group has (the last group: all), and remove them."""
+        self.folds.decide({**group.waiting, **group.stats})
         named = {name: layers.pop(name) for name in list(layers) if name in group.stats or group.last}
         if any(entry.needs for entry in self.methods.values()):
             named = called(named, group.stats, self.method)
         done, whole = len(self.names), len(self.names) + len(named) + len(layers)
         self.names += named
-        solving = solve_in_turn(named, self.methods, group.stats, self.segments, self.workers)
+        solving = solve_in_turn(named, self.folds.methods, group.stats, self.segments, self.workers, self.folds.layers)
         for count, (old, new) in enumerate(solving, start=done + 1):
             self.modules[id(old)] = new
             if self.streaming and group.last:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked, described
 from segquant.errors import QuantizationError, first_line
+from segquant.layers.adapters import refuse_adapters_
 from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
@@ -75,7 +76,7 @@ def _fill(
     ]
     if left:
         raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
-    set_backend_(tell_weights_(refuse_save_pretrained_(model.to(device).eval())), backend)
+    set_backend_(refuse_adapters_(tell_weights_(refuse_save_pretrained_(model.to(device).eval()))), backend)
     return model
 
 

@@ -26,6 +26,7 @@ from segquant.numerics.layout import Layout
 from segquant.observers.stats import InputStats
 from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
 from segquant.optimizers.search import extremes_of
+from segquant.solve.folding import take_out
 from segquant.solve.lay_out import lay_out_pieces, one_scale
 from segquant.solve.one_product import fold, folded, shift, shift_product
 from segquant.transforms.chain import Chain, chain_of, hides_range
@@ -46,6 +47,7 @@ def solve_layer(
     known: Any = None,
     prepared: Prepared | None = None,
     taps: int = 1,
+    shared: Fitted | None = None,
 ) -> tuple[Layout, dict[str, Tensor], Fitted]:
     """Layout and buffers of the quantized layer, on the weight's device; and what the optimizer found.
 
@@ -54,8 +56,11 @@ def solve_layer(
         known: `Fitted.found` of one with the same cuts and `search_key`.
         prepared: of a call with that fit; what it lacks is added.
         taps: columns per input channel.
+        shared: what layers with the same input found together; its vector then counts as folded into the producer.
     """
     layout = lay_out_pieces(linear, method, segments, name, taps)
+    if shared is not None:
+        layout, fitted = replace(layout, branches=(layout.out_features,)), shared
     if method.needs and (stats is None or stats.rows == 0):
         raise QuantizationError(
             f"{name}: method {method.name!r} needs statistics of its input and calibration never "
@@ -66,7 +71,7 @@ def solve_layer(
         raise QuantizationError(f"{name}: its weight has no values (it is on meta); load the model's weights first")
     if not bool(torch.isfinite(weight).all()):
         raise QuantizationError(f"{name}: its weight contains NaN or inf")
-    problem = _problem(weight, layout, stats, method, name, known)
+    problem = problem_of(weight, layout, stats, method, name, known)
     if fitted is None:
         fitted = method.optimizer.fit(problem)
     found = fitted
@@ -93,7 +98,7 @@ def solve_layer(
     if method.bias_correction:
         assert stats is not None
         layout, tensors = correct_bias(linear, layout, tensors, stats)
-    return layout, tensors, found
+    return (*(take_out(layout, tensors) if shared is not None else (layout, tensors)), found)
 
 
 def _check(layout: Layout, tensors: Mapping[str, Tensor], method: Method, name: str) -> None:
@@ -107,9 +112,10 @@ def _check(layout: Layout, tensors: Mapping[str, Tensor], method: Method, name: 
             )
 
 
-def _problem(
-    weight: Tensor, layout: Layout, stats: InputStats | None, method: Method, name: str, known: Any
+def problem_of(
+    weight: Tensor, layout: Layout, stats: InputStats | None, method: Method, name: str, known: Any = None
 ) -> Problem:
+    """What the method's optimizer sees of a layer."""
     rotation = method.rotation
     if rotation is None:
         return Problem(weight, layout, stats, method.ranges, seed=method.seed, name=name, known=known)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from segquant.deploy.diffusers.calibration import load_calibration
 from segquant.errors import QuantizationError
+from segquant.layers.adapters import refuse_adapters_
 from segquant.layers.layer import QuantLayer
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.quantize.run import quantize_
@@ -163,7 +164,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             self._finish(model)
         else:
             self._quantize(model)
-        refuse_save_pretrained_(model)
+        refuse_adapters_(refuse_save_pretrained_(model))
         # True would forbid .to(dtype), which quantized layers take: their scales stay as they are
         model.is_quantized = False  # type: ignore[assignment]
         return model

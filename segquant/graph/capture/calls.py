@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from torch import Tensor, nn
@@ -26,16 +26,27 @@ class Capture:
         graph: in execution order; `node.meta["val"]` is the fake result.
         calls: by layer name, the nodes that call it.
         inputs: placeholders of the model's input tensors.
+        parameters: name of the parameter that a node stands for, where it has one name only.
     """
 
     graph: Graph
     calls: dict[str, list[Node]]
     inputs: frozenset[Node]
+    parameters: Mapping[Node, str] = field(default_factory=dict)
 
 
 def cuttable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every float nn.Linear and nn.Conv2d under all its names, in `named_modules` order."""
     return {name: module for name, module in model.named_modules(remove_duplicate=False) if is_float_layer(module)}
+
+
+def parameter_names(model: nn.Module, parameters: Mapping[Node, Tensor]) -> dict[Node, str]:
+    """`Capture.parameters`."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    found = {node: names.get(id(tensor), []) for node, tensor in parameters.items()}
+    return {node: own[0] for node, own in found.items() if len(own) == 1}
 
 
 def note_called(model: nn.Module) -> set[str]:

@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, GraphModule, Node
 
 from segquant.errors import QuantizationError
-from segquant.graph.capture.calls import Capture, find_calls, note_called
+from segquant.graph.capture.calls import Capture, find_calls, note_called, parameter_names
 from segquant.graph.capture.copies import example_copy, fake, fake_copy, tensors_in
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def _flatten(program: ExportedProgram, root: _Root, ran: Set[str]) -> Capture:
     parameters = {placeholders[name]: root.get_parameter(key) for name, key in signature.inputs_to_parameters.items()}
     user = {spec.arg.name for spec in signature.input_specs if spec.kind is InputKind.USER_INPUT}
     inputs = frozenset(node for name, node in placeholders.items() if name in user)
-    return Capture(graph, find_calls(graph, root.model, parameters, ran), inputs)
+    calls = find_calls(graph, root.model, parameters, ran)
+    return Capture(graph, calls, inputs, parameter_names(root.model, parameters))
 
 
 def _inlined(module: GraphModule) -> tuple[Graph, dict[str, Node]]:

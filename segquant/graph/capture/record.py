@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from segquant.errors import QuantizationError
-from segquant.graph.capture.calls import Capture, find_calls, note_called
+from segquant.graph.capture.calls import Capture, find_calls, note_called, parameter_names
 from segquant.graph.capture.copies import example_copy, fake_copy, real_copy, tensors_in, unreal, with_values
 from segquant.graph.capture.origins import Origins, Reads, ValuesNeeded
 from segquant.modules.memory import free_bytes
@@ -58,7 +58,8 @@ def _run(
     inputs, ran = list(tensors_in(given)), note_called(model)
 
     def forward(*_: Tensor) -> list[Tensor]:
-        model(*given[0], **given[1])
+        for tensor in tensors_in(model(*given[0], **given[1])):
+            tensor.detach()  # an operator, so that the graph shows what is used outside
         return []
 
     trace = make_fx(forward, pre_dispatch=True, _allow_non_fake_inputs=True, _error_on_data_dependent_ops=False)
@@ -75,7 +76,8 @@ def _run(
         if node.op == "get_attr" and isinstance(getattr(module, node.target, None), nn.Parameter)
     }
     placeholders = frozenset(node for node in graph.nodes if node.op == "placeholder")
-    return Capture(graph, find_calls(graph, model, parameters, ran), placeholders)
+    calls = find_calls(graph, model, parameters, ran)
+    return Capture(graph, calls, placeholders, parameter_names(model, parameters))
 
 
 def _require_room(model: nn.Module, device: torch.device) -> bool:

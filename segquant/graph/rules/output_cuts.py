@@ -20,8 +20,8 @@ Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class _Value:
-    """A tensor on the way, with channels [low, high)."""
+class Value:
+    """A tensor on the way, with a layer's channels [low, high)."""
 
     layout: Layout
     low: int
@@ -64,7 +64,7 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
     axis = ops.channel_axis(call, len(shape))
     channels = shape[axis]
     cuts = _Cuts()
-    pending: dict[Node, set[_Value]] = {call: {_Value(axes.channels_on(axis, shape), 0, channels)}}
+    pending: dict[Node, set[Value]] = {call: {Value(axes.channels_on(axis, shape), 0, channels)}}
     while pending:
         node = min(pending, key=order.__getitem__)
         values = pending.pop(node)
@@ -78,24 +78,25 @@ def output_cut(call: Node, order: dict[Node, int], useful: frozenset[Node]) -> t
     return tuple(high - low for low, high in ranges) if len(ranges) > 1 else None
 
 
-def _follow(user: Node, node: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _Value]]:
+def _follow(user: Node, node: Node, value: Value, cuts: _Cuts) -> list[tuple[Node, Value]]:
     kind = ops.name(user)
     if kind in ops.SPLIT:
         return _follow_split(user, value, cuts)
     if kind in ops.WINDOW:
         window = ops.window(user)
-        part = _part(value, window) if window else None
+        part = part_of(value, window) if window else None
         if window and part and axes.outermost_stride(value.layout, window.axis) is not None:
             cuts.slices[value.low, value.high].add((part.low, part.high))
         return [(user, part)] if part else []
     if kind == "glu":
         _note_glu(user, value, cuts)
         return []
-    layout = _passed(user, node, kind, value.layout)
-    return [(user, _Value(layout, value.low, value.high))] if layout else []
+    layout = layout_after(user, node, kind, value.layout)
+    return [(user, Value(layout, value.low, value.high))] if layout else []
 
 
-def _passed(user: Node, node: Node, kind: str, layout: Layout) -> Layout | None:
+def layout_after(user: Node, node: Node, kind: str, layout: Layout) -> Layout | None:
+    """The layout of `user`'s result from that of its operand `node`; None where channels are lost."""
     shape = ops.shape(user)
     if shape is None:
         return None
@@ -117,9 +118,9 @@ def _passed(user: Node, node: Node, kind: str, layout: Layout) -> Layout | None:
     return None
 
 
-def _follow_split(user: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _Value]]:
+def _follow_split(user: Node, value: Value, cuts: _Cuts) -> list[tuple[Node, Value]]:
     windows = ops.pieces(user)
-    parts = [_part(value, window) for window in windows or ()]
+    parts = [part_of(value, window) for window in windows or ()]
     ranges = tuple((part.low, part.high) for part in parts if part)
     across = windows and axes.outermost_stride(value.layout, windows[0].axis) is not None
     if across and len(ranges) == len(parts) > 1:
@@ -132,14 +133,14 @@ def _follow_split(user: Node, value: _Value, cuts: _Cuts) -> list[tuple[Node, _V
     return followed
 
 
-def _note_glu(user: Node, value: _Value, cuts: _Cuts) -> None:
+def _note_glu(user: Node, value: Value, cuts: _Cuts) -> None:
     axis = ops.axis_of(ops.argument(user, 1, "dim", -1), len(value.layout))
     if axis is not None and axes.outermost_stride(value.layout, axis) is not None:
         middle = (value.low + value.high) // 2
         cuts.splits[value.low, value.high].add(((value.low, middle), (middle, value.high)))
 
 
-def _part(value: _Value, window: Window) -> _Value | None:
+def part_of(value: Value, window: Window) -> Value | None:
     """`value` in `window`; None if no contiguous channels."""
     layout, axis, size = value.layout, window.axis, len(range(window.start, window.stop, window.step))
     if size < 1:
@@ -155,8 +156,8 @@ def _part(value: _Value, window: Window) -> _Value | None:
     elif axes.has_channels(layout[axis]):
         dimension = layout[axis]
     if window.keeps:
-        return _Value(axes.replace(layout, axis, dimension), low, high)
-    return _Value((*layout[:axis], *layout[axis + 1 :]), low, high)
+        return Value(axes.replace(layout, axis, dimension), low, high)
+    return Value((*layout[:axis], *layout[axis + 1 :]), low, high)
 
 
 def _resolve(whole: Range, cuts: _Cuts, call: Node) -> list[Range]:
