@@ -34,7 +34,7 @@ def columns(runs: Sequence[RunResult]) -> list[Quantity]:
     found += [
         _quantity("layer_error", "layer error", "relative", "lower", layer_error),
         _quantity("output_error", "output error", "relative", "lower", output_error),
-        _quantity("weight_mb", "weights", "MB", "lower", _weight_mb, judged=False),
+        _quantity("weight_mb", "weights", "MB", "lower", weight_megabytes, judged=False),
         _quantity("compression", "compression", "×", "higher", _compression, judged=False),
         _quantity("encoder_error", "other components' error", "relative", "lower", _encoder_error),
         _quantity("encoders_mb", "text encoders", "MB", "lower", _encoders_mb, judged=False),
@@ -117,7 +117,8 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> Interval | None:
     return mean_interval(values, bootstrap_counts(len(values), REPLICATES, seed)) if len(values) > 1 else None
 
 
-def _weight_mb(run: RunResult) -> Cell | None:
+def weight_megabytes(run: RunResult) -> Cell | None:
+    """Of codes and scales."""
     size = _quantized_bytes(run, "weight_bytes")
     return None if size is None else number(size / BYTES_PER_MB)
 

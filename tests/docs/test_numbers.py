@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 
 from tests.docs.pages import read
@@ -89,3 +90,22 @@ def test_main_summary_of_readme() -> None:
             else:
                 values = [exact[row[0].partition(",")[0]]]
             assert float(cell) == min(map(float, values)), (row[0], precision)
+
+
+def test_layouts_are_those_of_the_comparisons() -> None:
+    exact = {}
+    for pair in csv.DictReader(read("docs/layouts/comparisons.csv").splitlines()):
+        form = tuple(item.partition("=")[2] for item in pair["a"].split()[1:])
+        exact[pair["where"], form, pair["metric"].partition("[")[0]] = pair
+    ((header, rows),) = _tables(read("docs/layouts/README.md"))
+    model, count = "", 0
+    for row in rows:
+        model = row[1] or model
+        for name, cell in zip(header[4:], row[4:], strict=True):
+            pair = exact[model, (row[2], row[3]), name.partition(",")[0]]
+            written = [number.replace("−", "-") for number in _NUMBER.findall(cell)]
+            assert all(
+                _equal(a, pair[key]) for a, key in zip(written, ("value", "value.low", "value.high"), strict=True)
+            )
+            count += 3
+    assert count == 12 * len(rows) == 12 * (len(exact) // 4)

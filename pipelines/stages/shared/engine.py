@@ -197,9 +197,22 @@ def compiling(engine: str = COMPILE) -> Iterator[None]:
 def _warm(run: Run, placed: Placed) -> None:
     """Compile before sampling."""
     calls = denoiser_calls(run)
-    with compiling(), torch.no_grad():
+    with compiling(), torch.no_grad(), counting_breaks(placed.about):
         for call in calls:
             placed.module(**call)
+
+
+@contextlib.contextmanager
+def counting_breaks(about: dict[str, Any]) -> Iterator[None]:
+    """Adds "graph_breaks": at how many places of what is compiled meanwhile Python runs in between.
+
+    Some tools' layers have so many that plain torch may be faster.
+    """
+    from torch._dynamo.utils import counters  # put off: seconds
+
+    before = counters["graph_break"].total()
+    yield
+    about["graph_breaks"] = counters["graph_break"].total() - before
 
 
 def denoiser_calls(run: Run) -> list[dict[str, Any]]:

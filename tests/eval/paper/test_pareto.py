@@ -15,7 +15,9 @@ from segquant_bench.eval.results import RunResult
 from tests.eval.sweep import run_record
 
 
-def _run(folder: Path, quantizer: str, engine: dict, seconds: float | None, psnr: float, size: int) -> RunResult:
+def _run(
+    folder: Path, quantizer: str, engine: dict, seconds: float | None, psnr: float | str, size: int | None
+) -> RunResult:
     metric = {
         "name": "psnr", "value": psnr, "n": 2, "direction": "higher", "interval": None, "backend": "b",
         "against": "reference",
@@ -65,3 +67,24 @@ def test_front_is_what_no_run_beats_in_both(tmp_path: Path) -> None:
     assert len(rows) == 8 and {row["judge"] for row in rows} == {"psnr"}
     assert pareto_plot(points).startswith(b"\x89PNG")
     assert pareto_points(_runs(tmp_path / "none")[4:] if (tmp_path / "none").mkdir() else []) == []
+
+
+def test_engines_of_a_method_are_a_series_and_the_unquantized_model_is_none(tmp_path: Path) -> None:
+    points = [point for point in pareto_points(_runs(tmp_path)) if point.cost == "seconds per step"]
+    assert [point.series for point in points] == ["", "", "rtn, w8a8_tensor", "rtn, w8a8_tensor"]
+    assert [point.run for point in points] == ["reference", "ort", "reference", "openvino bfloat16=True"]
+    assert {point.axis for point in points} == {"psnr, dB (higher is better)"}
+
+
+def test_runs_without_a_file_have_the_bytes_of_their_weights(tmp_path: Path) -> None:
+    runs = [
+        _run(tmp_path / "0", "none", {"name": "compile"}, 1.0, "inf", None),
+        _run(tmp_path / "1", "torchao_int8_dynamic", {"name": "compile"}, 1.0, 30.0, None),
+        _run(tmp_path / "2", "segquant_a", {"name": "ort"}, 1.0, 31.0, 14_900_000),
+    ]
+    points = pareto_points(runs)
+    sizes = {point.run + point.series: point.x for point in points if point.cost == "file, MB"}
+    assert sizes == {
+        "compile": 56.123456, "compiletorchao_int8_dynamic, w8a8_tensor": 14.5, "ortsegquant_a, w8a8_tensor": 14.9,
+    }  # fmt: skip
+    assert pareto_plot(points).startswith(b"\x89PNG"), "an infinite psnr is not drawn"

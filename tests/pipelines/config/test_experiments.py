@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from segquant.method.parts import DEPLOY
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.grids import GridSweeper
 from segquant_bench.pipelines.config.quantizer import build_method
@@ -27,6 +28,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUANTIZERS = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 PRECISIONS = {path.stem for path in (CONF / "precision").glob("*.yaml")}
 EMBEDDED = {"emoji_sd3", "emoji_flux", "emoji_sdxl", "emoji_sd3_canny"}
+ON_ALL = ("families", "layouts")
 HELD_BY_HAND = {"plan"}  # needs the file of an earlier run
 
 
@@ -66,7 +68,7 @@ def test_every_job_composes_and_can_be_done(experiment: str) -> None:
                 assert name in PRECISIONS
                 run.quantizer["precision"] = name
                 _can_be_done(run)
-    assert {run.model.name for run in runs} == (EMBEDDED if experiment == "families" else {"emoji_sd3"})
+    assert {run.model.name for run in runs} == (EMBEDDED if experiment in ON_ALL else {"emoji_sd3"})
     assert len({run.dataset.size for run in runs}) == 1
     _prompts_suffice(runs)
 
@@ -138,6 +140,25 @@ def test_families_differ_in_nothing_but_the_model() -> None:
     assert found.keys() == {(model, "[denoiser]") for model in EMBEDDED} | controlled
     assert all(found[key] == (methods - {("none", None)} if key in controlled else methods) for key in found)
     assert {key for job in jobs for key in job} == {"experiment", "model", "quantize", "quantizer", "precision"}
+
+
+def test_layouts_are_those_of_every_engine_beside_the_papers() -> None:
+    """A shift is for static inputs; 4 bits have no engine that wants one scale."""
+    found = _values("layouts", "precision", "quantizer.negative", "quantizer.columns")
+    pairs = {(cuts["negative"], cuts["columns"]) for cuts in DEPLOY.values()}
+    for precision in ("w8a8", "w8a8_tensor"):
+        assert pairs <= {(n, c) for name, n, c in found if name == precision}
+    assert {(n, c) for name, n, c in found if name == "w4a8"} == set(
+        product(("dual", "zero_point"), ("pieces", "fold"))
+    )
+    assert {job[0] for job in _values("layouts", "model")} == EMBEDDED
+
+
+def test_other_tools_are_measured_compiled_and_not() -> None:
+    found = _values("peers", "quantizer", "run")
+    tools = {name: {run for other, run in found if other == name} for name, _ in found if name in CAN}
+    assert len(tools) >= 9 and all(runs == {"reference", "compile"} for runs in tools.values())
+    assert {("segquant_a", "cpu"), ("segquant_a", "compile"), ("none", "compile")} <= found
 
 
 def test_calibration_size_is_searched_and_fixed_at_three_sizes() -> None:

@@ -127,6 +127,34 @@ def test_blocks_are_compiled_one_by_one_else_the_whole(monkeypatch: pytest.Monke
     assert torch.equal(whole(x), nn.functional.linear(x, whole.weight, whole.bias) + 1)
 
 
+def test_places_that_leave_the_compiled_graph_are_counted() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    found: dict[str, dict] = {}
+    for name, function in (("whole", torch.sin), ("broken", broken)):
+        about = found.setdefault(name, {"compiled": 1})
+        with engine.counting_breaks(about):
+            torch.compile(function, backend="eager")(torch.ones(2))
+    assert found == {"whole": {"compiled": 1, "graph_breaks": 0}, "broken": {"compiled": 1, "graph_breaks": 1}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["torchao_int8_dynamic", "modelopt_int8"])
+def test_other_tools_run_compiled(command: Command, tiny: Tiny, cache: Path, quantizer: str) -> None:
+    """A minute: torch.compile. What leaves the graph is told; torchao's layers do not."""
+    pytest.importorskip(quantizer.partition("_")[0])
+    plain = [*tiny.overrides(cache), f"quantizer={quantizer}", "precision=w8a8_dynamic"]
+    outcome = command(*plain, "run=compile", "speed=true")
+    assert outcome.code == 0, outcome.err
+    results = json.loads((outcome.folder / "results.json").read_text())
+    assert (results["run"]["graph_breaks"] == 0) == quantizer.startswith("torchao")
+    assert 0 < results["speed"]["step_error"] < 0.1 and results["speed"]["file_bytes"] is None
+    held = {name: found["weights_mb"] for name, found in results["speed"]["measured"].items()}
+    assert held["run"] < held["float32"] or quantizer.startswith("modelopt"), "ModelOpt simulates, on float weights"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["rtn", "none"])
 @pytest.mark.parametrize("name", ["ort", "openvino", "compile"])
@@ -145,7 +173,7 @@ def test_other_engines_make_the_same_pictures(
     assert _psnr(results) > 70 if quantizer == "none" else _psnr(results) == pytest.approx(right, rel=0.05)
     assert results["run"]["name"] == name and results["speed"]["measured"]["run"]["n"] == 7
     if name == "compile":
-        assert sum(results["run"]["compiled"].values()) > 0
+        assert sum(results["run"]["compiled"].values()) > 0 and results["run"]["graph_breaks"] == 0
     else:
         assert results["run"]["products"] and results["speed"]["file_bytes"] == results["run"]["file_bytes"]
         assert len(results["run"]["layers"]) == len(results["layer_errors"])
