@@ -17,7 +17,7 @@ SMOOTHING = ("layer", "fold", "fold_or_layer")
 NONE = "none"
 DEPLOY: dict[str, dict[str, str]] = {
     "none": {"negative": "dual", "columns": "pieces", "smoothing": "layer"},
-    "cpu": {"negative": "zero_point", "columns": "fold", "smoothing": "layer"},
+    "cpu": {"negative": "zero_point", "columns": "pieces", "smoothing": "layer"},
     "onnx": {"negative": "zero_point", "columns": "fold", "smoothing": "layer"},
     "tensorrt": {"negative": "shift", "columns": "fold", "smoothing": "layer"},
     "torchao": {"negative": "zero_point", "columns": "fold", "smoothing": "layer"},
