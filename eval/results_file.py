@@ -102,6 +102,7 @@ _RUN = record(
         "components": mapping_of(_COMPONENT),
         "statistics": _STATISTICS,
         "speed": _SPEED,
+        "backend_layers": mapping_of(COUNT),
         "versions": mapping_of(ANYTHING),
         "device": mapping_of(ANYTHING),
         "git": TEXT,
