@@ -69,6 +69,7 @@ _SPEED = record({}, {"measured": mapping_of(_WAY), "file_bytes": COUNT})
 _CONFIG = record(
     {},
     {
+        "model": record({}, {}),
         "run": record({}, {"name": TEXT}),
         "quantize": list_of(TEXT),
         "quantizer": record({}, {"cuts": TEXT}),

@@ -147,7 +147,7 @@ def place(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], fo
     """
     chosen = engine_of(run)
     engine = chosen.name
-    own = twin(denoiser) if denoiser is run.denoiser and engine == COMPILE else denoiser
+    own = twin(denoiser) if engine == COMPILE and denoiser is run.denoiser else denoiser
     modules = {"": own, **components}
     with _told(engine):
         if engine == REFERENCE:
