@@ -138,12 +138,12 @@ def test_results_say_what_auto_was(command: Command, tiny: Tiny, cache: Path) ->
 
 @needs_kernels
 def test_auto_leaves_layers_without_a_kernel_to_the_reference(tiny: Tiny) -> None:
-    model = nn.Sequential(OrderedDict(eight=nn.Linear(8, 8), float=nn.Linear(8, 8)))
-    method = {"name": "rtn", "precision": "w8a8_dynamic", "overrides": {"float": {"precision": "fp8"}}}
+    model = nn.Sequential(OrderedDict(eight=nn.Linear(8, 8), wide=nn.Linear(8, 8)))
+    method = {"name": "rtn", "precision": "w8a8_dynamic", "overrides": {"wide": {"precision": "fp8"}}}
     segquant.quantize_(model, method, [(torch.ones(2, 8),)])
     placed = engine.place(_run(tiny, "quantizer=rtn"), model, {}, Path("nowhere"))
-    assert placed.layers == {"eight": "cpu", "float": "reference"}
-    assert placed.reasons == {"float": "multiplies integers, and fp8 has none"}
+    assert placed.layers == {"eight": "cpu", "wide": "reference"}
+    assert placed.reasons == {"wide": "multiplies integers, and fp8 has none"}
 
 
 def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
