@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 RESULTS = "results.json"
 REFERENCE = "reference"
 """The engine that every other one is measured against."""
+AUTO = "auto"
+"""Kernels of the CPU for what segquant quantized, else the reference."""
 Interval = tuple[float, float]
 
 
@@ -109,7 +111,7 @@ class RunResult:
     `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
     `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
     `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and memory where they
-    were measured.
+    were measured, `kernels` the backends that ran quantized layers.
     """
 
     path: Path
@@ -140,11 +142,20 @@ class RunResult:
     quantizing: tuple[str, ...] = ()
     fingerprint: str = ""
     speed: dict[str, Any] = field(default_factory=dict)
+    kernels: tuple[str, ...] = ()
 
     @property
     def engine(self) -> str:
-        """What ran the denoiser; of older runs, the reference."""
-        return str((self.config.get("run") or {}).get("name") or REFERENCE)
+        """What ran the denoiser; the reference for older runs, and where `auto` had no layer of segquant's."""
+        name = str((self.config.get("run") or {}).get("name") or REFERENCE)
+        return REFERENCE if name == AUTO and (self.is_float or self.has_own_layers) else name
+
+    @property
+    def has_own_layers(self) -> bool:
+        """Whether another tool quantized, whose layers run by themselves."""
+        quantizer = self.config.get("quantizer")
+        target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
+        return target.rpartition(".")[0].endswith("pipelines.peers")
 
     @property
     def every_layer_error(self) -> dict[str, float]:
@@ -200,6 +211,7 @@ def load_result(path: Path) -> RunResult:
         quantizing=tuple(raw.get("quantizing") or ()),
         fingerprint=raw.get("model_fingerprint") or "",
         speed=raw.get("speed") or {},
+        kernels=tuple(raw.get("backend_layers") or ()),
     )
 
 

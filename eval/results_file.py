@@ -69,6 +69,7 @@ _SPEED = record({}, {"measured": mapping_of(_WAY), "file_bytes": COUNT})
 _CONFIG = record(
     {},
     {
+        "model": record({}, {}),
         "run": record({}, {"name": TEXT}),
         "quantize": list_of(TEXT),
         "quantizer": record({}, {"cuts": TEXT}),
@@ -102,6 +103,7 @@ _RUN = record(
         "components": mapping_of(_COMPONENT),
         "statistics": _STATISTICS,
         "speed": _SPEED,
+        "backend_layers": mapping_of(COUNT),
         "versions": mapping_of(ANYTHING),
         "device": mapping_of(ANYTHING),
         "git": TEXT,

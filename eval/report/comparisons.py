@@ -24,7 +24,8 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
     """Comparisons in table order, and a sentence per pair that cannot be compared.
 
     SegQuant, auto and the user's own methods against every quantized run before them of the same group; variants
-    against their method's first run, and those against each other method's first.
+    against their method's first run, and those against each other method's first. Of a method that ran by several
+    engines, the runs by the same one.
     """
     found: list[Comparison] = []
     refused: list[str] = []
@@ -51,6 +52,7 @@ def _alone(run: RunResult, name: str) -> str:
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
+    before = sorted(before, key=lambda run: not _comparable(run, ours))  # stable: each method's first is of our engine
     group = [run for run in before if group_key(run) == group_key(ours)]
     elsewhere: dict[object, RunResult] = {}
     for run in before:
@@ -62,9 +64,15 @@ def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
     if not is_subject(ours):
         return [*variants[:1], *elsewhere.values()]
     if not variants:
-        return [*group, *elsewhere.values()]
+        able = {method_name(run) for run in group if _comparable(run, ours)}
+        chosen = [run for run in group if _comparable(run, ours) or method_name(run) not in able]
+        return [*chosen, *elsewhere.values()]
     others = {method_name(run): run for run in reversed(group) if run not in variants}
     return [*variants[:1], *reversed(others.values())]
+
+
+def _comparable(run: RunResult, ours: RunResult) -> bool:
+    return run.has_own_layers or run.engine == ours.engine
 
 
 def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:

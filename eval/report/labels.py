@@ -10,7 +10,7 @@ from typing import Any
 
 from segquant_bench.eval.report.known import is_ours, method_rank, precision_rank
 from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
-from segquant_bench.eval.results import REFERENCE, RunResult
+from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.texts import plain
 
@@ -49,7 +49,7 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
             _parts_rank(quantized_parts(r)),
             bool(home(r)),
             method_rank(r.quantizer),
-            r.engine != REFERENCE,
+            _engine_rank(r.engine),
             r.name,
             _natural(r.path.parent.name),
         ),
@@ -59,6 +59,10 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
 def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
     """The denoiser alone, with others, then others without it."""
     return (DENOISER not in parts, len(parts), parts)
+
+
+def _engine_rank(engine: str) -> int:
+    return (REFERENCE, AUTO).index(engine) if engine in (REFERENCE, AUTO) else 2
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -179,8 +183,10 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, str]:
     """By `id` of the run: its method, and the settings, but `untold` ones, that tell it apart in its group.
 
-    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module.
+    Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module. Where several
+    engines ran segquant's layers, each of those runs names its own.
     """
+    engines = {_engine(run) for run in runs if _runs_ours(run)}
     families: dict[object, list[RunResult]] = {}
     for run in runs:
         families.setdefault((group_key(run), method_name(run)), []).append(run)
@@ -193,8 +199,14 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
             if len(members) > 1 and not run.is_float:
                 place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
                 name = " ".join([place, *_told(settings(run), keys)]) if keys or untold or len(homes) > 1 else run.name
+            if len(engines) > 1 and _runs_ours(run) and "run" not in (*keys, *untold):
+                name = f"{name} run={_engine(run)}"
             found[id(run)] = name
     return found if untold else _told_apart(runs, found)
+
+
+def _runs_ours(run: RunResult) -> bool:
+    return not (run.is_float or run.has_own_layers)
 
 
 def _unquantized(run: RunResult) -> str:

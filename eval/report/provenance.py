@@ -15,6 +15,8 @@ def provenance(runs: Sequence[RunResult]) -> list[str]:
         found.append("versions: " + ", ".join(f"{name} {value}" for name, value in versions.items()))
     devices = dict.fromkeys(", ".join(f"{k} {v}" for k, v in run.device.items()) for run in runs if run.device)
     found += [f"device: {device}" for device in devices]
+    kernels = dict.fromkeys(name for run in runs for name in run.kernels)
+    found += [f"quantized layers run by: {', '.join(kernels)}"] if kernels else []
     commits = dict.fromkeys(run.git for run in runs if run.git)
     if commits:
         found.append("commit: " + ", ".join(commits))

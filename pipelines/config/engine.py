@@ -7,14 +7,16 @@ from typing import Any
 
 from segquant_bench.pipelines.errors import PipelineError, one_of
 
+AUTO = "auto"
+"""The exact kernels of the CPU where they run, else the reference."""
 CPU, COMPILE, ORT, OPENVINO, CUDA = "cpu", "compile", "ort", "openvino", "cuda"
 KERNELS = (CPU, CUDA)
 """Run quantized layers alone."""
 EXPORTED = (ORT, OPENVINO)
 """Run a file."""
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "reference": (), CPU: ("fallback",), COMPILE: (), ORT: ("rest", "every_cpu"), OPENVINO: ("rest", "bfloat16"),
-    CUDA: ("fallback",),
+    AUTO: (), "reference": (), CPU: ("fallback",), COMPILE: (), ORT: ("rest", "every_cpu"),
+    OPENVINO: ("rest", "bfloat16"), CUDA: ("fallback",),
 }  # fmt: skip
 """What may be set of each engine."""
 RESTS = ("refuse", "float")
@@ -22,7 +24,7 @@ RESTS = ("refuse", "float")
 
 @dataclass
 class EngineConfig:
-    """An engine.
+    """An engine; of configurations that name none, which are older ones, the reference.
 
     `fallback`: the backend for layers that cpu and cuda have no kernel for; null refuses them. `rest`: "float" lets ort
     and openvino multiply layers in float that they have no form for, "refuse" does not. `every_cpu`: weights of ort

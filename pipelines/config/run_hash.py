@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.pipelines.config.auto_engine import engine_name
 from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
@@ -59,10 +60,11 @@ def config_hash(
     raw["stages"].pop("speed", None)
     if not raw["stages"]:
         del raw["stages"]
-    if run.is_float or run.backend == REFERENCE or run.run.name != REFERENCE:
+    engine = engine_name(run)
+    if run.is_float or run.backend == REFERENCE or engine != REFERENCE:
         del raw["backend"]
     raw["run"] = run.run.settings()
-    if run.run.name == REFERENCE:
+    if engine == REFERENCE:  # older than engines
         del raw["run"]
     if contents:
         raw["contents"] = dict(contents)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
-from segquant_bench.pipelines.config.engine import COMPILE, KERNELS, EngineConfig
+from segquant_bench.pipelines.config.engine import AUTO, COMPILE, KERNELS, EngineConfig
 from segquant_bench.pipelines.config.help import options_page
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
@@ -124,7 +124,7 @@ class RunConfig:
                 f"quantizer={self.quantizer_name} runs its own layers, which backend={self.backend} cannot; set "
                 f"backend={REFERENCE}"
             )
-        if self.run.name not in (REFERENCE, COMPILE):
+        if self.run.name not in (AUTO, REFERENCE, COMPILE):
             raise PipelineError(
                 f"quantizer={self.quantizer_name} runs its own layers, which run={self.run.name} cannot; set "
                 f"run={REFERENCE} or run={COMPILE}"
@@ -132,7 +132,7 @@ class RunConfig:
 
     def _check_engine(self) -> None:
         asked = f"run={self.run.name}"
-        if self.run.name == REFERENCE:
+        if self.run.name in (AUTO, REFERENCE):
             return
         if self.backend not in (REFERENCE, self.run.name):
             raise PipelineError(
@@ -237,7 +237,7 @@ def register() -> None:
     """Make the schema known to Hydra as `schema`, and four resolvers to OmegaConf.
 
     `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${engine:}`: "_NAME" of another
-    engine than the reference; `${options:}`: options for --help.
+    engine than auto; `${options:}`: options for --help.
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
@@ -266,7 +266,7 @@ def method_label(*, _root_: DictConfig) -> str:
 
 def _engine_label(*, _root_: DictConfig) -> str:
     name = _root_.run.name
-    return "" if name == REFERENCE else f"_{name}"
+    return "" if name == AUTO else f"_{name}"
 
 
 def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:

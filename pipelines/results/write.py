@@ -14,6 +14,7 @@ from typing import Any
 from segquant.files import write_json
 from segquant.method.plan_file import PLAN
 from segquant_bench.pipelines.config.backend import find_backend
+from segquant_bench.pipelines.config.engine import AUTO
 from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.peers import Peer
@@ -26,6 +27,7 @@ from segquant_bench.pipelines.stages.quantize import ERRORS
 from segquant_bench.pipelines.stages.reference import SIZE
 from segquant_bench.pipelines.stages.run import Run
 from segquant_bench.pipelines.stages.shared.contents import file_contents
+from segquant_bench.pipelines.stages.shared.engine import engine_of, why_reference
 from segquant_bench.pipelines.stages.shared.segments import graph_record, wants_graph
 from segquant_bench.pipelines.stages.speed import FILE as SPEED
 
@@ -111,8 +113,10 @@ def backend_record(run: Run) -> dict[str, Any]:
 
 
 def engine_record(run: Run) -> dict[str, Any]:
-    """The engine that made the pictures, and what ran each layer."""
-    found: dict[str, Any] = {"name": run.config.run.name}
+    """The engine that made the pictures, what `auto` was, and what ran each layer."""
+    found = run.config.run.settings()
+    if found["name"] == AUTO:
+        found |= {"engine": engine_of(run).name, "reason": why_reference(run) or ""}
     return {**found, **read_json(run.folder("generate") / ENGINE)} if run.has("generate") else found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from segquant.files import write_json
+from segquant_bench.pipelines.config.auto_engine import engine_name
+from segquant_bench.pipelines.config.engine import AUTO
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 from segquant_bench.pipelines.correction.correction import load_correction
 from segquant_bench.pipelines.correction.sampling import corrected
@@ -19,6 +22,8 @@ from segquant_bench.pipelines.stages.shared.inputs import SAMPLING_CODE
 from segquant_bench.pipelines.stages.shared.own import backend_code
 from segquant_bench.pipelines.stages.shared.quantized import in_place
 
+log = logging.getLogger(__name__)
+
 BACKENDS = "backends.json"
 ENGINE = "engine.json"
 
@@ -28,9 +33,11 @@ def _compute(run: Run, folder: Path) -> None:
     components = quantized_components(run)
     placed = place(run, quantized_denoiser(run), components, folder)
     parts = {run.denoiser_name: placed.module, **components}
-    write_json(folder / BACKENDS, Counter(placed.layers.values()))
-    about = {**run.config.run.settings(), **placed.about, "layers": placed.layers, "reasons": placed.reasons}
-    write_json(folder / ENGINE, about)
+    counts = Counter(placed.layers.values())
+    if run.config.run.name == AUTO and set(counts) - {REFERENCE}:
+        log.info("run=auto: %s", ", ".join(f"{count} layers by {name}" for name, count in counts.items()))
+    write_json(folder / BACKENDS, counts)
+    write_json(folder / ENGINE, {**placed.about, "layers": placed.layers, "reasons": placed.reasons})
     with in_place(run.pipeline, parts), corrected(run.pipeline.scheduler, correction), compiling(run.config.run.name):
         sample_pictures(run, placed.module, folder / "images", run.config.name)
 
@@ -40,7 +47,7 @@ def _depends(run: Run) -> dict[str, Any]:
 
 
 def _differs(config: RunConfig) -> bool:
-    return not config.is_float or config.run.name != REFERENCE
+    return not config.is_float or engine_name(config) != REFERENCE
 
 
 GENERATE = Stage(

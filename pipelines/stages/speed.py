@@ -31,6 +31,7 @@ from segquant_bench.pipelines.stages.shared.engine import (
     compile_,
     compiling,
     denoiser_calls,
+    engine_of,
     folder_bytes,
     place,
 )
@@ -74,7 +75,7 @@ def _depends(run: Run) -> dict[str, Any]:
     return {
         "settings": {**vars(settings), "against": list(settings.against)},
         "inputs": pictures_depends(run),
-        "engine": run.config.run.settings(),
+        "engine": engine_of(run).settings(),
         "processor": provenance.processor_name(),
         "device": provenance.device_record(run.device),
         "versions": provenance.versions_of(("torch", "diffusers", "onnxruntime", "openvino")),

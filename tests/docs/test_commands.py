@@ -108,7 +108,8 @@ def test_extras_exist() -> None:
     ("group", "page"),
     [
         ("quantizer", "methods"), ("precision", "methods"), ("model", "models"), ("dataset", "datasets"),
-        ("calibration", "run"), ("correction", "run"), ("metric", "run"), ("logger", "run"), ("experiment", "run"),
+        ("run", "run"), ("calibration", "run"), ("correction", "run"), ("metric", "run"), ("logger", "run"),
+        ("experiment", "run"),
     ],
 )  # fmt: skip
 def test_every_option_has_its_place(group: str, page: str) -> None:

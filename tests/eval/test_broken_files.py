@@ -70,7 +70,9 @@ def whole_record(quantizer: str = "segquant_g") -> dict[str, Any]:
         "correction": {"method": "none"},
         "backend": "reference",
         "model": {"call": {"height": 32}, "dtype": "float32"},
+        "run": {"name": "auto"},
     }
+    raw["backend_layers"] = {"cpu": 3}
     return raw
 
 

@@ -53,7 +53,7 @@ def test_every_group_and_option_is_on_it(page: str) -> None:
 
 def test_a_star_marks_what_a_plain_run_takes(page: str) -> None:
     assert set(re.findall(r"^   \*(\w+)", page, re.MULTILINE)) == {
-        "emoji_sd3", "segquant_g", "w8a8_tensor", "reference", "emoji", "uniform", "none", "fast", "wandb"
+        "emoji_sd3", "segquant_g", "w8a8_tensor", "auto", "emoji", "uniform", "none", "fast", "wandb"
     }  # fmt: skip
 
 

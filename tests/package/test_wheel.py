@@ -21,7 +21,8 @@ from tests.tiny import tiny_dataset, tiny_sd3_pipeline
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("segquant", "segquant_bench", "pipelines", "eval", "conf")
 MEGABYTE = 2**20
-OURS = re.compile(r"\[\d\d:\d\d:\d\d\] (\w+: (computing|\d+\.\d s, peak memory \d+ MB)|loading |metric |results: )")
+STAGES = r"\w+: (computing|\d+\.\d s, peak memory \d+ MB)"
+OURS = re.compile(rf"\[\d\d:\d\d:\d\d\] ({STAGES}|loading |metric |results: |run=auto|CPU kernels: )")
 # Of the benchmark's packages those that segquant is most likely to lean on by mistake.
 FOREIGN = ("diffusers", "transformers", "accelerate", "hydra", "omegaconf", "torchvision", "tqdm", "scipy", "PIL")
 

@@ -16,9 +16,13 @@ from torch import nn
 
 from segquant import registry
 from segquant.errors import QuantizationError
-from segquant.layers.backends import AUTO, ORDER, backends, set_backend_
+from segquant.kernels.cpu.operators import why_not_exact
+from segquant.layers.backends import AUTO as FASTEST
+from segquant.layers.backends import ORDER, backends, set_backend_
+from segquant.method.spec import Method
+from segquant_bench.pipelines.config.auto_engine import own_layers, why_no_kernels
 from segquant_bench.pipelines.config.backend import find_backend
-from segquant_bench.pipelines.config.engine import COMPILE, CPU, CUDA, EXPORTED, KERNELS
+from segquant_bench.pipelines.config.engine import AUTO, COMPILE, CPU, CUDA, EXPORTED, KERNELS, EngineConfig
 from segquant_bench.pipelines.config.schema import REFERENCE
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
@@ -60,19 +64,51 @@ class Placed:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def engine_of(run: Run) -> EngineConfig:
+    """The run's engine; of `run=auto`, the one that it is here."""
+    if run.config.run.name != AUTO:
+        return run.config.run
+    return EngineConfig(CPU, fallback=REFERENCE) if why_reference(run) is None else EngineConfig(REFERENCE)
+
+
+def why_reference(run: Run) -> str | None:
+    """Why `run=auto` is the reference for this run on this machine; None where kernels run."""
+    reason = why_no_kernels(run.config)
+    if reason is not None:
+        return reason
+    if not isinstance(run.method, Method):
+        return own_layers(run.config)
+    if run.device != "cpu":
+        return f"the model is on {run.device}, and the exact kernels are for the CPU"
+    if _is_fp8(run.method) and not run.config.components:
+        return "the exact kernels multiply integers, and fp8 has none"
+    missing = why_not_exact()
+    return None if missing is None else f"the CPU's exact kernel {missing}"
+
+
+def _is_fp8(method: Method) -> bool:
+    """Whether no layer can have integers."""
+    formats = [spec.dtype for spec in (method.scheme.weight, method.scheme.input) if spec is not None]
+    return "fp8" in formats and not method.targets.overrides and method.budget is None
+
+
 def check_engine(run: Run) -> None:
-    """Refuse an engine that cannot run here, before anything is computed.
+    """Refuse an engine that cannot run here, before anything is computed; say what `run=auto` is.
 
     Raises:
         PipelineError: its packages, the device or the dtype are missing.
     """
     engine, model = run.config.run.name, run.config.model
+    if engine == AUTO and (reason := why_reference(run)) is not None:
+        log.info("run=auto is run=reference: %s", one_line(reason))
     if engine == CUDA and not run.device.startswith("cuda"):
         raise PipelineError(f"run=cuda needs an NVIDIA GPU, and the model is on {run.device}; the nearest is run=cpu")
     if engine == CUDA and not set(ORDER["cuda"][:-1]) & set(registry.table("backend")):
         raise PipelineError("run=cuda: this version has no kernels for GPUs; set run=reference or run=compile")
     if engine in (CPU, *EXPORTED) and run.device != "cpu":
         raise PipelineError(f"run={engine} runs on the CPU, and the model is on {run.device}; set model.device=cpu")
+    if engine == CPU and run.config.run.fallback is None and (unable := why_not_exact()) is not None:
+        raise PipelineError(f"run=cpu {unable}; the nearest is run=reference")
     if engine not in EXPORTED:
         return
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
@@ -84,7 +120,7 @@ def check_engine(run: Run) -> None:
 
 def engine_depends(run: Run) -> dict[str, Any]:
     """What an engine adds to what pictures depend on; empty for the reference."""
-    engine = run.config.run
+    engine = engine_of(run)
     if engine.name == REFERENCE:
         return {}
     exported = engine.name in EXPORTED
@@ -109,8 +145,9 @@ def place(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], fo
     Raises:
         PipelineError: the engine cannot run a layer; which, and why.
     """
-    engine = run.config.run.name
-    own = twin(denoiser) if denoiser is run.denoiser and engine == COMPILE else denoiser
+    chosen = engine_of(run)
+    engine = chosen.name
+    own = twin(denoiser) if engine == COMPILE and denoiser is run.denoiser else denoiser
     modules = {"": own, **components}
     with _told(engine):
         if engine == REFERENCE:
@@ -118,9 +155,9 @@ def place(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], fo
             return Placed(own, *_by_kernels(modules, choice.name, choice.fallback))
         if engine in EXPORTED:
             return _exported(run, own, components, folder / EXPORT)
-        strict = engine in KERNELS and run.config.run.fallback is None
-        name, fallback = (CPU, run.config.run.fallback) if engine == CPU else (AUTO, None)
-        placed = Placed(own, *_by_kernels(modules, name, fallback, strict=strict and name == AUTO))
+        strict = engine in KERNELS and chosen.fallback is None
+        name, fallback = (CPU, chosen.fallback) if engine == CPU else (FASTEST, None)
+        placed = Placed(own, *_by_kernels(modules, name, fallback, strict=strict and name == FASTEST))
     if engine == COMPILE:
         placed.about["compiled"] = compile_(own)
         _warm(run, placed)

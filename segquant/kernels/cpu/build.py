@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 import torch
 
 from segquant.errors import QuantizationError
+
+log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-march=native", "-mavx2", "-mfma")
@@ -44,7 +48,7 @@ def library() -> Path:
     """The compiled library; compiled now if it is not there.
 
     Raises:
-        QuantizationError: no compiler, or it refuses.
+        QuantizationError: no compiler, or it refuses; no folder to compile into.
     """
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -52,16 +56,31 @@ def library() -> Path:
     command = [compiler, *FLAGS, *os.environ.get("CXXFLAGS", "").split(), *_paths()]
     path = cache() / f"cpu-{_digest(command)}.so"
     if not path.is_file():
-        _compile(command, path)
+        try:
+            _compile(command, path)
+        except OSError as error:
+            raise QuantizationError(
+                f"needs its C++ kernel, which cannot be compiled into {path.parent} ({error.strerror or error}); set "
+                "SEGQUANT_CACHE to a folder that can be written"
+            ) from error
     return path
 
 
 def cache() -> Path:
-    """Where compiled libraries lie: SEGQUANT_CACHE, else the user's cache folder."""
+    """Where compiled libraries lie: SEGQUANT_CACHE, else the user's cache folder.
+
+    Raises:
+        QuantizationError: the user has no home.
+    """
     own = os.environ.get("SEGQUANT_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segquant"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segquant"
+    except RuntimeError as error:
+        raise QuantizationError(
+            "needs a folder for its compiled kernel, and this user has no home; set SEGQUANT_CACHE to one"
+        ) from error
 
 
 def _paths() -> list[str]:
@@ -87,9 +106,16 @@ def _compile(command: Sequence[str], path: Path) -> None:
     """A file of its own takes the name at the end; processes that come meanwhile wait for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of by the system if the process dies
+        try:  # let go of by the system if the process dies
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("CPU kernels: another process is compiling them, waiting")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
+            log.info("CPU kernels: compiling, once per machine; about half a minute")
+            began = time.monotonic()
             _compile_now(command, path)
+            log.info("CPU kernels: compiled in %.0f s", time.monotonic() - began)
 
 
 def _compile_now(command: Sequence[str], path: Path) -> None:

@@ -24,6 +24,7 @@ from segquant_bench.eval.report.labels import group_key, labels, prompts_name, q
 from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.pairs import as_ratio, log_ratio
 from segquant_bench.eval.report.plots import metric_plot
+from segquant_bench.eval.report.provenance import provenance
 from segquant_bench.eval.report.results_table import results_table
 from segquant_bench.eval.results import EvalResult, RunResult
 from tests.eval.support import smooth_pictures, write_pictures
@@ -126,6 +127,58 @@ def test_who_is_compared_with_whom() -> None:
     assert headlines == {
         ("segquant_a", "rtn"): True, ("segquant_g", "rtn"): True, ("segquant_g", "segquant_a"): False,
     }  # fmt: skip
+
+
+def _by(job: int, quantizer: str, engine: str | None = "auto", **quantizing: Any) -> RunResult:
+    package = "segquant_bench.pipelines.peers" if quantizer == "sdnq" else "segquant.presets"
+    config = {"quantizer": {"_target_": f"{package}.{quantizer}", **quantizing}}
+    return _run(job, quantizer, config=config | ({} if engine is None else {"run": {"name": engine}}))
+
+
+def _labels(runs: Sequence[RunResult]) -> list[str]:
+    ordered, names = sort_runs(runs), labels(runs)
+    return [names[id(run)] for run in ordered]
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference", None])
+def test_one_engine_is_not_told(engine: str | None) -> None:
+    """The unquantized model and other tools, which `auto` leaves to plain torch, may be of older runs."""
+    ours = [_by(job, name, engine) for job, name in enumerate(("rtn", "segquant_g"))]
+    for other in ("auto", "reference", None):
+        runs = [*ours, _by(2, "none", other), _by(3, "sdnq", other)]
+        assert _labels(runs) == ["unquantized", "rtn", "sdnq", "segquant_g"]
+        assert {("segquant_g", "rtn"), ("segquant_g", "sdnq")} == set(_pairs(runs))
+
+
+def test_several_engines_are_told_and_each_is_compared_with_its_own() -> None:
+    runs = [_by(job, *each) for job, each in enumerate((
+        ("none", "auto"), ("rtn", "auto"), ("rtn", None), ("sdnq", None), ("smoothquant", None), ("segquant_g", "auto"),
+        ("segquant_g", "reference"),
+    ))]  # fmt: skip
+    assert _labels(runs) == [
+        "unquantized", "rtn run=reference", "rtn run=auto", "smoothquant run=reference", "sdnq",
+        "segquant_g run=reference", "segquant_g run=auto",
+    ]  # fmt: skip
+    assert set(_pairs(runs)) == {
+        ("rtn run=auto", "rtn run=reference"),
+        ("segquant_g run=reference", "rtn run=reference"),
+        ("segquant_g run=reference", "smoothquant run=reference"),
+        ("segquant_g run=reference", "sdnq"),
+        ("segquant_g run=auto", "segquant_g run=reference"),
+        ("segquant_g run=auto", "rtn run=auto"),
+        ("segquant_g run=auto", "smoothquant run=reference"),
+        ("segquant_g run=auto", "sdnq"),
+    }
+    folder = [_by(7, "none"), _by(8, "none", "reference")]
+    assert sort_runs(folder) == folder[:1], "the same pictures"
+    alphas = [_by(job, "rtn", engine, alpha=alpha) for job, (engine, alpha) in enumerate((("auto", 1), ("auto", 2)))]
+    assert _labels(alphas) == ["rtn alpha=1", "rtn alpha=2"]
+
+
+def test_a_page_says_which_kernels_ran() -> None:
+    runs = [_run(0, "rtn", kernels=("cpu", "reference")), _run(1, "segquant_g", kernels=("cpu",)), _run(2, "none")]
+    assert "quantized layers run by: cpu, reference" in provenance(runs)
+    assert not any(sentence.startswith("quantized layers") for sentence in provenance(runs[2:]))
 
 
 def test_a_run_alone_is_told_of_where_only_prompts_differ() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import segquant
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
@@ -32,18 +35,24 @@ def _psnr(results: dict) -> float:
 @needs_kernels
 def test_kernels_make_the_pictures_and_are_measured(command: Command, tiny: Tiny, cache: Path) -> None:
     plain = [*tiny.overrides(cache), "quantizer=rtn"]
-    found = {}
-    for name, more in (("reference", []), ("cpu", ["run=cpu", "speed=true", "+stages.speed.repeats=3"])):
+    found, pictures = {}, {}
+    speed = ["run=cpu", "speed=true", "+stages.speed.repeats=3"]
+    for name, more in (("reference", ["run=reference"]), ("cpu", speed), ("auto", [])):
         outcome = command(*plain, *more)
         assert outcome.code == 0, outcome.err
         found[name] = json.loads((outcome.folder / "results.json").read_text())
-    reference, cpu = found["reference"], found["cpu"]
+        pictures[name] = [path.read_bytes() for path in sorted((outcome.folder / "images").glob("*.png"))]
+    reference, cpu, auto = found["reference"], found["cpu"], found["auto"]
+    assert (auto["run"]["name"], auto["run"]["engine"], auto["run"]["reason"]) == ("auto", "cpu", "")
+    assert auto["run"]["layers"] == cpu["run"]["layers"] and auto["run"]["reasons"] == {}
+    assert pictures["auto"] == pictures["cpu"] and len(pictures["auto"]) == 4
+    assert auto["metrics"] == cpu["metrics"] and auto["layer_errors"] == reference["layer_errors"]
     assert reference["run"]["name"] == "reference" and set(reference["run"]["layers"].values()) == {"reference"}
     assert cpu["run"]["name"] == "cpu" and set(cpu["run"]["layers"].values()) == {"cpu"}
     assert cpu["backend_layers"] == {"cpu": len(cpu["layer_errors"])}
     assert _psnr(cpu) == pytest.approx(_psnr(reference), rel=0.05), "the same model by other kernels"
     keys = {name: results["stages"]["generate"]["key"] for name, results in found.items()}
-    assert keys["cpu"] != keys["reference"] and cpu["config_hash"] != reference["config_hash"]
+    assert len(set(keys.values())) == 3 and len({results["config_hash"] for results in found.values()}) == 3
     assert cpu["stages"]["quantize"]["key"] == reference["stages"]["quantize"]["key"]
     assert reference["speed"] is None
     measured = cpu["speed"]["measured"]
@@ -57,14 +66,84 @@ def test_kernels_make_the_pictures_and_are_measured(command: Command, tiny: Tiny
 
 
 def test_keys_count_the_engine_and_no_measurement(tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = _run(tiny, "quantizer=rtn", f"cache={cache}")
-    measured = _run(tiny, "quantizer=rtn", f"cache={cache}", "speed=true")
+    plain = _run(tiny, "quantizer=rtn", f"cache={cache}", "run=reference")
+    measured = _run(tiny, "quantizer=rtn", f"cache={cache}", "run=reference", "speed=true")
     assert plain.key("generate") == measured.key("generate") and not plain.has("speed")
     keys = {_run(tiny, "quantizer=rtn", f"cache={cache}", f"run={name}").key("generate") for name in ("ort", "cpu")}
     assert len({plain.key("generate"), *keys}) == 3
     before = measured.key("speed")
     monkeypatch.setattr(speed.provenance, "processor_name", lambda: "another processor")
-    assert _run(tiny, "quantizer=rtn", f"cache={cache}", "speed=true").key("speed") != before
+    assert _run(tiny, "quantizer=rtn", f"cache={cache}", "run=reference", "speed=true").key("speed") != before
+
+
+REASONS = {
+    "float": (["quantizer=none"], "quantizer=none quantizes nothing"),
+    "backend": (["backend=cpu"], "backend=cpu runs the quantized layers"),
+    "tool": (["quantizer=sdnq", "precision=w8a8_dynamic"], "quantizer=sdnq runs layers of its own"),
+    "disk": (["model.offload=blocks"], "model.offload=blocks leaves the denoiser on disk"),
+    "fp8": (["precision=fp8"], "the exact kernels multiply integers, and fp8 has none"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "reason"), REASONS.values(), ids=REASONS)
+def test_auto_is_the_reference_where_kernels_have_nothing_to_run(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, overrides: list[str], reason: str
+) -> None:
+    monkeypatch.setattr(engine, "why_not_exact", lambda: pytest.fail("kernels are compiled for nothing"))
+    run = _run(tiny, "quantizer=rtn", *overrides)
+    assert (engine.engine_of(run).name, engine.why_reference(run)) == ("reference", reason)
+    assert run.has("generate") is ("quantizer=none" not in overrides)
+
+
+def _told(caplog: pytest.LogCaptureFixture, run: Run) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        engine.check_engine(run)
+    return [record.message for record in caplog.records]
+
+
+def test_auto_is_the_reference_where_kernels_cannot_run(
+    tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its pictures are found in the same folder then; with kernels, in that of run=cpu and its fallback."""
+
+    def made(*overrides: str) -> Run:
+        return _run(tiny, "quantizer=rtn", f"cache={cache}", *overrides)
+
+    monkeypatch.setattr(engine, "why_not_exact", lambda: None)
+    run = made()
+    assert _told(caplog, run) == [] and engine.why_reference(run) is None
+    assert run.key("generate") == made("run=cpu", "run.fallback=reference").key("generate")
+    run = made()
+    run.__dict__["device"] = "cuda:0"  # a cached property
+    told = "the model is on cuda:0, and the exact kernels are for the CPU"
+    assert _told(caplog, run) == [f"run=auto is run=reference: {told}"]
+    monkeypatch.setattr(engine, "why_not_exact", lambda: "needs a C++ compiler, and there is none")
+    run = made()
+    assert _told(caplog, run) == [
+        "run=auto is run=reference: the CPU's exact kernel needs a C++ compiler, and there is none"
+    ]
+    assert run.key("generate") == made("run=reference").key("generate")
+    assert made("speed=true").key("speed") == made("speed=true", "run=reference").key("speed")
+    with pytest.raises(PipelineError, match="^run=cpu needs a C.. compiler, and there is none; .*run=reference$"):
+        engine.check_engine(made("run=cpu"))
+
+
+def test_results_say_what_auto_was(command: Command, tiny: Tiny, cache: Path) -> None:
+    outcome = command(*tiny.overrides(cache), "quantizer=none")
+    assert outcome.code == 0, outcome.err
+    found = json.loads((outcome.folder / "results.json").read_text())["run"]
+    assert found == {"name": "auto", "engine": "reference", "reason": "quantizer=none quantizes nothing"}
+
+
+@needs_kernels
+def test_auto_leaves_layers_without_a_kernel_to_the_reference(tiny: Tiny) -> None:
+    model = nn.Sequential(OrderedDict(eight=nn.Linear(8, 8), wide=nn.Linear(8, 8)))
+    method = {"name": "rtn", "precision": "w8a8_dynamic", "overrides": {"wide": {"precision": "fp8"}}}
+    segquant.quantize_(model, method, [(torch.ones(2, 8),)])
+    placed = engine.place(_run(tiny, "quantizer=rtn"), model, {}, Path("nowhere"))
+    assert placed.layers == {"eight": "cpu", "wide": "reference"}
+    assert placed.reasons == {"wide": "multiplies integers, and fp8 has none"}
 
 
 def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
