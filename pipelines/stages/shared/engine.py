@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant import registry
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant.layers.backends import AUTO as FASTEST
-from segquant.layers.backends import ORDER, backends, set_backend_
+from segquant.layers.backends import backends, set_backend_
 from segquant.method.spec import Method
 from segquant_bench.pipelines.config.auto_engine import own_layers, why_no_kernels
 from segquant_bench.pipelines.config.backend import find_backend
@@ -103,8 +102,6 @@ def check_engine(run: Run) -> None:
         log.info("run=auto is run=reference: %s", one_line(reason))
     if engine == CUDA and not run.device.startswith("cuda"):
         raise PipelineError(f"run=cuda needs an NVIDIA GPU, and the model is on {run.device}; the nearest is run=cpu")
-    if engine == CUDA and not set(ORDER["cuda"][:-1]) & set(registry.table("backend")):
-        raise PipelineError("run=cuda: this version has no kernels for GPUs; set run=reference or run=compile")
     if engine in (CPU, *EXPORTED) and run.device != "cpu":
         raise PipelineError(f"run={engine} runs on the CPU, and the model is on {run.device}; set model.device=cpu")
     if engine == CPU and run.config.run.fallback is None and (unable := why_not_exact()) is not None:
