@@ -133,6 +133,28 @@ def test_tied_weights_are_subtracted_once(make: Callable[[], nn.Module]) -> None
     assert estimate.bytes == _bytes(make, ROW, presets.segquant_g("w8a8"))
 
 
+class Normed(nn.Module):
+    """Two layers behind a norm, and one behind an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.a, self.b, self.c = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        return self.c(torch.sigmoid(self.a(y) + self.b(y)))
+
+
+@pytest.mark.parametrize("deploy", ["none", "comfy"])
+def test_folded_smoothing_is_counted(deploy: str) -> None:
+    plan = _plan(Normed(), ROW, "quantizer=smoothquant", f"quantizer.deploy={deploy}", "precisions=[w8a8]")
+    (estimate,) = plan.estimates
+    assert estimate.folded == (2 if deploy == "comfy" else None)
+    text = "smoothing is folded into the norm or linear before 2 of 3 layers (w8a8)"
+    assert (text in render(plan, "smoothquant")) == (deploy == "comfy")
+    assert estimate.bytes == _bytes(Normed, ROW, presets.smoothquant("w8a8", deploy=deploy))
+
+
 def test_tied_parameters_are_told() -> None:
     plan = _plan(Tied(), ROW, "precisions=[w8a8]")
     assert (plan.parameters, plan.tied) == (576, 512)

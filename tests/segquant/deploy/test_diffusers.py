@@ -268,3 +268,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, model: nn.M
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match="a plug-in of diffusers, which is not installed here; run pip install"):
         importlib.import_module("segquant.deploy.diffusers")
+
+
+def test_adapters_do_not_fit_folded_smoothing(tmp_path: Path) -> None:
+    model = small()
+    method = presets.smoothquant("w8a8_dynamic", alpha=0.5, smoothing="fold")
+    segquant.save_quantized(segquant.quantize_(model, method, [inputs(1)]), tmp_path / "m")
+    again = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "m")
+    assert torch.equal(out(again), out(model))
+    for found in (model, again, segquant.load_quantized(tmp_path / "m")):
+        with pytest.raises(QuantizationError, match=r"adapter \(LoRA\) does not fit .*smoothing='layer'"):
+            found.load_lora_adapter({})

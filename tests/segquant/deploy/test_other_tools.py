@@ -122,6 +122,32 @@ def test_comfyui_runs_every_layer(float_model: nn.Module, tmp_path: Path) -> Non
     assert {row.note for row in report.layers} == {""} and errors[len(errors) // 2] < 1e-6 and errors[-1] < 0.01
 
 
+def test_comfyui_holds_smoothing_that_is_folded(float_model: nn.Module, tmp_path: Path) -> None:
+    model = quantized(float_model, presets.smoothquant("w8a8_dynamic", alpha=0.5, deploy="comfy"))
+    report = segquant.export_comfy(model, tmp_path / "c.safetensors", names="diffusers")
+    assert {row.form for row in report.layers} == {"int8"}
+    tensors, theirs = load_file(tmp_path / "c.safetensors"), copy.deepcopy(float_model)
+    theirs.load_state_dict(
+        {
+            key: t * tensors[f"{key}_scale"] if f"{key}_scale" in tensors else t
+            for key, t in tensors.items()
+            if not key.endswith(("_scale", ".comfy_quant"))
+        }
+    )
+    for layer in theirs.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(lambda _, args: (per_token(args[0]),))
+    folded = [layer for layer in linears(model).values() if layer.layout.folded]
+    assert len(folded) == 8 and error(out(theirs), out(model)) < 0.01
+    divided = segquant.layer_errors(float_model, model, BATCHES)
+    assert max(divided.values()) < 0.03, "against the float layers, though their inputs come divided"
+
+
+def per_token(x: Tensor) -> Tensor:
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
 def test_comfyui_finds_its_names(float_model: nn.Module, tmp_path: Path) -> None:
     model = quantized(float_model, presets.rtn("w8a8_dynamic", skip=("transformer_blocks.0.attn.add_k_proj",)))
     with pytest.raises(QuantizationError, match="fuses it with transformer_blocks.0.attn.add_k_proj, which is float"):
