@@ -43,7 +43,7 @@ def test_a_run_with_blocks_on_disk(quantizer: str, tiny: Tiny, tmp_path: Path) -
     for offload in ("none", "blocks"):
         overrides = [
             *tiny.overrides(tmp_path / offload), f"quantizer={quantizer}", "model.embeddings=cached",
-            f"model.offload={offload}", "dataset.size=2",
+            f"model.offload={offload}", "dataset.size=2", "run=reference",
         ]  # fmt: skip
         run = open_run(validate(compose_config(overrides)))
         run_all(run)
