@@ -172,7 +172,8 @@ def sentence_of(call: Callable[[], Any]) -> str | None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", CALLS)
-def test_every_argument_of_every_type(name: str) -> None:
+def test_every_argument_of_every_type(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some of the values are good names of folders
     function, good = CALLS[name]
     if name not in ("load_quantized", "read_outcome", "plan", "register") and "export" not in name:
         assert sentence_of(lambda: function(**good)) is None

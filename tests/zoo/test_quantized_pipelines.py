@@ -196,7 +196,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str, untaught: None) -> None:
+def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str, untaught: None, tmp_path: Path) -> None:
     pipe = zoo.quantized()
     other = zoo.with_parts({name: COPIES[way](getattr(pipe, name)) for name in zoo.parts})
     assert torch.equal(zoo.latents(other), zoo.plain())
@@ -205,7 +205,7 @@ def test_copies_draw_the_same_and_are_their_own(zoo: InUse, way: str, untaught: 
             part.weight_scale.mul_(0.5)
     assert not torch.equal(zoo.latents(other), zoo.plain()) and torch.equal(zoo.latents(pipe), zoo.plain())
     with pytest.raises(QuantizationError, match=r"segquant.save_quantized\(model, directory\)"):
-        getattr(other, zoo.denoiser).save_pretrained("nowhere")
+        getattr(other, zoo.denoiser).save_pretrained(tmp_path / "nowhere")
 
 
 @each_method
