@@ -101,9 +101,17 @@ def convolution(channels: int, size: int) -> tuple[nn.Module, Calls]:
     return model, [{"input": _normal({"x": (2, channels, size, size)}, seed)["x"]} for seed in range(2)]
 
 
+def linear() -> tuple[nn.Module, Calls]:
+    """The first linear of a feed-forward of SD3.5 medium, on the tokens of a picture of 512 pixels and its text."""
+    return nn.Sequential(nn.Linear(1536, 6144)).eval(), [
+        {"input": _normal({"x": (1178, 1536)}, seed)["x"]} for seed in range(2)
+    ]
+
+
 SUBJECTS: dict[str, Callable[[], tuple[nn.Module, Calls]]] = {
     "emoji_sd3": emoji,
     "sd35_block": block,
+    "linear_1536": linear,
     "conv_320": lambda: convolution(320, 32),
     "conv_640": lambda: convolution(640, 16),
 }
