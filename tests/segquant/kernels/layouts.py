@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import segquant
 from segquant import Method, QuantLinear, QuantScheme, QuantSpec, Segments
+from segquant.kernels.backend import Backend
+from segquant.kernels.reference import REFERENCE
 from segquant.layers.layer import QuantLayer
 from tests.segquant.support import tensor
 
@@ -62,3 +64,20 @@ def errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
     assert found.shape == expected.shape and found.dtype == expected.dtype
     apart = (found.double() - expected.double()).abs() / expected.double().abs().max().clamp_min(1e-30)
     return float(apart.median()), float(apart.max())
+
+
+def both_of(backend: Backend, layer: QuantLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs by the backend and by the reference."""
+    layer.backend = backend
+    layer.forget_packed()
+    found = layer(x)
+    layer.backend = REFERENCE
+    layer.forget_packed()
+    return found, layer(x)
+
+
+def assert_close(layer: QuantLayer, found: Tensor, expected: Tensor) -> None:
+    median, worst = errors(found, expected)
+    # a bfloat16 output differs by a rounding where float32 ones lie on two sides of a tie
+    most = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 8e-3}[found.dtype]
+    assert median < 1e-6 and worst < most, (layer.layout, median, worst)

@@ -16,9 +16,17 @@ import segquant
 from segquant import Method, QuantizationError, QuantScheme, QuantSpec, Segments, presets
 from segquant.kernels.cpu import operators
 from segquant.kernels.cpu.backend import Cpu
-from segquant.kernels.reference import REFERENCE
 from segquant.layers.layer import QuantLayer
-from tests.segquant.kernels.layouts import CUTS, METHODS, PRECISIONS, errors, inputs, layer_of
+from tests.segquant.kernels.layouts import (
+    CUTS,
+    METHODS,
+    PRECISIONS,
+    assert_close,
+    both_of,
+    errors,
+    inputs,
+    layer_of,
+)
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, tensor
 
 REASON = operators.why_not_exact()
@@ -26,18 +34,11 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the cpu backend {RE
 
 
 def both(layer: QuantLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    layer.backend = Cpu()
-    layer.forget_packed()
-    found = layer(x)
-    layer.backend = REFERENCE
-    layer.forget_packed()
-    return found, layer(x)
+    return both_of(Cpu(), layer, x)
 
 
 def close(layer: QuantLayer, x: Tensor) -> None:
-    median, worst = errors(*both(layer, x))
-    # a bfloat16 output differs by a rounding where float32 ones lie on two sides of a tie
-    assert median < 1e-6 and worst < (8e-3 if x.dtype == torch.bfloat16 else 1e-3), (layer.layout, median, worst)
+    assert_close(layer, *both(layer, x))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -15,28 +15,28 @@ from segquant.kernels import cuda
 from segquant.kernels.cuda import Cuda
 from segquant.kernels.products import columns as columns_of
 from segquant.kernels.products import product
-from segquant.kernels.reference import REFERENCE
 from segquant.layers.layer import QuantLayer
-from tests.segquant.kernels.layouts import CUTS, METHODS, PRECISIONS, errors, inputs, layer_of
+from tests.segquant.kernels.layouts import (
+    CUTS,
+    METHODS,
+    PRECISIONS,
+    assert_close,
+    both_of,
+    errors,
+    inputs,
+    layer_of,
+)
 from tests.segquant.support import Block, block_batches, tensor
 
 INTEGER = {name: scheme for name, scheme in PRECISIONS.items() if "16" not in name}
 
 
 def both(layer: QuantLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-    layer.backend = Cuda()
-    layer.forget_packed()
-    found = layer(x)
-    layer.backend = REFERENCE
-    layer.forget_packed()
-    return found, layer(x)
+    return both_of(Cuda(), layer, x)
 
 
 def close(layer: QuantLayer, x: Tensor) -> None:
-    median, worst = errors(*both(layer, x))
-    # a bfloat16 output differs by a rounding where float32 ones lie on two sides of a tie
-    most = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 8e-3}[x.dtype]
-    assert median < 1e-6 and worst < most, (layer.layout, median, worst)
+    assert_close(layer, *both(layer, x))
 
 
 @pytest.mark.parametrize("precision", [*INTEGER, "fp8"])

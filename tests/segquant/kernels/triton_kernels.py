@@ -15,13 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import segquant
 from segquant import Method, QuantScheme, QuantSpec, Segments, presets
-from segquant.kernels.reference import REFERENCE
 from segquant.kernels.triton import operators
 from segquant.kernels.triton.backend import Triton
 from segquant.kernels.triton.plan import FEW, MANY, SOME, tiles_for
 from segquant.layers.layer import QuantLayer
 from segquant.numerics.functional import pack_int4
-from tests.segquant.kernels.layouts import METHODS, errors, inputs, layer_of
+from tests.segquant.kernels.layouts import (
+    METHODS,
+    assert_close,
+    both_of,
+    errors,
+    inputs,
+    layer_of,
+)
 from tests.segquant.support import tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,19 +57,11 @@ ODD_CUTS = {
 
 def both(layer: QuantLayer, x: Tensor) -> tuple[Tensor, Tensor]:
     layer.to(DEVICE)
-    layer.backend = Triton()
-    layer.forget_packed()
-    found = layer(x.to(DEVICE))
-    layer.backend = REFERENCE
-    layer.forget_packed()
-    return found, layer(x.to(DEVICE))
+    return both_of(Triton(), layer, x.to(DEVICE))
 
 
 def close(layer: QuantLayer, x: Tensor) -> None:
-    median, worst = errors(*both(layer, x))
-    # a bfloat16 output differs by a rounding where float32 ones lie on two sides of a tie
-    most = {torch.float32: 1e-3, torch.float16: 2e-3, torch.bfloat16: 8e-3}[x.dtype]
-    assert median < 1e-6 and worst < most, (layer.layout, median, worst)
+    assert_close(layer, *both(layer, x))
 
 
 def layer_for(precision: str, cut: str, method: str) -> QuantLayer:
