@@ -17,7 +17,8 @@ from segquant.layers.linear import QuantConv2d, QuantLinear
 from segquant.measure import layer_errors, output_error, output_errors
 from segquant.method.spec import Method
 from segquant.modules.tensors import model_weight_bytes
-from segquant.numerics.formats import PRECISIONS, QuantScheme, QuantSpec
+from segquant.numerics.formats import QuantScheme, QuantSpec
+from segquant.numerics.precisions import PRECISIONS
 from segquant.numerics.transform import Transform
 from segquant.observers.observe import observe
 from segquant.observers.stats import InputStats

@@ -10,7 +10,7 @@ from segquant import presets
 from segquant.checks import described
 from segquant.errors import QuantizationError, nearest
 from segquant.method.spec import Method
-from segquant.numerics.formats import PRECISIONS
+from segquant.numerics.precisions import PRECISIONS
 
 GivenMethod = Method | str | Mapping[str, Any]
 """A method; the name of a preset, at its default precision; or {"name": …, "precision": …, settings}."""

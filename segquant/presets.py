@@ -16,7 +16,8 @@ from segquant.errors import nearest
 from segquant.method.parts import Budget
 from segquant.method.plan_file import read_plan
 from segquant.method.spec import Method
-from segquant.numerics.formats import Precision, QuantScheme, precision_name, scheme_of
+from segquant.numerics.formats import QuantScheme
+from segquant.numerics.precisions import Precision, precision_name, scheme_of
 from segquant.optimizers.search import SEARCH
 from segquant.registry import build
 
@@ -257,4 +258,4 @@ def plan(precision: Precision | None = None, *, path: str | Path | None = None) 
 
 def _optimizer(precision: Precision) -> str:
     weight = scheme_of(precision).weight
-    return "svd" if weight is not None and weight.bits == 4 else "smooth"
+    return "svd" if weight is not None and weight.bits <= 4 else "smooth"

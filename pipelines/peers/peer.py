@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segquant import PRECISIONS, QuantScheme, QuantSpec, model_weight_bytes
 from segquant.modules.calls import call
 from segquant.modules.tensors import stored_tensors
-from segquant.numerics.formats import scheme_of
+from segquant.numerics.precisions import scheme_of
 from segquant.optimizers.svdquant import SvdQuant
 from segquant_bench.pipelines.errors import PipelineError
 
@@ -63,7 +63,7 @@ class Peer:
             "package": self.package,
             "version": _version(self.package),
             "precision": self.precision,
-            "scheme": dataclasses.asdict(self.scheme),
+            "scheme": self.scheme.to_dict(),
             "options": dict(self.options),
             "skip": list(self.skip),
             "seed": self.seed,

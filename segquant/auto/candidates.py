@@ -7,7 +7,8 @@ from typing import Any
 
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
-from segquant.numerics.formats import PRECISIONS, QuantScheme
+from segquant.numerics.formats import QuantScheme
+from segquant.numerics.precisions import PRECISIONS
 from segquant.optimizers.search import SEARCH
 from segquant.optimizers.svdquant import SvdQuant
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segquant.calibrators.reconstruction import Reconstruction
 from segquant.numerics import functional as F
+from segquant.numerics.grids import GRIDS
 
 ZETA, GAMMA = 1.1, -0.1
 
@@ -34,14 +35,7 @@ def regulariser(h: Tensor, beta: float) -> Tensor:
 
 def grid_cell(values: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """The lower neighbour on the grid, and the distance to the next. Values beyond the grid get its outermost cell."""
-    if dtype == "fp8":
-        bytes_ = torch.arange(256, dtype=torch.uint8, device=values.device).view(torch.float8_e4m3fn).to(values.dtype)
-        grid = torch.unique(bytes_[bytes_.isfinite()])
-        index = torch.searchsorted(grid, values.contiguous(), right=True).sub_(1).clamp_(0, len(grid) - 2)
-        return grid[index], grid[index + 1] - grid[index]
-    low, high = F.INT_RANGES[dtype]
-    lower = values.floor().clamp_(low, high - 1)
-    return lower, torch.ones_like(lower)
+    return GRIDS[dtype].cell(values)
 
 
 class Rounding:
@@ -53,11 +47,14 @@ class Rounding:
         gap: width of the cells.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor, dtype: str) -> None:
-        ratio = (weight if weight.dtype == torch.float64 else weight.float()) / scale
+    def __init__(self, weight: Tensor, scale: Tensor, dtype: str, offset: Tensor | None = None) -> None:
+        weight = weight if weight.dtype == torch.float64 else weight.float()
+        ratio = (weight if offset is None else weight - offset) / scale
         lower, gap = grid_cell(ratio, dtype)
         self.v = inverse_rectified_sigmoid(((ratio - lower) / gap).clamp_(0, 1))
         self.lower, self.gap = lower.mul_(scale), gap.mul_(scale)
+        if offset is not None:
+            self.lower.add_(offset)
         self._h = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def soft(self) -> Tensor:

@@ -141,8 +141,8 @@ def _codes(values: Tensor, grid: InputGrid, scales: Scales) -> tuple[Tensor, Ten
     two_scales = any(grid.dual) and not grid.zero_point
     ratio = values / (torch.where(values >= 0, scale, other) if two_scales else scale)
     if grid.spec.dtype == "fp8":  # which can hold what is no number
-        return ratio.clamp(-F.FP8_MAX, F.FP8_MAX).to(torch.float8_e4m3fn), None
-    low, high = F.INT_RANGES[grid.spec.dtype]
+        return ratio.clamp(F.code_min("fp8"), F.code_max("fp8")).to(torch.float8_e4m3fn), None
+    low, high = int(F.code_min(grid.spec.dtype)), int(F.code_max(grid.spec.dtype))
     whole = ratio.round()
     if not grid.zero_point:
         whole = whole.clamp(low, high)

@@ -13,7 +13,8 @@ from segquant import registry
 from segquant.checks import described
 from segquant.errors import nearest
 from segquant.method.parts import DEPLOY, Budget, Cuts, Targets
-from segquant.numerics.formats import check_choice, scheme_of
+from segquant.numerics.formats import check_choice
+from segquant.numerics.precisions import scheme_of
 
 MEMBERS = {"optimizer": "optimizer", "rotate": "rotation", "calibrator": "calibrator", "ranges": "range"}
 """Slot of the registry by flat name."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from segquant.checks import check_fields, described, listed
 from segquant.errors import QuantizationError
-from segquant.numerics.formats import check_choice, scheme_of
+from segquant.numerics.formats import check_choice
 from segquant.numerics.input_grid import NEGATIVES
+from segquant.numerics.precisions import scheme_of
 
 CONTROLS = ("graph", "random", "wrong")
 COLUMNS = ("pieces", "fold", "whole")

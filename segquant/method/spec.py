@@ -16,7 +16,8 @@ from segquant.errors import QuantizationError, nearest
 from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, value_of
 from segquant.method.parts import Budget, Cuts, Targets
 from segquant.modules.state import check_seed
-from segquant.numerics.formats import Precision, QuantScheme, refuse_unknown, scheme_of
+from segquant.numerics.formats import QuantScheme, refuse_unknown
+from segquant.numerics.precisions import Precision, scheme_of
 from segquant.optimizers.protocol import Optimizer, Rotation
 from segquant.optimizers.scaling import NoOptimizer
 from segquant.ranges.amax import Amax
@@ -159,7 +160,7 @@ class Method:
         return {
             "version": VERSION,
             "name": self.name,
-            "scheme": dataclasses.asdict(self.scheme),
+            "scheme": self.scheme.to_dict(),
             "cuts": dataclasses.asdict(self.cuts),
             "optimizer": registry.to_dict(self.optimizer),
             "rotation": None if self.rotation is None else registry.to_dict(self.rotation),
@@ -206,4 +207,6 @@ class Method:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, QuantScheme):
+        return value.to_dict()
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value

@@ -1,21 +1,24 @@
-"""Number formats and named precisions: frozen, validated, JSON-ready."""
+"""Number formats of a tensor and of a layer: frozen, validated, JSON-ready."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from segquant import registry
 from segquant.checks import check_fields, described, require
-from segquant.errors import QuantizationError, nearest
+from segquant.errors import nearest
+from segquant.numerics.grids import GRIDS, Grid
+from segquant.numerics.scales import K_BITS, SCALE_DTYPES, SUPER
 
-Dtype = Literal["int8", "int4", "fp8"]
-Granularity = Literal["tensor", "channel", "token", "group"]
-
-DTYPES = ("int8", "int4", "fp8")
+DTYPES = tuple(GRIDS)
+ALIASES = {"fp8_e4m3": "fp8"}
+"""Other names of a dtype."""
 GRANULARITIES = ("tensor", "channel", "token", "group")
+_INPUT_SCALES = ("float32", "bfloat16", "float16", "e8m0", "e4m3")
+_SIGNED = {"q0": True, "q1": False}
+"""Of GGUF's scales: whether their codes are signed."""
 
 
 def check_choice(what: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -35,22 +38,32 @@ class QuantSpec:
     """Format of one tensor.
 
     Args:
-        dtype: "int8", "int4" (symmetric signed) or "fp8" (e4m3fn).
+        dtype: "int2" … "int8" (signed, symmetric), "uint2" … "uint8" (with a zero point), "fp8" (e4m3fn; also
+            "fp8_e4m3"), "fp8_e5m2", "fp6_e2m3", "fp6_e3m2", "fp4_e2m1" or "nf4".
         granularity: what shares a scale: "tensor" (or segment), "channel" (weight row), "token" (activation row) or
             "group" (consecutive input channels of a row).
-        group_size: input channels per group; only with "group".
+        group_size: input channels per group; only with "group". It must divide in_features; input segments that it
+            does not divide are not cut.
         dynamic: scales taken at run time (activations only).
+        scale_dtype: how scales are kept, see `numerics.scales`.
+        symmetric: False makes int… the uint… of the same bits; it is otherwise what the dtype says.
     """
 
-    dtype: Dtype
-    granularity: Granularity = "tensor"
+    dtype: str
+    granularity: str = "tensor"
     group_size: int | None = None
     dynamic: bool = False
+    scale_dtype: str = "float32"
+    symmetric: bool | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "dtype", ALIASES.get(self.dtype, self.dtype))
+        if self.dtype not in GRIDS and self.dtype.strip("uint").isdigit():
+            raise ValueError(f"no dtype {self.dtype!r}: integers have 2 to 8 bits, int2 … int8 and uint2 … uint8")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("granularity", self.granularity, GRANULARITIES)
+        check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
         if (self.granularity == "group") != (self.group_size is not None):
             raise ValueError(
                 f"granularity {self.granularity!r} with group_size={self.group_size}; "
@@ -58,11 +71,56 @@ class QuantSpec:
             )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, not {self.group_size}")
+        self._settle_symmetry()
+        self._check_scales()
+
+    def _settle_symmetry(self) -> None:
+        kind = self.grid.kind
+        if self.symmetric is False and kind == "int":
+            object.__setattr__(self, "dtype", f"u{self.dtype}")
+        elif self.symmetric is False and kind != "uint":
+            raise ValueError(f"{self.dtype} has no zero point; leave symmetric out, or choose uint{self.bits}")
+        elif self.symmetric and kind == "uint":
+            raise ValueError(f"{self.dtype} has a zero point; leave symmetric out, or choose {self.dtype[1:]}")
+        object.__setattr__(self, "symmetric", not self.zero_point)
+
+    def _check_scales(self) -> None:
+        name, signed = self.scale_dtype, self.grid.kind == "int"
+        if (name in K_BITS or name in _SIGNED) and self.grid.kind not in ("int", "uint"):
+            raise ValueError(f"scale_dtype {name!r} goes with integers, not with {self.dtype}; choose float16")
+        if name in _SIGNED and _SIGNED[name] != signed:
+            other = "q1" if name == "q0" else "q0"
+            raise ValueError(f"scale_dtype {name!r} does not go with {self.dtype}; choose {other!r}")
+        if name in K_BITS and (self.group_size is None or SUPER % self.group_size):
+            raise ValueError(f"scale_dtype {name!r} needs granularity 'group' and a group_size that divides {SUPER}")
+
+    @property
+    def grid(self) -> Grid:
+        """What a code can be."""
+        return GRIDS[self.dtype]
 
     @property
     def bits(self) -> int:
         """Bits per code."""
-        return 4 if self.dtype == "int4" else 8
+        return self.grid.bits
+
+    @property
+    def zero_point(self) -> bool:
+        """Whether codes count from a zero point, or from the least value."""
+        return self.grid.kind == "uint"
+
+    @property
+    def block(self) -> int | None:
+        """Input channels that belong together; None if all do."""
+        return SUPER if self.scale_dtype in K_BITS else self.group_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields; those that the first versions had not only where they say something."""
+        values = dataclasses.asdict(self)
+        del values["symmetric"]  # as the dtype says
+        if self.scale_dtype == "float32":
+            del values["scale_dtype"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -88,15 +146,23 @@ class QuantScheme:
             raise ValueError(
                 f"granularity {inputs.granularity!r} of an input is only known at run time; set dynamic=True"
             )
+        if inputs.scale_dtype not in _INPUT_SCALES:
+            raise ValueError(
+                f"scale_dtype {inputs.scale_dtype!r} is for weights; inputs take {', '.join(_INPUT_SCALES)}"
+            )
 
     @property
     def static_input(self) -> bool:
         """Whether calibration fixes the input's scales."""
         return self.input is not None and not self.input.dynamic
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` is its inverse."""
+        return {side: spec and spec.to_dict() for side, spec in (("weight", self.weight), ("input", self.input))}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantScheme:
-        """Inverse of `dataclasses.asdict`; unknown keys raise ValueError."""
+        """Inverse of `to_dict`; unknown keys raise ValueError."""
         require(values, Mapping[str, Any], "QuantScheme.from_dict", "values", "the formats of weight and input")
         refuse_unknown(cls, values)
         specs = {}
@@ -109,45 +175,3 @@ class QuantScheme:
                 spec = QuantSpec(**spec)
             specs[side] = spec
         return cls(**specs)
-
-
-_CHANNEL_INT8 = QuantSpec("int8", "channel")
-_STATIC_INT8 = QuantSpec("int8", "tensor")
-_TOKEN_INT8 = QuantSpec("int8", "token", dynamic=True)
-
-PRECISIONS: dict[str, QuantScheme] = registry.table("precision")
-"""Named schemes; `segquant.register(scheme, name=…)` adds one."""
-PRECISIONS |= {
-    "w8a8_tensor": QuantScheme(QuantSpec("int8", "tensor"), _STATIC_INT8),
-    "w8a8": QuantScheme(_CHANNEL_INT8, _STATIC_INT8),
-    "w8a8_dynamic": QuantScheme(_CHANNEL_INT8, _TOKEN_INT8),
-    "fp8": QuantScheme(QuantSpec("fp8", "channel"), QuantSpec("fp8", "tensor")),
-    "w4a8_channel": QuantScheme(QuantSpec("int4", "channel"), _TOKEN_INT8),
-    "w4a8": QuantScheme(QuantSpec("int4", "group", 32), _TOKEN_INT8),
-    "w4a4": QuantScheme(QuantSpec("int4", "group", 64), QuantSpec("int4", "group", 64, dynamic=True)),
-    "w4a16": QuantScheme(QuantSpec("int4", "group", 64), None),
-}
-
-
-Precision = str | QuantScheme | Mapping[str, Any]
-"""A name in PRECISIONS, a scheme, or a scheme's fields as saved."""
-
-
-def scheme_of(precision: Precision) -> QuantScheme:
-    """The scheme of a precision, else ValueError."""
-    if isinstance(precision, QuantScheme):
-        return precision
-    if isinstance(precision, Mapping):
-        return QuantScheme.from_dict(precision)
-    if not isinstance(precision, str):
-        raise QuantizationError(
-            f"precision is {described(precision)}; give a name ({', '.join(PRECISIONS)}) or a QuantScheme"
-        )
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; {nearest(precision, PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
-def precision_name(precision: Precision) -> str:
-    scheme = scheme_of(precision)
-    return next((name for name, known in PRECISIONS.items() if known == scheme), "this precision")

@@ -1,7 +1,6 @@
 """Number formats as pure tensor functions.
 
-code = round(x / scale), ties to even, in float32 (float64 stays). Integers: -128 … 127 and -8 … 7; fp8: e4m3fn,
-saturating at ±448.
+code = round(x / scale), to the nearest of the grid `dtype` (see `grids`), in float32 (float64 stays).
 """
 
 from __future__ import annotations
@@ -9,16 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-INT_RANGES: dict[str, tuple[int, int]] = {"int8": (-128, 127), "int4": (-8, 7)}
-FP8_MAX = 448.0
+from segquant.numerics.grids import GRIDS
+from segquant.numerics.packing import pack, unpack
+from segquant.numerics.scales import exponent_of, fp8_of, power_of_two, round_scale, second_scale
 
 
 def code_max(dtype: str) -> float:
-    return FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][1])
+    """The largest value, in units of the scale."""
+    return GRIDS[dtype].high
 
 
 def code_min(dtype: str) -> float:
-    return -FP8_MAX if dtype == "fp8" else float(INT_RANGES[dtype][0])
+    """The least, likewise."""
+    return GRIDS[dtype].low
 
 
 def computed(x: Tensor) -> Tensor:
@@ -26,24 +28,46 @@ def computed(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def choose_scale(amax: Tensor, dtype: str) -> Tensor:
-    """amax / code_max of any shape; 1 where amax is zero."""
+def choose_scale(amax: Tensor, dtype: str, scale_dtype: str = "float32") -> Tensor:
+    """amax / code_max of any shape, rounded to the scale's dtype; 1 where amax is zero.
+
+    Neighbours in the last dimension share what "e4m3" is multiplied with. "k4" … "k8" are not rounded here.
+    """
     amax = computed(amax)
-    return torch.where(amax > 0, _not_denormal(amax / code_max(dtype)), torch.ones_like(amax))
+    if scale_dtype == "e8m0":
+        scale = power_of_two((exponent_of(amax) - GRIDS[dtype].exponent).clamp_min_(-126)).to(amax.dtype)
+    else:
+        scale = round_scales(_not_denormal(amax / code_max(dtype)), amax > 0, scale_dtype)
+    return torch.where(amax > 0, scale, torch.ones_like(amax))
 
 
-def choose_dual_scale(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+def round_scales(scale: Tensor, used: Tensor, scale_dtype: str) -> Tensor:
+    """Scales [..., n] in their dtype; where not `used`, they do not count for what others share."""
+    if scale_dtype != "e4m3":
+        return scale if scale_dtype == "float32" else round_scale(scale, scale_dtype)
+    whole = second_scale(torch.where(used, scale, torch.zeros_like(scale)).amax(-1, keepdim=True))
+    return fp8_of(scale / whole).to(scale.dtype) * whole
+
+
+def choose_dual_scale(
+    positive: Tensor, negative: Tensor, dtype: str, scale_dtype: str = "float32"
+) -> tuple[Tensor, Tensor]:
     """s₊ = max(x)/q_max, s₋ = |min(x)|/|q_min| (SegQuant, section on DualScale); a zero side takes the other's."""
     positive, negative = computed(positive), computed(negative)
-    above = _not_denormal(positive / code_max(dtype))
-    below = _not_denormal(negative / -code_min(dtype))
+    if scale_dtype == "e8m0":
+        above, below = choose_scale(positive, dtype, scale_dtype), choose_scale(negative, dtype, scale_dtype)
+    else:
+        above = round_scales(_not_denormal(positive / code_max(dtype)), positive > 0, scale_dtype)
+        below = round_scales(_not_denormal(negative / -code_min(dtype)), negative > 0, scale_dtype)
     fallback = torch.ones_like(above)
     pos = torch.where(positive > 0, above, torch.where(negative > 0, below, fallback))
     neg = torch.where(negative > 0, below, torch.where(positive > 0, above, fallback))
     return pos, neg
 
 
-def choose_zero_point(positive: Tensor, negative: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
+def choose_zero_point(
+    positive: Tensor, negative: Tensor, dtype: str, scale_dtype: str = "float32"
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point (a whole number ≥ 0) of one grid over [−negative, positive], of any shape.
 
     Zero is on the grid; scale 1 where both sides are zero.
@@ -51,7 +75,8 @@ def choose_zero_point(positive: Tensor, negative: Tensor, dtype: str) -> tuple[T
     positive, negative = computed(positive), computed(negative)
     levels = code_max(dtype) - code_min(dtype)
     width = positive + negative
-    scale = torch.where(width > 0, _not_denormal(width / levels), torch.ones_like(width))
+    scale = round_scales(_not_denormal(width / levels), width > 0, scale_dtype)
+    scale = torch.where(width > 0, scale, torch.ones_like(width))
     return scale, (negative / scale).round_().clamp_(0, levels)
 
 
@@ -60,27 +85,22 @@ def _not_denormal(scale: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
-    """Codes of x: int8 for "int8" and "int4", float8_e4m3fn for "fp8"; `scale` broadcasts."""
-    ratio = computed(x) / scale
-    if dtype == "fp8":
-        return ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    low, high = INT_RANGES[dtype]
-    return ratio.round_().clamp_(low, high).to(torch.int8)
+    """Codes of x: int8 of "int…", float8 of "fp8…", else uint8; `scale` broadcasts."""
+    grid, ratio = GRIDS[dtype], computed(x) / scale
+    if grid.kind == "fp" and grid.bits < 8:  # which rounds a small negative number to a zero without its sign
+        return grid.encode(torch.copysign(grid.round_(ratio.clone()), ratio))
+    return grid.encode(grid.round_(ratio))
 
 
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """codes · scale, in the scale's dtype."""
-    return codes.to(scale.dtype) * scale
+def dequantize(codes: Tensor, scale: Tensor, dtype: str | None = None) -> Tensor:
+    """Values of the codes · scale, in the scale's dtype; without `dtype`, codes are integers or float8."""
+    values = codes if dtype is None else GRIDS[dtype].decode(codes)
+    return values.to(scale.dtype) * scale
 
 
 def fake_quantize(x: Tensor, scale: Tensor, dtype: str) -> Tensor:
     """dequantize(quantize(x)) in float32 (or float64); `scale` broadcasts."""
-    ratio = computed(x) / scale
-    if dtype == "fp8":
-        rounded = ratio.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(ratio.dtype)
-        return rounded.mul_(scale)
-    low, high = INT_RANGES[dtype]
-    return ratio.round_().clamp_(low, high).mul_(scale)
+    return GRIDS[dtype].round_(computed(x) / scale).mul_(scale)
 
 
 def zero_fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, dtype: str) -> Tensor:
@@ -98,18 +118,12 @@ def dual_fake_quantize(x: Tensor, positive: Tensor, negative: Tensor, dtype: str
 
 def pack_int4(codes: Tensor) -> Tensor:
     """int8 codes [..., n] to uint8 [..., ceil(n / 2)], even columns in the low nibble; odd n is padded with a zero."""
-    if codes.shape[-1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
-    nibbles = codes.view(torch.uint8) & 0x0F if codes.is_contiguous() else codes.contiguous().view(torch.uint8) & 0x0F
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    return pack(codes, 4)
 
 
 def unpack_int4(packed: Tensor, columns: int) -> Tensor:
     """Inverse of `pack_int4`: int8 [..., columns]."""
-    low, high = packed & 0x0F, packed >> 4
-    nibbles = torch.stack((low, high), dim=-1).flatten(-2)[..., :columns]
-    # sign extension of a nibble: 8 … 15 stand for -8 … -1
-    return (nibbles.to(torch.int8) ^ 8) - 8
+    return unpack(packed, columns, 4, signed=True)
 
 
 def uniform(sizes: tuple[int, ...]) -> bool:

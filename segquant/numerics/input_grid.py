@@ -34,8 +34,10 @@ class InputGrid:
 
     def __post_init__(self) -> None:
         check_choice("negative", self.negative, NEGATIVES[:2])
-        if self.zero_point and self.spec.dtype == "fp8":
-            raise ValueError('fp8 has no zero point; choose negative="dual" or "shift", or an integer precision')
+        if self.zero_point and self.spec.grid.kind != "int":
+            raise ValueError(
+                f'{self.spec.dtype} has no zero point; choose negative="dual" or "shift", or an integer precision'
+            )
 
     @property
     def zero_point(self) -> bool:
@@ -44,11 +46,13 @@ class InputGrid:
 
     def scales(self, positive: Tensor, negative: Tensor) -> Scales:
         """From the largest value and the smallest's magnitude per piece [..., pieces]."""
-        dtype = self.spec.dtype
-        plain = F.choose_scale(torch.maximum(positive, negative), dtype)
+        dtype, kept = self.spec.dtype, self.spec.scale_dtype
+        plain = F.choose_scale(torch.maximum(positive, negative), dtype, kept)
         if not any(self.dual):
             return plain, plain
-        first, second = (F.choose_zero_point if self.zero_point else F.choose_dual_scale)(positive, negative, dtype)
+        first, second = (F.choose_zero_point if self.zero_point else F.choose_dual_scale)(
+            positive, negative, dtype, kept
+        )
         if all(self.dual):
             return first, second
         mask = torch.tensor(self.dual, dtype=torch.bool, device=plain.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -16,7 +16,9 @@ from segquant import registry
 from segquant.checks import check_fields
 from segquant.numerics.formats import QuantScheme, QuantSpec, check_choice
 from segquant.numerics.input_grid import NEGATIVES, InputGrid
+from segquant.numerics.packing import packed_width
 from segquant.numerics.transform import Place, Transform
+from segquant.numerics.weight_grid import scale_buffers
 
 
 def group_pieces(columns: tuple[int, ...], group_size: int) -> tuple[int, ...]:
@@ -111,6 +113,9 @@ class Layout:
         spec = self.scheme.input
         if spec is None:
             return None
+        if spec.zero_point:  # the same arithmetic as negative="zero_point", of every piece
+            signed = replace(spec, dtype=spec.dtype[1:], symmetric=None)
+            return InputGrid(self.input_columns, (True,) * len(self.input_columns), signed, "zero_point")
         counts = (size // spec.group_size if spec.group_size else 1 for size in self.columns)
         dual = tuple(flag for flag, count in zip(self.dual, counts, strict=True) for _ in range(count))
         if self.negative == "shift":  # symmetric once the shift has taken off the middle
@@ -142,11 +147,12 @@ class Layout:
     def buffers(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of every buffer by name, without the bias."""
         weight, n = self.weight_spec, len(self.branches)
-        width = (self.in_features + 1) // 2 if weight.dtype == "int4" else self.in_features
+        width = packed_width(self.in_features, weight.bits)
         code = torch.int8 if weight.dtype == "int8" else torch.uint8
+        blocks = len(self.weight_rows), len(self.weight_columns)
         found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "codes": ((self.out_features, width), code),
-            "weight_scale": ((len(self.weight_rows), len(self.weight_columns)), torch.float32),
+            **scale_buffers(weight, *blocks, n),
         }
         if self.scheme.static_input:
             shape = (n, len(self.input_columns))
@@ -170,7 +176,7 @@ class Layout:
 
     def to_dict(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["scheme"] = dataclasses.asdict(self.scheme)
+        values["scheme"] = self.scheme.to_dict()
         values["transforms"] = [registry.to_dict(transform) for transform in self.transforms]
         for key in ("folded", "folded_rows"):  # younger than the first files, which stay as they were
             if not values[key]:
@@ -190,7 +196,7 @@ class Layout:
         if "transforms" not in values:
             values = _from_first_version(values)
         for side, spec in values["scheme"].items():
-            missing = {field.name for field in dataclasses.fields(QuantSpec)} - set(spec or ())
+            missing = {"dtype", "granularity", "group_size", "dynamic"} - set(spec or ())
             if spec is not None and missing:
                 raise ValueError(f"{asker}: its {side} format has no {min(missing)!r}")
         if "input" not in values["scheme"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Transform
+from segquant.numerics.weight_grid import WeightScales
 from segquant.observers.stats import InputStats
 from segquant.ranges.protocol import Range
 from segquant.transforms.chain import hides_range
@@ -74,7 +75,7 @@ class Branch:
 
     weight: Tensor
     gram: Tensor | None
-    round: Callable[[Tensor], tuple[Tensor, Tensor]]
+    round: Callable[[Tensor], tuple[Tensor, WeightScales]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Rounded:
     """A layer's weight on its grid and the scales, by branch; transforms that were added."""
 
     quantized: list[Tensor]
-    scales: list[Tensor]
+    scales: list[WeightScales]
     transforms: tuple[Transform, ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.fake_quant import round_weight
 from segquant.numerics.layout import group_pieces, slices
 from segquant.numerics.transform import Place
 from segquant.observers.stats import HeldOut, InputStats
@@ -205,9 +204,8 @@ class BlockSimulation:
             up, down = random_low_rank(weight, self.rank, self.seed)
             residual, factors = weight - up @ down, (up, down)
             low_rank = up @ down.sum(1)
-        dtype = self.weight_spec.dtype
-        scale = self.ranges.weight_scale(residual, dtype, self.rows, self.columns)
-        rounded = F.fake_quantize(residual, expand_weight_scale(scale, self.rows, self.columns), dtype).T
+        scales = self.ranges.weight_scales(residual, self.weight_spec, self.rows, self.columns)
+        rounded = round_weight(residual, scales, self.rows, self.columns, self.weight_spec.dtype).T
         importance = weight.square().sum(0) if self._looks_at_rows else None
 
         def layer(split: HeldOut) -> Callable[[float], Tensor]:

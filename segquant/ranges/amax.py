@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
 from segquant.numerics.input_grid import InputGrid
+from segquant.ranges.blocks import block_max, widest_scale
 from segquant.ranges.protocol import Range
 from segquant.registry import register
 
 
-def weight_scale(weight: Tensor, dtype: str, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
+def weight_scale(weight: Tensor, spec: QuantSpec, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
     """amax / code_max of every block of a weight; see `Range.weight_scale`."""
-    amax = F.piece_max(weight.abs(), columns)
-    if not (F.uniform(rows) and rows[0] == 1):
-        amax = torch.stack([block.amax(0) for block in amax.split(rows)])
-    return F.choose_scale(amax, dtype)
+    if spec.scale_dtype == "q0":
+        return widest_scale(block_max(weight, rows, columns), block_max(-weight, rows, columns), spec)
+    amax = block_max(weight.abs(), rows, columns)
+    return widest_scale(amax, amax, spec)
 
 
 @register
@@ -33,12 +34,12 @@ class Amax(Range):
     def weight_scale(
         self,
         weight: Tensor,
-        dtype: str,
+        spec: QuantSpec,
         rows: tuple[int, ...],
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> Tensor:
-        return weight_scale(weight, dtype, rows, columns)
+        return weight_scale(weight, spec, rows, columns)
 
     def input_range(
         self,

@@ -10,19 +10,24 @@ import torch
 from torch import Tensor
 
 from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
 from segquant.numerics.input_grid import InputGrid
+from segquant.numerics.scales import round_scale
+from segquant.numerics.weight_grid import counts_from_least
 from segquant.ranges.amax import Amax
-from segquant.ranges.blocks import map_blocks
+from segquant.ranges.blocks import map_blocks, widest_scale
 from segquant.ranges.protocol import Range
 from segquant.registry import register
 
 SHRINK: tuple[float, ...] = tuple(step / 50 for step in range(50, 19, -1))
 """Shares of the maximum that are tried: 1.00, 0.98 … 0.40; the widest range wins ties."""
+POWERS = (1.0, 2.0, 0.5)
+"""Likewise, of scales that are powers of two: the MX rule's, and its neighbours."""
 
 
 def mse_weight_scale(
     weight: Tensor,
-    dtype: str,
+    spec: QuantSpec,
     rows: tuple[int, ...],
     columns: tuple[int, ...],
     importance: Tensor | None = None,
@@ -35,13 +40,14 @@ def mse_weight_scale(
     """
     values = weight if weight.dtype == torch.float64 else weight.float()
     weights = None if importance is None else importance.to(values).expand_as(values)
+    shares = POWERS if spec.scale_dtype == "e8m0" else shrink
 
     def pick(block: Tensor, factors: Tensor | None = None) -> Tensor:
-        full = F.choose_scale(block.abs().amax(-1), dtype)
+        full = widest_scale(block.amax(-1), (-block).amax(-1), spec)
         best, least = full, torch.full(full.shape, torch.inf, dtype=torch.float64, device=full.device)
-        for share in shrink:
-            scale = full * share
-            error = (F.fake_quantize(block, scale[..., None], dtype) - block).square_()
+        for share in shares:
+            scale = round_scale(full * share, spec.scale_dtype)
+            error = (F.fake_quantize(block, scale[..., None], spec.dtype) - block).square_()
             error = (error if factors is None else error.mul_(factors)).sum(-1, dtype=torch.float64)
             better = error < least
             best, least = torch.where(better, scale, best), torch.where(better, error, least)
@@ -49,6 +55,48 @@ def mse_weight_scale(
 
     tensors = (values,) if weights is None else (values, weights)
     return map_blocks(pick, tensors, rows, columns)
+
+
+def mse_weight_extremes(
+    weight: Tensor,
+    spec: QuantSpec,
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    importance: Tensor | None = None,
+    *,
+    shrink: tuple[float, ...] = SHRINK,
+) -> tuple[Tensor, Tensor]:
+    """Of a format with a zero point: the ends of every block's range with the least squared error.
+
+    One share of both ends is searched for first, then one of each in turn; see `mse_weight_scale`.
+    """
+    values = weight if weight.dtype == torch.float64 else weight.float()
+    weights = None if importance is None else importance.to(values).expand_as(values)
+
+    def pick(block: Tensor, factors: Tensor | None = None) -> Tensor:
+        full = torch.stack((block.amax(-1), (-block).amax(-1)))
+        best, least = full, torch.full(full.shape[1:], torch.inf, dtype=torch.float64, device=full.device)
+        for above, below in ((True, True), (True, False), (False, True)):
+            start = best
+            for share in shrink:
+                ends = start * full.new_tensor([share if above else 1.0, share if below else 1.0])[:, None, None]
+                error = (_between(block, ends[0], ends[1], spec) - block).square_()
+                error = (error if factors is None else error.mul_(factors)).sum(-1, dtype=torch.float64)
+                better = error < least
+                best, least = torch.where(better, ends, best), torch.where(better, error, least)
+        return best.movedim(0, -1)
+
+    found = map_blocks(pick, (values,) if weights is None else (values, weights), rows, columns)
+    return found[..., 0], found[..., 1]
+
+
+def _between(block: Tensor, above: Tensor, below: Tensor, spec: QuantSpec) -> Tensor:
+    """A block [..., numbers] on the grid from −below to above [...], before its scale is rounded."""
+    if counts_from_least(spec):
+        scale, least = F.choose_scale((above + below).clamp_min(0), spec.dtype)[..., None], -below[..., None]
+        return F.fake_quantize(block - least, scale, spec.dtype).add_(least)
+    scale, zero = F.choose_zero_point(above.clamp_min(0), below.clamp_min(0), spec.dtype)
+    return F.zero_fake_quantize(block, scale[..., None], zero[..., None], spec.dtype)
 
 
 def mse_input_range(
@@ -125,12 +173,22 @@ class Mse(Range):
     def weight_scale(
         self,
         weight: Tensor,
-        dtype: str,
+        spec: QuantSpec,
         rows: tuple[int, ...],
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> Tensor:
-        return mse_weight_scale(weight, dtype, rows, columns, importance)
+        return mse_weight_scale(weight, spec, rows, columns, importance)
+
+    def weight_extremes(
+        self,
+        weight: Tensor,
+        spec: QuantSpec,
+        rows: tuple[int, ...],
+        columns: tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return mse_weight_extremes(weight, spec, rows, columns, importance)
 
     def input_range(
         self,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
+from segquant.numerics.formats import QuantSpec
 from segquant.numerics.input_grid import InputGrid
+from segquant.numerics.weight_grid import WeightScales, offset_scales, symmetric_scales
+from segquant.ranges.blocks import block_max
 
 
 class Range(Protocol):
@@ -21,8 +25,8 @@ class Range(Protocol):
         class Half(segquant.ranges.Amax):
             share: float = 0.5
             name: ClassVar[str] = "half"
-            def weight_scale(self, weight, dtype, rows, columns, importance=None):
-                return self.share * super().weight_scale(weight, dtype, rows, columns)
+            def weight_scale(self, weight, spec, rows, columns, importance=None):
+                return self.share * super().weight_scale(weight, spec, rows, columns)
     """
 
     slot: ClassVar[str] = "range"
@@ -35,20 +39,55 @@ class Range(Protocol):
     def weight_scale(
         self,
         weight: Tensor,
-        dtype: str,
+        spec: QuantSpec,
         rows: tuple[int, ...],
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> Tensor:
-        """Positive scales of a weight's blocks: float32 (float64 for a float64 weight), [len(rows), len(columns)].
+        """Scales of a weight's blocks: float32 (float64 for a float64 weight), [len(rows), len(columns)].
+
+        They are positive, but for scale_dtype "q0", and are rounded to their dtype afterwards.
 
         Args:
             weight: float [out, in].
+            spec: a format without a zero point.
             rows: sizes of blocks, summing to out.
             columns: likewise to in.
             importance: mean square of the input [in].
         """
         ...
+
+    def weight_extremes(
+        self,
+        weight: Tensor,
+        spec: QuantSpec,
+        rows: tuple[int, ...],
+        columns: tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Of a format with a zero point: the largest and the negated least value of every block, as `weight_scale`."""
+        return block_max(weight, rows, columns), block_max(-weight, rows, columns)
+
+    def weight_scales(
+        self,
+        weight: Tensor,
+        spec: QuantSpec,
+        rows: tuple[int, ...],
+        columns: tuple[int, ...],
+        importance: Tensor | None = None,
+    ) -> WeightScales:
+        """The scales as a layer keeps them; see `weight_scale` and `weight_extremes`.
+
+        Raises:
+            QuantizationError: a scale is beyond its dtype.
+        """
+        if spec.zero_point:
+            return offset_scales(spec, *self.weight_extremes(weight, spec, rows, columns, importance))
+        scale = self.weight_scale(weight, spec, rows, columns, importance)
+        used = torch.ones((), dtype=torch.bool, device=scale.device)
+        if spec.scale_dtype != "float32":
+            used = block_max(weight.abs(), rows, columns) > 0
+        return symmetric_scales(spec, scale, used)
 
     def input_range(
         self,

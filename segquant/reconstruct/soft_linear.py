@@ -13,7 +13,7 @@ from segquant.kernels.reference import REFERENCE, Packed
 from segquant.layers.layer import QuantLayer
 from segquant.modules.layers import as_linear, window_of
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import dequantize_weight, expand_weight_scale, store_codes
+from segquant.numerics.fake_quant import dequantize_weight, expand_weight_scale, store_codes, weight_scales
 from segquant.numerics.layout import Layout
 from segquant.transforms.chain import apply_all
 
@@ -50,9 +50,13 @@ class SoftLinear(nn.Module):
         self.weight = linear.weight.detach()
         self._tensors = quantized.tensors()
         layout = self.layout
-        self._scale = expand_weight_scale(quantized.weight_scale, layout.weight_rows, layout.weight_columns)
+        scales = weight_scales(layout, self._tensors)
+        self._scale = expand_weight_scale(scales.scale, layout.weight_rows, layout.weight_columns)
+        self._offset = None
+        if scales.offset is not None:
+            self._offset = expand_weight_scale(scales.offset, layout.weight_rows, layout.weight_columns)
         unrounded = unrounded_weight(self.weight, layout, self._tensors)
-        self.rounding = Rounding(unrounded, self._scale, layout.weight_spec.dtype)
+        self.rounding = Rounding(unrounded, self._scale, layout.weight_spec.dtype, self._offset)
         self.current = self.nearest()
 
     def nearest(self) -> Tensor:
@@ -73,5 +77,7 @@ class SoftLinear(nn.Module):
 
     def codes(self) -> Tensor:
         """The learnt codes, packed as the QuantLinear stores them."""
-        dtype = self.layout.weight_spec.dtype
-        return store_codes(F.quantize(self.rounding.hard(), self._scale, dtype), dtype)
+        spec, weight = self.layout.weight_spec, self.rounding.hard()
+        if self._offset is not None:
+            weight = weight - self._offset
+        return store_codes(F.quantize(weight, self._scale, spec.dtype), spec)

@@ -23,6 +23,7 @@ from segquant.modules.state import own_state
 from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import expand_weight_scale, store_codes
 from segquant.numerics.layout import Layout
+from segquant.numerics.weight_grid import WeightScales
 from segquant.observers.stats import InputStats
 from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
 from segquant.optimizers.search import extremes_of
@@ -151,19 +152,33 @@ class _Rounding:
     def __init__(self, method: Method, layout: Layout, importance: Tensor | None, prepared: Any) -> None:
         self.method, self.layout, self.importance, self.prepared = method, layout, importance, prepared
 
-    def __call__(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        dtype, rows, columns = self.layout.weight_spec.dtype, self.layout.weight_rows, self.layout.weight_columns
-        scale = self.method.ranges.weight_scale(weight, dtype, rows, columns, self.importance)
-        wide = expand_weight_scale(scale, rows, columns)
-        return self.method.calibrator.round(weight, wide, dtype, self.prepared), scale
+    def __call__(self, weight: Tensor) -> tuple[Tensor, WeightScales]:
+        spec, rows, columns = self.layout.weight_spec, self.layout.weight_rows, self.layout.weight_columns
+        scales = self.method.ranges.weight_scales(weight, spec, rows, columns, self.importance)
+        wide = expand_weight_scale(scales.scale, rows, columns)
+        if scales.offset is None:
+            return self.method.calibrator.round(weight, wide, spec.dtype, self.prepared), scales
+        # calibrators see codes times scales: what codes count from only moves the weight
+        offset = expand_weight_scale(scales.offset, rows, columns)
+        return self.method.calibrator.round(weight - offset, wide, spec.dtype, self.prepared) + offset, scales
 
 
 def _codes(layout: Layout, rounded: Rounded) -> dict[str, Tensor]:
-    scales, dtype = torch.cat(rounded.scales), layout.weight_spec.dtype
-    wide = expand_weight_scale(scales, layout.weight_rows, layout.weight_columns)
-    codes = store_codes(F.quantize(torch.cat(rounded.quantized), wide, dtype), dtype)
+    spec, weight = layout.weight_spec, torch.cat(rounded.quantized)
+    stored = {name: torch.cat([each.stored[name] for each in rounded.scales]) for name in rounded.scales[0].stored}
+    scale, offset = (
+        None if part is None else expand_weight_scale(part, layout.weight_rows, layout.weight_columns)
+        for part in (torch.cat([each.scale for each in rounded.scales]), _offsets(rounded))
+    )
+    assert scale is not None
+    codes = store_codes(F.quantize(weight if offset is None else weight - offset, scale, spec.dtype), spec)
     own = {key: tensor.contiguous() for key, tensor in rounded.tensors.items()}
-    return {"weight_scale": scales, "codes": codes, **own}
+    return {**stored, "codes": codes, **own}
+
+
+def _offsets(rounded: Rounded) -> Tensor | None:
+    found = [each.offset for each in rounded.scales]
+    return None if found[0] is None else torch.cat([offset for offset in found if offset is not None])
 
 
 def _static_scales(problem: Problem, chains: list[Chain], layout: Layout, fitted: Fitted) -> dict[str, Tensor]:

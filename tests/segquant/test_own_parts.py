@@ -102,8 +102,8 @@ class Share(Amax):
     share: float = 0.9
     name: ClassVar[str] = "share"
 
-    def weight_scale(self, weight, dtype, rows, columns, importance=None):
-        return super().weight_scale(weight, dtype, rows, columns) * self.share
+    def weight_scale(self, weight, spec, rows, columns, importance=None):
+        return super().weight_scale(weight, spec, rows, columns) * self.share
 
     def input_range(self, positive, negative, rows, grid, importance=None):
         above, below = super().input_range(positive, negative, rows, grid)

@@ -33,7 +33,7 @@ def steps_depends(run: Run) -> dict[str, Any]:
         "steps_per_prompt": calibration.steps_per_prompt,
         "seed": calibration.seed,
         "timesteps": timesteps.depends(calibration, run.config.precision.name, total),
-        "scheme": None if scheme is None else asdict(scheme),
+        "scheme": None if scheme is None else scheme.to_dict(),
         "quantizing": code_digest(*QUANTIZING_CODE, "segquant.presets") if weighed else None,
     }
 

@@ -128,7 +128,7 @@ class Work:
 
     def range(self) -> tuple[int, int]:
         """Of the input's integer codes."""
-        return F.INT_RANGES[self.grid.spec.dtype]
+        return int(F.code_min(self.grid.spec.dtype)), int(F.code_max(self.grid.spec.dtype))
 
 
 def _position(sizes: tuple[int, ...], column: int) -> int:

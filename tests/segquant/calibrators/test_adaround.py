@@ -18,6 +18,7 @@ from segquant.calibrators.adaround import (
 )
 from segquant.calibrators.reconstruction import Reconstruction
 from segquant.numerics import functional as F
+from segquant.numerics.formats import QuantSpec
 from segquant.ranges.amax import weight_scale
 from tests.segquant.support import tensor
 
@@ -83,7 +84,7 @@ def squared_error(x: Tensor, weight: Tensor, found: Tensor) -> float:
 @pytest.mark.parametrize(("dtype", "columns"), [("int4", (64,)), ("int4", (32, 32)), ("fp8", (64,))])
 def test_beats_nearest_rounding_on_fresh_correlated_rows(dtype: str, columns: tuple[int, ...]) -> None:
     weight, x, fresh = tensor(48, 64, seed=4), correlated(512, 64, 5), correlated(512, 64, 6)
-    scale = weight_scale(weight, dtype, (1,) * 48, columns)
+    scale = weight_scale(weight, QuantSpec(dtype), (1,) * 48, columns)
     wide = F.expand_pieces(scale, columns)
     found = adaround(x, x @ weight.T, weight, wide, dtype, GENTLE)
     nearest = squared_error(fresh, weight, F.fake_quantize(weight, wide, dtype))

@@ -9,6 +9,7 @@ from segquant import QuantizationError
 from segquant.calibrators.gptq import gptq, inverse_cholesky
 from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.formats import QuantSpec
 from segquant.ranges.amax import weight_scale
 
 
@@ -37,7 +38,7 @@ def brute_force_obq(weight: torch.Tensor, hessian: torch.Tensor, scale: torch.Te
 def test_equals_brute_force_obq(dtype: str, block: int) -> None:
     weight, x = problem(6, 12, 40)
     hessian = 2 * x.T @ x
-    scale = weight_scale(weight, dtype, (1,) * 6, (4, 8)).repeat_interleave(torch.tensor([4, 8]), 1)
+    scale = weight_scale(weight, QuantSpec(dtype), (1,) * 6, (4, 8)).repeat_interleave(torch.tensor([4, 8]), 1)
     ours = gptq(weight, hessian, scale, dtype, damp=1e-14, act_order=False, block=block)
     torch.testing.assert_close(ours, brute_force_obq(weight, hessian, scale, dtype), rtol=0, atol=1e-9)
 
@@ -49,7 +50,7 @@ def test_beats_rounding_on_correlated_inputs(rows: tuple[int, ...], columns: tup
     weight, x = problem(32, 64, 600)
     weight, x = weight.float(), x.float()
     before = weight.clone()
-    scale = expand_weight_scale(weight_scale(weight, "int4", rows, columns), rows, columns)
+    scale = expand_weight_scale(weight_scale(weight, QuantSpec("int4"), rows, columns), rows, columns)
     ours = gptq(weight, x.T @ x, scale, "int4", act_order=act_order)
     rounded = F.fake_quantize(weight, scale, "int4")
     assert (x @ (ours - weight).T).norm() <= 0.6 * (x @ (rounded - weight).T).norm()
@@ -60,7 +61,7 @@ def test_beats_rounding_on_correlated_inputs(rows: tuple[int, ...], columns: tup
 @pytest.mark.parametrize("act_order", [True, False])
 def test_equals_rounding_when_inputs_are_uncorrelated(act_order: bool) -> None:
     weight, _ = problem(8, 16, 10)
-    scale = weight_scale(weight, "int4", (1,) * 8, (16,))
+    scale = weight_scale(weight, QuantSpec("int4"), (1,) * 8, (16,))
     hessian = torch.diag(torch.arange(1.0, 17.0, dtype=torch.float64))
     assert torch.equal(
         gptq(weight, hessian, scale, "int4", act_order=act_order), F.fake_quantize(weight, scale, "int4")
@@ -79,7 +80,7 @@ def test_inverse_cholesky() -> None:
 def test_dead_channels_and_singular_hessians() -> None:
     weight, x = problem(8, 16, 3)
     x[:, 5] = 0
-    scale = weight_scale(weight, "int4", (1,) * 8, (16,))
+    scale = weight_scale(weight, QuantSpec("int4"), (1,) * 8, (16,))
     found = gptq(weight, x.T @ x, scale, "int4")
     assert torch.isfinite(found).all()
     assert torch.equal(found[:, 5], F.fake_quantize(weight, scale, "int4")[:, 5])

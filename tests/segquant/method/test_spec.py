@@ -11,7 +11,7 @@ import pytest
 
 from segquant import PRECISIONS, Calibrator, Method, QuantizationError, QuantScheme, QuantSpec, presets
 from segquant.method.plan_file import read_plan
-from segquant.numerics.formats import scheme_of
+from segquant.numerics.precisions import scheme_of
 from segquant.optimizers import SmoothQuant, SvdQuant
 from segquant.ranges import Percentile
 

@@ -21,7 +21,7 @@ def tensor(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rounded(x: Tensor, scale: float, dtype: str) -> Tensor:
-    low, high = F.INT_RANGES[dtype]
+    low, high = F.code_min(dtype), F.code_max(dtype)
     return (x / scale).round().clamp(low, high) * scale
 
 
@@ -38,9 +38,9 @@ def test_weight_scales_are_the_best_of_the_grid(
 ) -> None:
     weight = tensor(6, 8)
     importance = tensor(8, seed=1).square() if weighted else torch.ones(8, dtype=torch.float64)
-    found = mse_weight_scale(weight, dtype, rows, columns, importance if weighted else None)
+    found = mse_weight_scale(weight, QuantSpec(dtype), rows, columns, importance if weighted else None)
     assert found.dtype == torch.float64 and found.shape == (len(rows), len(columns))
-    high = F.INT_RANGES[dtype][1]
+    high = F.code_max(dtype)
     for i, top in enumerate(weight.split(rows)):
         for j, (block, part) in enumerate(zip(top.split(columns, 1), importance.split(columns), strict=True)):
             scales = [float(block.abs().max()) / high * share for share in SHRINK]
@@ -54,8 +54,8 @@ def test_never_worse_than_the_maximum_and_within_the_grid(
     rows: tuple[int, ...], columns: tuple[int, ...], dtype: str
 ) -> None:
     weight, importance = tensor(6, 8).float(), tensor(8, seed=1).square().float()
-    amax = weight_scale(weight, dtype, rows, columns)
-    found = mse_weight_scale(weight, dtype, rows, columns, importance)
+    amax = weight_scale(weight, QuantSpec(dtype), rows, columns)
+    found = mse_weight_scale(weight, QuantSpec(dtype), rows, columns, importance)
     assert found.dtype == torch.float32 and found.shape == amax.shape
     cut = (rows, columns)
     least, most = (weight_error(weight, scale, dtype, cut, importance) for scale in (found, amax))
@@ -66,18 +66,18 @@ def test_never_worse_than_the_maximum_and_within_the_grid(
 def test_a_gaussian_row_at_4_bits_is_clipped_and_an_important_peak_is_not() -> None:
     """The best 4-bit range of a Gaussian is about 2.6 standard deviations, far below the maximum of many numbers."""
     weight = tensor(4, 4096)
-    scale = mse_weight_scale(weight, "int4", (1,) * 4, (4096,))
+    scale = mse_weight_scale(weight, QuantSpec("int4"), (1,) * 4, (4096,))
     assert bool(((scale * 7 > 2.2) & (scale * 7 < 3.0)).all())
     peaks = weight.abs().argmax(1)
     importance = torch.ones(4096, dtype=torch.float64)
     importance[peaks] = 1e6
-    kept = mse_weight_scale(weight, "int4", (1,) * 4, (4096,), importance)
+    kept = mse_weight_scale(weight, QuantSpec("int4"), (1,) * 4, (4096,), importance)
     assert bool((kept > scale).all())
 
 
 def test_numbers_already_on_the_grid_and_zeros_keep_the_maximum() -> None:
     weight = torch.tensor([[7.0, -3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert mse_weight_scale(weight, "int4", (1, 1), (4,)).flatten().tolist() == [1.0, 1.0]
+    assert mse_weight_scale(weight, QuantSpec("int4"), (1, 1), (4,)).flatten().tolist() == [1.0, 1.0]
 
 
 INT8, INT4 = QuantSpec("int8"), QuantSpec("int4")
@@ -102,7 +102,7 @@ def test_input_ranges_are_the_best_of_the_grid(spec: QuantSpec, weighted: bool) 
     importance = tensor(12, seed=1).square() if weighted else torch.ones(12, dtype=torch.float64)
     grid = InputGrid(pieces, dual, spec)
     above, below = mse_input_range(rows, positive, negative, grid, importance if weighted else None)
-    low, high = F.INT_RANGES[spec.dtype]
+    low, high = F.code_min(spec.dtype), F.code_max(spec.dtype)
 
     def best(x: Tensor, parts: Tensor, full: float, code: float) -> float:
         errors = [float(((rounded(x, full * share / code, spec.dtype) - x).square() * parts).sum()) for share in SHRINK]
