@@ -14,7 +14,7 @@ from segquant_bench.pipelines.runtime.paths import HOME
 PACKAGES = (
     "torch", "torchvision", "diffusers", "transformers", "safetensors", "torchmetrics", "clean-fid",
     "open-clip-torch", "timm", "scipy", "numpy", "hydra-core", "wandb", "segquant",
-    "nvidia-modelopt", "torchao", "optimum-quanto", "sdnq",
+    "nvidia-modelopt", "torchao", "optimum-quanto", "sdnq", "bitsandbytes", "gguf",
 )  # fmt: skip
 
 
