@@ -1,7 +1,7 @@
-"""Hugging Face's optimum-quanto: int8 and e4m3 with static inputs, int4 weights alone.
+"""Hugging Face's optimum-quanto: int8 and e4m3 with static inputs, int8, int4 and int2 weights alone.
 
-Input scales are running means (momentum 0.9) of batches' absolute maxima. int4 has a zero point per group, of the
-precision's size (quanto's own is 128). Linears only.
+Input scales are running means (momentum 0.9) of batches' absolute maxima. int4 and int2 have a least value per group,
+of the precision's size (quanto's own is 128). Linears only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from segquant import QuantScheme
 from segquant_bench.pipelines.peers.peer import Forward, Peer, check_installed, check_precision, weight_spec
 
 PACKAGE = "optimum-quanto"
-TYPES = {"int8": "qint8", "int4": "qint4", "fp8": "qfloat8_e4m3fn"}
+PRECISIONS = ("w8a8", "fp8", "w8a16", "w4a16", "w2a16")
+TYPES = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "fp8": "qfloat8_e4m3fn"}
 
 
 def quanto(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:
     """optimum-quanto at its defaults: quantize, calibrate, freeze."""
-    scheme = check_precision("quanto", precision, ("w8a8", "fp8", "w4a16"))
+    scheme = check_precision("quanto", precision, PRECISIONS)
     check_installed("quanto", PACKAGE)
     apply = functools.partial(_apply, scheme=scheme)
     return Peer("quanto", PACKAGE, precision, scheme, apply, {}, tuple(skip), seed)

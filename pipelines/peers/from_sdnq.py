@@ -1,4 +1,4 @@
-"""SDNQ (SD.Next Quantization): int8 and 4-bit weights, int8 inputs per token at run time.
+"""SDNQ (SD.Next Quantization): weights of 2, 3, 4 and 8 bits and e4m3; inputs int8 or e4m3 per token at run time.
 
 No compilation or OpenVINO unless SDNQ's environment variables say so. Inputs of fewer than 32 rows (AdaLN's) stay in
 floating point. SDNQ's own exceptions are off.
@@ -27,7 +27,9 @@ from segquant_bench.pipelines.peers.peer import (
 )
 
 PACKAGE = "sdnq"
-PRECISIONS = ("w8a8_dynamic", "w4a8_channel", "w4a8", "w4a16")
+PRECISIONS = ("w8a8_dynamic", "fp8_dynamic", "w4a8_channel", "w4a8", "w8a16", "w4a16", "w3a16", "w2a16")
+WHOLE = {"int8": "int8", "fp8": "float8_e4m3fn"}
+"""What has no zero point at 8 bits."""
 WHOLE_ROW = -1
 
 
@@ -47,7 +49,7 @@ def sdnq(
         svd: add a low-rank branch (SDNQ's SVDQuant).
         rank: of that branch; None: the median of `segquant.presets.svdquant`'s.
         hadamard: rotate inputs and weights first.
-        zero_point: 4-bit codes as uint4 with a zero point per group, else int4.
+        zero_point: codes of 2, 3 and 4 bits as uint… with a zero point per group, else int….
         skip: globs of module names that stay in floating point.
         seed: of the randomized SVD.
     """
@@ -86,6 +88,7 @@ def _apply(
 
 
 def _weights(scheme: QuantScheme, zero_point: bool) -> str:
-    if weight_spec(scheme).dtype == "int8":
-        return "int8"
-    return "uint4" if zero_point else "int4"
+    dtype = weight_spec(scheme).dtype
+    if dtype in WHOLE:
+        return WHOLE[dtype]
+    return f"u{dtype}" if zero_point else dtype

@@ -48,7 +48,7 @@ def _dynamic(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: Quan
     # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    _quantize(model, names, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
+    quantize_with(model, names, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
 
 
 def _int4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme) -> None:
@@ -56,12 +56,12 @@ def _int4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantSc
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
 
     int4 = cast(Any, torch).int4  # torch's stubs lack it
-    granularity = _granularity(weight_spec(scheme))
+    chosen = granularity(weight_spec(scheme))
     if scheme.input is None:
-        config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=granularity)
+        config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=chosen)
     else:
-        config = Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=granularity)
-    _quantize(model, names, config)
+        config = Int8DynamicActivationIntxWeightConfig(weight_dtype=int4, weight_granularity=chosen)
+    quantize_with(model, names, config)
 
 
 def _static(model: nn.Module, names: Sequence[str], forward: Forward, *, scheme: QuantScheme) -> None:
@@ -113,7 +113,7 @@ def _watch(observer: nn.Module, axes: set[int]) -> Any:
     return hook
 
 
-def _quantize(model: nn.Module, names: Sequence[str], config: Any) -> None:
+def quantize_with(model: nn.Module, names: Sequence[str], config: Any) -> None:
     # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import quantize_
 
@@ -121,7 +121,7 @@ def _quantize(model: nn.Module, names: Sequence[str], config: Any) -> None:
     quantize_(model, config, filter_fn=lambda module, name: name in wanted and isinstance(module, nn.Linear))
 
 
-def _granularity(spec: QuantSpec) -> Any:
+def granularity(spec: QuantSpec) -> Any:
     # Put off: the package is optional, and imported only where it is used.
     from torchao.quantization import PerAxis, PerGroup
 

@@ -103,7 +103,7 @@ def _sixes_of_eight(scales: NDArray[np.int32], mins: NDArray[np.int32]) -> Bytes
 
 
 def _sixes_of_sixteen(scales: NDArray[np.int32]) -> Bytes:
-    """Sixteen of six bits in twelve bytes: low nibbles of j and j + 8, then high pairs of j, j + 4, j + 8 and j + 12."""
+    """Sixteen of six bits in twelve bytes: low nibbles of j, j + 8, then high pairs of j, j + 4, j + 8, j + 12."""
     low = scales[..., :8] & 15 | (scales[..., 8:] & 15) << 4
     high = sum((scales[..., 4 * place : 4 * place + 4] >> 4) << 2 * place for place in range(4))
     return np.concatenate([low, high], axis=-1).astype(np.uint8)
