@@ -223,6 +223,11 @@ class Table(_Listed):
     def high(self) -> float:  # type: ignore[override]
         return self.entries[-1]
 
+    @property
+    def exponent(self) -> int:
+        """One less than of `high`, which is that power itself: numbers up to the next would be cut in half."""
+        return super().exponent - 1
+
     def values(self, device: torch.device) -> Tensor:
         return torch.tensor(self.entries, dtype=torch.float32, device=device)
 

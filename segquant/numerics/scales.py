@@ -60,11 +60,8 @@ class Floats(Scales):
         return {name: ((rows, columns), self.dtype)}
 
     def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
-        if self.dtype == torch.float16 and bool((values.abs() > torch.finfo(torch.float16).max).any()):
-            raise QuantizationError(
-                f"a scale of {values.abs().max().item():.3g} is beyond float16, which ends at 65504; choose "
-                "scale_dtype='bfloat16'"
-            )
+        if self.dtype == torch.float16:
+            _refuse_beyond_float16(values)
         return {name: rounded(values, self.dtype)}
 
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
@@ -120,7 +117,9 @@ class Supers(Scales):
 
     def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
         some = values.unflatten(-1, (-1, self.count))
-        whole = rounded(some.amax(-1) / self.high, torch.float16)
+        largest = some.amax(-1) / self.high
+        _refuse_beyond_float16(largest)
+        whole = rounded(largest, torch.float16)
         codes = (some / whole.float()[..., None]).nan_to_num_(0).round_().clamp_(0, self.high).flatten(-2)
         kind = torch.int8 if self.signed else torch.uint8
         return {name: pack(codes.to(kind), self.bits), name + SUPER_SCALE: whole}
@@ -128,6 +127,14 @@ class Supers(Scales):
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
         codes = unpack(buffers[name], columns, self.bits, self.signed).float()
         return codes * buffers[name + SUPER_SCALE].float().repeat_interleave(self.count, dim=-1)
+
+
+def _refuse_beyond_float16(values: Tensor) -> None:
+    if bool((values.abs() > torch.finfo(torch.float16).max).any()):
+        raise QuantizationError(
+            f"a scale of {values.abs().max().item():.3g} is beyond float16, which ends at 65504; choose "
+            "scale_dtype='bfloat16'"
+        )
 
 
 def scales_named(scale_dtype: str, group_size: int | None, signed: bool) -> Scales:
@@ -180,6 +187,11 @@ def second_scale(largest: Tensor) -> Tensor:
 def fp8_of(values: Tensor) -> Tensor:
     """Values as float8_e4m3fn, at least its least."""
     return values.clamp(FP8_LEAST, FP8_MAX).to(torch.float8_e4m3fn)
+
+
+def without_neighbours(scale_dtype: str) -> str:
+    """How a scale is rounded where it is searched for: "e8m0" by its own rule, others later, with their neighbours."""
+    return scale_dtype if scale_dtype == "e8m0" else "float32"
 
 
 def round_scale(scale: Tensor, scale_dtype: str) -> Tensor:

@@ -146,7 +146,9 @@ def test_strides_and_short_floats_change_nothing(dtype: str) -> None:
     expected = F.fake_quantize(x, scale, dtype)
     turned = x.T.contiguous().T
     assert torch.equal(F.fake_quantize(turned, scale, dtype), expected)
-    assert torch.equal(F.quantize(turned, scale, dtype).view(torch.uint8), F.quantize(x, scale, dtype).view(torch.uint8))
+    assert torch.equal(
+        F.quantize(turned, scale, dtype).view(torch.uint8), F.quantize(x, scale, dtype).view(torch.uint8)
+    )
     for lower, gap in (GRIDS[dtype].cell(turned.T), GRIDS[dtype].cell(x.T.contiguous())):
         assert lower.shape == gap.shape == (40, 24)
     short = x.bfloat16()
