@@ -38,8 +38,12 @@ class Scales(ABC):
         """Of the buffers."""
 
     @abstractmethod
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
-        """Buffers of one branch's numbers, float32 [rows, columns]; those of branches are put below each other."""
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
+        """Buffers of one branch's numbers, float32 [rows, columns]; those of branches are put below each other.
+
+        Args:
+            zeros: whether a positive number may become zero, as no scale may.
+        """
 
     @abstractmethod
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
@@ -59,7 +63,7 @@ class Floats(Scales):
     def shapes(self, name: str, rows: int, columns: int, branches: int) -> Shapes:
         return {name: ((rows, columns), self.dtype)}
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         if self.dtype == torch.float16:
             _refuse_beyond_float16(values)
         return {name: rounded(values, self.dtype)}
@@ -74,7 +78,7 @@ class Powers(Scales):
     def shapes(self, name: str, rows: int, columns: int, branches: int) -> Shapes:
         return {name: ((rows, columns), torch.uint8)}
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         return {name: (exponent_of(values) + 127).to(torch.uint8)}
 
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
@@ -87,7 +91,7 @@ class Twice(Scales):
     def shapes(self, name: str, rows: int, columns: int, branches: int) -> Shapes:
         return {name: ((rows, columns), torch.uint8), name + SECOND: ((branches,), torch.float32)}
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         whole = second_scale(values.amax().reshape(1))
         return {name: fp8_of(values / whole).view(torch.uint8), name + SECOND: whole}
 
@@ -115,12 +119,15 @@ class Supers(Scales):
             name + SUPER_SCALE: ((rows, columns // self.count), torch.float16),
         }
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         some = values.unflatten(-1, (-1, self.count))
         largest = some.amax(-1) / self.high
         _refuse_beyond_float16(largest)
         whole = rounded(largest, torch.float16)
-        codes = (some / whole.float()[..., None]).nan_to_num_(0).round_().clamp_(0, self.high).flatten(-2)
+        codes = (some / whole.float()[..., None]).nan_to_num_(0).round_().clamp_(0, self.high)
+        if not zeros:
+            codes = torch.where(some > 0, codes.clamp_min(1), codes)
+        codes = codes.flatten(-2)
         kind = torch.int8 if self.signed else torch.uint8
         return {name: pack(codes.to(kind), self.bits), name + SUPER_SCALE: whole}
 

@@ -84,9 +84,9 @@ def offset_scales(spec: QuantSpec, above: Tensor, below: Tensor) -> WeightScales
     scale = F.choose_scale(width, spec.dtype).float()
     stored = kept.store(SCALE, _where_used(scale, width > 0))
     if spec.scale_dtype in K_BITS:
-        stored |= kept.store(LEAST, below.float())
+        stored |= kept.store(LEAST, below.float(), zeros=True)
     else:
-        stored |= kept.store(LEAST, -below.float())
+        stored |= kept.store(LEAST, -below.float(), zeros=True)
     least = _read(spec, stored, LEAST, scale)
     return WeightScales(_read(spec, stored, SCALE, scale), None, _signed(spec, least), stored)
 
