@@ -148,6 +148,20 @@ def quarot(precision: Precision = "w4a4", *, calibrator: str = "gptq", **common:
     return _method("quarot", precision, {"rotate": True, **common}, calibrator=calibrator)
 
 
+def vidit_q(precision: Precision = "w8a8_dynamic", *, alpha: float | str = 0.5, **common: Unpack[Common]) -> Method:
+    """ViDiT-Q's static-dynamic channel balance (2406.02540): smoothing at a fixed α, then a randomized rotation.
+
+    The paper's precisions are w8a8_dynamic and w4a8_channel. Its own code has 1 − α in place of α, chooses layers by
+    their names (here: all) and may have zero points. Not included: bits by its metric-decoupled sensitivities; `auto`
+    chooses them by errors.
+
+    Raises:
+        ValueError: the precision leaves activations in floating point.
+    """
+    _needs_quantized_input("vidit_q", precision)
+    return _method("vidit_q", precision, {"rotate": True, **common}, optimizer="smooth", alpha=alpha)
+
+
 def ptq4dit(precision: Precision = "w8a8_tensor", **common: Unpack[Common]) -> Method:
     """PTQ4DiT (2405.16005): channel salience balanced, timesteps weighted by Spearman's ρ."""
     _needs_quantized_input("ptq4dit", precision)

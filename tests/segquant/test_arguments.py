@@ -86,7 +86,7 @@ COMMON = {"seglinear": False, "dualscale": False, "rotate": False, "ranges": "am
           "convolutions": False, "seed": 0}  # fmt: skip
 OWN = {"smoothquant": {"alpha": 0.5}, "gptq": {"act_order": True, "damp": 0.01},
        "gptq_mse": {"act_order": True, "damp": 0.01}, "awq": {"alpha": 0.5},
-       "quarot": {"calibrator": "gptq"}, "q_diffusion": {"reconstruction": None},
+       "quarot": {"calibrator": "gptq"}, "vidit_q": {"alpha": 0.5}, "q_diffusion": {"reconstruction": None},
        "svdquant": {"rank": 4, "svd": "exact", "iterations": 0}, "auto": {"budget": None}}  # fmt: skip
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "observe": (segquant.observe, {

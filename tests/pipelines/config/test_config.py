@@ -25,7 +25,9 @@ GROUPS = ("model", "dataset", "calibration", "correction", "quantizer", "precisi
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 OPTIONS.remove("quantizer=plan")  # needs a file, see below
 PEER_PRECISIONS = {"torchao_int8_dynamic": "w8a8_dynamic", "modelopt_fp8": "fp8", "sdnq": "w4a8", "sdnq_svd": "w4a8"}
-PEER_PRECISIONS |= dict.fromkeys(("torchao_int4", "modelopt_awq", "quanto"), "w4a16")
+PEER_PRECISIONS |= dict.fromkeys(("torchao_int4", "modelopt_awq", "quanto", "torchao_intx", "bnb_fp4"), "w4a16")
+PEER_PRECISIONS |= {"torchao_fp8": "fp8_dynamic", "torchao_mx": "mxfp4", "torchao_nvfp4": "nvfp4", "gguf": "q4_0"}
+PEER_PRECISIONS |= {"bnb_nf4": "w4a16_nf4", "bnb_int8": "w8a8_dynamic"}
 NEEDED = {f"quantizer={name}": [f"precision={precision}"] for name, precision in PEER_PRECISIONS.items()}
 NEEDED |= {"model=tiny_random": ["model.path=somewhere"], "dataset=tiny": ["dataset.archive=somewhere"]}
 NEEDED |= {"dataset=folder": ["dataset.table=somewhere.csv"]}
@@ -34,6 +36,8 @@ QUANTIZERS = [
     for path in sorted((CONF / "quantizer").glob("*.yaml"))
     if "segquant.presets" in path.read_text() and path.stem != "plan"
 ]
+SMOOTHING = ("smoothquant", "smoothquant_plus", "ptq4dit", "vidit_q")
+"""Refused where inputs are floats."""
 PRECISIONS = [path.stem for path in sorted((CONF / "precision").glob("*.yaml")) if path.stem != "custom"]
 
 
@@ -76,7 +80,7 @@ def test_every_quantizer_at_every_precision() -> None:
             assert quantizer == "none" or method.scheme == segquant.PRECISIONS[precision]
     dynamic = {name for name in PRECISIONS if not segquant.PRECISIONS[name].static_input}
     alone = {name for name in PRECISIONS if segquant.PRECISIONS[name].input is None}
-    smoothed = {(method, name) for method in ("smoothquant", "smoothquant_plus", "ptq4dit") for name in alone}
+    smoothed = {(method, name) for method in SMOOTHING for name in alone}
     assert refused == smoothed | {("percentile", name) for name in dynamic}
 
 

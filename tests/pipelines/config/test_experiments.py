@@ -29,6 +29,9 @@ QUANTIZERS = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 PRECISIONS = {path.stem for path in (CONF / "precision").glob("*.yaml")}
 EMBEDDED = {"emoji_sd3", "emoji_flux", "emoji_sdxl", "emoji_sd3_canny"}
 ON_ALL = ("families", "layouts")
+OF_FORMATS = {"modelopt_fp8", "torchao_fp8", "torchao_intx", "torchao_mx", "torchao_nvfp4", "gguf"}
+OF_FORMATS |= {"bnb_nf4", "bnb_fp4", "bnb_int8"}
+"""Other tools of which the main comparison has none."""
 HELD_BY_HAND = {"plan"}  # needs the file of an earlier run
 
 
@@ -101,10 +104,12 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
     assert {quantizer for quantizer, _ in pairs | formats} == QUANTIZERS - HELD_BY_HAND
     six = {"w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4"}
     assert {precision for _, precision in pairs} - {""} == six
-    assert {precision for _, precision in formats} - {""} == {"fp8", "w4a16"} <= PRECISIONS - six
+    of_tools = {precision for able in CAN.values() for precision in able}
+    assert {"fp8", "w4a16"} | of_tools - six <= {precision for _, precision in formats} <= PRECISIONS | {""}
     everywhere = {"segquant_a", "segquant_g", "segquant_r", "auto", "rtn", "gptq", "quarot"}
     assert pairs >= set(product(everywhere, six))
-    assert {name for name, _ in pairs} >= CAN.keys() - {"modelopt_fp8"}
+    assert {name for name, _ in pairs} >= CAN.keys() - OF_FORMATS
+    assert pairs | formats >= {(name, precision) for name in OF_FORMATS for precision in CAN[name]}
     mixed = _values("main", "quantizer", "precision", "quantizer.budget.average_bits")
     assert len(_jobs("main")) == len(mixed), "no job twice"
     assert {(name, bits) for name, _, bits in mixed if bits} == {("auto", "4.5")}
