@@ -33,7 +33,7 @@ FIXED = [name for name in PUBLIC if name not in ("none", "auto", "plan")]
 REFUSED = {
     (name, precision)
     for precision, scheme in PRECISIONS.items()
-    for name in ("smoothquant", "smoothquant_plus", "ptq4dit")
+    for name in ("smoothquant", "smoothquant_plus", "ptq4dit", "vidit_q")
     if scheme.input is None
 } | {("percentile", name) for name, scheme in PRECISIONS.items() if not scheme.static_input}
 TRIED = (*EIGHT, "w8a8_asym", "w4a8_asym", "w4a16_nf4", "nvfp4")
@@ -149,8 +149,29 @@ def test_what_the_papers_say() -> None:
         and not kinds["segquant_a"].value("rotate")
         and not kinds["gptq"].value("rotate")
     )
+    assert kinds["vidit_q"].value("rotate") and kinds["vidit_q"].value("optimizer") == "smooth"
     assert kinds["q_diffusion"].value("calibrator") == "adaround" and kinds["svdquant"].value("optimizer") == "svd"
     assert presets.auto().budget is not None and all(method.budget is None for method in kinds.values())
+
+
+def test_vidit_q_divides_by_its_channels_maxima_and_then_rotates() -> None:
+    """2406.02540: the static imbalance of channels is scaled away, the rotation has what changes over time."""
+    torch.manual_seed(0)
+    linear, x = nn.Linear(WIDTH, 32), torch.randn(200, WIDTH) * torch.logspace(-1, 1, WIDTH)
+    x[torch.arange(200), torch.randint(WIDTH, (200,))] *= 50  # an outlier of every token, which no scale knows
+    method = presets.vidit_q("w8a8_dynamic", alpha=0.3)
+    stats = observe(nn.Sequential(linear), [(x,)])["0"]
+    layer = QuantLinear.from_float(linear, method, stats)
+    assert [transform.name for transform in layer.layout.transforms] == ["smoothing", "rotation"]
+    with torch.no_grad():
+        maxima = x.abs().amax(0) ** 0.3 / linear.weight.abs().amax(0) ** 0.7
+        found = layer.tensors()["smooth"][0] / maxima
+        torch.testing.assert_close(found, found.mean().expand(WIDTH), rtol=1e-4, atol=0)  # up to one factor for all
+        errors = [
+            (QuantLinear.from_float(linear, given, stats)(x) - linear(x)).norm()
+            for given in (method, presets.smoothquant("w8a8_dynamic", alpha=0.3), presets.rtn("w8a8_dynamic"))
+        ]
+    assert errors[0] < errors[1] < errors[2]
 
 
 def test_none_takes_everything_and_does_nothing() -> None:
