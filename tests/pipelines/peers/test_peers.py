@@ -327,17 +327,24 @@ def test_one_rank_for_the_whole_model() -> None:
     assert branch_rank(model, "0123", 5) == 5
 
 
-def test_a_run_and_its_model_made_again(command: Command, tiny: Tiny, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision", "package"),
+    [("torchao_int8_static", "w8a8", "torchao"), ("bnb_int8", "w8a8_dynamic", "bitsandbytes")],
+)
+def test_a_run_and_its_model_made_again(
+    command: Command, tiny: Tiny, cache: Path, name: str, precision: str, package: str
+) -> None:
     from segquant_bench.pipelines.stages.benchmark import open_run
     from segquant_bench.pipelines.stages.quantize import quantized_denoiser
 
-    peer("torchao_int8_static", "w8a8")
-    overrides = [*tiny.overrides(cache), "quantizer=torchao_int8_static", "precision=w8a8"]
+    peer(name, precision)
+    overrides = [*tiny.overrides(cache), f"quantizer={name}", f"precision={precision}"]
     outcome = command(*overrides)
     assert outcome.code == 0, outcome.err
+    assert "warn" not in outcome.err.lower() and "will be cast" not in outcome.err
     results = json.loads((outcome.folder / "results.json").read_text())
-    assert (results["quantizer"], results["precision"]) == ("torchao_int8_static", "w8a8")
-    assert results["versions"]["torchao"] and results["weight_bytes"] < 0.4 * results["weight_bytes_float"]
+    assert (results["quantizer"], results["precision"]) == (name, precision)
+    assert results["versions"][package] and results["weight_bytes"] < 0.4 * results["weight_bytes_float"]
     assert len(results["layer_errors"]) > 20 and 0 < results["output_error"] < 0.2
     (made,) = (cache / "stage").glob("quantize-*[0-9a-f]")
     assert not (made / "denoiser").exists()  # other tools' formats are theirs; nothing pickled
