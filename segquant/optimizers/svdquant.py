@@ -13,6 +13,7 @@ from segquant.errors import QuantizationError
 from segquant.numerics.formats import check_choice
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Transform
+from segquant.numerics.weight_grid import WeightScales
 from segquant.optimizers.protocol import Branch, Fitted, Optimizer, Problem, Rounded
 from segquant.optimizers.scaling import STATS, SmoothQuant
 from segquant.optimizers.search import Scaling
@@ -29,7 +30,7 @@ class Split:
     """One branch: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
 
     quantized: Tensor
-    scale: Tensor
+    scale: WeightScales
     up: Tensor
     down: Tensor
 
