@@ -81,7 +81,7 @@ class SvdQuant(SmoothQuant):
         """Every branch split, the halves of all kept at one dtype."""
         ranks = self._ranks(problem, fitted)
         splits: list[Split | None] = []
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[Tensor, WeightScales]] = []
         for branch, rank in zip(branches, ranks, strict=True):
             split = self._split(branch, rank, problem.seed) if rank else None
             splits.append(split)
