@@ -4,9 +4,11 @@ from itertools import accumulate
 
 import pytest
 
+from segquant import presets
 from segquant.errors import QuantizationError
 from segquant.graph.control_cuts import random_cuts, wrong_cuts
 from segquant.graph.segments import Segments
+from segquant.method.targets import control_cuts
 
 ADALN = Segments(output=(64,) * 6, activation="silu")
 MIXED = Segments(input=(64, 192), input_activations=(None, "gelu"))
@@ -67,3 +69,12 @@ def test_a_new_piece_has_an_activation_only_if_all_of_it_has_it() -> None:
 @pytest.mark.parametrize("segments", [Segments(), Segments(activation="gelu")])
 def test_what_the_graph_does_not_cut_stays_uncut(segments: Segments) -> None:
     assert random_cuts(segments, 0) == segments == wrong_cuts(segments)
+
+
+@pytest.mark.parametrize("control", ["random", "wrong"])
+def test_pieces_hold_whole_super_blocks(control: str) -> None:
+    """Groups of 32 would fit other places, but 256 weights share a scale of scales."""
+    segments, method = {"a": Segments(input=(512, 256, 1280))}, presets.rtn("q4_k", seglinear=True, cuts=control)
+    cut = control_cuts(segments, {"a": method})["a"].input
+    assert cut is not None and cut != segments["a"].input and sum(cut) == 2048
+    assert all(size % 256 == 0 for size in cut)

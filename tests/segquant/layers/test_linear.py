@@ -91,7 +91,7 @@ def test_storage_is_what_it_says() -> None:
     assert low.weight_bytes() == four.weight_bytes() + 2 * 4 * (48 + 192) + 4 * 192
 
 
-@pytest.mark.parametrize("precision", ["w8a8_tensor", "w4a8", "fp8"])
+@pytest.mark.parametrize("precision", ["w8a8_tensor", "w4a8", "fp8", "w4a8_asym", "nvfp4", "mxfp6", "q4_1"])
 def test_casting_the_module_keeps_codes_and_scales(precision: str) -> None:
     linear, stats, x = layer()
     module = QuantLinear.from_float(linear, presets.segquant_a(precision, rank=4), stats, SEGMENTS["output"])
@@ -130,6 +130,32 @@ def test_degenerate_inputs_stay_finite(name: str, precision: str) -> None:
         module = QuantLinear.from_float(linear, getattr(presets, name)(precision), stats, cut)
         assert torch.isfinite(module(x)).all() and torch.isfinite(module(torch.zeros(2, 8))).all()
         assert (module(x) - linear(x)).norm() < 0.05 * linear(x).norm() + 1e-6
+
+
+def test_inputs_that_super_blocks_do_not_divide() -> None:
+    linear, stats, _ = layer(width=192)
+    with pytest.raises(
+        QuantizationError, match="a.b: weight super-blocks of 256 do not divide its in_features 192; leave it out.*skip"
+    ):
+        QuantLinear.from_float(linear, presets.rtn("q4_k"), stats, name="a.b")
+    wide, stats, x = layer(width=768)
+    cut = Segments(input=(128, 640))  # whose groups of 32 would fit
+    module = QuantLinear.from_float(wide, presets.rtn("q4_k", seglinear=True), stats, cut)
+    assert module.layout.columns == (768,)
+    assert (module(x) - brute_force(module, x)).norm() <= 1e-3 * module(x).norm()
+
+
+def test_a_block_far_smaller_than_its_super_blocks_others_keeps_a_scale() -> None:
+    """A scale whose code is zero would divide zeros by zero, and GPTQ would carry the NaN on."""
+    linear, stats, x = layer(width=256, bias=False)
+    with torch.no_grad():
+        linear.weight[:, :32] *= 1e-6
+        linear.weight[:, 3] = 0
+    for precision in ("q2_k", "q3_k", "q4_k", "q6_k"):
+        for method in (presets.rtn(precision), presets.gptq(precision)):
+            module = QuantLinear.from_float(linear, method, stats)
+            assert torch.isfinite(module(x)).all()
+            assert (module(x) - linear(x)).norm() < 0.6 * linear(x).norm()
 
 
 def test_errors_are_sentences_that_name_the_layer() -> None:
