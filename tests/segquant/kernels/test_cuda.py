@@ -68,7 +68,7 @@ def test_every_shape_of_input_is_the_reference(precision: str) -> None:
 
 def test_sizes_that_nothing_divides() -> None:
     for columns, outputs in itertools.product((1, 3, 31, 97), (1, 15, 17)):
-        for precision in ("w8a8", "w4a8_channel", "fp8"):
+        for precision in ("w8a8", "w4a8_channel", "fp8", "w6a6"):
             close(layer_of(precision, Segments(), (columns, outputs)), tensor(7, columns))
 
 
