@@ -49,6 +49,10 @@ class Backend(Protocol):
                 what is written to it must hold at the next call.
         """
 
+    def float_bytes(self, layout: Layout) -> int:
+        """Of what `pack` makes, those of a float copy of the weight: where memory is short, it is made at each call."""
+        return 0
+
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         """[..., in] -> [..., out], in x's dtype; x is not modified."""
         ...

@@ -124,6 +124,8 @@ REFUSED = {
     "w4a8": "multiplies one group or piece of columns at a time, which pays from 128 columns on, and these have 32; "
     "'triton' multiplies them at once",
     "w4fp8": "multiplies codes of one kind, and these are int4 and fp8",
+    "mxfp4": "multiplies integers, and fp4_e2m1 has none",
+    "w8a8_asym": "multiplies integers of a signed byte, which uint8 less its zero point exceeds; use int8",
     "w8a8": "needs an NVIDIA GPU, and the layer is on cpu: 'cpu' and 'reference' run there",
 }
 
