@@ -1,7 +1,7 @@
 """Weights as signed integers, which kernels and files of other tools multiply; or why there are none.
 
-A weight is (code − zero) · scale. Codes less their zero point are signed integers of one bit more, so that a weight with
-zero points has the same exact products as one without.
+A weight is (code − zero) · scale. Codes less their zero point are signed integers of one bit more, so that a weight
+with zero points has the same exact products as one without.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 ROOM = 32
-"""A float copy is kept where so many of its size are free: what a layer computes meanwhile is larger than its weight."""
+"""A float copy is kept where so many of its size are free: what a layer computes is larger than its weight."""
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -34,7 +34,8 @@ class Triton(FusedBackend):
     """Codes of the input times codes of the weight in integers, scaled afterwards; needs a GPU from Ampere on.
 
     One kernel makes codes and scales of the input, a second multiplies and does all the rest: in one kernel, every tile
-    of outputs would quantize the rows again. Weights of 4 bits are spread in the second kernel. DualScale's two products take one load of the weights.
+    of outputs would quantize the rows again. Weights of 4 bits are spread in the second kernel. DualScale's two
+    products take one load of the weights.
     """
 
     name: ClassVar[str] = "triton"

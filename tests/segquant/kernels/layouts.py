@@ -15,16 +15,16 @@ from segquant.layers.layer import QuantLayer
 from tests.segquant.support import tensor
 
 PRECISIONS: dict[str, Any] = {
-    name: name for name in (
-        "w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4", "w4a16", "w6a6", "w4a6", "w4a8_asym",
-        "w2a16",
-    )
+    name: name for name in ("w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4", "w4a16")
 } | {
     "dynamic_tensor": QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int8", "tensor", dynamic=True)),
     "w8g12": QuantScheme(QuantSpec("int8", "group", 12), QuantSpec("int8", "token", dynamic=True)),
     "w8a4": QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int4", "group", 24, dynamic=True)),
     "w4g6a8g4": QuantScheme(QuantSpec("int4", "group", 6), QuantSpec("int8", "group", 4, dynamic=True)),
     "w8a16": QuantScheme(QuantSpec("int8", "channel"), None),
+}  # fmt: skip
+"""Named ones, and groups that nothing divides."""
+FORMATS: dict[str, Any] = {name: name for name in ("w6a6", "w4a6", "w4a8_asym", "w2a16")} | {
     "w3a5_asym": QuantScheme(
         QuantSpec("int3", "group", 48, scale_dtype="bfloat16"), QuantSpec("uint5", "group", 24, dynamic=True)
     ),
@@ -32,7 +32,7 @@ PRECISIONS: dict[str, Any] = {
     "w3a2_asym": QuantScheme(QuantSpec("uint3", "group", 32, scale_dtype="e4m3"), QuantSpec("int2", "tensor")),
     "w5a16": QuantScheme(QuantSpec("int5", "group", 32, scale_dtype="q0"), None),
 }  # fmt: skip
-"""Named ones, groups that nothing divides, and each way to keep scales and zero points."""
+"""Other widths, and each way to keep scales and zero points."""
 CUTS = {
     "plain": Segments(),
     "dual": Segments(activation="gelu"),

@@ -19,6 +19,7 @@ from segquant.kernels.cpu.backend import Cpu
 from segquant.layers.layer import QuantLayer
 from tests.segquant.kernels.layouts import (
     CUTS,
+    FORMATS,
     METHODS,
     PRECISIONS,
     assert_close,
@@ -52,6 +53,14 @@ def test_every_layout_is_the_reference(precision: str) -> None:
         close(layer, inputs(11, 384))
 
 
+@pytest.mark.parametrize("precision", FORMATS)
+def test_every_width_is_the_reference(precision: str) -> None:
+    for cut, name in itertools.product(("dual", "mixed"), ("smooth", "rotated_svd")):
+        layer = layer_of(FORMATS[precision], CUTS[cut], **METHODS[name])
+        assert Cpu().why_not(layer.layout, torch.device("cpu")) is None
+        close(layer, inputs(11, 384))
+
+
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8", "w4a4", "dynamic_tensor"])
 def test_every_form_for_engines_is_the_reference(precision: str) -> None:
     scheme = PRECISIONS[precision]
@@ -78,8 +87,8 @@ def test_every_shape_of_input_is_the_reference(precision: str) -> None:
 
 def test_sizes_that_nothing_divides() -> None:
     for columns, outputs in itertools.product((1, 3, 31, 97), (1, 15, 17)):
-        for precision in ("w8a8", "w4a8_channel", "w8a16"):
-            close(layer_of(PRECISIONS[precision], Segments(), (columns, outputs)), tensor(7, columns))
+        for precision in ("w8a8", "w4a8_channel", "w6a6", QuantScheme(QuantSpec("int3", "channel"), None)):
+            close(layer_of(precision, Segments(), (columns, outputs)), tensor(7, columns))
 
 
 @pytest.mark.parametrize("inputs_bits", [8, 7, 6, 5, 4, 3, 2])
@@ -99,9 +108,7 @@ def test_integers_are_exact(bits: int, signs: str, inputs_bits: int) -> None:
         shape = ([outputs], [columns], [dual], [columns], bits, inputs_bits, signs == "zero")
         scale = torch.ones(1, 1)
         own = (scale if signs == "dual" else None, scale * zero if signs == "zero" else None)
-        found = operators.linear(
-            values.float(), stored, torch.ones(outputs, 1), None, None, None, scale, *own, *shape
-        )
+        found = operators.linear(values.float(), stored, torch.ones(outputs, 1), None, None, None, scale, *own, *shape)
         assert torch.equal(found, (codes.long() @ weight.long().T).float())
 
 
@@ -111,7 +118,8 @@ REFUSED = {
     "nvfp4": "multiplies integers, and fp4_e2m1 has none",
     "mxint8": "takes scales of inputs in float32, and these are e8m0",
     "w8a8_asym": "multiplies integers of a signed byte, which uint8 less its zero point exceeds; use int8",
-    "q4_1": "multiplies signed integers, and uint4 with scale_dtype 'q1' counts from a least value; int4 is the nearest",
+    "q4_1": "multiplies signed integers, and uint4 with scale_dtype 'q1' counts from a least value; int4 is the "
+    "nearest",
 }
 
 

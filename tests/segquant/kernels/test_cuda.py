@@ -18,6 +18,7 @@ from segquant.kernels.products import product
 from segquant.layers.layer import QuantLayer
 from tests.segquant.kernels.layouts import (
     CUTS,
+    FORMATS,
     METHODS,
     PRECISIONS,
     assert_close,
@@ -43,6 +44,12 @@ def close(layer: QuantLayer, x: Tensor) -> None:
 def test_every_layout_is_the_reference(precision: str) -> None:
     for cut, name in itertools.product(CUTS.values(), ("rtn", "svd", "rotated_svd")):
         close(layer_of(INTEGER.get(precision, precision), cut, **METHODS[name]), inputs(11, 384))
+
+
+@pytest.mark.parametrize("precision", [name for name in FORMATS if "16" not in name])
+def test_every_width_is_the_reference(precision: str) -> None:
+    for cut in ("dual", "mixed"):
+        close(layer_of(FORMATS[precision], CUTS[cut], **METHODS["rotated_svd"]), inputs(11, 384))
 
 
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8", "w4a4", "dynamic_tensor"])
