@@ -129,6 +129,15 @@ def gptq(
     return _method("gptq", precision, common, calibrator="gptq", act_order=act_order, damp=damp)
 
 
+def gptq_mse(
+    precision: Precision = "w8a8_tensor", *, act_order: bool = True, damp: float = 0.01, **common: Unpack[Common]
+) -> Method:
+    """GPTQ on ranges of least squared error, as its own code has them with `mse` switched on."""
+    return _method(
+        "gptq_mse", precision, {"ranges": "mse", **common}, calibrator="gptq", act_order=act_order, damp=damp
+    )
+
+
 def awq(precision: Precision = "w4a16", *, alpha: float | str = SEARCH, **common: Unpack[Common]) -> Method:
     """AWQ (2306.00978): scales mean|X_j|^α by the rounded weight's error; clipped weight ranges."""
     return _method("awq", precision, {"ranges": "mse", **common}, optimizer="awq", alpha=alpha)

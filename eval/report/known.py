@@ -6,8 +6,8 @@ import re
 
 PRECISIONS = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
 BASELINES = (
-    "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "awq", "svdquant", "quarot",
-    "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
+    "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "gptq_mse", "awq", "svdquant",
+    "quarot", "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
 )  # fmt: skip
 OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
 

@@ -13,6 +13,7 @@ from segquant.errors import QuantizationError
 from segquant.numerics.formats import check_choice
 from segquant.numerics.layout import Layout
 from segquant.numerics.transform import Transform
+from segquant.numerics.weight_grid import WeightScales
 from segquant.optimizers.protocol import Branch, Fitted, Optimizer, Problem, Rounded
 from segquant.optimizers.scaling import STATS, SmoothQuant
 from segquant.optimizers.search import Scaling
@@ -29,7 +30,7 @@ class Split:
     """One branch: weight on the grid [rows, in], its scales, up [rows, r], down [r, in]."""
 
     quantized: Tensor
-    scale: Tensor
+    scale: WeightScales
     up: Tensor
     down: Tensor
 
@@ -80,7 +81,7 @@ class SvdQuant(SmoothQuant):
         """Every branch split, the halves of all kept at one dtype."""
         ranks = self._ranks(problem, fitted)
         splits: list[Split | None] = []
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[Tensor, WeightScales]] = []
         for branch, rank in zip(branches, ranks, strict=True):
             split = self._split(branch, rank, problem.seed) if rank else None
             splits.append(split)

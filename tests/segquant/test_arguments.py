@@ -84,7 +84,8 @@ MODELS = {"float_model": FLOAT, "quant_model": QUANTIZED, "batches": BATCHES}
 COMMON = {"seglinear": False, "dualscale": False, "rotate": False, "ranges": "amax", "percentile": 99.0,
           "bias_correction": False, "cuts": "graph", "skip": (), "overrides": {}, "on_uncalled": "error",
           "convolutions": False, "seed": 0}  # fmt: skip
-OWN = {"smoothquant": {"alpha": 0.5}, "gptq": {"act_order": True, "damp": 0.01}, "awq": {"alpha": 0.5},
+OWN = {"smoothquant": {"alpha": 0.5}, "gptq": {"act_order": True, "damp": 0.01},
+       "gptq_mse": {"act_order": True, "damp": 0.01}, "awq": {"alpha": 0.5},
        "quarot": {"calibrator": "gptq"}, "q_diffusion": {"reconstruction": None},
        "svdquant": {"rank": 4, "svd": "exact", "iterations": 0}, "auto": {"budget": None}}  # fmt: skip
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +19,9 @@ import torch
 
 from segquant.errors import QuantizationError
 
+if sys.platform != "win32":
+    import fcntl
+
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
@@ -27,6 +30,7 @@ LIBRARIES = ("torch_cpu", "c10")
 TORCH = Path(torch.__file__).parent
 CAPABLE = ("AVX2", "AVX512")
 CPUINFO = Path("/proc/cpuinfo")
+UNFINISHED = "unfinished-"
 LAST = 3
 """Lines of a compiler's message that are shown."""
 
@@ -34,6 +38,8 @@ LAST = 3
 @lru_cache(maxsize=1)
 def why_unavailable() -> str | None:
     """Why the operators cannot run in this process, as the end of a sentence; None once they are loaded."""
+    if sys.platform == "win32":
+        return "is compiled for Linux and macOS, and this is Windows: 'reference' runs there"
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in CAPABLE:
         return f"needs a processor with AVX2, and this one has {capability}"
@@ -112,6 +118,8 @@ def _compile(command: Sequence[str], path: Path) -> None:
             log.info("CPU kernels: another process is compiling them, waiting")
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
+            for left in path.parent.glob(f"{UNFINISHED}*"):  # of processes that were killed: this one has the lock
+                left.unlink(missing_ok=True)
             log.info("CPU kernels: compiling, once per machine; about half a minute")
             began = time.monotonic()
             _compile_now(command, path)
@@ -119,7 +127,7 @@ def _compile(command: Sequence[str], path: Path) -> None:
 
 
 def _compile_now(command: Sequence[str], path: Path) -> None:
-    handle, made = tempfile.mkstemp(dir=path.parent, suffix=".so")
+    handle, made = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=".so")
     os.close(handle)
     libraries = [f"-l{name}" for name in LIBRARIES]
     full = [*command, str(SOURCES / "linear.cpp"), "-o", made, *libraries]

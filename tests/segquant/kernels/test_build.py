@@ -82,3 +82,19 @@ def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.Path, "home", no_home)
     with pytest.raises(QuantizationError, match="this user has no home; set SEGQUANT_CACHE"):
         build.library()
+
+
+def test_what_a_killed_compiler_left_goes(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    own_cache.mkdir()
+    left, other = own_cache / f"{build.UNFINISHED}abc.so", own_cache / "cpu-of-another-version.so"
+    left.touch(), other.touch()
+    monkeypatch.setattr(build, "_compile_now", lambda command, path: path.touch())
+    made = build.library()
+    assert made.is_file() and other.is_file() and not left.exists()
+
+
+def test_windows_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.sys, "platform", "win32")
+    assert build.why_unavailable.__wrapped__() == (
+        "is compiled for Linux and macOS, and this is Windows: 'reference' runs there"
+    )
