@@ -101,7 +101,7 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
         if name not in found or method.cuts.control == "graph":
             continue
         specs = (method.scheme.weight, method.scheme.input)
-        multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
+        multiple = math.lcm(*(spec.block for spec in specs if spec is not None and spec.block))
         if method.cuts.control == "random":
             found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
         else:
@@ -112,7 +112,8 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
 def layer_method(method: Method, module: nn.Module) -> Method:
     """What of a method a layer can do.
 
-    Convolutions are not rotated, and get a smaller group size if the method's does not divide them.
+    Convolutions are not rotated, and get a smaller group size if the method's does not divide them; those that no
+    super-block divides keep float16 scales.
     """
     if not isinstance(module, nn.Conv2d):
         return method
@@ -122,6 +123,8 @@ def layer_method(method: Method, module: nn.Module) -> Method:
 
 
 def _fitted(spec: QuantSpec | None, width: int) -> QuantSpec | None:
-    if spec is None or not spec.group_size or width % spec.group_size == 0:
+    if spec is None or not spec.block or not spec.group_size or width % spec.block == 0:
         return spec
-    return replace(spec, group_size=max(size for size in range(1, spec.group_size) if width % size == 0))
+    size = max(size for size in range(1, spec.group_size + 1) if width % size == 0)
+    kept = spec.scale_dtype if spec.block == spec.group_size else "q1" if spec.zero_point else "float16"
+    return replace(spec, group_size=size, scale_dtype=kept)

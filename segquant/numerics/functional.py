@@ -5,6 +5,8 @@ code = round(x / scale), to the nearest of the grid `dtype` (see `grids`), in fl
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,10 +37,15 @@ def choose_scale(amax: Tensor, dtype: str, scale_dtype: str = "float32") -> Tens
     """
     amax = computed(amax)
     if scale_dtype == "e8m0":
-        scale = power_of_two((exponent_of(amax) - GRIDS[dtype].exponent).clamp_min_(-126)).to(amax.dtype)
+        scale = _power_scale(amax, GRIDS[dtype].exponent)
     else:
         scale = round_scales(_not_denormal(amax / code_max(dtype)), amax > 0, scale_dtype)
     return torch.where(amax > 0, scale, torch.ones_like(amax))
+
+
+def _power_scale(amax: Tensor, exponent: int) -> Tensor:
+    """2^(⌊log2 amax⌋ − exponent), within the powers that float32 has."""
+    return power_of_two((exponent_of(amax) - exponent).clamp_(-126, 127)).to(amax.dtype)
 
 
 def round_scales(scale: Tensor, used: Tensor, scale_dtype: str) -> Tensor:
@@ -74,8 +81,11 @@ def choose_zero_point(
     """
     positive, negative = computed(positive), computed(negative)
     levels = code_max(dtype) - code_min(dtype)
-    width = positive + negative
-    scale = round_scales(_not_denormal(width / levels), width > 0, scale_dtype)
+    width = (positive + negative).clamp_max_(torch.finfo(positive.dtype).max)
+    if scale_dtype == "e8m0":  # as for numbers that reach up to `levels`
+        scale = _power_scale(width, math.floor(math.log2(levels)))
+    else:
+        scale = round_scales(_not_denormal(width / levels), width > 0, scale_dtype)
     scale = torch.where(width > 0, scale, torch.ones_like(width))
     return scale, (negative / scale).round_().clamp_(0, levels)
 

@@ -129,14 +129,7 @@ class Minifloat(_Listed):
         return -self.high
 
     def round_(self, values: Tensor) -> Tensor:
-        values = values.clamp_(self.low, self.high)
-        wide = values.dtype == torch.float64
-        digits, kind = (52, torch.int64) if wide else (23, torch.int32)
-        mask = ((1 << 11) - 1 << 52) if wide else (0xFF << 23)
-        power = (values.view(kind) & mask).view(values.dtype).clamp_min_(2.0 ** (1 - self.bias))
-        # a sum whose last place is the format's: the processor's own rounding, to even
-        power.mul_(1.5 * 2.0 ** (digits - self.mantissas))
-        return values.add_(power).sub_(power)
+        return _round_mantissas(values.clamp_(self.low, self.high), self.mantissas, 1 - self.bias)
 
     def values(self, device: torch.device) -> Tensor:
         return _minifloats(self.exponents, self.mantissas).to(device)
@@ -146,6 +139,17 @@ class Minifloat(_Listed):
         known = self.values(values.device)[:half].to(values.dtype)
         index = torch.searchsorted(known, values.abs().contiguous())
         return (index + half * torch.signbit(values)).to(torch.uint8)
+
+
+def _round_mantissas(values: Tensor, mantissas: int, least: int) -> Tensor:
+    """Mantissas of `mantissas` bits, exponents from `least`; a negative number's zero has no sign."""
+    wide = values.dtype == torch.float64
+    digits, kind = (52, torch.int64) if wide else (23, torch.int32)
+    mask = ((1 << 11) - 1 << 52) if wide else (0xFF << 23)
+    power = (values.view(kind) & mask).view(values.dtype).clamp_min_(2.0**least)
+    # a sum whose last place is the format's: the processor's own rounding, to even
+    power.mul_(1.5 * 2.0 ** (digits - mantissas))
+    return values.add_(power).sub_(power)
 
 
 @lru_cache(maxsize=16)
@@ -163,10 +167,12 @@ def _minifloats(exponents: int, mantissas: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Float8(_Listed):
-    """An 8-bit float that torch has: rounding is its cast."""
+    """An 8-bit float that torch has: rounding is its cast, but for float64, which that takes to float32 first."""
 
     dtype: torch.dtype
     high: float
+    mantissas: int
+    least: int  # of the exponents of normal numbers
     kind: ClassVar[str] = "fp"
     bits: int = field(default=8, init=False)
 
@@ -175,7 +181,10 @@ class Float8(_Listed):
         return -self.high
 
     def round_(self, values: Tensor) -> Tensor:
-        return values.clamp_(self.low, self.high).to(self.dtype).to(values.dtype)
+        values = values.clamp_(self.low, self.high)
+        if values.dtype == torch.float64:
+            return _round_mantissas(values.clone(), self.mantissas, self.least).copysign_(values)
+        return values.to(self.dtype).to(values.dtype)
 
     def encode(self, values: Tensor) -> Tensor:
         return values.to(self.dtype)
@@ -214,13 +223,21 @@ class Table(_Listed):
     def high(self) -> float:  # type: ignore[override]
         return self.entries[-1]
 
+    @property
+    def exponent(self) -> int:
+        """One less than of `high`, which is that power itself: numbers up to the next would be cut in half."""
+        return super().exponent - 1
+
     def values(self, device: torch.device) -> Tensor:
         return torch.tensor(self.entries, dtype=torch.float32, device=device)
 
     def encode(self, values: Tensor) -> Tensor:
         known = self.values(values.device).double()
-        between = ((known[1:] + known[:-1]) / 2).to(values.dtype)
-        return torch.bucketize(values, between).to(torch.uint8)
+        middle = (known[1:] + known[:-1]) / 2
+        between = middle.to(values.dtype)
+        # the last number that is not above the middle, of which float32 has no exact one
+        between = torch.where(between > middle, between.nextafter(torch.full_like(between, -torch.inf)), between)
+        return torch.bucketize(values.contiguous(), between).to(torch.uint8)
 
     def round_(self, values: Tensor) -> Tensor:
         return self.values(values.device).to(values.dtype)[self.encode(values).int()]
@@ -229,8 +246,8 @@ class Table(_Listed):
 GRIDS: dict[str, Grid] = {
     **{f"int{bits}": Integer(bits) for bits in range(2, 9)},
     **{f"uint{bits}": Integer(bits, signed=False) for bits in range(2, 9)},
-    "fp8": Float8(torch.float8_e4m3fn, 448.0),
-    "fp8_e5m2": Float8(torch.float8_e5m2, 57344.0),
+    "fp8": Float8(torch.float8_e4m3fn, 448.0, 3, -6),
+    "fp8_e5m2": Float8(torch.float8_e5m2, 57344.0, 2, -14),
     "fp6_e2m3": Minifloat(2, 3),
     "fp6_e3m2": Minifloat(3, 2),
     "fp4_e2m1": Minifloat(2, 1),

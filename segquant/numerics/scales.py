@@ -38,8 +38,12 @@ class Scales(ABC):
         """Of the buffers."""
 
     @abstractmethod
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
-        """Buffers of one branch's numbers, float32 [rows, columns]; those of branches are put below each other."""
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
+        """Buffers of one branch's numbers, float32 [rows, columns]; those of branches are put below each other.
+
+        Args:
+            zeros: whether a positive number may become zero, as no scale may.
+        """
 
     @abstractmethod
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
@@ -59,12 +63,9 @@ class Floats(Scales):
     def shapes(self, name: str, rows: int, columns: int, branches: int) -> Shapes:
         return {name: ((rows, columns), self.dtype)}
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
-        if self.dtype == torch.float16 and bool((values.abs() > torch.finfo(torch.float16).max).any()):
-            raise QuantizationError(
-                f"a scale of {values.abs().max().item():.3g} is beyond float16, which ends at 65504; choose "
-                "scale_dtype='bfloat16'"
-            )
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
+        if self.dtype == torch.float16:
+            _refuse_beyond_float16(values)
         return {name: rounded(values, self.dtype)}
 
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
@@ -77,7 +78,7 @@ class Powers(Scales):
     def shapes(self, name: str, rows: int, columns: int, branches: int) -> Shapes:
         return {name: ((rows, columns), torch.uint8)}
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         return {name: (exponent_of(values) + 127).to(torch.uint8)}
 
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
@@ -90,7 +91,7 @@ class Twice(Scales):
     def shapes(self, name: str, rows: int, columns: int, branches: int) -> Shapes:
         return {name: ((rows, columns), torch.uint8), name + SECOND: ((branches,), torch.float32)}
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         whole = second_scale(values.amax().reshape(1))
         return {name: fp8_of(values / whole).view(torch.uint8), name + SECOND: whole}
 
@@ -118,16 +119,29 @@ class Supers(Scales):
             name + SUPER_SCALE: ((rows, columns // self.count), torch.float16),
         }
 
-    def store(self, name: str, values: Tensor) -> dict[str, Tensor]:
+    def store(self, name: str, values: Tensor, *, zeros: bool = False) -> dict[str, Tensor]:
         some = values.unflatten(-1, (-1, self.count))
-        whole = rounded(some.amax(-1) / self.high, torch.float16)
-        codes = (some / whole.float()[..., None]).nan_to_num_(0).round_().clamp_(0, self.high).flatten(-2)
+        largest = some.amax(-1) / self.high
+        _refuse_beyond_float16(largest)
+        whole = rounded(largest, torch.float16)
+        codes = (some / whole.float()[..., None]).nan_to_num_(0).round_().clamp_(0, self.high)
+        if not zeros:
+            codes = torch.where(some > 0, codes.clamp_min(1), codes)
+        codes = codes.flatten(-2)
         kind = torch.int8 if self.signed else torch.uint8
         return {name: pack(codes.to(kind), self.bits), name + SUPER_SCALE: whole}
 
     def read(self, name: str, buffers: Mapping[str, Tensor], columns: int, branches: tuple[int, ...]) -> Tensor:
         codes = unpack(buffers[name], columns, self.bits, self.signed).float()
         return codes * buffers[name + SUPER_SCALE].float().repeat_interleave(self.count, dim=-1)
+
+
+def _refuse_beyond_float16(values: Tensor) -> None:
+    if bool((values.abs() > torch.finfo(torch.float16).max).any()):
+        raise QuantizationError(
+            f"a scale of {values.abs().max().item():.3g} is beyond float16, which ends at 65504; choose "
+            "scale_dtype='bfloat16'"
+        )
 
 
 def scales_named(scale_dtype: str, group_size: int | None, signed: bool) -> Scales:
@@ -180,6 +194,11 @@ def second_scale(largest: Tensor) -> Tensor:
 def fp8_of(values: Tensor) -> Tensor:
     """Values as float8_e4m3fn, at least its least."""
     return values.clamp(FP8_LEAST, FP8_MAX).to(torch.float8_e4m3fn)
+
+
+def without_neighbours(scale_dtype: str) -> str:
+    """How a scale is rounded where it is searched for: "e8m0" by its own rule, others later, with their neighbours."""
+    return scale_dtype if scale_dtype == "e8m0" else "float32"
 
 
 def round_scale(scale: Tensor, scale_dtype: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from segquant.numerics import functional as F
 from segquant.numerics.formats import QuantSpec
 from segquant.numerics.packing import pack, packed_width, unpack
-from segquant.numerics.scales import K_BITS, Shapes, scales_named
+from segquant.numerics.scales import K_BITS, Shapes, scales_named, without_neighbours
 
 SCALE, ZERO, LEAST = "weight_scale", "weight_zero", "weight_min"
 
@@ -80,20 +80,20 @@ def offset_scales(spec: QuantSpec, above: Tensor, below: Tensor) -> WeightScales
     if spec.scale_dtype in K_BITS:  # whose least values are at most zero
         below = below.clamp_min(0)
     kept = scales_named(spec.scale_dtype, spec.group_size, signed=False)
-    width = (above + below).clamp_min(0)
+    width = (above + below).clamp(0, torch.finfo(above.dtype).max)
     scale = F.choose_scale(width, spec.dtype).float()
     stored = kept.store(SCALE, _where_used(scale, width > 0))
     if spec.scale_dtype in K_BITS:
-        stored |= kept.store(LEAST, below.float())
+        stored |= kept.store(LEAST, below.float(), zeros=True)
     else:
-        stored |= kept.store(LEAST, -below.float())
+        stored |= kept.store(LEAST, -below.float(), zeros=True)
     least = _read(spec, stored, LEAST, scale)
     return WeightScales(_read(spec, stored, SCALE, scale), None, _signed(spec, least), stored)
 
 
 def _zero_scales(spec: QuantSpec, above: Tensor, below: Tensor) -> WeightScales:
     kept = scales_named(spec.scale_dtype, spec.group_size, signed=False)
-    scale, _ = F.choose_zero_point(above, below, spec.dtype)
+    scale, _ = F.choose_zero_point(above, below, spec.dtype, without_neighbours(spec.scale_dtype))
     if spec.scale_dtype != "float32":
         stored = kept.store(SCALE, _where_used(scale, above + below > 0).float())
         scale = _read(spec, stored, SCALE, scale)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from segquant.numerics import functional as F
 from segquant.numerics.formats import QuantSpec
+from segquant.numerics.scales import without_neighbours
 
 CACHE = 1 << 16
 """Numbers that a CPU works on at a time where a scale is searched for: six times faster than from main memory."""
@@ -46,9 +47,4 @@ def widest_scale(above: Tensor, below: Tensor, spec: QuantSpec) -> Tensor:
     if spec.scale_dtype == "q0":
         extreme = torch.where(above > below, above, -below) / F.code_min(spec.dtype)
         return torch.where(extreme != 0, extreme, torch.ones_like(extreme))
-    return F.choose_scale(torch.maximum(above, below), spec.dtype, _alone(spec.scale_dtype))
-
-
-def _alone(scale_dtype: str) -> str:
-    """The MX rule wants the maximum; other dtypes round a scale later, beside its neighbours."""
-    return scale_dtype if scale_dtype == "e8m0" else "float32"
+    return F.choose_scale(torch.maximum(above, below), spec.dtype, without_neighbours(spec.scale_dtype))

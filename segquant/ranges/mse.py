@@ -12,7 +12,7 @@ from torch import Tensor
 from segquant.numerics import functional as F
 from segquant.numerics.formats import QuantSpec
 from segquant.numerics.input_grid import InputGrid
-from segquant.numerics.scales import round_scale
+from segquant.numerics.scales import round_scale, without_neighbours
 from segquant.numerics.weight_grid import counts_from_least
 from segquant.ranges.amax import Amax
 from segquant.ranges.blocks import map_blocks, widest_scale
@@ -95,7 +95,8 @@ def _between(block: Tensor, above: Tensor, below: Tensor, spec: QuantSpec) -> Te
     if counts_from_least(spec):
         scale, least = F.choose_scale((above + below).clamp_min(0), spec.dtype)[..., None], -below[..., None]
         return F.fake_quantize(block - least, scale, spec.dtype).add_(least)
-    scale, zero = F.choose_zero_point(above.clamp_min(0), below.clamp_min(0), spec.dtype)
+    kept = without_neighbours(spec.scale_dtype)
+    scale, zero = F.choose_zero_point(above.clamp_min(0), below.clamp_min(0), spec.dtype, kept)
     return F.zero_fake_quantize(block, scale[..., None], zero[..., None], spec.dtype)
 
 

@@ -27,7 +27,7 @@ def one_scale(layout: Layout, method: Method) -> bool:
 def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None, name: str, taps: int = 1) -> Layout:
     """Where the layer is cut and which inputs get a scale per sign.
 
-    Input segments that the group size does not divide are not cut.
+    Input segments that the group size does not divide are not cut, nor those that super-blocks do not.
 
     Raises:
         QuantizationError: the group size does not divide in_features, or the segments do not fit the layer.
@@ -39,18 +39,18 @@ def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None,
             f"leave it out with skip=[{name!r}]"
         )
     groups = [
-        (side, spec.group_size)
+        (side, "groups" if spec.block == spec.group_size else "super-blocks", spec.block)
         for side, spec in (("weight", scheme.weight), ("input", scheme.input))
-        if spec is not None and spec.group_size
+        if spec is not None and spec.block
     ]
-    for side, group in groups:
+    for side, what, group in groups:
         if linear.in_features % group:
             raise QuantizationError(
-                f"{name}: {side} groups of {group} do not divide its in_features {linear.in_features}; "
+                f"{name}: {side} {what} of {group} do not divide its in_features {linear.in_features}; "
                 f"leave it out with skip=[{name!r}] or choose another precision"
             )
     segments = column_segments(segments, taps)
-    rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
+    rows, columns, activations = _cuts(linear, method, segments, [group for _, _, group in groups])
     transforms = planned(method)
     keeps_sign = method.cuts.dualscale and method.cuts.negative != NONE and scheme.input is not None
     keeps_sign = keeps_sign and not _mixes(method)

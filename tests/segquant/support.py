@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from segquant import Outcome, Segments, quantize_with_outcome_
+from segquant import PRECISIONS, Outcome, Segments, quantize_with_outcome_
+from tests.segquant import decoding
 
 OUTCOMES: WeakKeyDictionary[nn.Module, Outcome] = WeakKeyDictionary()
 """Of the models that `told` quantized."""
@@ -73,19 +74,6 @@ def block_segments(width: int = 32) -> dict[str, Segments]:
 BLOCK_SEGMENTS = block_segments()
 
 
-def expanded(scale: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    """Block scales written out entry by entry."""
-    full = torch.empty(sum(rows), sum(columns), dtype=torch.float64)
-    top = 0
-    for i, height in enumerate(rows):
-        left = 0
-        for j, width in enumerate(columns):
-            full[top : top + height, left : left + width] = scale[i, j].double()
-            left += width
-        top += height
-    return full
-
-
 def rotation(blocks: Sequence[int], signs: Tensor) -> Tensor:
     """diag(signs) · blockdiag(H_n / √n), float64: entry (i, j) of Sylvester's H_n is −1 to the shared bits of i, j."""
     parts = []
@@ -96,12 +84,10 @@ def rotation(blocks: Sequence[int], signs: Tensor) -> Tensor:
 
 
 def brute_force(module: Any, x: Tensor) -> Tensor:
-    """A QuantLinear's output in float64 from its buffers, DualScale as two products, one loop per segment."""
-    layout, buffers = module.layout, dict(module.named_buffers())
-    weight = (
-        module_codes(module) * expanded(buffers["weight_scale"], layout.weight_rows, layout.weight_columns)
-    ).double()
-    pieces, parts, rank = layout.input_columns, [], 0
+    """A QuantLinear's output in float64 from its buffers alone (see `decoding`), DualScale as two products."""
+    layout, buffers = module.layout, {name: buffer.detach() for name, buffer in module.named_buffers()}
+    weight = torch.from_numpy(decoding.weight_of(layout, buffers))
+    parts, rank = [], 0
     low_rank, turn = layout.transform("low_rank"), layout.transform("rotation")
     flat = buffers["low_rank_up"].double() if low_rank else None
     offset = 0
@@ -111,12 +97,11 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
             xs = xs @ rotation(turn.blocks(layout.columns), buffers["rotation_signs"])
         if layout.transform("shift"):
             xs = xs - buffers["shift"][branch].double()
+        whole = layout.scheme.input is None
+        rounded = [xs] if whole else map(torch.from_numpy, decoding.InputOf(layout, buffers, branch).parts(xs))
         total = torch.zeros(*x.shape[:-1], rows.stop - rows.start, dtype=torch.float64)
-        left = 0
-        for j, width in enumerate(pieces):
-            piece, block = xs[..., left : left + width], weight[rows, left : left + width]
-            left += width
-            total += sum(part @ block.T for part in _quantized_parts(piece, layout, buffers, branch, j))
+        for part in rounded:
+            total += part @ weight[rows].T
         if flat is not None:
             r, size = low_rank.ranks[branch], layout.branches[branch]
             down = buffers["low_rank_down"][rank : rank + r].double()
@@ -129,53 +114,11 @@ def brute_force(module: Any, x: Tensor) -> Tensor:
     return out + buffers["bias"].double() if layout.bias else out
 
 
-def _quantized_parts(piece: Tensor, layout: Any, buffers: dict[str, Tensor], branch: int, j: int) -> list[Tensor]:
-    spec = layout.scheme.input
-    if spec is None:
-        return [piece]
-    high = 448.0 if spec.dtype == "fp8" else 2.0 ** (spec.bits - 1) - 1
-    low = 448.0 if spec.dtype == "fp8" else high + 1
-    signed = layout.input_grid.dual[j]
-    if layout.second_scale == "input_zero":
-        return [_one_grid(piece, spec, buffers, branch, j, signed)]
-    if spec.dynamic:
-        dims = -1 if spec.granularity != "tensor" else None
-        amax = piece.abs().amax(dims, keepdim=True) if dims else piece.abs().amax()
-        pos, neg = piece.clamp_min(0).abs(), piece.clamp_max(0).abs()
-        above = pos.amax(-1, keepdim=True) / high if signed else amax / high
-        below = neg.amax(-1, keepdim=True) / low if signed else above
-    else:
-        above = buffers["input_scale"][branch, j].double()
-        below = buffers[layout.second_scale or "input_scale"][branch, j].double()
-    return [
-        _round(piece.clamp_min(0), above, spec.dtype, low, high),
-        _round(piece.clamp_max(0), below, spec.dtype, low, high),
-    ]
-
-
-def _one_grid(piece: Tensor, spec: Any, buffers: dict[str, Tensor], branch: int, j: int, signed: bool) -> Tensor:
-    """Unsigned codes 0 … 2^bits − 1, less the zero point."""
-    top, half = 2.0**spec.bits - 1, 2.0 ** (spec.bits - 1)
-    if spec.dynamic:
-        pos, neg = piece.clamp_min(0).amax(-1, keepdim=True), (-piece).clamp_min(0).amax(-1, keepdim=True)
-        scale = (pos + neg) / top if signed else torch.maximum(pos, neg) / (half - 1)
-        zero = (neg / scale).round() if signed else torch.full_like(scale, half)
-    else:
-        scale, zero = buffers["input_scale"][branch, j].double(), buffers["input_zero"][branch, j].double()
-    codes = ((piece / scale).round() + zero).clamp(0, top)
-    return (codes - zero) * scale
-
-
-def _round(x: Tensor, scale: Tensor | float, dtype: str, low: float, high: float) -> Tensor:
-    codes = (x / scale).clamp(-low, high)
-    return (codes.float().to(torch.float8_e4m3fn).double() if dtype == "fp8" else codes.round()) * scale
-
-
-def module_codes(module: Any) -> Tensor:
-    codes, dtype = module.codes, module.layout.weight_spec.dtype
-    if dtype == "fp8":
-        return codes.view(torch.float8_e4m3fn).double()
-    if dtype == "int8":
-        return codes.double()
-    both = torch.stack((codes.int() & 15, codes.int() >> 4), -1).flatten(1)[:, : module.in_features].double()
-    return torch.where(both > 7, both - 16, both)
+SUPER_BLOCKS = tuple(
+    name for name, scheme in PRECISIONS.items() if scheme.weight and scheme.weight.scale_dtype[0] == "k"
+)
+"""Precisions whose scales belong to 256 weights of a row."""
+EIGHT = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+"""The precisions of the first versions."""
+EACH_KIND = ("w8a8_asym", "w4a8_asym", "w3a16", "w4a16_nf4", "mxfp6", "mxint8", "nvfp4", "q4_0", "q5_1", "q3_k", "q4_k")
+"""One of every kind that they have not: inputs and weights with zero points, packed, nf4; scales in every dtype."""

@@ -22,7 +22,7 @@ from segquant import (
     presets,
     quantize_,
 )
-from tests.segquant.support import Block, block_batches, block_segments
+from tests.segquant.support import EIGHT, Block, block_batches, block_segments
 
 PUBLIC = [
     name for name, value in vars(presets).items()
@@ -30,10 +30,15 @@ PUBLIC = [
 ]  # fmt: skip
 FIXED = [name for name in PUBLIC if name not in ("none", "auto", "plan")]
 """Presets that do the same to every layer; `auto` and `plan` have tests of their own."""
-REFUSED = {(name, "w4a16") for name in ("smoothquant", "smoothquant_plus", "ptq4dit")} | {
-    ("percentile", name) for name, scheme in PRECISIONS.items() if not scheme.static_input
-}
-TAKEN = [(name, precision) for name in FIXED for precision in PRECISIONS if (name, precision) not in REFUSED]
+REFUSED = {
+    (name, precision)
+    for precision, scheme in PRECISIONS.items()
+    for name in ("smoothquant", "smoothquant_plus", "ptq4dit")
+    if scheme.input is None
+} | {("percentile", name) for name, scheme in PRECISIONS.items() if not scheme.static_input}
+TRIED = (*EIGHT, "w8a8_asym", "w4a8_asym", "w4a16_nf4", "nvfp4")
+"""Zero points and grids that are not uniform beside the first versions'; test_quantize.py has one of each kind."""
+TAKEN = [(name, precision) for name in FIXED for precision in TRIED if (name, precision) not in REFUSED]
 SEARCHING = ("awq", "svdquant", "segquant_a", "segquant_g", "segquant_r")
 QUICK: dict[str, dict[str, object]] = dict.fromkeys(SEARCHING, {"alpha": 0.5})
 QUICK["q_diffusion"] = {"reconstruction": {"steps": 10}}

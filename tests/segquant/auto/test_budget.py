@@ -14,7 +14,7 @@ from segquant.auto.budget import Candidate, Layer, Limits, choose, layer_bytes, 
 from segquant.layers.linear import QuantLinear
 from segquant.method.parts import Budget
 from segquant.method.spec import Method
-from tests.segquant.support import tensor
+from tests.segquant.support import EACH_KIND, EIGHT, SUPER_BLOCKS, tensor
 
 
 def candidate(error: float, size: int, operations: float = 0, bits: int = 0) -> Candidate:
@@ -108,14 +108,14 @@ def test_infeasible_budgets_are_refused_in_a_sentence() -> None:
         choose(layers, Limits(9, 4))
 
 
-def layer_of(method: Method, segments: Segments) -> tuple[nn.Linear, QuantLinear]:
-    linear = nn.Linear(192, 48)
+def layer_of(method: Method, segments: Segments, width: int = 192) -> tuple[nn.Linear, QuantLinear]:
+    linear = nn.Linear(width, 48)
     with torch.no_grad():
-        linear.weight.copy_(tensor(48, 192, seed=1))
+        linear.weight.copy_(tensor(48, width, seed=1))
         linear.bias.zero_()
-    stats = InputStats("layer", 192, keep_gram=True)
+    stats = InputStats("layer", width, keep_gram=True)
     for index in range(4):
-        stats.update(nn.functional.silu(tensor(8, 192, seed=index)), index)
+        stats.update(nn.functional.silu(tensor(8, width, seed=index)), index)
     return linear, QuantLinear.from_float(linear, method, stats, segments)
 
 
@@ -126,11 +126,13 @@ METHODS = {
 
 
 @pytest.mark.parametrize("kind", METHODS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*EIGHT, *EACH_KIND])
 def test_bytes_are_those_of_the_layer(precision: str, kind: str) -> None:
     method = Method.of("m", PRECISIONS[precision], alpha=0.5, **METHODS[kind])  # type: ignore[arg-type]
-    for segments in (Segments(), Segments(output=(16, 32), input=(64, 128), activation="silu")):
-        _, module = layer_of(method, segments)
+    wide = 4 if precision in SUPER_BLOCKS else 1
+    pieces = (64 * wide, 128 * wide)
+    for segments in (Segments(), Segments(output=(16, 32), input=pieces, activation="silu")):
+        _, module = layer_of(method, segments, 192 * wide)
         assert layer_bytes(module.layout, 4 * 48) == module.weight_bytes()
         stored = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
         assert module.weight_bytes() == stored

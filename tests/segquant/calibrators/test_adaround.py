@@ -20,6 +20,7 @@ from segquant.calibrators.reconstruction import Reconstruction
 from segquant.numerics import functional as F
 from segquant.numerics.formats import QuantSpec
 from segquant.ranges.amax import weight_scale
+from tests.segquant import decoding
 from tests.segquant.support import tensor
 
 
@@ -29,7 +30,7 @@ def test_rectified_sigmoid_reaches_both_ends_and_is_inverted() -> None:
     torch.testing.assert_close(rectified_sigmoid(inverse_rectified_sigmoid(h)), h)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])  # of the others, test_grids.py
 def test_cells_hold_their_values_between_neighbouring_codes(dtype: str) -> None:
     edge = F.code_max(dtype)
     values = torch.cat((tensor(500) * edge / 3, torch.tensor([0.0, edge, -edge, 2 * edge, -2 * edge, 1.0])))
@@ -50,6 +51,24 @@ def test_soft_weight_starts_at_the_float_weight_and_hard_at_the_nearest() -> Non
     rounding = Rounding(weight, scale, "int4")
     torch.testing.assert_close(rounding.soft().detach(), weight)
     torch.testing.assert_close(rounding.hard(), F.fake_quantize(weight, scale, "int4"))
+
+
+@pytest.mark.parametrize("dtype", ["int3", "uint4", "fp4_e2m1", "nf4", "fp6_e3m2"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_soft_and_hard_weights_on_every_kind_of_grid(dtype: str, sign: int) -> None:
+    """Scales may be negative (GGUF's), and codes may count from a least value."""
+    weight = tensor(6, 40)
+    low, high = decoding.low_and_high(dtype)
+    offset = weight.amin(1, keepdim=True) if dtype[0] == "u" and sign > 0 else None
+    base = weight if offset is None else weight - offset
+    scale = sign * (weight.amax(1, keepdim=True) - weight.amin(1, keepdim=True)) / (high - low)
+    rounding = Rounding(weight, scale, dtype, offset)
+    nearest = torch.from_numpy(decoding.nearest((base / scale).double().numpy(), dtype)) * scale
+    inside = ((base / scale) >= low) & ((base / scale) <= high)
+    torch.testing.assert_close(rounding.soft().detach()[inside], weight[inside], rtol=1e-4, atol=1e-5)
+    hard = rounding.hard() if offset is None else rounding.hard() - offset
+    torch.testing.assert_close(hard.double(), nearest.double(), rtol=1e-5, atol=1e-6)
+    assert inside.float().mean() > (0.3 if dtype[0] == "u" else 0.6)
 
 
 @pytest.mark.parametrize("beta", [2.0, 3.7, 20.0])
@@ -81,7 +100,10 @@ def squared_error(x: Tensor, weight: Tensor, found: Tensor) -> float:
     return float((x @ (weight - found).T).square().sum())
 
 
-@pytest.mark.parametrize(("dtype", "columns"), [("int4", (64,)), ("int4", (32, 32)), ("fp8", (64,))])
+@pytest.mark.parametrize(
+    ("dtype", "columns"),
+    [("int4", (64,)), ("int4", (32, 32)), ("fp8", (64,)), ("int3", (64,)), ("nf4", (32, 32)), ("fp4_e2m1", (32, 32))],
+)
 def test_beats_nearest_rounding_on_fresh_correlated_rows(dtype: str, columns: tuple[int, ...]) -> None:
     weight, x, fresh = tensor(48, 64, seed=4), correlated(512, 64, 5), correlated(512, 64, 6)
     scale = weight_scale(weight, QuantSpec(dtype), (1,) * 48, columns)
@@ -91,20 +113,22 @@ def test_beats_nearest_rounding_on_fresh_correlated_rows(dtype: str, columns: tu
     assert squared_error(fresh, weight, found) < 0.5 * nearest
     assert torch.equal(found, adaround(x, x @ weight.T, weight, wide, dtype, GENTLE))  # the same again
     lower, gap = grid_cell(weight / wide, dtype)
-    codes = F.quantize(found, wide, dtype).float()
+    codes = F.dequantize(F.quantize(found, wide, dtype), torch.ones(()), dtype)
     torch.testing.assert_close(found, codes * wide)
-    assert bool(((codes == lower) | (codes == lower + gap)).all())
+    upper = F.fake_quantize(lower + gap, torch.ones(()), dtype)  # of nf4, gaps are rounded
+    assert bool(((codes == lower) | (codes == upper)).all())
 
 
-def test_most_of_the_way_to_the_best_of_all_roundings() -> None:
+@pytest.mark.parametrize(("dtype", "share"), [("int4", 0.2), ("nf4", 0.3), ("fp4_e2m1", 0.3)])
+def test_most_of_the_way_to_the_best_of_all_roundings(dtype: str, share: float) -> None:
     weight, x = tensor(32, 8, seed=7), tensor(256, 8, seed=8) + 2 * tensor(256, 1, seed=9)
-    scale = weight.abs().amax(1, keepdim=True) / 7
-    lower, gap = grid_cell(weight / scale, "int4")
+    scale = weight.abs().amax(1, keepdim=True) / F.code_max(dtype)
+    lower, gap = grid_cell(weight / scale, dtype)
     candidates = [(lower + gap * torch.tensor(bits)) * scale for bits in itertools.product((0.0, 1.0), repeat=8)]
     best = float(torch.stack([(x @ (weight - c).T).square().sum(0) for c in candidates]).amin(0).sum())
-    nearest = squared_error(x, weight, F.fake_quantize(weight, scale, "int4"))
-    found = squared_error(x, weight, adaround(x, x @ weight.T, weight, scale, "int4", GENTLE))
-    assert best <= found < best + 0.2 * (nearest - best)
+    nearest = squared_error(x, weight, F.fake_quantize(weight, scale, dtype))
+    found = squared_error(x, weight, adaround(x, x @ weight.T, weight, scale, dtype, GENTLE))
+    assert best <= found < best + share * (nearest - best)
 
 
 @pytest.mark.parametrize(

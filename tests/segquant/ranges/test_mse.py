@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from segquant import PRECISIONS
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.fake_quant import expand_weight_scale, round_weight
 from segquant.numerics.formats import QuantSpec
 from segquant.numerics.input_grid import InputGrid
+from segquant.ranges import Amax, Mse
 from segquant.ranges.amax import weight_scale
-from segquant.ranges.mse import SHRINK, mse_input_range, mse_weight_scale
+from segquant.ranges.mse import SHRINK, mse_input_range, mse_weight_extremes, mse_weight_scale
+from tests.segquant import decoding
 
 CUTS = [((1,) * 6, (8,)), ((1,) * 6, (4, 4)), ((6,), (8,)), ((2, 4), (3, 5)), ((1,) * 6, (7, 1))]
 
@@ -21,8 +28,7 @@ def tensor(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rounded(x: Tensor, scale: float, dtype: str) -> Tensor:
-    low, high = F.code_min(dtype), F.code_max(dtype)
-    return (x / scale).round().clamp(low, high) * scale
+    return torch.from_numpy(decoding.nearest((x / scale).numpy(), dtype)) * scale
 
 
 def weight_error(weight: Tensor, scale: Tensor, dtype: str, cut: tuple, importance: Tensor) -> float:
@@ -31,7 +37,7 @@ def weight_error(weight: Tensor, scale: Tensor, dtype: str, cut: tuple, importan
 
 
 @pytest.mark.parametrize("rows, columns", CUTS)
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "int3", "fp4_e2m1", "nf4"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_weight_scales_are_the_best_of_the_grid(
     rows: tuple[int, ...], columns: tuple[int, ...], dtype: str, weighted: bool
@@ -49,7 +55,7 @@ def test_weight_scales_are_the_best_of_the_grid(
 
 
 @pytest.mark.parametrize("rows, columns", CUTS)
-@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "fp8", "int3", "fp4_e2m1", "nf4"])
 def test_never_worse_than_the_maximum_and_within_the_grid(
     rows: tuple[int, ...], columns: tuple[int, ...], dtype: str
 ) -> None:
@@ -61,6 +67,89 @@ def test_never_worse_than_the_maximum_and_within_the_grid(
     least, most = (weight_error(weight, scale, dtype, cut, importance) for scale in (found, amax))
     assert least <= most * (1 + 1e-6)
     assert bool((found <= amax).all()) and bool((found >= amax * (min(SHRINK) - 1e-6)).all())
+
+
+def blocks(weight: Tensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> Iterator[tuple[int, int, Tensor]]:
+    for i, top in enumerate(weight.split(rows)):
+        for j, block in enumerate(top.split(columns, 1)):
+            yield i, j, block
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+@pytest.mark.parametrize("dtype", ["int8", "fp6_e2m3", "fp4_e2m1", "nf4"])
+def test_powers_of_two_are_the_best_of_three(rows: tuple[int, ...], columns: tuple[int, ...], dtype: str) -> None:
+    weight = tensor(6, 8, seed=4)
+    found = mse_weight_scale(weight, QuantSpec(dtype, scale_dtype="e8m0"), rows, columns)
+    emax = {"int8": 6, "fp6_e2m3": 2, "fp4_e2m1": 2, "nf4": -1}[dtype]
+    for i, j, block in blocks(weight, rows, columns):
+        rule = 2.0 ** (math.floor(math.log2(float(block.abs().max()))) - emax)
+        errors = {scale: float((rounded(block, scale, dtype) - block).square().sum()) for scale in
+                  (rule, 2 * rule, rule / 2)}  # fmt: skip
+        assert float(found[i, j]) == min(errors, key=lambda scale: errors[scale])
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+def test_q0_scales_keep_the_sign_that_gives_the_extreme_the_lowest_code(
+    rows: tuple[int, ...], columns: tuple[int, ...]
+) -> None:
+    weight = tensor(6, 8, seed=5)
+    found = mse_weight_scale(weight, QuantSpec("int4", scale_dtype="q0"), rows, columns)
+    for i, j, block in blocks(weight, rows, columns):
+        extreme = float(block.flatten()[block.abs().argmax()])
+        scales = [float(np.float16(np.float64(extreme / -8 * share))) for share in SHRINK]
+        errors = [float((rounded(block, scale, "int4") - block).square().sum()) for scale in scales]
+        assert float(found[i, j]) == scales[errors.index(min(errors))]
+
+
+def between(x: Tensor, above: float, below: float, levels: int, least: bool) -> Tensor:
+    """On a grid of `levels` steps from −below to above, with zero on it or starting from −below exactly."""
+    if least:
+        scale = (above + below) / levels or 1.0  # of a constant
+        return ((x + below) / scale).round().clamp(0, levels) * scale - below
+    above, below = max(above, 0.0), max(below, 0.0)
+    scale = (above + below) / levels
+    zero = min(max(round(below / scale), 0), levels)
+    return ((x / scale).round() + zero).clamp(0, levels).sub(zero) * scale
+
+
+@pytest.mark.parametrize("rows, columns", CUTS)
+@pytest.mark.parametrize("dtype, scale_dtype", [("uint4", "float32"), ("uint2", "float32"), ("uint4", "q1")])
+@pytest.mark.parametrize("moved", [0.0, 0.7, -3.0])
+def test_ranges_with_a_zero_point_or_a_least_value(
+    rows: tuple[int, ...], columns: tuple[int, ...], dtype: str, scale_dtype: str, moved: float
+) -> None:
+    """The best share of both ends, then of each in turn."""
+    weight = tensor(6, 8, seed=6) + moved
+    spec, levels, least = QuantSpec(dtype, scale_dtype=scale_dtype), 2 ** int(dtype[4]) - 1, scale_dtype == "q1"
+    above, below = mse_weight_extremes(weight, spec, rows, columns)
+    for i, j, block in blocks(weight, rows, columns):
+
+        def error(ends: tuple[float, float], block: Tensor = block) -> float:
+            return float((between(block, *ends, levels, least) - block).square().sum())
+
+        ends = float(block.max()), float(-block.min())
+        most = error(ends)
+        for both in ((1, 1), (1, 0), (0, 1)):
+            tried = [tuple(end * (share if moves else 1) for end, moves in zip(ends, both, strict=True))
+                     for share in SHRINK]  # fmt: skip
+            ends = min(tried, key=error) if error(min(tried, key=error)) < error(ends) else ends
+        assert (float(above[i, j]), float(below[i, j])) == pytest.approx(ends, rel=1e-12)
+        assert error(ends) <= most
+
+
+@pytest.mark.parametrize(
+    "precision", ["w4a16_nf4", "nvfp4", "mxfp4", "w3a16", "w4a8_asym", "q4_0", "q4_1", "q4_k", "q3_k"]
+)
+def test_searched_ranges_beat_the_maximum_where_scales_are_kept_short(precision: str) -> None:
+    """As they are kept, that is after their scales were rounded: in sum, not block by block."""
+    spec, weight = PRECISIONS[precision].weight, tensor(16, 512, seed=7).float()
+    assert spec is not None and spec.group_size is not None
+    rows, columns = (1,) * 16, (spec.group_size,) * (512 // spec.group_size)
+    errors = []
+    for ranges in (Mse(), Amax()):
+        scales = ranges.weight_scales(weight, spec, rows, columns)
+        errors.append(float((round_weight(weight, scales, rows, columns, spec.dtype) - weight).norm()))
+    assert errors[0] < errors[1]
 
 
 def test_a_gaussian_row_at_4_bits_is_clipped_and_an_important_peak_is_not() -> None:

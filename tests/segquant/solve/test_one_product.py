@@ -32,7 +32,6 @@ from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, brute_f
 WIDTH, OUT = 96, 40
 PIECES = Segments(output=(16, 24), input=(32, 64), input_activations=("silu", None))
 WHOLE = Segments(activation="gelu")
-INTS = [name for name, scheme in PRECISIONS.items() if scheme.input is not None and scheme.input.dtype != "fp8"]
 
 
 def inputs(rows: int, seed: int, pieces: bool = True) -> Tensor:
