@@ -145,7 +145,7 @@ class QuantLayer(Replaced, nn.Module):
         """Whether what was packed stays. Compilers cannot ask the system what is free."""
         if self.keep_packed is not None or compiling:
             return self.keep_packed is not False
-        return has_place(self.backend, self.layout, self._buffers["codes"])
+        return has_place(self.backend, self.layout, self.tensors()["codes"].device)
 
     def _settle(self) -> None:
         """Buffers as plain tensors that count what is written to them, which those of inference mode do not."""

@@ -39,12 +39,12 @@ def is_unchanged(before: Versions | None, tensors: Mapping[str, Tensor]) -> bool
     return all(of() is tensor and version == version_of(tensor) for (of, version), tensor in pairs)
 
 
-def has_place(backend: Backend, layout: Layout, codes: Tensor) -> bool:
+def has_place(backend: Backend, layout: Layout, device: torch.device) -> bool:
     """Whether memory has room for what the backend packed, as far as that is a float copy of the weight."""
     size = backend.float_bytes(layout)
-    kept = not size or has_room(size, codes.device)
+    kept = not size or has_room(size, device)
     if not kept:
-        _tell_once(codes.device.type)
+        _tell_once(device.type)
     return kept
 
 

@@ -128,13 +128,12 @@ def _blocks(work: Work, x: ir.Value) -> ir.Value:
     if not work.profile.fused:
         return tape.op("MatMul", x, float_weight(work))
     count = work.rows.stop - work.rows.start
-    whole, zeros = work.codes(signed=False), work.scales.zero
+    whole = work.codes(signed=False)
+    zeros = work.zeros(whole)
     fours = whole + 8 if zeros is None else whole  # the operator's own zero point is 8
     codes = tape.constant(f"{work.label}.codes", lambda: array(pack(fours, 4)).reshape(count, -1, size // 2))
     scale = tape.constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).reshape(-1)))
-    zero = [] if zeros is None else [
-        tape.constant(f"{work.label}.weight_zero", lambda: array(pack(work.blocks(zeros).to(torch.uint8), 4)))
-    ]  # fmt: skip
+    zero = _zero(work, work.label, None if zeros is None else array(pack(work.blocks(zeros), 4)))
     attributes = {"K": layout.in_features, "N": count, "bits": 4, "block_size": size}
     level = EXACT if given is None else AS_INT8
     return tape.op("MatMulNBits", x, codes, scale, *zero, domain="com.microsoft", accuracy_level=level, **attributes)
@@ -147,13 +146,13 @@ def float_weight(work: Work) -> ir.Value:
         return tape.constant(
             f"{work.label}.weight", lambda: array(dequantize_weight(layout, work.tensors)[work.rows].T)
         )
-    codes, zeros, group = work.codes(signed=False), work.scales.zero, layout.weight_spec.group_size
+    codes, group = work.codes(signed=False), layout.weight_spec.group_size
     if group:
         stored = tape.constant(f"{work.label}.codes", lambda: work.stored(codes.T))
         scale = tape.constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).T))
-        counted = zeros is not None and codes.dtype == torch.uint8
-        zero = work.stored(work.blocks(zeros).to(torch.uint8).T) if counted and zeros is not None else None
-        return tape.op("DequantizeLinear", stored, scale, *_zero(work, work.label, zero), axis=0, block_size=group)
+        zeros = work.zeros(codes)
+        zero = _zero(work, work.label, None if zeros is None else work.stored(work.blocks(zeros).T))
+        return tape.op("DequantizeLinear", stored, scale, *zero, axis=0, block_size=group)
     parts = []
     for number, columns in enumerate(slices(layout.weight_columns)):
         label = f"{work.label}.{number}" if len(layout.weight_columns) > 1 else work.label

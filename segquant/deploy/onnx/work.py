@@ -103,9 +103,13 @@ class Work:
 
     def weight_zero(self, piece: int, codes: Tensor) -> Array | None:
         """Likewise, what its codes count from; None where that is 0."""
-        if self.scales.zero is None or codes.dtype == torch.int8:
-            return None
-        return self.stored(self._of_piece(self.scales.zero, piece).to(torch.uint8))
+        zeros = self.zeros(codes)
+        return None if zeros is None else self.stored(self._of_piece(zeros, piece))
+
+    def zeros(self, codes: Tensor) -> Tensor | None:
+        """What codes count from, of the whole layer's blocks, uint8; None where that is 0."""
+        zeros = self.scales.zero
+        return None if zeros is None or codes.dtype == torch.int8 else zeros.to(torch.uint8)
 
     def _of_piece(self, values: Tensor, piece: int) -> Tensor:
         rows, part = self.layout.weight_rows, values[:, piece : piece + 1]
