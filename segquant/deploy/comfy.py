@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked
 from segquant.deploy.comfy_names import Place, places, tensor_name
-from segquant.deploy.plain import has_zero_point, row_scales, why_not_plain
+from segquant.deploy.plain import byte_codes, has_zero_point, row_scales, why_not_plain, widened
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
 from segquant.files import write_whole
@@ -101,8 +101,8 @@ def _written(rows: list[_Rows], told: list[ExportedLayer]) -> dict[str, Tensor]:
         layer = row.layer
         if row.reason is None:
             assert isinstance(layer, QuantLayer)
-            own = {"weight": layer.codes, "weight_scale": row_scales(layer)}
-            note = _note(layer)
+            own = {"weight": byte_codes(layer), "weight_scale": row_scales(layer)}
+            note = "; ".join(each for each in (widened(layer), _note(layer)) if each)
         elif isinstance(layer, QuantLayer):
             own, note = {"weight": layer._float_weight()}, row.reason
         else:

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.kernels.integers import signed_codes, why_no_integers
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
-from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.fake_quant import expand_weight_scale, weight_scales
+from segquant.numerics.formats import QuantScheme
 
 TOLD = {
     "smoothing": "its input is smoothed",
@@ -22,23 +24,28 @@ TOLD = {
 def why_not_plain(layer: QuantLayer, transforms: tuple[str, ...] = ()) -> str | None:
     """Why a layer is not one int8 product with a scale per output and one input grid; None if it is.
 
+    Weights of fewer bits are written as int8, and those with zero points less these.
+
     Args:
         transforms: names of those that the tool can do.
     """
     layout, weight = layer.layout, layer.layout.weight_spec
     if isinstance(layer, QuantConv2d):
         return "a convolution"
-    if weight.dtype != "int8":
-        return f"its weights are {weight.dtype}"
-    if layout.scheme.input is None:
+    if why_no_integers(QuantScheme(weight, None)) is not None:
+        return f"its weights are {weight.dtype}; int{weight.bits} is the nearest"
+    given = layout.scheme.input
+    if given is None:
         return "its input stays in float"
-    if layout.scheme.input.dtype != "int8":
-        return f"its input is {layout.scheme.input.dtype}"
+    if given.dtype not in ("int8", "uint8"):
+        return f"its input is {given.dtype}; int8 is the nearest"
+    if given.dynamic and given.scale_dtype != "float32":
+        return f"its input's scales are {given.scale_dtype}; float32 is the nearest"
     if len(layout.branches) > 1:
         return f"{len(layout.branches)} segments of its output have inputs of their own"
     if len(layout.columns) > 1:
         return f"{len(layout.columns)} pieces of its input have scales of their own"
-    if weight.group_size or layout.scheme.input.group_size:
+    if weight.group_size or given.group_size:
         return "it has scales by groups"
     if any(layout.two_products):
         return "DualScale takes two products"
@@ -52,11 +59,22 @@ def has_zero_point(layer: QuantLayer) -> bool:
     return grid is not None and grid.zero_point
 
 
+def byte_codes(layer: QuantLayer) -> Tensor:
+    """int8 [out, in] of a layer that is plain."""
+    return signed_codes(layer.layout, layer.tensors()).contiguous()
+
+
 def row_scales(layer: QuantLayer) -> Tensor:
     """Float32 [out, 1] of a layer with one piece."""
     layout = layer.layout
-    scale = expand_weight_scale(layer.weight_scale, layout.weight_rows, (1,))
+    scale = expand_weight_scale(weight_scales(layout, layer.tensors()).scale, layout.weight_rows, (1,))
     return scale.expand(layout.out_features, 1).contiguous()
+
+
+def widened(layer: QuantLayer) -> str:
+    """What a report notes of codes that have fewer bits in the model; "" if they have not."""
+    dtype = layer.layout.weight_spec.dtype
+    return "" if dtype == "int8" else f"weights of {dtype} as int8"
 
 
 def float_layer(layer: QuantLayer) -> nn.Linear | nn.Conv2d:

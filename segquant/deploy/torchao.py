@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from segquant.checks import checked
-from segquant.deploy.plain import bias_of, float_layer, has_zero_point, row_scales, why_not_plain
+from segquant.deploy.plain import bias_of, byte_codes, float_layer, has_zero_point, row_scales, why_not_plain, widened
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
 from segquant.layers.foreign import METHOD
@@ -110,7 +110,9 @@ def _replacements(
         linear.weight = nn.Parameter(weight, requires_grad=False)
         linear.bias = bias_of(layer, weight.dtype)  # type: ignore[assignment]
         made[id(layer)] = linear.train(layer.training)
-        rows.append(ExportedLayer(name, "int8", "", size_of([weight.qdata, weight.scale, weight.act_pre_scale])))
+        rows.append(
+            ExportedLayer(name, "int8", widened(layer), size_of([weight.qdata, weight.scale, weight.act_pre_scale]))
+        )
     return made, rows
 
 
@@ -127,7 +129,7 @@ def _tensor(layer: QuantLayer, dimensions: int, packages: Any) -> Any:
     smooth = tensors.get("smooth")
     shape = (1,) * dimensions
     return packages.Int8Tensor(
-        layer.codes,
+        byte_codes(layer),
         row_scales(layer),
         [1, layout.in_features],
         layer.float_like.dtype,

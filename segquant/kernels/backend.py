@@ -22,12 +22,13 @@ class Backend(Protocol):
         class Mine(segquant.Backend):
             name: ClassVar[str] = "mine"
             def why_not(self, layout, device): return None if device.type == "cuda" else "needs a GPU"
-            def pack(self, layout, tensors): return my_kernel_layout(tensors["codes"], tensors["weight_scale"])
+            def pack(self, layout, tensors): return my_kernel_layout(tensors["codes"], weight_scales(layout, tensors))
             def linear(self, x, layout, packed): return my_kernel(x, packed)
 
-    `layout.transforms` is part of what a layer computes: a backend runs them (`chain_of(layout, tensors, branch).run`
-    does) or refuses layers that have them. Convolutions come as linears on patches, unless `convolution` is given as
-    well; `why_not(self, layout, device, window=None)` is told the window of one.
+    Scales are kept in many ways: `segquant.numerics.fake_quant.weight_scales` reads them all. `layout.transforms` is
+    part of what a layer computes: a backend runs them (`chain_of(layout, tensors, branch).run` does) or refuses layers
+    that have them. Convolutions come as linears on patches, unless `convolution` is given as well;
+    `why_not(self, layout, device, window=None)` is told the window of one.
     """
 
     slot: ClassVar[str] = "backend"
@@ -47,6 +48,10 @@ class Backend(Protocol):
             tensors: those of `layout.buffers()`, and "bias" if any; read-only. The bias is kept as it is, not copied:
                 what is written to it must hold at the next call.
         """
+
+    def float_bytes(self, layout: Layout) -> int:
+        """Of what `pack` makes, those of a float copy of the weight: where memory is short, it is made at each call."""
+        return 0
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         """[..., in] -> [..., out], in x's dtype; x is not modified."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels.backend import Backend
+from segquant.kernels.integers import kernel_codes, row_scales, unpack_codes, why_no_integers
 from segquant.kernels.products import columns, product
 from segquant.kernels.runs import Run, code_sums, layout_runs
 from segquant.modules.state import outside_autocast
@@ -29,9 +30,11 @@ time a GPU multiplies some hundred columns in float32."""
 
 @dataclass(frozen=True)
 class Packed:
-    """The layer's own tensors, its weight's scales by row [out, groups], sums of codes over runs [runs, out]."""
+    """The layer's own tensors, its weight's codes (fp8, or as `kernel_codes`), scales by row [out, groups], and sums of
+    codes over runs [runs, out]."""
 
     tensors: Mapping[str, Tensor]
+    codes: Tensor
     weight_scale: Tensor
     sums: Tensor | None
 
@@ -42,7 +45,8 @@ class Cuda(Backend):
     """Codes times codes by `torch._int_mm` and, for fp8, `torch._scaled_mm`; made to be compiled.
 
     Scales are applied to float32 results, in the same way for all formats: fp8's kernels with scales by row write
-    bfloat16 alone. Weights stay as they are stored; 4 bits are spread at each call.
+    bfloat16 alone. Weights of 8 and 4 bits stay as they are stored, others are spread to these once; 4 bits are spread
+    at each call.
     """
 
     name: ClassVar[str] = "cuda"
@@ -51,8 +55,11 @@ class Cuda(Backend):
         inputs = layout.scheme.input
         if inputs is None:
             return "multiplies codes, and the layer's input stays in float"
-        if (layout.weight_spec.dtype == "fp8") != (inputs.dtype == "fp8"):
-            return f"multiplies codes of one kind, and these are {layout.weight_spec.dtype} and {inputs.dtype}"
+        kinds = layout.weight_spec.dtype, inputs.dtype
+        if "fp8" in kinds and kinds != ("fp8", "fp8"):
+            return f"multiplies codes of one kind, and these are {kinds[0]} and {kinds[1]}"
+        if "fp8" not in kinds and (reason := why_no_integers(layout.scheme)) is not None:
+            return reason
         count = len(layout_runs(layout))
         if count > 1 and layout.in_features < LEAST * count:
             return (
@@ -62,11 +69,10 @@ class Cuda(Backend):
         return why_not_on(device, "fp8" if inputs.dtype == "fp8" else "int8")
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
-        scale = tensors["weight_scale"]
-        if len(layout.weight_rows) != layout.out_features:
-            counts = torch.tensor(layout.weight_rows, dtype=torch.int64, device=scale.device)
-            scale = scale.repeat_interleave(counts, dim=0, output_size=layout.out_features)
-        return Packed(tensors, scale, code_sums(layout, tensors["codes"]))
+        if layout.weight_spec.dtype == "fp8":
+            return Packed(tensors, tensors["codes"].view(torch.float8_e4m3fn), row_scales(layout, tensors), None)
+        codes = kernel_codes(layout, tensors)
+        return Packed(tensors, codes, row_scales(layout, tensors), code_sums(layout, codes))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         with outside_autocast(x.device):
@@ -97,7 +103,9 @@ def _branch(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Tensor:
     values, beside = _transformed(x, layout, tensors, branch)
     scales = _scales(values, layout, grid, tensors, branch)
     codes, bad = _codes(values, grid, scales)
-    weight = _weight(layout, tensors["codes"][cut])
+    weight = packed.codes[cut]
+    if weight.dtype != torch.float8_e4m3fn:
+        weight = unpack_codes(weight, layout)
     total: Tensor | None = None
     for index, run in enumerate(layout_runs(layout)):
         sums = None if packed.sums is None else packed.sums[index, cut]
@@ -151,12 +159,6 @@ def _codes(values: Tensor, grid: InputGrid, scales: Scales) -> tuple[Tensor, Ten
         if grid.spec.bits == 8:
             whole = whole + (other + low)
     return whole.to(torch.int8), ratio.isnan().any(-1, keepdim=True)
-
-
-def _weight(layout: Layout, codes: Tensor) -> Tensor:
-    if layout.weight_spec.dtype == "int4":
-        return F.unpack_int4(codes, layout.in_features)
-    return codes.view(torch.float8_e4m3fn) if layout.weight_spec.dtype == "fp8" else codes
 
 
 def _scaled(codes: Tensor, weight: Tensor, run: Run, grid: InputGrid, scales: Scales, sums: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels.backend import Backend
+from segquant.kernels.integers import kernel_bits, kernel_codes, row_scales
 from segquant.modules.state import outside_autocast
 from segquant.numerics.layout import Layout
 from segquant.transforms.chain import Chain, chain_of
@@ -20,15 +21,17 @@ from segquant.transforms.smoothing import Smoothing
 
 @dataclass(frozen=True)
 class Packed:
-    """The layer's own tensors, its weight's scales by row, and the low-rank factors and the bias in float32.
+    """The layer's own tensors, its weight's codes and scales as the operator reads them, and the rest in float32.
 
     Args:
+        codes: see `kernel_codes`; `weight_scale`: [out, groups].
         down: of all branches, on the input as it comes, [ranks, in].
         form: the operator's last arguments, if it does all of the input's part.
         extra: what only one backend needs.
     """
 
     tensors: Mapping[str, Tensor]
+    codes: Tensor
     weight_scale: Tensor
     down: Tensor | None
     ups: tuple[Tensor, ...]
@@ -39,7 +42,7 @@ class Packed:
     def arguments(self, beside: Tensor | None) -> tuple[Any, ...]:
         """Of the operator, after the input."""
         form: Any = self.form
-        return self.tensors["codes"], self.weight_scale, self.bias, beside, *form
+        return self.codes, self.weight_scale, self.bias, beside, *form
 
 
 Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -47,7 +50,7 @@ Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class FusedBackend(Backend):
-    """Weights stay as they are stored; `product` is the operator.
+    """Weights of 8 and 4 bits stay as they are stored, others are spread to these once; `product` is the operator.
 
     The operator does smoothings, static scales and scales by row or group. Other transforms, and scales of the whole
     input at run time, are plain torch before it.
@@ -62,24 +65,19 @@ class FusedBackend(Backend):
     def product(self, rows: Tensor, arguments: tuple[Any, ...], extra: Any) -> Tensor:
         """[rows, in] -> [rows, out]; see `Packed.arguments`, and `extra_of`."""
 
-    def extra_of(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Any:
+    def extra_of(self, layout: Layout, codes: Tensor) -> Any:
         """What only this backend needs, made once."""
 
     def extra_part(self, extra: Any, cut: slice) -> Any:
         """`extra` for some of the outputs."""
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
-        scale = tensors["weight_scale"]
-        if len(layout.weight_rows) != layout.out_features:
-            counts = torch.tensor(layout.weight_rows, dtype=torch.int64, device=scale.device)
-            scale = scale.repeat_interleave(counts, dim=0, output_size=layout.out_features)
-        elif layout.weight_spec.granularity == "tensor":
-            scale = scale.contiguous()
+        codes, scale = kernel_codes(layout, tensors), row_scales(layout, tensors)
         inside = _is_inside(layout)
         down, ups = _factors(layout, tensors) if inside else (None, ())
         bias = tensors["bias"].float() if layout.bias else None
         form = _form(layout, tensors.get("smooth"), _static(tensors), layout.branches) if inside else None
-        return Packed(tensors, scale.contiguous(), down, ups, bias, form, self.extra_of(layout, tensors))
+        return Packed(tensors, codes, scale, down, ups, bias, form, self.extra_of(layout, codes))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         with outside_autocast(x.device):
@@ -115,7 +113,7 @@ class FusedBackend(Backend):
                 constant = [*constant, packed.bias[cut]]
             bias = sum(constant[1:], constant[0]) if constant else None
             form = _form(layout, None, _scales_of(x, layout, packed, branch), (size,))
-            part = Packed({"codes": packed.tensors["codes"][cut]}, packed.weight_scale[cut], None, (), bias, form)
+            part = Packed({}, packed.codes[cut], packed.weight_scale[cut], None, (), bias, form)
             extra = self.extra_part(packed.extra, cut)
             outputs.append(self.product(x.contiguous(), part.arguments(beside), extra))
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
@@ -158,8 +156,8 @@ def _form(layout: Layout, smooth: Tensor | None, scales: Scales, branches: tuple
     dual = (0,) if grid is None else tuple(int(flag) for flag in grid.dual)
     bits = 0 if grid is None else grid.spec.bits
     return (
-        smooth, *scales, branches, pieces, dual, layout.weight_columns, layout.weight_spec.bits, bits,
-        grid is not None and grid.zero_point,
+        smooth, *scales, branches, pieces, dual, layout.weight_columns,
+        kernel_bits(layout.weight_spec), bits, grid is not None and grid.zero_point,
     )  # fmt: skip
 
 

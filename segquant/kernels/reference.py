@@ -42,6 +42,9 @@ class Reference(Backend):
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         return Packed(tensors, dequantize_weight(layout, tensors))
 
+    def float_bytes(self, layout: Layout) -> int:
+        return layout.in_features * layout.out_features * torch.float32.itemsize
+
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         with outside_autocast(x.device):
             return self._linear(x, layout, packed)

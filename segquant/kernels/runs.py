@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segquant.numerics import functional as F
+from segquant.kernels.integers import signed_bits, unpack_codes
 from segquant.numerics.layout import Layout
 
 
@@ -48,14 +48,16 @@ def layout_runs(layout: Layout) -> tuple[Run, ...]:
 def code_sums(layout: Layout, codes: Tensor) -> Tensor | None:
     """Sums of a weight's codes over each run, [runs, out], in int16 where every sum fits; None where none is needed.
 
-    Codes with a zero point, 0 … 255, are multiplied less 128: x = (code − zero) · scale, so that the product is that
-    of code − 128 plus (128 − zero) times the sum. Of 4 bits, code − zero fits in int8.
+    An input's codes with a zero point, 0 … 255, are multiplied less 128: x = (code − zero) · scale, so that the product
+    is that of code − 128 plus (128 − zero) times the sum. Of fewer than 8 bits, code − zero fits in int8.
+
+    Args:
+        codes: of the weight, as `kernel_codes`.
     """
-    grid, bits = layout.input_grid, layout.weight_spec.bits
-    if grid is None or not grid.zero_point or grid.spec.bits == 4:
+    grid = layout.input_grid
+    if grid is None or not grid.zero_point or grid.spec.bits < 8:
         return None
-    if bits == 4:
-        codes = F.unpack_int4(codes, layout.in_features)
+    codes, bits = unpack_codes(codes, layout), signed_bits(layout.weight_spec)
     runs = layout_runs(layout)
     widest = max(run.stop - run.start for run in runs)
     kind = torch.int16 if widest << (bits - 1) < 2**15 else torch.int32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ClassVar
@@ -16,11 +15,10 @@ from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
 from segquant.layers.foreign import refuse_foreign_adapter, refuse_foreign_save
 from segquant.layers.guarded import Handed, Parameters, plain_of, refuse_reparametrized
-from segquant.layers.packs import is_same_pack
+from segquant.layers.packs import has_place, is_same_pack, is_unchanged, versions
 from segquant.layers.weight import READ_ONLY, QuantWeight
 from segquant.modules.layers import Replaced
 from segquant.modules.state import outside_inference
-from segquant.modules.tensors import version_of
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
 from segquant.transforms.chain import undo_all
@@ -29,14 +27,15 @@ from segquant.transforms.chain import undo_all
 class QuantLayer(Replaced, nn.Module):
     """A layer whose weight is stored as codes and whose input is fake quantized on the fly.
 
-    The state dict holds codes (int4 two per byte), float32 scales, transforms and bias; `.to(dtype)` casts the bias and
+    The state dict holds codes (int4 two per byte), scales, transforms and bias; `.to(dtype)` casts the bias and
     the dtype of `weight`.
     """
 
     float_kind: ClassVar[type[nn.Module]]
     """What it replaces."""
-    keep_packed = True
-    """Keep what the backend packed between calls: faster, at the cost of (for "reference") a float32 weight."""
+    keep_packed: bool | None = None
+    """Keep what the backend packed between calls: faster, at the cost of (for "reference") a float32 weight; None: if
+    there is room for that."""
     backend: Backend = REFERENCE
     """How the layer runs; see `segquant.set_backend_`."""
     codes: Tensor
@@ -131,16 +130,22 @@ class QuantLayer(Replaced, nn.Module):
         """What the backend packed, made anew if a buffer was replaced or written since."""
         compiling = torch.compiler.is_compiling()  # compilers know neither versions nor inference mode
         packed = self._packed  # read once: another thread may forget it
-        if packed is not None and (compiling or _is_same(self._packed_of, self.tensors())):
+        if packed is not None and (compiling or is_unchanged(self._packed_of, self.tensors())):
             return packed
         with nullcontext() if compiling else outside_inference():
             if not compiling:
                 self._settle()
-            now = None if compiling else _versions(self.tensors())
+            now = None if compiling else versions(self.tensors())
             packed = self.backend.pack(self.layout, self.tensors())
-        if self.keep_packed:
+        if self._keeps(compiling):
             self._packed, self._packed_of = packed, now
         return packed
+
+    def _keeps(self, compiling: bool) -> bool:
+        """Whether what was packed stays. Compilers cannot ask the system what is free."""
+        if self.keep_packed is not None or compiling:
+            return self.keep_packed is not False
+        return has_place(self.backend, self.layout, self.tensors()["codes"].device)
 
     def _settle(self) -> None:
         """Buffers as plain tensors that count what is written to them, which those of inference mode do not."""
@@ -152,7 +157,7 @@ class QuantLayer(Replaced, nn.Module):
 
     def is_stale(self) -> bool:
         """Whether it computes with an older weight than its buffers hold: one was written to unseen (by numpy, …)."""
-        if self._packed is None or not _is_same(self._packed_of, self.tensors()):
+        if self._packed is None or not is_unchanged(self._packed_of, self.tensors()):
             self.forget_packed()  # which compiled code would go on using
             return False
         with outside_inference():
@@ -272,21 +277,6 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         return None, gradient @ ctx.layer._float_weight().flatten(1).to(gradient.dtype), None
-
-
-Versions = tuple[tuple["weakref.ref[Tensor]", int], ...]
-
-
-def _versions(tensors: dict[str, Tensor]) -> Versions:
-    """Which tensors these are, and how often each was written to."""
-    return tuple((weakref.ref(tensor), version_of(tensor)) for tensor in tensors.values())
-
-
-def _is_same(before: Versions | None, tensors: dict[str, Tensor]) -> bool:
-    if before is None or len(before) != len(tensors):
-        return False
-    pairs = zip(before, tensors.values(), strict=True)
-    return all(of() is tensor and version == version_of(tensor) for (of, version), tensor in pairs)
 
 
 def _forget(module: nn.Module, _: Any) -> None:

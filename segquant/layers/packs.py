@@ -1,20 +1,60 @@
-"""Whether two packs of a backend are the same."""
+"""What backends packed: whether it is still right, whether two packs are the same, whether there is room for one."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import weakref
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from segquant.kernels.backend import Backend
+from segquant.modules.memory import has_room
+from segquant.modules.tensors import version_of
 from segquant.numerics.layout import Layout
 
+log = logging.getLogger(__name__)
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 ROWS = 4
 """Of the input on which packs are compared that hold more than tensors."""
+
+
+Versions = tuple[tuple["weakref.ref[Tensor]", int], ...]
+
+
+def versions(tensors: Mapping[str, Tensor]) -> Versions:
+    """Which tensors these are, and how often each was written to."""
+    return tuple((weakref.ref(tensor), version_of(tensor)) for tensor in tensors.values())
+
+
+def is_unchanged(before: Versions | None, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are still the tensors of `versions`."""
+    if before is None or len(before) != len(tensors):
+        return False
+    pairs = zip(before, tensors.values(), strict=True)
+    return all(of() is tensor and version == version_of(tensor) for (of, version), tensor in pairs)
+
+
+def has_place(backend: Backend, layout: Layout, device: torch.device) -> bool:
+    """Whether memory has room for what the backend packed, as far as that is a float copy of the weight."""
+    size = backend.float_bytes(layout)
+    kept = not size or has_room(size, device)
+    if not kept:
+        _tell_once(device.type)
+    return kept
+
+
+@lru_cache(maxsize=8)
+def _tell_once(device: str) -> None:
+    log.warning(
+        "memory of the %s is short: float weights of quantized layers are made at every call, which is slower; "
+        "keep_packed=True of a layer keeps its weight",
+        device,
+    )
 
 
 def is_same_pack(one: Any, other: Any, layout: Layout, backend: Backend) -> bool:

@@ -12,6 +12,10 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
+ROOM = 32
+"""A float copy is kept where so many of its size are free: what a layer computes is larger than its weight."""
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Free bytes of a device (CPU: available, within the control group's limit); None if unknown."""
     if device.type == "cuda":
@@ -34,6 +38,12 @@ def _left_in_group() -> int | None:
         return None
     cached = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines())
     return max(0, int(most) - int(used.read_text(encoding="utf-8")) + int(cached.get("inactive_file", 0)))
+
+
+def has_room(size: int, device: torch.device) -> bool:
+    """Whether so many bytes may be taken for speed alone; yes where it is not known what is free."""
+    free = free_bytes(device)
+    return free is None or size * ROOM <= free
 
 
 def gram_limit(device: torch.device) -> int | None:

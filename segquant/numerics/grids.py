@@ -167,7 +167,7 @@ def _minifloats(exponents: int, mantissas: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Float8(_Listed):
-    """An 8-bit float that torch has: rounding is its cast, but for float64, which that takes to float32 first."""
+    """An 8-bit float that torch has. Its cast rounds alike, but slower, and takes float64 to float32 first."""
 
     dtype: torch.dtype
     high: float
@@ -181,10 +181,7 @@ class Float8(_Listed):
         return -self.high
 
     def round_(self, values: Tensor) -> Tensor:
-        values = values.clamp_(self.low, self.high)
-        if values.dtype == torch.float64:
-            return _round_mantissas(values.clone(), self.mantissas, self.least).copysign_(values)
-        return values.to(self.dtype).to(values.dtype)
+        return _round_mantissas(values.clamp_(self.low, self.high), self.mantissas, self.least)
 
     def encode(self, values: Tensor) -> Tensor:
         return values.to(self.dtype)
@@ -232,15 +229,30 @@ class Table(_Listed):
         return torch.tensor(self.entries, dtype=torch.float32, device=device)
 
     def encode(self, values: Tensor) -> Tensor:
-        known = self.values(values.device).double()
-        middle = (known[1:] + known[:-1]) / 2
-        between = middle.to(values.dtype)
-        # the last number that is not above the middle, of which float32 has no exact one
-        between = torch.where(between > middle, between.nextafter(torch.full_like(between, -torch.inf)), between)
-        return torch.bucketize(values.contiguous(), between).to(torch.uint8)
+        return self._count(values).to(torch.uint8)
 
     def round_(self, values: Tensor) -> Tensor:
-        return self.values(values.device).to(values.dtype)[self.encode(values).int()]
+        known, index = self.values(values.device).to(values.dtype), self._count(values).long()
+        return known.gather(0, index.reshape(-1)).view(values.shape)
+
+    def _count(self, values: Tensor) -> Tensor:
+        """How many of the middles lie below each value, in its dtype; all of them below what is no number."""
+        bounds, values = _middles(self.entries, values.dtype), values.detach()
+        count, one = torch.full_like(values, len(bounds)), torch.empty_like(values)
+        for bound in bounds:  # vectorized, unlike a search
+            count.sub_(torch.le(values, bound, out=one))
+        return count
+
+
+@lru_cache(maxsize=16)
+def _middles(entries: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
+    """Of neighbours: the last number that is not above, where the dtype has no exact one."""
+    with torch.inference_mode(False):
+        known = torch.tensor(entries, dtype=torch.float32, device="cpu").double()
+        middle = (known[1:] + known[:-1]) / 2
+        found = middle.to(dtype)
+        found = torch.where(found > middle, found.nextafter(torch.full_like(found, -torch.inf)), found)
+        return tuple(found.tolist())
 
 
 GRIDS: dict[str, Grid] = {

@@ -47,9 +47,10 @@ class InputGrid:
     def scales(self, positive: Tensor, negative: Tensor) -> Scales:
         """From the largest value and the smallest's magnitude per piece [..., pieces]."""
         dtype, kept = self.spec.dtype, self.spec.scale_dtype
-        plain = F.choose_scale(torch.maximum(positive, negative), dtype, kept)
-        if not any(self.dual):
-            return plain, plain
+        if not all(self.dual):
+            plain = F.choose_scale(torch.maximum(positive, negative), dtype, kept)
+            if not any(self.dual):
+                return plain, plain
         first, second = (F.choose_zero_point if self.zero_point else F.choose_dual_scale)(
             positive, negative, dtype, kept
         )
@@ -72,13 +73,18 @@ class InputGrid:
 
     def quantize(self, x: Tensor, static: Scales | None) -> Tensor:
         """Fake quantization of [..., in]; `static`: scales [pieces], None: from x."""
-        first, second = self.dynamic(x) if static is None else static
-        scale = F.expand_pieces(first, self.pieces)
+        scales = self.dynamic(x) if static is None else static
+        if len(self.pieces) > 1 and F.uniform(self.pieces):  # what is broadcast is not written out
+            folded: Tensor = x.unflatten(-1, (len(self.pieces), self.pieces[0]))
+            return self._rounded(folded, *(scale.unsqueeze(-1) for scale in scales)).flatten(-2)
+        return self._rounded(x, *(F.expand_pieces(scale, self.pieces) for scale in scales))
+
+    def _rounded(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """With scales that broadcast."""
         if not any(self.dual):
-            return F.fake_quantize(x, scale, self.spec.dtype)
-        other = F.expand_pieces(second, self.pieces)
+            return F.fake_quantize(x, first, self.spec.dtype)
         run = F.zero_fake_quantize if self.zero_point else F.dual_fake_quantize
-        return run(x, scale, other, self.spec.dtype)
+        return run(x, first, second, self.spec.dtype)
 
 
 def _over_rows(values: Tensor) -> Tensor:

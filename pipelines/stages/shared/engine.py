@@ -16,6 +16,7 @@ from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu.operators import why_not_exact
+from segquant.kernels.integers import why_no_integers, why_not_scales
 from segquant.layers.backends import AUTO as FASTEST
 from segquant.layers.backends import backends, set_backend_
 from segquant.method.spec import Method
@@ -79,16 +80,17 @@ def why_reference(run: Run) -> str | None:
         return own_layers(run.config)
     if run.device != "cpu":
         return f"the model is on {run.device}, and the exact kernels are for the CPU"
-    if _is_fp8(run.method) and not run.config.components:
-        return "the exact kernels multiply integers, and fp8 has none"
+    if not run.config.components and (reason := _why_no_integers(run.method)) is not None:
+        return f"the CPU's exact kernel {reason}"
     missing = why_not_exact()
     return None if missing is None else f"the CPU's exact kernel {missing}"
 
 
-def _is_fp8(method: Method) -> bool:
-    """Whether no layer can have integers."""
-    formats = [spec.dtype for spec in (method.scheme.weight, method.scheme.input) if spec is not None]
-    return "fp8" in formats and not method.targets.overrides and method.budget is None
+def _why_no_integers(method: Method) -> str | None:
+    """Why no layer can have integers; None where one may."""
+    if method.targets.overrides or method.budget is not None or method.scheme.weight is None:
+        return None
+    return why_no_integers(method.scheme) or why_not_scales(method.scheme)
 
 
 def check_engine(run: Run) -> None:

@@ -14,6 +14,7 @@ from segquant.deploy.onnx.products import float_weight, summed
 from segquant.deploy.onnx.quantizers import Codes, codes_of
 from segquant.deploy.onnx.tape import array, fp8, uint4
 from segquant.deploy.onnx.work import CENTRE, Piece, Work
+from segquant.kernels.integers import kernel_bits
 from segquant.modules.window import Window
 
 
@@ -88,8 +89,8 @@ def _fused(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geo
     source = each.value.producer()
     assert source is not None
     code, given, zero = source.inputs
-    four = work.layout.weight_spec.dtype == "int4"
-    make = (lambda: uint4(block)) if four else (lambda: array(block).view(np.uint8) ^ np.uint8(CENTRE))
+    four = kernel_bits(work.layout.weight_spec) == 4
+    make = (lambda: uint4(block + 8)) if four else (lambda: array(block).view(np.uint8) ^ np.uint8(CENTRE))
     stored = tape.constant(f"{label}.codes", make)
     if four:
         stored = tape.op("Cast", stored, to=int(ir.DataType.UINT8))

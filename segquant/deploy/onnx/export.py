@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from segquant.checks import checked
-from segquant.deploy.onnx.forms import FLOAT, INT8, Profile, form_of, profile_of, why_not
+from segquant.deploy.onnx.forms import FLOAT, INT8, Profile, float_bytes, form_of, profile_of, why_not
 from segquant.deploy.onnx.inputs import Arguments, refuse_half
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
 from segquant.errors import QuantizationError
@@ -104,7 +104,7 @@ def export_onnx(
         refuse_half(inner, layers, arguments)
         graph, manifest, fixed = _graph(inner, layers, forms, arguments, chosen, dynamic, every_cpu)
     size = _publish(graph, manifest, target, external_data)
-    left = sum(layers[name].weight_bytes() for name, form in forms.items() if form == FLOAT)
+    left = sum(float_bytes(layers[name], chosen) for name, form in forms.items() if form == FLOAT)
     found = Exported(target / MODEL, profile, forms, fixed, size, left)
     if fixed:
         logger.warning("%s fixes %s: the file takes that size alone", type(model).__name__, ", ".join(fixed))

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from segquant.errors import QuantizationError, nearest
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
+from segquant.numerics.formats import QuantSpec
+from segquant.numerics.functional import uniform
+from segquant.numerics.layout import Layout
+from segquant.numerics.weight_grid import counts_from_least
 from segquant.transforms.low_rank import LowRank
 from segquant.transforms.shift import Shift
 from segquant.transforms.smoothing import Smoothing
@@ -18,6 +22,8 @@ BLOCKS = "4-bit blocks"
 WEIGHTS = "weights"
 """Codes of weights, float products: the inputs are not quantized."""
 FP8 = "fp8"
+FLOATS = ("fp8", "fp8_e5m2")
+"""Floats that DequantizeLinear reads, by our names."""
 FLOAT = "float"
 """Asked for by rest="float": as WEIGHTS, though the layer's inputs are quantized elsewhere."""
 
@@ -64,17 +70,38 @@ def form_of(layer: QuantLayer, profile: Profile) -> str:
     return BLOCKS if _in_blocks(layer, profile) else INT8
 
 
+def float_bytes(layer: QuantLayer, profile: Profile) -> int:
+    """Bytes of a layer that is left in float."""
+    if why_no_codes(layer.layout.weight_spec, profile) is None:
+        return layer.weight_bytes()
+    return layer.in_features * layer.out_features * 4
+
+
+def why_no_codes(spec: QuantSpec, profile: Profile) -> str | None:
+    """Why a profile's DequantizeLinear does not read a weight's codes, as the end of a sentence."""
+    if counts_from_least(spec):
+        return (
+            f"{profile.name} has no weights that count from a least value, as {spec.dtype} with scale_dtype "
+            f"{spec.scale_dtype!r} does; int{spec.bits} is the nearest"
+        )
+    if spec.grid.kind in ("fp", "nf") and spec.dtype not in FLOATS:
+        return f"{profile.name} has no {spec.dtype}; int{spec.bits} is the nearest"
+    if spec.dtype == "uint8" and profile.symmetric:
+        return f"{profile.name} takes zero points of 0 alone; int8 is the nearest"
+    if spec.scale_dtype == "q0" and profile.symmetric:
+        return f"{profile.name} takes positive scales alone, and those of scale_dtype 'q0' are not; use float16"
+    return None
+
+
 def why_not(layer: QuantLayer, profile: Profile) -> str | None:
     """Why a profile has no form for a layer, as the end of a sentence."""
     layout = layer.layout
     weight, given = layout.weight_spec, layout.scheme.input
     if given is None:
-        return None
-    if "fp8" in (weight.dtype, given.dtype):
-        if not profile.fp8:
-            return f"{profile.name} multiplies no fp8; use w8a8, or profile='tensorrt'"
-        if (weight.dtype, given.dtype) != ("fp8", "fp8") or given.dynamic or len(layout.weight_columns) > 1:
-            return "fp8 needs weights and static inputs in one piece, both fp8; use the precision fp8 without seglinear"
+        return why_no_codes(weight, profile)
+    reason = _why_no_product(layout, weight, given, profile) or why_no_codes(weight, profile)
+    if reason is not None:
+        return reason
     zeros = layout.input_grid is not None and layout.input_grid.zero_point
     if profile.symmetric and zeros:
         return f"{profile.name} takes zero points of 0 alone; quantize with deploy='tensorrt'"
@@ -85,6 +112,23 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
             return "no engine has integer convolutions with weights in groups; use w8a8 or w4a8_channel"
         if given.dynamic and zeros:
             return "a convolution's zero point must be known beforehand; use w8a8 (static inputs)"
+        if weight.dtype == "uint8":
+            return "no engine has integer convolutions with zero points of weights; use w8a8"
+    return None
+
+
+def _why_no_product(layout: Layout, weight: QuantSpec, given: QuantSpec, profile: Profile) -> str | None:
+    """Why no product of such codes is known, by their numbers alone."""
+    floats = [spec.dtype for spec in (weight, given) if spec.grid.kind not in ("int", "uint")]
+    other = next((dtype for dtype in floats if dtype != "fp8"), None)
+    if other is not None:
+        return f"{profile.name} multiplies no {other}; use {'fp8' if profile.fp8 else 'w8a8'}"
+    if floats and not profile.fp8:
+        return f"{profile.name} multiplies no fp8; use w8a8, or profile='tensorrt'"
+    if floats and (floats != ["fp8", "fp8"] or given.dynamic or len(layout.weight_columns) > 1):
+        return "fp8 needs weights and static inputs in one piece, both fp8; use the precision fp8 without seglinear"
+    if given.dynamic and given.scale_dtype != "float32":
+        return f"{profile.name} takes scales of inputs in float32, and these are {given.scale_dtype}"
     return None
 
 
@@ -95,8 +139,17 @@ def as_image(layer: QuantLayer, form: str) -> bool:
 
 
 def _in_blocks(layer: QuantLayer, profile: Profile) -> bool:
-    spec = layer.layout.weight_spec
-    if spec.dtype != "int4" or not spec.group_size or isinstance(layer, QuantConv2d):
+    spec, given = layer.layout.weight_spec, layer.layout.scheme.input
+    if spec.bits > 4 or spec.grid.kind not in ("int", "uint") or not spec.group_size or isinstance(layer, QuantConv2d):
+        return False
+    if given is not None and given.bits < 8 and not _can_be_rounded(layer):
         return False
     power = spec.group_size >= 16 and not spec.group_size & (spec.group_size - 1)
     return power if profile.fused else True
+
+
+def _can_be_rounded(layer: QuantLayer) -> bool:
+    """Whether `rounded_groups` knows an input of fewer than 8 bits: engines would take it with 8."""
+    grid, spec = layer.layout.input_grid, layer.layout.scheme.input
+    assert grid is not None and spec is not None
+    return spec.granularity in ("token", "group") and not grid.zero_point and uniform(grid.pieces)

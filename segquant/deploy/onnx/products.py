@@ -11,12 +11,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from segquant.deploy.onnx.forms import BLOCKS, FP8, INT8
+from segquant.deploy.onnx.forms import BLOCKS, FP8, INT8, why_no_codes
 from segquant.deploy.onnx.quantizers import Codes, codes_of, rounded_groups
 from segquant.deploy.onnx.tape import Array, array, fp8
 from segquant.deploy.onnx.work import CENTRE, Piece, Work
-from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import slices
+from segquant.numerics.packing import pack
 
 EXACT, AS_INT8 = 0, 4
 """How MatMulNBits multiplies."""
@@ -83,8 +84,8 @@ def _product(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) -
     tape = work.tape
     out = tape.op("MatMul", each.value, _weight(work, each, block, piece, label))
     if each.zero is not None:
-        scale = work.weight_scale(piece.weight)
-        sums = array(block.sum(1).float()) * scale
+        scale, zero = work.weight_scale(piece.weight), work.weight_zero(piece.weight, block)
+        sums = (array(block.sum(1).float()) - (0 if zero is None else block.shape[1] * zero.astype(np.float32))) * scale
         shift = tape.constant(f"{label}.sums", lambda: sums.reshape(1, 1, -1).astype(np.float32))
         out = tape.op("Sub", out, tape.op("Mul", each.zero, shift))
     return out if each.after is None else tape.op("Mul", out, each.after)
@@ -103,11 +104,16 @@ def _weight(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) ->
     codes = tape.constant(f"{label}.codes", lambda: work.stored(block.T))
     if codes.dtype == ir.DataType.INT4:  # integer kernels are looked for with 8 bits; engines fold this
         codes = tape.op("Cast", codes, to=int(ir.DataType.INT8))
-    return tape.op("DequantizeLinear", codes, scale, axis=1)
+    return tape.op("DequantizeLinear", codes, scale, *_zero(work, label, work.weight_zero(piece.weight, block)), axis=1)
+
+
+def _zero(work: Work, label: str, zero: Array | None) -> list[ir.Value]:
+    return [] if zero is None else [work.tape.constant(f"{label}.weight_zero", lambda: zero)]
 
 
 def unsigned(work: Work, each: Codes, block: Tensor) -> bool:
     """Whether the weights' codes are stored with 128 added."""
+    # codes of fewer bits never saturate
     if not (work.every_cpu and work.profile.fused) or work.layout.weight_spec.dtype != "int8":
         return False
     return not each.small or bool((block == -CENTRE).any())
@@ -117,36 +123,44 @@ def _blocks(work: Work, x: ir.Value) -> ir.Value:
     tape, layout, given = work.tape, work.layout, work.layout.scheme.input
     size = layout.weight_spec.group_size
     assert size is not None
-    if given is not None and given.dtype == "int4":
+    if given is not None and given.bits < 8:
         x = rounded_groups(work, x)
     if not work.profile.fused:
         return tape.op("MatMul", x, float_weight(work))
     count = work.rows.stop - work.rows.start
-    packed, scales = work.tensors["codes"][work.rows], work.tensors["weight_scale"][work.rows]
-    codes = tape.constant(f"{work.label}.codes", lambda: (array(packed) ^ np.uint8(0x88)).reshape(count, -1, size // 2))
-    scale = tape.constant(f"{work.label}.weight_scale", lambda: array(scales.reshape(-1)))
+    whole = work.codes(signed=False)
+    zeros = work.zeros(whole)
+    fours = whole + 8 if zeros is None else whole  # the operator's own zero point is 8
+    codes = tape.constant(f"{work.label}.codes", lambda: array(pack(fours, 4)).reshape(count, -1, size // 2))
+    scale = tape.constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).reshape(-1)))
+    zero = _zero(work, work.label, None if zeros is None else array(pack(work.blocks(zeros), 4)))
     attributes = {"K": layout.in_features, "N": count, "bits": 4, "block_size": size}
     level = EXACT if given is None else AS_INT8
-    return tape.op("MatMulNBits", x, codes, scale, domain="com.microsoft", accuracy_level=level, **attributes)
+    return tape.op("MatMulNBits", x, codes, scale, *zero, domain="com.microsoft", accuracy_level=level, **attributes)
 
 
 def float_weight(work: Work) -> ir.Value:
-    """Dequantized codes [in, rows]."""
-    tape, layout, codes = work.tape, work.layout, work.codes()
-    group = layout.weight_spec.group_size
+    """Dequantized codes [in, rows]; floats where DequantizeLinear has no such codes."""
+    tape, layout = work.tape, work.layout
+    if why_no_codes(layout.weight_spec, work.profile) is not None:
+        return tape.constant(
+            f"{work.label}.weight", lambda: array(dequantize_weight(layout, work.tensors)[work.rows].T)
+        )
+    codes, group = work.codes(signed=False), layout.weight_spec.group_size
     if group:
         stored = tape.constant(f"{work.label}.codes", lambda: work.stored(codes.T))
-        scales = work.tensors["weight_scale"]
-        wide = expand_weight_scale(scales, layout.weight_rows, (1,) * scales.shape[1])[work.rows]
-        scale = tape.constant(f"{work.label}.weight_scale", lambda: array(wide.T))
-        return tape.op("DequantizeLinear", stored, scale, axis=0, block_size=group)
+        scale = tape.constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).T))
+        zeros = work.zeros(codes)
+        zero = _zero(work, work.label, None if zeros is None else work.stored(work.blocks(zeros).T))
+        return tape.op("DequantizeLinear", stored, scale, *zero, axis=0, block_size=group)
     parts = []
     for number, columns in enumerate(slices(layout.weight_columns)):
         label = f"{work.label}.{number}" if len(layout.weight_columns) > 1 else work.label
         piece = Piece(columns, number, 0)
         stored = tape.constant(f"{label}.codes", partial(_stored, work, codes, piece))
         scale = tape.constant(f"{label}.weight_scale", partial(work.weight_scale, number))
-        parts.append(tape.op("DequantizeLinear", stored, scale, axis=1))
+        zero = _zero(work, label, work.weight_zero(number, codes))
+        parts.append(tape.op("DequantizeLinear", stored, scale, *zero, axis=1))
     return parts[0] if len(parts) == 1 else tape.op("Concat", *parts, axis=0)
 
 

@@ -78,7 +78,7 @@ def _static(work: Work, x: ir.Value, piece: int) -> list[Codes]:
         return [_on_grid(work, x, scale, zero)]
     if high < 127:
         x = tape.op("Clip", x, tape.number(low * scale), tape.number(high * scale))
-    return [_on_grid(work, x, scale, _centre(work), small=high < 127)]
+    return [_on_grid(work, x, scale, _centre(work))]
 
 
 def _two(work: Work, x: ir.Value, scales: tuple[float, float], limits: tuple[float, float]) -> list[Codes]:
@@ -108,7 +108,7 @@ def _dynamic(work: Work, x: ir.Value, piece: int, axes: ir.Value | None) -> list
         bounded = tape.op("Clip", shifted, tape.number(0.0), tape.number(float(high - low)))
         return [Codes(quantized(work, bounded, 1.0, 0), after=scale, zero=zero)]
     scale = _scale(work, largest(work, tape.op("Abs", x), axes), high)
-    return [Codes(quantized(work, tape.op("Div", x, scale), 1.0, _centre(work)), after=scale, small=high < 127)]
+    return [Codes(quantized(work, tape.op("Div", x, scale), 1.0, _centre(work)), after=scale)]
 
 
 def _one_sign(work: Work, x: ir.Value, axes: ir.Value | None, negative: bool) -> Codes:
@@ -133,7 +133,7 @@ def _scale(work: Work, amax: ir.Value, limit: int) -> ir.Value:
 
 
 def rounded_groups(work: Work, x: ir.Value) -> ir.Value:
-    """Inputs [..., in] of three dimensions, on the 4-bit grid of their groups, in float."""
+    """Inputs [..., in] of three dimensions, on the grid of their groups (or tokens' pieces of one size), in float."""
     tape, layout, (low, high) = work.tape, work.layout, work.range()
     size = layout.input_columns[0]
     axes = tape.whole(-1)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
+_FLOATS = {"fp8": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2}
 
 
 class Tape:
@@ -66,10 +67,10 @@ def int4(codes: Tensor) -> Array:
 
 
 def uint4(codes: Tensor) -> Array:
-    """int8 codes from −8 to 7, plus 8, as 4-bit integers."""
-    return (array(codes) + np.int8(8)).astype(ml_dtypes.uint4)
+    """Codes from 0 to 15 as 4-bit integers."""
+    return array(codes).astype(ml_dtypes.uint4)
 
 
-def fp8(codes: Tensor) -> Array:
-    """Bytes of e4m3fn numbers."""
-    return array(codes).view(ml_dtypes.float8_e4m3fn)
+def fp8(codes: Tensor, dtype: str = "fp8") -> Array:
+    """Bytes of 8-bit floats."""
+    return array(codes).view(_FLOATS[dtype])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
-from segquant.deploy.onnx.forms import Profile
-from segquant.deploy.onnx.tape import Array, Tape, array, fp8, int4
+from segquant.deploy.onnx.forms import FLOATS, Profile
+from segquant.deploy.onnx.tape import Array, Tape, array, fp8, int4, uint4
+from segquant.kernels.integers import kernel_bits, signed_bits, signed_codes
 from segquant.numerics import functional as F
-from segquant.numerics.fake_quant import expand_weight_scale
+from segquant.numerics.fake_quant import expand_weight_scale, weight_codes, weight_scales
 from segquant.numerics.input_grid import InputGrid
 from segquant.numerics.layout import Layout, slices
+from segquant.numerics.weight_grid import WeightScales
 from segquant.transforms.smoothing import Smoothing
 
 CENTRE = 128
@@ -77,25 +81,52 @@ class Work:
             for start, stop in zip(starts, ends, strict=True)
         ]
 
-    def codes(self) -> Tensor:
-        """The branch's weight codes [rows, in]: int8, or bytes of fp8."""
-        codes = self.tensors["codes"][self.rows]
-        return F.unpack_int4(codes, self.layout.in_features) if self.layout.weight_spec.dtype == "int4" else codes
+    def codes(self, signed: bool = True) -> Tensor:
+        """The branch's weight codes [rows, in]: int8, bytes of floats, or uint8 that count from `weight_zero`.
+
+        Args:
+            signed: less their zero points where that fits in a byte.
+        """
+        layout, spec = self.layout, self.layout.weight_spec
+        if (signed or self.profile.symmetric) and spec.zero_point and signed_bits(spec) <= 8:
+            return signed_codes(layout, self.tensors)[self.rows]
+        return weight_codes(layout, {"codes": self.tensors["codes"][self.rows]})
+
+    @cached_property
+    def scales(self) -> WeightScales:
+        """Of the whole layer's blocks."""
+        return weight_scales(self.layout, self.tensors)
 
     def weight_scale(self, piece: int) -> Array:
         """Of a column piece, float32 [rows], or a scalar if one for all."""
-        layout = self.layout
-        scale = self.tensors["weight_scale"][:, piece : piece + 1]
-        if len(layout.weight_rows) > 1:
-            scale = expand_weight_scale(scale, layout.weight_rows, (1,))[self.rows]
-        return array(scale.reshape(-1) if len(layout.weight_rows) > 1 else scale.reshape(()))
+        return array(self._of_piece(self.scales.scale, piece))
+
+    def weight_zero(self, piece: int, codes: Tensor) -> Array | None:
+        """Likewise, what its codes count from; None where that is 0."""
+        zeros = self.zeros(codes)
+        return None if zeros is None else self.stored(self._of_piece(zeros, piece))
+
+    def zeros(self, codes: Tensor) -> Tensor | None:
+        """What codes count from, of the whole layer's blocks, uint8; None where that is 0."""
+        zeros = self.scales.zero
+        return None if zeros is None or codes.dtype == torch.int8 else zeros.to(torch.uint8)
+
+    def _of_piece(self, values: Tensor, piece: int) -> Tensor:
+        rows, part = self.layout.weight_rows, values[:, piece : piece + 1]
+        return expand_weight_scale(part, rows, (1,))[self.rows].reshape(-1) if len(rows) > 1 else part.reshape(())
+
+    def blocks(self, values: Tensor) -> Tensor:
+        """Of groups: the branch's scales or zero points [rows, groups]."""
+        return expand_weight_scale(values, self.layout.weight_rows, (1,) * values.shape[1])[self.rows]
 
     def stored(self, codes: Tensor) -> Array:
-        """Codes as the file has them: packed where they have four bits."""
-        dtype = self.layout.weight_spec.dtype
-        if dtype == "fp8":
-            return fp8(codes)
-        return int4(codes) if dtype == "int4" and not self.profile.symmetric else array(codes)
+        """Codes as the file has them: packed where they have at most four bits."""
+        spec = self.layout.weight_spec
+        if spec.dtype in FLOATS:
+            return fp8(codes, spec.dtype)
+        if codes.dtype == torch.uint8:
+            return uint4(codes) if spec.bits <= 4 else array(codes)
+        return int4(codes) if kernel_bits(spec) == 4 and not self.profile.symmetric else array(codes)
 
     def bias(self, *shape: int) -> ir.Value | None:
         """Float32, of `shape` (−1: the rows)."""

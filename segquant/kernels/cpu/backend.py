@@ -13,6 +13,7 @@ from torch.nn import functional as nnf
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu import operators
 from segquant.kernels.fused import FusedBackend, Packed, beside_of
+from segquant.kernels.integers import why_no_integers, why_not_scales
 from segquant.modules.state import outside_autocast
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
@@ -24,7 +25,7 @@ from segquant.registry import register
 class Cpu(FusedBackend):
     """Codes of the input times codes of the weight in integers, scaled afterwards; needs AVX2 and a C++ compiler.
 
-    Weights stay as they are stored. Layers whose input stays in float take float products with weights that are
+    Layers whose input stays in float take float products with weights that are
     dequantized panel by panel.
     """
 
@@ -34,10 +35,7 @@ class Cpu(FusedBackend):
     def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:
         if device.type != "cpu":
             return f"runs on the CPU, and the layer is on {device}"
-        for spec in (layout.weight_spec, layout.scheme.input):
-            if spec is not None and spec.dtype == "fp8":
-                return "multiplies integers, and fp8 has none"
-        return operators.why_not_exact()
+        return why_no_integers(layout.scheme) or why_not_scales(layout.scheme) or operators.why_not_exact()
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         if not torch.compiler.is_compiling() and (reason := operators.why_not_exact()) is not None:

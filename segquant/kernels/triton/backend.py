@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segquant.errors import QuantizationError
 from segquant.kernels.fused import FusedBackend, Packed
+from segquant.kernels.integers import kernel_bits, why_no_integers, why_not_scales
 from segquant.kernels.runs import code_sums, layout_runs
 from segquant.kernels.triton import operators
 from segquant.modules.window import Window
@@ -33,8 +34,8 @@ class Triton(FusedBackend):
     """Codes of the input times codes of the weight in integers, scaled afterwards; needs a GPU from Ampere on.
 
     One kernel makes codes and scales of the input, a second multiplies and does all the rest: in one kernel, every tile
-    of outputs would quantize the rows again. Weights stay as they are stored, 4 bits are spread in the second kernel.
-    DualScale's two products take one load of the weights.
+    of outputs would quantize the rows again. Weights of 4 bits are spread in the second kernel. DualScale's two
+    products take one load of the weights.
     """
 
     name: ClassVar[str] = "triton"
@@ -45,9 +46,10 @@ class Triton(FusedBackend):
         inputs = layout.scheme.input
         if inputs is None:
             return "multiplies integers, and the layer's input stays in float"
-        if "fp8" in (layout.weight_spec.dtype, inputs.dtype):
-            return "multiplies integers, and fp8 has none"
-        if layout.weight_spec.bits == 4 and any(run.start % 2 for run in layout_runs(layout)):
+        reason = why_no_integers(layout.scheme) or why_not_scales(layout.scheme)
+        if reason is not None:
+            return reason
+        if kernel_bits(layout.weight_spec) == 4 and any(run.start % 2 for run in layout_runs(layout)):
             return "reads 4-bit codes by whole bytes, and a group or input piece starts within one"
         return operators.why_not_exact(device)
 
@@ -57,12 +59,12 @@ class Triton(FusedBackend):
             raise QuantizationError(f"backend {self.name!r} {reason}")  # of a layer copied from another process
         return super().pack(layout, tensors)
 
-    def extra_of(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Extra:
+    def extra_of(self, layout: Layout, codes: Tensor) -> Extra:
         grid = layout.input_grid
         assert grid is not None
         dual = tuple(int(flag) for flag in grid.dual)
-        cuts, table = operators.tables(grid.pieces, dual, layout.weight_columns, tensors["codes"].device)
-        return Extra(cuts, table, code_sums(layout, tensors["codes"]))
+        cuts, table = operators.tables(grid.pieces, dual, layout.weight_columns, codes.device)
+        return Extra(cuts, table, code_sums(layout, codes))
 
     def extra_part(self, extra: Extra, cut: slice) -> Extra:
         return Extra(extra.cuts, extra.table, None if extra.sums is None else extra.sums[:, cut])

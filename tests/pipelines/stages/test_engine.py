@@ -81,7 +81,8 @@ REASONS = {
     "backend": (["backend=cpu"], "backend=cpu runs the quantized layers"),
     "tool": (["quantizer=sdnq", "precision=w8a8_dynamic"], "quantizer=sdnq runs layers of its own"),
     "disk": (["model.offload=blocks"], "model.offload=blocks leaves the denoiser on disk"),
-    "fp8": (["precision=fp8"], "the exact kernels multiply integers, and fp8 has none"),
+    "fp8": (["precision=fp8"], "the CPU's exact kernel multiplies integers, and fp8 has none"),
+    "nvfp4": (["precision=nvfp4"], "the CPU's exact kernel multiplies integers, and fp4_e2m1 has none"),
 }
 
 

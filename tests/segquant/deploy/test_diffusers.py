@@ -85,6 +85,18 @@ def test_scales_stay_float32_under_another_dtype(model: nn.Module, tmp_path: Pat
     same_state(found.to(torch.float32), model.to(torch.float32))
 
 
+@pytest.mark.parametrize("precision", ["nvfp4", "mxfp6", "q5_1", "w4a8_asym"])
+def test_codes_and_scales_of_every_kind_stay_what_they_are(
+    float_model: nn.Module, tmp_path: Path, precision: str
+) -> None:
+    """Bytes of codes, of scales and of zero points, float16 and second scales: under another dtype, and without one."""
+    model = segquant.quantize_(copy.deepcopy(float_model), presets.rtn(precision), [inputs(1)])
+    model.save_pretrained(tmp_path / "model")
+    same_state(read(tmp_path / "model"), model)
+    for dtype in (torch.bfloat16, torch.float16):
+        same_state(read(tmp_path / "model", torch_dtype=dtype), copy.deepcopy(model).to(dtype))
+
+
 def test_convolutions_and_the_class_of_the_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     unet = diffusers.UNet2DModel(

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import segquant
-from segquant import QuantizationError, QuantLinear, presets
+from segquant import QuantizationError, QuantLinear, QuantScheme, QuantSpec, presets
 from segquant.deploy.comfy_names import Place, places, tensor_name
+from segquant.deploy.plain import why_not_plain
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches
 
 pytest.importorskip("diffusers")
@@ -52,12 +53,15 @@ def per_layer(ours: nn.Module, theirs: nn.Module) -> list[float]:
         return [error(theirs.get_submodule(n)(x), ours.get_submodule(n)(x)) for n, x in seen.items()]
 
 
+TOKEN = QuantSpec("int8", "token", dynamic=True)
 WHOLE = {"*.linear": {"seglinear": False}}
 """The norms' layers, whose pieces of the output would have inputs of their own."""
 FOR_TORCHAO = {
     "dynamic": presets.rtn("w8a8_dynamic"),
     "static": STATIC,
     "zero point": presets.segquant_a("w8a8_tensor", alpha=0.5, deploy="torchao", overrides=WHOLE),
+    "narrow": presets.rtn(QuantScheme(QuantSpec("int5", "channel", scale_dtype="bfloat16"), TOKEN)),
+    "zero points of both": presets.rtn(QuantScheme(QuantSpec("uint7", "channel"), QuantSpec("uint8")), overrides=WHOLE),
     "zero point per token": presets.segquant_a("w8a8_dynamic", alpha=0.5, deploy="torchao", overrides=WHOLE),
 }
 
@@ -67,7 +71,7 @@ def test_torchao_runs_every_layer(float_model: nn.Module, tmp_path: Path, method
     torchao = pytest.importorskip("torchao")
     model = quantized(float_model, method)
     zeros = [name for name, layer in linears(model).items() if layer.layout.input_grid.zero_point]
-    assert bool(zeros) == (method.cuts.negative == "zero_point")
+    assert bool(zeros) == (method.cuts.negative == "zero_point" or method.scheme.input.zero_point)
     report = segquant.export_torchao(model, tmp_path / "ao", inputs(1))
     assert {row.form for row in report.layers} == {"int8"} and len(report.layers) == len(linears(model))
     found = type(float_model).from_pretrained(tmp_path / "ao", torch_dtype=torch.float32)
@@ -104,9 +108,10 @@ def test_torchao_refuses_or_keeps_in_float(float_model: nn.Module, tmp_path: Pat
     assert error(out(found), exact) < 1.3 * error(out(model), exact)
 
 
-def test_comfyui_runs_every_layer(float_model: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "note"), [("int8", ""), ("int6", "weights of int6 as int8")])
+def test_comfyui_runs_every_layer(float_model: nn.Module, tmp_path: Path, dtype: str, note: str) -> None:
     tensor = pytest.importorskip("comfy_kitchen").tensor
-    model = quantized(float_model, presets.rtn("w8a8_dynamic"))
+    model = quantized(float_model, presets.rtn(QuantScheme(QuantSpec(dtype, "channel"), TOKEN)))
     report = segquant.export_comfy(model, tmp_path / "c.safetensors", names="diffusers")
     tensors = load_file(tmp_path / "c.safetensors")
     theirs = copy.deepcopy(float_model)
@@ -119,7 +124,25 @@ def test_comfyui_runs_every_layer(float_model: nn.Module, tmp_path: Path) -> Non
         weight = tensor.QuantizedTensor(codes, "TensorWiseINT8Layout", params)
         theirs.get_submodule(row.layer).weight = nn.Parameter(weight, requires_grad=False)
     errors = sorted(per_layer(model, theirs))  # a tie may fall to the other side
-    assert {row.note for row in report.layers} == {""} and errors[len(errors) // 2] < 1e-6 and errors[-1] < 0.01
+    assert {row.note for row in report.layers} == {note} and errors[len(errors) // 2] < 1e-6 and errors[-1] < 0.01
+
+
+NOT_PLAIN = {
+    "fp8": "its weights are fp8; int8 is the nearest",
+    "mxfp4": "its weights are fp4_e2m1; int4 is the nearest",
+    "w8a8_asym": "its weights are uint8; int8 is the nearest",
+    "q5_1": "its weights are uint5; int5 is the nearest",
+    "w6a6": "its input is int6; int8 is the nearest",
+    "mxint8": "its input's scales are e8m0; float32 is the nearest",
+    "w4a8": "it has scales by groups",
+    "w8a16": "its input stays in float",
+}
+
+
+@pytest.mark.parametrize("precision", NOT_PLAIN)
+def test_formats_that_other_tools_have_not_are_named(precision: str) -> None:
+    (layer,) = segquant.quantize_(nn.Sequential(nn.Linear(32, 8)), presets.rtn(precision), [(torch.ones(2, 32),)], {})
+    assert why_not_plain(layer) == NOT_PLAIN[precision]
 
 
 def test_comfyui_holds_smoothing_that_is_folded(float_model: nn.Module, tmp_path: Path) -> None:

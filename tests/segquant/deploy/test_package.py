@@ -59,7 +59,7 @@ def test_what_is_captured_is_the_reference_in_plain_operations(
     assert namespaces == {"aten"}
     kept = {name: tensor.numel() for name, tensor in program.state_dict.items()}
     assert kept["up.codes"] == 32 * 64 / 2 and not program.constants
-    assert all(layer.keep_packed for layer in model.modules() if isinstance(layer, QuantLinear))
+    assert all(layer.keep_packed is None for layer in model.modules() if isinstance(layer, QuantLinear))
 
 
 def test_bad_input_is_one_sentence(

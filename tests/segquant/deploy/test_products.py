@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from segquant import QuantScheme, QuantSpec, Segments, presets, quantize_
-from segquant.deploy.onnx.forms import PROFILES, form_of
+from segquant.deploy.onnx.forms import PROFILES, form_of, why_not
 from segquant.deploy.run.openvino import products_are_exact
 from segquant.layers.layer import QuantLayer
 from tests.segquant.deploy.support import distance, layer_graph, run_layer, started
@@ -51,7 +51,49 @@ LINEARS: dict[str, tuple[Any, Segments]] = {
     "4 bits, inputs in float": (presets.rtn("w4a16"), Segments()),
     "8 bits, inputs in float": (presets.rtn(QuantScheme(QuantSpec("int8", "channel"), None)), Segments()),
 }
+INT8_INPUT, TOKEN8 = QuantSpec("int8", "tensor"), QuantSpec("int8", "token", dynamic=True)
+FORMATS: dict[str, tuple[Any, Segments]] = {
+    "w8a8_asym": (presets.rtn("w8a8_asym"), Segments()),
+    "w8a8_asym in pieces": (presets.rtn("w8a8_asym", seglinear=True), PIECES),
+    "zero points of both, per token": (
+        presets.rtn(QuantScheme(QuantSpec("uint8", "channel"), QuantSpec("uint8", "token", dynamic=True))),
+        Segments(),
+    ),
+    "uint4 per channel": (presets.rtn(QuantScheme(QuantSpec("uint4", "channel"), INT8_INPUT)), Segments()),
+    "uint6 in groups": (presets.rtn(QuantScheme(QuantSpec("uint6", "group", 32), TOKEN8)), Segments()),
+    "w6a6": (presets.rtn("w6a6"), Segments()),
+    "w6a6 dual": (presets.rtn("w6a6", dualscale=True), DUAL),
+    "int3, static inputs of 5 bits": (
+        presets.rtn(QuantScheme(QuantSpec("int3", "channel", scale_dtype="e4m3"), QuantSpec("int5")), dualscale=True),
+        DUAL,
+    ),
+    "static inputs of 6 bits": (presets.rtn(QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int6"))), Segments()),
+    "static inputs of uint6": (presets.rtn(QuantScheme(QuantSpec("int7", "tensor"), QuantSpec("uint6"))), Segments()),
+    "w8a16": (presets.rtn("w8a16"), Segments()),
+    "w3a16": (presets.rtn("w3a16"), Segments()),
+    "w2a16": (presets.rtn("w2a16"), Segments()),
+    "uint4 alone, in groups": (presets.rtn(QuantScheme(QuantSpec("uint4", "group", 16), None)), OUTPUTS),
+    "uint3 alone, in groups": (presets.rtn(QuantScheme(QuantSpec("uint3", "group", 32), None)), Segments()),
+    "uint5 alone, in groups": (
+        presets.rtn(QuantScheme(QuantSpec("uint5", "group", 16, scale_dtype="bfloat16"), None)),
+        Segments(),
+    ),
+    "uint8 alone": (presets.rtn(QuantScheme(QuantSpec("uint8", "channel"), None)), Segments()),
+    "fp8 alone": (presets.rtn(QuantScheme(QuantSpec("fp8", "channel"), None)), Segments()),
+    "e5m2 alone, in groups": (
+        presets.rtn(QuantScheme(QuantSpec("fp8_e5m2", "group", 32, scale_dtype="e8m0"), None)),
+        Segments(),
+    ),
+    "q8_0": (presets.rtn("q8_0"), Segments()),
+    "q8_0 in float32": (presets.rtn(QuantScheme(QuantSpec("int8", "group", 32), None)), Segments()),
+    "q4_0": (presets.rtn("q4_0"), Segments()),
+    "q5_0": (presets.rtn("q5_0"), Segments()),
+}
+"""Other formats than the first, by what a file holds: codes of each width, zero points, scales of each kind."""
 BLOCKS: dict[str, tuple[Any, Segments]] = {
+    "w4a6": (presets.rtn("w4a6"), Segments()),
+    "w4a6 dual": (presets.rtn("w4a6", dualscale=True), DUAL),
+    "w4a8_asym": (presets.rtn("w4a8_asym"), Segments()),
     "w4a8": (presets.rtn("w4a8"), Segments()),
     "w4a8 with a branch": (presets.segquant_a("w4a8", alpha=0.5, rank=4), OUTPUTS),
     "w4a4": (presets.rtn("w4a4"), Segments()),
@@ -63,6 +105,14 @@ CONVOLUTIONS: dict[str, tuple[Any, Segments]] = {
     "zero point": (presets.rtn("w8a8", dualscale=True, convolutions=True, negative="zero_point"), DUAL),
     "pieces": (presets.rtn("w8a8", seglinear=True, convolutions=True), Segments(input=(4, 12))),
     "of the whole input": (presets.rtn(WHOLE_TENSOR, convolutions=True), Segments()),
+    "uint4 per channel, static inputs of 6 bits": (
+        presets.rtn(QuantScheme(QuantSpec("uint4", "channel"), QuantSpec("int6")), convolutions=True),
+        Segments(),
+    ),
+    "int3 per tensor, uint8": (
+        presets.rtn(QuantScheme(QuantSpec("int3", scale_dtype="e8m0"), QuantSpec("uint8")), convolutions=True),
+        Segments(),
+    ),
 }
 
 
@@ -111,6 +161,20 @@ def test_a_linear_is_the_references(name: str, engine: str, shape: str, tmp_path
         assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine]))
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_a_format_is_the_references(name: str, engine: str, tmp_path: Path) -> None:
+    layer, x = a_linear(*FORMATS[name]), inputs(2, 9, WIDTH, seed=9)
+    assert why_not(layer, PROFILES[engine]) is None
+    found, running = run_layer(engine, layer, x, tmp_path)
+    apart, spec = distance(found, layer(x)), layer.layout.weight_spec
+    whole = layer.layout.scheme.input is None and spec.bits > 4 and "int" in spec.dtype
+    lowest = 0.03 if whole and engine == "ort" else 1e-6  # it rounds inputs by itself
+    assert float(apart.median()) < lowest and float(apart.max()) < max(0.02, 3 * lowest)
+    if engine == "ort" or products_are_exact():
+        assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine]))
+
+
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_of_4_bits_are_no_less_exact(name: str, engine: str, tmp_path: Path) -> None:
@@ -136,17 +200,22 @@ def test_a_convolution_is_the_references(name: str, engine: str, tmp_path: Path)
         assert running.products().keys() == {"int8"}
 
 
-def saturating() -> QuantLayer:
+def saturating(precision: Any = "w8a8") -> QuantLayer:
     """Inputs and weights at the ends of their codes: pairs of products exceed 16 bits."""
     linear = nn.Linear(WIDTH, ROWS)
     nn.init.ones_(linear.weight)
-    (layer,) = quantize_(nn.Sequential(linear), presets.rtn("w8a8"), [(torch.ones(2, 9, WIDTH),)], {})
+    (layer,) = quantize_(nn.Sequential(linear), presets.rtn(precision), [(torch.ones(2, 9, WIDTH),)], {})
     return layer
 
 
+@pytest.mark.parametrize(
+    "precision",
+    ["w8a8", INT4_INPUT, QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int7")), "w6a6", "w8a8_asym"],
+    ids=["w8a8", "int4", "int7", "w6a6", "asym"],
+)
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
-def test_no_product_saturates(engine: str, tmp_path: Path) -> None:
-    layer, x = saturating(), torch.ones(2, 9, WIDTH)
+def test_no_product_saturates(engine: str, precision: Any, tmp_path: Path) -> None:
+    layer, x = saturating(precision), torch.ones(2, 9, WIDTH)
     assert float(distance(run_layer(engine, layer, x, tmp_path)[0], layer(x)).max()) < 1e-6
 
 
@@ -159,8 +228,8 @@ def test_signed_weights_are_exact_where_the_session_is_ours(tmp_path: Path) -> N
 
 def test_packed_codes_are_stored_once() -> None:
     """4-bit codes take half a byte, no constant is a float copy of the weight."""
-    for name in ("4 bits per channel", "per channel", "dual"):
-        layer = a_linear(*LINEARS[name])
+    for name in ("4 bits per channel", "per channel", "dual", "w8a8_asym", "uint4 alone, in groups", "q8_0 in float32"):
+        layer = a_linear(*{**LINEARS, **FORMATS}[name])
         for profile in ("ort", "openvino"):
             constants = layer_graph(layer, 3, profile).graph.initializers.values()
             size = sum(value.const_value.nbytes for value in constants)

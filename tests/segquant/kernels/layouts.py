@@ -24,6 +24,15 @@ PRECISIONS: dict[str, Any] = {
     "w8a16": QuantScheme(QuantSpec("int8", "channel"), None),
 }  # fmt: skip
 """Named ones, and groups that nothing divides."""
+FORMATS: dict[str, Any] = {name: name for name in ("w6a6", "w4a6", "w4a8_asym", "w2a16")} | {
+    "w3a5_asym": QuantScheme(
+        QuantSpec("int3", "group", 48, scale_dtype="bfloat16"), QuantSpec("uint5", "group", 24, dynamic=True)
+    ),
+    "w7a7_asym": QuantScheme(QuantSpec("uint7", "tensor"), QuantSpec("uint7", "tensor")),
+    "w3a2_asym": QuantScheme(QuantSpec("uint3", "group", 32, scale_dtype="e4m3"), QuantSpec("int2", "tensor")),
+    "w5a16": QuantScheme(QuantSpec("int5", "group", 32, scale_dtype="q0"), None),
+}  # fmt: skip
+"""Other widths, and each way to keep scales and zero points."""
 CUTS = {
     "plain": Segments(),
     "dual": Segments(activation="gelu"),

@@ -11,6 +11,9 @@ import torch
 
 import segquant
 from segquant import QuantizationError, QuantLinear, presets
+from segquant.kernels.cpu.operators import why_not_exact
+from segquant.layers import packs
+from segquant.modules import memory
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.transforms.chain import undo_all
 from tests.segquant.support import BLOCK_SEGMENTS, Block, block_batches, brute_force, tensor
@@ -100,3 +103,37 @@ def test_a_models_class_is_a_module_of_the_closed_list(tmp_path: Path) -> None:
         manifest.write_text(changed)
         with pytest.raises(QuantizationError, match="is no model class that is known here; pass model="):
             segquant.load_quantized(tmp_path / "model")
+
+
+@pytest.mark.parametrize("precision", ["w4a8", "fp8", "w4a8_asym", "nvfp4"])
+def test_where_memory_is_short_no_float_weight_is_kept(
+    precision: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same bytes, said once; what `keep_packed` says goes before."""
+    model, x = quantized(precision), tensor(3, 32)
+    layer: QuantLinear = model.up
+    expected, size = layer(x), 4 * layer.in_features * layer.out_features
+    assert layer._packed is not None and layer._packed.weight.nbytes == size
+    layer.forget_packed()
+    packs._tell_once.cache_clear()
+    for free, kept in ((memory.ROOM * size, True), (memory.ROOM * size - 1, False), (0, False), (None, True)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert torch.equal(layer(x), expected) and torch.equal(layer(x), expected)
+        assert (layer._packed is not None) == kept
+        layer.forget_packed()
+    assert [record.message for record in caplog.records] == [
+        "memory of the cpu is short: float weights of quantized layers are made at every call, which is slower; "
+        "keep_packed=True of a layer keeps its weight"
+    ]
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    layer.keep_packed = True
+    assert torch.equal(layer(x), expected) and layer._packed is not None
+
+
+@pytest.mark.skipif(why_not_exact() is not None, reason="the cpu backend does not run here")
+def test_what_is_no_float_weight_is_kept_though_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = quantized("w4a8"), tensor(3, 32)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    segquant.set_backend_(model, "cpu")
+    model.up(x)
+    assert model.up._packed is not None

@@ -19,6 +19,7 @@ from segquant.kernels.cpu.backend import Cpu
 from segquant.layers.layer import QuantLayer
 from tests.segquant.kernels.layouts import (
     CUTS,
+    FORMATS,
     METHODS,
     PRECISIONS,
     assert_close,
@@ -52,6 +53,14 @@ def test_every_layout_is_the_reference(precision: str) -> None:
         close(layer, inputs(11, 384))
 
 
+@pytest.mark.parametrize("precision", FORMATS)
+def test_every_width_is_the_reference(precision: str) -> None:
+    for cut, name in itertools.product(("dual", "mixed"), ("smooth", "rotated_svd")):
+        layer = layer_of(FORMATS[precision], CUTS[cut], **METHODS[name])
+        assert Cpu().why_not(layer.layout, torch.device("cpu")) is None
+        close(layer, inputs(11, 384))
+
+
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8", "w4a4", "dynamic_tensor"])
 def test_every_form_for_engines_is_the_reference(precision: str) -> None:
     scheme = PRECISIONS[precision]
@@ -78,26 +87,56 @@ def test_every_shape_of_input_is_the_reference(precision: str) -> None:
 
 def test_sizes_that_nothing_divides() -> None:
     for columns, outputs in itertools.product((1, 3, 31, 97), (1, 15, 17)):
-        for precision in ("w8a8", "w4a8_channel", "w8a16"):
-            close(layer_of(PRECISIONS[precision], Segments(), (columns, outputs)), tensor(7, columns))
+        for precision in ("w8a8", "w4a8_channel", "w6a6", QuantScheme(QuantSpec("int3", "channel"), None)):
+            close(layer_of(precision, Segments(), (columns, outputs)), tensor(7, columns))
 
 
+@pytest.mark.parametrize("inputs_bits", [8, 7, 6, 5, 4, 3, 2])
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("dual", [0, 1])
-def test_integers_are_exact(bits: int, dual: int) -> None:
-    """Any codes, the largest together too: scales of one, compared in int64."""
-    low = -(2 ** (bits - 1))
+@pytest.mark.parametrize("signs", ["one", "dual", "zero"])
+def test_integers_are_exact(bits: int, signs: str, inputs_bits: int) -> None:
+    """Any codes, the largest together too, and beyond the grid: scales of one, compared in int64."""
+    low, least = -(2 ** (bits - 1)), -(2 ** (inputs_bits - 1))
+    dual, zero = int(signs != "one"), 2**inputs_bits - 1 if signs == "zero" else -least
     generator = torch.Generator().manual_seed(0)
     for columns, rows, outputs in ((1, 1, 1), (65, 13, 19), (2050, 6, 16)):
         weight = torch.randint(low, -low, (outputs, columns), generator=generator, dtype=torch.int8)
-        codes = torch.randint(-128, 128, (rows, columns), generator=generator)
-        weight[0], codes[0] = low, -128
+        values = torch.randint(2 * least - 3, 4 - 2 * least, (rows, columns), generator=generator)
+        weight[0], values[0] = low, 2 * least
+        codes = values.clamp(-zero, 2**inputs_bits - 1 - zero)
         stored = weight if bits == 8 else segquant.numerics.functional.pack_int4(weight)
-        shape = ([outputs], [columns], [dual], [columns], bits, 8, False)
-        one = (torch.ones(outputs, 1), None, None, None, torch.ones(1, 1), None, None)
-        found = operators.linear(codes.float(), stored, *one, *shape)
-        exact = codes.long() @ weight.long().T
-        assert torch.equal(found, exact.float())
+        shape = ([outputs], [columns], [dual], [columns], bits, inputs_bits, signs == "zero")
+        scale = torch.ones(1, 1)
+        own = (scale if signs == "dual" else None, scale * zero if signs == "zero" else None)
+        found = operators.linear(values.float(), stored, torch.ones(outputs, 1), None, None, None, scale, *own, *shape)
+        assert torch.equal(found, (codes.long() @ weight.long().T).float())
+
+
+REFUSED = {
+    "fp8": "multiplies integers, and fp8 has none",
+    "w4a16_nf4": "multiplies integers, and nf4 has none",
+    "nvfp4": "multiplies integers, and fp4_e2m1 has none",
+    "mxint8": "takes scales of inputs in float32, and these are e8m0",
+    "w8a8_asym": "multiplies integers of a signed byte, which uint8 less its zero point exceeds; use int8",
+    "q4_1": "multiplies signed integers, and uint4 with scale_dtype 'q1' counts from a least value; int4 is the "
+    "nearest",
+}
+
+
+def test_every_precision_runs_or_is_refused_by_name() -> None:
+    """Those with signed integers run; which do not is said, and which is the nearest."""
+    floats = {"fp8_dynamic": "fp8", "mxfp8": "fp8", "mxfp6": "fp6_e2m3", "mxfp4": "fp4_e2m1"}
+    for name in segquant.PRECISIONS:
+        layer = layer_of(name, Segments(), (512, 8))
+        reason = Cpu().why_not(layer.layout, torch.device("cpu"))
+        if name in floats:
+            assert reason == f"multiplies integers, and {floats[name]} has none"
+        elif name in ("q5_1", "q2_k", "q4_k", "q5_k"):
+            assert reason is not None and "counts from a least value; int" in reason
+        else:
+            assert reason == REFUSED.get(name), name
+        if reason is None:
+            close(layer, inputs(3, 512))
 
 
 def test_what_is_no_number_spreads_over_its_row() -> None:

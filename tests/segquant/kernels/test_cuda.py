@@ -18,6 +18,7 @@ from segquant.kernels.products import product
 from segquant.layers.layer import QuantLayer
 from tests.segquant.kernels.layouts import (
     CUTS,
+    FORMATS,
     METHODS,
     PRECISIONS,
     assert_close,
@@ -45,6 +46,12 @@ def test_every_layout_is_the_reference(precision: str) -> None:
         close(layer_of(INTEGER.get(precision, precision), cut, **METHODS[name]), inputs(11, 384))
 
 
+@pytest.mark.parametrize("precision", [name for name in FORMATS if "16" not in name])
+def test_every_width_is_the_reference(precision: str) -> None:
+    for cut in ("dual", "mixed"):
+        close(layer_of(FORMATS[precision], CUTS[cut], **METHODS["rotated_svd"]), inputs(11, 384))
+
+
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8", "w4a4", "dynamic_tensor"])
 def test_every_form_for_engines_is_the_reference(precision: str) -> None:
     negatives = ("zero_point", "shift") if precision == "w8a8_tensor" else ("zero_point",)
@@ -68,7 +75,7 @@ def test_every_shape_of_input_is_the_reference(precision: str) -> None:
 
 def test_sizes_that_nothing_divides() -> None:
     for columns, outputs in itertools.product((1, 3, 31, 97), (1, 15, 17)):
-        for precision in ("w8a8", "w4a8_channel", "fp8"):
+        for precision in ("w8a8", "w4a8_channel", "fp8", "w6a6"):
             close(layer_of(precision, Segments(), (columns, outputs)), tensor(7, columns))
 
 
@@ -124,6 +131,8 @@ REFUSED = {
     "w4a8": "multiplies one group or piece of columns at a time, which pays from 128 columns on, and these have 32; "
     "'triton' multiplies them at once",
     "w4fp8": "multiplies codes of one kind, and these are int4 and fp8",
+    "mxfp4": "multiplies integers, and fp4_e2m1 has none",
+    "w8a8_asym": "multiplies integers of a signed byte, which uint8 less its zero point exceeds; use int8",
     "w8a8": "needs an NVIDIA GPU, and the layer is on cpu: 'cpu' and 'reference' run there",
 }
 

@@ -194,6 +194,11 @@ def test_every_gpu_and_layout_has_tiles() -> None:
         ("w4a16", "multiplies integers, and the layer's input stays in float"),
         ("fp8", "multiplies integers, and fp8 has none"),
         (
+            QuantScheme(QuantSpec("int4", "channel"), QuantSpec("fp6_e2m3")),
+            "multiplies integers, and fp6_e2m3 has none",
+        ),
+        ("mxint8", "takes scales of inputs in float32, and these are e8m0"),
+        (
             QuantScheme(QuantSpec("int4", "group", 3), QuantSpec("int8", "token", dynamic=True)),
             "reads 4-bit codes by whole bytes, and a group or input piece starts within one",
         ),

@@ -33,12 +33,16 @@ from tests.segquant.support import tensor
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZE = (128, 19)
 PRECISIONS: dict[str, Any] = {
-    name: name for name in ("w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4")
+    name: name
+    for name in ("w8a8_tensor", "w8a8", "w8a8_dynamic", "w4a8_channel", "w4a8", "w4a4", "w6a6", "w4a6", "w4a8_asym")
 } | {
     "dynamic_tensor": QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int8", "tensor", dynamic=True)),
     "w8a4": QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int4", "group", 32, dynamic=True)),
     "w4g16a8g8": QuantScheme(QuantSpec("int4", "group", 16), QuantSpec("int8", "group", 8, dynamic=True)),
     "w8g6": QuantScheme(QuantSpec("int8", "group", 6), QuantSpec("int8", "token", dynamic=True)),
+    "w3a7_asym": QuantScheme(
+        QuantSpec("uint3", "group", 32, scale_dtype="bfloat16"), QuantSpec("uint7", "group", 32, dynamic=True)
+    ),
 }  # fmt: skip
 CUTS = {
     "plain": Segments(),
@@ -123,22 +127,22 @@ def test_bfloat16_takes_low_rank_branches_in_bfloat16() -> None:
     assert median < 1e-3 and worst < 8e-3  # outputs are spaced by 4e-3 at their largest
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("bits", "given"), [(8, 8), (4, 8), (8, 6), (4, 5)])
 @pytest.mark.parametrize("dual", [0, 1])
-def test_integers_are_exact(bits: int, dual: int) -> None:
+def test_integers_are_exact(bits: int, given: int, dual: int) -> None:
     """Any codes, the largest together too: scales of one, compared in int64."""
-    low = -(2 ** (bits - 1))
+    low, least = -(2 ** (bits - 1)), -(2 ** (given - 1))
     generator = torch.Generator().manual_seed(0)
     for columns, rows, outputs in ((1, 1, 1), (65, 18, 37), (1030, 2, 16)):
         weight = torch.randint(low, -low, (outputs, columns), generator=generator, dtype=torch.int8)
-        codes = torch.randint(-128, 128, (rows, columns), generator=generator)
-        weight[0], codes[0] = low, -128
+        codes = torch.randint(least, -least, (rows, columns), generator=generator)
+        weight[0], codes[0] = low, least
         stored = weight if bits == 8 else pack_int4(weight)
         cuts, table = operators.tables((columns,), (dual,), (columns,), DEVICE)
         one = torch.ones(1, 1, device=DEVICE)
         found = operators.linear(
             codes.float().to(DEVICE), stored.to(DEVICE), one.expand(outputs, 1).contiguous(), None, None, None, one,
-            one if dual else None, None, [outputs], [columns], [dual], [columns], bits, 8, False, None, cuts, table,
+            one if dual else None, None, [outputs], [columns], [dual], [columns], bits, given, False, None, cuts, table,
         )  # fmt: skip
         assert torch.equal(found.cpu(), (codes.long() @ weight.long().T).float())
 

@@ -33,7 +33,7 @@ struct Static {
   const float* zero = nullptr;
 };
 
-inline float code_max(int64_t bits) { return bits == 8 ? 127.0f : 7.0f; }
+inline float code_max(int64_t bits) { return static_cast<float>((int64_t{1} << (bits - 1)) - 1); }
 
 inline float not_denormal(float scale) { return std::max(scale, std::numeric_limits<float>::min()); }
 

@@ -1,6 +1,7 @@
 // What a layer's product is made of, and memory for it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -76,8 +77,8 @@ constexpr Kind kEightBits = Kind::kPairs;
 
 inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == Kind::kFloat ? 1 : 4; }
 
-// Words of quads whose sums 16 bits hold: two products of 255 * 8, or of 15 * 8, per word.
-inline int64_t short_words(const Shape& shape) { return shape.input_bits == 8 ? 8 : 64; }
+// Words of quads whose sums 16 bits hold: two products of 8 and an input's largest code, below 1 << input_bits, per word.
+inline int64_t short_words(const Shape& shape) { return int64_t{1} << std::min<int64_t>(11 - shape.input_bits, 6); }
 
 // Columns of a run in a group of so many: those whose products a sum of the kernel's integers holds.
 inline int64_t longest_run(const Shape& shape, int64_t group) {
