@@ -30,6 +30,8 @@ SCALINGS = ("rceil", "floor", "even", "ceil")
 QPARAMS = {"hqq": "HQQ_SCALE_ONLY", "affine": "AFFINE"}
 BLOCK = 16
 """Of NVFP4, whose weights have a multiple of it on both sides."""
+LEAST = 1e-12
+"""What a token's maximum counts as at least (torchao's `activation_value_lb`): it would make NaN of zeros."""
 
 
 def torchao_mx(precision: str, *, scaling: str = "rceil", skip: Sequence[str] = (), seed: int = 0) -> Peer:
@@ -125,6 +127,7 @@ def _nvfp4(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantS
             f"{list(linear_at(model, odd[0]).weight.shape)}; add it to quantizer.skip"
         )
     quantize_with(model, names, NVFP4WeightOnlyConfig())
+    _check_finite("torchao_nvfp4", model, names)
     for name in names:
         linear_at(model, name).register_forward_pre_hook(_through_nvfp4)
 
@@ -153,6 +156,7 @@ def _fp8(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantSch
     from torchao.quantization import Float8WeightOnlyConfig, PerRow
 
     quantize_with(model, names, Float8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False))
+    _check_finite("torchao_fp8", model, names)
     for name in names:
         linear_at(model, name).register_forward_pre_hook(_through_fp8)
 
@@ -162,8 +166,17 @@ def _through_fp8(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     from torchao.quantization import Float8Tensor, PerRow
 
     x, *rest = args
-    found: Tensor = Float8Tensor.from_hp(x.reshape(-1, x.shape[-1]), granularity=PerRow()).dequantize(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    found: Tensor = Float8Tensor.from_hp(rows, granularity=PerRow(), hp_value_lb=LEAST).dequantize(x.dtype)
     return found.reshape(x.shape), *rest
+
+
+def _check_finite(tool: str, model: nn.Module, names: Sequence[str]) -> None:
+    """torchao divides zeros by the scale of zeros."""
+    for name in names:
+        weight: Any = linear_at(model, name).weight
+        if not bool(weight.dequantize().isfinite().all()):
+            raise PipelineError(f"{tool} makes NaN of zeros in the weight of {name}; add it to quantizer.skip")
 
 
 def _intx(model: nn.Module, names: Sequence[str], _: Forward, *, scheme: QuantScheme, qparams: str) -> None:

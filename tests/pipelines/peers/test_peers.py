@@ -231,6 +231,25 @@ def test_bytes_of_a_layer_are_those_of_its_format() -> None:
         assert 0 < size - (count // 2 + scales + 16 * 4) < 200  # the rest is its record of shapes, in JSON
 
 
+OWN_INPUTS = (
+    ("torchao_mx", "mxfp8"), ("torchao_mx", "mxfp4"), ("torchao_nvfp4", "nvfp4"), ("torchao_fp8", "fp8_dynamic"),
+    ("bnb_int8", "w8a8_dynamic"), ("bnb_nf4", "w4a16_nf4"), ("gguf", "q4_0"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "precision"), OWN_INPUTS)
+def test_inputs_of_zeros_and_of_any_strides(name: str, precision: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32)).eval()
+    x = torch.randn(64, 5, 3).transpose(0, 2)
+    quantized = peer(name, precision).quantize_(copy.deepcopy(model), [(x,)])
+    with torch.no_grad():
+        assert torch.equal(quantized(torch.zeros(2, 64)), model[0].bias.expand(2, 32))
+        found = quantized(x)
+        torch.testing.assert_close(found, quantized(x.contiguous()))
+    assert found.shape == (3, 5, 32) and output_error(model, quantized, [(x,)]) < 0.25
+
+
 def test_channels_beyond_the_threshold_stay_floats() -> None:
     """Of LLM.int8: an outlier spoils its row's scale, unless its channel is left out."""
     torch.manual_seed(0)
@@ -312,6 +331,14 @@ def test_layers_that_cannot_be_quantized_are_named() -> None:
     peer("torchao_int8_static", "w8a8", skip=["unused"]).quantize_(Branched().eval(), batches)
     with pytest.raises(PipelineError, match=r"quantizer\.skip: 'unusd' matches none of the model's \d linears"):
         peer("torchao_int8_static", "w8a8", skip=["unused", "unusd"]).quantize_(Branched().eval(), batches)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("torchao_fp8", "fp8_dynamic"), ("torchao_nvfp4", "nvfp4")])
+def test_weights_of_zeros_that_would_be_nan_are_named(name: str, precision: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 32)).eval()
+    nn.init.zeros_(model[0].weight)
+    with pytest.raises(PipelineError, match=f"{name} makes NaN of zeros in the weight of 0; add it to quantizer.skip"):
+        peer(name, precision).quantize_(model, [(torch.randn(4, 64),)])
 
 
 def test_inputs_of_two_shapes_are_named() -> None:
