@@ -22,7 +22,7 @@ from segquant_bench.pipelines.data.datasets import load_dataset
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import CONF
 from tests.pipelines.conftest import Tiny
-from tests.pipelines.peers.test_peers import CAN
+from tests.pipelines.peers.support import CAN
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUANTIZERS = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
