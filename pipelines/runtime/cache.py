@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from segquant_bench.pipelines.runtime.health import (
     sync,
 )
 from segquant_bench.pipelines.runtime.interrupt import heard
+from segquant_bench.pipelines.runtime.unfinished import Unfinished
 
 if sys.platform == "linux":
     import fcntl
@@ -74,14 +75,22 @@ def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, st
     return cache / "stage" / f"{name}-{key}", name, key
 
 
-def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
-    """The stage's folder, filled by `compute(empty folder)` unless it is there.
+def run_stage(
+    name: str,
+    cache: Path,
+    depends: Mapping[str, Any],
+    compute: Callable[[Path], None],
+    keeps: Sequence[str] = (),
+) -> Finished:
+    """The stage's folder, filled by `compute(folder)` unless it is there.
 
     It gets its name when complete. Runs that want the same stage wait. Failed computations are removed, killed ones by
     the next run. One whose files are not as they were written is set aside, and computed again.
 
     Args:
         depends: JSON types; everything that would change the result.
+        keeps: folders whose files a run that was killed or interrupted leaves to the next, which then finds them in
+            `folder`; without, that is empty. Each must have been written whole (`segquant.files.write_whole`).
 
     Raises:
         PipelineError: the disk is full, or a file cannot be read or written.
@@ -96,7 +105,7 @@ def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Calla
             found = _finished(final, name, key)
             if found is None:
                 _clear(final, name)
-                found = _compute(final, name, key, depends, compute)
+                found = _compute(final, name, key, depends, compute, keeps)
             return found
     except OSError as error:
         if is_disk_full(error):
@@ -113,8 +122,8 @@ def _finished(final: Path, name: str, key: str) -> Finished | None:
     except (Damaged, FileNotFoundError):  # the second: set aside by another run meanwhile
         return None
     log.info("%s: done before (%.1f s then)", name, record["seconds"])
-    costs = (record.get(cost) for cost in COSTS)
-    return Finished(name, key, final, *costs, cached=True)
+    seconds, peak, device_peak = COSTS
+    return Finished(name, key, final, record[seconds], record[peak], record.get(device_peak), cached=True)
 
 
 def _clear(final: Path, name: str) -> None:
@@ -141,18 +150,23 @@ def _held(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
-    for leftover in final.parent.glob(f"{final.name}.partial*"):
-        log.info("%s: removing what a killed run left", name)
-        shutil.rmtree(leftover)
-    partial = final.with_name(f"{final.name}.partial{os.getpid()}")
+def _compute(
+    final: Path,
+    name: str,
+    key: str,
+    depends: Mapping[str, Any],
+    compute: Callable[[Path], None],
+    keeps: Sequence[str],
+) -> Finished:
+    unfinished = Unfinished(final, name, keeps)
     log.info("%s: computing", name)
     try:
-        partial.mkdir()
         with measured() as cost:
-            compute(partial)
+            compute(unfinished.path)
+        partial = unfinished.ready()
         let_others_read(partial)
-        seconds, peak, device_peak = round(cost.seconds, 3), round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
+        seconds = round(unfinished.seconds + cost.seconds, 3)
+        peak, device_peak = round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
         record = {"name": name, "key": key, "depends": dict(depends), "seconds": seconds, "peak_memory_mb": peak}
         record["peak_device_memory_mb"], record["files"] = device_peak, files_of(partial)
         write_json(partial / RECORD, record)
@@ -161,11 +175,11 @@ def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compu
         sync(final.parent)
     except BaseException as error:
         heard()  # or the next interrupt would cut the cleaning short
-        shutil.rmtree(partial, ignore_errors=True)
+        unfinished.abandon(whole=isinstance(error, Exception))
         if is_disk_full(error):
             raise _disk_full(name, final.parent) from error
         raise
-    log.info("%s: %.1f s, peak memory %.0f MB", name, cost.seconds, cost.peak_memory_mb)
+    log.info("%s: %.1f s, peak memory %.0f MB", name, seconds, peak)
     return Finished(name, key, final, seconds, peak, device_peak, cached=False)
 
 
