@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 MARK = ".sweep-"
 """Begins the name of a hidden file that says which sweep filled a folder."""
+TIMED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+"""As ${now:%Y-%m-%d_%H-%M-%S} writes the time."""
 
 
 class SweepFolder(Callback):
@@ -33,12 +37,34 @@ class SweepFolder(Callback):
     def __init__(self) -> None:
         self.own = ""  # parallel launchers take the callback along into their processes
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _make_own(config, "run")
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         self.own = secrets.token_hex(8)
+        _make_own(config, "sweep")
         SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.sweep = self.own
+
+
+def _make_own(config: DictConfig, kind: str) -> None:
+    """A folder that is named by the time is this process's alone: others of the same second get -2, -3 … behind it."""
+    wanted = str(config.hydra[kind].dir)
+    if not TIMED.search(Path(wanted).name):
+        return
+    for number in itertools.count(1):
+        folder = Path(wanted if number == 1 else f"{wanted}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # which Hydra meets as well, and main tells
+            return
+        with read_write(config.hydra):
+            config.hydra[kind].dir = str(folder)
+        return
 
 
 @contextmanager

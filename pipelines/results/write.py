@@ -19,7 +19,7 @@ from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime import provenance
-from segquant_bench.pipelines.runtime.cache import Finished, link_tree
+from segquant_bench.pipelines.runtime.cache import Finished, copy_tree
 from segquant_bench.pipelines.stages.components.quantize import RECORD as COMPONENTS
 from segquant_bench.pipelines.stages.generate import BACKENDS, ENGINE, pictures_folder
 from segquant_bench.pipelines.stages.polarity import FILE as POLARITY
@@ -167,13 +167,13 @@ def copy_plan(run: Run, folder: Path) -> dict[str, str]:
 
 
 def write_results(run: Run, folder: Path) -> Path:
-    """Put pictures (hard links if possible), evaluation and results.json into a run's folder; returns its path."""
+    """Put copies of pictures, evaluation and results.json into a run's folder; returns its path."""
     path = folder / "results.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    link_tree(pictures_folder(run), folder / "images")
-    link_tree(run.folder("evaluate") / "evaluation", folder / "evaluation")
+    copy_tree(pictures_folder(run), folder / "images")
+    copy_tree(run.folder("evaluate") / "evaluation", folder / "evaluation")
     if run.has("generate"):
-        link_tree(run.folder("reference") / "images", folder / "reference")
+        copy_tree(run.folder("reference") / "images", folder / "reference")
     write_json(path, build_results(run, folder))
     return path

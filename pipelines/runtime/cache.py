@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,25 @@ from filelock import FileLock, Timeout
 from segquant.files import write_json
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.runtime.cost import measured
+from segquant_bench.pipelines.runtime.health import (
+    COSTS,
+    RECORD,
+    Damaged,
+    files_of,
+    read_record,
+    set_aside,
+    settle,
+    sync,
+)
 from segquant_bench.pipelines.runtime.interrupt import heard
+from segquant_bench.pipelines.runtime.unfinished import Unfinished
 
+if sys.platform == "linux":
+    import fcntl
+
+FICLONE = 0x40049409
+"""The kernel's request to share the blocks of a file (linux/fs.h)."""
 log = logging.getLogger(__name__)
-
-RECORD = "stage.json"
-COSTS = ("seconds", "peak_memory_mb", "peak_device_memory_mb")
-"""What is read of a record; the last is None on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,22 @@ def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, st
     return cache / "stage" / f"{name}-{key}", name, key
 
 
-def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
-    """The stage's folder, filled by `compute(empty folder)` unless it is there.
+def run_stage(
+    name: str,
+    cache: Path,
+    depends: Mapping[str, Any],
+    compute: Callable[[Path], None],
+    keeps: Sequence[str] = (),
+) -> Finished:
+    """The stage's folder, filled by `compute(folder)` unless it is there.
 
     It gets its name when complete. Runs that want the same stage wait. Failed computations are removed, killed ones by
-    the next run.
+    the next run. One whose files are not as they were written is set aside, and computed again.
 
     Args:
         depends: JSON types; everything that would change the result.
+        keeps: folders whose files a run that was killed or interrupted leaves to the next, which then finds them in
+            `folder`; without, that is empty. Each must have been written whole (`segquant.files.write_whole`).
 
     Raises:
         PipelineError: the disk is full, or a file cannot be read or written.
@@ -82,7 +102,11 @@ def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Calla
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with _held(final.with_name(final.name + ".lock"), name):
-            return _finished(final, name, key) or _compute(final, name, key, depends, compute)
+            found = _finished(final, name, key)
+            if found is None:
+                _clear(final, name)
+                found = _compute(final, name, key, depends, compute, keeps)
+            return found
     except OSError as error:
         if is_disk_full(error):
             raise _disk_full(name, cache) from error
@@ -90,33 +114,26 @@ def run_stage(name: str, cache: Path, depends: Mapping[str, Any], compute: Calla
 
 
 def _finished(final: Path, name: str, key: str) -> Finished | None:
-    record = final / RECORD
-    if not record.is_file():
+    """The stage, if it is there and undamaged."""
+    if not final.exists():
         return None
-    seconds, peak, device_peak = _costs(record)
-    log.info("%s: done before (%.1f s then)", name, seconds)
-    return Finished(name, key, final, seconds, peak, device_peak, cached=True)
-
-
-def _costs(record: Path) -> tuple[float, float, float | None]:
     try:
-        raw = json.loads(record.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _broken(record, f"is not readable JSON ({one_line(error)})") from error
-    held = raw if isinstance(raw, dict) else {}
+        record = read_record(final)
+    except (Damaged, FileNotFoundError):  # the second: set aside by another run meanwhile
+        return None
+    log.info("%s: done before (%.1f s then)", name, record["seconds"])
     seconds, peak, device_peak = COSTS
-    for key in COSTS:
-        if not _is_cost(held.get(key)) and not (key == device_peak and held.get(key) is None):
-            raise _broken(record, f"has no number of {key}")
-    return held[seconds], held[peak], held.get(device_peak)
+    return Finished(name, key, final, record[seconds], record[peak], record.get(device_peak), cached=True)
 
 
-def _is_cost(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-
-
-def _broken(record: Path, why: str) -> PipelineError:
-    return PipelineError(f"{record} {why}; delete the folder {record.parent}, and the stage is computed again")
+def _clear(final: Path, name: str) -> None:
+    """Set aside what is damaged; its lock is held, so that nobody else does."""
+    if not final.exists():
+        return
+    try:
+        read_record(final)
+    except Damaged as damage:
+        log.warning("%s: %s; kept as %s, and computed again", name, damage, set_aside(final).name)
 
 
 @contextmanager
@@ -133,29 +150,36 @@ def _held(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _compute(final: Path, name: str, key: str, depends: Mapping[str, Any], compute: Callable[[Path], None]) -> Finished:
-    for leftover in final.parent.glob(f"{final.name}.partial*"):
-        log.info("%s: removing what a killed run left", name)
-        shutil.rmtree(leftover)
-    partial = final.with_name(f"{final.name}.partial{os.getpid()}")
+def _compute(
+    final: Path,
+    name: str,
+    key: str,
+    depends: Mapping[str, Any],
+    compute: Callable[[Path], None],
+    keeps: Sequence[str],
+) -> Finished:
+    unfinished = Unfinished(final, name, keeps)
     log.info("%s: computing", name)
     try:
-        partial.mkdir()
         with measured() as cost:
-            compute(partial)
+            compute(unfinished.path)
+        partial = unfinished.ready()
         let_others_read(partial)
-        seconds, peak, device_peak = round(cost.seconds, 3), round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
+        seconds = round(unfinished.seconds + cost.seconds, 3)
+        peak, device_peak = round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
         record = {"name": name, "key": key, "depends": dict(depends), "seconds": seconds, "peak_memory_mb": peak}
-        record["peak_device_memory_mb"] = device_peak
+        record["peak_device_memory_mb"], record["files"] = device_peak, files_of(partial)
         write_json(partial / RECORD, record)
+        settle(partial)
         partial.rename(final)
+        sync(final.parent)
     except BaseException as error:
         heard()  # or the next interrupt would cut the cleaning short
-        shutil.rmtree(partial, ignore_errors=True)
+        unfinished.abandon(whole=isinstance(error, Exception))
         if is_disk_full(error):
             raise _disk_full(name, final.parent) from error
         raise
-    log.info("%s: %.1f s, peak memory %.0f MB", name, cost.seconds, cost.peak_memory_mb)
+    log.info("%s: %.1f s, peak memory %.0f MB", name, seconds, peak)
     return Finished(name, key, final, seconds, peak, device_peak, cached=False)
 
 
@@ -176,17 +200,28 @@ def _disk_full(name: str, where: Path) -> PipelineError:
     )
 
 
-def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder, by hard links on one file system."""
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder; whatever is done to the copy, the source stays.
+
+    Where the file system can (btrfs, XFS), both share the disk's blocks until one is written to.
+    """
     shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=_clone_or_copy)
 
-    def link_or_copy(origin: str, copy: str) -> str:
+
+def _clone_or_copy(origin: str, copy: str) -> str:
+    if not _clone(origin, copy):
+        shutil.copyfile(origin, copy)
+    shutil.copystat(origin, copy)
+    return copy
+
+
+def _clone(origin: str, copy: str) -> bool:
+    if sys.platform != "linux":
+        return False
+    with open(origin, "rb") as source, open(copy, "wb") as target:
         try:
-            os.link(origin, copy)
-        except OSError as error:
-            if is_disk_full(error):
-                raise
-            shutil.copy2(origin, copy)  # another file system, or one without hard links
-        return copy
-
-    shutil.copytree(source, target, copy_function=link_or_copy)
+            fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
+        except OSError:  # another file system, or one that does not share blocks
+            return False
+    return True

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from segquant.files import write_whole
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.clock import Clock, watched
 from segquant_bench.texts import plain
@@ -105,16 +106,20 @@ def run_batches(
     label: str,
     on_batch: Callable[[range], None] | None = None,
     inputs: PromptInputs | None = None,
+    is_done: Callable[[range], bool] = lambda indices: False,
 ) -> Iterator[tuple[range, Any]]:
     """Call the pipeline on `batch_size` prompts at a time; yields (prompt indices, images).
 
     `on_batch` gets the indices before each call; `inputs` gives further arguments. Latents are drawn per prompt on the
-    CPU; other draws are seeded per batch.
+    CPU; other draws are seeded per batch, so that batches which are done can be left out.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
     with tqdm(total=len(prompts), desc=plain(label), unit="picture", disable=None, leave=False) as bar:
         for start in range(0, len(prompts), batch_size):
             indices = range(start, min(start + batch_size, len(prompts)))
+            if is_done(indices):
+                bar.update(len(indices))
+                continue
             batch = [prompts[i] for i in indices]
             generators = [torch.Generator("cpu").manual_seed(prompt_seed(seed, i, stream)) for i in indices]
             if on_batch is not None:
@@ -143,7 +148,7 @@ def generate_images(
     label: str = "generate",
     inputs: PromptInputs | None = None,
 ) -> None:
-    """Write 00000.png … and manifest.json into the new folder `output`.
+    """Write 00000.png … and manifest.json into the folder `output`; batches that lie there are not made again.
 
     Args:
         pipeline: its `.images` for "np" are float N×H×W×3 in [0, 1].
@@ -158,23 +163,29 @@ def generate_images(
     """
     if not prompts:
         raise PipelineError("there are no prompts to generate pictures for; check dataset.size and the prompt file")
-    output.mkdir(parents=True)
+    output.mkdir(parents=True, exist_ok=True)
     batches = run_batches(
         pipeline, denoiser, prompts, call,
         seed=seed, stream=0, batch_size=batch_size, output_type="np", label=label, inputs=inputs,
+        is_done=lambda indices: all(_picture(output, index).is_file() for index in indices),
     )  # fmt: skip
     for indices, pictures in batches:
         for index, picture in zip(indices, pictures, strict=True):
-            _write_picture(picture, output / f"{index:05d}.png", prompts[index])
+            _write_picture(picture, _picture(output, index), prompts[index])
     rows = [
-        {"file": f"{index:05d}.png", "prompt": prompt, "seed": prompt_seed(seed, index)}
+        {"file": _picture(output, index).name, "prompt": prompt, "seed": prompt_seed(seed, index)}
         for index, prompt in enumerate(prompts)
     ]
     manifest = {"call": dict(call), "seed": seed, "batch_size": batch_size, "images": rows}
     (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
+def _picture(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.png"
+
+
 def _write_picture(picture: np.ndarray, path: Path, prompt: str) -> None:
     if not np.isfinite(picture).all():
         raise PipelineError(f"the decoder made NaN of prompt {prompt!r}; try model.dtype=float32")
-    Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8)).save(path, format="PNG")
+    image = Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8))
+    write_whole(path, lambda partial: image.save(partial, format="PNG"))

@@ -15,7 +15,7 @@ from segquant_bench.pipelines.correction.correction import load_correction
 from segquant_bench.pipelines.correction.sampling import corrected
 from segquant_bench.pipelines.stages.components.quantize import quantized_components
 from segquant_bench.pipelines.stages.quantize import quantized_denoiser
-from segquant_bench.pipelines.stages.reference import pictures_depends, sample_pictures
+from segquant_bench.pipelines.stages.reference import IMAGES, pictures_depends, sample_pictures
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.engine import compiling, engine_depends, place
 from segquant_bench.pipelines.stages.shared.inputs import SAMPLING_CODE
@@ -39,7 +39,7 @@ def _compute(run: Run, folder: Path) -> None:
     write_json(folder / BACKENDS, counts)
     write_json(folder / ENGINE, {**placed.about, "layers": placed.layers, "reasons": placed.reasons})
     with in_place(run.pipeline, parts), corrected(run.pipeline.scheduler, correction), compiling(run.config.run.name):
-        sample_pictures(run, placed.module, folder / "images", run.config.name)
+        sample_pictures(run, placed.module, folder / IMAGES, run.config.name)
 
 
 def _depends(run: Run) -> dict[str, Any]:
@@ -56,7 +56,7 @@ GENERATE = Stage(
         *SAMPLING_CODE, "pipelines.correction", "pipelines.stages.reference", "pipelines.stages.shared.engine",
         "pipelines.stages.shared.quantized", "pipelines.sampling.first_step",
     ),
-    depends=_depends, when=_differs,
+    depends=_depends, when=_differs, keeps=(IMAGES,),
 )  # fmt: skip
 """images/: the pictures of the quantized model, by the run's engine; backends.json: how many layers each backend ran;
 engine.json: what ran each layer; exported/: the file of ort and openvino.
@@ -66,4 +66,4 @@ A run that quantizes nothing, by plain torch, has the pictures of `reference`.
 
 
 def pictures_folder(run: Run) -> Path:
-    return run.folder(GENERATE.name if run.has(GENERATE.name) else "reference") / "images"
+    return run.folder(GENERATE.name if run.has(GENERATE.name) else "reference") / IMAGES

@@ -19,6 +19,7 @@ from segquant_bench.pipelines.stages.shared.inputs import (
 )
 
 SIZE = "denoiser.json"
+IMAGES = "images"
 
 
 def pictures_depends(run: Run) -> dict[str, Any]:
@@ -40,11 +41,12 @@ def sample_pictures(run: Run, denoiser: nn.Module, folder: Path, label: str) -> 
 
 
 def _compute(run: Run, folder: Path) -> None:
-    sample_pictures(run, run.denoiser, folder / "images", "reference")
+    sample_pictures(run, run.denoiser, folder / IMAGES, "reference")
     write_json(folder / SIZE, {"weight_bytes": model_weight_bytes(run.denoiser)})
 
 
 REFERENCE = Stage(
-    "reference", _compute, code=(*SAMPLING_CODE, "segquant.modules.tensors"), depends=pictures_depends
+    "reference", _compute, code=(*SAMPLING_CODE, "segquant.modules.tensors"), depends=pictures_depends,
+    keeps=(IMAGES,),
 )  # fmt: skip
 """images/: the unquantized model's pictures; denoiser.json: its size in bytes."""

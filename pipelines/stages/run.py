@@ -47,14 +47,16 @@ class Stage:
 
     Attributes:
         name: of the stage and of its folder.
-        compute: fills the empty folder that it is given. It may ask the run for its pipeline, and for the folders of
-            stages in `needs` and of those that they need.
+        compute: fills the folder that it is given, empty but for `keeps`. It may ask the run for its pipeline, and
+            for the folders of stages in `needs` and of those that they need.
         needs: stages whose results it reads; those that the run does not have are left out.
         code: modules and packages that it computes with (see `meaning.code_digest`), beside its own module, those of
             the stages that it needs, and SHARED_CODE.
         depends: values that it depends on, JSON types.
         when: whether a run has this stage.
         asked: whether a run wants it for itself, and not only where another stage needs it.
+        keeps: folders whose files a killed run leaves to the next; `compute` then goes on behind them, to the same
+            bytes.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Stage:
     depends: Callable[[Run], Mapping[str, Any]] = _nothing
     when: Callable[[RunConfig], bool] = _always
     asked: bool = True
+    keeps: tuple[str, ...] = ()
 
     @property
     def whole_code(self) -> tuple[str, ...]:
@@ -134,7 +137,7 @@ class Run:
             finally:
                 self._open.pop()
 
-        return run_stage(stage.name, self.cache, self.record(stage.name), compute)
+        return run_stage(stage.name, self.cache, self.record(stage.name), compute, stage.keeps)
 
     def _needed(self, stage: Stage) -> list[str]:
         return [need for need in stage.needs if self.has(need)]

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from segquant_bench.pipelines.config.schema import register
 from segquant_bench.pipelines.errors import PipelineError
@@ -87,3 +87,33 @@ def test_a_refused_job_stands_in_log_and_report(command: Command, tmp_path: Path
     assert "another job's folder already" in told["message"] and "seed=2" in told["overrides"]
     assert "another job's folder already" in (outcome.folder / "a" / "segquant.log").read_text()
     assert "nowhere does not exist" in json.loads((outcome.folder / "a" / "failure.json").read_text())["message"]
+
+
+def _config() -> DictConfig:
+    return OmegaConf.create({**HydraConfig.instance().cfg, "report": True})
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_folders_named_by_the_time_are_one_process_s_each(sweep: SweepFolder, tmp_path: Path, kind: str) -> None:
+    config = _config()
+    start = {"run": SweepFolder().on_run_start, "sweep": SweepFolder().on_multirun_start}[kind]
+    found = []
+    for _ in range(3):
+        with read_write(config.hydra):
+            config.hydra[kind].dir = f"{tmp_path}/made/2026-01-31_23-59-58_rtn_w8a8"
+        start(config=config)
+        found.append(Path(config.hydra[kind].dir).name)
+    assert found == [f"2026-01-31_23-59-58_rtn_w8a8{end}" for end in ("", "-2", "-3")]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted(found)
+    if kind == "sweep":
+        assert SweepFolder.current == (tmp_path / "made" / found[-1], True)
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_a_folder_that_was_named_is_used_again(sweep: SweepFolder, tmp_path: Path, kind: str) -> None:
+    config = _config()
+    with read_write(config.hydra):
+        config.hydra[kind].dir = f"{tmp_path}/sweep"
+    for _ in range(2):
+        {"run": SweepFolder().on_run_start, "sweep": SweepFolder().on_multirun_start}[kind](config=config)
+        assert config.hydra[kind].dir == f"{tmp_path}/sweep"
