@@ -15,6 +15,7 @@ pytest.importorskip("openvino")
 
 from segquant import PRECISIONS, QuantScheme, QuantSpec, Segments, presets, quantize_
 from segquant.deploy.onnx.forms import PROFILES, form_of, why_not
+from segquant.deploy.onnx.tensorrt import violations
 from segquant.deploy.run.openvino import products_are_exact
 from segquant.layers.layer import QuantLayer
 from tests.segquant.deploy.support import distance, layer_graph, run_layer, started
@@ -214,6 +215,17 @@ def test_every_precision_is_no_less_exact_or_refused(engine: str, tmp_path: Path
             most = torch.hypot(most, 0.01 * exact.norm())
         assert (found - exact).norm() < most, name
     assert refused == REFUSED
+
+
+def test_every_precision_is_as_tensorrt_reads_it_or_refused() -> None:
+    refused = set()
+    for name in PRECISIONS:
+        layer = quantized(nn.Linear(256, 24), presets.rtn(name), Segments(), (2, 9, 256))
+        if why_not(layer, PROFILES["tensorrt"]) is None:
+            assert violations(layer_graph(layer, 3, "tensorrt")) == [], name
+        else:
+            refused.add(name)
+    assert refused == REFUSED - {"fp8"} | {"w8a8_asym", "w4a8_asym", "q4_0", "q5_0"}
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
