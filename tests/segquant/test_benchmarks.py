@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("diffusers")
 
-from benchmarks import random_models
+from benchmarks import formats, random_models
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
 from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
 from benchmarks.random_unet import random_unet, unet_inputs
-from segquant import find_segments
+from segquant import PRECISIONS, find_segments, presets, quantize_
 
 
 def test_the_random_model_is_seeded_and_hard() -> None:
@@ -46,6 +47,21 @@ def test_costs_of_a_method_in_a_table() -> None:
     head, rule, row = table([cost]).splitlines()
     assert head.count("|") == rule.count("|") == row.count("|") == 11
     assert row.startswith("| segquant_g | w8a8 | ") and f"| {cost.error:.3f} |" in row
+
+
+def test_formats_are_held_to_bars_by_their_kind() -> None:
+    """What is measured takes minutes: here the bars, and what a float model's bits are."""
+    bars = {name: formats.bar(name) for name in PRECISIONS}
+    assert {name for name, bar in bars.items() if bar == formats.TABLE_BAR} == {"mxfp4", "nvfp4", "w4a16_nf4"}
+    assert formats.BAR < formats.TABLE_BAR and set(bars.values()) == {formats.BAR, formats.TABLE_BAR}
+    rows = [
+        formats.Row("x", name, "plain", 1.0, times, bars[name], 0.1, 8.0)
+        for name, times in (("w8a8", 2.1), ("nvfp4", 2.1))
+    ]
+    _, _, slow, fast = formats.table(rows).splitlines()
+    assert slow.endswith("| not held |") and fast.endswith("| held |")
+    layer = quantize_(nn.Sequential(nn.Linear(64, 8)), presets.rtn("w4a16"), [], {})
+    assert formats._bits(nn.Linear(4, 4)) == 32 and formats._bits(layer) == 4 + 32 / 64
 
 
 def test_stopwatch_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

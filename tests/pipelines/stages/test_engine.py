@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import segquant
+from segquant import presets
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
@@ -82,7 +83,6 @@ REASONS = {
     "tool": (["quantizer=sdnq", "precision=w8a8_dynamic"], "quantizer=sdnq runs layers of its own"),
     "disk": (["model.offload=blocks"], "model.offload=blocks leaves the denoiser on disk"),
     "fp8": (["precision=fp8"], "the CPU's exact kernel multiplies integers, and fp8 has none"),
-    "nvfp4": (["precision=nvfp4"], "the CPU's exact kernel multiplies integers, and fp4_e2m1 has none"),
 }
 
 
@@ -94,6 +94,20 @@ def test_auto_is_the_reference_where_kernels_have_nothing_to_run(
     run = _run(tiny, "quantizer=rtn", *overrides)
     assert (engine.engine_of(run).name, engine.why_reference(run)) == ("reference", reason)
     assert run.has("generate") is ("quantizer=none" not in overrides)
+
+
+def test_formats_without_integers_are_told_by_the_method() -> None:
+    """What overrides or a budget may change is not known beforehand."""
+    reasons = {
+        name: engine._why_no_integers(presets.rtn(name)) for name in ("nvfp4", "mxint8", "w8a8_asym", "w4a8_asym")
+    }
+    assert reasons == {
+        "nvfp4": "multiplies integers, and fp4_e2m1 has none",
+        "mxint8": "takes scales of inputs in float32, and these are e8m0",
+        "w8a8_asym": "multiplies integers of a signed byte, which uint8 less its zero point exceeds; use int8",
+        "w4a8_asym": None,
+    }
+    assert engine._why_no_integers(presets.rtn("nvfp4", overrides={"*": {"precision": "w8a8"}})) is None
 
 
 def _told(caplog: pytest.LogCaptureFixture, run: Run) -> list[str]:

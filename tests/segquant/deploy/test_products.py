@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
-from segquant import QuantScheme, QuantSpec, Segments, presets, quantize_
+from segquant import PRECISIONS, QuantScheme, QuantSpec, Segments, presets, quantize_
 from segquant.deploy.onnx.forms import PROFILES, form_of, why_not
+from segquant.deploy.onnx.tensorrt import violations
 from segquant.deploy.run.openvino import products_are_exact
 from segquant.layers.layer import QuantLayer
 from tests.segquant.deploy.support import distance, layer_graph, run_layer, started
@@ -187,6 +189,43 @@ def test_blocks_of_4_bits_are_no_less_exact(name: str, engine: str, tmp_path: Pa
     assert float((found - exact).norm()) < 1.03 * float((layer(x) - exact).norm())
     if engine == "ort":
         assert running.products() == {"4-bit blocks": len(layer.layout.branches)}
+
+
+REFUSED = {
+    "fp8", "fp8_dynamic", "mxfp8", "mxfp6", "mxfp4", "mxint8", "nvfp4", "w4a16_nf4", "q4_1", "q5_1", "q2_k", "q4_k",
+    "q5_k",
+}  # fmt: skip
+"""Precisions of floats, of scales that are rounded at run time, and of least values."""
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_every_precision_is_no_less_exact_or_refused(engine: str, tmp_path: Path) -> None:
+    """By the error against float, since engines round inputs of blocks as they like."""
+    torch.manual_seed(0)
+    linear, x, refused = nn.Linear(256, 24), inputs(2, 9, 256, seed=9), set()
+    exact = linear(x).detach()
+    for name in PRECISIONS:
+        layer = quantized(copy.deepcopy(linear), presets.rtn(name), Segments(), (2, 9, 256))
+        if why_not(layer, PROFILES[engine]) is not None:
+            refused.add(name)
+            continue
+        found, _ = run_layer(engine, layer, x, tmp_path)
+        most = 1.03 * (layer(x) - exact).norm()
+        if engine == "ort" and layer.layout.scheme.input is None:  # it rounds such inputs by itself
+            most = torch.hypot(most, 0.01 * exact.norm())
+        assert (found - exact).norm() < most, name
+    assert refused == REFUSED
+
+
+def test_every_precision_is_as_tensorrt_reads_it_or_refused() -> None:
+    refused = set()
+    for name in PRECISIONS:
+        layer = quantized(nn.Linear(256, 24), presets.rtn(name), Segments(), (2, 9, 256))
+        if why_not(layer, PROFILES["tensorrt"]) is None:
+            assert violations(layer_graph(layer, 3, "tensorrt")) == [], name
+        else:
+            refused.add(name)
+    assert refused == REFUSED - {"fp8"} | {"w8a8_asym", "w4a8_asym", "q4_0", "q5_0"}
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])

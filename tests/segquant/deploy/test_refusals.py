@@ -60,7 +60,7 @@ def test_formats_that_a_profile_has_not_are_named(profile: str, precision: str) 
     assert why_not(layer, PROFILES[profile]) == reason
 
 
-FLOATS = {"q4_1": 4.0, "fp8": 1.0, "w4a16_nf4": 4.0, "nvfp4": 4.0}
+FLOATS = {"q4_1": 4.0, "fp8": 1.0}
 """Bytes a weight where it is left in float: of a constant, or of codes that DequantizeLinear reads."""
 
 
