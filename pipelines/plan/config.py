@@ -106,9 +106,6 @@ def _named(override: str, folders: Sequence[Path]) -> str:
 
 
 def _check(config: DictConfig) -> None:
-    # Put off: slow to import; bad input and --help do not wait for it.
-    from segquant import PRECISIONS
-
     model = config.model
     keys = ("path", "repo", "architecture", "target")
     named = [f"model.{key}={model[key]}" for key in keys if model[key] is not None]
@@ -122,9 +119,20 @@ def _check(config: DictConfig) -> None:
     one_of("model.dtype", model.dtype, (AUTO, *DTYPES))
     _register_precision(config)
     for name in config.precisions:
-        one_of("precisions", name, PRECISIONS)
+        _check_known(name)
     if not config.quantize or len(set(config.quantize)) < len(config.quantize):
         raise PipelineError(f"quantize={list(config.quantize)} must name every component once, for example [denoiser]")
+
+
+def _check_known(name: str) -> None:
+    # Put off: slow to import; bad input and --help do not wait for it.
+    from segquant import PRECISIONS
+    from segquant.numerics.precisions import scheme_of
+
+    try:
+        scheme_of(name)
+    except ValueError:
+        one_of("precisions", name, PRECISIONS)
 
 
 def _register_precision(config: DictConfig) -> None:

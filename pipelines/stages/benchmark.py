@@ -24,6 +24,7 @@ from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
+from segquant_bench.pipelines.stages.shared.layers import check_layers
 from segquant_bench.pipelines.stages.speed import SPEED
 
 STAGES: tuple[Stage, ...] = (
@@ -83,5 +84,6 @@ def run_all(run: Run) -> None:
     wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
     for name in wanted:
         run.key(name)  # calls the user's functions, and reads files
+    check_layers(run)
     for name in wanted:
         run.stage(name)

@@ -101,7 +101,7 @@ def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]
         if name not in found or method.cuts.control == "graph":
             continue
         specs = (method.scheme.weight, method.scheme.input)
-        multiple = math.lcm(*(spec.group_size for spec in specs if spec is not None and spec.group_size))
+        multiple = math.lcm(*(spec.block for spec in specs if spec is not None and spec.block))
         if method.cuts.control == "random":
             found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
         else:

@@ -39,15 +39,16 @@ def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None,
             f"leave it out with skip=[{name!r}]"
         )
     groups = [
-        (side, spec.group_size)
+        (side, spec.block)
         for side, spec in (("weight", scheme.weight), ("input", scheme.input))
-        if spec is not None and spec.group_size
+        if spec is not None and spec.block
     ]
     for side, group in groups:
         if linear.in_features % group:
             raise QuantizationError(
-                f"{name}: {side} groups of {group} do not divide its in_features {linear.in_features}; "
-                f"leave it out with skip=[{name!r}] or choose another precision"
+                f"{name}: {side} groups of {group} do not divide its in_features {linear.in_features}; leave it out "
+                f"with skip=[{name!r}] or choose another precision (groups of {_nearest(group, linear.in_features)} "
+                "divide it)"
             )
     segments = column_segments(segments, taps)
     rows, columns, activations = _cuts(linear, method, segments, [group for _, group in groups])
@@ -74,6 +75,11 @@ def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None,
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
+
+
+def _nearest(group: int, width: int) -> int:
+    sizes = [size for size in range(1, width + 1) if width % size == 0]
+    return min(sizes, key=lambda size: abs(size - group))
 
 
 def planned(method: Method) -> tuple[Transform, ...]:
