@@ -16,6 +16,7 @@ from segquant_bench.pipelines.stages.embeddings import EMBEDDINGS
 from segquant_bench.pipelines.stages.evaluate import EVALUATE
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
+from segquant_bench.pipelines.stages.layers import check_layers
 from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.polarity import POLARITY
 from segquant_bench.pipelines.stages.quantize import QUANTIZE
@@ -24,7 +25,6 @@ from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
-from segquant_bench.pipelines.stages.shared.layers import check_layers
 from segquant_bench.pipelines.stages.speed import SPEED
 
 STAGES: tuple[Stage, ...] = (

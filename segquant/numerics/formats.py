@@ -92,7 +92,9 @@ class QuantSpec:
             other = "q1" if name == "q0" else "q0"
             raise ValueError(f"scale_dtype {name!r} does not go with {self.dtype}; choose {other!r}")
         if name in K_BITS and (self.group_size is None or SUPER % self.group_size):
-            raise ValueError(f"scale_dtype {name!r} needs granularity 'group' and a group_size that divides {SUPER}")
+            raise ValueError(
+                f"scale_dtype {name!r} needs granularity 'group' and a group_size that divides {SUPER}; choose 16 or 32"
+            )
 
     @property
     def grid(self) -> Grid:

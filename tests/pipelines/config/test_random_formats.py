@@ -96,7 +96,10 @@ def quantized(config: DictConfig) -> tuple[nn.Module, Any]:
 
 
 def test_formats_drawn_at_random_run_or_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    draw, ran, refused = random.Random(13), [], set()
+    draw = random.Random(13)
+    ran: list[str] = []
+    refused: set[str] = set()
+    wrong: list[str] = []
     for number in range(COUNT):
         preset = draw.choice(PRESETS)
         config = drawn(draw, preset)
@@ -105,20 +108,26 @@ def test_formats_drawn_at_random_run_or_are_refused_in_a_sentence(tmp_path: Path
             model, outcome = quantized(config)
         except Exception as error:  # of any kind, as long as a sentence comes of it
             message = user_message(error)
-            assert message is not None, f"{told}: {type(error).__name__}: {error}"
-            assert "\n" not in message and len(message.split()) >= 6 and ("; " in message or "nearest: " in message), (
-                f"{told}: {message}"
-            )
-            refused.add(message)
+            if message is None or not _is_sentence(message):
+                wrong.append(f"{told}: {type(error).__name__}: {error}")
+            refused.add(str(message))
             continue
         output = model(batches()[0])
-        assert torch.isfinite(output).all(), told
+        if not torch.isfinite(output).all():
+            wrong.append(f"{told}: not finite")
         ran.append(str(config.precision.name))
         if len(ran) % 5 == 0:
             save_quantized(model, tmp_path / str(number), outcome)
             loaded = load_quantized(tmp_path / str(number), build())
             assert torch.equal(loaded(batches()[0]), output), told
+    assert not wrong, "\n".join(wrong)
     assert len(ran) > COUNT / 4 and len(set(ran)) > COUNT / 5 and len(refused) > 20
+
+
+def _is_sentence(message: str) -> bool:
+    """On one line, with what to do instead."""
+    advises = any(words in message for words in ("; ", "nearest: ", "known: ", "must be"))
+    return "\n" not in message and len(message.split()) >= 6 and advises
 
 
 def test_the_same_fields_have_one_name_and_one_hash_however_they_are_written() -> None:

@@ -149,7 +149,7 @@ def test_average_bits_are_spent_where_they_help() -> None:
     assert squares(plan_of(mixed)) < squares(plan_of(four))
 
 
-@pytest.mark.parametrize("precision", ["w4a8", "w4a16"])
+@pytest.mark.parametrize("precision", ["w4a8", "w4g32_a16"])
 def test_widths_mix_within_any_average(precision: str) -> None:
     """The mean keeps to it, more is not worse by its own measure, and the plan makes the model it says."""
     names, found = ("up", "down"), []
