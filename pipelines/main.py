@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
-from segquant_bench.pipelines.config.explain import explain, memory_message
+from segquant_bench.pipelines.config.explain import below_null, explain, memory_message
 from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
+from segquant_bench.pipelines.config.precision import with_name
+from segquant_bench.pipelines.config.quantizer import check_used
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
@@ -77,6 +79,8 @@ def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
 
 def _job(config: DictConfig, folder: Path) -> None:
     checked = validate(config)
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:  # of a sweep, quantizer=none may stand beside others
+        check_used(checked)
     check_shipped(checked)
     mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
     # put off: torch, which `segquant --help` and refused command lines do without
@@ -111,7 +115,7 @@ def user_message(error: BaseException) -> str | None:
         return explain(error)
     if _is_library_error(error):
         return one_line(error)
-    return unwritable(error) or memory_message(error)
+    return unwritable(error) or memory_message(error) or below_null(error)
 
 
 def _is_library_error(error: BaseException) -> bool:
@@ -159,7 +163,7 @@ def _prepare() -> None:
     if COMPLETION not in flags:
         sweeps = MULTIRUN in flags or "hydra.mode=MULTIRUN" in overrides
         check_overrides(overrides, options([*folders, *flagged(flags)]), sweeps=sweeps)
-    sys.argv[1:] = [*flags, *with_open_keys(overrides)]
+    sys.argv[1:] = [*flags, *with_open_keys(with_name(overrides))]
 
 
 def main() -> None:

@@ -52,6 +52,8 @@ def _wrong_value(error: OmegaConfBaseException) -> str:
     key, told = str(error.full_key), one_line(str(error.msg).partition("\n")[0])
     if told == "Cannot merge DictConfig with ListConfig":
         return f"{key} got a list for settings or the other way round; write '{key}={{KEY: VALUE}}' or '{key}=[VALUE]'"
+    if "is not a subclass of" in told:
+        return f"{key} takes keys of its own and no value; set {key}.KEY=VALUE, or '{key}={{KEY: VALUE}}'"
     if told.endswith("does not support deletion"):
         return f"{key} cannot be taken away; change its value"
     return f"{key}: {told}; correct its value"
@@ -73,6 +75,13 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         return f"{outer} has no key {key.removeprefix(outer)[1:]!r} yet; write ++{key}=VALUE to add it"
     known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
     return unknown_key(key, known)
+
+
+def below_null(error: BaseException) -> str | None:
+    """The sentence for a key below one that is null, which OmegaConf has an assertion for; else None."""
+    if not isinstance(error, AssertionError) or "Unexpected type for root: NoneType" not in str(error):
+        return None
+    return "a key was set below one that is null; give both at once, for example 'precision.input={dtype: int8}'"
 
 
 def not_had(config: ModelConfig | PartConfig, key: str, error: Exception) -> str:

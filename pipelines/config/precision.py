@@ -1,18 +1,86 @@
-"""Precisions of one's own."""
+"""Precisions: what their fields are called, and those of one's own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segquant_bench.pipelines.config.sections import PrecisionConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from segquant_bench.pipelines.config.formats import SIDES, FormatConfig, PrecisionConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime import own_code
 from segquant_bench.pipelines.runtime.own_code import TARGET
+from segquant_bench.pipelines.runtime.paths import CONF
 
 if TYPE_CHECKING:
     from segquant import QuantScheme
 
 KEY = f"precision.{TARGET}"
+CUSTOM = "custom"
+"""A file that stands for no format: it is called by its fields."""
+
+
+@cache
+def shipped_precisions() -> dict[str, dict[str, Any]]:
+    """Fields of conf/precision by name, without `CUSTOM`."""
+    return {path.stem: _read(path) for path in sorted((CONF / "precision").glob("*.yaml")) if path.stem != CUSTOM}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    weight, inputs = (FormatConfig(**values[side]) if side in values else None for side in SIDES)
+    return PrecisionConfig(path.stem, weight, inputs).fields()
+
+
+def precision_label(name: str, *, _parent_: DictConfig) -> str:
+    """`${precision:NAME}`: the name, where the section still has its formats, else one made of those it has.
+
+    Raises:
+        PipelineError: formats that there are not, or no such name.
+    """
+    if name != CUSTOM and name not in shipped_precisions():
+        raise PipelineError(f"precision.name=${{precision:{name}}} is for precisions that ship; write name: {name}")
+    if _parent_[TARGET] is not None:
+        return name
+    weight, inputs = (None if _parent_[side] is None else OmegaConf.to_object(_parent_[side]) for side in SIDES)
+    assert isinstance(weight, FormatConfig | None) and isinstance(inputs, FormatConfig | None)  # by the schema
+    config = PrecisionConfig(name, weight, inputs)
+    if name != CUSTOM and config.fields() == shipped_precisions()[name]:
+        return name
+    from segquant.numerics.precisions import precision_name  # torch: not for `segquant --help`
+
+    return precision_name(scheme_from(config))
+
+
+def with_name(overrides: Sequence[str]) -> list[str]:
+    """Arguments in which a precision of the user's own whose formats they change is called by its formats.
+
+    What its own name stands for is not known once the configuration is composed.
+
+    >>> with_name(["precision=mine", "precision.weight.bits=3"])[-1]
+    'precision.name=${precision:custom}'
+    """
+    pairs = [(key.lstrip("+"), value) for key, _, value in (each.partition("=") for each in overrides)]
+    changed = any(key.startswith(tuple(f"precision.{side}" for side in SIDES)) for key, _ in pairs)
+    chosen = [(key, name) for key, values in pairs if key in ("precision", "experiment") for name in values.split(",")]
+    own = any(not (CONF / key / f"{name}.yaml").is_file() for key, name in chosen)
+    if not changed or not own or any(key == "precision.name" for key, _ in pairs):
+        return list(overrides)
+    return [*overrides, f"precision.name=${{precision:{CUSTOM}}}"]
+
+
+def precision_record(config: PrecisionConfig) -> dict[str, Any]:
+    """What numbers depend on: of segquant's precisions the name alone, of others the formats or the function too."""
+    if config._target_ is not None:
+        own = {"arguments": config.arguments} if config.arguments else {}
+        return {"name": config.name, TARGET: config._target_, **own}
+    if not config.has_fields or config.name in shipped_precisions():
+        return {"name": config.name}
+    return {"name": config.name, **scheme_from(config).to_dict()}
 
 
 def register_precision(config: PrecisionConfig) -> QuantScheme | None:
@@ -21,26 +89,45 @@ def register_precision(config: PrecisionConfig) -> QuantScheme | None:
     Raises:
         PipelineError: unknown fields, a failing function, no scheme, or a name taken.
     """
-    if not config.is_own:
+    if not config.has_fields and config._target_ is None:
         return None
     import segquant  # torch: not for `segquant --help`
+    from segquant.numerics.precisions import NAMED, precision_name, scheme_of
 
-    scheme = _scheme(config)
+    scheme = scheme_from(config)
+    if precision_name(scheme) == config.name:
+        return None if config.name in NAMED else scheme
     try:
-        segquant.register(scheme, name=config.name)
-    except ValueError as error:
-        raise PipelineError(f"precision {config.name}: {one_line(error)}; set precision.name=NAME") from error
+        known = scheme_of(config.name)
+    except ValueError:
+        known = segquant.register(scheme, name=config.name)
+    if known != scheme:
+        raise PipelineError(
+            f"precision {config.name}: there is a precision of this name already, {precision_name(known)}, and this "
+            f"one is {precision_name(scheme)}; set precision.name=NAME"
+        )
     return scheme
 
 
-def _scheme(config: PrecisionConfig) -> QuantScheme:
-    from segquant import QuantScheme
+def scheme_from(config: PrecisionConfig) -> QuantScheme:
+    """The formats that fields or a function tell.
+
+    Raises:
+        PipelineError: in one sentence, what does not go together.
+    """
+    from segquant import QuantScheme, QuantSpec
 
     if config._target_ is None:
+        specs = {}
+        for side, fields in config.fields().items():
+            try:
+                specs[side] = None if fields is None else QuantSpec(**fields)
+            except ValueError as error:
+                raise PipelineError(f"precision.{side}: {one_line(error)}") from error
         try:
-            return QuantScheme.from_dict({"weight": config.weight, "input": config.input})
-        except (TypeError, ValueError) as error:
-            raise PipelineError(f"precision {config.name}: {one_line(error)}") from error
+            return QuantScheme(**specs)
+        except ValueError as error:
+            raise PipelineError(f"precision: {one_line(error)}") from error
     function = own_code.find_function(config._target_, KEY)
     made: Any = own_code.call(function, config.arguments, "precision.arguments", config._target_)
     if not isinstance(made, QuantScheme):

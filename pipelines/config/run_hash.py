@@ -9,6 +9,7 @@ from typing import Any
 
 from segquant_bench.pipelines.config.auto_engine import engine_name
 from segquant_bench.pipelines.config.own_paths import own_record
+from segquant_bench.pipelines.config.precision import precision_record
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
 _YOUNGER: dict[str, str | None] = {"deploy": "none", "negative": None, "columns": None, "smoothing": None}
@@ -33,10 +34,10 @@ def config_hash(
         del raw["model"][key]
     raw["model"]["parts"] = {name: part.kind for name, part in run.model.parts.items()}
     raw["model"]["fingerprint"] = model_fingerprint
-    for section in ("dataset", "precision"):  # ways in for one's own, absent from runs without
-        for key in ("_target_", "arguments", "weight", "input"):
-            if not raw[section].get(key):
-                raw[section].pop(key, None)
+    for key in ("_target_", "arguments"):  # ways in for one's own, absent from runs without
+        if not raw["dataset"][key]:
+            del raw["dataset"][key]
+    raw["precision"] = precision_record(run.precision)
     for section, keys in (
         (raw["dataset"], ("root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real")),
         (raw["metric"]["backends"], ("inception", "clip_path")),

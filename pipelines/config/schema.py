@@ -14,14 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.pipelines.config import grids
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.engine import AUTO, COMPILE, KERNELS, EngineConfig
+from segquant_bench.pipelines.config.formats import PrecisionConfig
 from segquant_bench.pipelines.config.help import options_page
+from segquant_bench.pipelines.config.precision import precision_label
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
     CorrectionConfig,
     LoggerConfig,
     MetricConfig,
     ModelConfig,
-    PrecisionConfig,
 )
 from segquant_bench.pipelines.errors import PipelineError, one_line, unknown_key
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
@@ -234,16 +235,17 @@ def _check_target(quantizer: Any) -> None:
 
 
 def register() -> None:
-    """Make the schema known to Hydra as `schema`, and four resolvers to OmegaConf.
+    """Make the schema known to Hydra as `schema`, and five resolvers to OmegaConf.
 
-    `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${engine:}`: "_NAME" of another
-    engine than auto; `${options:}`: options for --help.
+    `${zoo:NAME}`: path of a shipped file; `${method:}`: quantizer and correction; `${precision:NAME}`: see
+    `precision_label`; `${engine:}`: "_NAME" of another engine than auto; `${options:}`: options for --help.
     """
     grids.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
     OmegaConf.register_new_resolver("zoo", lambda name: str(zoo_path(name)), replace=True)
     OmegaConf.register_new_resolver("options", options_page, replace=True)
     OmegaConf.register_new_resolver("method", method_label, replace=True)
+    OmegaConf.register_new_resolver("precision", precision_label, replace=True)
     OmegaConf.register_new_resolver("engine", _engine_label, replace=True)
 
 

@@ -172,37 +172,6 @@ class CorrectionConfig:
 
 
 @dataclass
-class PrecisionConfig:
-    """A name of `segquant.PRECISIONS`, or one's own.
-
-    `weight` and `input` are fields of a `segquant.QuantSpec`, {dtype: int4, granularity: group, group_size: 32}; null
-    is floating point. Or `_target_` names a function that returns a `segquant.QuantScheme`.
-    """
-
-    name: str = MISSING
-    weight: dict[str, Any] | None = None
-    input: dict[str, Any] | None = None
-    _target_: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self._target_ is not None and (self.weight is not None or self.input is not None):
-            raise PipelineError(f"precision {self.name} has both _target_ and weight or input; leave one of them out")
-        if self._target_ is None and self.arguments:
-            raise PipelineError(f"precision {self.name} has arguments and no _target_ to give them to; set one")
-        if self.weight is None and self.input is not None:
-            raise PipelineError(f"precision {self.name} quantizes inputs alone; give it a weight, {{dtype: int8}}")
-
-    @property
-    def is_own(self) -> bool:
-        return self.weight is not None or self._target_ is not None
-
-    def own_fields(self) -> dict[str, Any]:
-        """The fields set, without the name; empty for one of segquant's."""
-        return {key: value for key, value in asdict(self).items() if key != "name" and value}
-
-
-@dataclass
 class BackendsConfig:
     """Which networks judge, as in `eval.Backends`."""
 

@@ -13,12 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
 from segquant_bench.pipelines.config.arguments import with_open_keys
-from segquant_bench.pipelines.config.precision import register_precision
+from segquant_bench.pipelines.config.formats import PrecisionConfig
+from segquant_bench.pipelines.config.precision import register_precision, with_name
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import DENOISER
 from segquant_bench.pipelines.config.schema import register as register_run
 from segquant_bench.pipelines.config.searchpath import check_search_path
-from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig, PrecisionConfig
+from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line, one_of
 from segquant_bench.pipelines.runtime.own_code import is_own
 from segquant_bench.pipelines.runtime.paths import CONF
@@ -72,7 +73,7 @@ def compose_plan(overrides: Sequence[str]) -> DictConfig:
         PipelineError: no model or several, bad values, or no such configuration directory.
     """
     _register()
-    overrides = with_open_keys(overrides)
+    overrides = with_open_keys(with_name(overrides))
     folders = check_search_path(overrides)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = _composed([_named(override, folders) for override in overrides])
@@ -105,9 +106,6 @@ def _named(override: str, folders: Sequence[Path]) -> str:
 
 
 def _check(config: DictConfig) -> None:
-    # Put off: slow to import; bad input and --help do not wait for it.
-    from segquant import PRECISIONS
-
     model = config.model
     keys = ("path", "repo", "architecture", "target")
     named = [f"model.{key}={model[key]}" for key in keys if model[key] is not None]
@@ -121,9 +119,20 @@ def _check(config: DictConfig) -> None:
     one_of("model.dtype", model.dtype, (AUTO, *DTYPES))
     _register_precision(config)
     for name in config.precisions:
-        one_of("precisions", name, PRECISIONS)
+        _check_known(name)
     if not config.quantize or len(set(config.quantize)) < len(config.quantize):
         raise PipelineError(f"quantize={list(config.quantize)} must name every component once, for example [denoiser]")
+
+
+def _check_known(name: str) -> None:
+    # Put off: slow to import; bad input and --help do not wait for it.
+    from segquant import PRECISIONS
+    from segquant.numerics.precisions import scheme_of
+
+    try:
+        scheme_of(name)
+    except ValueError:
+        one_of("precisions", name, PRECISIONS)
 
 
 def _register_precision(config: DictConfig) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from segquant import registry
 from segquant.checks import described
 from segquant.errors import QuantizationError, nearest
-from segquant.numerics.formats import QuantScheme, QuantSpec
+from segquant.numerics.formats import DTYPES, QuantScheme, QuantSpec
 
 _CHANNEL_INT8 = QuantSpec("int8", "channel")
 _STATIC_INT8 = QuantSpec("int8", "tensor")
@@ -65,8 +66,20 @@ PRECISIONS |= {
     "q6_k": _weights("int6", 16, "k8"),
 }
 
+NAMED: dict[str, QuantScheme] = dict(PRECISIONS)
+"""Those that come with the library, which names are made from: what else is registered changes none."""
+
 Precision = str | QuantScheme | Mapping[str, Any]
-"""A name in PRECISIONS, a scheme, or a scheme's fields as saved."""
+"""A name in PRECISIONS, one that `precision_name` gives, a scheme, or a scheme's fields as saved."""
+
+_CODES = {name: name.replace("_", "") for name in DTYPES if not name.startswith(("int", "uint"))}
+_CODES |= {name: name.removeprefix("int").replace("uint", "u") for name in DTYPES if name not in _CODES}
+_DTYPES = {code: name for name, code in _CODES.items()}
+_FLOAT = "16"
+_DYNAMIC = "dynamic"
+"""Of an input with one scale, taken at run time."""
+_SIDE = rf"({'|'.join(sorted(_DTYPES, key=len, reverse=True))})(tensor|channel|token|{_DYNAMIC}|g\d+)(?:-(\w+))?"
+_NAME = re.compile(rf"w{_SIDE}_a(?:{_FLOAT}|{_SIDE})")
 
 
 def scheme_of(precision: Precision) -> QuantScheme:
@@ -79,11 +92,49 @@ def scheme_of(precision: Precision) -> QuantScheme:
         raise QuantizationError(
             f"precision is {described(precision)}; give a name ({', '.join(PRECISIONS)}) or a QuantScheme"
         )
-    if precision not in PRECISIONS:
+    found = PRECISIONS.get(precision) or _read(precision)
+    if found is None:
         raise ValueError(f"unknown precision {precision!r}; {nearest(precision, PRECISIONS)}")
-    return PRECISIONS[precision]
+    return found
 
 
 def precision_name(precision: Precision) -> str:
+    """The name of a scheme in NAMED, or one made of its fields, which `scheme_of` reads: "w6g128_a8token".
+
+    Weights and inputs: dtype (u of uint), granularity ("dynamic": one scale of an input, taken at run time), and
+    "-SCALE_DTYPE" where it is not float32. "float" quantizes nothing. Letters, digits, _ and - alone.
+
+    >>> precision_name(QuantScheme(QuantSpec("uint3", "group", 64, scale_dtype="bfloat16"), None))
+    'wu3g64-bfloat16_a16'
+    """
     scheme = scheme_of(precision)
-    return next((name for name, known in PRECISIONS.items() if known == scheme), "this precision")
+    known = next((name for name, each in NAMED.items() if each == scheme), None)
+    if known is not None:
+        return known
+    return "float" if scheme.weight is None else f"w{_told(scheme.weight)}_a{_told(scheme.input)}"
+
+
+def _told(spec: QuantSpec | None) -> str:
+    if spec is None:
+        return _FLOAT
+    grain = f"g{spec.group_size}" if spec.group_size else spec.granularity
+    if spec.dynamic and spec.granularity == "tensor":
+        grain = _DYNAMIC
+    scale = "" if spec.scale_dtype == "float32" else f"-{spec.scale_dtype}"
+    return f"{_CODES[spec.dtype]}{grain}{scale}"
+
+
+def _read(name: str) -> QuantScheme | None:
+    """Inverse of `precision_name`, of names that it makes; ValueError where the formats do not go together."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    inputs = None if found[4] is None else _spec(found[4], found[5], found[6], of_input=True)
+    return QuantScheme(_spec(found[1], found[2], found[3]), inputs)
+
+
+def _spec(code: str, grain: str, scale: str | None, of_input: bool = False) -> QuantSpec:
+    size = int(grain[1:]) if grain[1:].isdigit() else None
+    kind = "group" if size is not None else "tensor" if grain == _DYNAMIC else grain
+    dynamic = grain == _DYNAMIC or (of_input and kind in ("token", "group"))
+    return QuantSpec(_DTYPES[code], kind, size, dynamic, scale or "float32")

@@ -34,7 +34,7 @@ QUANTIZERS = [
     for path in sorted((CONF / "quantizer").glob("*.yaml"))
     if "segquant.presets" in path.read_text() and path.stem != "plan"
 ]
-PRECISIONS = [path.stem for path in sorted((CONF / "precision").glob("*.yaml"))]
+PRECISIONS = [path.stem for path in sorted((CONF / "precision").glob("*.yaml")) if path.stem != "custom"]
 
 
 def build_method_if_installed(run: RunConfig) -> Method | Peer:
@@ -75,7 +75,8 @@ def test_every_quantizer_at_every_precision() -> None:
                 continue
             assert quantizer == "none" or method.scheme == segquant.PRECISIONS[precision]
     dynamic = {name for name in PRECISIONS if not segquant.PRECISIONS[name].static_input}
-    smoothed = {(name, "w4a16") for name in ("smoothquant", "smoothquant_plus", "ptq4dit")}
+    alone = {name for name in PRECISIONS if segquant.PRECISIONS[name].input is None}
+    smoothed = {(method, name) for method in ("smoothquant", "smoothquant_plus", "ptq4dit") for name in alone}
     assert refused == smoothed | {("percentile", name) for name in dynamic}
 
 
