@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
 from segquant_bench.pipelines.config.arguments import with_open_keys
-from segquant_bench.pipelines.config.formats import PrecisionConfig
+from segquant_bench.pipelines.config.formats import SIDES, PrecisionConfig
 from segquant_bench.pipelines.config.precision import register_precision, with_name
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import DENOISER
@@ -135,8 +135,14 @@ def _check_known(name: str) -> None:
         one_of("precisions", name, PRECISIONS)
 
 
+def _sides(config: DictConfig) -> list[DictConfig | None]:
+    return [config.precision[side] for side in SIDES]
+
+
 def _register_precision(config: DictConfig) -> None:
     if OmegaConf.is_missing(config.precision, "name"):
+        if any(each is None or any(value is not None for value in each.values()) for each in _sides(config)):
+            raise PipelineError("precision has fields and no name; add precision=custom, or the name of one to change")
         return
     try:
         precision = OmegaConf.to_object(config.precision)
