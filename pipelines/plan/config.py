@@ -26,6 +26,8 @@ from segquant_bench.pipelines.runtime.paths import CONF
 
 _GROUP = "model="
 AUTO = "auto"
+USUAL = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+"""Precisions at which sizes are estimated where none is asked for."""
 DTYPE = "bfloat16"
 """Of models that are read from a configuration alone."""
 
@@ -51,7 +53,7 @@ class PlanModel(ModelConfig):
 
 @dataclass
 class PlanConfig:
-    """One plan; sizes are estimated at `precisions`, all if empty."""
+    """One plan; sizes are estimated at `precisions`, at `USUAL` ones if empty."""
 
     model: PlanModel = field(default_factory=PlanModel)
     quantizer: Any = MISSING
@@ -163,10 +165,10 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
         PipelineError: another tool, one that decides by data, or no precision left.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
-    from segquant import PRECISIONS, Method
+    from segquant import Method
 
     found: dict[str, Method | str] = {}
-    for name in config.precisions or PRECISIONS:
+    for name in config.precisions or USUAL:
         config.precision.name = name
         quantizer = _quantizer_of(config)
         try:

@@ -38,6 +38,8 @@ PRESETS = (
     "segquant_g", "segquant_r",
 )  # fmt: skip
 """Those that a draw of a fraction of a second can hold; auto and AdaRound have tests of their own."""
+FIXED = ("awq", "svdquant", "segquant_g", "segquant_r")
+"""Without a search of α, to which formats are nothing new; segquant_a has one."""
 ODD: dict[str, tuple[Any, ...]] = {
     "dtype": ("fp8_e4m3", "int", "int9", "fp5", None),
     "bits": (1, 4, 9),
@@ -83,7 +85,8 @@ def known() -> tuple[dict[str, InputStats], dict[str, Segments]]:
 
 @cache
 def composed(preset: str) -> DictConfig:
-    return compose_config([f"quantizer={preset}", "precision=custom"])
+    given = ["quantizer.alpha=0.5"] if preset in FIXED else []
+    return compose_config([f"quantizer={preset}", "precision=custom", *given])
 
 
 def fields(draw: random.Random, side: str) -> dict[str, Any]:
