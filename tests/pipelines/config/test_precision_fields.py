@@ -158,3 +158,6 @@ def test_plans_at_formats_of_the_command_line() -> None:
     assert list(methods_of(config)) == ["w8a8", "w3g16_a16", "nvfp4"]
     with pytest.raises(PipelineError, match="precisions='w9g16_a16' is not known"):
         compose_plan(["model=sd3_medium", "precisions=[w9g16_a16]"])
+    for line in ("precision.weight.bits=6", "precision.input=null"):
+        with pytest.raises(PipelineError, match="precision has fields and no name; add precision=custom"):
+            compose_plan(["model=sd3_medium", line])
