@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import below_null, explain, memory_message
 from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
-from segquant_bench.pipelines.config.precision import check_used, with_name
+from segquant_bench.pipelines.config.precision import with_name
+from segquant_bench.pipelines.config.quantizer import check_used
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped

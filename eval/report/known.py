@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
-PRECISIONS = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+PRECISIONS = (
+    "w8a8_tensor", "w8a8", "w8a8_asym", "w8a8_dynamic", "mxint8", "fp8", "fp8_dynamic", "mxfp8", "w6a6", "mxfp6",
+    "w4a8_channel", "w4a8", "w4a8_asym", "w4a6", "w4a4", "mxfp4", "nvfp4", "w8a16", "q8_0", "q6_k", "q5_1", "q5_0",
+    "q5_k", "w4a16", "w4a16_nf4", "q4_1", "q4_0", "q4_k", "w3a16", "q3_k", "w2a16", "q2_k",
+)  # fmt: skip
+"""segquant's, those of fewer bits last."""
 BASELINES = (
     "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "gptq_mse", "awq", "svdquant",
     "quarot", "vidit_q", "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",

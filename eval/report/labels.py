@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from segquant_bench.eval.report.known import is_ours, method_rank, precision_rank
+from segquant_bench.eval.report.known import PRECISIONS, is_ours, method_rank, precision_rank
 from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
 from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
@@ -142,9 +142,14 @@ def settings(run: RunResult) -> dict[str, Any]:
         key: value
         for section in VARIED
         for key, value in _flat(run.config.get(section) or {}, section)
-        if key.rpartition(".")[2] not in _UNTOLD
+        if key.rpartition(".")[2] not in _UNTOLD and not (section == "precision" and _is_named(run))
     }
     return {**found, "backend": _backend(run), "run": _engine(run)}
+
+
+def _is_named(run: RunResult) -> bool:
+    """Whether the precision is told by its name; the fields of these are in younger results only."""
+    return (run.config.get("precision") or {}).get("name") in PRECISIONS
 
 
 def is_subject(run: RunResult) -> bool:

@@ -18,7 +18,6 @@ from segquant_bench.pipelines.runtime.paths import CONF
 
 if TYPE_CHECKING:
     from segquant import QuantScheme
-    from segquant_bench.pipelines.config.schema import RunConfig
 
 KEY = f"precision.{TARGET}"
 CUSTOM = "custom"
@@ -33,8 +32,8 @@ def shipped_precisions() -> dict[str, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    sides = {side: FormatConfig(**values[side]) if side in values else None for side in SIDES}
-    return PrecisionConfig(path.stem, **sides).fields()
+    weight, inputs = (FormatConfig(**values[side]) if side in values else None for side in SIDES)
+    return PrecisionConfig(path.stem, weight, inputs).fields()
 
 
 def precision_label(name: str, *, _parent_: DictConfig) -> str:
@@ -47,8 +46,9 @@ def precision_label(name: str, *, _parent_: DictConfig) -> str:
         raise PipelineError(f"precision.name=${{precision:{name}}} is for precisions that ship; write name: {name}")
     if _parent_[TARGET] is not None:
         return name
-    sides = {side: None if _parent_[side] is None else OmegaConf.to_object(_parent_[side]) for side in SIDES}
-    config = PrecisionConfig(name, **sides)
+    weight, inputs = (None if _parent_[side] is None else OmegaConf.to_object(_parent_[side]) for side in SIDES)
+    assert isinstance(weight, FormatConfig | None) and isinstance(inputs, FormatConfig | None)  # by the schema
+    config = PrecisionConfig(name, weight, inputs)
     if name != CUSTOM and config.fields() == shipped_precisions()[name]:
         return name
     from segquant.numerics.precisions import precision_name  # torch: not for `segquant --help`
@@ -71,18 +71,6 @@ def with_name(overrides: Sequence[str]) -> list[str]:
     if not changed or not own or any(key == "precision.name" for key, _ in pairs):
         return list(overrides)
     return [*overrides, f"precision.name=${{precision:{CUSTOM}}}"]
-
-
-def check_used(run: RunConfig) -> None:
-    """PipelineError for formats of a run that quantizes nothing; a name alone is let through."""
-    if run.is_float and run.precision.has_fields and run.precision.name not in shipped_precisions():
-        from segquant.numerics.precisions import precision_name  # torch: not for `segquant --help`
-
-        if run.precision.name == precision_name(scheme_from(run.precision)):
-            raise PipelineError(
-                f"quantizer=none leaves the model as it is, which does not go with the formats {run.precision.name}; "
-                "leave precision.weight and precision.input out, or choose another quantizer"
-            )
 
 
 def precision_record(config: PrecisionConfig) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from segquant_bench.hints import nearest
-from segquant_bench.pipelines.config.precision import register_precision
+from segquant_bench.pipelines.config.precision import register_precision, scheme_from, shipped_precisions
 from segquant_bench.pipelines.config.schema import PEERS, PRESETS, RunConfig
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime import own_code
@@ -33,6 +33,18 @@ def build_method(config: RunConfig) -> Method | Peer:
         config.check_alone()
         config.check_reference()
     return method
+
+
+def check_used(run: RunConfig) -> None:
+    """PipelineError for formats of a run that quantizes nothing; a name alone is let through."""
+    if run.is_float and run.precision.has_fields and run.precision.name not in shipped_precisions():
+        from segquant.numerics.precisions import precision_name  # torch: not for `segquant --help`
+
+        if run.precision.name == precision_name(scheme_from(run.precision)):
+            raise PipelineError(
+                f"quantizer=none leaves the model as it is, which does not go with the formats {run.precision.name}; "
+                "leave precision.weight and precision.input out, or choose another quantizer"
+            )
 
 
 def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:

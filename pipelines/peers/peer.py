@@ -79,7 +79,7 @@ class Peer:
             PipelineError: no linears, a group size that does not divide, a linear never called or left as it was.
         """
         names = self.layers(model)
-        self._check(model, names)
+        self.check(model, names)
         kinds = {name: type(model.get_submodule(name)) for name in names}
         device = next(model.parameters()).device
         forked = [device] if device.type == "cuda" else []
@@ -91,7 +91,8 @@ class Peer:
             raise PipelineError(f"{self.name} left {_some(left)} in floating point; add them to quantizer.skip")
         return model.eval()
 
-    def _check(self, model: nn.Module, names: list[str]) -> None:
+    def check(self, model: nn.Module, names: list[str]) -> None:
+        """PipelineError: no linears, or a group size that does not divide; reads no weights."""
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         for pattern in self.skip:
             if linears and not any(fnmatch.fnmatchcase(name, pattern) for name in linears):

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
 from segquant_bench.pipelines.config.arguments import with_open_keys
-from segquant_bench.pipelines.config.formats import PrecisionConfig
+from segquant_bench.pipelines.config.formats import SIDES, PrecisionConfig
 from segquant_bench.pipelines.config.precision import register_precision, with_name
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import DENOISER
@@ -26,6 +26,8 @@ from segquant_bench.pipelines.runtime.paths import CONF
 
 _GROUP = "model="
 AUTO = "auto"
+USUAL = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
+"""Precisions at which sizes are estimated where none is asked for."""
 DTYPE = "bfloat16"
 """Of models that are read from a configuration alone."""
 
@@ -51,7 +53,7 @@ class PlanModel(ModelConfig):
 
 @dataclass
 class PlanConfig:
-    """One plan; sizes are estimated at `precisions`, all if empty."""
+    """One plan; sizes are estimated at `precisions`, at `USUAL` ones if empty."""
 
     model: PlanModel = field(default_factory=PlanModel)
     quantizer: Any = MISSING
@@ -106,9 +108,6 @@ def _named(override: str, folders: Sequence[Path]) -> str:
 
 
 def _check(config: DictConfig) -> None:
-    # Put off: slow to import; bad input and --help do not wait for it.
-    from segquant import PRECISIONS
-
     model = config.model
     keys = ("path", "repo", "architecture", "target")
     named = [f"model.{key}={model[key]}" for key in keys if model[key] is not None]
@@ -122,13 +121,30 @@ def _check(config: DictConfig) -> None:
     one_of("model.dtype", model.dtype, (AUTO, *DTYPES))
     _register_precision(config)
     for name in config.precisions:
-        one_of("precisions", name, PRECISIONS)
+        _check_known(name)
     if not config.quantize or len(set(config.quantize)) < len(config.quantize):
         raise PipelineError(f"quantize={list(config.quantize)} must name every component once, for example [denoiser]")
 
 
+def _check_known(name: str) -> None:
+    # Put off: slow to import; bad input and --help do not wait for it.
+    from segquant import PRECISIONS
+    from segquant.numerics.precisions import scheme_of
+
+    try:
+        scheme_of(name)
+    except ValueError:
+        one_of("precisions", name, PRECISIONS)
+
+
+def _sides(config: DictConfig) -> list[DictConfig | None]:
+    return [config.precision[side] for side in SIDES]
+
+
 def _register_precision(config: DictConfig) -> None:
     if OmegaConf.is_missing(config.precision, "name"):
+        if any(each is None or any(value is not None for value in each.values()) for each in _sides(config)):
+            raise PipelineError("precision has fields and no name; add precision=custom, or the name of one to change")
         return
     try:
         precision = OmegaConf.to_object(config.precision)
@@ -149,10 +165,10 @@ def methods_of(config: DictConfig) -> dict[str, Any]:
         PipelineError: another tool, one that decides by data, or no precision left.
     """
     # Put off: slow to import; bad input and --help do not wait for it.
-    from segquant import PRECISIONS, Method
+    from segquant import Method
 
     found: dict[str, Method | str] = {}
-    for name in config.precisions or PRECISIONS:
+    for name in config.precisions or USUAL:
         config.precision.name = name
         quantizer = _quantizer_of(config)
         try:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from segquant import PRECISIONS, QuantSpec
+from segquant import QuantSpec
+from segquant.numerics.precisions import scheme_of
 from segquant_bench.pipelines.plan.counts import CONV, LINEAR, CutKind, LayerEntry
 from segquant_bench.pipelines.plan.sizes import ComponentPlan, DualKind, Estimate
 
@@ -152,12 +153,13 @@ def _spec(spec: QuantSpec | None) -> str:
     if spec is None:
         return "float"
     kind = f"group {spec.group_size}" if spec.group_size else spec.granularity
-    return f"{spec.dtype} {kind}" + (", dynamic" if spec.dynamic else "")
+    scale = "" if spec.scale_dtype == "float32" else f", {spec.scale_dtype}"
+    return f"{spec.dtype} {kind}{scale}" + (", dynamic" if spec.dynamic else "")
 
 
 def _sizes(plan: ComponentPlan, quantizer: str, convolutions: bool) -> str:
     def row(estimate: Estimate) -> list[str]:
-        scheme = PRECISIONS[estimate.precision]
+        scheme = scheme_of(estimate.precision)
         start = [estimate.precision, _spec(scheme.weight), _spec(scheme.input)]
         if estimate.bytes is None or estimate.plain is None:
             return [*start, "–", "–", "–", "–", "–", "–", "refused, see below"]

@@ -16,6 +16,7 @@ from segquant_bench.pipelines.stages.embeddings import EMBEDDINGS
 from segquant_bench.pipelines.stages.evaluate import EVALUATE
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
+from segquant_bench.pipelines.stages.layers import check_layers
 from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.polarity import POLARITY
 from segquant_bench.pipelines.stages.quantize import QUANTIZE
@@ -83,5 +84,6 @@ def run_all(run: Run) -> None:
     wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
     for name in wanted:
         run.key(name)  # calls the user's functions, and reads files
+    check_layers(run)
     for name in wanted:
         run.stage(name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme
-from segquant.numerics.precisions import PRECISIONS
+from segquant.numerics.precisions import PRECISIONS, precision_name
 from segquant.optimizers.search import SEARCH
 from segquant.optimizers.svdquant import SvdQuant
 
@@ -24,19 +25,36 @@ RANKS = (0.5, 1.0, 2.0, 4.0)
 """Ranks of the low-rank branch, in multiples of `SvdQuant.rank_of`."""
 
 
-def precision_name(scheme: QuantScheme) -> str | None:
-    return next((name for name, known in PRECISIONS.items() if known == scheme), None)
+WIDTHS: dict[str, tuple[str, ...]] = {
+    "int": ("int2", "int3", "int4", "int5", "int6", "int8"),
+    "uint": ("uint2", "uint3", "uint4", "uint5", "uint6", "uint8"),
+    "fp": ("fp4_e2m1", "fp6_e2m3", "fp8"),
+    "nf": (),
+}
+"""Dtypes of weights that may mix, by the kind of the base's."""
 
 
 def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
-    """Empty where groups do not divide the layer, or inputs are floats."""
+    """w8a8_dynamic beside 4 bits and less, else w4a8.
+
+    Empty where groups do not divide the layer, or inputs are floats.
+    """
     assert scheme.weight is not None
     if scheme.input is None:
         return []
-    other = "w8a8_dynamic" if scheme.weight.bits == 4 else "w4a8"
+    other = "w8a8_dynamic" if scheme.weight.bits <= 4 else "w4a8"
     weight = PRECISIONS[other].weight
     assert weight is not None
     return [] if weight.group_size and in_features % weight.group_size else [other]
+
+
+def other_widths(scheme: QuantScheme, in_features: int) -> list[str]:
+    """The scheme with weights of other widths, all else as it is; without those of `other_precisions`."""
+    weight = scheme.weight
+    assert weight is not None
+    widths = [dtype for dtype in WIDTHS[weight.grid.kind] if dtype != weight.dtype]
+    names = [precision_name(replace(scheme, weight=replace(weight, dtype=dtype))) for dtype in widths]
+    return [name for name in names if name not in other_precisions(scheme, in_features)]
 
 
 def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
@@ -56,7 +74,7 @@ def preset(base: Method, segments: Segments | None, in_features: int, out_featur
         **PLAIN, "optimizer": "smooth", "alpha": SEARCH, "rotate": True, "seglinear": base.cuts.seglinear and has_rows,
         "calibrator": "gptq", "ranges": "mse",
     }  # fmt: skip
-    if base.scheme.weight.bits == 4:
+    if base.scheme.weight.bits <= 4:
         found |= {"optimizer": "svd", "iterations": 1, "rank": _default_rank(base, in_features, out_features)}
     return found
 

@@ -21,7 +21,7 @@ from segquant.auto.candidates import (
     branches,
     changed,
     other_precisions,
-    precision_name,
+    other_widths,
     preset,
     ranks_of,
     roundings,
@@ -35,6 +35,7 @@ from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of, window_of
 from segquant.numerics.layout import Layout
+from segquant.numerics.precisions import precision_name
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.protocol import Fitted
 from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
@@ -81,13 +82,14 @@ def layer_candidates(
     plain = judge(PLAIN)
     if plain is None:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
-    schemes: list[Change] = [{}]
+    found = judge.rounds({})
     assert base.budget is not None
     if base.budget.average_bits is not None and "precision" not in fixed:
-        schemes += [{"precision": other} for other in other_precisions(base.scheme, linear.in_features)]
-    found: list[Candidate] = []
-    for scheme in schemes:
-        found += judge.rounds(scheme)
+        least = min(found, key=lambda candidate: candidate.error)
+        for other in other_precisions(base.scheme, linear.in_features):
+            found += judge.rounds({"precision": other})
+        for other in other_widths(base.scheme, linear.in_features):
+            found += judge.again({"precision": other}, least.change)
     return Layer(name, plain, [plain, *found], linear.weight.numel())
 
 
@@ -128,6 +130,12 @@ class _Judge:
         # a rank more or less refines the preset: its gain is small, but no accident of many different tries
         other = [self._credited(c, strong) for c in found if c not in (strong, *low_rank)]
         return [strong, *(c for c in low_rank if c is not strong), *other]
+
+    def again(self, scheme: Change, best: Mapping[str, Any]) -> list[Candidate]:
+        """Plain rounding, the preset and the base's `best`, at another width: a search of each would take too long."""
+        base = changed(self.base, scheme)
+        default = preset(base, self.segments, self.linear.in_features, self.linear.out_features)
+        return self._all([{**change, **scheme} for change in (PLAIN, default, dict(best))])
 
     def _credited(self, candidate: Candidate, strong: Candidate) -> Candidate:
         """Drops a gain over the preset below GAIN standard errors, with calls as independent samples."""

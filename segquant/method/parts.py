@@ -97,7 +97,7 @@ class Budget:
     Args:
         bytes: of codes and scales.
         operations: multiply-accumulates per input row.
-        average_bits: most weight bits on average, if layers may take 4 or 8.
+        average_bits: most weight bits on average, if layers may take 2 to 8.
     """
 
     bytes: float = 1.1
@@ -111,8 +111,8 @@ class Budget:
                 f"budget bytes={self.bytes}, operations={self.operations}: both are multiples of plain "
                 "rounding's cost and at least 1"
             )
-        if self.average_bits is not None and not 4 <= self.average_bits <= 8:
-            raise ValueError(f"budget average_bits must lie in [4, 8], not {self.average_bits}")
+        if self.average_bits is not None and not 2 <= self.average_bits <= 8:
+            raise ValueError(f"budget average_bits must lie in [2, 8], not {self.average_bits}")
 
 
 def pairs_of(

@@ -60,7 +60,7 @@ class QuantSpec:
         check_fields(self)
         object.__setattr__(self, "dtype", ALIASES.get(self.dtype, self.dtype))
         if self.dtype not in GRIDS and self.dtype.strip("uint").isdigit():
-            raise ValueError(f"no dtype {self.dtype!r}: integers have 2 to 8 bits, int2 … int8 and uint2 … uint8")
+            raise ValueError(f"no dtype {self.dtype!r}: integers have 2 to 8 bits; choose int2 … int8 or uint2 … uint8")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("granularity", self.granularity, GRANULARITIES)
         check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
@@ -92,7 +92,9 @@ class QuantSpec:
             other = "q1" if name == "q0" else "q0"
             raise ValueError(f"scale_dtype {name!r} does not go with {self.dtype}; choose {other!r}")
         if name in K_BITS and (self.group_size is None or SUPER % self.group_size):
-            raise ValueError(f"scale_dtype {name!r} needs granularity 'group' and a group_size that divides {SUPER}")
+            raise ValueError(
+                f"scale_dtype {name!r} needs granularity 'group' and a group_size that divides {SUPER}; choose 16 or 32"
+            )
 
     @property
     def grid(self) -> Grid:
@@ -135,7 +137,9 @@ class QuantScheme:
         check_fields(self)
         weight, inputs = self.weight, self.input
         if weight is not None and (weight.dynamic or weight.granularity == "token"):
-            raise ValueError("a weight is quantized once: granularity 'token' and dynamic=True are for inputs")
+            raise ValueError(
+                "a weight is quantized once: granularity 'token' and dynamic=True are for inputs; choose 'channel'"
+            )
         if inputs is None:
             return
         if weight is None:
@@ -149,6 +153,11 @@ class QuantScheme:
         if inputs.scale_dtype not in _INPUT_SCALES:
             raise ValueError(
                 f"scale_dtype {inputs.scale_dtype!r} is for weights; inputs take {', '.join(_INPUT_SCALES)}"
+            )
+        if inputs.scale_dtype == "e4m3" and not inputs.dynamic:
+            raise ValueError(
+                "scale_dtype 'e4m3' is for scales that share a second one, and a static input has one scale a piece; "
+                "choose float32, or granularity 'group' with dynamic=True"
             )
 
     @property

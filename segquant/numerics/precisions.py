@@ -129,8 +129,8 @@ def _read(name: str) -> QuantScheme | None:
     found = _NAME.fullmatch(name)
     if found is None:
         return None
-    weight, inputs = found.groups()[:3], found.groups()[3:]
-    return QuantScheme(_spec(*weight), None if inputs[0] is None else _spec(*inputs, of_input=True))
+    inputs = None if found[4] is None else _spec(found[4], found[5], found[6], of_input=True)
+    return QuantScheme(_spec(found[1], found[2], found[3]), inputs)
 
 
 def _spec(code: str, grain: str, scale: str | None, of_input: bool = False) -> QuantSpec:

@@ -46,8 +46,8 @@ def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None,
     for side, what, group in groups:
         if linear.in_features % group:
             raise QuantizationError(
-                f"{name}: {side} {what} of {group} do not divide its in_features {linear.in_features}; "
-                f"leave it out with skip=[{name!r}] or choose another precision"
+                f"{name}: {side} {what} of {group} do not divide its in_features {linear.in_features}; leave it out "
+                f"with skip=[{name!r}] or choose another precision{_advice(what, group, linear.in_features)}"
             )
     segments = column_segments(segments, taps)
     rows, columns, activations = _cuts(linear, method, segments, [group for _, _, group in groups])
@@ -74,6 +74,13 @@ def lay_out_pieces(linear: nn.Linear, method: Method, segments: Segments | None,
         )
     except ValueError as error:
         raise QuantizationError(f"{name}: its segments do not fit: {error}") from error
+
+
+def _advice(what: str, group: int, width: int) -> str:
+    if what != "groups":
+        return ""  # the precision fixes their size
+    sizes = [size for size in range(1, width + 1) if width % size == 0]
+    return f" (groups of {min(sizes, key=lambda size: abs(size - group))} divide it)"
 
 
 def planned(method: Method) -> tuple[Transform, ...]:

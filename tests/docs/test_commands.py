@@ -107,7 +107,7 @@ def test_extras_exist() -> None:
 @pytest.mark.parametrize(
     ("group", "page"),
     [
-        ("quantizer", "methods"), ("precision", "methods"), ("model", "models"), ("dataset", "datasets"),
+        ("quantizer", "methods"), ("precision", "precisions"), ("model", "models"), ("dataset", "datasets"),
         ("run", "run"), ("calibration", "run"), ("correction", "run"), ("metric", "run"), ("logger", "run"),
         ("experiment", "run"),
     ],

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from segquant import PRECISIONS, InputStats, Method, Segments, presets, quantize_
-from segquant.auto.candidates import changed, other_precisions, preset, ranks_of
+from segquant.auto.candidates import changed, other_precisions, other_widths, preset, ranks_of
 from segquant.auto.judge import layer_candidates
 from segquant.graph.control_cuts import wrong_cuts
 from segquant.method.parts import Budget
+from segquant.numerics.precisions import scheme_of
 from segquant.optimizers import search
 from tests.segquant.support import BLOCK_SEGMENTS, OUTCOMES, Block, block_batches, tensor, told
 
@@ -42,7 +43,24 @@ def test_only_precisions_that_fit_the_width_are_mixed_in(in_features: int, found
     assert other_precisions(PRECISIONS["w4a16"], in_features) == []
     base = presets.auto("w8a8", budget={"average_bits": 8})
     layer = layer_candidates(nn.Linear(in_features, 8), base, statistics(in_features), None, name="0")
-    assert {candidate.change.get("precision", "w8a8") for candidate in layer.candidates} == {"w8a8", *found}
+    widths = {f"w{bits}channel_a8tensor" for bits in (2, 3, 4, 5, 6)}
+    names = {candidate.change.get("precision", "w8a8") for candidate in layer.candidates}
+    assert names == {"w8a8", *found, *widths}
+
+
+@pytest.mark.parametrize(
+    "precision, bits",
+    [("w4a8_channel", [2, 3, 5, 6]), ("w4a16", [2, 3, 5, 6, 8]), ("mxfp4", [6, 8]), ("w4a16_nf4", [])],
+)
+def test_other_widths_keep_all_else(precision: str, bits: list[int]) -> None:
+    scheme = PRECISIONS[precision]
+    assert scheme.weight is not None
+    names = other_widths(scheme, 64)
+    for name in names:
+        other = scheme_of(name)
+        assert other.weight is not None and other.input == scheme.input
+        assert replace(other.weight, dtype=scheme.weight.dtype) == scheme.weight
+    assert [scheme_of(name).weight.bits for name in names] == bits  # type: ignore[union-attr]
 
 
 def test_a_layer_with_one_output_takes_no_rank_beyond_it() -> None:

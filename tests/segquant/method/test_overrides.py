@@ -103,7 +103,8 @@ def test_method_round_trips_through_json(method: Method) -> None:
 
 
 @pytest.mark.parametrize("budget, said", [
-    ({"bytes": 0.9}, "at least 1"), ({"operations": float("nan")}, "at least 1"), ({"average_bits": 3}, r"\[4, 8\]"),
+    ({"bytes": 0.9}, "at least 1"), ({"operations": float("nan")}, "at least 1"), ({"average_bits": 1.9}, r"\[2, 8\]"),
+    ({"average_bits": 9}, r"\[2, 8\]"),
 ])  # fmt: skip
 def test_bad_budgets(budget: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):

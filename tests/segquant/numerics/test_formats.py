@@ -23,7 +23,7 @@ def one_sentence(message: str) -> bool:
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"dtype": "int9"}, "no dtype 'int9': integers have 2 to 8 bits, int2 … int8 and uint2 … uint8"),
+    ({"dtype": "int9"}, "no dtype 'int9': integers have 2 to 8 bits; choose int2 … int8 or uint2 … uint8"),
     ({"dtype": "int1"}, "no dtype 'int1': integers have 2 to 8 bits"),
     ({"dtype": "uint16"}, "no dtype 'uint16': integers have 2 to 8 bits"),
     ({"dtype": "fp8_e4m4"}, "unknown dtype 'fp8_e4m4'; nearest: fp8_e5m2"),
@@ -68,6 +68,8 @@ def test_formats_that_there_are_not(values: dict[str, Any], said: str) -> None:
        f"scale_dtype '{kept}' is for weights; inputs take float32, bfloat16, float16, e8m0, e4m3")
       for kept in ("q0", "k4", "k6", "k8")),
     (QuantSpec("int8"), QuantSpec("uint8", dynamic=True, scale_dtype="q1"), "scale_dtype 'q1' is for weights"),
+    (QuantSpec("int8"), QuantSpec("int8", scale_dtype="e4m3"),
+     "scale_dtype 'e4m3' is for scales that share a second one, and a static input has one scale a piece"),
 ])  # fmt: skip
 def test_layers_that_there_are_not(weight: QuantSpec | None, inputs: QuantSpec | None, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}") as refused:

@@ -107,8 +107,9 @@ def test_what_a_grid_says_of_itself(dtype: str) -> None:
     grid, known = GRIDS[dtype], values_of(dtype)
     assert (grid.low, grid.high) == (known.min(), known.max())
     assert 2**grid.bits >= len(known) > 2 ** (grid.bits - 1)
-    # OCP Microscaling Formats 1.0, table 7 has these of its elements; of integers, of the largest power of two
-    named = {"fp8": 8, "fp8_e5m2": 15, "fp6_e2m3": 2, "fp6_e3m2": 4, "fp4_e2m1": 2, "nf4": 0}
+    # OCP Microscaling Formats 1.0 has these of its floats; integers that of the largest power of two; nf4, which ends
+    # at 1, gets a scale that reaches over the largest number
+    named = {"fp8": 8, "fp8_e5m2": 15, "fp6_e2m3": 2, "fp6_e3m2": 4, "fp4_e2m1": 2, "nf4": -1}
     expected = named.get(dtype, int(known.max()).bit_length() - 1)
     assert grid.exponent == expected
     assert grid.kind == ("nf" if dtype == "nf4" else "fp" if dtype in SMALL else dtype.strip("0123456789"))
