@@ -54,9 +54,9 @@ class FormatConfig:
         granularity, dynamic = self.granularity or self._granularity(side), self.dynamic
         if dynamic is None:
             dynamic = side == "input" and granularity in ("token", "group")
-        return FormatConfig(
-            dtype, None, granularity, self.group_size, dynamic, self.scale_dtype or "float32", self.symmetric
-        )
+        # as QuantSpec's "auto", whose module takes torch
+        scale_dtype = self.scale_dtype or ("bfloat16" if granularity == "group" and not dynamic else "float32")
+        return FormatConfig(dtype, None, granularity, self.group_size, dynamic, scale_dtype, self.symmetric)
 
     def _granularity(self, side: str) -> str:
         if self.group_size is not None:

@@ -23,6 +23,9 @@ KEY = f"precision.{TARGET}"
 CUSTOM = "custom"
 """A file that stands for no format: it is called by its fields."""
 
+_NARROWED = dict.fromkeys(("w4a8", "w4a4", "w4a16"), {"scale_dtype": "bfloat16"})
+"""What these names did not mean in earlier results, whose scales were float32."""
+
 
 @cache
 def shipped_precisions() -> dict[str, dict[str, Any]]:
@@ -79,7 +82,7 @@ def precision_record(config: PrecisionConfig) -> dict[str, Any]:
         own = {"arguments": config.arguments} if config.arguments else {}
         return {"name": config.name, TARGET: config._target_, **own}
     if not config.has_fields or config.name in shipped_precisions():
-        return {"name": config.name}
+        return {"name": config.name} | _NARROWED.get(config.name, {})
     return {"name": config.name, **scheme_from(config).to_dict()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from segquant import registry
@@ -24,7 +25,7 @@ def _alike(dtype: str, group: int, scale_dtype: str) -> QuantScheme:
     )
 
 
-def _weights(dtype: str, group: int, scale_dtype: str = "float32") -> QuantScheme:
+def _weights(dtype: str, group: int, scale_dtype: str = "auto") -> QuantScheme:
     """Weights alone, in groups."""
     return QuantScheme(QuantSpec(dtype, "group", group, scale_dtype=scale_dtype), None)
 
@@ -102,10 +103,10 @@ def precision_name(precision: Precision) -> str:
     """The name of a scheme in NAMED, or one made of its fields, which `scheme_of` reads: "w6g128_a8token".
 
     Weights and inputs: dtype (u of uint), granularity ("dynamic": one scale of an input, taken at run time), and
-    "-SCALE_DTYPE" where it is not float32. "float" quantizes nothing. Letters, digits, _ and - alone.
+    "-SCALE_DTYPE" where it is not what "auto" gives. "float" quantizes nothing. Letters, digits, _ and - alone.
 
-    >>> precision_name(QuantScheme(QuantSpec("uint3", "group", 64, scale_dtype="bfloat16"), None))
-    'wu3g64-bfloat16_a16'
+    >>> precision_name(QuantScheme(QuantSpec("uint3", "group", 64, scale_dtype="float16"), None))
+    'wu3g64-float16_a16'
     """
     scheme = scheme_of(precision)
     known = next((name for name, each in NAMED.items() if each == scheme), None)
@@ -120,7 +121,7 @@ def _told(spec: QuantSpec | None) -> str:
     grain = f"g{spec.group_size}" if spec.group_size else spec.granularity
     if spec.dynamic and spec.granularity == "tensor":
         grain = _DYNAMIC
-    scale = "" if spec.scale_dtype == "float32" else f"-{spec.scale_dtype}"
+    scale = "" if spec == replace(spec, scale_dtype="auto") else f"-{spec.scale_dtype}"
     return f"{_CODES[spec.dtype]}{grain}{scale}"
 
 
@@ -137,4 +138,4 @@ def _spec(code: str, grain: str, scale: str | None, of_input: bool = False) -> Q
     size = int(grain[1:]) if grain[1:].isdigit() else None
     kind = "group" if size is not None else "tensor" if grain == _DYNAMIC else grain
     dynamic = grain == _DYNAMIC or (of_input and kind in ("token", "group"))
-    return QuantSpec(_DTYPES[code], kind, size, dynamic, scale or "float32")
+    return QuantSpec(_DTYPES[code], kind, size, dynamic, scale or "auto")

@@ -25,6 +25,7 @@ GROUP = 32
 
 
 def _spec(dtype: str, granularity: str, **more: str) -> QuantSpec:
+    more = {"scale_dtype": "float32", **more}
     return QuantSpec(dtype, granularity, GROUP if granularity == "group" else None, **more)
 
 
