@@ -111,7 +111,7 @@ class PrecisionConfig:
             raise PipelineError(f"precision {self.name} has arguments and no _target_ to give them to; set one")
         if found["weight"] is None and found["input"] is not None:
             raise PipelineError(
-                f"precision {self.name} quantizes inputs alone, whose products stay in floating point then; set "
+                "precision quantizes inputs alone, whose products stay in floating point then; set "
                 "precision.weight.dtype, for example int8, or precision.input=null"
             )
         if found["weight"] is not None:

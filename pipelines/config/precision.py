@@ -27,6 +27,9 @@ _NARROWED = dict.fromkeys(("w4a8", "w4a4", "w4a16"), {"scale_dtype": "bfloat16"}
 """What these names did not mean in earlier results, whose scales were float32."""
 
 
+REFUSED = "refused"
+
+
 @cache
 def shipped_precisions() -> dict[str, dict[str, Any]]:
     """Fields of conf/precision by name, without `CUSTOM`."""
@@ -42,8 +45,10 @@ def _read(path: Path) -> dict[str, Any]:
 def precision_label(name: str, *, _parent_: DictConfig) -> str:
     """`${precision:NAME}`: the name, where the section still has its formats, else one made of those it has.
 
+    `REFUSED` for formats that there are not: validating and building say why, so that a sweep's other jobs go on.
+
     Raises:
-        PipelineError: formats that there are not, or no such name.
+        PipelineError: no such name.
     """
     if name != CUSTOM and name not in shipped_precisions():
         raise PipelineError(f"precision.name=${{precision:{name}}} is for precisions that ship; write name: {name}")
@@ -51,12 +56,15 @@ def precision_label(name: str, *, _parent_: DictConfig) -> str:
         return name
     weight, inputs = (None if _parent_[side] is None else OmegaConf.to_object(_parent_[side]) for side in SIDES)
     assert isinstance(weight, FormatConfig | None) and isinstance(inputs, FormatConfig | None)  # by the schema
-    config = PrecisionConfig(name, weight, inputs)
-    if name != CUSTOM and config.fields() == shipped_precisions()[name]:
-        return name
-    from segquant.numerics.precisions import precision_name  # torch: not for `segquant --help`
+    try:
+        config = PrecisionConfig(name, weight, inputs)
+        if name != CUSTOM and config.fields() == shipped_precisions()[name]:
+            return name
+        from segquant.numerics.precisions import precision_name  # torch: not for `segquant --help`
 
-    return precision_name(scheme_from(config))
+        return precision_name(scheme_from(config))
+    except PipelineError:
+        return REFUSED
 
 
 def with_name(overrides: Sequence[str]) -> list[str]:

@@ -150,6 +150,15 @@ def test_groups_that_do_not_divide_are_refused_before_anything_is_computed(
         assert "leave it out with skip" in outcome.sentence and "divide it)" in outcome.sentence
 
 
+def test_a_sweep_goes_on_after_formats_that_are_refused(command: Command, tiny: Tiny, cache: Path) -> None:
+    given = ["quantizer=rtn", "run=reference", "report=false", "precision=w8a8", "precision.weight.bits=9,6"]
+    outcome = command("-m", *tiny.overrides(cache), *given)
+    assert outcome.code == 1 and "integers have 2 to 8 bits; set precision.weight.bits=8" in outcome.err
+    refused, done = sorted(path for path in outcome.folder.iterdir() if path.name[0] in "01")
+    assert (refused / "failure.json").is_file() and (done / "results.json").is_file()
+    assert done.name == "1_rtn_w6channel_a8tensor_reference"
+
+
 def test_plans_at_formats_of_the_command_line() -> None:
     config = compose_plan(["model=sd3_medium", "precision=w4a8", "precision.weight.group_size=64"])
     methods = methods_of(config)
