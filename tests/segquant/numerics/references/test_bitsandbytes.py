@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from segquant import QuantSpec
 from segquant.numerics.grids import GRIDS, NF4
 from tests.segquant.numerics.references.support import draw, kept
 
 pytest.importorskip("bitsandbytes")
 from bitsandbytes import functional as bnb
 
+NF4_64 = QuantSpec("nf4", "group", 64, scale_dtype="float32")
 NORMAL = ["random", "heavy", "constant", "huge", "negative", "ties", "zeros"]
 
 
@@ -30,7 +32,7 @@ def test_the_nf4_table() -> None:
 @pytest.mark.parametrize("kind", NORMAL)
 def test_nf4_codes_scales_and_values(kind: str, shape: tuple[int, int]) -> None:
     weight = draw(kind, *shape)
-    ours, (codes, scales, values) = kept(weight, "w4a16_nf4"), _nf4(weight)
+    ours, (codes, scales, values) = kept(weight, NF4_64), _nf4(weight)
     used = scales > 0  # a block of zeros has any scale
     assert torch.equal(ours.scales.scale[used], scales[used])
     assert torch.equal(ours.codes, codes)
@@ -41,7 +43,7 @@ def test_nf4_of_denormal_weights() -> None:
     """bitsandbytes divides by at least 1e-38, which leaves nothing of weights below; ours keep what float32 can."""
     weight = draw("denormal", 4, 64)
     codes, scales, _ = _nf4(weight)
-    ours = kept(weight, "w4a16_nf4")
+    ours = kept(weight, NF4_64)
     scale = ours.scales.scale.double().repeat_interleave(64, 1)
     table = torch.tensor(NF4, dtype=torch.float64)
     nearest = (weight.double()[..., None] / scale[..., None] - table).abs().amin(-1)
