@@ -14,6 +14,7 @@ from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.peers import tensors_digest
 from segquant_bench.pipelines.peers.peer import branch_rank
+from segquant_bench.pipelines.runtime.health import files_of
 from tests.pipelines.conftest import Command, Tiny, compose_config
 from tests.pipelines.peers.support import BATCHES, CAN, FP4, HELD_OUT, Rounded, mean, peer
 
@@ -144,5 +145,7 @@ def test_a_run_and_its_model_made_again(
     record = json.loads((made / "peer.json").read_text())
     assert tensors_digest(again) == record["digest"]
     (made / "peer.json").write_text(json.dumps({**record, "digest": "another"}))
+    stage = json.loads((made / "stage.json").read_text())  # else the cache would compute it again
+    (made / "stage.json").write_text(json.dumps({**stage, "files": files_of(made)}))
     with pytest.raises(PipelineError, match="made another model"):
         quantized_denoiser(open_run(validate(compose_config(overrides))))
