@@ -16,7 +16,7 @@ class Kill(BaseException):
     pass
 
 
-@pytest.mark.parametrize("stage", ["reference", "generate"])
+@pytest.mark.parametrize("stage", [pytest.param("reference", marks=pytest.mark.slow), "generate"])
 def test_one_batch_is_lost_at_most(
     command: Command, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

@@ -196,7 +196,7 @@ def test_keys_of_other_names_say_their_names_of_today(command: Command, override
 EARLIER = {
     "": "7e4cc0509b01",
     "quantizer=none": "1d26cda4864a",
-    "quantizer=auto precision=w4a8": "821bfe70e5b7",
+    "quantizer=auto precision=w4a8_channel": "5b334405aabb",
     "quantizer=rtn calibration=loss correction=affine": "67d6ea1874e9",
     "quantizer=segquant_a quantize=[denoiser,text_encoder] +components.text_encoder.seglinear=false": "ea013da5b93b",
     "quantizer=gptq quantize=[text_encoder] calibration=normal model=sdxl model.embeddings=live": "369604c3e177",
@@ -211,6 +211,7 @@ def test_hashes_of_earlier_results_stay() -> None:
 
     assert {overrides: hashed(*overrides.split(), "run=reference") for overrides in EARLIER} == EARLIER
     assert hashed("quantizer=none") == EARLIER["quantizer=none"]
+    assert hashed("quantizer=auto", "precision=w4a8", "run=reference") != "821bfe70e5b7", "whose scales were float32"
 
 
 def test_the_hash_knows_settings_of_stages_and_no_polarity() -> None:

@@ -43,7 +43,8 @@ def test_every_file_says_what_segquant_says() -> None:
 def test_the_first_eight_keep_names_and_hashes(name: str) -> None:
     run = validate(compose_config([f"precision={name}", "quantizer=rtn", "run=reference"]))
     assert (run.precision.name, run.name) == (name, f"rtn_{name}_reference")
-    assert config_hash(run, "model", {"evaluation_hash": "x"}) == EARLIER[name]
+    same = config_hash(run, "model", {"evaluation_hash": "x"}) == EARLIER[name]
+    assert same == (name not in ("w4a8", "w4a4", "w4a16")), "whose scales were float32"
     assert build_method(run).scheme == segquant.PRECISIONS[name]
 
 

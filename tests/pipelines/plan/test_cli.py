@@ -115,7 +115,9 @@ def test_a_local_pipeline_without_weights(command: Command, pipeline: Path) -> N
     # width 64: 2 norms of block 0 and norm1 of block 1 are chunked by 6, norm1_context of block 1 and norm_out by 2
     assert ["output", "cut", "6", "×", "64", "3"] in [line[:6] for line in lines]
     assert ["output", "cut", "2", "×", "64", "2"] in [line[:6] for line in lines]
-    assert any(line[:1] == ["w4a16"] and line[1:4] == ["int4", "group", "64"] for line in lines)
+    assert any(
+        line[:1] == ["w4a16"] and line[1:4] == ["int4", "group", "64,"] and line[4] == "bfloat16" for line in lines
+    )
     assert "transformer_blocks.0.norm1.linear" not in printed.out
     listed = command(f"model.path={pipeline}", "--layers").out.splitlines()
     (line,) = [line for line in listed if line.startswith("  transformer_blocks.0.norm1.linear")]
