@@ -38,7 +38,7 @@ def _pictures(folder: Path) -> list[bytes]:
 
 
 def test_every_damaged_file_is_healed(command: Command, tiny: Tiny, tmp_path: Path) -> None:
-    """Every file of every stage once, each with one kind of damage, a few at a time."""
+    """Two files of every stage, each with one kind of damage, a few at a time."""
     cache = tmp_path / "cache"
     arguments = [*tiny.overrides(cache), "quantizer=segquant_g", "precision=w8a8_tensor"]
     first = command(*arguments)
