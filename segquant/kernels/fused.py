@@ -58,6 +58,8 @@ class FusedBackend(Backend):
 
     dtypes: ClassVar[tuple[torch.dtype, ...]]
     """Inputs that the operator reads and outputs that it writes; others pass as float32."""
+    half_scales: ClassVar[bool] = False
+    """Whether the operator reads a weight's scales in bfloat16 and float16 as well: no copy in float32 then."""
     half_branch: ClassVar[bool] = False
     """Whether bfloat16 inputs take the low-rank branch in bfloat16; float32 otherwise."""
 
@@ -72,7 +74,7 @@ class FusedBackend(Backend):
         """`extra` for some of the outputs."""
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
-        codes, scale = kernel_codes(layout, tensors), row_scales(layout, tensors)
+        codes, scale = kernel_codes(layout, tensors), row_scales(layout, tensors, self.half_scales)
         inside = _is_inside(layout)
         down, ups = _factors(layout, tensors) if inside else (None, ())
         bias = tensors["bias"].float() if layout.bias else None

@@ -80,9 +80,10 @@ def unpack_codes(codes: Tensor, layout: Layout) -> Tensor:
     return unpack(codes, layout.in_features, kernel_bits(layout.weight_spec), signed=True)
 
 
-def row_scales(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Scales of a weight by row, float32 [out, groups], contiguous."""
-    scale = weight_scales(layout, tensors).scale
+def row_scales(layout: Layout, tensors: Mapping[str, Tensor], half: bool = False) -> Tensor:
+    """Scales of a weight by row, [out, groups], contiguous; float32, or with `half` bfloat16 or float16 if kept so."""
+    kept = tensors["weight_scale"]
+    scale = kept if half and kept.dtype in (torch.bfloat16, torch.float16) else weight_scales(layout, tensors).scale
     if len(layout.weight_rows) != layout.out_features:
         counts = torch.tensor(layout.weight_rows, dtype=torch.int64, device=scale.device)
         scale = scale.repeat_interleave(counts, dim=0, output_size=layout.out_features)

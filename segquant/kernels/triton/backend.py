@@ -40,6 +40,7 @@ class Triton(FusedBackend):
 
     name: ClassVar[str] = "triton"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16, torch.float16)
+    half_scales: ClassVar[bool] = True
     half_branch: ClassVar[bool] = True
 
     def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:

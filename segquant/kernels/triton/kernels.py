@@ -166,7 +166,7 @@ def _scaled(
     SIGNS: tl.constexpr, SPLIT: tl.constexpr, LIFTED: tl.constexpr,
 ):  # fmt: skip
     """total + a run's product in float32."""
-    own = tl.load(weight_scale + output * groups + group)
+    own = tl.load(weight_scale + output * groups + group).to(tl.float32)
     scale = tl.load(first + row * pieces + piece)
     if LIFTED:
         offset = tl.load(second + row * pieces + piece).to(tl.int32)

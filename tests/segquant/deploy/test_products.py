@@ -272,4 +272,5 @@ def test_packed_codes_are_stored_once() -> None:
         for profile in ("ort", "openvino"):
             constants = layer_graph(layer, 3, profile).graph.initializers.values()
             size = sum(value.const_value.nbytes for value in constants)
-            assert size <= layer.weight_bytes() + ROWS + 100, (name, profile)
+            wider = layer.weight_scale.numel() * (4 - layer.weight_scale.element_size())  # scales are float32 there
+            assert size <= layer.weight_bytes() + wider + ROWS + 100, (name, profile)

@@ -87,7 +87,7 @@ def test_storage_is_what_it_says() -> None:
     four = QuantLinear.from_float(linear, presets.rtn("w4a16"))
     low = QuantLinear.from_float(linear, presets.svdquant("w4a16", rank=4, alpha=0.5), stats)
     assert eight.weight_bytes() == 48 * 192 + 4 * 48 + 4
-    assert four.weight_bytes() == 48 * 96 + 4 * 48 * 3
+    assert four.weight_bytes() == 48 * 96 + 2 * 48 * 3
     assert low.weight_bytes() == four.weight_bytes() + 2 * 4 * (48 + 192) + 4 * 192
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -94,8 +94,9 @@ def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
         "on_uncalled": "skip", "convolutions": True, "seed": 4, "budget": {"bytes": 1.2, "operations": 2.0,
         "average_bits": None}, "reconstruction": {"rows": 64},
     }  # fmt: skip
+    weight = QuantSpec("int4", "group", 32, scale_dtype="float32")  # as all scales were
     expected = Method.of(
-        "old", "w4a8", seglinear=True, optimizer="svd", svd="randomized", iterations=1, rotate=True, calibrator="gptq",
+        "old", replace(PRECISIONS["w4a8"], weight=weight), seglinear=True, optimizer="svd", svd="randomized", iterations=1, rotate=True, calibrator="gptq",
         ranges="mse", act_order=False, damp=0.02, bias_correction=True, cuts="wrong", skip=["a.*"],
         overrides={"b": {"rank": 3}}, on_uncalled="skip", convolutions=True, seed=4,
         budget={"bytes": 1.2, "operations": 2.0}, reconstruction={"rows": 64},

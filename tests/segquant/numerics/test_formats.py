@@ -143,7 +143,7 @@ def test_what_the_names_stand_for() -> None:
     "q4_k": 144, "q5_k": 176, "q6_k": 210,
     # k elements and a scale of a byte; of NVFP4 besides a float32 for the whole tensor
     "mxfp8": 33 * 8, "mxfp6": 25 * 8, "mxfp4": 17 * 8, "mxint8": 33 * 8, "nvfp4": 9 * 16 + 4,
-    "w4a16_nf4": 128 + 4 * 4, "w3a16": 96 + 4 * 4, "w2a16": 64 + 8 * 4, "w6a6": 192 + 4, "w4a8_asym": 128 + 8 * 4 + 4,
+    "w4a16_nf4": 128 + 4 * 2, "w3a16": 96 + 4 * 2, "w2a16": 64 + 8 * 2, "w6a6": 192 + 4, "w4a8_asym": 128 + 8 * 2 + 4,
 }.items())  # fmt: skip
 def test_bytes_of_a_row_of_256_weights(name: str, expected: int) -> None:
     layout = Layout(256, 1, False, replace(PRECISIONS[name], input=None), (1,), (256,), (False,), (1,))
