@@ -96,9 +96,9 @@ def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     weight = QuantSpec("int4", "group", 32, scale_dtype="float32")  # as all scales were
     expected = Method.of(
-        "old", replace(PRECISIONS["w4a8"], weight=weight), seglinear=True, optimizer="svd", svd="randomized", iterations=1, rotate=True, calibrator="gptq",
-        ranges="mse", act_order=False, damp=0.02, bias_correction=True, cuts="wrong", skip=["a.*"],
-        overrides={"b": {"rank": 3}}, on_uncalled="skip", convolutions=True, seed=4,
+        "old", replace(PRECISIONS["w4a8"], weight=weight), seglinear=True, optimizer="svd", svd="randomized",
+        iterations=1, rotate=True, calibrator="gptq", ranges="mse", act_order=False, damp=0.02, bias_correction=True,
+        cuts="wrong", skip=["a.*"], overrides={"b": {"rank": 3}}, on_uncalled="skip", convolutions=True, seed=4,
         budget={"bytes": 1.2, "operations": 2.0}, reconstruction={"rows": 64},
     )  # fmt: skip
     assert Method.from_dict(old) == expected
