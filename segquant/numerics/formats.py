@@ -65,8 +65,7 @@ class QuantSpec:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("granularity", self.granularity, GRANULARITIES)
         if self.scale_dtype == "auto":
-            groups = self.granularity == "group" and not self.dynamic
-            object.__setattr__(self, "scale_dtype", "bfloat16" if groups else "float32")
+            object.__setattr__(self, "scale_dtype", self._auto())
         check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
         if (self.granularity == "group") != (self.group_size is not None):
             raise ValueError(
@@ -77,6 +76,9 @@ class QuantSpec:
             raise ValueError(f"group_size must be at least 1, not {self.group_size}")
         self._settle_symmetry()
         self._check_scales()
+
+    def _auto(self) -> str:
+        return "bfloat16" if self.granularity == "group" and not self.dynamic else "float32"
 
     def _settle_symmetry(self) -> None:
         kind = self.grid.kind
@@ -124,7 +126,7 @@ class QuantSpec:
         """Its fields; those that the first versions had not only where they say something."""
         values = dataclasses.asdict(self)
         del values["symmetric"]  # as the dtype says
-        if self.scale_dtype == "float32":
+        if self.scale_dtype == "float32" == self._auto():
             del values["scale_dtype"]
         return values
 
@@ -174,8 +176,12 @@ class QuantScheme:
         return {side: spec and spec.to_dict() for side, spec in (("weight", self.weight), ("input", self.input))}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> QuantScheme:
-        """Inverse of `to_dict`; unknown keys raise ValueError."""
+    def from_dict(cls, values: Mapping[str, Any], scale_dtype: str = "float32") -> QuantScheme:
+        """Inverse of `to_dict`; unknown keys raise ValueError.
+
+        Args:
+            scale_dtype: where none is told; the first versions, which had float32 alone, told none.
+        """
         require(values, Mapping[str, Any], "QuantScheme.from_dict", "values", "the formats of weight and input")
         refuse_unknown(cls, values)
         specs = {}
@@ -185,6 +191,6 @@ class QuantScheme:
                 refuse_unknown(QuantSpec, spec)
                 if "dtype" not in spec:
                     raise ValueError(f"the {side} format {dict(spec)} has no dtype; {nearest('', DTYPES)}")
-                spec = QuantSpec(**{"scale_dtype": "float32", **spec})  # which the first versions had alone
+                spec = QuantSpec(**{"scale_dtype": scale_dtype, **spec})
             specs[side] = spec
         return cls(**specs)

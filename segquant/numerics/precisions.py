@@ -71,7 +71,7 @@ NAMED: dict[str, QuantScheme] = dict(PRECISIONS)
 """Those that come with the library, which names are made from: what else is registered changes none."""
 
 Precision = str | QuantScheme | Mapping[str, Any]
-"""A name in PRECISIONS, one that `precision_name` gives, a scheme, or a scheme's fields as saved."""
+"""A name in PRECISIONS, one that `precision_name` gives, a scheme, or a scheme's fields."""
 
 _CODES = {name: name.replace("_", "") for name in DTYPES if not name.startswith(("int", "uint"))}
 _CODES |= {name: name.removeprefix("int").replace("uint", "u") for name in DTYPES if name not in _CODES}
@@ -88,7 +88,7 @@ def scheme_of(precision: Precision) -> QuantScheme:
     if isinstance(precision, QuantScheme):
         return precision
     if isinstance(precision, Mapping):
-        return QuantScheme.from_dict(precision)
+        return QuantScheme.from_dict(precision, scale_dtype="auto")
     if not isinstance(precision, str):
         raise QuantizationError(
             f"precision is {described(precision)}; give a name ({', '.join(PRECISIONS)}) or a QuantScheme"

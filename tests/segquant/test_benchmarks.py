@@ -61,7 +61,7 @@ def test_formats_are_held_to_bars_by_their_kind() -> None:
     _, _, slow, fast = formats.table(rows).splitlines()
     assert slow.endswith("| not held |") and fast.endswith("| held |")
     layer = quantize_(nn.Sequential(nn.Linear(64, 8)), presets.rtn("w4a16"), [], {})
-    assert formats._bits(nn.Linear(4, 4)) == 32 and formats._bits(layer) == 4 + 32 / 64
+    assert formats._bits(nn.Linear(4, 4)) == 32 and formats._bits(layer) == 4 + 16 / 64
 
 
 def test_stopwatch_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_presets_take_schemes(name: str) -> None:
 def test_a_scheme_is_told_by_its_name_or_without() -> None:
     with pytest.raises(ValueError, match="smoothquant at w4a16: it moves"):
         presets.smoothquant(segquant.PRECISIONS["w4a16"])
-    with pytest.raises(ValueError, match="percentile at this precision: it picks"):
+    with pytest.raises(ValueError, match="percentile at w8g16_a8token: it picks"):
         presets.percentile(SCHEME)
     with pytest.raises(QuantizationError, match=r"precision is 8; give a name \(w8a8_tensor, .*\) or a QuantScheme"):
         presets.rtn(8)  # type: ignore[arg-type]
