@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from torch import nn
 
 import segquant
 from benchmarks.kernels import SUBJECTS as ALL
-from benchmarks.kernels import machine
+from benchmarks.kernels import machine, write
 from segquant import presets
 
 SUBJECTS = ("emoji_sd3", "linear_1536")
@@ -150,12 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = f"{machine()}\n\n{table(rows)}"
     sys.stdout.write(text)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "formats.md").write_text(text, encoding="utf-8")
-        with (options.out / "formats.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(field.name for field in fields(Row))
-            writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+        write(options.out, "formats", text, rows)
 
 
 if __name__ == "__main__":

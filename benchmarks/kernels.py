@@ -288,6 +288,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def write(folder: Path, name: str, text: str, rows: Sequence[Any]) -> None:
+    """NAME.md with the text, NAME.csv with the rows (dataclasses of one kind)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        columns = [field.name for field in fields(rows[0])]
+        writer.writerow(columns)
+        writer.writerows([getattr(row, column) for column in columns] for row in rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
     options = arguments(argv)
@@ -300,12 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = f"{machine()}\n\n{table(rows)}\n{bar_table(bars(rows))}"
     sys.stdout.write(text)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "kernels.md").write_text(text, encoding="utf-8")
-        with (options.out / "kernels.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(field.name for field in fields(Row))
-            writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+        write(options.out, "kernels", text, rows)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def other_widths(scheme: QuantScheme, in_features: int) -> list[str]:
     assert weight is not None
     widths = [dtype for dtype in WIDTHS[weight.grid.kind] if dtype != weight.dtype]
     names = [precision_name(replace(scheme, weight=replace(weight, dtype=dtype))) for dtype in widths]
-    return [name for name in names if name not in other_precisions(scheme, in_features)]
+    known = other_precisions(scheme, in_features)
+    return [name for name in names if name not in known]
 
 
 def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """How scales are kept: in float32, in fewer bits, or as codes of a scale that several share.
 
-`SCALES` has them by the name in `QuantSpec.scale_dtype`:
+By the name in `QuantSpec.scale_dtype`, see `scales_named`:
 
     float32, bfloat16, float16  as they are
     e8m0                        a power of two, 2^(⌊log2 amax⌋ − emax) ("OCP Microscaling Formats (MX)", 1.0, 6.3)

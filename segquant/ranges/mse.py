@@ -38,8 +38,6 @@ def mse_weight_scale(
 
     `shrink` are shares of the maximum to try, starting with 1.
     """
-    values = weight if weight.dtype == torch.float64 else weight.float()
-    weights = None if importance is None else importance.to(values).expand_as(values)
     shares = POWERS if spec.scale_dtype == "e8m0" else shrink
 
     def pick(block: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -53,8 +51,13 @@ def mse_weight_scale(
             best, least = torch.where(better, scale, best), torch.where(better, error, least)
         return best
 
-    tensors = (values,) if weights is None else (values, weights)
-    return map_blocks(pick, tensors, rows, columns)
+    return map_blocks(pick, _with_importance(weight, importance), rows, columns)
+
+
+def _with_importance(weight: Tensor, importance: Tensor | None) -> tuple[Tensor, ...]:
+    """A weight in float32 (float64 stays) and, if it is given, the importance of every entry."""
+    values = F.computed(weight)
+    return (values,) if importance is None else (values, importance.to(values).expand_as(values))
 
 
 def mse_weight_extremes(
@@ -70,8 +73,6 @@ def mse_weight_extremes(
 
     One share of both ends is searched for first, then one of each in turn; see `mse_weight_scale`.
     """
-    values = weight if weight.dtype == torch.float64 else weight.float()
-    weights = None if importance is None else importance.to(values).expand_as(values)
 
     def pick(block: Tensor, factors: Tensor | None = None) -> Tensor:
         full = torch.stack((block.amax(-1), (-block).amax(-1)))
@@ -86,7 +87,7 @@ def mse_weight_extremes(
                 best, least = torch.where(better, ends, best), torch.where(better, error, least)
         return best.movedim(0, -1)
 
-    found = map_blocks(pick, (values,) if weights is None else (values, weights), rows, columns)
+    found = map_blocks(pick, _with_importance(weight, importance), rows, columns)
     return found[..., 0], found[..., 1]
 
 
