@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 from segquant.calibrators.reconstruction import Reconstruction
 from segquant.checks import checked, require
 from segquant.errors import nearest
-from segquant.method.parts import Budget
+from segquant.method.parts import FORMATS, Budget
 from segquant.method.plan_file import read_plan
 from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme
@@ -40,7 +40,11 @@ class Common(TypedDict, total=False):
     overrides: Mapping[str, Mapping[str, Any]] | Iterable[Sequence[Any]]
     on_uncalled: str
     convolutions: bool
+    budget: Budget | Mapping[str, Any] | None
     seed: int
+
+
+MIXED = Budget(bytes=1.0, over=FORMATS)
 
 
 def _method(name: str, precision: Precision, common: Mapping[str, Any], **values: Any) -> Method:
@@ -48,6 +52,8 @@ def _method(name: str, precision: Precision, common: Mapping[str, Any], **values
         if key not in Common.__annotations__:
             raise TypeError(f"{name} takes no {key!r}; {nearest(key, _keywords(name))}")
     merged = {"scheme": scheme_of(precision), **values, **common}
+    if merged.get("budget") is not None:
+        merged["budget"] = _part(Budget, merged["budget"])
     for key in ("skip", "overrides"):
         if merged.get(key) is None:
             merged[key] = ()
@@ -136,6 +142,23 @@ def gptq_mse(
     return _method(
         "gptq_mse", precision, {"ranges": "mse", **common}, calibrator="gptq", act_order=act_order, damp=damp
     )
+
+
+def gptq_mixed(
+    precision: Precision = "w4a8",
+    *,
+    act_order: bool = True,
+    damp: float = 0.01,
+    budget: Budget | Mapping[str, Any] | None = MIXED,
+    **common: Unpack[Common],
+) -> Method:
+    """`gptq_mse` with a format for every layer: widths of 2 to 8 bits and groups of the precision's kind.
+
+    The layers' errors on held-out rows, weighed by how much of them reaches the output, decide at the bytes that plain
+    rounding has at the precision. Every preset does so with `budget={"over": "formats", "bytes": 1}`; see `Budget`.
+    """
+    own = {"act_order": act_order, "damp": damp, "budget": _part(Budget, budget)}
+    return _method("gptq_mixed", precision, {"ranges": "mse", **common}, calibrator="gptq", **own)
 
 
 def awq(precision: Precision = "w4a16", *, alpha: float | str = SEARCH, **common: Unpack[Common]) -> Method:

@@ -12,7 +12,7 @@ from segquant_bench.pipelines.config.own_paths import own_record
 from segquant_bench.pipelines.config.precision import precision_record
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
-_YOUNGER: dict[str, str | None] = {"deploy": "none", "negative": None, "columns": None, "smoothing": None}
+_YOUNGER: dict[str, Any] = {"deploy": "none", "negative": None, "columns": None, "smoothing": None, "budget": None}
 """Settings of a quantizer that the first results did not have, and what leaves them as they were."""
 
 

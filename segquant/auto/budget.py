@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 
-from segquant.method.parts import Budget
+from segquant.method.parts import FORMATS, Budget
 from segquant.numerics.layout import Layout
+
+
+PRICES = 60
+"""Prices of a byte that are tried: each halves the range of their logarithms."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Limits:
     """Totals that a choice must not exceed; None: no limit."""
 
     bytes: float
-    operations: float
+    operations: float | None
     bits: float | None = None
 
     def excess(self, totals: tuple[float, float, float]) -> float:
@@ -83,7 +87,7 @@ def limits_of(budget: Budget, layers: Sequence[Layer]) -> Limits:
         bits = budget.average_bits * sum(layer.weights for layer in layers)
     return Limits(
         budget.bytes * sum(layer.plain.bytes for layer in layers),
-        budget.operations * sum(layer.weights for layer in layers),
+        None if budget.over == FORMATS else budget.operations * sum(layer.weights for layer in layers),
         bits,
     )
 
@@ -94,7 +98,7 @@ def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
     Raises:
         ValueError: the limits are exceeded and no exchange brings the totals nearer.
     """
-    chosen = [min(layer.candidates, key=lambda c: c.error) for layer in layers]
+    chosen = _by_price(layers, limits)
     while (excess := limits.excess(_totals(chosen))) > 0:
         move = _cheapest_exchange(layers, chosen, limits, excess)
         if move is None:
@@ -102,6 +106,29 @@ def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
         chosen[move[0]] = move[1]
     _refill(layers, chosen, limits)
     return chosen
+
+
+def _by_price(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
+    """Every layer's least loss + price · bytes, at the lowest price that keeps the bytes within their limit.
+
+    Where bytes alone are limited this is within one layer's candidate of the best there is; the rest is exchanged.
+    """
+
+    def at(price: float) -> list[Candidate]:
+        return [min(layer.candidates, key=lambda c: (layer.loss(c) + price * c.bytes, c.bytes)) for layer in layers]
+
+    def fits(chosen: list[Candidate]) -> bool:
+        return sum(candidate.bytes for candidate in chosen) <= limits.bytes
+
+    chosen = at(0.0)
+    if fits(chosen) or limits.operations is not None or limits.bits is not None:
+        return chosen
+    high = sum(max(map(layer.loss, layer.candidates)) for layer in layers)  # a byte is never worth more
+    low = high * 1e-18
+    for _ in range(PRICES):
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if fits(at(middle)) else (middle, high)
+    return at(high)
 
 
 def _totals(chosen: Sequence[Candidate]) -> tuple[float, float, float]:

@@ -39,6 +39,7 @@ from segquant.numerics.precisions import precision_name
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.protocol import Fitted
 from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
+from segquant.solve.lay_out import lay_out_pieces
 from segquant.solve.layer import Prepared, correct_bias, solve_layer
 from segquant.solve.which_fold import left_alone
 
@@ -78,7 +79,7 @@ def layer_candidates(
     linear = as_linear(layer)
     if window_of(layer) is not None:
         fixed |= {"rotate"}  # see `layer_method`
-    judge = _Judge(layer, base, stats, segments, name, fixed)
+    judge = Judge(layer, base, stats, segments, name, fixed)
     plain = judge(PLAIN)
     if plain is None:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
@@ -93,7 +94,14 @@ def layer_candidates(
     return Layer(name, plain, [plain, *found], linear.weight.numel())
 
 
-class _Judge:
+class Judge:
+    """Errors and costs of one layer's candidates.
+
+    Args:
+        fixed: fields that no candidate changes.
+        alike: "formats" if candidates of all formats share the transforms that the first of them found.
+    """
+
     def __init__(
         self,
         layer: nn.Module,
@@ -102,7 +110,9 @@ class _Judge:
         segments: Segments | None,
         name: str,
         fixed: frozenset[str],
+        alike: str = "",
     ) -> None:
+        self.shares_formats = alike == "formats"
         self.layer, self.linear = layer, as_linear(layer)
         self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
         self.folds = _folds(stats)
@@ -187,7 +197,7 @@ class _Judge:
             return self.solutions[index][1:]
         # candidates that differ in the rank of the low-rank branch or in the calibrator share what the first of them
         # found; those that differ in ranges share the α, but not the headroom of static scales
-        alike = (index, method.scheme, method.cuts, method.optimizer.search_key, method.rotation)
+        alike = (index, self._format(method), method.cuts, method.optimizer.search_key, method.rotation)
         key = (*alike, method.ranges)
         if self.prepared.get(index, (None,))[0] != key:
             self.prepared[index] = (key, {})
@@ -201,6 +211,13 @@ class _Judge:
             self.found[alike] = fitted.found
         self.solutions[index] = (method, layout, tensors)
         return layout, tensors
+
+    def _format(self, method: Method) -> object:
+        """What of its format a fit depends on."""
+        if not self.shares_formats:
+            return method.scheme
+        layout = lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer))
+        return method.scheme.input, layout.columns, layout.branches  # groups may leave the input uncut
 
 
 def _bias(linear: nn.Linear) -> Tensor | None:

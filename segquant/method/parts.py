@@ -16,6 +16,7 @@ CONTROLS = ("graph", "random", "wrong")
 COLUMNS = ("pieces", "fold", "whole")
 SMOOTHING = ("layer", "fold", "fold_or_layer")
 NONE = "none"
+METHODS, FORMATS = "methods", "formats"
 DEPLOY: dict[str, dict[str, str]] = {
     "none": {"negative": "dual", "columns": "pieces", "smoothing": "layer"},
     "cpu": {"negative": "zero_point", "columns": "pieces", "smoothing": "layer"},
@@ -92,20 +93,23 @@ class Targets:
 
 @dataclass(frozen=True)
 class Budget:
-    """What `auto` may spend, relative to plain rounding.
+    """What layers that choose for themselves may spend, relative to plain rounding.
 
     Args:
         bytes: of codes and scales.
-        operations: multiply-accumulates per input row.
+        operations: multiply-accumulates per input row; of "formats" no matter.
         average_bits: most weight bits on average, if layers may take 2 to 8.
+        over: what they choose among: "methods" (`auto`), or the method's own "formats", widths and groups.
     """
 
     bytes: float = 1.1
     operations: float = 1.5
     average_bits: float | None = None
+    over: str = METHODS
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_choice("budget over", self.over, (METHODS, FORMATS))
         if not self.bytes >= 1 or not self.operations >= 1:
             raise ValueError(
                 f"budget bytes={self.bytes}, operations={self.operations}: both are multiples of plain "

@@ -12,8 +12,10 @@ from torch import nn
 
 from segquant.auto.budget import Layer
 from segquant.auto.judge import choose_plan, layer_candidates, pinned
+from segquant.auto.mixing import format_candidates
 from segquant.auto.sensitivity import output_gains
 from segquant.graph.segments import Segments
+from segquant.method.parts import FORMATS
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods
@@ -57,7 +59,8 @@ def choose(
         if group.last:
             named |= {name: layer for name, layer in layers.items() if name not in {entry.name for entry in found}}
         for name, layer in called(named, group.stats, method).items():
-            judged = layer_candidates(
+            candidates = format_candidates if method.budget and method.budget.over == FORMATS else layer_candidates
+            judged = candidates(
                 layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
             )
             found.append(judged)
