@@ -99,7 +99,7 @@ class Judge:
 
     Args:
         fixed: fields that no candidate changes.
-        alike: "formats" if candidates of all formats share the transforms that the first of them found.
+        shares_formats: candidates of all formats share the transforms that the first of them found.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Judge:
         segments: Segments | None,
         name: str,
         fixed: frozenset[str],
-        alike: str = "",
+        shares_formats: bool = False,
     ) -> None:
-        self.shares_formats = alike == "formats"
+        self.shares_formats = shares_formats
         self.layer, self.linear = layer, as_linear(layer)
         self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
         self.folds = _folds(stats)

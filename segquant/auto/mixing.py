@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from segquant.auto.budget import Layer
+from segquant.auto.budget import Candidate, Layer
 from segquant.auto.candidates import PLAIN, WIDTHS, Change
 from segquant.auto.judge import Judge
 from segquant.errors import QuantizationError
@@ -52,15 +52,6 @@ def _divides(scheme: QuantScheme, in_features: int) -> bool:
     return block is None or in_features % block == 0
 
 
-def _named(scheme: QuantScheme, base: Method) -> Change:
-    return {} if scheme == base.scheme else {"precision": precision_name(scheme)}
-
-
-def _branches(base: Method) -> list[Change]:
-    """A low-rank branch may go: its bytes may do more as wider codes."""
-    return [{}, {"optimizer": "smooth"}] if base.value("optimizer") == SvdQuant.name else [{}]
-
-
 def format_candidates(
     layer: nn.Module,
     base: Method,
@@ -72,8 +63,9 @@ def format_candidates(
 ) -> Layer:
     """The method at every format of a layer, with and without its low-rank branch, with errors and costs.
 
-    What the base's transforms are (α, ranks) is found at its own format once, and holds for all while they are judged;
-    the format that is chosen is then solved for itself.
+    At its own format the method is solved and judged on held-out rows. At others its weight is rounded to nearest there,
+    with the same transforms, and what the method gains on that is taken to be the same: a fraction of the time, and the
+    same choices but for layers where two are level. What is chosen is then solved for itself.
 
     Args:
         stats: of its input, with fold 0's Gram matrix kept apart.
@@ -85,11 +77,40 @@ def format_candidates(
     linear = as_linear(layer)
     if window_of(layer) is not None:
         fixed |= {"rotate"}  # see `layer_method`
-    schemes = [base.scheme] if "precision" in fixed else formats_of(base.scheme, linear.in_features)
-    judge = Judge(layer, base, stats, segments, name, fixed, alike="formats")
+    judge = Judge(layer, base, stats, segments, name, fixed, shares_formats=True)
+    solved = [(change, found) for change in _branches(base) if (found := judge(change)) is not None]
     plain = judge(PLAIN)
-    own = [judge({**_named(scheme, base), **other}) for other in _branches(base) for scheme in schemes]
-    found = [candidate for candidate in own if candidate is not None]
-    if plain is None or not found:
+    if plain is None or not solved:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
-    return Layer(name, plain, found, linear.weight.numel())
+    schemes = [] if "precision" in fixed else formats_of(base.scheme, linear.in_features)[1:]
+    plainly = {"calibrator": "amax", "bias_correction": False, "ranges": base.ranges.coarse(), **_without_branch(base)}
+    rounded = [judge({**plainly, "precision": precision_name(scheme)}) for scheme in (base.scheme, *schemes)]
+    found = [candidate for candidate in rounded if candidate is not None]
+    return Layer(name, plain, [c for change, own in solved for c in _scaled(change, own, found)], linear.weight.numel())
+
+
+def _without_branch(base: Method) -> Change:
+    return {"optimizer": "smooth"} if base.value("optimizer") == SvdQuant.name else {}
+
+
+def _branches(base: Method) -> list[Change]:
+    """A low-rank branch may go: its bytes may do more as wider codes."""
+    return [{}, *filter(None, [_without_branch(base)])]
+
+
+def _scaled(change: Change, own: Candidate, rounded: Sequence[Candidate]) -> Iterator[Candidate]:
+    """`own`, and what it would be at the formats of `rounded`, whose first is rounding at its own.
+
+    Errors of inputs, which no calibrator mends, are in all of `rounded`: the least of them is taken for theirs.
+    """
+    yield own
+    if not rounded:
+        return
+    floor = min(candidate.error for candidate in rounded) ** 2
+    gap = rounded[0].error ** 2 - floor
+    gain = max(own.error**2 - floor, 0.0) / gap if gap > 0 else 1.0
+    for other in rounded[1:]:
+        error = (floor + gain * (other.error**2 - floor)) ** 0.5
+        size = own.bytes + other.bytes - rounded[0].bytes
+        precision = {"precision": other.change["precision"]}
+        yield Candidate({**precision, **change}, error, size, own.operations, other.bits)

@@ -170,6 +170,7 @@ class Mse(Range):
     """The shrunk range with the least squared rounding error."""
 
     name: ClassVar[str] = "mse"
+    shares: ClassVar[tuple[float, ...]] = SHRINK
     needs: ClassVar[frozenset[str]] = frozenset({"stats"})
 
     def weight_scale(
@@ -180,7 +181,7 @@ class Mse(Range):
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> Tensor:
-        return mse_weight_scale(weight, spec, rows, columns, importance)
+        return mse_weight_scale(weight, spec, rows, columns, importance, shrink=self.shares)
 
     def weight_extremes(
         self,
@@ -190,7 +191,7 @@ class Mse(Range):
         columns: tuple[int, ...],
         importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return mse_weight_extremes(weight, spec, rows, columns, importance)
+        return mse_weight_extremes(weight, spec, rows, columns, importance, shrink=self.shares)
 
     def input_range(
         self,
@@ -202,7 +203,7 @@ class Mse(Range):
     ) -> tuple[Tensor, Tensor]:
         assert rows is not None
         above, below = F.piece_max(positive, grid.pieces), F.piece_max(negative, grid.pieces)
-        return mse_input_range(rows, above, below, grid, importance)
+        return mse_input_range(rows, above, below, grid, importance, shrink=self.shares)
 
     def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
         return hidden
@@ -210,3 +211,12 @@ class Mse(Range):
     def in_search(self) -> Range:
         """The maximum, which is far cheaper."""
         return Amax()
+
+    def coarse(self) -> Range:
+        """Every fifth share."""
+        return _CoarseMse()
+
+
+@dataclass(frozen=True)
+class _CoarseMse(Mse):
+    shares: ClassVar[tuple[float, ...]] = SHRINK[::5]

@@ -118,3 +118,7 @@ class Range(Protocol):
     def in_search(self) -> Range:
         """This range, or a cheaper one, while an optimizer searches."""
         return self
+
+    def coarse(self) -> Range:
+        """This range, or a cheaper one nearly as good, while formats are compared."""
+        return self

@@ -203,7 +203,7 @@ def test_plan_file_runs_again_bit_for_bit_and_after_an_edit(tmp_path: Path) -> N
     assert all(torch.equal(value, state[key]) for key, value in first.state_dict().items())
 
     content = json.loads(path.read_text())
-    assert content["budget"] == {"bytes": 1.1, "operations": 1.5, "average_bits": None}
+    assert content["budget"] == {"bytes": 1.1, "operations": 1.5, "average_bits": None, "over": "methods"}
     for entry in content["layers"]:
         if entry["layer"] == "up":
             entry.update(choice={"precision": "w8a8_dynamic", "calibrator": "gptq"}, error=None)
