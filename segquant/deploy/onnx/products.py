@@ -132,7 +132,7 @@ def _blocks(work: Work, x: ir.Value) -> ir.Value:
     zeros = work.zeros(whole)
     fours = whole + 8 if zeros is None else whole  # the operator's own zero point is 8
     codes = tape.constant(f"{work.label}.codes", lambda: array(pack(fours, 4)).reshape(count, -1, size // 2))
-    scale = tape.constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).reshape(-1)))
+    scale = tape.narrow(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).reshape(-1)))
     zero = _zero(work, work.label, None if zeros is None else array(pack(work.blocks(zeros), 4)))
     attributes = {"K": layout.in_features, "N": count, "bits": 4, "block_size": size}
     level = EXACT if given is None else AS_INT8
@@ -149,7 +149,8 @@ def float_weight(work: Work) -> ir.Value:
     codes, group = work.codes(signed=False), layout.weight_spec.group_size
     if group:
         stored = tape.constant(f"{work.label}.codes", lambda: work.stored(codes.T))
-        scale = tape.constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).T))
+        constant = tape.constant if work.profile.symmetric else tape.narrow  # TensorRT's parser wants a scale as it is
+        scale = constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).T))
         zeros = work.zeros(codes)
         zero = _zero(work, work.label, None if zeros is None else work.stored(work.blocks(zeros).T))
         return tape.op("DequantizeLinear", stored, scale, *zero, axis=0, block_size=group)

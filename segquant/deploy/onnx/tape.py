@@ -45,6 +45,15 @@ class Tape:
             self.graph.register_initializer(value)
         return self.graph.initializers[name]
 
+    def narrow(self, name: str, make: Callable[[], Array]) -> ir.Value:
+        """A float32 constant, stored in bfloat16 where that is what it holds; engines widen it once, as they load it."""
+        if name not in self.graph.initializers:
+            exact = make()
+            half = exact.astype(ml_dtypes.bfloat16)
+            self.constant(name, lambda: half if (half.astype(np.float32) == exact).all() else exact)
+        stored = self.graph.initializers[name]
+        return stored if stored.dtype == ir.DataType.FLOAT else self.op("Cast", stored, to=int(ir.DataType.FLOAT))
+
     def number(self, value: float, kind: Any = np.float32) -> ir.Value:
         """A scalar."""
         array = np.asarray(value, dtype=kind)
