@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +36,7 @@ def top1(
         EvalError: there are fewer captions.
     """
     pool = sorted(embeddings)
-    if len(pool) < candidates:
-        raise EvalError(
-            f"caption_top1 among {candidates} captions was asked for, but there are only {len(pool)} "
-            "different ones; use more prompts or set fewer candidates"
-        )
+    _check_captions(pool, candidates)
     matrix = np.stack([embeddings[caption] for caption in pool]).astype(np.float64)
     position = {caption: i for i, caption in enumerate(pool)}
     rng = np.random.default_rng(seed)
@@ -53,13 +49,27 @@ def top1(
     return hits
 
 
+def _check_captions(captions: Collection[str], candidates: int) -> None:
+    if len(captions) < candidates:
+        raise EvalError(
+            f"caption_top1 among {candidates} captions was asked for, but there are only {len(captions)} "
+            "different ones; use more prompts, set fewer candidates, or leave caption_top1 out"
+        )
+
+
 def _load_scorer(backends: Backends) -> Scorer:
     from segquant_bench.eval.metrics.networks.clip import load_scorer  # torch: only where pictures are judged
 
     return load_scorer(backends)
 
 
-SCORER = Network("clip", _load_scorer)
+def _check_scorer(backends: Backends) -> None:
+    from segquant_bench.eval.metrics.networks.clip import check_scorer  # torch: only where pictures are judged
+
+    check_scorer(backends)
+
+
+SCORER = Network("clip", _load_scorer, _check_scorer)
 
 
 def caption_embeddings(evaluation: Evaluation) -> dict[str, np.ndarray]:
@@ -108,7 +118,10 @@ def _caption_top1(evaluation: Evaluation) -> EvalResult:
 
 
 CLIP_SCORE = Metric("clip_score", "higher", _clip_score, against="prompt", networks=(SCORER,), order=6)
-CAPTION_TOP1 = Metric("caption_top1", "higher", _caption_top1, against="prompt", networks=(SCORER,), paired=None)
+CAPTION_TOP1 = Metric(
+    "caption_top1", "higher", _caption_top1, against="prompt", networks=(SCORER,), paired=None,
+    check=lambda prompts, backends: _check_captions(set(prompts), backends.candidates),
+)  # fmt: skip
 METRICS = (CLIP_SCORE, CAPTION_TOP1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -156,7 +156,18 @@ def _load_extractor(backends: Backends) -> Extractor:
     return fid_extractor(backends)
 
 
-EXTRACTOR = Network("fid", _load_extractor)
+def _check_extractor(backends: Backends) -> None:
+    from segquant_bench.eval.metrics.networks.features import check_extractor  # torch: only where pictures are judged
+
+    check_extractor(backends)
+
+
+def _check_pictures(prompts: Sequence[str], backends: Backends) -> None:
+    if len(prompts) < 2:
+        raise EvalError(f"FID and KID need at least 2 pictures, {len(prompts)} was asked for; use more prompts")
+
+
+EXTRACTOR = Network("fid", _load_extractor, _check_extractor)
 
 
 def features(evaluation: Evaluation, kind: str) -> np.ndarray:
@@ -200,8 +211,9 @@ def set_distance(
         return replace(result, delta=delta, delta_interval=recentred_interval(delta, gaps))
 
     metric = Metric(
-        name, "lower", compute, against=against, networks=(EXTRACTOR,), paired=paired, order=order, headline=headline
-    )
+        name, "lower", compute, against=against, networks=(EXTRACTOR,), check=_check_pictures, paired=paired,
+        order=order, headline=headline,
+    )  # fmt: skip
     return metric
 
 

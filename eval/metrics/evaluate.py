@@ -9,7 +9,7 @@ from segquant_bench.eval.files import save_json, save_tensors
 from segquant_bench.eval.metrics.backends import Backends
 from segquant_bench.eval.metrics.evaluation import Evaluation
 from segquant_bench.eval.metrics.metric import Metric, split_name
-from segquant_bench.eval.metrics.registry import find_metrics
+from segquant_bench.eval.metrics.registry import check_metrics, find_metrics
 from segquant_bench.eval.results import EvalResult
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def evaluate(
     asked = find_metrics(metrics)
     evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)
     _check_folders(evaluation, asked)
+    check_metrics(asked, prompts, backends)
     for network in dict.fromkeys(network for metric in asked for network in metric.networks):
         evaluation.network(network)  # missing weights are told before anything is computed
     results = []

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Network
+from segquant_bench.eval.metrics.backends import Backends, Network
 from segquant_bench.eval.metrics.statistics import mean_interval
 from segquant_bench.eval.results import EvalResult, Interval, encode_float
 from segquant_bench.eval.results_file import AGAINST, DIRECTIONS
@@ -32,6 +32,7 @@ class Metric:
         unit: ``"dB"``; empty for none.
         against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None.
         networks: loaded before anything is computed.
+        check: raises EvalError for prompts that it cannot judge the pictures of; called before any is made.
         paired: runs are compared by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
         order: place in comparisons and figures.
         headline: shown in the figure and at the top of the page.
@@ -43,6 +44,7 @@ class Metric:
     unit: str = ""
     against: str | None = None
     networks: tuple[Network, ...] = ()
+    check: Callable[[Sequence[str], Backends], object] = lambda prompts, backends: None
     paired: str | None = "pictures"
     order: int = LAST
     headline: bool = False

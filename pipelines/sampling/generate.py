@@ -16,12 +16,15 @@ from tqdm import tqdm
 from segquant.files import write_whole
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.clock import Clock, watched
+from segquant_bench.pipelines.sampling.draws import drawn_by_prompt
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
 PromptInputs = Callable[[range], Mapping[str, Any]]
 """From prompt indices to further arguments of the pipeline's call, one item per prompt."""
+OTHER_DRAWS = 3
+"""Added to a stream: that of noise which is not the latents'; there are three streams, see `stages.shared.inputs`."""
 
 
 def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
@@ -125,8 +128,9 @@ def run_batches(
 ) -> Iterator[tuple[range, Any]]:
     """Call the pipeline on `batch_size` prompts at a time; yields (prompt indices, images).
 
-    `on_batch` gets the indices before each call; `inputs` gives further arguments. Latents are drawn per prompt on the
-    CPU; other draws are seeded per batch, so that batches which are done can be left out.
+    `on_batch` gets the indices before each call; `inputs` gives further arguments. All noise is drawn per prompt on the
+    CPU (see `draws` for what has no rows of prompts, which is seeded per batch), so batches which are done can be left
+    out.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
     with tqdm(total=len(prompts), desc=plain(label), unit="picture", disable=None, leave=False) as bar:
@@ -140,9 +144,11 @@ def run_batches(
             if on_batch is not None:
                 on_batch(indices)
             own = inputs(indices) if inputs is not None else {}
+            others = [torch.Generator("cpu").manual_seed(prompt_seed(seed, i, stream + OTHER_DRAWS)) for i in indices]
             with (
                 watched(pipeline) as clock,
                 finite_output(denoiser, call["num_inference_steps"], batch, clock),
+                drawn_by_prompt(pipeline, others),
                 torch.random.fork_rng(devices),
             ):
                 torch.manual_seed(prompt_seed(seed, start, stream))
