@@ -24,8 +24,8 @@ from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.texts import plain
 
 LEGEND = (
-    "↓ lower is better, ↑ higher is better; in brackets the 95 % bootstrap interval (over pictures; over "
-    "layers for the layer error, over denoiser calls for the output error); **bold**: best of its precision. "
+    "↓ lower is better, ↑ higher is better; in brackets the 95 % interval (over pictures; over "
+    "layers for the layer error, over held-out prompts for the output error); **bold**: best of its precision. "
     "fid_ref, psnr, ssim and the perceptual distances compare with the unquantized model's pictures, fid_gt "
     "with real ones. The layer error is the geometric mean over layers of |Y − Ŷ| / |Y|, the output error "
     "the same of the denoiser's output; compression is against the unquantized run in its own precision (16 bits "

@@ -12,7 +12,7 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends, Network
 from segquant_bench.eval.metrics.images import list_numbered
 from segquant_bench.eval.metrics.metric import Metric
-from segquant_bench.eval.metrics.statistics import bootstrap_counts, mean_interval
+from segquant_bench.eval.metrics.statistics import share_interval
 from segquant_bench.eval.results import EvalResult
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
 def top1(
     pictures: np.ndarray, own: Sequence[str], embeddings: dict[str, np.ndarray], *, candidates: int, seed: int
 ) -> np.ndarray:
-    """1.0 where a picture is closest to its own caption among `candidates` different ones, else 0.0; [n].
+    """Whether a picture is closest to its own caption among `candidates` different ones; bool [n].
 
     Raises:
         EvalError: there are fewer captions.
@@ -40,12 +40,12 @@ def top1(
     matrix = np.stack([embeddings[caption] for caption in pool]).astype(np.float64)
     position = {caption: i for i, caption in enumerate(pool)}
     rng = np.random.default_rng(seed)
-    hits = np.zeros(len(pictures))
+    hits = np.zeros(len(pictures), dtype=bool)
     for i, (picture, caption) in enumerate(zip(pictures.astype(np.float64), own, strict=True)):
         mine = position[caption]
         others = rng.choice(len(pool) - 1, size=candidates - 1, replace=False)
         others = others + (others >= mine)
-        hits[i] = float(matrix[mine] @ picture > (matrix[others] @ picture).max())
+        hits[i] = matrix[mine] @ picture > (matrix[others] @ picture).max()
     return hits
 
 
@@ -146,7 +146,7 @@ def retrieval_accuracy(
     return CAPTION_TOP1.result(
         float(hits.mean()),
         len(hits),
-        mean_interval(hits, bootstrap_counts(len(hits), 1000, seed)),
+        share_interval(int(hits.sum()), len(hits)) if len(hits) > 1 else None,
         backend=f"{scorer.backend}, {backends.candidates} captions",
         network=scorer.name,
     )

@@ -37,7 +37,7 @@ def evaluate(
         metrics: names from `METRICS`, or Python paths (see `Metric`).
         output: for metrics.json, per_image.json and features.safetensors.
         seed: runs of equal seed and n can be paired.
-        bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
+        bootstrap: replicates, for the intervals of means.
         cache: folder that remembers features.
 
     Raises:
@@ -86,5 +86,6 @@ def _write(output: Path, results: Sequence[EvalResult], evaluation: Evaluation) 
     }
     save_json(output / "per_image.json", per_image)
     tensors = {f"replicates/{name}": drawn for name, drawn in evaluation.replicates.items()}
+    tensors |= {f"left_out/{name}": values for name, values in evaluation.left_out.items()}
     metadata = {"seed": str(evaluation.seed), "n": str(n), **evaluation.metadata}
     save_tensors(output / "features.safetensors", {**tensors, **evaluation.tensors}, metadata)

@@ -21,6 +21,7 @@ from segquant_bench.eval.report.labels import (
     settings,
     sort_runs,
 )
+from segquant_bench.eval.report.rows import row_prompts
 from segquant_bench.eval.results import Interval, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -64,7 +65,7 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
         steps = np.array(run.per_row_steps)
         errors = np.array(run.per_row_output_errors)
         x = sorted(set(run.per_row_steps))
-        values = [errors[steps == step] for step in x]
+        values = [_by_prompt(errors, steps == step, row_prompts(run)) for step in x]
         curve = Curve(
             names[id(run)],
             is_ours(run.quantizer),
@@ -74,6 +75,14 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
         )
         panels.setdefault(joined(run.precision, where[id(run)]), []).append(curve)
     return panels
+
+
+def _by_prompt(errors: np.ndarray, mask: np.ndarray, prompts: Sequence[int] | None) -> np.ndarray:
+    """The mean of each prompt's calls at one step, which true guidance makes two."""
+    if prompts is None:  # older results have one
+        return errors[mask]
+    own = np.array(prompts)[mask]
+    return np.array([errors[mask][own == prompt].mean() for prompt in sorted(set(own.tolist()))])
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:

@@ -144,7 +144,7 @@ def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> s
     if comparisons:
         out.append(
             "<p class='pale'>First method minus second, or for errors first divided by second, pair by pair; "
-            "95 % paired bootstrap interval. “Not distinguishable”: the interval holds zero (×1).</p>"
+            "95 % paired interval. “Not distinguishable”: the interval holds zero (×1).</p>"
         )
         out.append(f"<div class='wide'>{to_html(_pairs_table(comparisons))}</div>")
     else:

@@ -18,8 +18,8 @@ FEW = 6
 HEAD = """# Paired comparisons
 
 Each comparison pairs two runs of the same model, prompts, latents and precision, picture by picture (or layer
-by layer, or denoiser call by denoiser call), and gives the first run's value minus the second's, or for errors
-their ratio, with a 95 % paired bootstrap interval. *Better* and *worse* mean that the interval leaves zero
+by layer, or held-out prompt by prompt), and gives the first run's value minus the second's, or for errors
+their ratio, with a 95 % paired interval. *Better* and *worse* mean that the interval leaves zero
 (or ×1) out.
 """
 NOTHING = "No run of SegQuant or auto stands beside another method at the same precision: nothing to compare."

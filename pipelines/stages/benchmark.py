@@ -23,6 +23,7 @@ from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
 from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.advice import advise
 from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
 from segquant_bench.pipelines.stages.speed import SPEED
@@ -85,6 +86,7 @@ def run_all(run: Run) -> None:
     for name in wanted:
         run.key(name)  # calls the user's functions, and reads files
     check_judges(run)
+    advise(run)
     check_layers(run)
     for name in wanted:
         run.stage(name)

@@ -299,13 +299,15 @@ def test_values_per_picture_of_any_type(evaluated: Callable[[str, Any], Any], co
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\0" * 8, b"\xff" * 100])
 def test_replicates_of_any_content(evaluated: Callable[[str, Any], Any], content: bytes) -> None:
-    with pytest.raises(EvalError, match=r"features\.safetensors has no bootstrap .*evaluate that run again"):
+    with pytest.raises(EvalError, match=r"features\.safetensors has no resamples .*evaluate that run again"):
         read_replicates(evaluated("features.safetensors", content), "fid")
 
 
-@pytest.mark.parametrize("drawn", [np.zeros((2, 2)), np.zeros(0), np.zeros(3, dtype=np.int64), np.array([1.0, np.nan])])
+@pytest.mark.parametrize(
+    "drawn", [np.zeros((2, 2)), np.zeros(0), np.zeros(1), np.zeros(3, dtype=np.int64), np.array([1.0, np.nan])]
+)
 def test_replicates_of_any_shape(evaluated: Callable[[str, Any], Any], drawn: np.ndarray) -> None:
     run = evaluated("features.safetensors", b"")
     save_tensors(run.path.parent / "evaluation" / "features.safetensors", {"replicates/fid": drawn})
-    with pytest.raises(EvalError, match=r"features\.safetensors has no finite numbers as the bootstrap of fid"):
+    with pytest.raises(EvalError, match=r"features\.safetensors has no finite numbers as the resamples of fid"):
         read_replicates(run, "fid")

@@ -25,7 +25,6 @@ from segquant_bench.eval.metrics.networks.clip_source import find_source
 log = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True)
 class Scorer:
     """A CLIP model.

@@ -130,7 +130,9 @@ def _tag(name: str, tag: str) -> dict[str, Any]:
     base = name.removesuffix(QUICK)  # open_clip lists weights trained with GELU under this name alone
     found: dict[str, Any] = pretrained.get_pretrained_cfg(name, tag) or pretrained.get_pretrained_cfg(base, tag)
     if not found:
-        known = sorted({*pretrained.list_pretrained_tags_by_model(base), *pretrained.list_pretrained_tags_by_model(name)})
+        known = sorted(
+            {*pretrained.list_pretrained_tags_by_model(base), *pretrained.list_pretrained_tags_by_model(name)}
+        )
         raise EvalError(f"open_clip knows no weights {tag!r} of {name} (clip_pretrained); {nearest(tag, known)}")
     return found
 

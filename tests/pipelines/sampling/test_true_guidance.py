@@ -97,4 +97,4 @@ def test_bfloat16_keeps_its_steps(pipeline: Any) -> None:
     assert len(samples) == len(PROMPTS) * 4 * 2
     assert len(set((times / 1000).bfloat16().tolist())) < 28
     for sample in samples:
-        assert float(sample.rows["timestep"][0]) == float((times[sample.step].bfloat16() / 1000))
+        assert float(sample.rows["timestep"][0]) == float(times[sample.step].bfloat16() / 1000)

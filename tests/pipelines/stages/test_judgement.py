@@ -121,9 +121,7 @@ def test_what_cannot_be_judged_is_refused_before_the_first_stage(
         run_all(run)
 
 
-def test_finished_judgements_are_not_checked_again(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_judgements_are_not_checked_again(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are gone by now are not missed."""
     run = open_run(validate(compose_config([*tiny.overrides(tmp_path), "metric.metrics=[lpips]"])))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
