@@ -108,10 +108,10 @@ def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
 class RunResult:
     """One `results.json`, whose path is `path`.
 
-    `per_row_steps`, `per_row_prompts` and `per_row_energies` (Σ|Y|²) are those of `per_row_output_errors`. `statistics` may hold `segments` and
-    `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
-    `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and memory where they
-    were measured, `kernels` the backends that ran quantized layers.
+    `per_row_steps`, `per_row_prompts` and `per_row_energies` (Σ|Y|²) are those of `per_row_output_errors`. `statistics`
+    may hold `segments` and `polarity`, by layer. `components` holds every component's bytes, and errors of those beside
+    the denoiser. `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and
+    memory where they were measured, `kernels` the backends that ran quantized layers.
     """
 
     path: Path

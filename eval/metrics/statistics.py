@@ -1,8 +1,8 @@
 """95 % intervals: what an experiment with other prompts, made the same way, would have within them 19 times of 20.
 
-Means have bootstrap intervals over pictures, paired by equal counts, int64 [replicates, n], and widened for few of them;
-FID and KID jackknife intervals, as resamples that repeat pictures change them; errors of calls intervals over prompts,
-as a prompt's calls are alike. tests/eval/metrics/test_coverage.py counts how often each holds the truth.
+Means have bootstrap intervals over pictures, paired by equal counts, int64 [replicates, n], and widened for few of
+them; FID and KID jackknife intervals, as resamples that repeat pictures change them; errors of calls intervals over
+prompts, as a prompt's calls are alike. tests/eval/metrics/test_coverage.py counts how often each holds the truth.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def share_interval(hits: int, n: int, level: float = LEVEL) -> Interval:
 
 
 def share_difference_interval(ours: np.ndarray, theirs: np.ndarray, level: float = LEVEL) -> Interval:
-    """Of the difference of two shares of the same items, bool [n]: Agresti and Min (2005), half an item in each cell."""
+    """Of the difference of two shares of the same items, bool [n]: Agresti and Min (2005), half an item a cell."""
     n = len(ours) + 2
     only_ours, only_theirs = ((mask.sum() + 0.5) / n for mask in (ours & ~theirs, theirs & ~ours))
     gap = only_ours - only_theirs
