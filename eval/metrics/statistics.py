@@ -151,17 +151,17 @@ def clustered_spread(above: np.ndarray, below: np.ndarray, clusters: Sequence[Ha
         clusters: what each call belongs to: its prompt.
 
     Returns:
-        None for fewer than two clusters, or if one cluster alone has what is above.
+        None for fewer than two clusters, or if one cluster alone has what is above or below.
     """
     names = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
     if len(names) < 2:
         return None
     places = np.array([names[cluster] for cluster in clusters])
     sums = [np.bincount(places, weights=part, minlength=len(names)) for part in (above, below)]
-    ratios = (sums[0].sum() - sums[0]) / (sums[1].sum() - sums[1])
-    if log and not (np.isfinite(ratios).all() and (ratios > 0.0).all()):
+    rest = [part.sum() - part for part in sums]
+    if (rest[1] <= 0.0).any() or (log and (rest[0] <= 0.0).any()):
         return None
-    values = np.log(ratios) if log else ratios
+    values = np.log(rest[0]) - np.log(rest[1]) if log else rest[0] / rest[1]
     error = float(np.sqrt((len(names) - 1) * np.mean((values - values.mean()) ** 2)))
     return Spread(error, student(len(names) - 1) * error, len(names))
 

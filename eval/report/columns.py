@@ -100,7 +100,7 @@ def output_error(run: RunResult) -> Cell | None:
     spread = clustered_spread(rows**2 * energies, energies, prompts, log=True)
     if spread is None:
         return number(run.output_error)
-    factor = math.exp(spread.half / 2.0)  # of the square root
+    factor = math.exp(min(spread.half / 2.0, 300.0))  # of the square root
     return number(run.output_error, (run.output_error / factor, run.output_error * factor))
 
 

@@ -151,7 +151,7 @@ def test_one_pass_finds_what_three_functions_find(pair) -> None:
     squares = sum(part**2 * energy for part, energy in zip(found.parts, found.energies, strict=True))
     assert found.output == pytest.approx((squares / sum(found.energies)) ** 0.5, rel=1e-9)
     with torch.no_grad():
-        energies = [float(model(**batch).square().sum()) for batch in apart]
+        energies = [sum(float(y.square().sum()) for y in model(**batch)) for batch in apart]
     assert found.energies == pytest.approx(energies, rel=1e-9)
     whole = model_errors(model, quantized, batches)
     assert whole.parts == output_errors(model, quantized, batches)

@@ -443,7 +443,7 @@ def test_equal_values_are_not_called_best(moved: Path) -> None:
     for job in range(1, 7):
         path = moved / str(job) / "results.json"
         record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": []}))
+        path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": [], "per_row_prompts": []}))
     rows = to_markdown(results_table(load_results([moved]))).splitlines()
     assert rows[-1].count("**") == 2 * 4  # fid_ref, psnr, ssim and layer error, not the output error
 
