@@ -123,6 +123,6 @@ def check_results(raw: Any, place: str) -> Iterator[str]:
     yield from _RUN(raw, place)
     errors = raw.get("per_row_output_errors") or ()
     for key in ("per_row_steps", "per_row_prompts", "per_row_energies"):
-        found = raw.get(key) or ()
-        if found and len(found) != len(errors):
-            yield f"holds {len(found)} {key} for {len(errors)} per_row_output_errors"
+        values = raw.get(key) or ()
+        if values and len(values) != len(errors):
+            yield f"holds {len(values)} {key} for {len(errors)} per_row_output_errors"

@@ -100,7 +100,8 @@ def left_out_counts(n: int, groups: int) -> np.ndarray:
     """Each of `groups` groups of `n` items left out once: int64 [groups, n] of 0 and 1."""
     if not 2 <= groups <= n:
         raise EvalError(f"a jackknife of {n} items needs 2 to {n} groups, {groups} were asked for")
-    return (np.arange(n) % groups != np.arange(groups)[:, None]).astype(np.int64)
+    kept: np.ndarray = np.arange(n) % groups != np.arange(groups)[:, None]
+    return kept.astype(np.int64)
 
 
 def jackknife_error(value: float, left_out: np.ndarray, n: int) -> float:

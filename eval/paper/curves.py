@@ -80,7 +80,7 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
 def _by_prompt(errors: np.ndarray, mask: np.ndarray, prompts: Sequence[int] | None) -> np.ndarray:
     """The mean of each prompt's calls at one step, which true guidance makes two."""
     if prompts is None:  # older results have one
-        return errors[mask]
+        return np.asarray(errors[mask])
     own = np.array(prompts)[mask]
     return np.array([errors[mask][own == prompt].mean() for prompt in sorted(set(own.tolist()))])
 

@@ -42,7 +42,7 @@ class Clock:
         changes = [before != after for before, after in zip(times, times[1:], strict=False)]
         if total in (None, sum(changes) + 1):
             return sum(changes[:place])
-        return -(-place * (total - 1) // (len(times) - 1))
+        return int(-(-place * (total - 1) // (len(times) - 1)))
 
     def stepped(self, timestep: Any) -> None:
         """A second call of one step (for sound beside a picture) is none, where timesteps are listed."""

@@ -141,8 +141,8 @@ def _known_tag(name: str, path: Path) -> str | None:
     """The tag whose published file this is, by the hash in its address."""
     from open_clip import pretrained  # put off: seconds
 
-    digest = ""
-    for tag in pretrained.list_pretrained_tags_by_model(name.removesuffix(QUICK)):
+    digest, tags = "", [str(tag) for tag in pretrained.list_pretrained_tags_by_model(name.removesuffix(QUICK))]
+    for tag in tags:
         url = pretrained.get_pretrained_url(name.removesuffix(QUICK), tag)
         published = re.search(r"-([0-9a-f]{8})\.pt$", url)
         if published is None:
