@@ -7,16 +7,16 @@ from pathlib import Path
 from segquant_bench.eval.failures import Failure, load_failures
 from segquant_bench.eval.files import save_bytes, save_text
 from segquant_bench.eval.paper.extras import extras
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
-from segquant_bench.eval.report.failed import failed_table
-from segquant_bench.eval.report.figures import grid_groups, picture_grid, shown_prompts
-from segquant_bench.eval.report.fonts import boxes_note
-from segquant_bench.eval.report.labels import labels, places, sort_runs
+from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.comparing.summary import comparisons_markdown, comparisons_table
+from segquant_bench.eval.report.drawing.fonts import boxes_note
+from segquant_bench.eval.report.drawing.grid import grid_groups, picture_grid, shown_prompts
+from segquant_bench.eval.report.drawing.metric_plot import metric_plot
+from segquant_bench.eval.report.main_table.failed import failed_table
+from segquant_bench.eval.report.main_table.results_table import export_table, has_results, results_table
 from segquant_bench.eval.report.page import render_page
-from segquant_bench.eval.report.plots import metric_plot
 from segquant_bench.eval.report.provenance import sources_markdown
-from segquant_bench.eval.report.results_table import export_table, has_results, results_table
-from segquant_bench.eval.report.summary import comparisons_markdown, comparisons_table
+from segquant_bench.eval.report.runs.labels import labels, places, sort_runs
 from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import to_latex

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
-from segquant_bench.eval.report.columns import bootstrap_interval, layer_error, output_error
-from segquant_bench.eval.report.known import is_ours
-from segquant_bench.eval.report.labels import (
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.main_table.columns import bootstrap_interval, layer_error, output_error
+from segquant_bench.eval.report.runs.known import is_ours
+from segquant_bench.eval.report.runs.labels import (
     DENOISER,
     labels,
     method_name,

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from segquant_bench.eval.metrics.registry import known_metric, place
 from segquant_bench.eval.paper.curves import BASELINES, MARKERS, OWN
-from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
-from segquant_bench.eval.report.columns import Quantity, columns, file_megabytes, step_seconds, weight_megabytes
-from segquant_bench.eval.report.labels import is_subject, labels, places, settings, sort_runs
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.main_table.columns import (
+    Quantity,
+    columns,
+    file_megabytes,
+    step_seconds,
+    weight_megabytes,
+)
+from segquant_bench.eval.report.runs.labels import is_subject, labels, places, settings, sort_runs
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv

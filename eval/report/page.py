@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from segquant_bench.eval.report.figures import grid_groups
-from segquant_bench.eval.report.labels import places
-from segquant_bench.eval.report.pairs import Comparison
+from segquant_bench.eval.report.comparing.pairs import Comparison
+from segquant_bench.eval.report.comparing.summary import is_headline
+from segquant_bench.eval.report.drawing.grid import grid_groups
 from segquant_bench.eval.report.provenance import backends, provenance
-from segquant_bench.eval.report.summary import is_headline
+from segquant_bench.eval.report.runs.labels import places
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.render_html import escape, to_html
 from segquant_bench.eval.tables.table import Cell, Row, Table, heads

@@ -18,11 +18,11 @@ from segquant_bench.eval.paper.curves import curves_plot, size_curves, step_curv
 from segquant_bench.eval.paper.extras import extras
 from segquant_bench.eval.paper.layers import cut_of, cut_sheets, layer_sheets, layers_csv
 from segquant_bench.eval.paper.polarity import kind_of, polarity_sheets
-from segquant_bench.eval.report.columns import columns
-from segquant_bench.eval.report.comparisons import compare_runs
-from segquant_bench.eval.report.known import is_ours
-from segquant_bench.eval.report.labels import group_key, labels, method_name, sort_runs
+from segquant_bench.eval.report.comparing.comparisons import compare_runs
+from segquant_bench.eval.report.main_table.columns import columns
 from segquant_bench.eval.report.provenance import provenance
+from segquant_bench.eval.report.runs.known import is_ours
+from segquant_bench.eval.report.runs.labels import group_key, labels, method_name, sort_runs
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.render_html import to_html
 from segquant_bench.eval.tables.render_latex import to_latex

@@ -16,12 +16,12 @@ from PIL import Image, ImageFont
 from segquant_bench.eval import EvalError, load_result, load_results
 from segquant_bench.eval.cli import main
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.report.columns import columns, layer_error
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
-from segquant_bench.eval.report.evaluations import read_per_image, read_replicates
-from segquant_bench.eval.report.figures import _font, wrap
-from segquant_bench.eval.report.labels import sort_runs
-from segquant_bench.eval.report.results_table import export_table, results_table
+from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.comparing.evaluations import read_per_image, read_replicates
+from segquant_bench.eval.report.drawing.grid import _font, wrap
+from segquant_bench.eval.report.main_table.columns import columns, layer_error
+from segquant_bench.eval.report.main_table.results_table import export_table, results_table
+from segquant_bench.eval.report.runs.labels import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.numbers import format_number
 from segquant_bench.eval.tables.render_csv import to_csv

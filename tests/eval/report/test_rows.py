@@ -16,16 +16,16 @@ from segquant_bench.eval import load_results
 from segquant_bench.eval.failures import Failure, load_failures
 from segquant_bench.eval.files import save_tensors
 from segquant_bench.eval.metrics.statistics import Difference
-from segquant_bench.eval.report.columns import best_runs, columns, output_error
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
-from segquant_bench.eval.report.failed import failed_table
-from segquant_bench.eval.report.figures import grid_columns, grid_groups, picture_grid
-from segquant_bench.eval.report.labels import group_key, labels, prompts_name, quantized_parts, sort_runs
+from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.comparing.pairs import as_ratio, log_ratio
+from segquant_bench.eval.report.drawing.grid import grid_columns, grid_groups, picture_grid
+from segquant_bench.eval.report.drawing.metric_plot import metric_plot
+from segquant_bench.eval.report.main_table.columns import best_runs, columns, output_error
+from segquant_bench.eval.report.main_table.failed import failed_table
+from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.page import render_page
-from segquant_bench.eval.report.pairs import as_ratio, log_ratio
-from segquant_bench.eval.report.plots import metric_plot
 from segquant_bench.eval.report.provenance import provenance
-from segquant_bench.eval.report.results_table import results_table
+from segquant_bench.eval.report.runs.labels import group_key, labels, prompts_name, quantized_parts, sort_runs
 from segquant_bench.eval.results import EvalResult, RunResult
 from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.sweep import run_record

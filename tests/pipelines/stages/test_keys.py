@@ -201,7 +201,7 @@ EVERYTHING = AFTER_INPUTS | {"reference"}
         ("pipelines/stages/reference.py", "stages.reference", "", set()),
         ("pipelines/data/pictures.py", "PNG", "PNM", {"real", "evaluate"}),
         ("eval/metrics/statistics.py", " - ", " + ", {"evaluate"}),
-        ("eval/report/results_table.py", "return", "assert True; return", set()),
+        ("eval/report/main_table/results_table.py", "return", "assert True; return", set()),
         ("eval/paper/layers.py", "return", "assert True; return", set()),
         ("eval/cli.py", "return", "assert True; return", set()),
         ("segquant/presets.py", "return", "assert True; return", set()),

@@ -12,8 +12,13 @@ import numpy as np
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.registry import known_metric, place
 from segquant_bench.eval.metrics.statistics import Difference, paired_mean_difference, paired_replicate_difference
-from segquant_bench.eval.report.columns import REPLICATES, metric_unit
-from segquant_bench.eval.report.evaluations import has_per_image, has_replicates, read_per_image, read_replicates
+from segquant_bench.eval.report.comparing.evaluations import (
+    has_per_image,
+    has_replicates,
+    read_per_image,
+    read_replicates,
+)
+from segquant_bench.eval.report.main_table.columns import REPLICATES, metric_unit
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
 from segquant_bench.eval.tables.numbers import format_difference, format_ratio, joined
 

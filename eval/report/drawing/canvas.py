@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from segquant_bench.eval.report.fonts import OWN, fallbacks
+from segquant_bench.eval.report.drawing.fonts import OWN, fallbacks
 from segquant_bench.texts import plain
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from segquant_bench.eval.metrics.registry import known_metric
-from segquant_bench.eval.report.pairs import Comparison
+from segquant_bench.eval.report.comparing.pairs import Comparison
 from segquant_bench.eval.tables.render_markdown import escape
 from segquant_bench.eval.tables.table import Cell, Column, Row, Table, heads
 

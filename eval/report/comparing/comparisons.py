@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segquant_bench.eval.metrics.statistics import Difference
-from segquant_bench.eval.report.labels import (
+from segquant_bench.eval.report.comparing.pairs import Comparison, Names, Pair, difference
+from segquant_bench.eval.report.runs.labels import (
     group_key,
     home,
     is_subject,
@@ -14,7 +15,6 @@ from segquant_bench.eval.report.labels import (
     quantized_parts,
     sort_runs,
 )
-from segquant_bench.eval.report.pairs import Comparison, Names, Pair, difference
 from segquant_bench.eval.results import RunResult
 
 UNQUANTIZED = "unquantized"

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from segquant_bench.eval.report.known import PRECISIONS, is_ours, method_rank, precision_rank
-from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
+from segquant_bench.eval.report.runs.known import PRECISIONS, is_ours, method_rank, precision_rank
+from segquant_bench.eval.report.runs.leaves import fewest, is_within, leaves, told
 from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.texts import plain
