@@ -16,7 +16,8 @@ from segquant_bench.eval.report.main_table.failed import failed_table
 from segquant_bench.eval.report.main_table.results_table import export_table, has_results, results_table
 from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.provenance import sources_markdown
-from segquant_bench.eval.report.runs.labels import labels, places, sort_runs
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import labels, places
 from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import to_latex

@@ -11,16 +11,9 @@ import numpy as np
 
 from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
 from segquant_bench.eval.report.main_table.columns import bootstrap_interval, layer_error, output_error
+from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.known import is_ours
-from segquant_bench.eval.report.runs.labels import (
-    DENOISER,
-    labels,
-    method_name,
-    places,
-    quantized_parts,
-    settings,
-    sort_runs,
-)
+from segquant_bench.eval.report.runs.labels import labels, method_name, places, settings
 from segquant_bench.eval.results import Interval, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from segquant_bench.eval.report.comparing.pairs import as_ratio, log_ratio
-from segquant_bench.eval.report.runs.labels import group_key, labels, method_name, settings, sort_runs
+from segquant_bench.eval.report.runs.groups import group_key, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, method_name, settings
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import format_ratio
 from segquant_bench.eval.tables.render_csv import to_csv

@@ -17,7 +17,8 @@ from segquant_bench.eval.report.main_table.columns import (
     step_seconds,
     weight_megabytes,
 )
-from segquant_bench.eval.report.runs.labels import is_subject, labels, places, settings, sort_runs
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import is_subject, labels, places, settings
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv

@@ -1,8 +1,8 @@
 """SDNQ (SD.Next Quantization): weights of 2, 3, 4 and 8 bits and e4m3; inputs int8 or e4m3 per token at run time.
 
 No compilation or OpenVINO unless SDNQ's environment variables say so. Inputs of fewer than 32 rows (AdaLN's) stay in
-floating point. SDNQ's own exceptions are off. Factors of the low-rank branch have the model's dtype, so they are counted
-at 16 bits, as ModelOpt's are and as this project stores its own; scales are float32 whatever the model is.
+floating point. SDNQ's own exceptions are off. Factors of the low-rank branch have the model's dtype, so they count 16
+bits, as ModelOpt's do and as this project stores its own; scales are float32 whatever the model is.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from segquant_bench.eval.report.comparing.evaluations import read_per_image, rea
 from segquant_bench.eval.report.comparing.summary import comparisons_markdown
 from segquant_bench.eval.report.main_table.results_table import export_table, results_table
 from segquant_bench.eval.report.page import render_page
-from segquant_bench.eval.report.runs.labels import sort_runs
+from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_markdown import to_markdown

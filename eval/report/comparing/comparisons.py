@@ -4,17 +4,8 @@ from collections.abc import Sequence
 
 from segquant_bench.eval.metrics.statistics import Difference
 from segquant_bench.eval.report.comparing.pairs import Comparison, Names, Pair, difference
-from segquant_bench.eval.report.runs.labels import (
-    group_key,
-    home,
-    is_subject,
-    labels,
-    method_name,
-    places,
-    prompts_name,
-    quantized_parts,
-    sort_runs,
-)
+from segquant_bench.eval.report.runs.groups import group_key, home, quantized_parts, sort_runs
+from segquant_bench.eval.report.runs.labels import is_subject, labels, method_name, places, prompts_name
 from segquant_bench.eval.results import RunResult
 
 UNQUANTIZED = "unquantized"

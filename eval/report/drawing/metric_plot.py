@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from segquant_bench.eval.metrics.registry import known_metric, place
 from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
 from segquant_bench.eval.report.main_table.columns import Quantity, columns
+from segquant_bench.eval.report.runs.groups import group_key, quantized_parts
 from segquant_bench.eval.report.runs.known import is_ours
-from segquant_bench.eval.report.runs.labels import group_key, labels, places, quantized_parts
+from segquant_bench.eval.report.runs.labels import labels, places
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.table import Cell
 

@@ -9,7 +9,7 @@ import numpy as np
 from segquant_bench.eval.metrics.metric import split_name
 from segquant_bench.eval.metrics.registry import known_metric
 from segquant_bench.eval.metrics.statistics import bootstrap_counts, mean_interval, mean_replicates, percentile_interval
-from segquant_bench.eval.report.runs.labels import DENOISER, group_key, quantized_parts
+from segquant_bench.eval.report.runs.groups import DENOISER, group_key, quantized_parts
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
 from segquant_bench.eval.tables.table import Cell, Column, number
 

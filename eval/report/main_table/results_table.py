@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from segquant_bench.eval.failures import Failure
 from segquant_bench.eval.report.main_table.columns import Quantity, best_runs, columns, metric_names
-from segquant_bench.eval.report.runs.labels import group_key, labels, prompts_name, setups, sort_runs
+from segquant_bench.eval.report.runs.groups import group_key, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, prompts_name, setups
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.table import DASH, Cell, Column, Row, Table, grouped
 

@@ -21,8 +21,9 @@ from segquant_bench.eval.paper.polarity import kind_of, polarity_sheets
 from segquant_bench.eval.report.comparing.comparisons import compare_runs
 from segquant_bench.eval.report.main_table.columns import columns
 from segquant_bench.eval.report.provenance import provenance
+from segquant_bench.eval.report.runs.groups import group_key, sort_runs
 from segquant_bench.eval.report.runs.known import is_ours
-from segquant_bench.eval.report.runs.labels import group_key, labels, method_name, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, method_name
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.render_html import to_html
 from segquant_bench.eval.tables.render_latex import to_latex

@@ -10,7 +10,8 @@ from pathlib import Path
 from segquant_bench.eval import load_result
 from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
 from segquant_bench.eval.report.main_table.columns import columns
-from segquant_bench.eval.report.runs.labels import labels, sort_runs
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import labels
 from segquant_bench.eval.results import RunResult
 from tests.eval.sweep import run_record
 

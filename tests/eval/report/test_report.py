@@ -21,7 +21,7 @@ from segquant_bench.eval.report.comparing.evaluations import read_per_image, rea
 from segquant_bench.eval.report.drawing.grid import _font, wrap
 from segquant_bench.eval.report.main_table.columns import columns, layer_error
 from segquant_bench.eval.report.main_table.results_table import export_table, results_table
-from segquant_bench.eval.report.runs.labels import sort_runs
+from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.numbers import format_number
 from segquant_bench.eval.tables.render_csv import to_csv

@@ -25,7 +25,8 @@ from segquant_bench.eval.report.main_table.failed import failed_table
 from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.provenance import provenance
-from segquant_bench.eval.report.runs.labels import group_key, labels, prompts_name, quantized_parts, sort_runs
+from segquant_bench.eval.report.runs.groups import group_key, quantized_parts, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, prompts_name
 from segquant_bench.eval.results import EvalResult, RunResult
 from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.sweep import run_record

@@ -13,7 +13,7 @@ from segquant_bench.eval import RunResult, load_result, load_results
 from segquant_bench.eval.render import write_report
 from segquant_bench.eval.report.comparing.comparisons import compare_runs
 from segquant_bench.eval.report.drawing.grid import grid_groups
-from segquant_bench.eval.report.runs.labels import sort_runs
+from segquant_bench.eval.report.runs.groups import sort_runs
 from tests.eval.sweep import run_record
 
 FILES = {"a": "1f2e3d4c5b6a7988", "b": "1f2e3d99aa00bb11", "old": None}
