@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.drawing.canvas import (
+    COMMON,
+    figure_text,
+    more_width,
+    new_figure,
+    plain_log_ticks,
+    to_png,
+)
 from segquant_bench.eval.report.main_table.columns import bootstrap_interval, layer_error, output_error
 from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.known import is_ours
@@ -50,13 +57,12 @@ Panels = dict[str, list[Curve]]
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
     """Errors of the denoiser's output, for runs with at least three steps."""
-    known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
+    known = [run for run in _quantized(runs) if len(set(_rows(run)[0])) >= LEAST_STEPS]
     names, where = labels(known), places(known)
     panels: Panels = {}
     for run in known:
-        steps = np.array(run.per_row_steps)
-        errors = np.array(run.per_row_output_errors)
-        x = sorted(set(run.per_row_steps))
+        steps, errors = map(np.array, _rows(run))
+        x = sorted(set(_rows(run)[0]))
         values = [errors[steps == step] for step in x]
         curve = Curve(
             names[id(run)],
@@ -67,6 +73,13 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
         )
         panels.setdefault(joined(run.precision, where[id(run)]), []).append(curve)
     return panels
+
+
+def _rows(run: RunResult) -> tuple[list[int], list[float]]:
+    """Steps and errors; of several calibration seeds, those of all."""
+    members = run.seed_runs or (run,)
+    steps = [step for each in members for step in each.per_row_steps]
+    return steps, [error for each in members for error in each.per_row_output_errors]
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:
@@ -161,12 +174,10 @@ def _line(panel: Axes, curve: Curve, style: dict[str, Any], *, band: bool) -> Ar
 
 
 def _scales(panel: Axes, curves: Sequence[Curve], doubling: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(panel)
     panel.tick_params(labelsize=8)
     panel.grid(color="#e2e8f0")
     panel.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,8 @@ from segquant_bench.eval.paper.polarity import polarity_sheets
 from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
 from segquant_bench.eval.report.comparing.evaluations import read_per_image, read_replicates
 from segquant_bench.eval.report.comparing.summary import comparisons_markdown
-from segquant_bench.eval.report.main_table.results_table import export_table, results_table
+from segquant_bench.eval.report.main_table.export import export_table
+from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult

@@ -17,6 +17,9 @@ PACKAGES = ("segquant", "segquant_bench", "pipelines")
 """Where methods of this repository are; the last of older runs."""
 SETUP = tuple(f"model.{key}" for key in ("call", "dtype", "scheduler", "scheduler_settings", "pipeline", "control"))
 """Other reference pictures: runs that differ in these are not compared."""
+ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "model.repo", "model.revision",
+              "model.variant", "model.device", "model.parts", "model.name", "dataset.name")  # fmt: skip
+"""Told last: places, and what changes no number."""
 
 
 def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:

@@ -6,9 +6,18 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from segquant_bench.eval.report.runs.groups import DENOISER, SETUP, engine_told, group_key, home, quantized_parts
+from segquant_bench.eval.report.runs.groups import (
+    DENOISER,
+    ELSEWHERE,
+    SETUP,
+    engine_told,
+    group_key,
+    home,
+    quantized_parts,
+)
 from segquant_bench.eval.report.runs.known import PRECISIONS, is_ours
 from segquant_bench.eval.report.runs.leaves import fewest, is_within, leaves, told
+from segquant_bench.eval.report.runs.seeds import SEED, calibration_seed
 from segquant_bench.eval.results import REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.texts import plain
@@ -16,9 +25,6 @@ from segquant_bench.texts import plain
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
 """Sections in which runs of one method may differ; "encoders" is of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
-_ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "model.repo", "model.revision",
-              "model.variant", "model.device", "model.parts", "model.name", "dataset.name")  # fmt: skip
-"""Told last: places, and what changes no number."""
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
@@ -69,6 +75,8 @@ def settings(run: RunResult) -> dict[str, Any]:
         for key, value in _flat(run.config.get(section) or {}, section)
         if key.rpartition(".")[2] not in _UNTOLD and not (section == "precision" and _is_named(run))
     }
+    if run.seed_runs:
+        found[SEED] = "+".join(str(calibration_seed(each)) for each in run.seed_runs)
     return {**found, "backend": _backend(run), "run": engine_told(run)}
 
 
@@ -146,7 +154,7 @@ def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, s
 def _additions(runs: Sequence[RunResult]) -> dict[int, str]:
     every = [leaves(run.config) for run in runs]
     keys = list(dict.fromkeys(key for values in every for key in values))
-    last = [key for key in keys if is_within(key, _ELSEWHERE)]
+    last = [key for key in keys if is_within(key, ELSEWHERE)]
     chosen = fewest(every, last, fewest(every, [key for key in keys if key not in last]))
     return {id(run): told(values, chosen) for run, values in zip(runs, every, strict=True)}
 

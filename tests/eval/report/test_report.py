@@ -20,7 +20,8 @@ from segquant_bench.eval.report.comparing.comparisons import against_unquantized
 from segquant_bench.eval.report.comparing.evaluations import read_per_image, read_replicates
 from segquant_bench.eval.report.drawing.grid import _font, wrap
 from segquant_bench.eval.report.main_table.columns import columns, layer_error
-from segquant_bench.eval.report.main_table.results_table import export_table, results_table
+from segquant_bench.eval.report.main_table.export import export_table
+from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.numbers import format_number

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from segquant_bench.eval.report.comparing.pairs import Comparison
+from segquant_bench.eval.report.comparing.comparison import Comparison
 from segquant_bench.eval.report.comparing.summary import FEW, comparisons_markdown, comparisons_table
 from segquant_bench.eval.tables.render_csv import to_csv
 
