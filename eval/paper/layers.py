@@ -19,9 +19,8 @@ CUTS = ("no cuts", "graph", "random", "wrong")
 SIDES = {"layers": ("output", "input"), "with a cut output": ("output",), "with a cut input": ("input",)}
 UNTOLD = ("quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
 LAYERS_NOTE = (
-    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model; "
-    "bold: least of its row. Cuts: pieces of the output and of the input that the graph names, and the activation "
-    "that feeds the layer. Tables of more than 12 methods are in layers.csv only."
+    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model. Cuts: pieces of "
+    "the output and of the input that the graph names, and the activation that feeds the layer. Tables of more than 12 methods are in layers.csv only."
 )
 CUTS_NOTE = (
     "The same errors for the layers that the graph cuts. Random: as many pieces at other places, geometric mean over "
@@ -80,9 +79,7 @@ def _where(run: RunResult) -> str:
 
 
 def _cells(values: Sequence[float | None]) -> list[Cell]:
-    known = [value for value in values if value is not None]
-    best = min(known) if len(set(known)) > 1 else None
-    return [Cell(DASH) if value is None else number(value, bold=value == best) for value in values]
+    return [Cell(DASH) if value is None else number(value) for value in values]
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:

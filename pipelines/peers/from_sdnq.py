@@ -66,7 +66,7 @@ def sdnq(
 def _layer_bytes(layer: nn.Module) -> int:
     """As stored, with 16-bit low-rank factors."""
     factors = [getattr(layer, name, None) for name in ("svd_up", "svd_down")]
-    wide = sum(factor.numel() * (factor.element_size() - FACTOR_BYTES) for factor in factors if factor is not None)
+    wide = sum(int(each.numel() * (each.element_size() - FACTOR_BYTES)) for each in factors if each is not None)
     return model_weight_bytes(layer) - wide
 
 

@@ -76,7 +76,8 @@ def _draw(panel: Axes, quantity: Quantity, runs: Sequence[RunResult]) -> None:
         cell = quantity.cell(run)
         if cell is None or cell.value is None or math.isinf(cell.value):
             continue
-        seeds = [each.value for one in run.seed_runs if (each := quantity.cell(one)) is not None]
+        cells = [each for one in run.seed_runs if (each := quantity.cell(one)) is not None]
+        seeds = [each.value for each in cells if each.value is not None]
         panel.plot(seeds, [y] * len(seeds), ".", color=COLOURS[is_ours(run.quantizer)], alpha=0.4, markersize=5)
         panel.errorbar(
             cell.value, y, xerr=_whiskers(cell), fmt="o", color=COLOURS[is_ours(run.quantizer)],

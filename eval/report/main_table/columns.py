@@ -99,8 +99,8 @@ def mean_of_seeds(cell: CellOf) -> CellOf:
         cells = [found for each in run.seed_runs if (found := cell(each)) is not None and found.value is not None]
         if len(cells) < len(run.seed_runs):
             return None
-        found = over_seeds([float(each.value or 0.0) for each in cells], [each.interval for each in cells])
-        return number(found.mean, found.interval, sd=found.sd)
+        whole = over_seeds([float(each.value or 0.0) for each in cells], [each.interval for each in cells])
+        return number(whole.mean, whole.interval, sd=whole.sd)
 
     return over
 
