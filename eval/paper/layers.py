@@ -19,8 +19,9 @@ CUTS = ("no cuts", "graph", "random", "wrong")
 SIDES = {"layers": ("output", "input"), "with a cut output": ("output",), "with a cut input": ("input",)}
 UNTOLD = ("quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
 LAYERS_NOTE = (
-    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model. Cuts: pieces of "
-    "the output and of the input that the graph names, and the activation that feeds the layer. Tables of more than 12 methods are in layers.csv only."
+    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model. Cuts: pieces "
+    "of the output and of the input that the graph names, and the activation that feeds the layer. Tables of more than "
+    "12 methods are in layers.csv only."
 )
 CUTS_NOTE = (
     "The same errors for the layers that the graph cuts. Random: as many pieces at other places, geometric mean over "

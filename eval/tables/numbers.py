@@ -33,7 +33,7 @@ def format_spread(sd: float | None, value: float) -> str:
     >>> format_spread(0.1234, 43.6), format_spread(None, 1.0)
     (' ± 0.12', '')
     """
-    return "" if sd is None else f" ± {format_number(sd, decimals(value) + 1)}"
+    return "" if sd is None else f" ± {format_number(sd, decimals(value) + 1 if sd else 0)}"
 
 
 def format_difference(value: float, interval: Interval, unit: str = "") -> str:
