@@ -90,12 +90,13 @@ def points(quantity: Quantity, runs: Sequence[RunResult], names: dict[int, str])
     sign = 1.0 if quantity.head.direction == "lower" else -1.0
     at = [(x, sign * y) for _, x, y, _ in known]
     return [
-        Point(names[id(run)], is_subject(run), x, y, interval, not any(_beats(other, own) for other in at))
+        Point(names[id(run)], is_subject(run), x, y, interval, not any(beats(other, own) for other in at))
         for (run, x, y, interval), own in zip(known, at, strict=True)
     ]
 
 
-def _beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
+def beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
+    """Whether the other (cost, error) is nowhere higher, and lower in one of the two."""
     return other != own and other[0] <= own[0] and other[1] <= own[1]
 
 

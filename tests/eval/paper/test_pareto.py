@@ -58,7 +58,7 @@ def test_engines_have_names_and_columns(tmp_path: Path) -> None:
 
 def test_front_is_what_no_run_beats_in_both(tmp_path: Path) -> None:
     points = pareto_points(_runs(tmp_path))
-    best = {(point.cost, point.engine, point.label.startswith("unq")) for point in points if point.best}
+    best = {(point.cost, point.engine, point.label.startswith("unq")) for point in points if point.front}
     seconds, size = "seconds per step", "file, MB"
     assert best == {
         (seconds, "reference", True), (seconds, "ort", True), (seconds, "openvino", False),

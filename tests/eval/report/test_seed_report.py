@@ -41,12 +41,12 @@ def test_a_row_a_comparison_and_a_point_for_all_seeds(sweep: Path, tmp_path: Pat
     rows = [line for line in table.splitlines() if line.startswith("| w8a8 | segquant_g ")]
     assert len(rows) == 2 and "**34.0** ± 0.10 [" in rows[0] and "| 3 | 30 |" in rows[0], "one in each table"
     assert "standard deviation over seeds" in table
-    comparisons = list(csv.DictReader(written["comparisons.csv"].open()))
+    comparisons = list(csv.DictReader(written["comparisons.csv"].read_text().splitlines()))
     found = {(row["b"], row["metric"]): row for row in comparisons if row["a"] == "segquant_g"}
     assert (found["rtn", "psnr"]["seeds"], found["gptq", "psnr"]["seeds"]) == ("3", "1")
     assert float(found["rtn", "psnr"]["value"]) == pytest.approx(4.0, abs=0.1) and found["rtn", "psnr"]["ahead"] == "a"
     assert float(found["rtn", "psnr"]["value.sd"]) < 0.1, "seeds that lift both cancel"
-    lines = list(csv.DictReader(written["table.csv"].open()))
+    lines = list(csv.DictReader(written["table.csv"].read_text().splitlines()))
     assert [line["calibration_seed"] for line in lines if line["method"] == "rtn"] == ["0+1+2", "0", "1", "2"]
     assert {line["size"] for line in lines if line["calibration_seed"] == "0+1+2"} == {"a"}
     assert "7 runs, 30 pictures each" in written["report.html"].read_text()
