@@ -10,6 +10,8 @@ from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.render import write_report
+from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS
+from segquant_bench.eval.report.comparing.choose import Choice
 from segquant_bench.eval.results import find_unreadable
 from segquant_bench.texts import plain
 
@@ -28,6 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--skip-unreadable", action="store_true", help="report the other runs, and broken files as failed (exit code 1)"
     )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="compare every method with this one (as tables call it, or 'NAME at w4a8')"
+    )
+    parser.add_argument(
+        "--pairs", action="append", default=[], metavar="A:B", help="compare these two; may be given several times"
+    )
+    parser.add_argument(
+        "--adjust", choices=sorted(ADJUSTMENTS), default="holm",
+        help="how p-values are adjusted for the number of comparisons: Holm's method (the default), or the false "
+        "discovery rate",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -35,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
         skipped = find_unreadable(options.directories) if options.skip_unreadable else []
         written = write_report(
-            options.directories, options.output, grid=not options.no_grid, rows=options.rows, skipped=skipped
-        )
+            options.directories, options.output, grid=not options.no_grid, rows=options.rows, skipped=skipped,
+            choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
+        )  # fmt: skip
     except (EvalError, OSError) as error:
         sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
         return 2

@@ -2,21 +2,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from segquant_bench.eval.failures import Failure, load_failures
 from segquant_bench.eval.files import save_bytes, save_text
 from segquant_bench.eval.paper.extras import extras
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
-from segquant_bench.eval.report.failed import failed_table
-from segquant_bench.eval.report.figures import grid_groups, picture_grid, shown_prompts
-from segquant_bench.eval.report.fonts import boxes_note
-from segquant_bench.eval.report.labels import labels, places, sort_runs
+from segquant_bench.eval.report.comparing.choose import Choice
+from segquant_bench.eval.report.comparing.comparisons import adjusted, against_unquantized, compare_chosen, compare_runs
+from segquant_bench.eval.report.comparing.summary import comparisons_markdown, comparisons_table
+from segquant_bench.eval.report.drawing.bytes_plot import bytes_plot
+from segquant_bench.eval.report.drawing.fonts import boxes_note
+from segquant_bench.eval.report.drawing.grid import grid_groups, picture_grid, shown_prompts
+from segquant_bench.eval.report.drawing.metric_plot import metric_plot
+from segquant_bench.eval.report.main_table.export import export_table
+from segquant_bench.eval.report.main_table.failed import failed_table
+from segquant_bench.eval.report.main_table.results_table import has_results, results_table
 from segquant_bench.eval.report.page import render_page
-from segquant_bench.eval.report.plots import metric_plot
 from segquant_bench.eval.report.provenance import sources_markdown
-from segquant_bench.eval.report.results_table import export_table, has_results, results_table
-from segquant_bench.eval.report.summary import comparisons_markdown, comparisons_table
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import labels, places
+from segquant_bench.eval.report.runs.seeds import merge_seeds
+from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import to_latex
@@ -25,7 +32,10 @@ from segquant_bench.texts import plain
 
 LEGEND = (
     "↓ lower is better, ↑ higher is better; in brackets the 95 % interval (over pictures; over "
-    "layers for the layer error, over held-out prompts for the output error); **bold**: best of its precision. "
+    "layers for the layer error, over held-out prompts for the output error). Within a precision rows are in the "
+    f"order of bytes; rows that share a letter under size have comparable bytes (at most {100 * SHARE:g} % apart). "
+    "**Bold**: the interval lies apart, on the better side, from that of every row of its precision with comparable "
+    "bytes or fewer, and one of these has comparable bytes. "
     "fid_ref, psnr, ssim and the perceptual distances compare with the unquantized model's pictures, fid_gt "
     "with real ones. The layer error is the geometric mean over layers of |Y − Ŷ| / |Y|, the output error "
     "the same of the denoiser's output; compression is against the unquantized run in its own precision (16 bits "
@@ -40,6 +50,12 @@ SPEED_LEGEND = (
     "held: weights in memory; file: what the engine's model is loaded from."
 )
 
+SEEDS_LEGEND = (
+    "Rows of several calibration seeds: mean ± standard deviation over seeds; their interval adds up those over "
+    "pictures (the mean of the seeds' own) and over seeds (Student's), half-widths in quadrature. "
+    "The grid has pictures of the first seed; table.csv has a line for every seed."
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +66,8 @@ def write_report(
     grid: bool = True,
     rows: int = 8,
     skipped: Sequence[Failure] = (),
+    choice: Choice | None = None,
+    adjustment: str = "holm",
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
@@ -57,15 +75,17 @@ def write_report(
         grid: whether to draw the pictures.
         rows: prompts in the grid.
         skipped: broken files (see `find_unreadable`), which stand among the failed runs.
+        choice: what to compare instead of our methods with all others.
+        adjustment: of p-values for the number of comparisons, a key of `ADJUSTMENTS`.
 
     Raises:
-        EvalError: no results, a broken file that is not skipped, or missing pictures.
+        EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, or missing pictures.
     """
-    runs = load_results(directories, skipped)
+    runs = merge_seeds(load_results(directories, skipped))
     failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
     first = Path(directories[0])
     folder = Path(output) if output is not None else first.parent if first.is_file() else first
-    texts, pictures = _contents(runs, failures, grid, rows)
+    texts, pictures = _contents(runs, failures, Options(grid, rows, choice or Choice(), adjustment))
     for name, content in pictures.items():
         save_bytes(folder / name, content)
     for name, text in texts.items():
@@ -73,28 +93,44 @@ def write_report(
     return {name: folder / name for name in (*texts, *pictures)}
 
 
+@dataclass(frozen=True)
+class Options:
+    """See `write_report`."""
+
+    grid: bool
+    rows: int
+    choice: Choice
+    adjustment: str
+
+
 def _contents(
-    runs: Sequence[RunResult], failures: Sequence[Failure], grid: bool, rows: int
+    runs: Sequence[RunResult], failures: Sequence[Failure], options: Options
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     ordered = sort_runs(runs)
-    comparisons, refused = compare_runs(runs)
-    comparisons += against_unquantized(runs)
+    comparisons, refused = compare_chosen(runs, options.choice) if options.choice else compare_runs(runs)
+    comparisons = adjusted([*comparisons, *against_unquantized(runs)], options.adjustment)
     for sentence in refused:
         log.warning("%s", plain(sentence))
     more = extras(ordered)
-    plot = metric_plot(ordered)
-    pictures = {**({} if plot is None else {"metrics.png": plot}), **more.pictures, **_pictures(runs, grid, rows)}
+    plots = {"metrics.png": metric_plot(ordered), "bytes.png": bytes_plot(ordered)}
+    drawn = {name: plot for name, plot in plots.items() if plot is not None}
+    pictures = {**drawn, **more.pictures, **_pictures(runs, options)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
     failed = [failed_table(failures)] if failures else []
     speed = SPEED_LEGEND if any(run.speed for run in runs) else ""
-    legend = " ".join(part for part in (LEGEND, speed, _boxes(runs, pictures, rows if grid else 0)) if part)
+    seeds = SEEDS_LEGEND if any(run.seed_runs for run in runs) else ""
+    boxes = _boxes(runs, pictures, options.rows if options.grid else 0)
+    legend = " ".join(part for part in (LEGEND, seeds, speed, boxes) if part)
+    chosen = bool(options.choice)
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),
         "table.tex": "\n".join(map(to_latex, [*tables, *failed])),
-        "comparisons.md": comparisons_markdown(comparisons, refused),
+        "comparisons.md": comparisons_markdown(comparisons, refused, adjustment=options.adjustment, chosen=chosen),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
-        "report.html": render_page(ordered, [*tables, *failed], comparisons, refused, pictures, legend, more.sections),
+        "report.html": render_page(
+            ordered, [*tables, *failed], comparisons, refused, pictures, legend, more.sections, options.adjustment
+        ),
         **more.texts,
     }
     return texts, pictures
@@ -110,7 +146,7 @@ def _boxes(runs: Sequence[RunResult], pictures: Mapping[str, bytes], rows: int) 
     return boxes_note(map(plain, texts))
 
 
-def _pictures(runs: Sequence[RunResult], grid: bool, rows: int) -> dict[str, bytes]:
-    if not grid:
+def _pictures(runs: Sequence[RunResult], options: Options) -> dict[str, bytes]:
+    if not options.grid:
         return {}
-    return {name: picture_grid(members, rows) for name, members in grid_groups(runs).items()}
+    return {name: picture_grid(members, options.rows) for name, members in grid_groups(runs).items()}

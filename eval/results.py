@@ -111,7 +111,8 @@ class RunResult:
     `per_row_steps`, `per_row_prompts` and `per_row_energies` (Σ|Y|²) are those of `per_row_output_errors`. `statistics`
     may hold `segments` and `polarity`, by layer. `components` holds every component's bytes, and errors of those beside
     the denoiser. `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and
-    memory where they were measured, `kernels` the backends that ran quantized layers.
+    memory where they were measured, `kernels` the backends that ran quantized layers. `seed_runs` are those that this
+    one stands for, see `report.runs.seeds`; empty of a run on disk.
     """
 
     path: Path
@@ -145,6 +146,7 @@ class RunResult:
     fingerprint: str = ""
     speed: dict[str, Any] = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
+    seed_runs: tuple[RunResult, ...] = ()
 
     @property
     def engine(self) -> str:

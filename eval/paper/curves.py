@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
-from segquant_bench.eval.report.columns import bootstrap_interval, layer_error, output_error
-from segquant_bench.eval.report.known import is_ours
-from segquant_bench.eval.report.labels import (
-    DENOISER,
-    labels,
-    method_name,
-    places,
-    quantized_parts,
-    settings,
-    sort_runs,
+from segquant_bench.eval.report.drawing.canvas import (
+    COMMON,
+    figure_text,
+    more_width,
+    new_figure,
+    plain_log_ticks,
+    to_png,
 )
-from segquant_bench.eval.report.rows import row_prompts
+from segquant_bench.eval.report.main_table.columns import bootstrap_interval, layer_error, output_error
+from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts, sort_runs
+from segquant_bench.eval.report.runs.known import is_ours
+from segquant_bench.eval.report.runs.labels import labels, method_name, places, settings
+from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.results import Interval, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -58,14 +58,16 @@ Panels = dict[str, list[Curve]]
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
     """Errors of the denoiser's output, for runs with at least three steps."""
-    known = [run for run in _quantized(runs) if len(set(run.per_row_steps)) >= LEAST_STEPS]
+    known = [
+        run
+        for run in _quantized(runs)
+        if len({step for each in _members(run) for step in each.per_row_steps}) >= LEAST_STEPS
+    ]
     names, where = labels(known), places(known)
     panels: Panels = {}
     for run in known:
-        steps = np.array(run.per_row_steps)
-        errors = np.array(run.per_row_output_errors)
-        x = sorted(set(run.per_row_steps))
-        values = [_by_prompt(errors, steps == step, row_prompts(run)) for step in x]
+        x = sorted({step for each in _members(run) for step in each.per_row_steps})
+        values = [np.concatenate([_by_prompt(each, step) for each in _members(run)]) for step in x]
         curve = Curve(
             names[id(run)],
             is_ours(run.quantizer),
@@ -77,8 +79,14 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
     return panels
 
 
-def _by_prompt(errors: np.ndarray, mask: np.ndarray, prompts: Sequence[int] | None) -> np.ndarray:
-    """The mean of each prompt's calls at one step, which true guidance makes two."""
+def _members(run: RunResult) -> Sequence[RunResult]:
+    """Of several calibration seeds, the runs of all."""
+    return run.seed_runs or (run,)
+
+
+def _by_prompt(run: RunResult, step: int) -> np.ndarray:
+    """The mean error of each prompt's calls at one step, which true guidance makes two."""
+    mask, errors, prompts = np.array(run.per_row_steps) == step, np.array(run.per_row_output_errors), row_prompts(run)
     if prompts is None:  # older results have one
         return np.asarray(errors[mask])
     own = np.array(prompts)[mask]
@@ -177,12 +185,10 @@ def _line(panel: Axes, curve: Curve, style: dict[str, Any], *, band: bool) -> Ar
 
 
 def _scales(panel: Axes, curves: Sequence[Curve], doubling: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     panel.set_yscale("log")
-    panel.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(panel)
     panel.tick_params(labelsize=8)
     panel.grid(color="#e2e8f0")
     panel.spines[["top", "right"]].set_visible(False)

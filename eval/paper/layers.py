@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from segquant_bench.eval.report.labels import group_key, labels, method_name, settings, sort_runs
-from segquant_bench.eval.report.pairs import as_ratio, log_ratio
+from segquant_bench.eval.report.comparing.pairs import as_ratio, log_ratio
+from segquant_bench.eval.report.runs.groups import group_key, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, method_name, settings
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import format_ratio
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -18,9 +19,9 @@ CUTS = ("no cuts", "graph", "random", "wrong")
 SIDES = {"layers": ("output", "input"), "with a cut output": ("output",), "with a cut input": ("input",)}
 UNTOLD = ("quantizer.seglinear", "quantizer.cuts", "quantizer.seed")
 LAYERS_NOTE = (
-    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model; "
-    "bold: least of its row. Cuts: pieces of the output and of the input that the graph names, and the activation "
-    "that feeds the layer. Tables of more than 12 methods are in layers.csv only."
+    "Relative error |Y − Ŷ| / |Y| of every quantized linear on held-out inputs of the unquantized model. Cuts: pieces "
+    "of the output and of the input that the graph names, and the activation that feeds the layer. Tables of more than "
+    "12 methods are in layers.csv only."
 )
 CUTS_NOTE = (
     "The same errors for the layers that the graph cuts. Random: as many pieces at other places, geometric mean over "
@@ -79,9 +80,7 @@ def _where(run: RunResult) -> str:
 
 
 def _cells(values: Sequence[float | None]) -> list[Cell]:
-    known = [value for value in values if value is not None]
-    best = min(known) if len(set(known)) > 1 else None
-    return [Cell(DASH) if value is None else number(value, bold=value == best) for value in values]
+    return [Cell(DASH) if value is None else number(value) for value in values]
 
 
 def _geometric_mean(values: Sequence[float]) -> float | None:

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from segquant_bench.eval.metrics.registry import known_metric, place
 from segquant_bench.eval.paper.curves import BASELINES, MARKERS, OWN
-from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
-from segquant_bench.eval.report.columns import Quantity, columns, file_megabytes, step_seconds, weight_megabytes
-from segquant_bench.eval.report.labels import is_subject, labels, places, settings, sort_runs
+from segquant_bench.eval.report.drawing.bytes_plot import beats
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.main_table.columns import (
+    Quantity,
+    columns,
+    file_megabytes,
+    step_seconds,
+    weight_megabytes,
+)
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import is_subject, labels, places, settings
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -44,7 +52,7 @@ class Point:
     Attributes:
         label: with the engine; `series`: method and precision alone, "" of an unquantized model.
         run: the engine with its settings.
-        best: no other run of the panel costs less and errs less.
+        front: no other run of the panel costs less and errs less.
         judge: what the error is; `axis`: the same with its unit and direction.
     """
 
@@ -57,7 +65,7 @@ class Point:
     ours: bool
     x: float
     y: float
-    best: bool
+    front: bool
     judge: str
     axis: str
 
@@ -84,15 +92,11 @@ def pareto_points(runs: Sequence[RunResult]) -> list[Point]:
                         panel, cost, joined(names[id(run)], run.precision),
                         "" if run.is_float else joined(series[id(run)], run.precision), run.engine,
                         settings(run)[ENGINE], is_subject(run), x, y,
-                        not any(_beats(other, own) for other in at), error.head.name, _axis(error),
+                        not any(beats(other, own) for other in at), error.head.name, _axis(error),
                     )
                     for (run, x, y), own in zip(members, at, strict=True)
                 ]  # fmt: skip
     return found
-
-
-def _beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
-    return other != own and other[0] <= own[0] and other[1] <= own[1]
 
 
 def _error(runs: Sequence[RunResult]) -> Quantity | None:
@@ -117,16 +121,24 @@ def _is_headline(key: str) -> bool:
 
 def pareto_csv(points: Sequence[Point]) -> str:
     columns = (*heads(("panel", "run", "cost"), ()), Column("value"), Column("judge", "key"), Column("error"),
-               Column("best", "key"))  # fmt: skip
+               Column("front", "key"))  # fmt: skip
     rows = [
-        (Cell(p.panel), Cell(p.label), Cell(p.cost), number(p.x), Cell(p.judge), number(p.y), Cell(str(p.best).lower()))
+        (
+            Cell(p.panel),
+            Cell(p.label),
+            Cell(p.cost),
+            number(p.x),
+            Cell(p.judge),
+            number(p.y),
+            Cell(str(p.front).lower()),
+        )
         for p in points
     ]
     return to_csv(Table(columns, (tuple(rows),)))
 
 
 def pareto_plot(points: Sequence[Point]) -> bytes:
-    """A row per place, a panel per cost: a colour per method, a marker per engine, a line through the best.
+    """A row per place, a panel per cost: a colour per method, a marker per engine, a line through the front.
 
     Unquantized models are lines: what they cost.
     """
@@ -194,12 +206,12 @@ def _draw(axis: Axes, points: Sequence[Point], colours: dict[str, str], looks: d
     for point in points:
         if not point.series:
             axis.axvline(point.x, color=FLOAT, linestyle=looks[point.run][1], linewidth=1.2, zorder=1)
-    front = sorted((point.x, point.y) for point in shown if point.best)
+    front = sorted((point.x, point.y) for point in shown if point.front)
     axis.plot([x for x, _ in front], [y for _, y in front], color="#cbd5e1", linewidth=1.5, zorder=1)
     for point in shown:
         axis.plot(
             point.x, point.y, looks[point.run][0], color=colours[point.series], markersize=7,
-            markerfacecolor=colours[point.series] if point.best else "none", markeredgewidth=1.3,
+            markerfacecolor=colours[point.series] if point.front else "none", markeredgewidth=1.3,
         )  # fmt: skip
     axis.margins(x=0.1, y=0.12)
     axis.tick_params(labelsize=8)

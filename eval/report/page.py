@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from segquant_bench.eval.report.figures import grid_groups
-from segquant_bench.eval.report.labels import places
-from segquant_bench.eval.report.pairs import Comparison
+from segquant_bench.eval.report.comparing.comparison import Comparison
+from segquant_bench.eval.report.comparing.summary import adjustment_note, is_headline
+from segquant_bench.eval.report.drawing.grid import grid_groups
 from segquant_bench.eval.report.provenance import backends, provenance
-from segquant_bench.eval.report.summary import is_headline
+from segquant_bench.eval.report.runs.labels import places
+from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.render_html import escape, to_html
 from segquant_bench.eval.tables.table import Cell, Row, Table, heads
@@ -43,8 +44,9 @@ def render_page(
     pictures: Mapping[str, bytes],
     legend: str,
     sections: Sequence[tuple[str, str]] = (),
+    adjustment: str = "holm",
 ) -> str:
-    """PNGs by file name; `sections` are (title, HTML), folded."""
+    """PNGs by file name; `sections` are (title, HTML), folded; `adjustment` is a key of `ADJUSTMENTS`."""
     parts = [
         "<!doctype html>",
         "<html lang='en'><head><meta charset='utf-8'>",
@@ -65,7 +67,7 @@ def render_page(
     parts += [
         f"<details><summary><b>{escape(title)}</b></summary>\n{content}\n</details>" for title, content in sections
     ]
-    parts += [_comparisons(comparisons, refused), _methods(runs), "</body></html>"]
+    parts += [_comparisons(comparisons, refused, adjustment), _methods(runs), "</body></html>"]
     return "\n".join(parts) + "\n"
 
 
@@ -78,7 +80,8 @@ def _subtitle(runs: Sequence[RunResult]) -> str:
     counts = sorted({run.n_images for run in runs})
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{len(runs)} runs, {n} pictures each, prompts of {datasets}, seed {seeds}"
+    count = sum(len(run.seed_runs) or 1 for run in runs)
+    return f"{count} runs, {n} pictures each, prompts of {datasets}, seed {seeds}"
 
 
 def _bold(text: str) -> str:
@@ -109,6 +112,7 @@ def _colour(verdict: str) -> str:
 def _titles(runs: Sequence[RunResult]) -> dict[str, str]:
     found = {
         "metrics.png": "Main numbers with intervals",
+        "bytes.png": "Error against bytes",
         "timesteps.png": "Error over the sampling steps",
         "calibration.png": "Error over the number of calibration prompts",
     }
@@ -126,7 +130,7 @@ def _picture(title: str, content: bytes) -> str:
 
 def _pairs_table(comparisons: Sequence[Comparison]) -> Table:
     columns = heads(("precision", "methods", "metric"), ("difference or ratio",))
-    columns = (*columns, *heads(("verdict",), ("n",)))
+    columns = (*columns, *heads(("verdict", "ahead"), ("bytes", "n")))
     return Table(columns, tuple(_pair_rows(list(members)) for _, members in groupby(comparisons, lambda c: c.pair)))
 
 
@@ -135,16 +139,20 @@ def _pair_rows(comparisons: Sequence[Comparison]) -> tuple[Row, ...]:
     for number, c in enumerate(comparisons):
         names = ("", "") if number else (c.setting, f"{c.ours} vs {c.theirs}")
         verdict = Cell(c.verdict, verdict=_colour(c.verdict))
-        found.append((*map(Cell, (*names, c.metric, c.amount)), verdict, Cell(c.count)))
+        size = "" if c.size_ratio is None else f"×{c.size_ratio:.2f}"
+        ahead = {"a": c.ours, "b": c.theirs, "": ""}[c.ahead]
+        found.append((*map(Cell, (*names, c.metric, c.amount)), verdict, *map(Cell, (ahead, size, c.count))))
     return tuple(found)
 
 
-def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]) -> str:
+def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], adjustment: str) -> str:
     out = ["<h2>Paired comparisons</h2>"]
     if comparisons:
         out.append(
             "<p class='pale'>First method minus second, or for errors first divided by second, pair by pair; "
-            "95 % paired interval. “Not distinguishable”: the interval holds zero (×1).</p>"
+            "95 % paired interval. “Not distinguishable”: the interval holds zero (×1), or the adjusted "
+            "p-value is not below 5 %. “Ahead”: better at comparable bytes or fewer (at most "
+            f"{100 * SHARE:g} % more). {escape(adjustment_note(comparisons, adjustment))}</p>"
         )
         out.append(f"<div class='wide'>{to_html(_pairs_table(comparisons))}</div>")
     else:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segquant_bench.eval.report.labels import labels, places
+from segquant_bench.eval.report.runs.labels import labels, places
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.render_markdown import code, escape
 

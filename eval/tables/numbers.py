@@ -27,6 +27,15 @@ def format_interval(interval: Interval, value: float) -> str:
     return f"[{format_number(interval[0], digits)}, {format_number(interval[1], digits)}]"
 
 
+def format_spread(sd: float | None, value: float) -> str:
+    """`` ± 0.12``: one digit more than its value; nothing without one.
+
+    >>> format_spread(0.1234, 43.6), format_spread(None, 1.0)
+    (' ± 0.12', '')
+    """
+    return "" if sd is None else f" ± {format_number(sd, decimals(value) + 1 if sd else 0)}"
+
+
 def format_difference(value: float, interval: Interval, unit: str = "") -> str:
     """Three significant digits of the interval's larger edge, with signs.
 

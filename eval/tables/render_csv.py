@@ -24,15 +24,14 @@ def to_csv(table: Table) -> str:
 
 def _names(column: Column) -> list[str]:
     edges = [f"{column.title}.low", f"{column.title}.high"] if column.intervals else []
-    return [column.title, *edges]
+    return [column.title, *edges, *([f"{column.title}.sd"] if column.spread else [])]
 
 
 def _texts(column: Column, cell: Cell) -> list[str]:
     value = _text(cell.text) if cell.value is None else repr(cell.value)
-    if not column.intervals:
-        return [value]
     edges = ["", ""] if cell.interval is None else [repr(edge) for edge in cell.interval]
-    return [value, *edges]
+    spread = "" if cell.sd is None else repr(cell.sd)
+    return [value, *(edges if column.intervals else []), *([spread] if column.spread else [])]
 
 
 def _text(text: str) -> str:

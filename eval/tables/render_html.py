@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import html
 
-from segquant_bench.eval.tables.numbers import format_interval
+from segquant_bench.eval.tables.numbers import format_interval, format_spread
 from segquant_bench.eval.tables.table import Cell, Column, Row, Table
 from segquant_bench.texts import plain
 
@@ -41,6 +41,8 @@ def _cell(column: Column, cell: Cell) -> str:
     text = f"<b>{escape(cell.text)}</b>" if cell.bold else escape(cell.text)
     if cell.verdict:
         text = f"<span class='{escape(cell.verdict)}'>{text}</span>"
+    if cell.value is not None:
+        text += escape(format_spread(cell.sd, cell.value))
     if cell.value is not None and cell.interval is not None:
         text += f"<br><small>{escape(format_interval(cell.interval, cell.value))}</small>"
     return f"<td>{text}</td>" if column.kind == "number" else f"<td class='key'>{text}</td>"

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from segquant_bench.eval.tables.numbers import format_interval
+from segquant_bench.eval.tables.numbers import format_interval, format_spread
 from segquant_bench.eval.tables.table import DASH, Cell, Column, Row, Table
 from segquant_bench.texts import plain
 
@@ -10,7 +10,7 @@ _ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", None: ""}
 _CHARACTERS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "<": r"\textless{}",
-    ">": r"\textgreater{}", "∞": r"$\infty$", "−": "$-$",
+    ">": r"\textgreater{}", "∞": r"$\infty$", "−": "$-$", "±": r"$\pm$",
 }  # fmt: skip
 
 
@@ -44,6 +44,8 @@ def _row(row: Row) -> str:
 def _cell(cell: Cell) -> str:
     text = "--" if cell.text == DASH else escape(cell.text)
     text = rf"\textbf{{{text}}}" if cell.bold else text
+    if cell.value is not None:
+        text += escape(format_spread(cell.sd, cell.value))
     if cell.value is None or cell.interval is None:
         return text
     return rf"{text} {{\scriptsize {escape(format_interval(cell.interval, cell.value))}}}"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from segquant_bench.eval.tables.numbers import format_interval
+from segquant_bench.eval.tables.numbers import format_interval, format_spread
 from segquant_bench.eval.tables.table import Cell, Column, Table
 from segquant_bench.texts import plain
 
@@ -33,6 +33,8 @@ def _head(column: Column) -> str:
 
 def _cell(cell: Cell) -> str:
     text = f"**{escape(cell.text)}**" if cell.bold else escape(cell.text)
+    if cell.value is not None:
+        text += format_spread(cell.sd, cell.value)
     if cell.value is None or cell.interval is None:
         return text
     return f"{text} {format_interval(cell.interval, cell.value)}"

@@ -22,7 +22,7 @@ class Cell:
 
     Attributes:
         text: not yet escaped.
-        value: the number, for CSV.
+        value: the number, for CSV; `sd` its standard deviation over calibration seeds.
         verdict: ``"better"``, ``"worse"`` or ``"tie"``.
     """
 
@@ -31,6 +31,7 @@ class Cell:
     value: float | None = None
     interval: Interval | None = None
     verdict: str = ""
+    sd: float | None = None
 
 
 Row = tuple[Cell, ...]
@@ -44,7 +45,7 @@ class Column:
         kind: ``"key"`` (left), ``"number"`` (right) or ``"count"`` (right, a key in HTML).
         detail: such as a metric's network.
         direction: ``"lower"`` or ``"higher"`` is better.
-        intervals: CSV has columns for interval edges.
+        intervals: CSV has columns for interval edges; `spread`: and one for standard deviations.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Column:
     unit: str = ""
     direction: str | None = None
     intervals: bool = False
+    spread: bool = False
 
     @property
     def arrow(self) -> str:
@@ -89,8 +91,8 @@ class Table:
         return (*self.groups, self.summary) if self.summary else self.groups
 
 
-def number(value: float, interval: Interval | None = None, *, bold: bool = False) -> Cell:
-    return Cell(format_number(value), bold, float(value), interval)
+def number(value: float, interval: Interval | None = None, *, bold: bool = False, sd: float | None = None) -> Cell:
+    return Cell(format_number(value), bold, float(value), interval, sd=sd)
 
 
 def row(keys: Sequence[str], values: Iterable[Cell | str]) -> Row:

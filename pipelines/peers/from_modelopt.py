@@ -14,6 +14,7 @@ from torch import nn
 
 from segquant import QuantScheme, QuantSpec
 from segquant_bench.pipelines.peers.peer import (
+    FACTOR_BYTES,
     Forward,
     Peer,
     branch_rank,
@@ -26,7 +27,7 @@ from segquant_bench.pipelines.peers.peer import (
 PACKAGE = "nvidia-modelopt"
 INT8 = ("w8a8_tensor", "w8a8", "w8a8_dynamic")
 INT4 = ("w4a8_channel", "w4a8", "w4a4", "w4a16")
-FLOAT32_BYTES, FACTOR_BYTES = 4, 2
+FLOAT32_BYTES = 4
 
 
 def modelopt_int8(precision: str, *, skip: Sequence[str] = (), seed: int = 0) -> Peer:

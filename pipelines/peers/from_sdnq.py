@@ -1,7 +1,8 @@
 """SDNQ (SD.Next Quantization): weights of 2, 3, 4 and 8 bits and e4m3; inputs int8 or e4m3 per token at run time.
 
 No compilation or OpenVINO unless SDNQ's environment variables say so. Inputs of fewer than 32 rows (AdaLN's) stay in
-floating point. SDNQ's own exceptions are off.
+floating point. SDNQ's own exceptions are off. Factors of the low-rank branch have the model's dtype, so they count 16
+bits, as ModelOpt's do and as this project stores its own; scales are float32 whatever the model is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from segquant import QuantScheme
+from segquant import QuantScheme, model_weight_bytes
 from segquant_bench.pipelines.peers.peer import (
+    FACTOR_BYTES,
     Forward,
     Peer,
     branch_rank,
@@ -58,7 +60,14 @@ def sdnq(
     check_installed("sdnq", PACKAGE)
     options = {"svd": svd, "rank": rank, "hadamard": hadamard, "zero_point": zero_point}
     apply = functools.partial(_apply, scheme=scheme, options=options)
-    return Peer("sdnq", PACKAGE, precision, scheme, apply, options, tuple(skip), seed)
+    return Peer("sdnq", PACKAGE, precision, scheme, apply, options, tuple(skip), seed, _layer_bytes)
+
+
+def _layer_bytes(layer: nn.Module) -> int:
+    """As stored, with 16-bit low-rank factors."""
+    factors = [getattr(layer, name, None) for name in ("svd_up", "svd_down")]
+    wide = sum(int(each.numel() * (each.element_size() - FACTOR_BYTES)) for each in factors if each is not None)
+    return model_weight_bytes(layer) - wide
 
 
 def _apply(

@@ -26,6 +26,8 @@ from segquant_bench.pipelines.errors import PipelineError
 
 log = logging.getLogger(__name__)
 
+FACTOR_BYTES = 2
+"""Of a number in a low-rank branch: tools keep it in the dtype of the model, and large models have one of 16 bits."""
 Forward = Callable[[nn.Module], None]
 """Sends all calibration inputs through a model."""
 Apply = Callable[[nn.Module, Sequence[str], Forward], None]

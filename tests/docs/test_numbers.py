@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 
+from segquant_bench.eval.report.runs.known import is_ours
 from tests.docs.pages import read
 
 _NUMBER = re.compile(r"−?(?:\d+\.?\d*|\.\d+)")
@@ -27,10 +28,10 @@ def _tables(text: str) -> list[tuple[list[str], list[list[str]]]]:
     return found
 
 
-def _demo() -> dict[tuple[str, str], dict[str, list[str]]]:
-    """(precision, method) -> column -> its numbers as written, of docs/demo/table.md."""
+def _exact(page: str) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """(precision, method) -> column -> its numbers as written, of a table.md of one model."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for header, rows in _tables(read("docs/demo/table.md")):
+    for header, rows in _tables(read(page)):
         for row in rows:
             cells = found.setdefault((row[0], row[1]), {})
             cells.update({name: _NUMBER.findall(cell) for name, cell in zip(header[2:], row[2:], strict=True)})
@@ -45,7 +46,7 @@ def _equal(written: str, exact: str) -> bool:
 
 def _check(table: tuple[list[str], list[list[str]]]) -> int:
     header, rows = table
-    exact = _demo()
+    exact = _exact("docs/demo/table.md")
     count = 0
     for row in rows:
         columns = exact[row[0], row[1]]
@@ -62,13 +63,84 @@ def test_demo_table_of_readme() -> None:
     text = read("README.md").partition("<!-- demo:begin -->")[2].partition("<!-- demo:end -->")[0]
     (table,) = _tables(text)
     assert [name.startswith(word) for name, word in zip(table[0], DEMO, strict=True)] == [True] * len(DEMO)
-    assert {(row[0], row[1]) for row in table[1]} == set(_demo())
+    assert {(row[0], row[1]) for row in table[1]} == set(_exact("docs/demo/table.md"))
     assert _check(table) == 44
 
 
 def test_demo_page() -> None:
     (table,) = _tables(read("docs/demo/README.md"))
     assert _check(table) == 80
+
+
+def _interval(cell: str) -> tuple[float, float] | None:
+    found = re.search(r"\[(.*), (.*)\]", cell)
+    return None if found is None else (float(found[1]), float(found[2]))
+
+
+def test_bold_numbers_of_the_demo_are_apart_at_comparable_bytes() -> None:
+    """By the intervals and megabytes that the page itself prints; README has the same cells in bold."""
+    lines = [
+        line.strip("| \n").split(" | ") for line in read("docs/demo/README.md").splitlines() if line.startswith("| w")
+    ]
+    bold, expected = set(), set()
+    for mine in lines:
+        group = [line for line in lines if line[0] == mine[0] and line is not mine]
+        rivals = [line for line in group if float(line[-1]) <= 1.02 * float(mine[-1])]
+        near = [line for line in rivals if float(mine[-1]) <= 1.02 * float(line[-1])]
+        for column, higher in ((2, False), (3, True), (4, False), (5, False)):
+            bold |= {(mine[0], mine[1], column)} if "**" in mine[column] else set()
+            edges = [_interval(line[column]) for line in rivals]
+            own = _interval(mine[column])
+            assert own is not None and None not in edges
+            if near and all(own[0] > edge[1] if higher else own[1] < edge[0] for edge in edges if edge is not None):
+                expected.add((mine[0], mine[1], column))
+    assert bold == expected and len(bold) == 4
+    short = [
+        line.strip("| \n").split(" | ") for line in read("README.md").splitlines() if line.startswith(("| w8", "| w4"))
+    ]
+    assert {(line[0], line[1], i) for line in short for i, cell in enumerate(line) if "**" in cell} == bold
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two numbers are equal as far as both are written."""
+    digits = min(len(text.partition(".")[2]) for text in (one, other))
+    return abs(float(one) - float(other)) < 0.51 * 10**-digits
+
+
+TOOLS = ("modelopt_", "torchao_", "quanto", "sdnq", "bnb_", "gguf")
+
+
+def test_the_main_page_has_the_numbers_of_its_table() -> None:
+    exact = _exact("docs/main/table.md")
+    (header, rows), *_ = _tables(read("docs/main/README.md"))
+    precision = ""
+    for row in rows:
+        precision = row[0] or precision
+        name, *rest = row[1].replace(",", "").split()
+        budgets = [
+            f"{name} budget.bytes={size} budget.average_bits={bits}" for size, bits in (("1.1", "none"), ("1.2", "4.5"))
+        ]
+        (label,) = [
+            each for each in (name, *budgets) if (precision, each) in exact and ("4.5" in each) == ("4.5" in rest)
+        ]
+        columns = exact[precision, label]
+        for title, cell in zip(header[2:], row[2:], strict=True):
+            word = re.split(r"[\[,↓↑]", title)[0].strip()
+            (column,) = [key for key in columns if key.startswith(word)]
+            assert all(_alike(a, b) for a, b in zip(_NUMBER.findall(cell), columns[column], strict=True)), (row, title)
+        kinds = {
+            "(tool)": name.startswith(TOOLS),
+            "(baseline)": name not in ("quarot", "vidit_q") and not is_ours(name),
+        }
+        assert all(kinds[word] for word in rest if word in kinds)
+        if "(tool)" in rest or "(baseline)" in rest:
+            tool = "(tool)" in rest
+            alike = [
+                float(cells["fid_ref [effnet_lite0] ↓"][0])
+                for (at, method), cells in exact.items()
+                if at == precision and method.startswith(TOOLS) == tool and not is_ours(method) and method != "quarot"
+            ]
+            assert float(columns["fid_ref [effnet_lite0] ↓"][0]) == min(alike), (precision, name)
 
 
 def test_main_summary_of_readme() -> None:
@@ -83,10 +155,10 @@ def test_main_summary_of_readme() -> None:
     for row in summary:
         for precision, cell in zip(header[1:], row[1:], strict=True):
             exact = found[precision]
-            if row[0].startswith("best of other"):
-                values = [value for name, value in exact.items() if "best tool" in name]
-            elif row[0].startswith("best published"):
-                values = [value for name, value in exact.items() if "baseline" in name or name == "quarot"]
+            if row[0] == "least of other people's tools":
+                values = [value for name, value in exact.items() if "(tool)" in name]
+            elif row[0] == "least of published baselines":
+                values = [value for name, value in exact.items() if "(baseline)" in name or name == "quarot"]
             else:
                 values = [exact[row[0].partition(",")[0]]]
             assert float(cell) == min(map(float, values)), (row[0], precision)
@@ -97,7 +169,9 @@ def test_layouts_are_those_of_the_comparisons() -> None:
     for pair in csv.DictReader(read("docs/layouts/comparisons.csv").splitlines()):
         form = tuple(item.partition("=")[2] for item in pair["a"].split()[1:])
         exact[pair["where"], form, pair["metric"].partition("[")[0]] = pair
-    ((header, rows),) = _tables(read("docs/layouts/README.md"))
+    ((header, _),) = _tables(read("docs/layouts/README.md"))
+    lines = [line for line in read("docs/layouts/README.md").splitlines() if line.startswith("|")][2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     model, count = "", 0
     for row in rows:
         model = row[1] or model
@@ -107,5 +181,6 @@ def test_layouts_are_those_of_the_comparisons() -> None:
             assert all(
                 _equal(a, pair[key]) for a, key in zip(written, ("value", "value.low", "value.high"), strict=True)
             )
+            assert ("**" in cell) == (pair["verdict"] == "worse"), (row, name)
             count += 3
     assert count == 12 * len(rows) == 12 * (len(exact) // 4)

@@ -19,12 +19,13 @@ from segquant_bench.eval.files import save_tensors
 from segquant_bench.eval.paper.curves import curves_csv, size_curves, step_curves
 from segquant_bench.eval.paper.layers import cut_sheets, layer_sheets, layers_csv
 from segquant_bench.eval.paper.polarity import polarity_sheets
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
-from segquant_bench.eval.report.evaluations import read_per_image, read_replicates
-from segquant_bench.eval.report.labels import sort_runs
+from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.comparing.evaluations import read_per_image, read_replicates
+from segquant_bench.eval.report.comparing.summary import comparisons_markdown
+from segquant_bench.eval.report.main_table.export import export_table
+from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.page import render_page
-from segquant_bench.eval.report.results_table import export_table, results_table
-from segquant_bench.eval.report.summary import comparisons_markdown
+from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_markdown import to_markdown

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from segquant_bench.eval import load_result
-from segquant_bench.eval.report.columns import columns
-from segquant_bench.eval.report.labels import settings
+from segquant_bench.eval.report.main_table.columns import columns
+from segquant_bench.eval.report.runs.labels import settings
 from tests.eval.sweep import run_record
 
 

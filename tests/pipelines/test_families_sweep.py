@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segquant_bench.eval import load_results
-from segquant_bench.eval.report.columns import layer_error
+from segquant_bench.eval.report.main_table.columns import layer_error
 from tests.pipelines.conftest import Command
 
 SMALL = [

@@ -13,8 +13,8 @@ from torch import nn
 
 from segquant import QuantLinear
 from segquant_bench.eval import load_result
-from segquant_bench.eval.report.columns import columns
-from segquant_bench.eval.report.labels import method_name
+from segquant_bench.eval.report.main_table.columns import columns
+from segquant_bench.eval.report.runs.labels import method_name
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.results.write import build_results, read_json, write_results

@@ -15,7 +15,7 @@ from torch import nn
 
 from segquant import QuantizationError, load_quantized, presets, quantize_, save_quantized
 from segquant_bench.eval import EvalResult, load_result
-from segquant_bench.eval.report.results_table import results_table
+from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.pipelines.config.quantizer import build_quantizer
 from segquant_bench.pipelines.config.schema import validate

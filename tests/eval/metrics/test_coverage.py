@@ -30,8 +30,8 @@ from segquant_bench.eval.metrics.statistics import (
     percentile_interval,
     share_difference_interval,
 )
-from segquant_bench.eval.report.columns import layer_error, output_error
-from segquant_bench.eval.report.pairs import log_ratio, log_ratio_by_prompt
+from segquant_bench.eval.report.comparing.pairs import log_ratio, log_ratio_by_prompt
+from segquant_bench.eval.report.main_table.columns import layer_error, output_error
 from segquant_bench.eval.results import RunResult
 
 TABLES = 400

@@ -17,7 +17,7 @@ from PIL import Image
 from segquant_bench.eval import METRICS, EvalError, EvalResult, Evaluation, Metric, Network, evaluate, register_metric
 from segquant_bench.eval.metrics import metric as metric_module
 from segquant_bench.eval.metrics.registry import find_metric, find_metrics, known_metric, place
-from segquant_bench.eval.report import known
+from segquant_bench.eval.report.runs import known
 from segquant_bench.eval.tables import numbers
 
 PACKAGE = """

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from segquant_bench.eval import load_result
 from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
-from segquant_bench.eval.report.columns import columns
-from segquant_bench.eval.report.labels import labels, sort_runs
+from segquant_bench.eval.report.main_table.columns import columns
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import labels
 from segquant_bench.eval.results import RunResult
 from tests.eval.sweep import run_record
 
@@ -57,7 +58,7 @@ def test_engines_have_names_and_columns(tmp_path: Path) -> None:
 
 def test_front_is_what_no_run_beats_in_both(tmp_path: Path) -> None:
     points = pareto_points(_runs(tmp_path))
-    best = {(point.cost, point.engine, point.label.startswith("unq")) for point in points if point.best}
+    best = {(point.cost, point.engine, point.label.startswith("unq")) for point in points if point.front}
     seconds, size = "seconds per step", "file, MB"
     assert best == {
         (seconds, "reference", True), (seconds, "ort", True), (seconds, "openvino", False),

@@ -16,8 +16,8 @@ from PIL import Image
 
 from segquant_bench.eval.cli import main
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.report.canvas import figure_text, new_figure, to_png
-from segquant_bench.eval.report.figures import _font, wrap
+from segquant_bench.eval.report.drawing.canvas import figure_text, new_figure, to_png
+from segquant_bench.eval.report.drawing.grid import _font, wrap
 from segquant_bench.eval.results import EvalResult, load_results
 from segquant_bench.eval.tables import render_html, render_latex, render_markdown
 from segquant_bench.eval.tables.render_csv import to_csv

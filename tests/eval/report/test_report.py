@@ -17,12 +17,13 @@ from scipy.stats import norm, t
 from segquant_bench.eval import EvalError, load_result, load_results
 from segquant_bench.eval.cli import main
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.report.columns import columns, layer_error
-from segquant_bench.eval.report.comparisons import against_unquantized, compare_runs
-from segquant_bench.eval.report.evaluations import read_per_image, read_replicates
-from segquant_bench.eval.report.figures import _font, wrap
-from segquant_bench.eval.report.labels import sort_runs
-from segquant_bench.eval.report.results_table import export_table, results_table
+from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
+from segquant_bench.eval.report.comparing.evaluations import read_per_image, read_replicates
+from segquant_bench.eval.report.drawing.grid import _font, wrap
+from segquant_bench.eval.report.main_table.columns import columns, layer_error
+from segquant_bench.eval.report.main_table.export import export_table
+from segquant_bench.eval.report.main_table.results_table import results_table
+from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.numbers import format_number
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -64,7 +65,7 @@ def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def test_report_files(written: dict[str, Path]) -> None:
     assert set(written) == {
         "table.md", "table.csv", "table.tex", "comparisons.md", "comparisons.csv", "report.html", "metrics.png",
-        "grid.png",
+        "bytes.png", "grid.png",
         "layers.csv", "layers.md", "layers.tex",
     }  # fmt: skip
     assert all(path.stat().st_size > 100 for path in written.values())
@@ -295,7 +296,8 @@ def test_wrapped_lines_fit() -> None:
 
 def test_page_is_self_contained_and_escaped(written: dict[str, Path]) -> None:
     page = written["report.html"].read_text()
-    assert page.count("src='data:image/png;base64,") == 2
+    assert page.count("src='data:image/png;base64,") == 3
+    assert "<h2>Error against bytes</h2>" in page
     assert not re.search(r"(src|href)=['\"](?!data:)", page)
     assert "<b>segquant_g</b> vs smoothquant at w8a8_tensor" in page
     assert page.count("<tr") == page.count("</tr>") and page.count("<td") == page.count("</td>")
@@ -431,8 +433,8 @@ def test_deltas_to_the_unquantized_model_are_told(moved: Path, tmp_path: Path) -
     clip = EvalResult("clip_score[x]", 30.0, 8, "higher", (29.0, 31.0), "x", "prompt", -1.25, (-2.0, -0.5))
     path.write_text(json.dumps(record | {"metrics": [*record["metrics"], clip.to_dict()]}))
     written = write_report([moved], tmp_path / "report", grid=False)
-    line = ",w8a8_tensor,smoothquant,unquantized,clip_score[x],difference,-1.25,-2.0,-0.5,,8,pictures,worse\n"
-    assert line in written["comparisons.csv"].read_text()
+    line = ",w8a8_tensor,smoothquant,unquantized,clip_score[x],difference,-1.25,-2.0,-0.5,,8,pictures,worse"
+    assert f"{line},0.005596,0.005596,,,1\n" in written["comparisons.csv"].read_text()
     (told,) = against_unquantized(load_results([moved]))
     assert told.value == -1.25
     sentence = "smoothquant vs unquantized at w8a8_tensor: clip_score[x] -1.25 [-2.00, -0.50] worse (n=8)"

@@ -10,7 +10,7 @@ import pytest
 
 import segquant
 from segquant.numerics.precisions import NAMED
-from segquant_bench.eval.report.known import PRECISIONS as ORDER
+from segquant_bench.eval.report.runs.known import PRECISIONS as ORDER
 from segquant_bench.pipelines.config.formats import FormatConfig, PrecisionConfig
 from segquant_bench.pipelines.config.precision import CUSTOM, scheme_from, shipped_precisions, with_name
 from segquant_bench.pipelines.config.quantizer import build_method

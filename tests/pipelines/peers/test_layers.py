@@ -41,6 +41,20 @@ def test_bytes_of_a_layer_are_those_of_its_format() -> None:
         assert 0 < size - (count // 2 + scales + 16 * 4) < 200  # the rest is its record of shapes, in JSON
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sdnqs_factors_are_counted_at_16_bits(dtype: torch.dtype) -> None:
+    """On a 16-bit model SDNQ stores them so; on one of float32 they would weigh twice what it is about."""
+    layer = nn.Sequential(nn.Linear(128, 64, bias=False)).eval().to(dtype)
+    sizes = []
+    for options in ({}, {"svd": True, "rank": 8}):
+        tool = peer("sdnq", "w4a8", **options)
+        made = tool.quantize_(copy.deepcopy(layer), [(torch.randn(40, 128, dtype=dtype),)])
+        sizes.append(tool.weight_bytes(made, ["0"]))
+        assert {made[0].svd_up.dtype, made[0].svd_down.dtype} == {dtype} if options else made[0].svd_up is None
+    assert sizes[1] - sizes[0] == 2 * 8 * (128 + 64)
+    assert sizes[0] == 64 * 128 // 2 + 64 * 128 // 32 * 8, "float32 scales and zero points for groups of 32"
+
+
 OWN_INPUTS = (
     ("torchao_mx", "mxfp8"), ("torchao_mx", "mxfp4"), ("torchao_nvfp4", "nvfp4"), ("torchao_fp8", "fp8_dynamic"),
     ("bnb_int8", "w8a8_dynamic"), ("bnb_nf4", "w4a16_nf4"), ("gguf", "q4_0"),

@@ -13,8 +13,8 @@ from torch import nn
 from segquant import Method, QuantLinear, presets, save_quantized
 from segquant_bench.eval import load_result
 from segquant_bench.eval.paper.layers import layer_sheets, layers_csv
-from segquant_bench.eval.report.columns import columns
-from segquant_bench.eval.report.labels import labels
+from segquant_bench.eval.report.main_table.columns import columns
+from segquant_bench.eval.report.runs.labels import labels
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.config.schema import validate

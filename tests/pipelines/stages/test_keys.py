@@ -201,7 +201,7 @@ EVERYTHING = AFTER_INPUTS | {"reference"}
         ("pipelines/stages/reference.py", "stages.reference", "", set()),
         ("pipelines/data/pictures.py", "PNG", "PNM", {"real", "evaluate"}),
         ("eval/metrics/statistics.py", " - ", " + ", {"evaluate"}),
-        ("eval/report/results_table.py", "return", "assert True; return", set()),
+        ("eval/report/main_table/results_table.py", "return", "assert True; return", set()),
         ("eval/paper/layers.py", "return", "assert True; return", set()),
         ("eval/cli.py", "return", "assert True; return", set()),
         ("segquant/presets.py", "return", "assert True; return", set()),
@@ -230,6 +230,18 @@ def test_another_stream_calibrates_again(tiny: Tiny, cache: Path, monkeypatch: p
     assert files[0].read_bytes() != files[1].read_bytes()
     held_out = [stage.path / "held_out" / "inputs.safetensors" for stage in (first, second)]
     assert held_out[0].read_bytes() == held_out[1].read_bytes()
+
+
+def test_a_calibration_seed_leaves_reference_and_judged_latents(tiny: Tiny, cache: Path) -> None:
+    """So that pictures of several calibrations compare; only what is calibrated, and what follows from it, is new."""
+    found = []
+    for seed in (0, 1):
+        run = open_run(validate(compose_config([*tiny.overrides(cache), f"calibration.seed={seed}"])))
+        found.append((_keys(run), run.dataset.evaluation, run.config.seed, run.dataset.calibration))
+    (first, *judged, prompts), (second, *judged_again, others) = found
+    assert judged == judged_again and prompts != others
+    changed = {name for name in first if first[name] != second[name]}
+    assert {"calibrate", "quantize"} <= changed and not changed & {"reference", "graph"}
 
 
 def test_versions_of_the_judges_are_in_the_judgement(config, monkeypatch: pytest.MonkeyPatch) -> None:

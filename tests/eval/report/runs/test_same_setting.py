@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from segquant_bench.eval.report.comparisons import compare_runs
-from segquant_bench.eval.report.labels import data_key, group_key, labels, places, setup, sort_runs
+from segquant_bench.eval.report.comparing.comparisons import compare_runs
+from segquant_bench.eval.report.runs.groups import data_key, group_key, setup, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, places
 from segquant_bench.eval.results import RunResult
 from segquant_bench.texts import plain
 

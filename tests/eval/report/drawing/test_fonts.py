@@ -13,10 +13,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageDraw
 
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.report import fonts
-from segquant_bench.eval.report.canvas import new_figure, to_png
-from segquant_bench.eval.report.fonts import Font, boxes_note, fallbacks, own_path, pieces
-from segquant_bench.eval.report.lettering import Face, wrap
+from segquant_bench.eval.report.drawing import fonts
+from segquant_bench.eval.report.drawing.canvas import new_figure, to_png
+from segquant_bench.eval.report.drawing.fonts import Font, boxes_note, fallbacks, own_path, pieces
+from segquant_bench.eval.report.drawing.lettering import Face, wrap
 from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.sweep import run_record
 

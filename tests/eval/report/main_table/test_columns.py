@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segquant_bench.eval import load_result
-from segquant_bench.eval.report.columns import columns
+from segquant_bench.eval.report.main_table.columns import columns
 from tests.eval.sweep import run_record
 
 

@@ -1,20 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from segquant_bench.eval.metrics.statistics import Difference
-from segquant_bench.eval.report.labels import (
-    group_key,
-    home,
-    is_subject,
-    labels,
-    method_name,
-    places,
-    prompts_name,
-    quantized_parts,
-    sort_runs,
-)
-from segquant_bench.eval.report.pairs import Comparison, Names, Pair, difference
+from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS, ALPHA
+from segquant_bench.eval.report.comparing.choose import Choice, chosen
+from segquant_bench.eval.report.comparing.comparison import TIE, Comparison, Names
+from segquant_bench.eval.report.comparing.pairs import Pair, difference
+from segquant_bench.eval.report.runs.groups import group_key, home, quantized_parts, sort_runs
+from segquant_bench.eval.report.runs.labels import is_subject, labels, method_name, places, prompts_name
 from segquant_bench.eval.results import RunResult
 
 UNQUANTIZED = "unquantized"
@@ -92,3 +87,28 @@ def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
 def _names(ours: RunResult, theirs: RunResult, names: dict[int, str], where: dict[int, str]) -> Names:
     headline = is_subject(ours) and (not is_subject(theirs) or home(ours) != home(theirs))
     return Names(names[id(ours)], names[id(theirs)], ours.precision, where[id(ours)], headline)
+
+
+def compare_chosen(runs: Sequence[RunResult], choice: Choice) -> tuple[list[Comparison], list[str]]:
+    """The user's own choice instead: every run against one, and chosen pairs; see `choose`."""
+    ordered = [run for run in sort_runs(runs) if not run.is_float]
+    names, where = labels(ordered), places(ordered)
+    found: list[Comparison] = []
+    couples, refused = chosen(ordered, names, choice)
+    for ours, theirs in couples:
+        told = replace(_names(ours, theirs, names, where), headline=True)
+        if ours.precision != theirs.precision:
+            told = replace(told, precision=f"{ours.precision} against {theirs.precision}")
+        made, left = Pair(ours, theirs, told).compare()
+        found += made
+        refused += left
+    return found, refused
+
+
+def adjusted(comparisons: Sequence[Comparison], adjustment: str) -> list[Comparison]:
+    """With p-values for all comparisons together; what does not pass by them is not distinguishable."""
+    values = ADJUSTMENTS[adjustment][1]([each.p for each in comparisons])
+    return [
+        replace(each, adjusted=value, verdict=each.verdict if value < ALPHA else TIE)
+        for each, value in zip(comparisons, values, strict=True)
+    ]

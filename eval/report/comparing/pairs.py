@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,81 +18,25 @@ from segquant_bench.eval.metrics.statistics import (
     paired_mean_difference,
     paired_replicate_difference,
 )
-from segquant_bench.eval.report.columns import REPLICATES, metric_unit
-from segquant_bench.eval.report.evaluations import (
+from segquant_bench.eval.report.comparing.comparison import LAYERS, PICTURES, PROMPTS, Comparison, Names, log, logs
+from segquant_bench.eval.report.comparing.evaluations import (
     LEFT_OUT,
     has_per_image,
     has_replicates,
     read_per_image,
     read_replicates,
 )
-from segquant_bench.eval.report.rows import row_prompts
+from segquant_bench.eval.report.main_table.columns import REPLICATES, metric_unit
+from segquant_bench.eval.report.runs.rows import row_prompts
+from segquant_bench.eval.report.runs.seeds import calibration_seed, over_seeds
+from segquant_bench.eval.report.runs.sizes import bytes_ratio
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
-from segquant_bench.eval.tables.numbers import format_difference, format_ratio, joined
-
-PICTURES, LAYERS, PROMPTS = "pictures", "layers", "prompts"
-
-
-@dataclass(frozen=True)
-class Names:
-    """What two compared runs are called."""
-
-    ours: str
-    theirs: str
-    precision: str
-    where: str
-    headline: bool
-
-    @property
-    def pair(self) -> tuple[str, str, str, str]:
-        return (self.where, self.precision, self.ours, self.theirs)
-
-    @property
-    def setting(self) -> str:
-        return joined(self.precision, self.where)
-
-
-@dataclass(frozen=True)
-class Comparison(Names):
-    """One paired comparison: the first run minus the second, for errors first over second.
-
-    Attributes:
-        kind: ``"difference"``, or ``"ratio"`` (a geometric mean over pairs).
-        interval: 95 % paired interval.
-        pairs: what they are pairs of, ``"pictures"``.
-        verdict: ``"better"``, ``"worse"`` or ``"not distinguishable"``.
-    """
-
-    metric: str
-    kind: str
-    value: float
-    interval: Interval
-    n: int
-    pairs: str
-    verdict: str
-    unit: str = ""
-
-    @property
-    def amount(self) -> str:
-        """``+1.23 dB [+0.90, +1.50]`` or ``×0.720 [0.680, 0.770]``."""
-        if self.kind == "ratio":
-            return format_ratio(self.value, self.interval)
-        return format_difference(self.value, self.interval, self.unit)
-
-    @property
-    def count(self) -> str:
-        """``88 layers``; for pictures the number alone."""
-        return str(self.n) if self.pairs == PICTURES else f"{self.n} {self.pairs}"
-
-    def sentence(self) -> str:
-        names = f"{self.ours} vs {self.theirs} at {self.setting}"
-        return f"{names}: {self.metric} {self.amount} {self.verdict} (n={self.count})"
 
 
 def difference(names: Names, result: EvalResult, gap: Difference) -> Comparison:
     return Comparison(
         *_fields(names), result.name, "difference", gap.value, gap.interval, gap.n, PICTURES,
-        gap.verdict(result.direction), metric_unit(result),
+        gap.verdict(result.direction), metric_unit(result), df=gap.n - 1.0, direction=result.direction,
     )  # fmt: skip
 
 
@@ -105,8 +49,8 @@ def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Diff
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if a > 0.0 and b > 0.0]
     if len(both) < 2:
         return None
-    logs = np.log(np.array(both))
-    return paired_mean_difference(logs[:, 0], logs[:, 1], replicates=REPLICATES, seed=seed)
+    found = np.log(np.array(both))
+    return paired_mean_difference(found[:, 0], found[:, 1], replicates=REPLICATES, seed=seed)
 
 
 def log_ratio_by_prompt(ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[int]) -> Difference | None:
@@ -139,15 +83,40 @@ class Pair:
     names: Names
 
     def compare(self) -> tuple[list[Comparison], list[str]]:
-        """By every metric, layer and denoiser output that both have."""
+        """By every metric, layer and denoiser output that both have; runs of several seeds seed by seed."""
+        if self.ours.seed_runs or self.theirs.seed_runs:
+            found, refused = self._over_seeds()
+        else:
+            found, refused = self._alone()
+        ratio = bytes_ratio(self.ours, self.theirs)
+        return [replace(each, size_ratio=ratio) for each in found], refused
+
+    def _over_seeds(self) -> tuple[list[Comparison], list[str]]:
+        ours, theirs = (
+            {calibration_seed(each): each for each in run.seed_runs or (run,)} for run in (self.ours, self.theirs)
+        )
+        common = [seed for seed in ours if seed in theirs]
+        if not common:
+            return [], [f"{self._told()}: they share no calibration seed"]
+        made = [Pair(ours[seed], theirs[seed], self.names)._alone() for seed in common]
+        refused = list(dict.fromkeys(sentence for _, sentences in made for sentence in sentences))
+        if len(common) == 1:
+            return made[0][0], refused
+        by_metric = [{each.metric: each for each in found} for found, _ in made]
+        every = [[found[name] for found in by_metric] for name in by_metric[0] if all(name in f for f in by_metric)]
+        return [_mean_of_seeds(each) for each in every], refused
+
+    def _told(self) -> str:
+        return f"{self.names.ours} vs {self.names.theirs} at {self.names.setting}"
+
+    def _alone(self) -> tuple[list[Comparison], list[str]]:
         found: list[Comparison] = []
         refused: list[str] = []
         for result, compare in self._picture_metrics():
             try:
                 found.append(difference(self.names, result, compare(result)))
             except EvalError as error:
-                names = self.names
-                refused.append(f"{names.ours} vs {names.theirs} at {names.setting}: {error}")
+                refused.append(f"{self._told()}: {error}")
         return found + self._errors(), list(dict.fromkeys(refused))
 
     def _picture_metrics(self) -> list[tuple[EvalResult, Callable[[EvalResult], Difference]]]:
@@ -200,4 +169,20 @@ class Pair:
             return []
         value, interval = as_ratio(gap)
         fields = _fields(self.names)
-        return [Comparison(*fields, name, "ratio", value, interval, gap.n, pairs, gap.verdict("lower"))]
+        verdict = gap.verdict("lower")
+        return [Comparison(*fields, name, "ratio", value, interval, gap.n, pairs, verdict, df=gap.n - 1.0)]
+
+
+def _mean_of_seeds(found: Sequence[Comparison]) -> Comparison:
+    """One comparison made of one per seed; ratios by their logarithms. See `runs.seeds` for the interval."""
+    first = found[0]
+    is_ratio = first.kind == "ratio"
+    values = [log(each.value) if is_ratio else each.value for each in found]
+    whole = over_seeds(values, [logs(each.interval) if is_ratio else each.interval for each in found], first.df)
+    assert whole.interval is not None  # of finite values, which all have intervals
+    gap = Difference(whole.mean, whole.interval, first.n)
+    value, interval = as_ratio(gap) if is_ratio else (gap.value, gap.interval)
+    return replace(
+        first, value=value, interval=interval, verdict=gap.verdict(first.direction), seeds=len(found), sd=whole.sd,
+        df=whole.df,
+    )  # fmt: skip

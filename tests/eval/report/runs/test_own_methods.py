@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segquant_bench.eval.report.comparisons import compare_runs
-from segquant_bench.eval.report.labels import home, labels, sort_runs
+from segquant_bench.eval.report.comparing.comparisons import compare_runs
+from segquant_bench.eval.report.runs.groups import home, sort_runs
+from segquant_bench.eval.report.runs.labels import labels
 from segquant_bench.eval.results import RunResult, load_result
 from tests.eval.sweep import run_record
 

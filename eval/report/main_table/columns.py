@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ import numpy as np
 from segquant_bench.eval.metrics.metric import split_name
 from segquant_bench.eval.metrics.registry import known_metric
 from segquant_bench.eval.metrics.statistics import bootstrap_counts, clustered_spread, mean_interval
-from segquant_bench.eval.report.labels import DENOISER, group_key, quantized_parts
-from segquant_bench.eval.report.rows import row_prompts
+from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts
+from segquant_bench.eval.report.runs.rows import row_prompts
+from segquant_bench.eval.report.runs.seeds import over_seeds
+from segquant_bench.eval.report.runs.sizes import quantized_bytes
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
 from segquant_bench.eval.tables.table import Cell, Column, number
 
@@ -20,13 +23,16 @@ QUANTIZING = ("quantize", "components", "encoders")
 """Stages of runs that do not name them; the last is the second's name in older runs."""
 
 
+CellOf = Callable[[RunResult], Cell | None]
+
+
 @dataclass(frozen=True)
 class Quantity:
     """`key` for machines, `head` for people; `judged` ones get a best value."""
 
     key: str
     head: Column
-    cell: Callable[[RunResult], Cell | None]
+    cell: CellOf
     judged: bool = True
 
 
@@ -69,7 +75,7 @@ def _metric(example: EvalResult) -> Quantity:
 
     title, network = split_name(example.name)
     head = Column(title, "number", network, metric_unit(example), example.direction)
-    return Quantity(example.name, head, cell)
+    return Quantity(example.name, head, mean_of_seeds(cell))
 
 
 def _quantity(
@@ -77,18 +83,36 @@ def _quantity(
     title: str,
     unit: str,
     direction: str,
-    cell: Callable[[RunResult], Cell | None],
+    cell: CellOf,
     *,
     judged: bool = True,
 ) -> Quantity:
-    return Quantity(key, Column(title, "number", "", unit, direction), cell, judged)
+    return Quantity(key, Column(title, "number", "", unit, direction), mean_of_seeds(cell), judged)
 
 
+def mean_of_seeds(cell: CellOf) -> CellOf:
+    """The same of a run that stands for several seeds: mean, standard deviation and interval over them."""
+
+    @functools.wraps(cell)
+    def over(run: RunResult) -> Cell | None:
+        if not run.seed_runs:
+            return cell(run)
+        cells = [found for each in run.seed_runs if (found := cell(each)) is not None and found.value is not None]
+        if len(cells) < len(run.seed_runs):
+            return None
+        whole = over_seeds([float(each.value or 0.0) for each in cells], [each.interval for each in cells])
+        return number(whole.mean, whole.interval, sd=whole.sd)
+
+    return over
+
+
+@mean_of_seeds
 def layer_error(run: RunResult) -> Cell | None:
     """Geometric mean over quantized layers of the relative output error."""
     return _geometric_mean([e for e in run.every_layer_error.values() if e > 0.0], run.seed)
 
 
+@mean_of_seeds
 def output_error(run: RunResult) -> Cell | None:
     """Relative error of the denoiser's output on held-out inputs."""
     if DENOISER not in quantized_parts(run) or run.output_error is None:
@@ -119,17 +143,11 @@ def bootstrap_interval(values: np.ndarray, seed: int) -> Interval | None:
     return mean_interval(values, bootstrap_counts(len(values), REPLICATES, seed)) if len(values) > 1 else None
 
 
+@mean_of_seeds
 def weight_megabytes(run: RunResult) -> Cell | None:
     """Of codes and scales."""
-    size = _quantized_bytes(run, "weight_bytes")
+    size = quantized_bytes(run, "weight_bytes")
     return None if size is None else number(size / BYTES_PER_MB)
-
-
-def _quantized_bytes(run: RunResult, key: str) -> int | None:
-    parts = quantized_parts(run) or (DENOISER,)
-    sizes = [getattr(run, key) if part == DENOISER else run.components.get(part, {}).get(key) for part in parts]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
 
 
 def _encoder_error(run: RunResult) -> Cell | None:
@@ -150,10 +168,11 @@ def _pipeline_mb(run: RunResult) -> Cell | None:
 
 
 def _compression(run: RunResult) -> Cell | None:
-    before, after = (_quantized_bytes(run, key) for key in ("weight_bytes_float", "weight_bytes"))
+    before, after = (quantized_bytes(run, key) for key in ("weight_bytes_float", "weight_bytes"))
     return number(before / after) if before and after else None
 
 
+@mean_of_seeds
 def step_seconds(run: RunResult) -> Cell | None:
     """Median seconds of a sampling step's denoiser calls by the run's engine."""
     return _measured(run, "seconds_per_step")
@@ -164,6 +183,7 @@ def _measured(run: RunResult, key: str) -> Cell | None:
     return None if found is None else number(float(found))
 
 
+@mean_of_seeds
 def file_megabytes(run: RunResult) -> Cell | None:
     """Of the file that the engine's model is loaded from."""
     size = run.speed.get("file_bytes")
@@ -183,21 +203,3 @@ def _quantize_peak(run: RunResult) -> Cell | None:
 def _quantizing(run: RunResult, key: str) -> list[float]:
     stages = [] if run.is_float else [run.stages[name] for name in run.quantizing or QUANTIZING if name in run.stages]
     return [float(stage[key]) for stage in stages if stage.get(key) is not None]
-
-
-def best_runs(quantity: Quantity, runs: Sequence[RunResult]) -> set[int]:
-    """`id` of the best runs of each group."""
-    if quantity.head.direction is None or not quantity.judged:
-        return set()
-    groups: dict[object, list[tuple[float, int]]] = {}
-    for run in runs:
-        cell = quantity.cell(run)
-        if cell is not None and cell.value is not None and not run.is_float:
-            groups.setdefault(group_key(run), []).append((cell.value, id(run)))
-    pick = min if quantity.head.direction == "lower" else max
-    best: set[int] = set()
-    for entries in groups.values():
-        if len({value for value, _ in entries}) > 1:
-            top = pick(value for value, _ in entries)
-            best |= {run for value, run in entries if value == top}
-    return best

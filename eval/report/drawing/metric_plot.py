@@ -1,4 +1,4 @@
-"""The main numbers: a panel per precision and metric, a line per method."""
+"""The main numbers: a panel per precision and metric, a line per method, pale dots for calibration seeds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.report.canvas import COMMON, figure_text, more_width, new_figure, to_png
-from segquant_bench.eval.report.columns import Quantity, columns
-from segquant_bench.eval.report.known import is_ours
-from segquant_bench.eval.report.labels import group_key, labels, places, quantized_parts
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.main_table.columns import Quantity, columns
+from segquant_bench.eval.report.runs.groups import group_key, quantized_parts
+from segquant_bench.eval.report.runs.known import is_ours
+from segquant_bench.eval.report.runs.labels import labels, places
+from segquant_bench.eval.report.runs.sizes import by_bytes
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.table import Cell
 
@@ -23,14 +25,14 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
     """A PNG; None if there is nothing to draw."""
-    quantized = [run for run in runs if not run.is_float]
+    quantized = by_bytes([run for run in runs if not run.is_float])
     shown = _shown(columns(quantized))
     if not shown:
         return None
     groups: dict[object, list[RunResult]] = {}
     for run in quantized:
         groups.setdefault(group_key(run), []).append(run)
-    titles = [_group_name(members[0], quantized) for members in groups.values()]
+    titles = [group_title(members[0], quantized) for members in groups.values()]
     # a row is as high as its methods need, and as its title does, which is set upright
     heights = [
         max(0.3 * len(members) + 0.75, 0.1 * max(map(len, title.split("\n"))) + 0.35)
@@ -55,7 +57,8 @@ def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:
     return [*sorted(main, key=lambda q: place(q.key)), *(q for q in quantities if q.key in ERRORS)]
 
 
-def _group_name(run: RunResult, runs: Sequence[RunResult]) -> str:
+def group_title(run: RunResult, runs: Sequence[RunResult]) -> str:
+    """Where and at which precision, a line each."""
     told = [part for part in places(runs)[id(run)].split(", ") if part]
     told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
     return "\n".join(figure_text(part, COMMON) for part in [*told, run.precision])
@@ -73,6 +76,9 @@ def _draw(panel: Axes, quantity: Quantity, runs: Sequence[RunResult]) -> None:
         cell = quantity.cell(run)
         if cell is None or cell.value is None or math.isinf(cell.value):
             continue
+        cells = [each for one in run.seed_runs if (each := quantity.cell(one)) is not None]
+        seeds = [each.value for each in cells if each.value is not None]
+        panel.plot(seeds, [y] * len(seeds), ".", color=COLOURS[is_ours(run.quantizer)], alpha=0.4, markersize=5)
         panel.errorbar(
             cell.value, y, xerr=_whiskers(cell), fmt="o", color=COLOURS[is_ours(run.quantizer)],
             markersize=6, capsize=3, elinewidth=1.6,

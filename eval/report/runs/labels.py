@@ -1,93 +1,30 @@
-"""Order, groups and names of runs."""
+"""Names of runs."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from segquant_bench.eval.report.known import PRECISIONS, is_ours, method_rank, precision_rank
-from segquant_bench.eval.report.leaves import fewest, is_within, leaves, told
-from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
+from segquant_bench.eval.report.runs.groups import (
+    DENOISER,
+    ELSEWHERE,
+    SETUP,
+    engine_told,
+    group_key,
+    home,
+    quantized_parts,
+)
+from segquant_bench.eval.report.runs.known import PRECISIONS, is_ours
+from segquant_bench.eval.report.runs.leaves import fewest, is_within, leaves, told
+from segquant_bench.eval.report.runs.seeds import SEED, calibration_seed
+from segquant_bench.eval.results import REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.texts import plain
 
-DENOISER = "denoiser"
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
 """Sections in which runs of one method may differ; "encoders" is of older runs."""
-ENGINE = {"fallback": None, "rest": "refuse", "every_cpu": True, "bfloat16": False}
-"""Settings of engines that are not told."""
-PACKAGES = ("segquant", "segquant_bench", "pipelines")
-"""Where methods of this repository are; the last of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
-_SETUP = tuple(f"model.{key}" for key in ("call", "dtype", "scheduler", "scheduler_settings", "pipeline", "control"))
-"""Other reference pictures: runs that differ in these are not compared."""
-_ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "model.repo", "model.revision",
-              "model.variant", "model.device", "model.parts", "model.name", "dataset.name")  # fmt: skip
-"""Told last: places, and what changes no number."""
-
-
-def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
-    """By model, dataset, seed, prompts, precision, components, method; one unquantized run, first."""
-    unique: dict[object, RunResult] = {}
-    for run in runs:
-        key = (data_key(run), _judgement(run), _engine(run)) if run.is_float else run.path
-        unique.setdefault(key, run)
-    return sorted(
-        unique.values(),
-        key=lambda r: (
-            r.model,
-            r.fingerprint,
-            r.dataset,
-            r.seed,
-            (len(r.prompts), r.prompts),
-            setup(r),
-            not r.is_float,
-            precision_rank(r.precision),
-            _parts_rank(quantized_parts(r)),
-            bool(home(r)),
-            method_rank(r.quantizer),
-            _engine_rank(r.engine),
-            r.name,
-            _natural(r.path.parent.name),
-        ),
-    )
-
-
-def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
-    """The denoiser alone, with others, then others without it."""
-    return (DENOISER not in parts, len(parts), parts)
-
-
-def _engine_rank(engine: str) -> int:
-    return (REFERENCE, AUTO).index(engine) if engine in (REFERENCE, AUTO) else 2
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
-
-
-def data_key(run: RunResult) -> tuple[str, str, str, int, tuple[str, ...], str]:
-    """Runs of equal key share a grid or an axis."""
-    return (run.model, run.fingerprint, run.dataset, run.seed, run.prompts, setup(run))
-
-
-def setup(run: RunResult) -> str:
-    """The settings of sampling, as JSON."""
-    found = {key: value for key, value in leaves(run.config).items() if is_within(key, _SETUP)}
-    return json.dumps(found, sort_keys=True, default=str)
-
-
-def _judgement(run: RunResult) -> str:
-    found = {key: value for key, value in leaves(run.config).items() if is_within(key, ("metric", "dataset", "stages"))}
-    return json.dumps(found, sort_keys=True, default=str)
-
-
-def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
-    """Runs of equal key may be compared."""
-    return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
@@ -108,7 +45,7 @@ def setups(runs: Sequence[RunResult]) -> dict[int, str]:
     for members in models.values():
         every = [leaves(run.config) for run in members]
         known = [values for values in every if values]  # older results hold no configuration
-        keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, _SETUP)])
+        keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, SETUP)])
         found |= {id(run): told(values, keys) if values else "" for run, values in zip(members, every, strict=True)}
     return found
 
@@ -117,12 +54,6 @@ def prompts_name(run: RunResult) -> str:
     """Number and hash: ``128 prompts (1f2e3d)``."""
     digest = hashlib.sha256("\n".join(run.prompts).encode(errors="surrogatepass")).hexdigest()
     return f"{len(run.prompts)} prompts ({digest[:6]})"
-
-
-def quantized_parts(run: RunResult) -> tuple[str, ...]:
-    """The denoiser first."""
-    named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
-    return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
 
 
 def method_name(run: RunResult) -> str:
@@ -144,7 +75,9 @@ def settings(run: RunResult) -> dict[str, Any]:
         for key, value in _flat(run.config.get(section) or {}, section)
         if key.rpartition(".")[2] not in _UNTOLD and not (section == "precision" and _is_named(run))
     }
-    return {**found, "backend": _backend(run), "run": _engine(run)}
+    if run.seed_runs:
+        found[SEED] = "+".join(str(calibration_seed(each)) for each in run.seed_runs)
+    return {**found, "backend": _backend(run), "run": engine_told(run)}
 
 
 def _is_named(run: RunResult) -> bool:
@@ -162,20 +95,6 @@ def _backend(run: RunResult) -> str:
     return str(found.get("_target_") if isinstance(found, Mapping) else found)
 
 
-def _engine(run: RunResult) -> str:
-    """Its name, and settings other than usual: "openvino bfloat16=True"."""
-    given = run.config.get("run") or {}
-    told = [f"{key}={given[key]}" for key, usual in ENGINE.items() if given.get(key, usual) != usual]
-    return " ".join([run.engine, *told])
-
-
-def home(run: RunResult) -> str:
-    """The module of the user's own method, else empty."""
-    quantizer = run.config.get("quantizer")
-    target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
-    return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
-
-
 def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
     if not isinstance(values, Mapping):
         return [(prefix, values)]
@@ -191,7 +110,7 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
     Settings read "+seglinear" or "alpha=0.5". Same names of different packages get their module. Where several
     engines ran segquant's layers, each of those runs names its own.
     """
-    engines = {_engine(run) for run in runs if _runs_ours(run)}
+    engines = {engine_told(run) for run in runs if _runs_ours(run)}
     families: dict[object, list[RunResult]] = {}
     for run in runs:
         families.setdefault((group_key(run), method_name(run)), []).append(run)
@@ -205,7 +124,7 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
                 place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
                 name = " ".join([place, *_told(settings(run), keys)]) if keys or untold or len(homes) > 1 else run.name
             if len(engines) > 1 and _runs_ours(run) and "run" not in (*keys, *untold):
-                name = f"{name} run={_engine(run)}"
+                name = f"{name} run={engine_told(run)}"
             found[id(run)] = name
     return found if untold else _told_apart(runs, found)
 
@@ -215,7 +134,7 @@ def _runs_ours(run: RunResult) -> bool:
 
 
 def _unquantized(run: RunResult) -> str:
-    return "unquantized" if run.engine == REFERENCE else f"unquantized run={_engine(run)}"
+    return "unquantized" if run.engine == REFERENCE else f"unquantized run={engine_told(run)}"
 
 
 def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, str]:
@@ -235,7 +154,7 @@ def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, s
 def _additions(runs: Sequence[RunResult]) -> dict[int, str]:
     every = [leaves(run.config) for run in runs]
     keys = list(dict.fromkeys(key for values in every for key in values))
-    last = [key for key in keys if is_within(key, _ELSEWHERE)]
+    last = [key for key in keys if is_within(key, ELSEWHERE)]
     chosen = fewest(every, last, fewest(every, [key for key in keys if key not in last]))
     return {id(run): told(values, chosen) for run, values in zip(runs, every, strict=True)}
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from segquant_bench.eval.report.pairs import Comparison
-from segquant_bench.eval.report.summary import FEW, comparisons_markdown, comparisons_table
+from segquant_bench.eval.report.comparing.comparison import Comparison
+from segquant_bench.eval.report.comparing.summary import FEW, comparisons_markdown, comparisons_table
 from segquant_bench.eval.tables.render_csv import to_csv
 
 FID = Comparison(

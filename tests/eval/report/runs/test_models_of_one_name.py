@@ -11,9 +11,9 @@ import pytest
 
 from segquant_bench.eval import RunResult, load_result, load_results
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.report.comparisons import compare_runs
-from segquant_bench.eval.report.figures import grid_groups
-from segquant_bench.eval.report.labels import sort_runs
+from segquant_bench.eval.report.comparing.comparisons import compare_runs
+from segquant_bench.eval.report.drawing.grid import grid_groups
+from segquant_bench.eval.report.runs.groups import sort_runs
 from tests.eval.sweep import run_record
 
 FILES = {"a": "1f2e3d4c5b6a7988", "b": "1f2e3d99aa00bb11", "old": None}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segquant_bench.eval.report.known import OURS, is_ours, method_rank, precision_rank
-from segquant_bench.eval.report.results_table import results_table
+from segquant_bench.eval.report.main_table.results_table import results_table
+from segquant_bench.eval.report.runs.known import OURS, is_ours, method_rank, precision_rank
 from segquant_bench.eval.results import RunResult
 
-QUANTIZERS = Path(__file__).parents[3] / "conf" / "quantizer"
+QUANTIZERS = Path(__file__).parents[4] / "conf" / "quantizer"
 
 
 def test_every_method_of_ours_is_known_as_such() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from segquant_bench.eval.report.comparisons import compare_runs
-from segquant_bench.eval.report.figures import grid_groups
-from segquant_bench.eval.report.labels import labels, places, sort_runs
-from segquant_bench.eval.report.leaves import fewest, leaves, shown, told
-from segquant_bench.eval.report.results_table import results_table
+from segquant_bench.eval.report.comparing.comparisons import compare_runs
+from segquant_bench.eval.report.drawing.grid import grid_groups
+from segquant_bench.eval.report.main_table.results_table import results_table
+from segquant_bench.eval.report.runs.groups import sort_runs
+from segquant_bench.eval.report.runs.labels import labels, places
+from segquant_bench.eval.report.runs.leaves import fewest, leaves, shown, told
 from segquant_bench.eval.results import RunResult
 from segquant_bench.pipelines.config.schema import register
 from tests.pipelines.conftest import compose_config

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.report.labels import data_key, labels, prompts_name, sort_runs
-from segquant_bench.eval.report.lettering import Face, wrap
+from segquant_bench.eval.report.drawing.lettering import Face, wrap
+from segquant_bench.eval.report.runs.groups import data_key, sort_runs
+from segquant_bench.eval.report.runs.labels import labels, prompts_name
 from segquant_bench.eval.results import REFERENCE, RunResult
 
 TILE = 128

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from PIL import ImageDraw, ImageFont
 
-from segquant_bench.eval.report.fonts import own_path, pieces
+from segquant_bench.eval.report.drawing.fonts import own_path, pieces
 from segquant_bench.texts import plain
 
 Colour = tuple[int, int, int]

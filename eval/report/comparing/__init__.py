@@ -1,0 +1,1 @@
+"""Two runs at a time: which one is better."""

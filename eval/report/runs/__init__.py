@@ -1,0 +1,1 @@
+"""Order, groups and names of runs."""

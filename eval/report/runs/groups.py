@@ -1,0 +1,103 @@
+"""Which runs may be compared, and their order."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from segquant_bench.eval.report.runs.known import method_rank, precision_rank
+from segquant_bench.eval.report.runs.leaves import is_within, leaves
+from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
+
+DENOISER = "denoiser"
+ENGINE = {"fallback": None, "rest": "refuse", "every_cpu": True, "bfloat16": False}
+"""Settings of engines that are not told."""
+PACKAGES = ("segquant", "segquant_bench", "pipelines")
+"""Where methods of this repository are; the last of older runs."""
+SETUP = tuple(f"model.{key}" for key in ("call", "dtype", "scheduler", "scheduler_settings", "pipeline", "control"))
+"""Other reference pictures: runs that differ in these are not compared."""
+ELSEWHERE = ("name", "logger", "cache", "report", "polarity", "model.path", "model.repo", "model.revision",
+              "model.variant", "model.device", "model.parts", "model.name", "dataset.name")  # fmt: skip
+"""Told last: places, and what changes no number."""
+
+
+def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
+    """By model, dataset, seed, prompts, precision, components, method; one unquantized run, first."""
+    unique: dict[object, RunResult] = {}
+    for run in runs:
+        key = (data_key(run), _judgement(run), engine_told(run)) if run.is_float else run.path
+        unique.setdefault(key, run)
+    return sorted(
+        unique.values(),
+        key=lambda r: (
+            r.model,
+            r.fingerprint,
+            r.dataset,
+            r.seed,
+            (len(r.prompts), r.prompts),
+            setup(r),
+            not r.is_float,
+            precision_rank(r.precision),
+            _parts_rank(quantized_parts(r)),
+            bool(home(r)),
+            method_rank(r.quantizer),
+            _engine_rank(r.engine),
+            r.name,
+            _natural(r.path.parent.name),
+        ),
+    )
+
+
+def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:
+    """The denoiser alone, with others, then others without it."""
+    return (DENOISER not in parts, len(parts), parts)
+
+
+def _engine_rank(engine: str) -> int:
+    return (REFERENCE, AUTO).index(engine) if engine in (REFERENCE, AUTO) else 2
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def data_key(run: RunResult) -> tuple[str, str, str, int, tuple[str, ...], str]:
+    """Runs of equal key share a grid or an axis."""
+    return (run.model, run.fingerprint, run.dataset, run.seed, run.prompts, setup(run))
+
+
+def setup(run: RunResult) -> str:
+    """The settings of sampling, as JSON."""
+    found = {key: value for key, value in leaves(run.config).items() if is_within(key, SETUP)}
+    return json.dumps(found, sort_keys=True, default=str)
+
+
+def _judgement(run: RunResult) -> str:
+    found = {key: value for key, value in leaves(run.config).items() if is_within(key, ("metric", "dataset", "stages"))}
+    return json.dumps(found, sort_keys=True, default=str)
+
+
+def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
+    """Runs of equal key may be compared."""
+    return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
+
+
+def quantized_parts(run: RunResult) -> tuple[str, ...]:
+    """The denoiser first."""
+    named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
+    return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
+
+
+def engine_told(run: RunResult) -> str:
+    """Its name, and settings other than usual: "openvino bfloat16=True"."""
+    given = run.config.get("run") or {}
+    told = [f"{key}={given[key]}" for key, usual in ENGINE.items() if given.get(key, usual) != usual]
+    return " ".join([run.engine, *told])
+
+
+def home(run: RunResult) -> str:
+    """The module of the user's own method, else empty."""
+    quantizer = run.config.get("quantizer")
+    target = str(quantizer.get("_target_", "")) if isinstance(quantizer, Mapping) else ""
+    return "" if target.partition(".")[0] in ("", *PACKAGES) else target.rpartition(".")[0]
