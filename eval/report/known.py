@@ -12,8 +12,8 @@ PRECISIONS = (
 """segquant's, those of fewer bits last."""
 BASELINES = (
     "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "smoothquant_gptq", "gptq", "gptq_mse",
-    "gptq_mixed", "awq", "svdquant", "svdquant_gptq", "quarot", "quarot_mse", "convrot", "vidit_q", "q_diffusion", "ptq4dm",
-    "ptq4dit", "ptqd", "tac",
+    "gptq_mixed", "awq", "svdquant", "svdquant_gptq", "quarot", "quarot_mse", "convrot", "vidit_q", "q_diffusion",
+    "ptq4dm", "ptq4dit", "ptqd", "tac",
 )  # fmt: skip
 OURS = ("segquant_a", "segquant_g", "segquant_plus", "segquant_r", "auto", "plan")
 

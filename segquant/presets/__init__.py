@@ -21,7 +21,7 @@ from segquant.presets.smoothed import (
 )
 
 __all__ = [
-    "Common", "auto", "awq", "convrot", "gptq", "gptq_mixed", "gptq_mse", "mse", "none", "percentile", "plan", "ptq4dit",
-    "q_diffusion", "quarot", "quarot_mse", "rtn", "segquant_a", "segquant_g", "segquant_plus", "segquant_r",
+    "Common", "auto", "awq", "convrot", "gptq", "gptq_mixed", "gptq_mse", "mse", "none", "percentile", "plan",
+    "ptq4dit", "q_diffusion", "quarot", "quarot_mse", "rtn", "segquant_a", "segquant_g", "segquant_plus", "segquant_r",
     "smoothquant", "smoothquant_gptq", "smoothquant_plus", "svdquant", "svdquant_gptq", "vidit_q",
 ]  # fmt: skip

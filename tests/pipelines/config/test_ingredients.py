@@ -10,6 +10,7 @@ import yaml
 from hydra.errors import ConfigCompositionException
 
 from segquant import Method, presets
+from segquant.method.parts import Budget
 from segquant.presets.settings import REASONS
 from segquant_bench.pipelines.config.explain import explain
 from segquant_bench.pipelines.config.quantizer import build_quantizer
@@ -23,7 +24,8 @@ SMOOTH = {
 }  # fmt: skip
 BRANCH = {"svdquant", "svdquant_gptq", "segquant_a", "segquant_g", "segquant_plus", "segquant_r"}
 TURNED = {"quarot", "quarot_mse", "convrot"}
-GPTQ = TURNED | {"gptq", "gptq_mse", "smoothquant_gptq", "svdquant_gptq", "segquant_g", "segquant_plus", "segquant_r"}
+GPTQ = TURNED | {"gptq", "gptq_mse", "gptq_mixed", "smoothquant_gptq", "svdquant_gptq"}
+GPTQ |= {"segquant_g", "segquant_plus", "segquant_r"}
 ALL = {name for name in presets.__all__ if name not in ("Common", "none", "plan")}
 FITS: dict[str, tuple[Any, set[str]]] = {
     "ranges": ("mse", ALL), "headroom": ("search", ALL), "bias_correction": (True, ALL - {"q_diffusion"}),
@@ -31,7 +33,7 @@ FITS: dict[str, tuple[Any, set[str]]] = {
     "alpha": ("search_layer", SMOOTH), "alpha_rows": ("held_out", SMOOTH), "alpha_none": (True, SMOOTH),
     "rank": (3, BRANCH), "rank_limit": (16, BRANCH), "rank_fraction": (0.1, BRANCH), "svd": ("randomized", BRANCH),
     "iterations": (2, BRANCH), "gram_shrinkage": (0.25, GPTQ | BRANCH | {"auto"}), "act_order": (False, GPTQ),
-    "damp": (0.02, GPTQ), "calibrator": ("amax", TURNED),
+    "damp": (0.02, GPTQ), "calibrator": ("amax", TURNED), "budget": (Budget(bytes=1.5, over="formats"), ALL),
 }  # fmt: skip
 """A value, and the methods that take it."""
 PAIRS = [(name, setting) for setting in FITS for name in sorted(ALL)]
