@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segquant import QuantizationError, QuantLinear, Segments, observe, presets, quantize_
 from segquant.method.spec import Method
-from segquant.optimizers.smooth import MARGINS
+from segquant.optimizers.headroom import MARGINS
 from tests.segquant.support import Block, block_batches, brute_force, tensor
 
 METHODS = [
