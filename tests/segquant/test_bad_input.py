@@ -26,8 +26,8 @@ METHODS = [
     presets.ptq4dit("w8a8"),
     presets.gptq("w8a8_tensor"),
     presets.svdquant("w4a8", rank=2),
-    presets.segquant_a("w8a8_tensor"),
-    presets.segquant_g("w8a8"),
+    presets.segquant_a("w8a8_tensor", alpha=0.5, headroom="search"),
+    presets.segquant_plus("w8a8"),
     presets.segquant_g("w4a8", rank=2),
 ]
 # 8 bits cost about 1.2 % here, and with six calls static scales may have the widest headroom
