@@ -34,7 +34,7 @@ from segquant import (
 
 METHODS = (
     "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "awq", "ptq4dit", "quarot", "gptq", "svdquant",
-    "q_diffusion", "segquant_a", "segquant_g", "segquant_r", "auto",
+    "svdquant_gptq", "q_diffusion", "segquant_a", "segquant_g", "segquant_plus", "segquant_r", "auto",
 )  # fmt: skip
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 2**20

@@ -32,7 +32,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[dict[str, An
     "unet": (random_unet, unet_inputs),
     "unet_outliers": (partial(random_unet, outlier=16), unet_inputs),
 }
-OURS = ("rtn", "gptq", "quarot", "segquant_g", "segquant_r")
+OURS = (
+    "rtn", "gptq", "gptq_mse", "quarot", "quarot_mse", "convrot", "smoothquant_gptq", "svdquant_gptq", "segquant_a",
+    "segquant_g", "segquant_plus", "segquant_r",
+)  # fmt: skip
 PEERS = ("torchao_int8_dynamic", "sdnq", "modelopt_int8")
 
 

@@ -16,8 +16,8 @@ GivenMethod = Method | str | Mapping[str, Any]
 """A method; the name of a preset, at its default precision; or {"name": …, "precision": …, settings}."""
 PRESETS: dict[str, Callable[..., Method]] = {
     name: value
-    for name, value in vars(presets).items()
-    if inspect.isfunction(value) and value.__module__ == presets.__name__ and not name.startswith("_")
+    for name, value in ((name, getattr(presets, name)) for name in presets.__all__)
+    if inspect.isfunction(value)
 }
 _ADVICE = "give a method, for example presets.segquant_g('w8a8_tensor'), or the name of one"
 

@@ -6,6 +6,7 @@ import errno
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -74,7 +75,18 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if (outer := open_key(key)) is not None:
         return f"{outer} has no key {key.removeprefix(outer)[1:]!r} yet; write ++{key}=VALUE to add it"
     known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    return unknown_key(key, known)
+    return _not_of_this_method(parent, key) or unknown_key(key, known)
+
+
+def _not_of_this_method(parent: Any, key: str) -> str:
+    """Why a quantizer has no setting that others have; empty if none has."""
+    section, _, setting = key.rpartition(".")
+    if section != "quantizer" or not isinstance(parent, DictConfig):
+        return ""
+    from segquant.presets.settings import REASONS, why_not  # torch: not for `segquant --help`
+
+    name = str(parent.get("name") or str(parent.get("_target_")).rpartition(".")[2])
+    return f"there is no key {key!r}: {why_not(name, setting, ())}" if setting in REASONS else ""
 
 
 def below_null(error: BaseException) -> str | None:

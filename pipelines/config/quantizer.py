@@ -4,7 +4,6 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.precision import register_precision, scheme_from, shipped_precisions
 from segquant_bench.pipelines.config.schema import PEERS, PRESETS, RunConfig
 from segquant_bench.pipelines.errors import PipelineError
@@ -64,6 +63,8 @@ def build_quantizer(quantizer: Mapping[str, Any]) -> Method | Peer:
 
 
 def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Peer:
+    from segquant.presets.settings import why_not  # torch: not for `segquant --help`
+
     package, _, function = target.rpartition(".")
     preset = getattr(importlib.import_module(package), function, None)
     if preset is None:
@@ -71,7 +72,7 @@ def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Pee
     known = own_code.known_arguments(preset) or set()
     for key in arguments:
         if key not in known:
-            raise PipelineError(f"{name} takes no {key!r} (quantizer.{key}); {nearest(key, known)}")
+            raise PipelineError(f"quantizer.{key}: {why_not(name, key, known)}")
     try:
         method = preset(**arguments)
     except TypeError as error:

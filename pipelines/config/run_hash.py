@@ -9,11 +9,18 @@ from typing import Any
 
 from segquant_bench.pipelines.config.auto_engine import engine_name
 from segquant_bench.pipelines.config.own_paths import own_record
-from segquant_bench.pipelines.config.precision import precision_record
+from segquant_bench.pipelines.config.precision import precision_record, shipped_precisions
 from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
 
-_YOUNGER: dict[str, Any] = {"deploy": "none", "negative": None, "columns": None, "smoothing": None, "budget": None}
+_YOUNGER: dict[str, Any] = {
+    "deploy": "none", "negative": None, "columns": None, "smoothing": None, "alpha_rows": "held_out",
+    "alpha_none": True, "rank_limit": 32, "rank_fraction": 1 / 32, "gram_shrinkage": 0.5, "rotation_group": 256,
+    "clip_norm": 2.4, "budget": None,
+}  # fmt: skip
 """Settings of a quantizer that the first results did not have, and what leaves them as they were."""
+
+_IDLE_PERCENTILE = 99.9
+"""The setting's value in earlier results, where nothing uses it."""
 
 
 def config_hash(
@@ -47,9 +54,7 @@ def config_hash(
     plan = run.quantizer.get("path")
     if plan and Path(plan).is_file():  # an edited plan is another configuration, a moved one is not
         raw["quantizer"]["path"] = hashlib.sha256(Path(plan).read_bytes()).hexdigest()
-    for key, default in _YOUNGER.items():
-        if raw["quantizer"].get(key, default) == default:
-            raw["quantizer"].pop(key, None)
+    _drop_younger(raw["quantizer"], _has_static_inputs(run))
     splits = ("evaluation",) if run.is_float else ("evaluation", "calibration", "held_out")
     raw["subset"] = [subset.get(f"{split}_hash") for split in splits]
     if run.is_float:
@@ -78,3 +83,44 @@ def config_hash(
             raw["denoiser"] = None
     text = json.dumps(raw, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _drop_younger(quantizer: dict[str, Any], static: bool) -> None:
+    """Take out what leaves earlier results as they were, so that their hashes stay."""
+    for key, default in _YOUNGER.items():
+        if quantizer.get(key, default) == default:
+            quantizer.pop(key, None)
+    overrides = quantizer.get("overrides") or {}
+    changed = (
+        {key for values in overrides.values() for key in values or ()} if isinstance(overrides, Mapping) else set()
+    )
+    if quantizer.get("ranges") != "percentile" and "ranges" not in changed and "percentile" in quantizer:
+        quantizer["percentile"] = _IDLE_PERCENTILE
+    other = bool(changed & {"seglinear", "rotate", "ranges", "alpha", "optimizer", "precision", "headroom"})
+    idle = not static and "precision" not in changed
+    if idle or (quantizer.get("headroom") == 0 and not (other or _had_headroom(quantizer))):
+        quantizer.pop("headroom", None)
+
+
+def _had_headroom(quantizer: Mapping[str, Any]) -> bool:
+    """Whether static scales had headroom in earlier results, where nobody could say so and the rule was another."""
+    ranges, smooths = quantizer.get("ranges"), not str(quantizer.get("_target_")).endswith(".awq")
+    if ranges == "percentile" or quantizer.get("rotate"):
+        return ranges != "percentile"
+    searched = isinstance(quantizer.get("alpha"), str)
+    return ranges != "mse" and smooths and bool(quantizer.get("seglinear") or searched)
+
+
+def _has_static_inputs(run: RunConfig) -> bool:
+    """Whether the precision has, or may have (a function of one's own)."""
+    precision = run.precision
+    if precision._target_ is not None:
+        return True
+    if not precision.has_fields:
+        return precision.name not in shipped_precisions() or _static(shipped_precisions()[precision.name])
+    return _static(precision.fields())
+
+
+def _static(fields: Mapping[str, Any]) -> bool:
+    inputs = fields.get("input")
+    return inputs is not None and not inputs["dynamic"]

@@ -22,9 +22,9 @@ SHRINKAGE = 0.5
 """Weight of the diagonal against the rows seen, in units of in_features rows."""
 
 
-def shrink_gram(gram: Tensor, rows: int) -> Tensor:
-    """XᵀX [in, in] with its off-diagonal times rows / (rows + SHRINKAGE · in), as Ledoit and Wolf do."""
-    keep = rows / (rows + SHRINKAGE * gram.shape[0])
+def shrink_gram(gram: Tensor, rows: int, shrinkage: float = SHRINKAGE) -> Tensor:
+    """XᵀX [in, in] with its off-diagonal times rows / (rows + shrinkage · in), as Ledoit and Wolf do."""
+    keep = rows / (rows + shrinkage * gram.shape[0])
     return gram * keep + torch.diag(gram.diagonal() * (1 - keep))
 
 

@@ -12,6 +12,9 @@ from segquant.checks import check_fields
 class Reconstruction:
     """Settings for learning the rounding.
 
+    AdaRound's own are 10,000 steps at a rate of .001 with β from 20; a larger rate, risen to over a fifth of the steps,
+    and a lower β get to the same roundings in 300 (a test on a small layer compares them).
+
     Args:
         rows: calibration items kept.
         steps: per block.
@@ -27,12 +30,12 @@ class Reconstruction:
     """
 
     rows: int = 256
-    steps: int = 200
+    steps: int = 300
     batch: int = 16
-    lr: float = 0.06
-    strength: float = 100.0
-    warmup: float = 0.1
-    beta_start: float = 4.0
+    lr: float = 0.04
+    strength: float = 3.0
+    warmup: float = 0.2
+    beta_start: float = 8.0
     beta_end: float = 2.0
     held_out: float = 0.25
     quantized_inputs: bool = True

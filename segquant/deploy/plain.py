@@ -16,6 +16,7 @@ from segquant.numerics.formats import QuantScheme
 TOLD = {
     "smoothing": "its input is smoothed",
     "rotation": "its input is rotated",
+    "regular_rotation": "its input is rotated in groups",
     "low_rank": "it has a low-rank branch",
     "shift": "its input is shifted",
 }

@@ -1,8 +1,9 @@
-"""Controls for SegLinear (arXiv 2507.14811, Table 6): random cuts, or one too many."""
+"""Other cuts than the graph's: of SegLinear's controls (arXiv 2507.14811, Table 6), and of Q-Diffusion."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from segquant.errors import QuantizationError
@@ -34,6 +35,16 @@ def wrong_cuts(segments: Segments, *, multiple: int = 1) -> Segments:
     output = segments.output and _equal_sizes(segments.output, 1)
     cut = segments.input and _equal_sizes(segments.input, _checked(segments.input, multiple))
     return _recut(segments, output, cut)
+
+
+def skip_cuts(segments: Segments) -> Segments:
+    """Of the graph's cuts those of a UNet's skips: the input of a convolution where it is a concat."""
+    if segments.skip:
+        return replace(segments, output=None)
+    pieces = segments.input_activations
+    # an uncut input comes out of an activation if all of its pieces do
+    whole = segments.activation or (pieces[0] if pieces and all(pieces) else None)
+    return Segments(None, None, whole)
 
 
 def _checked(sizes: Sizes, multiple: int) -> int:

@@ -93,6 +93,7 @@ def _segments_of_call(
         input=cut.sizes if cut else None,
         activation=None if given is None else found.of(given, call),
         input_activations=activations,
+        skip=cut is not None and cut.nodes is not None and ops.name(call) == "conv2d",
     )
 
 
@@ -108,4 +109,5 @@ def _merged(name: str, calls: list[Segments]) -> Segments:
     if agreed["input"] is not None:
         pieces = zip(*(segments.input_activations or () for segments in calls), strict=True)
         agreed["input_activations"] = tuple(names[0] if len(set(names)) == 1 else None for names in pieces)
+        agreed["skip"] = all(segments.skip for segments in calls)
     return Segments(**agreed)

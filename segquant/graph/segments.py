@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segquant.checks import check_fields, described
@@ -18,6 +18,7 @@ class Segments:
         input: likewise of the input; whole groups of a grouped convolution.
         activation: what feeds the input: "silu", "gelu", "mish", "hardswish", "swiglu", "geglu" or None.
         input_activations: the same per piece of `input`.
+        skip: whether `input` is a concat that a convolution reads, as a UNet's skips are.
 
     Raises:
         QuantizationError: fewer than two pieces, an empty piece, or activations that do not match.
@@ -27,6 +28,7 @@ class Segments:
     input: tuple[int, ...] | None = None
     activation: str | None = None
     input_activations: tuple[str | None, ...] | None = None
+    skip: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for side, sizes in (("output", self.output), ("input", self.input)):

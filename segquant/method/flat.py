@@ -25,7 +25,7 @@ CUTS = {
     "smoothing": "smoothing",
 }  # fmt: skip
 TARGETS = ("skip", "overrides", "on_uncalled", "convolutions")
-OWN = ("name", "scheme", "bias_correction", "seed", "budget")
+OWN = ("name", "scheme", "bias_correction", "headroom", "gram_shrinkage", "seed", "budget")
 DEFAULT_ROTATION = "hadamard"
 
 

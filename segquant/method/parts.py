@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from segquant.numerics.formats import check_choice
 from segquant.numerics.input_grid import NEGATIVES
 from segquant.numerics.precisions import scheme_of
 
-CONTROLS = ("graph", "random", "wrong")
+CONTROLS = ("graph", "skips", "random", "wrong")
+SEARCH = "search"
 COLUMNS = ("pieces", "fold", "whole")
 SMOOTHING = ("layer", "fold", "fold_or_layer")
 NONE = "none"
@@ -35,7 +37,8 @@ class Cuts:
     Args:
         seglinear: cut at the graph's segments.
         dualscale: a scale per sign after activations.
-        control: "graph", or of Table 6 "random" places, "wrong" number of pieces.
+        control: "graph"; of its cuts the "skips" alone, inputs of convolutions that are concats, as in a UNet; or of
+            Table 6 "random" places, "wrong" number of pieces.
         negative: how a scale per sign is held: "dual" (two products), "zero_point" (one grid over the range of both
             signs) or "shift" (a constant taken off static inputs, for engines whose grids are symmetric; dynamic ones
             have one scale); "none": one scale for both.
@@ -117,6 +120,13 @@ class Budget:
             )
         if self.average_bits is not None and not 2 <= self.average_bits <= 8:
             raise ValueError(f"budget average_bits must lie in [2, 8], not {self.average_bits}")
+
+
+def check_headroom(headroom: float | str) -> None:
+    if isinstance(headroom, str):
+        check_choice("headroom", headroom, (SEARCH,))
+    elif not 0 <= headroom < math.inf:
+        raise ValueError(f"headroom must be a share of at least 0 or 'search', not {headroom}")
 
 
 def pairs_of(

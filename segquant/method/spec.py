@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from segquant import registry
+from segquant.calibrators.gptq import SHRINKAGE
 from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.protocol import Calibrator
 from segquant.checks import check_fields, check_set_fields, checked, described, require
 from segquant.errors import QuantizationError, nearest
 from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, value_of
-from segquant.method.parts import Budget, Cuts, Targets
+from segquant.method.parts import SEARCH, Budget, Cuts, Targets, check_headroom
 from segquant.modules.state import check_seed
 from segquant.numerics.formats import QuantScheme, refuse_unknown
 from segquant.numerics.precisions import Precision, scheme_of
 from segquant.optimizers.protocol import Optimizer, Rotation
 from segquant.optimizers.scaling import NoOptimizer
 from segquant.ranges.amax import Amax
+from segquant.ranges.percentile import Percentile
 from segquant.ranges.protocol import Range
 
 VERSION = 2
 """Of the saved form; version 1, which had no number, was flat."""
-_FIXED = {*OWN, *TARGETS, "cuts"} - {"bias_correction"}
+EARLIER_PERCENTILE = 99.9
+"""What `ranges=percentile` was in saved methods that do not tell it."""
+_FIXED = {*OWN, *TARGETS, "cuts"} - {"bias_correction", "headroom", "gram_shrinkage"}
 """Flat names that hold for the whole model and no override may change (precision stands for the scheme)."""
 
 
@@ -41,6 +46,9 @@ class Method:
         rotation: turns the optimized input, and the weight with it.
         ranges: where scales come from.
         bias_correction: add the mean output error to the bias.
+        headroom: share by which static scales exceed the range that calibration saw; "search": the one of least error
+            on rows held out, where few rows set the range.
+        gram_shrinkage: weight of the Gram matrix's diagonal against the rows seen, in units of in_features rows.
         seed: of everything that draws.
         budget: lets `auto` choose every layer's settings.
         spare: flat settings for members of overrides.
@@ -54,6 +62,8 @@ class Method:
     calibrator: Calibrator = Nearest()
     ranges: Range = Amax()
     bias_correction: bool = False
+    headroom: float | str = 0.0
+    gram_shrinkage: float = SHRINKAGE
     targets: Targets = Targets()
     seed: int = 0
     budget: Budget | None = None
@@ -68,6 +78,9 @@ class Method:
             check_set_fields(member)
         check_fields(self)
         check_seed(self.seed)
+        check_headroom(self.headroom)
+        if not 0 <= self.gram_shrinkage < math.inf:
+            raise ValueError(f"gram_shrinkage must be at least 0, not {self.gram_shrinkage}")
         if "second_pass" in self.calibrator.needs and self.bias_correction:
             raise ValueError(
                 f"bias_correction has nothing to add to calibrator {self.calibrator.name!r}; switch one of them off"
@@ -167,6 +180,8 @@ class Method:
             "calibrator": registry.to_dict(self.calibrator),
             "ranges": registry.to_dict(self.ranges),
             "bias_correction": self.bias_correction,
+            "headroom": self.headroom,
+            "gram_shrinkage": self.gram_shrinkage,
             "targets": targets,
             "seed": self.seed,
             "budget": None if self.budget is None else dataclasses.asdict(self.budget),
@@ -175,7 +190,7 @@ class Method:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Method:
-        """Inverse of `to_dict`; reads version 1 (flat settings) too.
+        """Inverse of `to_dict`; reads version 1 (flat settings) and methods that tell no headroom too.
 
         Raises:
             ValueError: unknown keys, another version, or an unregistered member.
@@ -183,13 +198,15 @@ class Method:
         require(values, Mapping[str, Any], "Method.from_dict", "values", "what to_dict returned")
         values = dict(values)
         version = values.pop("version", 1)
+        earlier = "headroom" not in values
         for key in ("name", "scheme"):
             if key not in values:
                 told = f"{described(values)} is no saved method: it has no {key!r}"
                 raise QuantizationError(f"{told}; give what to_dict returned")
         if version == 1:
             scheme = QuantScheme.from_dict(values.pop("scheme"))
-            return cls.of(values.pop("name"), scheme, **values)
+            given = {"percentile": EARLIER_PERCENTILE, **values} if earlier else values
+            return _as_earlier(cls.of(given.pop("name"), scheme, **given), earlier)
         if version != VERSION:
             raise ValueError(f"a method of version {version}; this version reads 1 and {VERSION}")
         refuse_unknown(cls, values)
@@ -203,7 +220,18 @@ class Method:
             if values.get(key) is not None:
                 parts[key] = registry.build(kind, values[key])
         found = cls(**{**values, **parts, "spare": {}})
-        return changed(found, values["spare"]) if values.get("spare") else found
+        spare = dict(values.get("spare") or {})
+        if earlier and values.get("ranges", {}).get("name") != Percentile.name:
+            spare = {"percentile": EARLIER_PERCENTILE, **spare}
+        return _as_earlier(changed(found, spare) if spare else found, earlier)
+
+
+def _as_earlier(method: Method, earlier: bool) -> Method:
+    """With the headroom of methods that tell none: static scales had it where ranges were in doubt."""
+    doubtful = {"seglinear", "rotate", "alpha"} & {key for _, values in method.targets.overrides for key in values}
+    searched = isinstance(getattr(method.optimizer, "alpha", None), str) and method.optimizer.name != "awq"
+    had = method.cuts.seglinear or method.rotation is not None or searched or bool(doubtful)
+    return changed(method, {"headroom": SEARCH}) if earlier and had else method
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import nn
 
 from segquant.errors import QuantizationError
-from segquant.graph.control_cuts import random_cuts, wrong_cuts
+from segquant.graph.control_cuts import random_cuts, skip_cuts, wrong_cuts
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.modules.layers import quantizable, quantized_count, refuse_lazy, width_of
@@ -95,14 +95,16 @@ def refuse_unmatched(model: nn.Module, method: Method) -> None:
 
 
 def control_cuts(segments: Mapping[str, Segments], methods: Mapping[str, Method]) -> dict[str, Segments]:
-    """The graph's cuts, or the controls of Table 6."""
+    """The graph's cuts, those of its skips, or the controls of Table 6."""
     found = dict(segments)
     for name, method in methods.items():
         if name not in found or method.cuts.control == "graph":
             continue
         specs = (method.scheme.weight, method.scheme.input)
         multiple = math.lcm(*(spec.block for spec in specs if spec is not None and spec.block))
-        if method.cuts.control == "random":
+        if method.cuts.control == "skips":
+            found[name] = skip_cuts(found[name])
+        elif method.cuts.control == "random":
             found[name] = random_cuts(found[name], zlib.crc32(name.encode()) ^ method.seed, multiple=multiple)
         else:
             found[name] = wrong_cuts(found[name], multiple=multiple)

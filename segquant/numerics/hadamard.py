@@ -18,6 +18,10 @@ MIN_BLOCK = 16
 """Equal blocks smaller than this spread outliers too little; unequal but larger ones are taken instead."""
 RADIX = 32
 """Widest butterfly that is done as one matrix product with a small Hadamard matrix."""
+REGULAR_RADIX = 16
+"""Likewise of regular ones, a power of four."""
+H4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
+"""The smallest regular Hadamard matrix but for 1: all rows and columns have one sum."""
 
 
 def hadamard_blocks(width: int) -> tuple[int, ...]:
@@ -74,6 +78,37 @@ def _check(x: Tensor, blocks: tuple[int, ...], signs: Tensor) -> None:
         )
 
 
+def regular_block(width: int, largest: int) -> int:
+    """The largest power of four that divides `width`, at most `largest`; 1 if none does.
+
+    Raises:
+        ValueError: width < 1, or `largest` is no power of four.
+    """
+    if width < 1:
+        raise ValueError(f"a rotation needs a width of at least 1, not {width}")
+    if largest < 4 or largest & (largest - 1) or not largest.bit_length() % 2:
+        raise ValueError(f"a regular Hadamard matrix is a power of H4: its size is 4, 16, 64, 256 …, not {largest}")
+    while width % largest:
+        largest //= 4
+    return largest
+
+
+def rotate_regular(x: Tensor, block: int) -> Tensor:
+    """x · blockdiag(H, H, …) along the last dimension, H the regular Hadamard matrix of size `block`, orthonormal.
+
+    H is the Kronecker power of H4, whose rows and columns all sum to 2; it is symmetric, hence its own inverse.
+    Differentiable; float32 out (float64 stays).
+
+    Args:
+        x: [..., width].
+        block: of `regular_block`; 1 leaves x as it is.
+    """
+    values = computed(x)
+    if block == 1:
+        return values
+    return _hadamard(values.unflatten(-1, (-1, block)), regular=True).flatten(-2)
+
+
 def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
     parts, start = [], 0
     for size, run in itertools.groupby(blocks):
@@ -84,15 +119,15 @@ def _transform(values: Tensor, blocks: tuple[int, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def _hadamard(values: Tensor) -> Tensor:
+def _hadamard(values: Tensor, regular: bool = False) -> Tensor:
     """H_{a·b} = H_a ⊗ H_b on the last dimension, orthonormal, a factor of at most RADIX at a time."""
     size, done = values.shape[-1], 1
     while done < size:
-        radix = min(RADIX, size // done)
+        radix = min(REGULAR_RADIX if regular else RADIX, size // done)
         # a matrix of fake tensors, or of a graph that is being captured, must not be kept for others
         kept = type(values) is Tensor and not torch.compiler.is_compiling()
-        make = _cached_sylvester if kept else _sylvester
-        matrix = make(radix, values.dtype, values.device)
+        make = _cached_matrix if kept else _matrix
+        matrix = make(radix, values.dtype, values.device, regular)
         folded = values.unflatten(-1, (size // (done * radix), radix, done))
         # the first factor is contiguous: a plain product; the others act on the middle dimension
         folded = folded.squeeze(-1) @ matrix if done == 1 else matrix @ folded
@@ -101,12 +136,14 @@ def _hadamard(values: Tensor) -> Tensor:
 
 
 @own_state()
-def _sylvester(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    matrix = torch.ones(1, 1, dtype=dtype, device=device)
+def _matrix(size: int, dtype: torch.dtype, device: torch.device, regular: bool) -> Tensor:
+    """Sylvester's, or the regular one."""
+    base = H4 if regular else ((1, 1), (1, -1))
+    matrix, factor = torch.ones(1, 1, dtype=dtype, device=device), torch.tensor(base, dtype=dtype, device=device)
     while matrix.shape[0] < size:
-        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+        matrix = torch.kron(matrix, factor)
     scaled: Tensor = matrix * size**-0.5
     return scaled
 
 
-_cached_sylvester = lru_cache(maxsize=64)(_sylvester)
+_cached_matrix = lru_cache(maxsize=64)(_matrix)

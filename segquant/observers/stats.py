@@ -168,6 +168,15 @@ class InputStats:
                 break
         return splits
 
+    def by_fold(self) -> list[HeldOut]:
+        """Every fold with its own ranges and sample."""
+        found = []
+        for index, fold in enumerate(self.folds):
+            if fold is not None:
+                sample, absolute = fold.sample.float(), (fold.absolute / fold.rows).float()
+                found.append(HeldOut(fold.positive, fold.negative, sample, fold.calls, index, sample, absolute))
+        return found
+
     def without_fold(self, fold: int) -> InputStats:
         """The statistics of all folds but one (salience: of all).
 

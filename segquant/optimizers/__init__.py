@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segquant.optimizers.hadamard import Hadamard
+from segquant.optimizers.hadamard import Hadamard, Regular
 from segquant.optimizers.protocol import Branch, Fitted, Optimizer, Problem, Rotation, Rounded
 from segquant.optimizers.scaling import Awq, Balance, NoOptimizer, SmoothQuant
 from segquant.optimizers.svdquant import SvdQuant
@@ -16,6 +16,7 @@ __all__ = [
     "NoOptimizer",
     "Optimizer",
     "Problem",
+    "Regular",
     "Rotation",
     "Rounded",
     "SmoothQuant",

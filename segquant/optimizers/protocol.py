@@ -28,6 +28,7 @@ class Problem:
         turn: the rotation after the optimizer's transforms.
         turn_tensors: its buffers.
         known: `Fitted.found` of an earlier fit with the same `search_key`.
+        headroom: of static scales, see `Method.headroom`.
     """
 
     weight: Tensor
@@ -39,6 +40,7 @@ class Problem:
     seed: int = 0
     name: str = "linear"
     known: Any = None
+    headroom: float | str = 0.0
 
     @property
     def hidden(self) -> bool:
@@ -137,10 +139,6 @@ class Optimizer(Protocol):
         """The layer's transforms with their tensors."""
         ...
 
-    def doubts(self, segments: int) -> bool:
-        """Whether fresh rows are likely to lie beyond the range seen, with the input in `segments` pieces."""
-        return segments > 1
-
     def round(self, branches: Iterable[Branch], problem: Problem, fitted: Fitted) -> Rounded:
         """Round every branch, in order; override it to split something off first."""
         found = [branch.round(branch.weight) for branch in branches]
@@ -167,8 +165,11 @@ class Rotation(Protocol):
 
     slot: ClassVar[str] = "rotation"
     name: ClassVar[str]
-    transform: ClassVar[Transform]
-    """What turns the input; its `mixes` says whether input segments and signs are lost."""
+
+    @property
+    def transform(self) -> Transform:
+        """What turns the input; its `mixes` says whether input segments and signs are lost."""
+        ...
 
     def fit(self, layout: Layout, seed: int, device: torch.device) -> Mapping[str, Tensor]:
         """The transform's buffers."""

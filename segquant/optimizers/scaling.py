@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from segquant.checks import check_fields
 from segquant.numerics.formats import check_choice
 from segquant.numerics.transform import Transform
 from segquant.optimizers.protocol import Fitted, Optimizer, Problem
-from segquant.optimizers.search import SEARCH, SEARCH_LAYER, Scaling, find_scales
+from segquant.optimizers.search import (
+    ALPHA_ROWS,
+    HELD_OUT,
+    SEARCH,
+    SEARCH_LAYER,
+    SEEN,
+    Scaling,
+    find_scales,
+)
 from segquant.optimizers.smooth import awq_rule
 from segquant.registry import register
 from segquant.transforms.smoothing import Smoothing
@@ -17,12 +25,11 @@ from segquant.transforms.smoothing import Smoothing
 STATS = frozenset({"stats"})
 
 
-def fit_scales(problem: Problem, scaling: Scaling, doubtful: bool) -> Fitted:
+def fit_scales(problem: Problem, scaling: Scaling) -> Fitted:
     """Smoothing vectors by α, and the headroom of static scales."""
-    headroom = problem.layout.scheme.static_input and problem.ranges.wants_headroom(problem.hidden, doubtful)
-    if not (scaling.scales or headroom):
+    if not (scaling.scales or (problem.layout.scheme.static_input and problem.headroom)):
         return Fitted()
-    vectors, margin, alphas = find_scales(problem, scaling, headroom)
+    vectors, margin, alphas = find_scales(problem, scaling)
     if not scaling.scales:
         return Fitted(margin=margin, found=alphas)
     return Fitted((Smoothing(),), {"smooth": vectors}, margin, alphas)
@@ -36,7 +43,7 @@ class NoOptimizer(Optimizer):
     name: ClassVar[str] = "none"
 
     def fit(self, problem: Problem) -> Fitted:
-        return fit_scales(problem, Scaling(), self.doubts(len(problem.layout.columns)))
+        return fit_scales(problem, Scaling())
 
 
 @register
@@ -45,16 +52,22 @@ class SmoothQuant(Optimizer):
     """SmoothQuant (arXiv 2211.10438).
 
     Args:
-        alpha: in [0, 1]; "search" (0.0, 0.1 … 1.0, and none) per segment, or "search_layer" for the whole layer.
+        alpha: in [0, 1]; "search" (0.0, 0.1 … 1.0) per segment, or "search_layer" for the whole layer.
+        alpha_rows: what judges a searched α: rows "held_out" from those that set the ranges, or rows "seen", as in the
+            papers.
+        alpha_none: no smoothing is among the choices of a search.
     """
 
     alpha: float | str = SEARCH
+    alpha_rows: str = field(default=HELD_OUT, kw_only=True)
+    alpha_none: bool = field(default=True, kw_only=True)
     name: ClassVar[str] = "smooth"
     transforms: ClassVar[tuple[Transform, ...]] = (Smoothing(),)
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_alpha(self.alpha)
+        check_choice("alpha_rows", self.alpha_rows, ALPHA_ROWS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -62,18 +75,14 @@ class SmoothQuant(Optimizer):
 
     @property
     def search_key(self) -> Any:
-        return self.name, self.alpha
+        return self.name, self.alpha, self.alpha_rows, self.alpha_none
 
     def scaling(self, problem: Problem) -> Scaling:
         """How α makes a smoothing vector, and how it is judged."""
-        return Scaling(self.alpha)
+        return Scaling(self.alpha, seen=self.alpha_rows == SEEN, none=self.alpha_none)
 
     def fit(self, problem: Problem) -> Fitted:
-        return fit_scales(problem, self.scaling(problem), self.doubts(len(problem.layout.columns)))
-
-    def doubts(self, segments: int) -> bool:
-        """Also for a searched α."""
-        return isinstance(self.alpha, str) or super().doubts(segments)
+        return fit_scales(problem, self.scaling(problem))
 
     def without_smoothing(self) -> Optimizer | None:
         return NoOptimizer()
@@ -87,11 +96,7 @@ class Awq(SmoothQuant):
     name: ClassVar[str] = "awq"
 
     def scaling(self, problem: Problem) -> Scaling:
-        return Scaling(self.alpha, awq_rule, weight_alone=True)
-
-    def doubts(self, segments: int) -> bool:
-        """Never: the paper's own maximum stays."""
-        return False
+        return replace(super().scaling(problem), rule=awq_rule, weight_alone=True)
 
 
 @register
@@ -104,7 +109,7 @@ class Balance(Optimizer):
     transforms: ClassVar[tuple[Transform, ...]] = (Smoothing(),)
 
     def fit(self, problem: Problem) -> Fitted:
-        return fit_scales(problem, Scaling(balances=True), self.doubts(len(problem.layout.columns)))
+        return fit_scales(problem, Scaling(balances=True))
 
     def without_smoothing(self) -> Optimizer | None:
         return NoOptimizer()

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from segquant.numerics.fake_quant import round_weight
-from segquant.numerics.layout import group_pieces, slices
-from segquant.numerics.transform import Place
+from segquant.numerics.layout import slices
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.balance import balance
+from segquant.optimizers.headroom import MARGINS, best_margin
 from segquant.optimizers.protocol import Problem
+from segquant.optimizers.simulation import BlockSimulation
 from segquant.optimizers.smooth import (
+    ALPHAS,
     DEFAULT_ALPHA,
-    MARGINS,
+    FEW_MARGINS,
     Choice,
     Errors,
-    Layer,
     Rule,
     alpha_errors,
     best_alpha,
-    best_margin,
-    few_of,
+    smooth_split,
     smoothquant_rule,
 )
-from segquant.optimizers.svd import random_low_rank
 from segquant.optimizers.ties import tie, tie_rule
-from segquant.ranges.protocol import Range
-from segquant.transforms.chain import Chain
 
 log = logging.getLogger(__name__)
 
 SEARCH, SEARCH_LAYER = "search", "search_layer"
+HELD_OUT, SEEN = ALPHA_ROWS = "held_out", "seen"
 FEW_ROWS, FEW_CALLS = 1024, 128
 """Below either the range that was seen says little about fresh rows: margins are tried."""
+SEEN_ROWS = 256
+"""Most rows that judge α without being held out."""
 HELD_CALLS = 32
 """Calls to hold out, over several splits if need be, where static scales can clip what a call brings."""
 HELD_ROWS = 128
@@ -59,6 +58,8 @@ class Scaling:
         weight_alone: judge α by the rounded weight alone.
         rank_share: a branch's rank in the search.
         balances: PTQ4DiT's rule.
+        seen: α is judged on rows that set the ranges too.
+        none: no smoothing is among the choices of a search.
     """
 
     alpha: float | str | None = None
@@ -66,6 +67,8 @@ class Scaling:
     weight_alone: bool = False
     rank_share: float = 0.0
     balances: bool = False
+    seen: bool = False
+    none: bool = True
 
     @property
     def scales(self) -> bool:
@@ -73,7 +76,7 @@ class Scaling:
         return self.balances or self.alpha is not None
 
 
-def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Tensor, Tensor, Alphas]:
+def find_scales(problem: Problem, scaling: Scaling) -> tuple[Tensor, Tensor, Alphas]:
     """Every block's own α, or one per layer if that says "search_layer"; known α are not searched.
 
     Returns:
@@ -83,18 +86,24 @@ def find_scales(problem: Problem, scaling: Scaling, headroom: bool) -> tuple[Ten
     vectors = torch.ones(len(layout.branches), layout.in_features, dtype=torch.float32, device=weight.device)
     margin = torch.ones(len(layout.branches), len(layout.columns), dtype=torch.float32, device=weight.device)
     whole = _everything(stats)
-    choices = _choices(problem, scaling, headroom)
+    choices = _choices(problem, scaling)
     for (branch, index), choice in choices.items():
-        rows, columns = layout.branch_slices[branch], slices(layout.columns)[index]
         margin[branch, index] = choice.margin
-        block = weight[rows, columns].abs().amax(0)
-        if scaling.balances:
-            salience = tie(_salience(stats)[columns], layout.taps)
-            vectors[branch, columns] = balance(salience, tie(block, layout.taps))
-        elif choice.alpha is not None:
-            rule = tie_rule(scaling.rule, layout.taps)
-            vectors[branch, columns] = rule(_cut(whole, columns), block, choice.alpha)
+        vector = vector_of(problem, scaling, (branch, index), whole, choice.alpha)
+        if vector is not None:
+            vectors[branch, slices(layout.columns)[index]] = vector
     return vectors, margin, {block: choice.alpha for block, choice in choices.items()}
+
+
+def vector_of(problem: Problem, scaling: Scaling, block: Block, whole: HeldOut, alpha: float | None) -> Tensor | None:
+    """The smoothing of one block by the ranges of `whole`; None without."""
+    layout = problem.layout
+    rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
+    largest = problem.weight[rows, columns].abs().amax(0)
+    if scaling.balances:
+        salience = tie(_salience(stats_of(problem))[columns], layout.taps)
+        return balance(salience, tie(largest, layout.taps))
+    return None if alpha is None else tie_rule(scaling.rule, layout.taps)(_cut(whole, columns), largest, alpha)
 
 
 def stats_of(problem: Problem) -> InputStats:
@@ -102,27 +111,79 @@ def stats_of(problem: Problem) -> InputStats:
     return problem.stats
 
 
-def _choices(problem: Problem, scaling: Scaling, headroom: bool) -> dict[Block, Choice]:
-    layout, stats, alphas = problem.layout, stats_of(problem), problem.known
-    blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
+def margins_of(problem: Problem) -> tuple[float, ...]:
+    """Factors of static ranges to choose from."""
+    if not problem.layout.scheme.static_input:
+        return (1.0,)
+    if not isinstance(problem.headroom, str):
+        return (1.0 + problem.headroom,)
+    stats = stats_of(problem)
     few = stats.rows < FEW_ROWS or stats.calls < FEW_CALLS or problem.hidden  # whose range is that of a sample
-    margins = MARGINS if few and headroom else (1.0,)
+    return MARGINS if few else (1.0,)
+
+
+def _choices(problem: Problem, scaling: Scaling) -> dict[Block, Choice]:
+    layout, stats, alphas, margins = problem.layout, stats_of(problem), problem.known, margins_of(problem)
+    blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
     if alphas is None and not isinstance(scaling.alpha, str):
         alphas = dict.fromkeys(blocks, None if scaling.alpha is None else float(scaling.alpha))
     if alphas is not None and len(margins) == 1:
-        return {block: Choice(alphas[block]) for block in blocks}
-    static = layout.scheme.static_input and (not scaling.weight_alone or len(margins) > 1)
-    fit = problem.hidden or problem.ranges.input_rows
-    splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=fit)
-    searches = {block: _Search(problem, scaling, block, splits) for block in blocks}
+        return {block: Choice(alphas[block], margins[0]) for block in blocks}
     if alphas is not None:
-        return {block: Choice(alphas[block], searches[block].margin(alphas[block], margins)) for block in blocks}
-    errors = {block: search.errors(few_of(margins)) for block, search in searches.items()}
-    if scaling.alpha == SEARCH_LAYER:
-        errors = dict.fromkeys(blocks, _total(list(errors.values())))
-    found = {block: search.choose(errors[block], margins) for block, search in searches.items()}
+        found = {block: Choice(alphas[block]) for block in blocks}
+    else:
+        found = _by_alpha(problem, scaling, blocks, margins)
+    headroom = _Headroom(problem, scaling, margins)
+    found = {block: replace(choice, margin=headroom.of(block, choice.alpha)) for block, choice in found.items()}
     log.debug("%s: %s", stats.name, {block: (choice.alpha, choice.margin) for block, choice in found.items()})
     return found
+
+
+def _by_alpha(
+    problem: Problem, scaling: Scaling, blocks: Sequence[Block], margins: Sequence[float]
+) -> dict[Block, Choice]:
+    """The α of least error for every block."""
+    stats, few = stats_of(problem), margins if len(margins) == 1 else FEW_MARGINS
+    if scaling.seen:
+        splits, few = [seen(stats)], margins[:1]  # no margin clips a row that set the range
+    else:
+        static = problem.layout.scheme.static_input and not scaling.weight_alone
+        fit = problem.hidden or problem.ranges.input_rows
+        splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=fit)
+    if not splits:
+        return dict.fromkeys(blocks, Choice(DEFAULT_ALPHA))
+    errors = {block: _Search(problem, scaling, block, splits).errors(few) for block in blocks}
+    if scaling.alpha == SEARCH_LAYER:
+        errors = dict.fromkeys(blocks, _total(list(errors.values())))
+    return {block: Choice(best_alpha(entry), errors=entry) for block, entry in errors.items()}
+
+
+class _Headroom:
+    """Headroom of static scales, block by block."""
+
+    def __init__(self, problem: Problem, scaling: Scaling, margins: Sequence[float]) -> None:
+        self.problem, self.scaling, self.margins = problem, scaling, margins
+        self.parts = [] if len(margins) == 1 else [seen(stats_of(problem)), *stats_of(problem).by_fold()]
+
+    def of(self, block: Block, alpha: float | None) -> float:
+        if not self.parts:
+            return self.margins[0]
+        problem, layout, stats = self.problem, self.problem.layout, stats_of(self.problem)
+        rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
+        weight, parts = problem.weight[rows, columns], [_cut(part, columns) for part in self.parts]
+        vector = vector_of(problem, self.scaling, block, self.parts[0], alpha)
+        if vector is not None:
+            weight, parts = weight * vector, [smooth_split(part, vector) for part in parts]
+        runs = BlockSimulation(problem, block, problem.ranges, self.scaling.rank_share)
+        count = len(stats.sample) if runs.looks_at_rows else stats.rows
+        return best_margin(runs, weight, parts[0], parts[1:], count, self.margins)
+
+
+def seen(stats: InputStats) -> HeldOut:
+    """All ranges, and rows of the sample that set them, evenly taken from all folds."""
+    sample = stats.sample
+    rows = sample[:: -(-len(sample) // SEEN_ROWS)]
+    return replace(_everything(stats), rows=rows, calls=stats.calls, fit=sample)
 
 
 class _Search:
@@ -131,23 +192,16 @@ class _Search:
         rows, columns = layout.branch_slices[block[0]], slices(layout.columns)[block[1]]
         self.weight, self.rule = problem.weight[rows, columns], tie_rule(scaling.rule, layout.taps)
         self.splits = [_cut(split, columns) for split in splits]
-        self.runs = BlockSimulation(problem, scaling, block, problem.ranges)
+        self.alphas: tuple[float | None, ...] = (None, *ALPHAS) if scaling.none else ALPHAS
         # AWQ judges α by the weight alone
         self.simulate = BlockSimulation(
-            problem, scaling, block, problem.ranges.in_search(), inputs=not scaling.weight_alone
+            problem, block, problem.ranges.in_search(), scaling.rank_share, inputs=not scaling.weight_alone
         )
 
     def errors(self, margins: Sequence[float]) -> Errors:
-        return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, margins=margins)
-
-    def choose(self, errors: Errors, margins: Sequence[float]) -> Choice:
-        if not self.splits:
-            return Choice(DEFAULT_ALPHA)
-        alpha = best_alpha(errors)
-        return Choice(alpha, self.margin(alpha, margins), errors)
-
-    def margin(self, alpha: float | None, margins: Sequence[float]) -> float:
-        return best_margin(self.weight, self.splits, self.runs, alpha, margins, rule=self.rule)
+        return alpha_errors(
+            self.weight, self.splits, self.simulate, rule=self.rule, alphas=self.alphas, margins=margins
+        )
 
 
 def _total(errors: Sequence[Errors]) -> Errors:
@@ -173,86 +227,3 @@ def _cut(split: HeldOut, columns: slice) -> HeldOut:
         fit=None if split.fit is None else split.fit[:, columns],
         mean_abs=None if split.mean_abs is None else split.mean_abs[columns],
     )
-
-
-class BlockSimulation:
-    """One block (output branch × input segment) of the quantized layer, rounded to nearest."""
-
-    def __init__(self, problem: Problem, scaling: Scaling, block: Block, ranges: Range, inputs: bool = True) -> None:
-        layout = problem.layout
-        branch, index = block
-        rows, width = layout.branches[branch], layout.columns[index]
-        self.ranges, self.seed = ranges, problem.seed
-        self.weight_spec = layout.weight_spec
-        self.shifts = inputs and layout.dual[index] and layout.negative == "shift"
-        cut = layout.rows if len(layout.branches) == 1 else (rows,)
-        self.rows = cut if self.weight_spec.granularity == "tensor" else (1,) * rows
-        group = self.weight_spec.group_size
-        self.columns = group_pieces((width,), group) if group else (width,)
-        alone = replace(layout, in_features=width, columns=(width,), dual=(layout.dual[index],), transforms=(), taps=1)
-        self.grid = alone.input_grid if inputs else None
-        share = scaling.rank_share * width / layout.in_features
-        self.rank = max(1, round(share)) if scaling.rank_share else 0
-        # a rotated input is not cut: the block is the whole input then
-        self.turn = Chain(problem.turn, Place(width, (width,), (rows,), 0, problem.turn_tensors))
-        self.hidden = problem.hidden
-
-    def __call__(self, weight: Tensor) -> Layer:
-        weight = self.turn.weight(weight)
-        residual, factors, low_rank = weight, None, weight.new_zeros(())
-        if self.rank:
-            up, down = random_low_rank(weight, self.rank, self.seed)
-            residual, factors = weight - up @ down, (up, down)
-            low_rank = up @ down.sum(1)
-        scales = self.ranges.weight_scales(residual, self.weight_spec, self.rows, self.columns)
-        rounded = round_weight(residual, scales, self.rows, self.columns, self.weight_spec.dtype).T
-        importance = weight.square().sum(0) if self._looks_at_rows else None
-
-        def layer(split: HeldOut) -> Callable[[float], Tensor]:
-            shift = (split.positive.max() - split.negative.max()) / 2 if self.shifts else None
-            beside = None if shift is None else shift * (rounded.sum(0) + low_rank)
-            rows = self.turn.rows(split.rows)
-            if shift is not None:
-                rows = rows - shift
-            ranges = self._ranges(split, importance, shift)
-            branch = None if factors is None else (rows @ factors[1].T) @ factors[0].T
-
-            def output(margin: float) -> Tensor:
-                out = self._input(rows, ranges, margin) @ rounded
-                if beside is not None:
-                    out += beside
-                return out if branch is None else out.add_(branch)
-
-            return output
-
-        return layer
-
-    @property
-    def _looks_at_rows(self) -> bool:
-        return self.hidden or self.ranges.input_rows
-
-    def _ranges(self, split: HeldOut, importance: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        if self.grid is None or self.grid.spec.dynamic:
-            return None
-        fit, positive, negative = None, split.positive, split.negative
-        if self._looks_at_rows:
-            assert split.fit is not None
-            fit = self.turn.rows(split.fit)
-        if self.hidden:
-            assert fit is not None
-            positive, negative = extremes_of(fit)
-        if shift is not None:
-            fit = None if fit is None else fit - shift
-            positive, negative = (positive - shift).clamp_min(0), (negative + shift).clamp_min(0)
-        return self.ranges.input_range(positive, negative, fit, self.grid, importance)
-
-    def _input(self, rows: Tensor, ranges: tuple[Tensor, Tensor] | None, margin: float) -> Tensor:
-        if self.grid is None:
-            return rows
-        static = None if ranges is None else self.grid.scales(ranges[0] * margin, ranges[1] * margin)
-        return self.grid.quantize(rows, static)
-
-
-def extremes_of(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest values and magnitudes of the smallest [in], at least 0, of rows [n, in]."""
-    return rows.amax(0).clamp_min(0), (-rows.amin(0)).clamp_min(0)

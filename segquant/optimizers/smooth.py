@@ -16,12 +16,8 @@ FLOOR = 1e-4
 """Ranges below this share of the mean range count as that much: a channel that calibration hardly saw, or a
 dead weight column, must not get a scale that blows up on fresh inputs. (See `seen_range` for dead inputs.)"""
 
-MARGINS: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
-"""Headroom of static scales over the range that calibration saw, tried where rows are few."""
-
-TOLERANCE = 24.0
-"""Errors pooled over n held-out rows (two a call at most, since rows of a call resemble each other) count as
-equal if they differ by less than a share of (TOLERANCE / n)²: a half at 32 rows, a tenth at 80."""
+FEW_MARGINS: tuple[float, ...] = (1.0, 1.35)
+"""Headroom of static scales in a search of α, where it is searched too."""
 
 Layer = Callable[[HeldOut], Callable[[float], Tensor]]
 """For a split, the output [n, out] of a quantized layer for its rows, with static scales from the split's ranges; by
@@ -105,26 +101,6 @@ def alpha_errors(
     return {alpha: min(entry.values()) for alpha, entry in errors.items()}
 
 
-def best_margin(
-    weight: Tensor,
-    splits: Sequence[HeldOut],
-    simulate: Simulate,
-    alpha: float | None,
-    margins: Sequence[float],
-    *,
-    rule: Rule = smoothquant_rule,
-) -> float:
-    """Headroom of static scales: the widest margin whose error is within TOLERANCE of the best."""
-    if not splits or len(margins) == 1:
-        return margins[0]
-    errors = dict.fromkeys(margins, 0.0)
-    for split in splits:
-        found = _margin_errors(weight, split, split.rows @ weight.T, simulate, rule, alpha, margins)
-        errors = {margin: errors[margin] + found[margin] for margin in margins}
-    tolerance = 1 + (TOLERANCE / sum(min(len(split.rows), 2 * split.calls) for split in splits)) ** 2
-    return max(margin for margin in margins if errors[margin] <= tolerance * min(errors.values()))
-
-
 def _margin_errors(
     weight: Tensor,
     split: HeldOut,
@@ -144,8 +120,3 @@ def _margin_errors(
 def best_alpha(errors: Errors) -> float | None:
     """The α with the least error; None (no smoothing) wins ties."""
     return min(errors, key=lambda alpha: errors[alpha])
-
-
-def few_of(margins: Sequence[float]) -> Sequence[float]:
-    """Every other margin: enough to choose α."""
-    return margins[::2]

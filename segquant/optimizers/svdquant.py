@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
@@ -41,14 +42,18 @@ class SvdQuant(SmoothQuant):
     """Smoothing, a 16-bit low-rank branch, the rest rounded.
 
     Args:
-        rank: None is 32, but at most a 32nd of the layer's smaller side.
+        rank: None is `rank_limit`, but at most the share `rank_fraction` of the layer's smaller side.
         svd: "exact", or "randomized" for large layers.
         iterations: refits of the branch to what the quantizer left.
+        rank_limit: of a rank that is not given.
+        rank_fraction: likewise.
     """
 
     rank: int | None = None
     svd: str = "exact"
     iterations: int = 0
+    rank_limit: int = field(default=DEFAULT_RANK, kw_only=True)
+    rank_fraction: float = field(default=1 / DEFAULT_RANK, kw_only=True)
     name: ClassVar[str] = "svd"
 
     def __post_init__(self) -> None:
@@ -56,6 +61,11 @@ class SvdQuant(SmoothQuant):
         check_choice("svd", self.svd, SVDS)
         if (self.rank is not None and self.rank < 1) or self.iterations < 0:
             raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
+        if self.rank_limit < 1 or not 0 < self.rank_fraction <= 1:
+            raise ValueError(
+                f"rank_limit={self.rank_limit}, rank_fraction={self.rank_fraction}: the limit is at least 1, and the "
+                "fraction lies in (0, 1]"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -64,12 +74,13 @@ class SvdQuant(SmoothQuant):
     def rank_of(self, in_features: int, out_features: int) -> int:
         if self.rank is not None:
             return self.rank
-        return max(1, min(DEFAULT_RANK, min(in_features, out_features) // DEFAULT_RANK))
+        share = math.floor(min(in_features, out_features) * self.rank_fraction + 1e-9)  # 1536 / 24 is 64
+        return max(1, min(self.rank_limit, share))
 
     def scaling(self, problem: Problem) -> Scaling:
         layout = problem.layout
         share = rank_share(layout, self.rank_of(layout.in_features, layout.out_features))
-        return Scaling(self.alpha, rank_share=share)
+        return replace(super().scaling(problem), rank_share=share)
 
     def without_smoothing(self) -> Optimizer | None:
         return _LowRankAlone(**{field.name: getattr(self, field.name) for field in fields(self)})

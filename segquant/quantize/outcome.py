@@ -37,7 +37,7 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {
             "method": self.method.to_dict(),
-            "segments": {name: dataclasses.asdict(entry) for name, entry in self.segments.items()},
+            "segments": {name: _told(entry) for name, entry in self.segments.items()},
             "passes": self.passes,
         }
         if self.folded:
@@ -60,3 +60,8 @@ class Outcome:
             None if plan is None else tuple(LayerPlan(**entry) for entry in plan),
             tuple(values.get("folded", ())),
         )
+
+
+def _told(segments: Segments) -> dict[str, Any]:
+    """Fields, `skip` only where it is set: files of models without skips stay as they were."""
+    return {key: value for key, value in dataclasses.asdict(segments).items() if key != "skip" or value}

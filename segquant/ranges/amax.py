@@ -50,6 +50,3 @@ class Amax(Range):
         importance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         return F.piece_max(positive, grid.pieces), F.piece_max(negative, grid.pieces)
-
-    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
-        return hidden or doubtful

@@ -33,8 +33,9 @@ def mse_weight_scale(
     importance: Tensor | None = None,
     *,
     shrink: tuple[float, ...] = SHRINK,
+    norm: float = 2.0,
 ) -> Tensor:
-    """Scale of every block with the least Σ importance_j (w_ij − ŵ_ij)²; see `Range.weight_scale`.
+    """Scale of every block with the least Σ importance_j |w_ij − ŵ_ij|^norm; see `Range.weight_scale`.
 
     `shrink` are shares of the maximum to try, starting with 1.
     """
@@ -45,13 +46,17 @@ def mse_weight_scale(
         best, least = full, torch.full(full.shape, torch.inf, dtype=torch.float64, device=full.device)
         for share in shares:
             scale = round_scale(full * share, spec.scale_dtype)
-            error = (F.fake_quantize(block, scale[..., None], spec.dtype) - block).square_()
+            error = _powers(F.fake_quantize(block, scale[..., None], spec.dtype) - block, norm)
             error = (error if factors is None else error.mul_(factors)).sum(-1, dtype=torch.float64)
             better = error < least
             best, least = torch.where(better, scale, best), torch.where(better, error, least)
         return best
 
     return map_blocks(pick, _with_importance(weight, importance), rows, columns)
+
+
+def _powers(error: Tensor, norm: float) -> Tensor:
+    return error.square_() if norm == 2 else error.abs_().pow_(norm)
 
 
 def _with_importance(weight: Tensor, importance: Tensor | None) -> tuple[Tensor, ...]:
@@ -68,6 +73,7 @@ def mse_weight_extremes(
     importance: Tensor | None = None,
     *,
     shrink: tuple[float, ...] = SHRINK,
+    norm: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
     """Of a format with a zero point: the ends of every block's range with the least squared error.
 
@@ -81,7 +87,7 @@ def mse_weight_extremes(
             start = best
             for share in shrink:
                 ends = start * full.new_tensor([share if above else 1.0, share if below else 1.0])[:, None, None]
-                error = (_between(block, ends[0], ends[1], spec) - block).square_()
+                error = _powers(_between(block, ends[0], ends[1], spec) - block, norm)
                 error = (error if factors is None else error.mul_(factors)).sum(-1, dtype=torch.float64)
                 better = error < least
                 best, least = torch.where(better, ends, best), torch.where(better, error, least)
@@ -204,9 +210,6 @@ class Mse(Range):
         assert rows is not None
         above, below = F.piece_max(positive, grid.pieces), F.piece_max(negative, grid.pieces)
         return mse_input_range(rows, above, below, grid, importance, shrink=self.shares)
-
-    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
-        return hidden
 
     def in_search(self) -> Range:
         """The maximum, which is far cheaper."""

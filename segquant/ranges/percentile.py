@@ -64,7 +64,7 @@ def _one_side(magnitudes: Tensor, q: float) -> Tensor:
 class Percentile(Amax):
     """Static inputs by a percentile, in (50, 100], of their magnitudes; weights keep their maximum."""
 
-    percentile: float = 99.9
+    percentile: float = 99.99
     name: ClassVar[str] = "percentile"
     input_rows: ClassVar[bool] = True
 
@@ -83,6 +83,3 @@ class Percentile(Amax):
     ) -> tuple[Tensor, Tensor]:
         assert rows is not None
         return percentile_range(rows, grid.pieces, grid.dual, self.percentile)
-
-    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
-        return False

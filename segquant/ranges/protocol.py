@@ -108,13 +108,6 @@ class Range(Protocol):
         """
         ...
 
-    def wants_headroom(self, hidden: bool, doubtful: bool) -> bool:
-        """Whether static scales get room beyond the range, as held-out rows show it.
-
-        `hidden`: only sampled rows tell the range; `doubtful`: see `Optimizer.doubts`.
-        """
-        return False
-
     def in_search(self) -> Range:
         """This range, or a cheaper one, while an optimizer searches."""
         return self

@@ -26,7 +26,7 @@ from segquant.numerics.layout import Layout
 from segquant.numerics.weight_grid import WeightScales
 from segquant.observers.stats import InputStats
 from segquant.optimizers.protocol import Branch, Fitted, Problem, Rounded
-from segquant.optimizers.search import extremes_of
+from segquant.optimizers.simulation import extremes_of
 from segquant.solve.folding import take_out
 from segquant.solve.lay_out import lay_out_pieces, one_scale
 from segquant.solve.one_product import fold, folded, shift, shift_product
@@ -119,9 +119,13 @@ def problem_of(
     """What the method's optimizer sees of a layer."""
     rotation = method.rotation
     if rotation is None:
-        return Problem(weight, layout, stats, method.ranges, seed=method.seed, name=name, known=known)
+        return Problem(
+            weight, layout, stats, method.ranges, seed=method.seed, name=name, known=known, headroom=method.headroom
+        )
     turned = rotation.fit(layout, method.seed, weight.device)
-    return Problem(weight, layout, stats, method.ranges, (rotation.transform,), turned, method.seed, name, known)
+    return Problem(
+        weight, layout, stats, method.ranges, (rotation.transform,), turned, method.seed, name, known, method.headroom
+    )
 
 
 def _branches(
@@ -129,7 +133,7 @@ def _branches(
 ) -> Iterator[Branch]:
     """Every branch in its transformed space."""
     stats, needs, calibrator = problem.stats, method.needs, method.calibrator
-    gram = shrink_gram(stats.gram, stats.rows) if "gram" in needs and stats is not None else None
+    gram = _gram(stats, method) if "gram" in needs and stats is not None else None
     weighs = "stats" in method.ranges.needs and stats is not None
     looks = "stats" in calibrator.needs and stats is not None
     for branch, (rows, chain) in enumerate(zip(layout.branch_slices, chains, strict=True)):
@@ -144,6 +148,10 @@ def _branches(
         local = replace(layout, rows=cut, branches=(size,), out_features=size, transforms=())
         rounding = _Rounding(method, local, importance, prepared[calibrator, branch])
         yield Branch(chain.weight(problem.weight[rows]), turned, rounding)
+
+
+def _gram(stats: InputStats, method: Method) -> Tensor:
+    return shrink_gram(stats.gram, stats.rows, method.gram_shrinkage)
 
 
 class _Rounding:

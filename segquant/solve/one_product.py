@@ -13,7 +13,7 @@ from segquant.numerics import functional as F
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
 from segquant.optimizers.protocol import Fitted, Problem
-from segquant.optimizers.search import extremes_of
+from segquant.optimizers.simulation import extremes_of
 from segquant.transforms.chain import Chain
 from segquant.transforms.shift import Shift
 from segquant.transforms.smoothing import Smoothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import tomllib
+import typing
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from segquant import presets
 from segquant_bench.eval.cli import main as report
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import register, validate
@@ -63,9 +65,15 @@ def test_runs_compose(line: str) -> None:
 @pytest.mark.parametrize("override", re.findall(r"`'?(\+?quantizer\.\w+=[^`']+)'?`", read("docs/methods.md")))
 def test_settings_of_a_method_compose(override: str) -> None:
     key, value = override.lstrip("+").split("=", 1)
-    method = _method([override, "quantizer=rtn" if "svd" not in key else "quantizer=svdquant"])
-    changed = method.value(key.removeprefix("quantizer."))
-    assert changed not in (None, False, ()) or value == "exact"
+    setting = key.removeprefix("quantizer.")
+    takes = [name for name in ("rtn", "smoothquant", "gptq", "svdquant", "quarot") if setting in _settings(name)]
+    changed = _method([override, f"quantizer={takes[0]}"]).value(setting)
+    assert changed not in (None, False, ()) or value in ("exact", "false", "0")
+
+
+def _settings(quantizer: str) -> set[str]:
+    (keywords,) = typing.get_args(typing.get_type_hints(getattr(presets, quantizer))["settings"])
+    return set(keywords.__annotations__)
 
 
 @pytest.mark.parametrize("line", [line for line in _every("segquant-plan") if words(line)])

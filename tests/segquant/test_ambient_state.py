@@ -313,7 +313,7 @@ def test_a_rotation_is_not_kept_from_a_run_on_fake_tensors() -> None:
 
     from segquant.numerics import hadamard
 
-    hadamard._cached_sylvester.cache_clear()
+    hadamard._cached_matrix.cache_clear()
     signs = hadamard.random_signs(8, 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         hadamard.rotate(torch.empty(2, 8), (8,), signs)

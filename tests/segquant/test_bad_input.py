@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segquant import QuantizationError, QuantLinear, Segments, observe, presets, quantize_
 from segquant.method.spec import Method
-from segquant.optimizers.smooth import MARGINS
+from segquant.optimizers.headroom import MARGINS
 from tests.segquant.support import Block, block_batches, brute_force, tensor
 
 METHODS = [
@@ -26,8 +26,8 @@ METHODS = [
     presets.ptq4dit("w8a8"),
     presets.gptq("w8a8_tensor"),
     presets.svdquant("w4a8", rank=2),
-    presets.segquant_a("w8a8_tensor"),
-    presets.segquant_g("w8a8"),
+    presets.segquant_a("w8a8_tensor", alpha=0.5, headroom="search"),
+    presets.segquant_plus("w8a8"),
     presets.segquant_g("w4a8", rank=2),
 ]
 # 8 bits cost about 1.2 % here, and with six calls static scales may have the widest headroom

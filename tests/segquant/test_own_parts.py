@@ -236,7 +236,8 @@ def test_an_own_transform_works_everywhere(package: Path) -> None:
     assert torch.equal(plain.weight, own.weight)  # scales by row: another order and powers of two change no code
     assert layer_operations(own.layout) == layer_operations(plain.layout) + 64
     model = Block()
-    method = presets.q_diffusion("w4a8_channel", reconstruction={"steps": 5, "rows": 4})
+    hasty = {"steps": 5, "rows": 4, "lr": 0.06, "warmup": 0.1, "strength": 100.0, "beta_start": 4.0}
+    method = presets.q_diffusion("w4a8_channel", reconstruction=hasty)
     segquant.quantize_(model, method.changed(optimizer="sorted"), block_batches(4, seed=1))
     assert segquant.output_error(Block(), model, block_batches(1, seed=2)) < 0.5
     chosen = presets.auto("w8a8_tensor", overrides={"*": {"optimizer": "sorted"}}, budget={"operations": 4})

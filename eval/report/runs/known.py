@@ -11,10 +11,11 @@ PRECISIONS = (
 )  # fmt: skip
 """segquant's, those of fewer bits last."""
 BASELINES = (
-    "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "gptq", "gptq_mse", "gptq_mixed", "awq",
-    "svdquant", "quarot", "vidit_q", "q_diffusion", "ptq4dm", "ptq4dit", "ptqd", "tac",
+    "none", "rtn", "percentile", "mse", "smoothquant", "smoothquant_plus", "smoothquant_gptq", "gptq", "gptq_mse",
+    "gptq_mixed", "awq", "svdquant", "svdquant_gptq", "quarot", "quarot_mse", "convrot", "vidit_q", "q_diffusion",
+    "ptq4dm", "ptq4dit", "ptqd", "tac",
 )  # fmt: skip
-OURS = ("segquant_a", "segquant_g", "segquant_r", "auto", "plan")
+OURS = ("segquant_a", "segquant_g", "segquant_plus", "segquant_r", "auto", "plan")
 
 Rank = tuple[int, str]
 

@@ -36,7 +36,7 @@ QUANTIZERS = [
     for path in sorted((CONF / "quantizer").glob("*.yaml"))
     if "segquant.presets" in path.read_text() and path.stem != "plan"
 ]
-SMOOTHING = ("smoothquant", "smoothquant_plus", "ptq4dit", "vidit_q")
+SMOOTHING = ("smoothquant", "smoothquant_plus", "smoothquant_gptq", "ptq4dit", "vidit_q")
 """Refused where inputs are floats."""
 PRECISIONS = [path.stem for path in sorted((CONF / "precision").glob("*.yaml")) if path.stem != "custom"]
 
@@ -133,7 +133,7 @@ def test_demo_is_the_promised_sweep() -> None:
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose("config", overrides=["experiment=demo"], return_hydra_config=True)
     assert dict(config.hydra.sweeper.params) == {
-        "quantizer": "none,rtn,smoothquant,segquant_g",
+        "quantizer": "none,rtn,smoothquant,gptq_mse,segquant_g,segquant_plus",
         "precision": "w8a8_tensor,w4a8",
     }
     assert config.dataset.size >= 128 and config.model.name == "emoji_sd3"
@@ -194,13 +194,16 @@ def test_keys_of_other_names_say_their_names_of_today(command: Command, override
 
 
 EARLIER = {
-    "": "7e4cc0509b01",
     "quantizer=none": "1d26cda4864a",
     "quantizer=auto precision=w4a8_channel": "5b334405aabb",
     "quantizer=rtn calibration=loss correction=affine": "67d6ea1874e9",
-    "quantizer=segquant_a quantize=[denoiser,text_encoder] +components.text_encoder.seglinear=false": "ea013da5b93b",
     "quantizer=gptq quantize=[text_encoder] calibration=normal model=sdxl model.embeddings=live": "369604c3e177",
 }
+OTHERWISE = {
+    "": "7e4cc0509b01",
+    "quantizer=segquant_a quantize=[denoiser,text_encoder] +components.text_encoder.seglinear=false": "ea013da5b93b",
+}
+"""Earlier names that mean another method now."""
 
 
 def test_hashes_of_earlier_results_stay() -> None:
@@ -210,8 +213,41 @@ def test_hashes_of_earlier_results_stay() -> None:
         return config_hash(validate(compose_config(list(overrides))), "model", {"evaluation_hash": "x"})
 
     assert {overrides: hashed(*overrides.split(), "run=reference") for overrides in EARLIER} == EARLIER
+    for overrides, hash_then in OTHERWISE.items():
+        assert hashed(*overrides.split(), "run=reference") != hash_then
     assert hashed("quantizer=none") == EARLIER["quantizer=none"]
     assert hashed("quantizer=auto", "precision=w4a8", "run=reference") != "821bfe70e5b7", "whose scales were float32"
+
+
+def test_the_hash_knows_what_static_scales_have_room_for_and_nothing_that_is_idle() -> None:
+    """Settings that say what earlier results did leave their hashes; where those did something else, they do not."""
+
+    def hashed(*overrides: str) -> str:
+        return config_hash(validate(compose_config(["run=reference", *overrides])), "model", {})
+
+    same = [
+        ("quantizer=rtn", "quantizer.headroom=0.0", "quantizer.percentile=99.99", "quantizer.rotation_group=256"),
+        ("quantizer=smoothquant", "quantizer.alpha_rows=held_out", "quantizer.alpha_none=true"),
+        ("quantizer=gptq", "precision=w4a8", "quantizer.gram_shrinkage=0.5", "quantizer.headroom=search"),
+    ]
+    for quantizer, *settings in same:
+        kept = [each for each in settings if each.startswith("precision")]
+        assert hashed(quantizer, *settings) == hashed(quantizer, *kept)
+    other = [
+        "headroom=0.1",
+        "headroom=search",
+        "gram_shrinkage=0",
+        "rotate=regular",
+        "ranges=percentile",
+        "ranges=clip",
+    ]
+    found = {hashed("quantizer=gptq", f"quantizer.{setting}") for setting in other} | {hashed("quantizer=gptq")}
+    assert len(found) == len(other) + 1
+    percentiles = {hashed("quantizer=percentile", f"quantizer.percentile={value}") for value in (99.9, 99.99)}
+    assert len(percentiles) == 2
+    # a cut input had headroom, and has none now unless it is asked for; no cut, none
+    cut = [hashed("quantizer=smoothquant", "quantizer.seglinear=true", *more) for more in ([], ["precision=w4a8"])]
+    assert cut[0] not in (hashed("quantizer=smoothquant"), cut[1])
 
 
 def test_the_hash_knows_settings_of_stages_and_no_polarity() -> None:

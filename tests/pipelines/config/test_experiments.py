@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from segquant import presets
 from segquant.method.parts import DEPLOY
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.grids import GridSweeper
@@ -106,8 +107,10 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
     assert {precision for _, precision in pairs} - {""} == six
     of_tools = {precision for able in CAN.values() for precision in able}
     assert {"fp8", "w4a16"} | of_tools - six <= {precision for _, precision in formats} <= PRECISIONS | {""}
-    everywhere = {"segquant_a", "segquant_g", "segquant_r", "auto", "rtn", "gptq", "quarot"}
-    assert pairs >= set(product(everywhere, six))
+    everywhere = {"segquant_a", "segquant_g", "segquant_plus", "segquant_r", "auto", "rtn", "gptq", "quarot"}
+    strong = {"gptq_mse", "quarot_mse", "smoothquant_gptq"}
+    assert pairs >= set(product(everywhere | strong, six))
+    assert pairs >= set(product(["svdquant_gptq"], ("w4a8_channel", "w4a8", "w4a4"))) | {("convrot", "w8a8_dynamic")}
     assert {name for name, _ in pairs} >= CAN.keys() - OF_FORMATS
     assert pairs | formats >= {(name, precision) for name in OF_FORMATS for precision in CAN[name]}
     mixed = _values("main", "quantizer", "precision", "quantizer.budget.average_bits")
@@ -136,15 +139,36 @@ def test_table6_has_the_controls() -> None:
 def test_families_differ_in_nothing_but_the_model() -> None:
     """Every model has the same methods and precisions, the ControlNet's for each choice of components."""
     jobs = [dict(item.split("=", 1) for item in job) for job in _jobs("families")]
-    methods = {("none", None), *product(("rtn", "smoothquant", "segquant_g", "segquant_r"), ("w8a8_tensor", "w4a8"))}
+    ours = set(product(("rtn", "smoothquant", "segquant_g", "segquant_plus", "segquant_r"), ("w8a8_tensor", "w4a8")))
+    strong = {*product(("gptq_mse", "quarot_mse"), ("w8a8_tensor", "w4a8"))}
+    strong |= {("smoothquant_gptq", "w8a8_tensor"), ("svdquant_gptq", "w4a8")}
+    methods = {("none", None), *ours, *strong}
     found: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
     for job in jobs:
         key = job["model"], job.get("quantize", "[denoiser]")
         found.setdefault(key, set()).add((job["quantizer"], job.get("precision")))
     controlled = {("emoji_sd3_canny", parts) for parts in ("[controlnet]", "[denoiser,controlnet]")}
     assert found.keys() == {(model, "[denoiser]") for model in EMBEDDED} | controlled
-    assert all(found[key] == (methods - {("none", None)} if key in controlled else methods) for key in found)
+    assert all(found[key] == (ours if key in controlled else methods) for key in found)
     assert {key for job in jobs for key in job} == {"experiment", "model", "quantize", "quantizer", "precision"}
+
+
+def test_the_ablation_ends_at_the_named_presets() -> None:
+    """Every job is a method of its own, and among them are the published ones, what was added, and the strong ones."""
+    runs = [validate(_composed_of(job)) for job in _jobs("ablation")]
+    methods = [build_method(run) for run in runs]
+    told = [(run.is_float, method.changed(name="m")) for run, method in zip(runs, methods, strict=True)]
+    assert len(told) == len(_jobs("ablation")) and all(told.count(each) == 1 for each in told), "no job twice"
+    for precision in ("w8a8_tensor", "w4a8"):
+        branch = ("svdquant_gptq",) if precision == "w4a8" else ()
+        named = ("segquant_a", "segquant_g", "segquant_plus", "smoothquant_gptq", "gptq_mse", "quarot_mse", *branch)
+        for name in named:
+            assert getattr(presets, name)(precision, convolutions=False) in methods, (name, precision)
+
+
+def _composed_of(job: list[str]) -> DictConfig:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return compose("config", overrides=job)
 
 
 def test_layouts_are_those_of_every_engine_beside_the_papers() -> None:

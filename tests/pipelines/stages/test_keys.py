@@ -204,7 +204,7 @@ EVERYTHING = AFTER_INPUTS | {"reference"}
         ("eval/report/main_table/results_table.py", "return", "assert True; return", set()),
         ("eval/paper/layers.py", "return", "assert True; return", set()),
         ("eval/cli.py", "return", "assert True; return", set()),
-        ("segquant/presets.py", "return", "assert True; return", set()),
+        ("segquant/presets/rounded.py", "return", "assert True; return", set()),
         ("pipelines/data/layouts.py", "return", "assert True; return", set()),
     ],
 )  # fmt: skip

@@ -117,7 +117,9 @@ def test_a_branch_goes_where_its_bytes_do_more_as_codes() -> None:
     found = format_candidates(
         Block().down, presets.segquant_g("w4a8"), statistics()["down"], BLOCK_SEGMENTS["down"], name="down"
     ).candidates
-    kinds = {(candidate.change.get("optimizer", "svd"), candidate.change.get("precision", "w4a8")) for candidate in found}
+    kinds = {
+        (candidate.change.get("optimizer", "svd"), candidate.change.get("precision", "w4a8")) for candidate in found
+    }
     assert len(kinds) == len(found) == 2 * len(formats_of(PRECISIONS["w4a8"], 64))
     assert min(c.bytes for c in found if "optimizer" in c.change) < min(c.bytes for c in found if not c.change)
 
@@ -139,7 +141,7 @@ def test_expected_errors_at_other_formats_are_near_the_solved_ones(layer: str) -
         (solved,) = format_candidates(linear, alone, stats, cuts, name=layer, fixed=pinned).candidates
         assert solved.bytes == candidate.bytes
         ratios.append(candidate.error / solved.error)
-    assert ratios[0] == 1.0 and 0.7 < min(ratios) and max(ratios) < 1.3
+    assert ratios[0] == 1.0 and min(ratios) > 0.7 and max(ratios) < 1.3
 
 
 def test_the_plan_of_a_mix_runs_again_bit_for_bit() -> None:

@@ -86,8 +86,10 @@ def test_gradient_of_v_is_autograds(beta: float) -> None:
     torch.testing.assert_close(rounding.v.grad, expected)
 
 
-GENTLE = Reconstruction(batch=256, strength=3, beta_start=8)
-"""For a handful of weights on strongly correlated rows; the defaults are for blocks of a million weights."""
+GENTLE = Reconstruction(batch=256)
+"""The defaults, with as many rows as a call of a model has."""
+PAPERS = Reconstruction(batch=32, steps=10_000, lr=0.001, strength=100, beta_start=20, warmup=0.2)
+"""AdaRound's own (2004.10568, section 4.1); λ is relative to nearest rounding's error here."""
 
 
 def correlated(rows: int, width: int, seed: int) -> Tensor:
@@ -129,6 +131,27 @@ def test_most_of_the_way_to_the_best_of_all_roundings(dtype: str, share: float) 
     nearest = squared_error(x, weight, F.fake_quantize(weight, scale, dtype))
     found = squared_error(x, weight, adaround(x, x @ weight.T, weight, scale, dtype, GENTLE))
     assert best <= found < best + share * (nearest - best)
+
+
+def flipped_and_error(settings: Reconstruction) -> tuple[float, float]:
+    """The share of weights that nearest rounding puts elsewhere, and the error against its on fresh rows."""
+    weight, x, fresh = tensor(64, 96, seed=4), correlated(1024, 96, 5), correlated(1024, 96, 6)
+    scale = weight.abs().amax(1, keepdim=True) / 7
+    nearest, found = F.fake_quantize(weight, scale, "int4"), adaround(x, x @ weight.T, weight, scale, "int4", settings)
+    moved = float(((found - nearest).abs() > scale / 2).float().mean())
+    return moved, squared_error(fresh, weight, found) / squared_error(fresh, weight, nearest)
+
+
+def test_the_default_budget_flips_what_has_to_be_flipped() -> None:
+    moved, error = flipped_and_error(GENTLE)
+    assert 0.1 < moved < 0.3 and error < 0.25
+
+
+@pytest.mark.slow  # 10,000 steps
+def test_the_default_budget_gets_where_the_papers_does() -> None:
+    moved, error = flipped_and_error(GENTLE)
+    theirs, their_error = flipped_and_error(PAPERS)
+    assert moved > 0.8 * theirs and error < 1.15 * their_error
 
 
 @pytest.mark.parametrize(

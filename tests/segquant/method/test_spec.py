@@ -30,7 +30,9 @@ def test_precision_table() -> None:
 
 @pytest.mark.parametrize("values", [
     {"alpha": 1.1}, {"alpha": "serach"}, {"rank": 0}, {"optimizer": "smoth"}, {"calibrator": "x"}, {"damp": 0.0},
-    {"on_uncalled": "ignore"}, {"skip": "proj_out"}, {"iterations": -1},
+    {"on_uncalled": "ignore"}, {"skip": "proj_out"}, {"iterations": -1}, {"headroom": -0.1}, {"headroom": "serach"},
+    {"gram_shrinkage": -1.0}, {"rank_limit": 0}, {"rank_fraction": 0.0}, {"alpha_rows": "sene"}, {"clip_norm": 0.0},
+    {"rotate": "regular", "rotation_group": 128},
 ])  # fmt: skip
 def test_bad_methods(values: dict[str, object]) -> None:
     with pytest.raises(ValueError):
@@ -55,13 +57,27 @@ def test_presets_are_what_the_paper_says() -> None:
     eight, four = presets.segquant_g("w8a8_tensor"), presets.segquant_a("w4a8")
     assert (eight.value("optimizer"), eight.value("calibrator"), eight.value("alpha")) == ("smooth", "gptq", "search")
     assert (four.value("optimizer"), four.value("calibrator"), four.value("rank")) == ("svd", "amax", None)
-    assert (
-        four.optimizer.rank_of(3072, 12288) == 32
-        and four.optimizer.rank_of(256, 1024) == 8
-        and four.optimizer.rank_of(16, 256) == 1
-    )
+    sides = ((3072, 12288), (1536, 1536), (384, 1536), (256, 1024), (16, 256))
+    assert [four.optimizer.rank_of(*each) for each in sides] == [64, 64, 16, 10, 1]
+    assert [presets.svdquant("w4a8").optimizer.rank_of(*each) for each in sides] == [32, 32, 12, 8, 1]
     assert presets.segquant_a("w4a8", rank=5).optimizer.rank_of(16, 16) == 5
-    assert eight.value("seglinear") and eight.value("dualscale")
+    for method in (eight, four, presets.segquant_g("w4a8"), presets.segquant_a("w8a8_tensor")):
+        assert method.value("seglinear") and method.value("dualscale")
+        assert (method.value("alpha_rows"), method.value("alpha_none")) == ("seen", False)
+        assert (method.value("iterations"), method.headroom, method.value("ranges")) == (0, 0.0, "amax")
+
+
+def test_segquant_plus_is_what_was_added() -> None:
+    for precision, ranges in (("w8a8_tensor", "amax"), ("w8a8_dynamic", "mse"), ("w4a8", "mse"), ("w4a16", "mse")):
+        plus, published = presets.segquant_plus(precision), presets.segquant_g(precision)
+        added = {"alpha_rows": "held_out", "alpha_none": True, "headroom": "search", "iterations": 1, "ranges": ranges}
+        same = {"rank_limit": 32, "rank_fraction": 1 / 32, "name": "segquant_plus"}
+        assert published.changed(**added, **same) == plus
+        assert presets.segquant_plus(precision, ranges=None) == plus
+    assert presets.segquant_plus("w8a8_tensor", ranges="mse").value("ranges") == "mse"
+
+
+def test_gram_and_ranges_are_asked_for_where_they_are_used() -> None:
     assert "gram" not in presets.rtn().needs and "gram" in presets.gptq().needs
     assert not presets.rtn("w4a8").needs and presets.rtn("w8a8").needs
 
@@ -100,6 +116,7 @@ def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
         iterations=1, rotate=True, calibrator="gptq", ranges="mse", act_order=False, damp=0.02, bias_correction=True,
         cuts="wrong", skip=["a.*"], overrides={"b": {"rank": 3}}, on_uncalled="skip", convolutions=True, seed=4,
         budget={"bytes": 1.2, "operations": 2.0}, reconstruction={"rows": 64},
+        headroom="search", percentile=99.9,  # as they were before they could be told
     )  # fmt: skip
     assert Method.from_dict(old) == expected
     layers = [{"layer": "x[0]", "choice": {"rank": 2, "precision": "w8a8_dynamic"}, "error": 0.1}]
@@ -110,6 +127,29 @@ def test_the_first_versions_form_is_read(tmp_path: Path) -> None:
     assert read == expected.changed(name="plan", budget=None, overrides=chosen)
     with pytest.raises(ValueError, match="a method of version 9; this version reads 1 and 2"):
         Method.from_dict({**expected.to_dict(), "version": 9})
+
+
+@pytest.mark.parametrize("name, precision, headroom", [
+    ("rtn", "w8a8", 0.0), ("gptq", "w4a8", 0.0), ("smoothquant", "w8a8", 0.0), ("awq", "w4a16", 0.0),
+    ("smoothquant_plus", "w8a8_tensor", "search"), ("segquant_g", "w8a8_tensor", "search"),
+    ("quarot", "w8a8", "search"),
+])  # fmt: skip
+def test_methods_saved_before_headroom_was_told_have_it_where_they_had(
+    name: str, precision: str, headroom: float | str
+) -> None:
+    """Those searched it where cuts, rotations or a searched α left ranges in doubt; other settings stay as told."""
+    values = getattr(presets, name)(precision).to_dict()
+    for key in ("headroom", "gram_shrinkage"):
+        del values[key]
+    for key in ("alpha_rows", "alpha_none", "rank_limit", "rank_fraction"):
+        values["optimizer"].pop(key, None)
+        values["spare"].pop(key, None)
+    read = Method.from_dict(values)
+    assert read.headroom == headroom and read.gram_shrinkage == 0.5
+    assert (read.value("alpha_rows"), read.value("alpha_none"), read.value("rank_limit")) == ("held_out", True, 32)
+    assert read.changed(ranges="percentile").value("percentile") == 99.9
+    told = Method.from_dict({**values, "ranges": {"name": "percentile", "percentile": 99.5}})
+    assert told.value("percentile") == 99.5
 
 
 def test_values_of_anybody_s_part_fit_its_annotations() -> None:

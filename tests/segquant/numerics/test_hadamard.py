@@ -7,7 +7,15 @@ import scipy.linalg
 import torch
 
 from segquant.numerics import functional as F
-from segquant.numerics.hadamard import MIN_BLOCK, hadamard_blocks, random_signs, rotate, unrotate
+from segquant.numerics.hadamard import (
+    MIN_BLOCK,
+    hadamard_blocks,
+    random_signs,
+    regular_block,
+    rotate,
+    rotate_regular,
+    unrotate,
+)
 
 WIDTHS = (1, 2, 12, 13, 16, 48, 64, 100, 384, 1536)
 
@@ -108,3 +116,47 @@ def test_blocks_that_do_not_fit_are_named(blocks: tuple[int, ...], signs: int) -
         rotate(torch.zeros(2, 8), blocks, random_signs(signs, 0))
     with pytest.raises(ValueError, match="at least 1"):
         hadamard_blocks(0)
+
+
+def regular(size: int) -> torch.Tensor:
+    """The Kronecker power of H4, entry by entry: one factor per two bits of row and column."""
+    entries = [[1.0] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(size):
+            for digit in range(0, size.bit_length() - 1, 2):
+                entries[i][j] *= -1 if (i >> digit & 3) + (j >> digit & 3) == 3 else 1
+    return torch.tensor(entries, dtype=torch.float64) / size**0.5
+
+
+@pytest.mark.parametrize("size", [4, 16, 64, 256])
+def test_regular_rotation_is_the_power_of_h4(size: int) -> None:
+    x = tensor(2, 3, 2 * size)
+    before = x.clone()
+    dense = torch.block_diag(regular(size), regular(size))
+    torch.testing.assert_close(rotate_regular(x, size), x @ dense, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(rotate_regular(rotate_regular(x, size), size), x, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("size", [4, 16, 64, 256])
+def test_rows_and_columns_of_regular_matrices_have_one_sum(size: int) -> None:
+    """So that a constant is spread evenly, where Sylvester's matrix puts all of it into one channel."""
+    eye = torch.eye(size, dtype=torch.float64)
+    found = rotate_regular(eye, size)
+    for dimension in (0, 1):
+        torch.testing.assert_close(found.sum(dimension), torch.ones(size, dtype=torch.float64), rtol=0, atol=1e-9)
+    ones = torch.ones(1, size, dtype=torch.float64)
+    assert float(rotate_regular(ones, size).abs().amax()) == pytest.approx(1)
+    assert float(rotate(ones, (size,), torch.ones(size, dtype=torch.int8)).abs().amax()) == pytest.approx(size**0.5)
+
+
+def test_regular_blocks_are_the_largest_power_of_four_that_fits() -> None:
+    for width in range(1, 1100):
+        fitting = [4**k for k in range(5) if width % 4**k == 0]
+        assert regular_block(width, 256) == max(fitting)
+        assert regular_block(width, 16) == max(size for size in fitting if size <= 16)
+    for size in (0, 1, 2, 8, 128, 255):
+        with pytest.raises(ValueError, match=f"its size is 4, 16, 64, 256 …, not {size}"):
+            regular_block(512, size)
+    with pytest.raises(ValueError, match="a width of at least 1"):
+        regular_block(0, 256)
