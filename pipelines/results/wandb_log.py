@@ -15,6 +15,7 @@ from segquant.files import write_json
 from segquant_bench.pipelines.config.sections import LoggerConfig
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.results.wandb_mode import LONGEST
+from segquant_bench.pipelines.runtime.interrupt import heard
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
@@ -150,8 +151,15 @@ def _log(sink: Sink, mode: Any, results: dict[str, Any], folder: Path, resolved:
         files = _quantized(results, folder)
         if config.artifact and files:
             run.log_artifact(_artifact(wandb, results, files))
-    finally:
-        run.finish()
+    except KeyboardInterrupt:
+        heard()  # W&B is told in a moment
+        run.mark_preempting()
+        run.finish(exit_code=1)
+        raise
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
     if mode == "online":
         return str(run.url)
     return str(Path(run.settings.sync_dir).absolute()) if mode == "offline" else ""

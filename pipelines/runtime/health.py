@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from segquant.files import sync
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
 
@@ -69,15 +69,6 @@ def settle(folder: Path) -> None:
     """Let the disk have all that a folder holds, before it gets its name."""
     for path in (*_files(folder, every=True), *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Let the disk have a file, or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -67,7 +67,11 @@ def test_interrupt_at_the_end_of_a_stage(
 
 @pytest.mark.parametrize(
     "sent",
-    [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],  # the cache's tests have a small one
+    [
+        signal.SIGTERM,
+        *(pytest.param(sent, marks=pytest.mark.slow) for sent in (signal.SIGINT, signal.SIGUSR1)),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),  # the cache's tests have a small one
+    ],
 )
 def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -> None:
     """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
@@ -91,8 +95,9 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
         long.wait()
     assert "Traceback" not in err
     left = list(cache.glob("stage/*.partial*"))
-    if sent == signal.SIGINT:
-        assert long.returncode == 130 and not left
+    if sent != signal.SIGKILL:
+        assert long.returncode == 128 + sent and not left
+        assert err.strip().splitlines()[-1].startswith(f"segquant: ended by {sent.name}; the same command goes on")
     else:
         assert long.returncode == -signal.SIGKILL and len(left) == 1
     assert not list(tmp_path.glob("run/results.json"))

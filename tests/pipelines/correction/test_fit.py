@@ -12,7 +12,8 @@ import torch
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.sections import CorrectionConfig
 from segquant_bench.pipelines.correction.correction import Correction
-from segquant_bench.pipelines.correction.fit import exact_prediction, fit_correction, in_parts
+from segquant_bench.pipelines.correction.fit import exact_prediction, fit_correction
+from segquant_bench.pipelines.correction.parts import in_parts
 from segquant_bench.pipelines.correction.sampling import corrected
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.generate import run_batches
