@@ -98,6 +98,9 @@ class Keeper:
         self._sizes[path] = path.stat().st_size
         return True
 
+    def has(self, name: str) -> bool:
+        return self._path(name).is_file()
+
     def drop(self, name: str) -> None:
         """Forget a piece, if there is one."""
         self._path(name).unlink(missing_ok=True)

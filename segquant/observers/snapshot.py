@@ -56,6 +56,11 @@ class Snapshots:
         self._pace.took(time.monotonic() - began)
 
 
+def has_snapshots(keep: Keeper) -> bool:
+    """Whether a reading may go on behind some batches, which the model then is not called on."""
+    return keep.has(_name(1))
+
+
 def drop_snapshots(keep: Keeper, passes: int) -> None:
     """Of so many readings whose layers are all solved: Gram matrices are large."""
     for number in range(1, passes + 1):

@@ -12,7 +12,7 @@ from segquant.graph.segments import Segments
 from segquant.keep import Keeper
 from segquant.layers.kept import kept_layer
 from segquant.layers.layer import QuantLayer
-from segquant.observers.snapshot import drop_snapshots
+from segquant.observers.snapshot import drop_snapshots, has_snapshots
 from segquant.quantize.outcome import Outcome
 from segquant.quantize.run import SOLVED
 
@@ -32,6 +32,11 @@ def keep_block(keep: Keeper, model: nn.Module, names: Sequence[str], outcome: Ou
     segments = {name: dataclasses.asdict(entry) for name, entry in outcome.segments.items()}
     keep.put("block", {}, {"layers": done, "segments": segments, "passes": outcome.passes})
     drop_snapshots(keep.within(SOLVED), outcome.passes)
+
+
+def is_begun(keep: Keeper | None) -> bool:
+    """Whether calls of a block have been observed, which then are not made again."""
+    return keep is not None and has_snapshots(keep.within(SOLVED))
 
 
 def kept_block(keep: Keeper, model: nn.Module) -> KeptBlock | None:

@@ -31,7 +31,7 @@ from segquant.modules.swap import swap_
 from segquant.observers.collector import Collector
 from segquant.observers.observe import deal_folds
 from segquant.offload.block_shell import BatchIndices, BlockRunner, stray_blocks
-from segquant.offload.kept import keep_block, kept_block
+from segquant.offload.kept import is_begun, keep_block, kept_block
 from segquant.offload.lockstep import Walker, common_gate, gated
 from segquant.offload.weights import Offloaded
 from segquant.quantize.batches import arguments_of
@@ -204,6 +204,8 @@ class _Run:
         if names:
             keep = None if self.keep is None else self.keep.within(name)
             if not self._take_over(shell, names, keep):
+                if is_begun(keep):
+                    shell.fill()  # while it is in float
                 self._quantize(shell, names, BatchIndices(len(inputs), origins), keep=keep)
             swap_(self.offloaded.model, {id(block): shell.get_submodule(name)})  # a block that is itself a layer
         else:

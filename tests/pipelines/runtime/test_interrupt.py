@@ -100,8 +100,9 @@ def test_nothing_changes_in_another_thread() -> None:
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_what_schedulers_send(sent: signal.Signals, code: int) -> None:
+def test_what_schedulers_send(sent: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first exception is swallowed; the next tells the same signal."""
+    monkeypatch.setattr(interrupt, "SECONDS", 0.3)  # not before the second is heard
     caught: list[KeyboardInterrupt] = []
     with insistent_interrupt():
         while len(caught) < 2:
@@ -129,13 +130,16 @@ def test_an_inner_one_changes_nothing() -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_ends_as_without_us() -> None:
     """Somebody's worker process, which its pool ends by SIGTERM."""
+    reading, writing = os.pipe()
     with insistent_interrupt():
         child = os.fork()
         if not child:
             try:
+                os.write(writing, b"!")
                 time.sleep(60)
             finally:
                 os._exit(7)
+        assert os.read(reading, 1)
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
