@@ -123,7 +123,7 @@ class Grams:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `restore` takes, between two calls; matrices that linears share are in it once."""
         states = {state.number: state for state in self._at.values()}
-        tensors, known = {}, {}
+        tensors, known = dict[str, Tensor](), dict[str, list[int]]()
         for number, state in states.items():
             known[str(number)] = [state.members, state.whole.waiting, state.first.waiting]
             for side, part in (("whole", state.whole), ("first", state.first)):
@@ -164,11 +164,11 @@ class Grams:
 
 def _restored(number: int, entry: Sequence[int], tensors: Mapping[str, Tensor]) -> _State:
     members, *waiting = entry
-    sides = [
+    whole, first = (
         Sum(tensors.get(f"{number}/{side}/total"), tensors.get(f"{number}/{side}/pending"), rows)
         for side, rows in zip(("whole", "first"), waiting, strict=True)
-    ]
-    return _State(number, 0, *sides, members)
+    )
+    return _State(number, 0, whole, first, members)
 
 
 class _Tokens:

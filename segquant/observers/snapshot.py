@@ -114,5 +114,5 @@ def _restore_stats(stats: InputStats, tensors: Mapping[str, Tensor], counts: lis
     keys = [field.name for field in dataclasses.fields(FoldStats) if field.name not in _COUNTS]
     for index, count in enumerate(counts):
         if count is not None:
-            found = {key: tensors[f"{index}/{key}"] for key in keys}
+            found: dict[str, Any] = {key: tensors[f"{index}/{key}"] for key in keys}
             stats.folds[index] = FoldStats(**found, **dict(zip(_COUNTS, count, strict=True)))
