@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant.files import write_json
+from segquant_bench.hidden import visible
 from segquant_bench.pipelines.config.sections import LoggerConfig
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.results.wandb_mode import LONGEST
@@ -196,6 +197,6 @@ def _quantized(results: dict[str, Any], folder: Path) -> dict[Path, str]:
     for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("components", "*/*")):
         if stage in results["stages"]:
             root = folder / results["stages"][stage]["path"]
-            for path in sorted(root.glob(pattern)):
+            for path in visible(root.glob(pattern), root):
                 found[path] = path.name if stage != "components" else path.relative_to(root).as_posix()
     return found

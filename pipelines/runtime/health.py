@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant.files import sync
+from segquant_bench.hidden import is_hidden
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
 
@@ -106,6 +107,6 @@ def _check(name: str, path: Path, known: Any) -> None:
 
 def _files(folder: Path, every: bool = False) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        ours = not path.name.startswith(".") and path.name not in _NOBODYS and path != folder / RECORD
+        ours = not is_hidden(path, folder) and path.name not in _NOBODYS and path != folder / RECORD
         if path.is_file() and (ours or every):
             yield path

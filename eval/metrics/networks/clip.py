@@ -19,6 +19,7 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
 from segquant_bench.eval.metrics.images import content_hash, read_rgb
 from segquant_bench.eval.metrics.networks.cache import cached_features
+from segquant_bench.hidden import visible
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,9 @@ def _check_folder(name: str, folder: Path) -> None:
 
 
 def _fingerprint(where: Path) -> str:
-    files = sorted(p for p in where.iterdir() if p.is_file() and p.suffix != ".md") if where.is_dir() else [where]
+    files = [where]
+    if where.is_dir():
+        files = [p for p in visible(where.iterdir(), where) if p.is_file() and p.suffix != ".md"]
     return content_hash(files)[:12]
 
 
