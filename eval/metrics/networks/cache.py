@@ -37,7 +37,7 @@ def cached_features(
         return found
     parts, places = [], []
     for batch in batches(paths, batch_size):
-        place = _place(cache / "batches", f"{key}-{batch_size}", batch)
+        place = _place(cache, f"batch-of-{batch_size}-{key}", batch)
         features = _read(place)
         if features is None:
             features = compute(batch)
