@@ -28,14 +28,13 @@ from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_lin
 from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
 from segquant_bench.pipelines.results.sweep import claimed, refused_folder, report_sweep
 from segquant_bench.pipelines.results.wandb_mode import check_logger
-from segquant_bench.pipelines.runtime.interrupt import insistent_interrupt
+from segquant_bench.pipelines.runtime.interrupt import exit_code, insistent_interrupt, signal_name
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 REPORT_FAILED = "the report could not be written: "
 
 register()
@@ -54,7 +53,8 @@ def job(config: DictConfig) -> None:
     if told is not None:
         clear_failure(told)
     try:
-        with claimed(folder):
+        # of a sweep's launcher that runs jobs in processes of their own, these are told to end as well
+        with insistent_interrupt(), claimed(folder):
             told = folder
             clear_failure(folder)
             _job(config, folder)
@@ -167,14 +167,16 @@ def _prepare() -> None:
 
 
 def main() -> None:
-    """Exit 0, 130 after Ctrl-C, else 1 and one sentence on stderr."""
+    """Exit 0, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, else 1; but for 0, one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
         with insistent_interrupt():
             succeeded = _run_and_report()
-    except KeyboardInterrupt:
-        print("segquant: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        print(
+            f"segquant: ended by {signal_name(error)}; the same command goes on where this one stopped", file=sys.stderr
+        )
+        sys.exit(exit_code(error))
     sys.exit(0 if succeeded else EXIT_FAILED)
 
 

@@ -35,8 +35,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_whole(path, lambda partial: save_file(dict(tensors), partial))
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a hidden file beside `path`, then rename it. Makes the folder; a failure leaves the old file."""
+def write_whole(path: Path, write: Callable[[Path], object], *, settled: bool = False) -> None:
+    """Let `write` fill a hidden file beside `path`, then rename it. Makes the folder; a failure leaves the old file.
+
+    Args:
+        settled: the disk has the content before the name, so that a machine that is lost leaves no empty file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name[:NAMED]}.{secrets.token_hex(4)}")
     # made by us, so that the umask says who may read it: some writers (safetensors) make private files
@@ -46,10 +50,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.close(handle)
         write(partial)
         partial.chmod(mode)
+        if settled:
+            sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Let the disk have a file, or a folder's entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def make_folder_beside(path: Path) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked, described
 from segquant.errors import QuantizationError
+from segquant.keep import Keeper
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
 from segquant.modules.calls import batches_of, call, named
@@ -19,6 +20,8 @@ from segquant.modules.layers import is_float_layer
 from segquant.modules.state import own_state
 from segquant.modules.tensors import is_wrapper, plain, tensors_of
 from segquant.modules.wrappers import unwrapped
+
+_ERRORS = "errors"
 
 
 @checked()
@@ -67,18 +70,22 @@ def model_errors(
     layers: Iterable[str] | None = None,
     *,
     parts: Sequence[int] | None = None,
+    keep: Keeper | None = None,
 ) -> ModelErrors:
     """`layer_errors`, `output_error` and `output_errors` in one pass of each model; arguments as for `layer_errors`.
 
     Args:
         parts: per batch, how many equal parts the outputs' first axis is cut into; 1 each if None.
+        keep: takes the sums so far; the same call after a kill goes on behind them.
 
     Raises:
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
-    total, pieces, energies = (0.0, 0.0), list[float](), list[float]()
     with unwrapped(float_model) as first, unwrapped(quant_model) as second, _comparing(first, second, layers) as sums:
+        done, total, pieces, energies = _kept_errors(keep, sums)
         for index, batch in enumerate(batches_of(batches)):
+            if index < done:
+                continue
             count = 1 if parts is None else _count(parts, index)
             exact, approximate = call(first, batch), call(second, batch)
             whole = _squares(tensors_of(exact), tensors_of(approximate))
@@ -87,9 +94,24 @@ def model_errors(
             squares = [_squares(*pair) for pair in pairs]
             pieces += [_relative(*each) for each in squares]
             energies += [energy for _, energy in squares]
+            if keep is not None:
+                keep.put(_ERRORS, sums, [index + 1, total, pieces, energies])
     if not pieces:
         raise _no_batches()
     return ModelErrors(_layer_results(sums), _relative(*total), pieces, energies)
+
+
+def _kept_errors(
+    keep: Keeper | None, sums: Mapping[str, Tensor]
+) -> tuple[int, tuple[float, float], list[float], list[float]]:
+    """Batches that a run before had measured, and what it had summed, which goes into `sums`."""
+    piece = None if keep is None else keep.get(_ERRORS)
+    if piece is None or piece.tensors.keys() != sums.keys():
+        return 0, (0.0, 0.0), [], []
+    for name, found in piece.tensors.items():
+        sums[name].copy_(found)
+    done, total, pieces, energies = piece.about
+    return done, (total[0], total[1]), pieces, energies
 
 
 def _count(parts: Sequence[int], index: int) -> int:

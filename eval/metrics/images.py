@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.hidden import visible
 
 T = TypeVar("T")
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -19,7 +20,7 @@ def list_pictures(folder: Path, what: str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise EvalError(f"the folder of {what} pictures, {folder}, does not exist; generate them first")
-    entries = sorted(p for p in folder.iterdir() if p.is_file())
+    entries = [p for p in visible(folder.iterdir(), folder) if p.is_file()]
     foreign = [p.name for p in entries if p.suffix.lower() in _OTHER_FORMATS]
     if foreign:
         raise EvalError(

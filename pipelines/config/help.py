@@ -10,6 +10,7 @@ from string import Template
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
+from segquant_bench.hidden import visible
 from segquant_bench.pipelines.runtime.paths import CONF
 
 QUESTIONS = {
@@ -40,14 +41,16 @@ def options_page() -> str:
     config = HydraConfig.get()
     sources = [source for source in config.runtime.config_sources if source.schema == "file"]
     folders = [Path(source.path) for source in sources]
-    names = {path.name for folder in folders for path in folder.iterdir() if path.is_dir() and path.name != "hydra"}
+    inside = [path for folder in folders for path in visible(folder.iterdir(), folder)]
+    names = {path.name for path in inside if path.is_dir() and path.name != "hydra"}
     groups = [name for name in QUESTIONS if name in names] + sorted(names - QUESTIONS.keys())
     chosen = config.runtime.choices
     return "\n".join(line for name in groups for line in _group_lines(name, folders, chosen.get(name)))
 
 
 def _group_lines(name: str, folders: list[Path], chosen: str | None) -> Iterator[str]:
-    files = {file.stem: file for folder in reversed(folders) for file in (folder / name).glob("*.yaml")}
+    found = [path for folder in reversed(folders) for path in visible((folder / name).glob("*.yaml"), folder)]
+    files = {path.stem: path for path in found}
     yield f"  {name}=".ljust(_NAME + 3) + QUESTIONS.get(name, "")
     for option, file in sorted(files.items()):
         mark = "*" if option == chosen else " "

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from segquant_bench.hidden import visible
 from segquant_bench.pipelines.config.help import QUESTIONS
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime.own_code import add_working_folder
@@ -36,7 +37,7 @@ def check_search_path(arguments: Sequence[str]) -> list[Path]:
 def options(folders: Sequence[Path]) -> dict[str, set[str]]:
     """By group that every run has a choice of: its options, also those in `folders`."""
     return {
-        group: {path.stem for folder in (CONF, *folders) for path in (folder / group).glob("*.yaml")}
+        group: {path.stem for folder in (CONF, *folders) for path in visible((folder / group).glob("*.yaml"), folder)}
         for group in QUESTIONS
     }
 
@@ -53,7 +54,7 @@ def _check_apart(folders: Sequence[Path]) -> None:
     # Hydra silently reads the first configuration of a name, ours before the user's.
     seen: dict[Path, Path] = {}
     for folder in dict.fromkeys(each.resolve() for each in folders if each.is_dir()):
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in visible(folder.rglob("*.yaml"), folder):
             name = path.relative_to(folder)
             ours = CONF / name
             if ours.is_file() and ours.read_bytes() != path.read_bytes():

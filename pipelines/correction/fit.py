@@ -6,17 +6,17 @@ TAC-Diffusion).
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from segquant.keep import Keeper
 from segquant_bench.pipelines.config.sections import CorrectionConfig
 from segquant_bench.pipelines.correction.correction import Correction, StepFit, channel_mean, correct, fit_step
+from segquant_bench.pipelines.correction.parts import in_parts
 from segquant_bench.pipelines.correction.sampling import (
     add_per_channel,
     corrected_step,
@@ -25,7 +25,7 @@ from segquant_bench.pipelines.correction.sampling import (
     with_latents,
 )
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, first_tensor, run_batches
+from segquant_bench.pipelines.sampling.generate import PromptInputs, run_batches
 from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 
 TRAJECTORY = "of the quantized model, corrected at the steps before"
@@ -43,6 +43,7 @@ def fit_correction(
     stream: int,
     batch_size: int,
     inputs: PromptInputs | None = None,
+    keep: Keeper | None = None,
 ) -> Correction:
     """Sample `prompts` with the quantized denoiser and fit its correction step by step.
 
@@ -52,6 +53,7 @@ def fit_correction(
         stream: keeps latents apart from evaluation's.
         batch_size: through the denoisers at once.
         inputs: further arguments by prompt index, such as control pictures.
+        keep: has what the denoisers gave a run before, and takes what they give this one.
 
     Raises:
         PipelineError: no prompts, or as `exact_prediction`.
@@ -69,15 +71,19 @@ def fit_correction(
             pass
 
     shared = shared_inputs(pipeline, exact, prompts, call, inputs)
+    before, during = (None if keep is None else keep.within(part) for part in ("unquantized", "quantized"))
     wants_means = config.method == "tac" and config.input_bias
     means = MeanLatents()
     if wants_means:
-        with in_parts(exact, batch_size, len(prompts), shared), step_replaced(pipeline.scheduler, means):
+        parts = in_parts(exact, batch_size, len(prompts), shared, keep=before)
+        with parts, step_replaced(pipeline.scheduler, means):
             sample(exact, "correct (unquantized)")
     fitter = Fitter(pipeline.scheduler, config, means.values if wants_means else None)
     setattr(pipeline, name, quantized)
     try:
-        paired = in_parts(quantized, batch_size, len(prompts), shared, beside=exact, on_pair=fitter.pairs.append)
+        paired = in_parts(
+            quantized, batch_size, len(prompts), shared, beside=exact, on_pair=fitter.pairs.append, keep=during
+        )
         with paired, step_replaced(pipeline.scheduler, fitter):
             sample(quantized, "correct")
     finally:
@@ -193,73 +199,6 @@ def exact_prediction(
         "this pipeline does not give its scheduler a weighted sum of the denoiser's outputs (is the guidance "
         "rescaled?), so no correction can be fitted; set correction=none"
     )
-
-
-@contextmanager
-def in_parts(
-    denoiser: torch.nn.Module,
-    batch_size: int,
-    prompts: int,
-    shared: Collection[str] = (),
-    beside: torch.nn.Module | None = None,
-    on_pair: Callable[[tuple[Tensor, Tensor]], None] | None = None,
-) -> Iterator[None]:
-    """Within the block the denoiser takes its rows `batch_size` of `prompts` at a time.
-
-    `shared` names inputs without rows (`shared_inputs`). `beside` sees the same parts; `on_pair` gets both outputs.
-    """
-    forward = denoiser.forward
-
-    @functools.wraps(forward)
-    def parted(*args: Any, **kwargs: Any) -> Any:
-        inputs = bound_inputs(denoiser, args, kwargs)
-        total = _rows(inputs)
-        size = batch_size * max(1, total // prompts)
-        outputs, others = [], []
-        for start in range(0, total, size):
-            part = _cut(inputs, total, slice(start, start + size), shared)
-            outputs.append(forward(**part))
-            if beside is not None:
-                others.append(first_tensor(beside(**part)))
-        whole = torch.cat([first_tensor(output) for output in outputs])
-        if on_pair is not None:
-            on_pair((whole, torch.cat(others)))
-        return _like(outputs[0], whole)
-
-    denoiser.forward = parted
-    try:
-        yield
-    finally:
-        del denoiser.forward
-
-
-def _rows(value: Any) -> int:
-    return next(item.shape[0] for item in _tensors(value) if item.ndim > 1)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (Mapping, list, tuple)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
-
-
-def _cut(value: Any, total: int, rows: slice, shared: Collection[str], name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        start = f"{name}/" if name else ""
-        return {key: _cut(item, total, rows, shared, f"{start}{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_cut(item, total, rows, shared, f"{name}/[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Tensor) and value.ndim and value.shape[0] == total and name not in shared:
-        return value[rows]
-    return value
-
-
-def _like(output: Any, values: Tensor) -> Any:
-    if isinstance(output, Tensor):
-        return values
-    return (values, *output[1:]) if isinstance(output, tuple) else type(output)(sample=values)
 
 
 def _relative(values: Tensor, exact: Tensor) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.hidden import visible
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.data.files import Entry, Source, load_yaml, parse_json, read_text
 from segquant_bench.pipelines.data.pictures import Picture, members
@@ -161,7 +162,7 @@ def read_dci(root: Path, caption: str, pictures: bool) -> Source:
     folder = root / "complete"
     if not folder.is_dir() and caption != "summary":
         folder = root / "annotations"
-    files = sorted(folder.glob("*.json"))
+    files = visible(folder.glob("*.json"), folder)
     if not files and (root / "sDCI.yaml").is_file():
         raise PipelineError(f"{root} holds DCI as SVDQuant published it; set dataset.layout=sdci")
     if not files:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.main import EXIT_FAILED, EXIT_INTERRUPTED, user_message
+from segquant_bench.pipelines.main import EXIT_FAILED, user_message
+from segquant_bench.pipelines.runtime.interrupt import exit_code
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = settings_of(arguments.settings)
         _quieten()
         print(export(arguments.directory, settings))
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        sys.exit(exit_code(error))
     except Exception as error:
         message = user_message(error)
         if message is None:

@@ -13,6 +13,7 @@ from torch import nn
 
 import segquant
 from segquant import Method, Outcome, QuantizationError, Segments
+from segquant.keep import Keeper
 from segquant.offload.quantize import quantize_offloaded_with_outcome_
 from segquant.offload.weights import FileWeights, Offloaded
 from segquant_bench.pipelines.config.sections import ModelConfig
@@ -100,11 +101,13 @@ def quantize_from_disk(
     batches: Iterable[Any],
     label: str,
     segments: Mapping[str, Segments] | None = None,
+    keep: Keeper | None = None,
 ) -> tuple[nn.Module, Outcome]:
     """The quantized denoiser, in main memory, and its outcome; one block's float weights at a time."""
     with progress_bar(label) as progress:
         offloaded = offloaded_denoiser(config, directory)
-        outcome = quantize_offloaded_with_outcome_(offloaded, method, batches, segments, progress=progress)
+        part = None if keep is None else keep.within("blocks")
+        outcome = quantize_offloaded_with_outcome_(offloaded, method, batches, segments, progress=progress, keep=part)
         return drop_cached_weights_(offloaded.model).to("cpu"), outcome
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.hidden import visible
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError
 
@@ -53,7 +54,7 @@ def _check_files(folder: Path, kind: str) -> None:
     # transformers would offer to run it.
     if not kind.startswith("Auto"):
         return
-    for file in sorted(folder.glob("*.json")):
+    for file in visible(folder.glob("*.json"), folder):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError):

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.hidden import visible
 from segquant_bench.pipelines.config.explain import no_room, not_had, pickles_only
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
@@ -134,7 +135,7 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
 
 def check_links(directory: Path) -> None:
     """Refuse files that are links to nowhere, as in a copy of links alone."""
-    for path in sorted(directory.rglob("*")):
+    for path in visible(directory.rglob("*"), directory):
         if path.suffix in READ and path.is_symlink() and not path.exists():
             raise PipelineError(
                 f"{path} is a link to {path.readlink()}, which is not there; copy the model with what its links lead "
@@ -145,7 +146,7 @@ def check_links(directory: Path) -> None:
 def _check_weights(folder: Path, class_name: str, variant: str | None, key: str = "model") -> None:
     files = list(weight_files(folder, variant))
     if not files:
-        told = pickles_only(sorted(file.name for file in folder.glob("*.bin")), key)
+        told = pickles_only([file.name for file in visible(folder.glob("*.bin"), folder)], key)
         raise PipelineError(f"{folder} has no safetensors file for {class_name}{told or f'; {_again(folder)}'}")
     for file in files:
         check_safetensors(file)
@@ -154,11 +155,11 @@ def _check_weights(folder: Path, class_name: str, variant: str | None, key: str 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """A component's safetensors, of the variant if any; shards as indexed."""
     for middle in (f".{variant}", "") if variant else ("",):
-        indexes = sorted(folder.glob(f"*.safetensors.index{middle}.json"))
+        indexes = visible(folder.glob(f"*.safetensors.index{middle}.json"), folder)
         if indexes:
             maps = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indexes]
             return [folder / name for name in sorted({file for each in maps for file in each.values()})]
-        files = [file for file in sorted(folder.glob("*.safetensors")) if _middle(file) == middle]
+        files = [file for file in visible(folder.glob("*.safetensors"), folder) if _middle(file) == middle]
         if files:
             return files
     return []

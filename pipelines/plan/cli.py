@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segquant_bench.pipelines.main import EXIT_FAILED, EXIT_INTERRUPTED, user_message
+from segquant_bench.pipelines.main import EXIT_FAILED, user_message
+from segquant_bench.pipelines.runtime.interrupt import exit_code
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def main() -> None:
     try:
         _quieten()
         _show(arguments)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        sys.exit(exit_code(error))
     except Exception as error:
         message = user_message(error)
         if message is None:

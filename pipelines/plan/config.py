@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.hidden import visible
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
 from segquant_bench.pipelines.config.arguments import with_open_keys
@@ -64,7 +65,7 @@ class PlanConfig:
 
 def model_names(folders: Sequence[Path] = ()) -> tuple[str, ...]:
     """Options of conf/model and `folders`, and shipped configurations without one."""
-    options = {path.stem for folder in (CONF, *folders) for path in (folder / "model").glob("*.yaml")}
+    options = {path.stem for folder in (CONF, *folders) for path in visible((folder / "model").glob("*.yaml"), folder)}
     return tuple(sorted(options | set(architecture_names())))
 
 

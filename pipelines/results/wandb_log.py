@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from segquant.files import write_json
+from segquant_bench.hidden import visible
 from segquant_bench.pipelines.config.sections import LoggerConfig
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.results.wandb_mode import LONGEST
+from segquant_bench.pipelines.runtime.interrupt import heard
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
@@ -150,8 +152,15 @@ def _log(sink: Sink, mode: Any, results: dict[str, Any], folder: Path, resolved:
         files = _quantized(results, folder)
         if config.artifact and files:
             run.log_artifact(_artifact(wandb, results, files))
-    finally:
-        run.finish()
+    except KeyboardInterrupt:
+        heard()  # W&B is told in a moment
+        run.mark_preempting()
+        run.finish(exit_code=1)
+        raise
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
     if mode == "online":
         return str(run.url)
     return str(Path(run.settings.sync_dir).absolute()) if mode == "offline" else ""
@@ -188,6 +197,6 @@ def _quantized(results: dict[str, Any], folder: Path) -> dict[Path, str]:
     for stage, pattern in (("quantize", "denoiser/*"), ("correct", "correction.*"), ("components", "*/*")):
         if stage in results["stages"]:
             root = folder / results["stages"][stage]["path"]
-            for path in sorted(root.glob(pattern)):
+            for path in visible(root.glob(pattern), root):
                 found[path] = path.name if stage != "components" else path.relative_to(root).as_posix()
     return found

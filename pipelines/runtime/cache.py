@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from segquant.files import write_json
+from segquant.files import sync, write_json
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
 from segquant_bench.pipelines.runtime.cost import measured
 from segquant_bench.pipelines.runtime.health import (
@@ -27,7 +27,6 @@ from segquant_bench.pipelines.runtime.health import (
     read_record,
     set_aside,
     settle,
-    sync,
 )
 from segquant_bench.pipelines.runtime.interrupt import heard
 from segquant_bench.pipelines.runtime.unfinished import Unfinished

@@ -4,6 +4,8 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from segquant_bench.hidden import visible
+
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, size: int, mtime_ns: int) -> str:
@@ -24,9 +26,7 @@ def file_digest(path: Path) -> str:
 def tree_digest(root: Path, suffixes: tuple[str, ...]) -> str:
     """One hash of names and contents of files with these suffixes, hidden ones left out."""
     whole = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if path.suffix in suffixes and path.is_file() and not hidden:
-            whole.update(f"{relative.as_posix()}\0{file_digest(path)}\n".encode())
+    for path in visible(root.rglob("*"), root):
+        if path.suffix in suffixes and path.is_file():
+            whole.update(f"{path.relative_to(root).as_posix()}\0{file_digest(path)}\n".encode())
     return whole.hexdigest()[:16]

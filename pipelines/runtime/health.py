@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from segquant.files import sync
+from segquant_bench.hidden import is_hidden
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
 
@@ -71,15 +72,6 @@ def settle(folder: Path) -> None:
         sync(path)
 
 
-def sync(path: Path) -> None:
-    """Let the disk have a file, or a folder's entries."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     try:
@@ -115,6 +107,6 @@ def _check(name: str, path: Path, known: Any) -> None:
 
 def _files(folder: Path, every: bool = False) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        ours = not path.name.startswith(".") and path.name not in _NOBODYS and path != folder / RECORD
+        ours = not is_hidden(path, folder) and path.name not in _NOBODYS and path != folder / RECORD
         if path.is_file() and (ours or every):
             yield path

@@ -12,6 +12,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+PIECES = ".pieces"
+"""The folder of what only helps a later run (see `segquant.keep`): no part of the result, kept if it is in `keeps`."""
 PARTIAL = ".partial"
 _CLOCK = ".began.json"
 """Hidden, so that it is none of the stage's files: seconds of earlier runs, and when this one began."""
@@ -47,6 +49,8 @@ class Unfinished:
     def ready(self) -> Path:
         """The folder with the stage's own files alone."""
         (self.path / _CLOCK).unlink(missing_ok=True)
+        if (self.path / PIECES).is_dir():
+            shutil.rmtree(self.path / PIECES)
         return self.path
 
     def _kept(self) -> list[Path]:

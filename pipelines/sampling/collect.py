@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from segquant.keep import Keeper
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.clock import Clock, watched
 from segquant_bench.pipelines.sampling.generate import PromptInputs, StepCounter, bound_inputs, run_batches
 from segquant_bench.pipelines.sampling.own_timesteps import own_weights
-from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
+from segquant_bench.pipelines.sampling.samples import Sample, cut_sample, packed, unpacked
 from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weights, rounding_loss
 
@@ -63,6 +64,7 @@ def collect(
     weights: np.ndarray | None = None,
     inputs: PromptInputs | None = None,
     module: torch.nn.Module | None = None,
+    keep: Keeper | None = None,
 ) -> list[Sample]:
     """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps (None: all).
 
@@ -74,6 +76,7 @@ def collect(
         weights: float64 [steps], how likely each is; None: all alike.
         inputs: further arguments by prompt index, such as control pictures.
         module: whose inputs are kept instead: a ControlNet.
+        keep: has the samples of batches that a run before had finished, and takes those of others.
 
     Returns:
         Samples in order of prompt, step and call, on the CPU.
@@ -86,6 +89,9 @@ def collect(
     total = call["num_inference_steps"]
     wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
     source = denoiser if module is None else module
+    found = {start: _kept(keep, start) for start in range(0, len(prompts), batch_size)}
+    if all(samples is not None for samples in found.values()):
+        return _in_order(found)
     together = prompts[: min(batch_size, 2)]
     shared = shared_inputs(pipeline, source, together, call, inputs)
     with watched(pipeline) as clock:
@@ -95,13 +101,29 @@ def collect(
             batches = run_batches(
                 pipeline, denoiser, prompts, call,
                 seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
-                on_batch=collector.begin, inputs=inputs,
+                on_batch=collector.begin, inputs=inputs, is_done=lambda indices: found[indices.start] is not None,
             )  # fmt: skip
-            for _ in batches:
-                pass
+            for indices, _ in batches:
+                found[indices.start], collector.samples = collector.samples, []
+                _keep(keep, indices.start, found[indices.start])
         finally:
             handle.remove()
-    return sorted(collector.samples, key=lambda sample: (sample.prompt, sample.step, sample.call))
+    return _in_order(found)
+
+
+def _in_order(found: Mapping[int, list[Sample] | None]) -> list[Sample]:
+    samples = [sample for batch in found.values() for sample in batch or ()]
+    return sorted(samples, key=lambda sample: (sample.prompt, sample.step, sample.call))
+
+
+def _kept(keep: Keeper | None, start: int) -> list[Sample] | None:
+    piece = None if keep is None else keep.get(f"batch {start}")
+    return None if piece is None else unpacked(piece.tensors, piece.about)
+
+
+def _keep(keep: Keeper | None, start: int, samples: Sequence[Sample] | None) -> None:
+    if keep is not None:
+        keep.put(f"batch {start}", *packed(samples or ()))
 
 
 def step_weights(
@@ -116,6 +138,7 @@ def step_weights(
     precision: str,
     device: str,
     inputs: PromptInputs | None = None,
+    keep: Keeper | None = None,
 ) -> np.ndarray | None:
     """float64 [steps], how likely each is to be drawn; None where all are alike.
 
@@ -131,6 +154,6 @@ def step_weights(
     pilot = collect(
         pipeline, denoiser, prompts[: config.pilot], call,
         steps_per_prompt=None, seed=config.seed, stream=stream, batch_size=batch_size, label="calibrate (pilot)",
-        inputs=inputs,
+        inputs=inputs, keep=keep,
     )  # fmt: skip
     return rounding_loss(denoiser, pilot, precision, total, batch_size=config.batch_size, device=device)

@@ -210,4 +210,4 @@ def _write_picture(picture: np.ndarray, path: Path, prompt: str) -> None:
     if not np.isfinite(picture).all():
         raise PipelineError(f"the decoder made NaN of prompt {prompt!r}; try model.dtype=float32")
     image = Image.fromarray((picture * 255).round().clip(0, 255).astype(np.uint8))
-    write_whole(path, lambda partial: image.save(partial, format="PNG"))
+    write_whole(path, lambda partial: image.save(partial, format="PNG"), settled=True)

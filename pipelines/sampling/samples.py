@@ -104,9 +104,8 @@ def cut_sample(
     return Sample(prompt, step, rows, whole, constants)
 
 
-def save_samples(samples: Sequence[Sample], folder: Path) -> None:
-    """Write inputs.safetensors and inputs.json; repeated tensors once."""
-    folder.mkdir(parents=True)
+def packed(samples: Sequence[Sample]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Tensors by name, repeated ones once, and JSON; `unpacked` is the inverse."""
     tensors: dict[str, torch.Tensor] = {}
     last: dict[str, str] = {}
     records = []
@@ -121,15 +120,10 @@ def save_samples(samples: Sequence[Sample], folder: Path) -> None:
                     tensors[last[name]] = value.contiguous()
                 record[kind][name] = last[name]
         records.append(record)
-    write_tensors(folder / "inputs.safetensors", tensors)
-    (folder / "inputs.json").write_text(json.dumps({"schema": 1, "samples": records}), encoding="utf-8")
+    return tensors, records
 
 
-def load_samples(folder: Path) -> list[Sample]:
-    """Inverse of `save_samples`."""
-    records = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["samples"]
-    with safe_open(folder / "inputs.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+def unpacked(tensors: Mapping[str, torch.Tensor], records: Sequence[Mapping[str, Any]]) -> list[Sample]:
     return [
         Sample(
             record["prompt"],
@@ -141,6 +135,22 @@ def load_samples(folder: Path) -> list[Sample]:
         )
         for record in records
     ]
+
+
+def save_samples(samples: Sequence[Sample], folder: Path) -> None:
+    """Write inputs.safetensors and inputs.json."""
+    folder.mkdir(parents=True)
+    tensors, records = packed(samples)
+    write_tensors(folder / "inputs.safetensors", tensors)
+    (folder / "inputs.json").write_text(json.dumps({"schema": 1, "samples": records}), encoding="utf-8")
+
+
+def load_samples(folder: Path) -> list[Sample]:
+    """Inverse of `save_samples`."""
+    records = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["samples"]
+    with safe_open(folder / "inputs.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    return unpacked(tensors, records)
 
 
 def _fit_together(first: Sample, other: Sample) -> bool:

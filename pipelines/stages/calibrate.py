@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from segquant.files import write_json
+from segquant.keep import Keeper
+from segquant_bench.pipelines.runtime.unfinished import PIECES
 from segquant_bench.pipelines.sampling import timesteps
 from segquant_bench.pipelines.sampling.samples import save_samples
 from segquant_bench.pipelines.stages.run import Run, Stage
@@ -18,14 +20,16 @@ from segquant_bench.pipelines.stages.shared.inputs import STREAMS, quantizes_den
 
 
 def _compute(run: Run, folder: Path) -> None:
-    weights = step_weights(run)
+    keep = Keeper(folder / PIECES)
+    weights = step_weights(run, keep)
     for split in STREAMS:
-        save_samples(collected(run, split, weights), folder / split)
+        save_samples(collected(run, split, weights, keep), folder / split)
     steps = timesteps.describe(run.config.calibration, weights, run.config.model.call.num_inference_steps)
     write_json(folder / "steps.json", steps)
 
 
 CALIBRATE = Stage(
-    "calibrate", _compute, code=COLLECTING_CODE, depends=collecting_depends, when=quantizes_denoiser
+    "calibrate", _compute, code=COLLECTING_CODE, depends=collecting_depends, when=quantizes_denoiser,
+    keeps=(PIECES,),
 )  # fmt: skip
 """calibration/ and held_out/: the denoiser's inputs; steps.json: how likely each step was to be drawn."""

@@ -6,9 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segquant.keep import Keeper
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.correction.correction import save_correction
 from segquant_bench.pipelines.correction.fit import fit_correction
+from segquant_bench.pipelines.runtime.unfinished import PIECES
 from segquant_bench.pipelines.stages.components.quantize import quantized_components
 from segquant_bench.pipelines.stages.quantize import quantized_denoiser
 from segquant_bench.pipelines.stages.run import Run, Stage
@@ -45,7 +47,7 @@ def _compute(run: Run, folder: Path) -> None:
         correction = fit_correction(
             run.pipeline, run.denoiser_name, quantized_denoiser(run), _prompts(run), model.call.arguments(),
             run.config.correction, seed=run.config.calibration.seed, stream=STREAMS[SPLIT],
-            batch_size=model.batch_size, inputs=prompt_inputs(run, SPLIT),
+            batch_size=model.batch_size, inputs=prompt_inputs(run, SPLIT), keep=Keeper(folder / PIECES),
         )  # fmt: skip
     save_correction(correction, folder)
 
@@ -57,6 +59,7 @@ def _is_corrected(config: RunConfig) -> bool:
 CORRECT = Stage(
     "correct", _compute, needs=("quantize", "components"),
     code=(*SAMPLING_CODE, "pipelines.sampling", "pipelines.correction"), depends=_depends, when=_is_corrected,
+    keeps=(PIECES,),
 )  # fmt: skip
 """correction.safetensors and .json: what the quantized denoiser's predictions are corrected by.
 

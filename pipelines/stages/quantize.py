@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from segquant.files import write_json
+from segquant.keep import Keeper
 from segquant.method.spec import Method
 from segquant.quantize.outcome import Outcome
 from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.runtime.own_code import TARGET
+from segquant_bench.pipelines.runtime.unfinished import PIECES
 from segquant_bench.pipelines.sampling.samples import load_samples
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.inputs import QUANTIZING_CODE, quantizes_denoiser
@@ -41,17 +43,19 @@ def _depends(run: Run) -> dict[str, Any]:
 
 
 def _compute(run: Run, folder: Path) -> None:
-    quantized, outcome = _make(run)
+    keep = Keeper(folder / PIECES)
+    quantized, outcome = _make(run, keep)
     save_denoiser(quantized, outcome, run.method, folder)
     held_out = load_samples(run.folder("calibrate") / "held_out")
     size = run.config.calibration.batch_size
-    errors = denoiser_errors(run.denoiser, quantized, run.method, held_out, size, run.device)
+    is_peer = isinstance(run.method, Peer)  # another tool may make another model when it begins again
+    errors = denoiser_errors(run.denoiser, quantized, run.method, held_out, size, run.device, None if is_peer else keep)
     write_json(folder / ERRORS, errors)
-    if isinstance(run.method, Peer):
+    if is_peer:
         run.peer_denoiser = quantized
 
 
-def _make(run: Run) -> tuple[nn.Module, Outcome | None]:
+def _make(run: Run, keep: Keeper | None = None) -> tuple[nn.Module, Outcome | None]:
     batches, segments = calibration_batches(run), read_segments(run.folder("graph") / SEGMENTS)
     if run.config.model.offload == "blocks":
         # put off: it loads accelerate, which other runs do without
@@ -61,16 +65,16 @@ def _make(run: Run) -> tuple[nn.Module, Outcome | None]:
             raise TypeError(f"{run.method.name} cannot quantize from disk")  # refused with the configuration
         wanted = segments if wants_graph(run.method) else None
         model, outcome = quantize_from_disk(
-            run.config.model, run.directory, run.method, batches, run.config.name, wanted
+            run.config.model, run.directory, run.method, batches, run.config.name, wanted, keep
         )
         return model.to(run.device), outcome
-    return quantize_copy(run.denoiser, run.method, batches, segments, run.config.name)
+    return quantize_copy(run.denoiser, run.method, batches, segments, run.config.name, keep)
 
 
 QUANTIZE = Stage(
     "quantize", _compute, needs=("calibrate", "graph"),
     code=("pipelines.stages.shared.quantized", *QUANTIZING_CODE, "pipelines.sampling.samples"),
-    depends=_depends, when=quantizes_denoiser,
+    depends=_depends, when=quantizes_denoiser, keeps=(PIECES,),
 )  # fmt: skip
 """denoiser/: the quantized denoiser (peer.json: what another tool made); plan.json of `auto`; errors.json."""
 

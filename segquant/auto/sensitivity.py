@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segquant.keep import Keeper
 from segquant.modules.calls import Progress, call
 from segquant.modules.swap import evaluating
 from segquant.modules.tensors import tensors_of
@@ -24,6 +25,7 @@ def output_gains(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    keep: Keeper | None = None,
 ) -> dict[str, float]:
     """Relative change of the model's output per relative change of each layer's output; 0 if never called.
 
@@ -43,6 +45,10 @@ def output_gains(
         exact = [_output(model, batch) for batch in batches]
         whole = sum(float(values.square().sum()) for values in exact)
         for done, (name, layer) in enumerate(layers.items(), start=1):
+            piece = None if keep is None else keep.get(f"gain {name}")
+            if piece is not None:
+                found[name] = piece.about
+                continue
             generators.clear()
             handle = layer.register_forward_hook(disturb)
             try:
@@ -51,6 +57,8 @@ def output_gains(
             finally:
                 handle.remove()
             found[name] = (change / whole) ** 0.5 / NOISE if whole else 0.0
+            if keep is not None:
+                keep.put(f"gain {name}", {}, found[name])
             if progress is not None:
                 progress("sensitivity", done, len(layers))
     return found

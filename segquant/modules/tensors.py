@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from segquant.checks import checked
@@ -19,6 +20,11 @@ def is_wrapper(tensor: Tensor) -> bool:
 def plain(tensor: Tensor) -> Tensor:
     """The tensor's values, dequantized if needed."""
     return tensor.dequantize() if is_wrapper(tensor) else tensor
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Of the first parameter that has values."""
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
 def version_of(tensor: Tensor) -> int:

@@ -23,13 +23,17 @@ class Collector:
         widths: input features by linear.
         split_gram: sum fold 0's Gram matrices apart.
         reservoir: rows kept, drawn by `seed`.
+
+    Attributes:
+        peaks: by linear, of those with salience.
+        grams: of this reading.
     """
 
     def __init__(self, widths: Mapping[str, int], split_gram: bool, reservoir: int, seed: int) -> None:
         self.widths, self.split_gram = widths, split_gram
         self._stats = {name: InputStats(name, width, reservoir, seed) for name, width in widths.items()}
-        self._peaks: dict[str, TemporalSalience] = {}
-        self._grams = Grams(widths)
+        self.peaks: dict[str, TemporalSalience] = {}
+        self.grams = Grams(widths)
         self._wanted: set[str] = set()
         self._passes, self._again = 0, True
         self._fold: int | None = None
@@ -37,12 +41,12 @@ class Collector:
     @property
     def deferred(self) -> set[str]:
         """Linears whose Gram matrix found no room."""
-        return self._grams.deferred
+        return self.grams.deferred
 
     def add_salience(self, layers: Mapping[str, nn.Module]) -> None:
         """Average channel peaks over time, against the weights' salience."""
         for name, layer in layers.items():
-            self._peaks[name] = TemporalSalience(as_linear(layer).weight.detach().abs().amax(0).float())
+            self.peaks[name] = TemporalSalience(as_linear(layer).weight.detach().abs().amax(0).float())
 
     def check_limit(self, names: Collection[str], limit: int | None) -> None:
         grams = Grams(self.widths, limit, self.split_gram)
@@ -57,13 +61,13 @@ class Collector:
     def begin_pass(self, names: Collection[str], limit: int | None, again: bool) -> None:
         """Start a reading, with Gram matrices of `names`; `again`: another is possible."""
         self._passes, self._again, self._wanted = self._passes + 1, again, set(names)
-        self._grams = Grams(self.widths, limit, self.split_gram)
+        self.grams = Grams(self.widths, limit, self.split_gram)
 
     def begin_call(self, fold: int | None) -> None:
         """Before a forward pass; its rows go to `fold`, or over all if None."""
         self.check_again()
         self._fold = fold
-        self._grams.begin_call()
+        self.grams.begin_call()
 
     def check_again(self) -> None:
         """Raise QuantizationError if another reading is needed and impossible."""
@@ -84,10 +88,10 @@ class Collector:
             return
         if self._passes == 1:
             self._stats[name].update(x, self._fold)
-            if name in self._peaks:
-                self._peaks[name].update(_item_peaks(x))
+            if name in self.peaks:
+                self.peaks[name].update(_item_peaks(x))
         if name in self._wanted:
-            self._grams.update(name, x, self._fold)
+            self.grams.update(name, x, self._fold)
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """A forward pre-hook (with kwargs) for the layer `name`."""
@@ -97,10 +101,14 @@ class Collector:
 
         return take_in
 
+    def raw(self, name: str) -> InputStats:
+        """A linear's statistics as they are summed."""
+        return self._stats[name]
+
     def so_far(self, name: str) -> InputStats:
         """A linear's statistics without its Gram matrix; not handed over."""
         stats = self._stats[name]
-        peaks = self._peaks.get(name)
+        peaks = self.peaks.get(name)
         return stats if peaks is None or not peaks.items else replace(stats, salience=peaks.value)
 
     def finish(self, name: str) -> InputStats:
@@ -111,10 +119,10 @@ class Collector:
         """
         stats = self._stats.pop(name)
         stats.check_finite()
-        if name in self._peaks and self._peaks[name].items:
-            stats.salience = self._peaks.pop(name).value
+        if name in self.peaks and self.peaks[name].items:
+            stats.salience = self.peaks.pop(name).value
         if name in self._wanted:
-            stats.gram_sum, stats.gram_first = self._grams.sums(name)
+            stats.gram_sum, stats.gram_first = self.grams.sums(name)
             if self._passes > 1:
                 _check_same_data(stats)
         return stats

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,6 +120,30 @@ class Grams:
         state = self._at.pop(name, self._root)
         return state.whole.value(), state.first.value()
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `restore` takes, between two calls; matrices that linears share are in it once."""
+        states = {state.number: state for state in self._at.values()}
+        tensors, known = dict[str, Tensor](), dict[str, list[int]]()
+        for number, state in states.items():
+            known[str(number)] = [state.members, state.whole.waiting, state.first.waiting]
+            for side, part in (("whole", state.whole), ("first", state.first)):
+                found = {"total": part.total, "pending": part.pending}
+                tensors |= {f"{number}/{side}/{key}": value for key, value in found.items() if value is not None}
+        places = {name: state.number for name, state in self._at.items()}
+        return tensors, {"states": known, "at": places, "deferred": sorted(self.deferred)}
+
+    def restore(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], only: Collection[str]) -> None:
+        """Take over what `state` gave of these linears, in the place of what is here."""
+        states = {int(key): _restored(int(key), entry, tensors) for key, entry in about["states"].items()}
+        self.deferred = {name for name in about["deferred"] if name in only}
+        for name, number in about["at"].items():
+            if name in only:
+                self._at[name] = states[number]
+            else:
+                states[number].members -= 1  # of one that is solved: the others have the sum to themselves
+        self._numbers = itertools.count(max(states, default=0) + 1)
+        self._used = sum(self.matrix_bytes(self.widths[name]) for name in self._at)
+
     def matrix_bytes(self, width: int) -> int:
         """Bytes that a linear takes while data is read."""
         return ENTRY_BYTES * width * width * (2 if self.split else 1)
@@ -135,6 +160,15 @@ class Grams:
         state.whole.add(rows)
         if self.split and not fold:
             state.first.add(rows.tensor_split(FOLDS)[0] if fold is None else rows)
+
+
+def _restored(number: int, entry: Sequence[int], tensors: Mapping[str, Tensor]) -> _State:
+    members, *waiting = entry
+    whole, first = (
+        Sum(tensors.get(f"{number}/{side}/total"), tensors.get(f"{number}/{side}/pending"), rows)
+        for side, rows in zip(("whole", "first"), waiting, strict=True)
+    )
+    return _State(number, 0, whole, first, members)
 
 
 class _Tokens:

@@ -16,12 +16,15 @@ from torch import nn
 
 from segquant.checks import checked
 from segquant.errors import QuantizationError, nearest
+from segquant.keep import Keeper
 from segquant.modules.calls import Progress, batches_of, call
 from segquant.modules.layers import quantizable, refuse_lazy, width_of
 from segquant.modules.state import check_seed, own_state
 from segquant.modules.swap import evaluating
+from segquant.modules.tensors import device_of
 from segquant.modules.wrappers import unwrapped
 from segquant.observers.collector import Collector
+from segquant.observers.snapshot import Snapshots
 from segquant.observers.stats import FOLDS, InputStats
 
 
@@ -93,6 +96,7 @@ def observe_in_groups(
     progress: Progress | None = None,
     total: int = 0,
     memory_limit: int | None = None,
+    keep: Keeper | None = None,
 ) -> Iterator[Observed]:
     """`observe` in as many readings as Gram matrices within `memory_limit` need; the numbers are the same.
 
@@ -102,6 +106,7 @@ def observe_in_groups(
     Args:
         batches: iterable more than once, unless one reading suffices.
         memory_limit: bytes for Gram matrices; None: no limit.
+        keep: takes snapshots; a reading goes on behind the last one.
 
     Raises:
         QuantizationError: as `observe`; one matrix exceeds the limit; rereading is impossible or gives other data.
@@ -123,8 +128,9 @@ def observe_in_groups(
     for passes in itertools.count(1):
         collector.begin_pass(left, memory_limit, again)
         named = layers if passes == 1 else {name: layers[name] for name in left}
+        snapshots = Snapshots(keep, passes, named, device_of(model))
         with _collecting(model, named, collector):
-            _run(model, batches, collector, seed, progress, total)
+            _run(model, batches, collector, seed, progress, total, snapshots)
         collector.check_again()
         left = dict.fromkeys(name for name in left if name in collector.deferred)
         done = {name: collector.finish(name) for name in named if name not in left}
@@ -164,6 +170,7 @@ def _run(
     seed: int,
     progress: Progress | None,
     total: int,
+    snapshots: Snapshots,
 ) -> None:
     iterator = iter(batches)
     head = list(itertools.islice(iterator, 2))
@@ -174,9 +181,12 @@ def _run(
         )
     total = len(batches) if isinstance(batches, Sized) else total
     deal = deal_folds(seed, getattr(batches, "origins", None)) if len(head) > 1 else itertools.repeat(None)
+    known = snapshots.restore(collector)
     for index, (batch, fold) in enumerate(zip(itertools.chain(head, iterator), deal, strict=False)):
-        collector.begin_call(fold)
-        call(model, batch)
+        if index >= known:
+            collector.begin_call(fold)
+            call(model, batch)
+            snapshots.take(collector, index + 1, batches)
         if progress is not None:
             progress("observe", index + 1, total)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,14 @@ class TemporalSalience:
         self._sum += eta @ items.double()
         self._weight += eta.sum()
         self.items += items.shape[0]
+
+    def state(self) -> tuple[dict[str, Tensor], int]:
+        """What `restore` takes."""
+        return {"sum": self._sum, "weight": self._weight}, self.items
+
+    def restore(self, tensors: Mapping[str, Tensor], items: int) -> None:
+        self._sum, self._weight = (tensors[key].to(self._sum.device) for key in ("sum", "weight"))
+        self.items = items
 
     @property
     def value(self) -> Tensor:

@@ -95,7 +95,7 @@ class InputStats:
                 f"{FOLDS} rows, one per fold"
             )
         seed = (self.seed * 0x9E3779B1 + zlib.crc32(self.name.encode())) & 0x7FFFFFFF
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     @property
     def rows(self) -> int:
@@ -226,7 +226,7 @@ class InputStats:
         high, low = values.amax(0), values.amin(0)  # much faster than aminmax along rows
         square = values.square().sum(0, dtype=torch.float64)
         absolute = values.abs().sum(0, dtype=torch.float64)
-        keys = torch.rand(rows.shape[0], generator=self._generator, dtype=torch.float32, device="cpu")
+        keys = torch.rand(rows.shape[0], generator=self.generator, dtype=torch.float32, device="cpu")
         old = self.folds[index]
         if old is None:
             high, low, count = high.clamp_min(0), (-low).clamp_min(0), rows.shape[0]

@@ -19,6 +19,7 @@ from torch import nn
 from segquant.errors import QuantizationError
 from segquant.graph.find import find_segments
 from segquant.graph.segments import Segments
+from segquant.keep import Keeper
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.layers.state_dict import tell_weights_
 from segquant.method.spec import Method
@@ -30,6 +31,7 @@ from segquant.modules.swap import swap_
 from segquant.observers.collector import Collector
 from segquant.observers.observe import deal_folds
 from segquant.offload.block_shell import BatchIndices, BlockRunner, stray_blocks
+from segquant.offload.kept import is_begun, keep_block, kept_block
 from segquant.offload.lockstep import Walker, common_gate, gated
 from segquant.offload.weights import Offloaded
 from segquant.quantize.batches import arguments_of
@@ -66,6 +68,7 @@ def quantize_offloaded_with_outcome_(
     progress: Progress | None = None,
     memory_limit: int | None = None,
     park: torch.device | str = "cpu",
+    keep: Keeper | None = None,
 ) -> Outcome:
     """`quantize_` of a model whose blocks are read one by one; the layers come out the same.
 
@@ -76,6 +79,8 @@ def quantize_offloaded_with_outcome_(
         progress: called with ("quantize", layers done, layers in all).
         memory_limit: bytes for Gram matrices per block; for the rest the block is run again.
         park: device of finished blocks; what is in no block stays.
+        keep: takes layers as they are solved. The same call after a kill runs finished blocks again, for their
+            outputs, and solves the rest.
 
     Raises:
         QuantizationError: as `quantize_`; the method needs the whole model; batches take different ways.
@@ -96,7 +101,7 @@ def quantize_offloaded_with_outcome_(
         log.info("%s stays in memory: it is not called just once, or parts of it are called from elsewhere", name)
         offloaded.bring(name)
         offloaded.keep(name)
-    run = _Run(offloaded, method, methods, dict(segments or {}), progress, memory_limit, torch.device(park))
+    run = _Run(offloaded, method, methods, dict(segments or {}), progress, memory_limit, torch.device(park), keep)
     run.through(batches, origins)
     run.rest()
     tell_weights_(refuse_save_pretrained_(model))
@@ -131,9 +136,11 @@ class _Run:
         progress: Progress | None,
         memory_limit: int | None,
         park: torch.device,
+        keep: Keeper | None,
     ) -> None:
         self.offloaded, self.method, self.methods, self.segments = offloaded, method, methods, segments
         self.progress, self.memory_limit, self.park = progress, memory_limit, park
+        self.keep = keep
         self.cuts: dict[str, Segments] = {}
         self.passes, self.done = 0, 0
         self._collectors: dict[str, Collector] = {}
@@ -195,7 +202,11 @@ class _Run:
         shell = BlockRunner(name, block, inputs)
         names = list(targets(shell, self.method))
         if names:
-            self._quantize(shell, names, BatchIndices(len(inputs), origins))
+            keep = None if self.keep is None else self.keep.within(name)
+            if not self._take_over(shell, names, keep):
+                if is_begun(keep):
+                    shell.fill()  # while it is in float
+                self._quantize(shell, names, BatchIndices(len(inputs), origins), keep=keep)
             swap_(self.offloaded.model, {id(block): shell.get_submodule(name)})  # a block that is itself a layer
         else:
             shell.fill()
@@ -203,8 +214,24 @@ class _Run:
         shell.get_submodule(name).to(self.park)
         return shell.outputs
 
+    def _take_over(self, shell: BlockRunner, names: Sequence[str], keep: Keeper | None) -> bool:
+        """Put in the layers of a block that a run before had finished; whether there were all."""
+        found = None if keep is None else kept_block(keep, shell)
+        if found is None:
+            return False
+        shell.fill()
+        swap_(shell, found.layers)
+        self._count(names, found.segments, found.passes)
+        return True
+
     def _quantize(
-        self, model: nn.Module, names: Sequence[str], batches: Iterable[Any], skip: Sequence[str] = (), **given: Any
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        batches: Iterable[Any],
+        skip: Sequence[str] = (),
+        keep: Keeper | None = None,
+        **given: Any,
     ) -> None:
         overrides = _matching(self.method, list(quantizable(model, self.method.targets.convolutions)))
         known = list(quantizable(model))
@@ -214,10 +241,15 @@ class _Run:
             model.fill()
         outcome = quantize_with_outcome_(
             model, method, batches, self.segments, progress=self._counted(names), memory_limit=self.memory_limit,
-            streaming=True, **given,
+            streaming=True, keep=keep, **given,
         )  # fmt: skip
-        self.cuts |= outcome.segments
-        self.passes = max(self.passes, outcome.passes)
+        if keep is not None:
+            keep_block(keep, model, names, outcome)
+        self._count(names, outcome.segments, outcome.passes)
+
+    def _count(self, names: Sequence[str], segments: Mapping[str, Segments], passes: int) -> None:
+        self.cuts |= segments
+        self.passes = max(self.passes, passes)
         self.done += len(names)
 
     def _counted(self, names: Sequence[str]) -> Progress | None:
@@ -238,7 +270,8 @@ class _Run:
         stats = {name: collector.finish(name) for name, collector in self._collectors.items()}
         self._collectors.clear()
         left = [name for name in targets(self.offloaded.model, self.method) if name not in names]  # never called
-        self._quantize(self.offloaded.model, names, [], stats=stats, skip=left)
+        keep = None if self.keep is None else self.keep.within("")  # no block's name
+        self._quantize(self.offloaded.model, names, [], stats=stats, skip=left, keep=keep)
 
 
 def _matching(method: Method, names: Sequence[str]) -> tuple[Any, ...]:

@@ -12,9 +12,11 @@ from torch import nn
 
 from segquant.auto.budget import Layer
 from segquant.auto.judge import choose_plan, layer_candidates, pinned
+from segquant.auto.kept import keep_candidates, kept_candidates
 from segquant.auto.mixing import format_candidates
 from segquant.auto.sensitivity import output_gains
 from segquant.graph.segments import Segments
+from segquant.keep import Keeper
 from segquant.method.parts import FORMATS
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
@@ -48,27 +50,32 @@ def choose(
     stats: Mapping[str, InputStats] | None,
     memory_limit: int | None,
     progress: Progress | None,
+    keep: Keeper | None = None,
 ) -> Choice:
     methods = layer_methods(layers, method)
     first, batches = head(batches, SENSITIVITY_BATCHES)
     found: list[Layer] = []
     kept: Mapping[str, InputStats] | None = None
     passes = 0
-    for group in observed(model, methods, batches, stats, method.seed, memory_limit, progress):
+    for group in observed(model, methods, batches, stats, method.seed, memory_limit, progress, keep):
         named = {name: layer for name, layer in layers.items() if name in group.stats}
         if group.last:
             named |= {name: layer for name, layer in layers.items() if name not in {entry.name for entry in found}}
         for name, layer in called(named, group.stats, method).items():
-            candidates = format_candidates if method.budget and method.budget.over == FORMATS else layer_candidates
-            judged = candidates(
-                layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
-            )
+            judged = kept_candidates(keep, name)
+            if judged is None:
+                candidates = format_candidates if method.budget and method.budget.over == FORMATS else layer_candidates
+                judged = candidates(
+                    layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
+                )
+                keep_candidates(keep, judged)
             found.append(judged)
             if progress is not None:
                 progress("choose", len(found), len(layers))
         kept, passes = group.stats if group.last and group.passes <= 1 else None, group.passes
     if first:
-        gains = output_gains(model, first, {layer.name: layers[layer.name] for layer in found}, progress=progress)
+        named = {layer.name: layers[layer.name] for layer in found}
+        gains = output_gains(model, first, named, progress=progress, keep=keep)
         found = [dataclasses.replace(layer, gain=gains[layer.name]) for layer in found]
     else:
         log.warning("no batches beside the statistics: errors of all layers count the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from segquant.graph.capture.calls import Capture
 from segquant.graph.find import read_graph, segments_of
 from segquant.graph.find_producers import find_producers
 from segquant.graph.segments import Segments
+from segquant.keep import Keeper
 from segquant.layers.adapters import refuse_adapters_
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.layers.state_dict import tell_weights_
@@ -43,6 +45,8 @@ from segquant.quantize.solved import Solved, observed
 from segquant.reconstruct.calls import require_repeatable
 from segquant.solve.lay_out import lay_out_layer
 
+SOLVED = "solve"
+"""The part of a `Keeper` that has the layers."""
 _WORDS = {
     "segments": "what find_segments returned",
     "stats": "what observe returned",
@@ -102,9 +106,14 @@ def quantize_with_outcome_(
     memory_limit: int | None = None,
     streaming: bool = False,
     workers: int = 1,
+    keep: Keeper | None = None,
 ) -> Outcome:
-    """As `quantize_`; returns what was done to the model."""
-    options = _Options(progress, memory_limit, streaming, workers)
+    """As `quantize_`; returns what was done to the model.
+
+    Args:
+        keep: takes statistics and layers as they are finished; the same call after a kill goes on behind them.
+    """
+    options = _Options(progress, memory_limit, streaming, workers, keep)
     return _quantize(model, method_of(method), batches_of(batches), segments, stats, options)
 
 
@@ -114,6 +123,10 @@ class _Options:
     memory_limit: int | None
     streaming: bool
     workers: int
+    keep: Keeper | None = None
+
+    def part(self, name: str) -> Keeper | None:
+        return None if self.keep is None else self.keep.within(name)
 
 
 @own_state()
@@ -159,8 +172,9 @@ def _quantize_unwrapped(
     chosen_in = 0
     if any(entry.budget is not None for entry in methods.values()):
         found = choose(
-            model, method, layers, batches, control_cuts(graph, methods), stats, options.memory_limit, options.progress
-        )
+            model, method, layers, batches, control_cuts(graph, methods), stats, options.memory_limit,
+            options.progress, options.part("choose"),
+        )  # fmt: skip
         choices, stats, chosen_in = found.layers, found.stats, found.passes
         method = plan_method(method, choices, method.name)
         layers = targets(model, method)
@@ -208,19 +222,25 @@ def _solve(
         if "second_pass" in entry.calibrator.needs:
             learnt.setdefault(entry.calibrator, set()).add(id(layers[name]))
     streaming = options.streaming and not learnt
-    solved = Solved(model, method, methods, segments, streaming, options.workers, options.progress, folds)
-    passes = 0
-    for group in observed(model, methods, batches, stats, method.seed, options.memory_limit, options.progress):
+    keep, passes = options.part(SOLVED), 0
+    solved = Solved(model, method, methods, segments, streaming, options.workers, options.progress, folds, keep)
+    for group in observed(model, methods, batches, stats, method.seed, options.memory_limit, options.progress, keep):
         solved.add(layers, group)
         passes = group.passes
-    for calibrator, keys in learnt.items():  # needs the float model whole
+    for number, (calibrator, keys) in enumerate(learnt.items()):  # needs the float model whole
+        given = _keeping(calibrator, options.part(f"refine {number}"))
         calibrator.refine_(
-            model, solved.modules, again, learn=frozenset(keys), seed=method.seed, progress=options.progress
+            model, solved.modules, again, learn=frozenset(keys), seed=method.seed, progress=options.progress, **given
         )
     swap_(model, solved.modules)
     folds.apply_(solved.names)
     used = {name: segments[name] for name in solved.names if name in segments}
     return Outcome(method, used, passes + len(learnt))
+
+
+def _keeping(calibrator: Calibrator, keep: Keeper | None) -> dict[str, Any]:
+    """Its pieces, for a calibrator that keeps any; somebody's own may begin again."""
+    return {"keep": keep} if "keep" in inspect.signature(calibrator.refine_).parameters else {}
 
 
 def _graph(model: nn.Module, batches: Iterable[Any]) -> tuple[Capture, Iterable[Any]]:

@@ -6,16 +6,17 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
+from segquant.keep import Keeper
 from segquant.layers.parallel import solve_in_turn
 from segquant.method.spec import Method
 from segquant.modules.calls import Progress
 from segquant.modules.memory import gram_limit
 from segquant.modules.swap import swap_
+from segquant.modules.tensors import device_of
 from segquant.observers.observe import Observed, observe_in_groups
 from segquant.observers.stats import InputStats
 from segquant.quantize.folds import Folds
@@ -36,9 +37,10 @@ class Solved:
         workers: int,
         progress: Progress | None,
         folds: Folds,
+        keep: Keeper | None,
     ) -> None:
         self.model, self.method, self.methods, self.segments = model, method, methods, segments
-        self.folds = folds
+        self.folds, self.keep = folds, keep
         self.streaming, self.workers, self.progress = streaming, workers, progress
         self.modules: dict[int, nn.Module] = {}
         self.names: list[str] = []
@@ -51,7 +53,9 @@ class Solved:
             named = called(named, group.stats, self.method)
         done, whole = len(self.names), len(self.names) + len(named) + len(layers)
         self.names += named
-        solving = solve_in_turn(named, self.folds.methods, group.stats, self.segments, self.workers, self.folds.layers)
+        solving = solve_in_turn(
+            named, self.folds.methods, group.stats, self.segments, self.workers, self.folds.layers, self.keep
+        )
         for count, (old, new) in enumerate(solving, start=done + 1):
             self.modules[id(old)] = new
             if self.streaming and group.last:
@@ -69,12 +73,12 @@ def observed(
     seed: int,
     memory_limit: int | None,
     progress: Progress | None,
+    keep: Keeper | None = None,
 ) -> Iterator[Observed]:
     """Statistics in groups of layers; one empty group if no method needs them."""
     if stats is not None or not any(entry.needs for entry in methods.values()):
         yield Observed(dict(stats or {}), 0, True)
         return
-    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
     yield from observe_in_groups(
         model,
         batches,
@@ -84,7 +88,8 @@ def observed(
         seed=seed,
         only=methods,
         progress=progress,
-        memory_limit=gram_limit(device) if memory_limit is None else memory_limit,
+        memory_limit=gram_limit(device_of(model)) if memory_limit is None else memory_limit,
+        keep=keep,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segquant.calibrators.adaround import learn_
 from segquant.calibrators.reconstruction import Reconstruction
+from segquant.keep import Keeper, Piece
 from segquant.layers.layer import QuantLayer
 from segquant.modules.calls import Progress
 from segquant.modules.state import normal_weights
@@ -45,6 +46,7 @@ def reconstruct_(
     learn: Collection[int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    keep: Keeper | None = None,
 ) -> dict[str, float]:
     """Learn the rounding of quantized linears block by block; writes their codes, leaves the model as it is.
 
@@ -53,6 +55,7 @@ def reconstruct_(
         solved: QuantLinear, rounded to nearest, by the id of its float linear.
         batches: as for `observe`; read once.
         learn: keys of `solved` that are learnt; all if None.
+        keep: has blocks that were learnt before, and takes those that are.
 
     Returns:
         by block, the squared output error relative to rounding to nearest.
@@ -69,18 +72,36 @@ def reconstruct_(
         collected: dict[str, list[Call]] = {}
         before: dict[int, nn.Module] = {}
         for index, block in enumerate(blocks):
-            if block.name not in collected:
-                modules = {other.name: other.module for other in blocks[index:]}
-                collected = collect_calls(model, modules, kept, settings.memory_limit)
-            calls = collected.pop(block.name)
-            if settings.quantized_inputs and before:
-                calls = _with_inputs_of(model, before, block, calls, kept)
-            found[block.name] = _reconstruct_block(block, solved, calls, settings, seed + index)
+            known = None if keep is None else keep.get(f"block {block.name}")
+            if known is not None:
+                found[block.name] = _take_over(block, known)
+            else:
+                if block.name not in collected:
+                    modules = {other.name: other.module for other in blocks[index:]}
+                    collected = collect_calls(model, modules, kept, settings.memory_limit)
+                calls = collected.pop(block.name)
+                if settings.quantized_inputs and before:
+                    calls = _with_inputs_of(model, before, block, calls, kept)
+                found[block.name] = _reconstruct_block(block, solved, calls, settings, seed + index)
+                if keep is not None:
+                    keep.put(f"block {block.name}", _codes_of(block), found[block.name])
             log.debug("%s: %.3f of nearest rounding's error", block.name, found[block.name])
             before |= {id(linear): quantized for linear, quantized in block.pairs}
             if progress is not None:
                 progress("reconstruct", index + 1, len(blocks))
     return found
+
+
+def _codes_of(block: Block) -> dict[str, Tensor]:
+    return {str(index): quantized.tensors()["codes"] for index, (_, quantized) in enumerate(block.pairs)}
+
+
+def _take_over(block: Block, known: Piece) -> float:
+    """Write the codes that were learnt before; the block's relative error then."""
+    for index, (_, quantized) in enumerate(block.pairs):
+        quantized.load_state_dict({**quantized.state_dict(), "codes": known.tensors[str(index)]})
+    ratio: float = known.about
+    return ratio
 
 
 def find_blocks(model: nn.Module, solved: Mapping[int, nn.Module]) -> list[Block]:

@@ -11,6 +11,7 @@ from torch import nn
 from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.reconstruction import Reconstruction
 from segquant.checks import check_fields
+from segquant.keep import Keeper
 from segquant.modules.calls import Progress
 from segquant.reconstruct.blocks import reconstruct_
 from segquant.registry import register
@@ -38,5 +39,6 @@ class AdaRound(Nearest):
         learn: frozenset[int],
         seed: int,
         progress: Progress | None,
+        keep: Keeper | None = None,
     ) -> None:
-        reconstruct_(model, solved, batches, self.reconstruction, learn=learn, seed=seed, progress=progress)
+        reconstruct_(model, solved, batches, self.reconstruction, learn=learn, seed=seed, progress=progress, keep=keep)

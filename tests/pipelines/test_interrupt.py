@@ -57,7 +57,8 @@ def test_interrupt_at_the_end_of_a_stage(
     assert _folders(tmp_path / "cache") - ({stage} if works[stage].keeps else set()) == set(before)
     # which this test's own stage would go on with; the true one has another key
     left = list((tmp_path / "cache" / "stage").glob("*.partial*"))
-    assert [list(folder.glob("images/*.png")) != [] for folder in left] == [True] * bool(works[stage].keeps)
+    kept = [[path for name in works[stage].keeps for path in (folder / name).rglob("*.*")] != [] for folder in left]
+    assert kept == [True] * bool(works[stage].keeps)
     assert not (outcome.folder / "results.json").exists()
     outcome = command(*overrides)
     assert outcome.code == 0, outcome.err
@@ -67,7 +68,11 @@ def test_interrupt_at_the_end_of_a_stage(
 
 @pytest.mark.parametrize(
     "sent",
-    [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],  # the cache's tests have a small one
+    [
+        signal.SIGTERM,
+        *(pytest.param(sent, marks=pytest.mark.slow) for sent in (signal.SIGINT, signal.SIGUSR1)),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),  # the cache's tests have a small one
+    ],
 )
 def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -> None:
     """A real process amid a long reference stage; after SIGKILL the next run clears what was left."""
@@ -91,8 +96,9 @@ def test_signal_from_outside(tiny: Tiny, tmp_path: Path, sent: signal.Signals) -
         long.wait()
     assert "Traceback" not in err
     left = list(cache.glob("stage/*.partial*"))
-    if sent == signal.SIGINT:
-        assert long.returncode == 130 and not left
+    if sent != signal.SIGKILL:
+        assert long.returncode == 128 + sent and not left
+        assert err.strip().splitlines()[-1].startswith(f"segquant: ended by {sent.name}; the same command goes on")
     else:
         assert long.returncode == -signal.SIGKILL and len(left) == 1
     assert not list(tmp_path.glob("run/results.json"))

@@ -9,23 +9,58 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from segquant_bench.eval.files import save_tensors
-from segquant_bench.eval.metrics.images import content_hash
+from segquant_bench.eval.metrics.images import batches, content_hash
 
 log = logging.getLogger(__name__)
 
 
 def cached_features(
-    key: str, paths: Sequence[Path], cache: Path | None, compute: Callable[[], np.ndarray]
+    key: str,
+    paths: Sequence[Path],
+    cache: Path | None,
+    compute: Callable[[Sequence[Path]], np.ndarray],
+    batch_size: int,
 ) -> np.ndarray:
-    """`compute()`, remembered by `key` and the pictures' contents."""
+    """Features of pictures, remembered by `key` and the pictures' contents.
+
+    Those of every batch are on disk as soon as they are computed, so that a run that was killed goes on behind them.
+
+    Args:
+        compute: from a batch to its features [n, d].
+        batch_size: which `key` need not name, although last bits may depend on it.
+    """
     if cache is None:
-        return compute()
-    path = Path(cache) / f"{key}-{content_hash(paths)[:32]}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)["features"]
-        except (SafetensorError, KeyError) as error:
-            log.warning("%s is damaged (%s) and is computed again", path, error)
-    features = compute()
-    save_tensors(path, {"features": features})
-    return features
+        return np.concatenate([compute(batch) for batch in batches(paths, batch_size)])
+    whole = _place(cache, key, paths)
+    found = _read(whole)
+    if found is not None:
+        return found
+    parts, places = [], []
+    for batch in batches(paths, batch_size):
+        place = _place(cache, f"batch-of-{batch_size}-{key}", batch)
+        features = _read(place)
+        if features is None:
+            features = compute(batch)
+            save_tensors(place, {"features": features})
+        parts.append(features)
+        places.append(place)
+    found = np.concatenate(parts)
+    save_tensors(whole, {"features": found})
+    for place in places:
+        place.unlink(missing_ok=True)
+    return found
+
+
+def _place(folder: Path, key: str, paths: Sequence[Path]) -> Path:
+    return folder / f"{key}-{content_hash(paths)[:32]}.safetensors"
+
+
+def _read(path: Path) -> np.ndarray | None:
+    """None without a file, or one that is damaged."""
+    try:
+        return load_file(path)["features"]
+    except FileNotFoundError:  # also: another run is done with its batches
+        return None
+    except (SafetensorError, KeyError, OSError) as error:
+        log.warning("%s is damaged (%s) and is computed again", path, error)
+        return None

@@ -18,9 +18,10 @@ from PIL import Image
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
-from segquant_bench.eval.metrics.images import batches, content_hash, read_rgb
+from segquant_bench.eval.metrics.images import content_hash, read_rgb
 from segquant_bench.eval.metrics.networks.cache import cached_features
 from segquant_bench.eval.metrics.networks.clip_source import find_source
+from segquant_bench.hidden import visible
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +48,13 @@ class Scorer:
 
     def embed_pictures(self, paths: Sequence[Path], cache: Path | None = None) -> np.ndarray:
         """Unit-length embeddings, float32 [n, d]."""
-        return cached_features(self.key, paths, cache, lambda: self._embed_pictures(paths))
+        return cached_features(self.key, paths, cache, self._embed_batch, self.batch_size)
 
-    def _embed_pictures(self, paths: Sequence[Path]) -> np.ndarray:
-        found = []
+    def _embed_batch(self, paths: Sequence[Path]) -> np.ndarray:
         with torch.inference_mode():
-            for batch in batches(paths, self.batch_size):
-                stack = torch.stack([self.preprocess(Image.fromarray(read_rgb(path))) for path in batch])
-                found.append(self.model.encode_image(stack.to(self.device), normalize=True).float().cpu())
-        return torch.cat(found).numpy()
+            stack = torch.stack([self.preprocess(Image.fromarray(read_rgb(path))) for path in paths])
+            found: np.ndarray = self.model.encode_image(stack.to(self.device), normalize=True).float().cpu().numpy()
+        return found
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
         """Unit-length embeddings, float32 [n, d]; warns of captions that may be cut."""
@@ -139,7 +138,9 @@ def check_scorer(backends: Backends) -> None:
 
 
 def _fingerprint(where: Path) -> str:
-    files = sorted(p for p in where.iterdir() if p.is_file() and p.suffix != ".md") if where.is_dir() else [where]
+    files = [where]
+    if where.is_dir():
+        files = [p for p in visible(where.iterdir(), where) if p.is_file() and p.suffix != ".md"]
     return content_hash(files)[:12]
 
 

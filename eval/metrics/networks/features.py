@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
@@ -90,10 +90,9 @@ def _tell_once(line: str) -> None:
 
 
 def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.ndarray:
-    """Features float32 [n, d], read by clean-fid's own pipeline; a bar shows progress on terminals."""
+    """Features float32 [n, d], read by clean-fid's own pipeline."""
     from cleanfid.fid import get_files_features
 
-    log.info("FID features (%s) of %d pictures", extractor.name, len(paths))
     found: np.ndarray = get_files_features(
         [str(path) for path in paths],
         model=extractor.model,
@@ -101,12 +100,19 @@ def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.
         batch_size=batch_size,
         device=extractor.device,
         custom_fn_resize=resizer(extractor.size),
-        description=f"{extractor.name} ",
-        verbose=sys.stderr.isatty(),
+        verbose=False,
     )
     return found
 
 
 def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None) -> np.ndarray:
     key = f"{extractor.name}-cleanfid{version('clean-fid')}"
-    return cached_features(key, paths, cache, lambda: extract(extractor, paths, batch_size))
+    log.info("FID features (%s) of %d pictures", extractor.name, len(paths))
+    with tqdm(total=len(paths), desc=extractor.name, unit="picture", disable=None, leave=False) as bar:
+
+        def compute(batch: Sequence[Path]) -> np.ndarray:
+            found = extract(extractor, batch, batch_size)
+            bar.update(len(batch))
+            return found
+
+        return cached_features(key, paths, cache, compute, batch_size)

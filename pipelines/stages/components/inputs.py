@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from segquant.keep import Keeper
+from segquant_bench.pipelines.runtime.unfinished import PIECES
 from segquant_bench.pipelines.sampling.samples import Batches, Sample, load_samples, save_samples
 from segquant_bench.pipelines.stages.components.methods import has_components
 from segquant_bench.pipelines.stages.components.text_inputs import text_inputs
@@ -34,9 +36,10 @@ def _inputs_depends(run: Run) -> dict[str, Any]:
 def _inputs(run: Run, folder: Path) -> None:
     texts = [name for name in run.config.other_components if name in run.config.text_encoders]
     others = [name for name in run.config.other_components if name not in texts]
-    weights = step_weights(run) if others else None
+    keep = Keeper(folder / PIECES)
+    weights = step_weights(run, keep) if others else None
     for split, stream in STREAMS.items():
-        found = {name: collected(run, split, weights, name) for name in others}
+        found = {name: collected(run, split, weights, keep, name) for name in others}
         if texts:
             found |= text_inputs(
                 run.pipeline, run.denoiser, texts, getattr(run.dataset, split), run.config.model.call.arguments(),
@@ -49,7 +52,7 @@ def _inputs(run: Run, folder: Path) -> None:
 
 COMPONENT_INPUTS = Stage(
     "component_inputs", _inputs, code=(*COLLECTING_CODE, "pipelines.stages.components.text_inputs"),
-    depends=_inputs_depends, when=has_components, asked=False,
+    depends=_inputs_depends, when=has_components, asked=False, keeps=(PIECES,),
 )  # fmt: skip
 """NAME/calibration/ and NAME/held_out/: what the pipeline calls each component with."""
 

@@ -11,11 +11,13 @@ from torch import nn
 from segquant.errors import QuantizationError
 from segquant.files import write_json
 from segquant.graph.segments import Segments
+from segquant.keep import Keeper
 from segquant.method.spec import Method
 from segquant.modules.tensors import model_weight_bytes
 from segquant.quantize.outcome import Outcome
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.own_code import TARGET
+from segquant_bench.pipelines.runtime.unfinished import PIECES
 from segquant_bench.pipelines.sampling.samples import Batches
 from segquant_bench.pipelines.stages.components.graphs import component_cuts
 from segquant_bench.pipelines.stages.components.inputs import component_batches, component_samples
@@ -30,7 +32,12 @@ RECORD = "components.json"
 
 
 def quantize_component(
-    name: str, module: nn.Module, method: Method, batches: Batches, segments: Mapping[str, Segments]
+    name: str,
+    module: nn.Module,
+    method: Method,
+    batches: Batches,
+    segments: Mapping[str, Segments],
+    keep: Keeper | None = None,
 ) -> tuple[nn.Module, Outcome | None]:
     """A quantized copy, and its outcome.
 
@@ -38,7 +45,7 @@ def quantize_component(
         PipelineError: the method cannot do it.
     """
     try:
-        return quantize_copy(module, method, batches, segments, f"{method.name} ({name})")
+        return quantize_copy(module, method, batches, segments, f"{method.name} ({name})", keep)
     except QuantizationError as error:
         raise PipelineError(
             f"{kind_of(name)} {name!r}: {one_line(error)} (settings of it alone: +components.{name}.KEY=VALUE)"
@@ -74,10 +81,11 @@ def _compute(run: Run, folder: Path) -> None:
     for name, method in component_methods(run).items():
         module = run.pipeline.components[name]
         batches, segments = component_batches(run, name), component_cuts(run, name)
-        quantized, outcome = quantize_component(name, module, method, batches, segments)
+        keep = Keeper(folder / PIECES).within(name)
+        quantized, outcome = quantize_component(name, module, method, batches, segments, keep)
         save_model(quantized, folder / name, outcome)
         held_out = component_samples(run, name, "held_out")
-        errors[name] = component_errors(name, module, quantized, held_out, size, run.device)
+        errors[name] = component_errors(name, module, quantized, held_out, size, run.device, keep)
     record = {"components": errors, "weight_bytes": component_bytes(run.pipeline), "denoiser": run.denoiser_name}
     write_json(folder / RECORD, record)
 
@@ -85,6 +93,7 @@ def _compute(run: Run, folder: Path) -> None:
 COMPONENTS = Stage(
     "components", _compute, needs=("component_inputs", "component_graphs"),
     code=("pipelines.stages.shared.quantized", *QUANTIZING_CODE), depends=_depends, when=has_components,
+    keeps=(PIECES,),
 )  # fmt: skip
 """NAME/: each quantized component; components.json: errors, and bytes of every component."""
 

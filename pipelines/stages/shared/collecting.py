@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from segquant.keep import Keeper
 from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.sampling import collect, timesteps
@@ -46,18 +47,20 @@ def collecting_depends(run: Run) -> dict[str, Any]:
     }
 
 
-def step_weights(run: Run) -> np.ndarray | None:
-    """Float64 [steps]; None where all are alike."""
+def step_weights(run: Run, keep: Keeper) -> np.ndarray | None:
+    """Float64 [steps]; None where all are alike. `keep` takes the pilot's inputs, if there is one."""
     model = run.config.model
     return collect.step_weights(
         run.config.calibration, run.pipeline, run.denoiser, run.dataset.calibration, model.call.arguments(),
         stream=STREAMS["calibration"], batch_size=model.batch_size, precision=run.config.precision.name,
-        device=run.device, inputs=prompt_inputs(run, "calibration"),
+        device=run.device, inputs=prompt_inputs(run, "calibration"), keep=keep.within("pilot"),
     )  # fmt: skip
 
 
-def collected(run: Run, split: str, weights: np.ndarray | None, component: str | None = None) -> Sequence[Sample]:
-    """Inputs of the denoiser or a ControlNet; held-out prompts have uniform steps."""
+def collected(
+    run: Run, split: str, weights: np.ndarray | None, keep: Keeper, component: str | None = None
+) -> Sequence[Sample]:
+    """Inputs of the denoiser or a ControlNet; held-out prompts have uniform steps. `keep` takes finished batches."""
     model, calibration = run.config.model, run.config.calibration
     return collect.collect(
         run.pipeline, run.denoiser, getattr(run.dataset, split), model.call.arguments(),
@@ -65,4 +68,5 @@ def collected(run: Run, split: str, weights: np.ndarray | None, component: str |
         batch_size=model.batch_size, label=f"calibrate ({component or 'denoiser'}, {split})",
         weights=weights if split == "calibration" else None, inputs=prompt_inputs(run, split),
         module=None if component is None else run.pipeline.components[component],
+        keep=keep.within(split).within(component or ""),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import nn
 
 from segquant.files import write_json
 from segquant.graph.segments import Segments
+from segquant.keep import Keeper
 from segquant.measure import model_errors
 from segquant.method.plan_file import PLAN, write_plan
 from segquant.method.spec import Method
@@ -33,9 +34,17 @@ PEER_RECORD = "peer.json"
 
 
 def quantize_copy(
-    module: nn.Module, method: Method | Peer, batches: Batches, segments: Mapping[str, Segments], label: str
+    module: nn.Module,
+    method: Method | Peer,
+    batches: Batches,
+    segments: Mapping[str, Segments],
+    label: str,
+    keep: Keeper | None = None,
 ) -> tuple[nn.Module, Outcome | None]:
     """A quantized copy of a component, and its outcome, None by another tool.
+
+    Args:
+        keep: takes what is finished; another tool begins again.
 
     Raises:
         PipelineError: there is no room for a copy.
@@ -46,7 +55,7 @@ def quantize_copy(
         return method.quantize_(quantized, batches), None
     with progress_bar(label) as progress:
         wanted = segments if wants_graph(method) else None
-        return quantized, quantize_with_outcome_(quantized, method, batches, wanted, progress=progress)
+        return quantized, quantize_with_outcome_(quantized, method, batches, wanted, progress=progress, keep=keep)
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -86,12 +95,18 @@ def _check_room(module: nn.Module, device: torch.device, *, can_wait: bool) -> N
 
 
 def denoiser_errors(
-    denoiser: nn.Module, quantized: nn.Module, method: Method | Peer, held_out: Sequence[Sample], size: int, device: str
+    denoiser: nn.Module,
+    quantized: nn.Module,
+    method: Method | Peer,
+    held_out: Sequence[Sample],
+    size: int,
+    device: str,
+    keep: Keeper | None = None,
 ) -> dict[str, Any]:
     """errors.json: per layer, of the output, per sample; and bytes."""
     batches = Batches(held_out, size, device)
     names = method.layers(denoiser) if isinstance(method, Peer) else None
-    found = model_errors(denoiser, quantized, batches, names, parts=batches.sizes)
+    found = model_errors(denoiser, quantized, batches, names, parts=batches.sizes, keep=keep)
     return {
         "layer_errors": found.layers,
         "output_error": found.output,
@@ -106,10 +121,16 @@ def denoiser_errors(
 
 
 def component_errors(
-    name: str, module: nn.Module, quantized: nn.Module, held_out: Sequence[Sample], size: int, device: str
+    name: str,
+    module: nn.Module,
+    quantized: nn.Module,
+    held_out: Sequence[Sample],
+    size: int,
+    device: str,
+    keep: Keeper | None = None,
 ) -> dict[str, Any]:
     """Relative errors of every layer, as "NAME.LAYER", and of the output; and bytes."""
-    found = model_errors(module, quantized, Batches(held_out, size, device))
+    found = model_errors(module, quantized, Batches(held_out, size, device), keep=keep)
     return {
         "layer_errors": {f"{name}.{layer}": error for layer, error in found.layers.items()},
         "output_error": found.output,

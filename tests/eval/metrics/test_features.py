@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from segquant_bench.eval import Backends, EvalError
 from segquant_bench.eval.metrics.images import list_pictures
 from segquant_bench.eval.metrics.networks import features
+from segquant_bench.eval.metrics.networks.cache import cached_features
 from segquant_bench.eval.metrics.networks.effnet import EffNetLite0
 from segquant_bench.eval.metrics.networks.features import (
     extract,
@@ -72,6 +74,30 @@ def test_features_are_cached_by_content(extractor, images: Path, tmp_path: Path)
         fid_features(deaf, paths[::-1], batch_size=5, cache=tmp_path)
     stored.write_bytes(b"half a file")
     np.testing.assert_array_equal(fid_features(extractor, paths, batch_size=5, cache=tmp_path), first)
+
+
+def test_a_run_that_is_killed_goes_on_behind_its_last_batch(images: Path, tmp_path: Path) -> None:
+    paths, made = list_pictures(images, "generated"), list[list[Path]]()
+
+    def compute(batch: Sequence[Path], most: int) -> np.ndarray:
+        if len(made) == most:
+            raise KeyboardInterrupt
+        made.append(list(batch))
+        return np.stack([np.frombuffer(path.read_bytes()[-12:], np.uint8).astype(np.float32) for path in batch])
+
+    whole = cached_features("key", paths, None, lambda batch: compute(batch, 99), 2)
+    batches = list(made)
+    assert len(batches) == -(-len(paths) // 2) > 2
+    made.clear()
+    for most in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            cached_features("key", paths, tmp_path, lambda batch, most=most: compute(batch, most), 2)
+    assert len(list(tmp_path.iterdir())) == 2
+    next(tmp_path.iterdir()).write_bytes(b"half a file")
+    found = cached_features("key", paths, tmp_path, lambda batch: compute(batch, 99), 2)
+    np.testing.assert_array_equal(found, whole)
+    assert len(made) == len(batches) + 1 and sorted(map(str, made[:2])) == sorted(map(str, batches[:2]))
+    assert [path.name[:4] for path in tmp_path.iterdir()] == ["key-"]
 
 
 def test_stages_are_at_five_strides(images: Path) -> None:

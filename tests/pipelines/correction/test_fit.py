@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from segquant.keep import Keeper
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.sections import CorrectionConfig
 from segquant_bench.pipelines.correction.correction import Correction
-from segquant_bench.pipelines.correction.fit import exact_prediction, fit_correction, in_parts
+from segquant_bench.pipelines.correction.fit import exact_prediction, fit_correction
+from segquant_bench.pipelines.correction.parts import in_parts
 from segquant_bench.pipelines.correction.sampling import corrected
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.generate import run_batches
@@ -155,6 +157,54 @@ def test_parts_of_a_denoiser_give_its_output() -> None:
     assert isinstance(output, Transformer2DModelOutput) and torch.equal(output.sample, wanted)
     assert seen == [6, 4, 4, 2, 2]
     assert torch.equal(pairs[0][0], wanted) and torch.equal(pairs[0][1], wanted)
+
+
+class Kill(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("objects", [False, True], ids=["tuples", "objects"])
+def test_a_fit_that_is_killed_asks_no_denoiser_twice(
+    pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objects: bool
+) -> None:
+    """Every denoiser call on every part is kept; the rest of the fit is made again from them."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    class Output(_Planted):
+        def forward(self, *args, **kwargs):
+            calls.append(1)
+            (output,) = super().forward(*args, **kwargs)
+            return Transformer2DModelOutput(sample=output) if objects else (output,)
+
+    def fit(keep: Keeper | None) -> Correction:
+        config = CorrectionConfig(name="tac", method="tac")
+        return fit_correction(
+            pipeline, "transformer", Output(pipeline.transformer, 1.1, BIAS), PROMPTS, CALL, config,
+            seed=0, stream=1, batch_size=2, keep=keep,
+        )  # fmt: skip
+
+    calls: list[int] = []
+    whole, put, puts = fit(None), Keeper.put, [0]
+    expected = len(calls)
+
+    def dying(self: Keeper, *args) -> None:
+        put(self, *args)
+        puts[0] += 1
+        if puts[0] % 3 == 0:
+            raise Kill
+
+    monkeypatch.setattr(Keeper, "put", dying)
+    calls.clear()
+    for _ in range(50):
+        try:
+            found = fit(Keeper(tmp_path))
+            break
+        except Kill:
+            continue
+    assert puts[0] == 16 and len(calls) == expected  # 4 steps, both denoisers' trajectories, 2 parts
+    for name in ("scale", "shift", "input_bias"):
+        assert torch.equal(getattr(found, name), getattr(whole, name))
+    assert found.record == whole.record and found.timesteps == whole.timesteps
 
 
 def test_no_prompts(pipeline) -> None:

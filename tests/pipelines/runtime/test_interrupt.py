@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import signal
 import threading
 import time
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from segquant_bench.pipelines.runtime import interrupt
-from segquant_bench.pipelines.runtime.interrupt import heard, insistent_interrupt
+from segquant_bench.pipelines.runtime.interrupt import ENDING, exit_code, heard, insistent_interrupt, signal_name
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,8 @@ class _Swallows:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_one_dropped_by_a_destructor_comes_again() -> None:
+def test_one_dropped_by_a_destructor_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "SECONDS", 0.3)  # not while pytest writes of the dropped one
     with pytest.raises(KeyboardInterrupt), insistent_interrupt():
         _Swallows()
         time.sleep(10)
@@ -94,3 +97,49 @@ def test_nothing_changes_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert found == before
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_what_schedulers_send(sent: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first exception is swallowed; the next tells the same signal."""
+    monkeypatch.setattr(interrupt, "SECONDS", 0.3)  # not before the second is heard
+    caught: list[KeyboardInterrupt] = []
+    with insistent_interrupt():
+        while len(caught) < 2:
+            try:
+                if not caught:
+                    signal.raise_signal(sent)
+                time.sleep(10)
+            except KeyboardInterrupt as error:
+                caught.append(error)
+        heard()
+    for error in (*caught, pickle.loads(pickle.dumps(caught[0]))):  # as it comes from a launcher's process
+        assert exit_code(error) == code and signal_name(error) == sent.name
+    assert [signal.getsignal(number) for number in ENDING] == list(ENDING.values())
+    assert exit_code(KeyboardInterrupt()) == 130
+
+
+def test_an_inner_one_changes_nothing() -> None:
+    with insistent_interrupt():
+        before = [signal.getsignal(number) for number in ENDING]
+        with insistent_interrupt():
+            assert [signal.getsignal(number) for number in ENDING] == before
+        assert [signal.getsignal(number) for number in ENDING] == before
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_ends_as_without_us() -> None:
+    """Somebody's worker process, which its pool ends by SIGTERM."""
+    reading, writing = os.pipe()
+    with insistent_interrupt():
+        child = os.fork()
+        if not child:
+            try:
+                os.write(writing, b"!")
+                time.sleep(60)
+            finally:
+                os._exit(7)
+        assert os.read(reading, 1)
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
