@@ -11,7 +11,6 @@ import torch
 from segquant.method.parts import FORMATS, Budget
 from segquant.numerics.layout import Layout
 
-
 PRICES = 60
 """Prices of a byte that are tried: each halves the range of their logarithms."""
 

@@ -63,9 +63,9 @@ def format_candidates(
 ) -> Layer:
     """The method at every format of a layer, with and without its low-rank branch, with errors and costs.
 
-    At its own format the method is solved and judged on held-out rows. At others its weight is rounded to nearest there,
-    with the same transforms, and what the method gains on that is taken to be the same: a fraction of the time, and the
-    same choices but for layers where two are level. What is chosen is then solved for itself.
+    At its own format the method is solved and judged on held-out rows. At others its weight is rounded to nearest, with
+    the same transforms, and what the method gains on that is taken to be the same: a fraction of the time, and the same
+    choices but for layers where two are level. What is chosen is then solved for itself.
 
     Args:
         stats: of its input, with fold 0's Gram matrix kept apart.
@@ -85,8 +85,9 @@ def format_candidates(
     schemes = [] if "precision" in fixed else formats_of(base.scheme, linear.in_features)[1:]
     plainly = {"calibrator": "amax", "bias_correction": False, "ranges": base.ranges.coarse(), **_without_branch(base)}
     rounded = [judge({**plainly, "precision": precision_name(scheme)}) for scheme in (base.scheme, *schemes)]
-    found = [candidate for candidate in rounded if candidate is not None]
-    return Layer(name, plain, [c for change, own in solved for c in _scaled(change, own, found)], linear.weight.numel())
+    others = [candidate for candidate in rounded if candidate is not None]
+    candidates = [each for change, own in solved for each in _scaled(change, own, others)]
+    return Layer(name, plain, candidates, linear.weight.numel())
 
 
 def _without_branch(base: Method) -> Change:

@@ -46,7 +46,7 @@ class Tape:
         return self.graph.initializers[name]
 
     def narrow(self, name: str, make: Callable[[], Array]) -> ir.Value:
-        """A float32 constant, stored in bfloat16 where that is what it holds; engines widen it once, as they load it."""
+        """A float32 constant, stored in bfloat16 if that holds it; engines widen it once, as they load it."""
         if name not in self.graph.initializers:
             exact = make()
             half = exact.astype(ml_dtypes.bfloat16)
