@@ -31,8 +31,8 @@ from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.texts import plain
 
 LEGEND = (
-    "↓ lower is better, ↑ higher is better; in brackets the 95 % bootstrap interval (over pictures; over "
-    "layers for the layer error, over denoiser calls for the output error). Within a precision rows are in the "
+    "↓ lower is better, ↑ higher is better; in brackets the 95 % interval (over pictures; over "
+    "layers for the layer error, over held-out prompts for the output error). Within a precision rows are in the "
     f"order of bytes; rows that share a letter under size have comparable bytes (at most {100 * SHARE:g} % apart). "
     "**Bold**: the interval lies apart, on the better side, from that of every row of its precision with comparable "
     "bytes or fewer, and one of these has comparable bytes. "

@@ -33,7 +33,7 @@ class EvalResult:
         name: metric and network: ``fid_ref[effnet_lite0]``, ``psnr``.
         value: may be infinite.
         direction: ``"lower"`` or ``"higher"``, whichever is better.
-        interval: 95 % bootstrap interval.
+        interval: 95 % interval, see `metrics.statistics`.
         backend: software and weights, with version.
         against: ``"reference"``, ``"real"``, ``"prompt"``, or None.
         delta: ``value`` minus the unquantized model's own.
@@ -108,11 +108,11 @@ def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
 class RunResult:
     """One `results.json`, whose path is `path`.
 
-    `per_row_steps` are the 0-based sampling steps of `per_row_output_errors`. `statistics` may hold `segments` and
-    `polarity`, by layer. `components` holds every component's bytes, and errors of those beside the denoiser.
-    `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and memory where they
-    were measured, `kernels` the backends that ran quantized layers. `seed_runs` are those that this one stands for, see
-    `report.runs.seeds`; empty of a run on disk.
+    `per_row_steps`, `per_row_prompts` and `per_row_energies` (Σ|Y|²) are those of `per_row_output_errors`. `statistics`
+    may hold `segments` and `polarity`, by layer. `components` holds every component's bytes, and errors of those beside
+    the denoiser. `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and
+    memory where they were measured, `kernels` the backends that ran quantized layers. `seed_runs` are those that this
+    one stands for, see `report.runs.seeds`; empty of a run on disk.
     """
 
     path: Path
@@ -138,6 +138,8 @@ class RunResult:
     git: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     per_row_steps: tuple[int, ...] = ()
+    per_row_prompts: tuple[int, ...] = ()
+    per_row_energies: tuple[float, ...] = ()
     statistics: dict[str, Any] = field(default_factory=dict)
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantizing: tuple[str, ...] = ()
@@ -208,6 +210,8 @@ def load_result(path: Path) -> RunResult:
         git=raw.get("git") or "",
         config=raw.get("config") or {},
         per_row_steps=tuple(raw.get("per_row_steps") or ()),
+        per_row_prompts=tuple(raw.get("per_row_prompts") or ()),
+        per_row_energies=tuple(float(v) for v in raw.get("per_row_energies") or ()),
         statistics=raw.get("statistics") or {},
         components=raw.get("components") or {},
         quantizing=tuple(raw.get("quantizing") or ()),

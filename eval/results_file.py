@@ -95,6 +95,8 @@ _RUN = record(
         "output_error": AMOUNT,
         "per_row_output_errors": list_of(AMOUNT),
         "per_row_steps": list_of(COUNT),
+        "per_row_prompts": list_of(COUNT),
+        "per_row_energies": list_of(AMOUNT),
         "stages": mapping_of(_STAGE),
         "quantizing": list_of(TEXT),
         "artifacts": mapping_of(PATH),
@@ -119,6 +121,8 @@ def check_results(raw: Any, place: str) -> Iterator[str]:
         yield f"has schema {found}, this version reads schema {SCHEMA}"
         return
     yield from _RUN(raw, place)
-    steps, errors = (raw.get(key) or () for key in ("per_row_steps", "per_row_output_errors"))
-    if steps and len(steps) != len(errors):
-        yield f"holds {len(steps)} per_row_steps for {len(errors)} per_row_output_errors"
+    errors = raw.get("per_row_output_errors") or ()
+    for key in ("per_row_steps", "per_row_prompts", "per_row_energies"):
+        values = raw.get(key) or ()
+        if values and len(values) != len(errors):
+            yield f"holds {len(values)} {key} for {len(errors)} per_row_output_errors"

@@ -47,11 +47,15 @@ def layer_errors(
 
 @dataclass(frozen=True)
 class ModelErrors:
-    """Relative errors ||Y − Ŷ||_F / ||Y||_F: by layer, of the output, and of the output per part of every batch."""
+    """Relative errors ||Y − Ŷ||_F / ||Y||_F: by layer, of the output, and of the output per part of every batch.
+
+    `energies` are ||Y||_F² of the parts: the output's squared error is their mean by it.
+    """
 
     layers: dict[str, float]
     output: float
     parts: list[float]
+    energies: list[float]
 
 
 @checked()
@@ -72,7 +76,7 @@ def model_errors(
     Raises:
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
-    total, pieces = (0.0, 0.0), list[float]()
+    total, pieces, energies = (0.0, 0.0), list[float](), list[float]()
     with unwrapped(float_model) as first, unwrapped(quant_model) as second, _comparing(first, second, layers) as sums:
         for index, batch in enumerate(batches_of(batches)):
             count = 1 if parts is None else _count(parts, index)
@@ -80,10 +84,12 @@ def model_errors(
             whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
             pairs = zip(_parts(exact, count), _parts(approximate, count), strict=True)
-            pieces += [_relative(*_squares(*pair)) for pair in pairs]
+            squares = [_squares(*pair) for pair in pairs]
+            pieces += [_relative(*each) for each in squares]
+            energies += [energy for _, energy in squares]
     if not pieces:
         raise _no_batches()
-    return ModelErrors(_layer_results(sums), _relative(*total), pieces)
+    return ModelErrors(_layer_results(sums), _relative(*total), pieces, energies)
 
 
 def _count(parts: Sequence[int], index: int) -> int:

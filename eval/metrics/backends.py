@@ -13,10 +13,16 @@ LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 
 @dataclass(frozen=True)
 class Network:
-    """A network that metrics share; `load` is called once per evaluation and may raise EvalError."""
+    """A network that metrics share; `load` is called once per evaluation.
+
+    Attributes:
+        load: raises EvalError if it cannot be had.
+        check: likewise, without loading it: called before any picture is made.
+    """
 
     name: str
     load: Callable[[Backends], Any]
+    check: Callable[[Backends], object] = lambda backends: None
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Backends:
         inception: ``inception-2015-12-05.pt`` or its folder, besides /tmp and ``$TORCH_HOME/hub/checkpoints``.
         clip: open_clip architecture; with a folder as `clip_path` only a label.
         clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file.
-        clip_pretrained: open_clip's tag of weights, if `clip_path` is None.
+        clip_pretrained: open_clip's tag of weights; of a checkpoint file without open_clip_config.json beside it, the
+            tag that it holds the weights of.
         candidates: captions that compete in `caption_top1`, own included.
         lpips: trunk of LPIPS.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends, Network
 from segquant_bench.eval.metrics.images import list_numbered
 from segquant_bench.eval.metrics.metric import Metric
-from segquant_bench.eval.metrics.statistics import bootstrap_counts, mean_interval
+from segquant_bench.eval.metrics.statistics import share_interval
 from segquant_bench.eval.results import EvalResult
 
 if TYPE_CHECKING:
@@ -30,27 +30,31 @@ def clip_scores(pictures: np.ndarray, captions: np.ndarray) -> np.ndarray:
 def top1(
     pictures: np.ndarray, own: Sequence[str], embeddings: dict[str, np.ndarray], *, candidates: int, seed: int
 ) -> np.ndarray:
-    """1.0 where a picture is closest to its own caption among `candidates` different ones, else 0.0; [n].
+    """Whether a picture is closest to its own caption among `candidates` different ones; bool [n].
 
     Raises:
         EvalError: there are fewer captions.
     """
     pool = sorted(embeddings)
-    if len(pool) < candidates:
-        raise EvalError(
-            f"caption_top1 among {candidates} captions was asked for, but there are only {len(pool)} "
-            "different ones; use more prompts or set fewer candidates"
-        )
+    _check_captions(pool, candidates)
     matrix = np.stack([embeddings[caption] for caption in pool]).astype(np.float64)
     position = {caption: i for i, caption in enumerate(pool)}
     rng = np.random.default_rng(seed)
-    hits = np.zeros(len(pictures))
+    hits = np.zeros(len(pictures), dtype=bool)
     for i, (picture, caption) in enumerate(zip(pictures.astype(np.float64), own, strict=True)):
         mine = position[caption]
         others = rng.choice(len(pool) - 1, size=candidates - 1, replace=False)
         others = others + (others >= mine)
-        hits[i] = float(matrix[mine] @ picture > (matrix[others] @ picture).max())
+        hits[i] = matrix[mine] @ picture > (matrix[others] @ picture).max()
     return hits
+
+
+def _check_captions(captions: Collection[str], candidates: int) -> None:
+    if len(captions) < candidates:
+        raise EvalError(
+            f"caption_top1 among {candidates} captions was asked for, but there are only {len(captions)} "
+            "different ones; use more prompts, set fewer candidates, or leave caption_top1 out"
+        )
 
 
 def _load_scorer(backends: Backends) -> Scorer:
@@ -59,7 +63,13 @@ def _load_scorer(backends: Backends) -> Scorer:
     return load_scorer(backends)
 
 
-SCORER = Network("clip", _load_scorer)
+def _check_scorer(backends: Backends) -> None:
+    from segquant_bench.eval.metrics.networks.clip import check_scorer  # torch: only where pictures are judged
+
+    check_scorer(backends)
+
+
+SCORER = Network("clip", _load_scorer, _check_scorer)
 
 
 def caption_embeddings(evaluation: Evaluation) -> dict[str, np.ndarray]:
@@ -108,7 +118,10 @@ def _caption_top1(evaluation: Evaluation) -> EvalResult:
 
 
 CLIP_SCORE = Metric("clip_score", "higher", _clip_score, against="prompt", networks=(SCORER,), order=6)
-CAPTION_TOP1 = Metric("caption_top1", "higher", _caption_top1, against="prompt", networks=(SCORER,), paired=None)
+CAPTION_TOP1 = Metric(
+    "caption_top1", "higher", _caption_top1, against="prompt", networks=(SCORER,), paired=None,
+    check=lambda prompts, backends: _check_captions(set(prompts), backends.candidates),
+)  # fmt: skip
 METRICS = (CLIP_SCORE, CAPTION_TOP1)
 
 
@@ -133,7 +146,7 @@ def retrieval_accuracy(
     return CAPTION_TOP1.result(
         float(hits.mean()),
         len(hits),
-        mean_interval(hits, bootstrap_counts(len(hits), 1000, seed)),
+        share_interval(int(hits.sum()), len(hits)) if len(hits) > 1 else None,
         backend=f"{scorer.backend}, {backends.candidates} captions",
         network=scorer.name,
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,18 +11,17 @@ import numpy as np
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends, Network
 from segquant_bench.eval.metrics.metric import LAST, Metric
-from segquant_bench.eval.metrics.statistics import recentred_interval
+from segquant_bench.eval.metrics.statistics import jackknife_interval, left_out_counts
 from segquant_bench.eval.results import EvalResult
 
 if TYPE_CHECKING:
     from segquant_bench.eval.metrics.evaluation import Evaluation
     from segquant_bench.eval.metrics.networks.features import Extractor
 
-log = logging.getLogger(__name__)
-
-# Above this many pictures one FID replicate takes seconds, so fewer of them are drawn.
-FID_MANY_PICTURES = 1000
-FID_FEW_REPLICATES = 100
+GROUPS = 256
+"""Of pictures that the jackknife leaves out; each picture by itself, if there are no more."""
+MANY_PICTURES, FEW_GROUPS = 1000, 100
+"""Above so many pictures one FID takes seconds, so there are fewer groups."""
 Replicates = Callable[..., np.ndarray]
 
 
@@ -156,7 +154,18 @@ def _load_extractor(backends: Backends) -> Extractor:
     return fid_extractor(backends)
 
 
-EXTRACTOR = Network("fid", _load_extractor)
+def _check_extractor(backends: Backends) -> None:
+    from segquant_bench.eval.metrics.networks.features import check_extractor  # torch: only where pictures are judged
+
+    check_extractor(backends)
+
+
+def _check_pictures(prompts: Sequence[str], backends: Backends) -> None:
+    if len(prompts) < 2:
+        raise EvalError(f"FID and KID need at least 2 pictures, {len(prompts)} was asked for; use more prompts")
+
+
+EXTRACTOR = Network("fid", _load_extractor, _check_extractor)
 
 
 def features(evaluation: Evaluation, kind: str) -> np.ndarray:
@@ -179,37 +188,37 @@ def set_distance(
     paired: str | None = None,
     order: int = LAST,
     headline: bool = False,
+    positive: bool = True,
 ) -> Metric:
     def compute(evaluation: Evaluation) -> EvalResult:
         extractor = evaluation.network(EXTRACTOR)
         ours, target = features(evaluation, "images"), features(evaluation, against)
         evaluation.tensors["features"] = ours
         evaluation.metadata["extractor"] = extractor.name
-        counts = _few(metric.full_name(extractor.name), ours, evaluation.counts)
+        n = len(ours)
+        counts = left_out_counts(n, groups_of(n))
         value = distance(ours, target)
-        drawn = replicates(ours, target, counts, paired=metric.needs_reference)
-        result = metric.result(
-            value, len(ours), recentred_interval(value, drawn), backend=extractor.backend, network=extractor.name
-        )
-        evaluation.replicates[result.name] = drawn
+        left_out = replicates(ours, target, counts, paired=metric.needs_reference)
+        interval = jackknife_interval(value, left_out, n, positive=positive)
+        result = metric.result(value, n, interval, backend=extractor.backend, network=extractor.name)
+        evaluation.left_out[result.name] = left_out
         if metric.needs_reference or evaluation.reference is None:
             return result
         theirs = features(evaluation, "reference")
         delta = value - distance(theirs, target)
-        gaps = drawn - replicates(theirs, target, counts, paired=False)
-        return replace(result, delta=delta, delta_interval=recentred_interval(delta, gaps))
+        gaps = left_out - replicates(theirs, target, counts, paired=False)
+        return replace(result, delta=delta, delta_interval=jackknife_interval(delta, gaps, n))
 
     metric = Metric(
-        name, "lower", compute, against=against, networks=(EXTRACTOR,), paired=paired, order=order, headline=headline
-    )
+        name, "lower", compute, against=against, networks=(EXTRACTOR,), check=_check_pictures, paired=paired,
+        order=order, headline=headline,
+    )  # fmt: skip
     return metric
 
 
-def _few(name: str, ours: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    if len(ours) > FID_MANY_PICTURES and len(counts) > FID_FEW_REPLICATES:
-        log.info("%s: %d bootstrap replicates for %d pictures", name, FID_FEW_REPLICATES, len(ours))
-        return counts[:FID_FEW_REPLICATES]
-    return counts
+def groups_of(n: int) -> int:
+    """How many groups the jackknife makes of `n` pictures."""
+    return min(n, GROUPS) if n <= MANY_PICTURES else FEW_GROUPS
 
 
 METRICS = (
@@ -217,6 +226,6 @@ METRICS = (
     set_distance(
         "fid_ref", "reference", frechet_distance, frechet_replicates, paired="resamples", order=0, headline=True
     ),
-    set_distance("kid_gt", "real", kernel_distance, kernel_replicates),
-    set_distance("kid_ref", "reference", kernel_distance, kernel_replicates),
+    set_distance("kid_gt", "real", kernel_distance, kernel_replicates, positive=False),
+    set_distance("kid_ref", "reference", kernel_distance, kernel_replicates, positive=False),
 )

@@ -9,7 +9,7 @@ from segquant_bench.eval.files import save_json, save_tensors
 from segquant_bench.eval.metrics.backends import Backends
 from segquant_bench.eval.metrics.evaluation import Evaluation
 from segquant_bench.eval.metrics.metric import Metric, split_name
-from segquant_bench.eval.metrics.registry import find_metrics
+from segquant_bench.eval.metrics.registry import check_metrics, find_metrics
 from segquant_bench.eval.results import EvalResult
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def evaluate(
         metrics: names from `METRICS`, or Python paths (see `Metric`).
         output: for metrics.json, per_image.json and features.safetensors.
         seed: runs of equal seed and n can be paired.
-        bootstrap: replicates; FID and KID draw at most 100 above 1,000 pictures.
+        bootstrap: replicates, for the intervals of means.
         cache: folder that remembers features.
 
     Raises:
@@ -46,6 +46,7 @@ def evaluate(
     asked = find_metrics(metrics)
     evaluation = Evaluation.open(images, prompts, reference, real, backends, seed, bootstrap, cache)
     _check_folders(evaluation, asked)
+    check_metrics(asked, prompts, backends)
     for network in dict.fromkeys(network for metric in asked for network in metric.networks):
         evaluation.network(network)  # missing weights are told before anything is computed
     results = []
@@ -85,5 +86,6 @@ def _write(output: Path, results: Sequence[EvalResult], evaluation: Evaluation) 
     }
     save_json(output / "per_image.json", per_image)
     tensors = {f"replicates/{name}": drawn for name, drawn in evaluation.replicates.items()}
+    tensors |= {f"left_out/{name}": values for name, values in evaluation.left_out.items()}
     metadata = {"seed": str(evaluation.seed), "n": str(n), **evaluation.metadata}
     save_tensors(output / "features.safetensors", {**tensors, **evaluation.tensors}, metadata)

@@ -25,7 +25,8 @@ class Evaluation:
         reference: the unquantized model's, in the same order.
         counts: the bootstrap's resamples, int64 [replicates, n].
         per_image: by result name, one value per picture.
-        replicates: by result name, float64 [replicates].
+        replicates: by result name, float64 [replicates], of `counts`.
+        left_out: by result name, float64 [groups], of `statistics.left_out_counts`.
     """
 
     images: list[Path]
@@ -39,6 +40,7 @@ class Evaluation:
     per_image: dict[str, list[float | str]] = field(default_factory=dict)
     per_image_unquantized: dict[str, list[float | str]] = field(default_factory=dict)
     replicates: dict[str, np.ndarray] = field(default_factory=dict)
+    left_out: dict[str, np.ndarray] = field(default_factory=dict)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     _made: dict[str, Any] = field(default_factory=dict, repr=False)

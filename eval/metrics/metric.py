@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Network
-from segquant_bench.eval.metrics.statistics import mean_interval
+from segquant_bench.eval.metrics.backends import Backends, Network
+from segquant_bench.eval.metrics.statistics import mean_interval, share_difference_interval
 from segquant_bench.eval.results import EvalResult, Interval, encode_float
 from segquant_bench.eval.results_file import AGAINST, DIRECTIONS
 
@@ -32,7 +32,9 @@ class Metric:
         unit: ``"dB"``; empty for none.
         against: ``"reference"`` (the unquantized model's pictures), ``"real"``, ``"prompt"``, or None.
         networks: loaded before anything is computed.
-        paired: runs are compared by ``"pictures"``, by ``"resamples"`` (bootstrap replicates), or not (None).
+        check: raises EvalError for prompts that it cannot judge the pictures of; called before any is made.
+        paired: runs are compared by ``"pictures"``, by ``"resamples"`` (an evaluation's `left_out` or `replicates`),
+            or not (None).
         order: place in comparisons and figures.
         headline: shown in the figure and at the top of the page.
     """
@@ -43,6 +45,7 @@ class Metric:
     unit: str = ""
     against: str | None = None
     networks: tuple[Network, ...] = ()
+    check: Callable[[Sequence[str], Backends], object] = lambda prompts, backends: None
     paired: str | None = "pictures"
     order: int = LAST
     headline: bool = False
@@ -90,7 +93,7 @@ class Metric:
         """The mean of one value per picture, with its bootstrap interval; the values are kept for comparisons.
 
         Args:
-            values: float [n], in prompt order.
+            values: float [n], in prompt order; bool for hits, whose mean is a share.
             backend: software and weights, with version.
             network: part of the result's name.
             unquantized: the unquantized model's values; gives `delta`.
@@ -98,14 +101,17 @@ class Metric:
         name = self.full_name(network)
         if values.shape != (len(evaluation.images),):
             raise EvalError(f"{name} has values of shape {values.shape} for {len(evaluation.images)} pictures")
-        evaluation.per_image[name] = [encode_float(v) for v in values]
+        evaluation.per_image[name] = [encode_float(float(v)) for v in values]
         interval = mean_interval(values, evaluation.counts)
         result = self.result(float(np.mean(values)), len(values), interval, backend=backend, network=network)
         if unquantized is None:
             return result
-        evaluation.per_image_unquantized[name] = [encode_float(v) for v in unquantized]
-        gaps = values - unquantized
-        return replace(result, delta=float(gaps.mean()), delta_interval=mean_interval(gaps, evaluation.counts))
+        evaluation.per_image_unquantized[name] = [encode_float(float(v)) for v in unquantized]
+        gaps = values.astype(np.float64) - unquantized
+        delta_interval = mean_interval(gaps, evaluation.counts)
+        if delta_interval is not None and values.dtype == unquantized.dtype == bool:
+            delta_interval = share_difference_interval(values, unquantized)
+        return replace(result, delta=float(gaps.mean()), delta_interval=delta_interval)
 
 
 def split_name(name: str) -> tuple[str, str]:

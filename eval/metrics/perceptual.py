@@ -26,7 +26,7 @@ def _load_effnet(backends: Backends) -> EffNetLite0:
     return load_effnet(backends.device)
 
 
-LPIPS_WEIGHTS = Network("lpips", _find_lpips)
+LPIPS_WEIGHTS = Network("lpips", _find_lpips, _find_lpips)
 EFFNET = Network("effnet_lite0", _load_effnet)
 
 

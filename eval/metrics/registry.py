@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics import clip, distances, perceptual, pixel
+from segquant_bench.eval.metrics.backends import Backends
 from segquant_bench.eval.metrics.metric import Metric, split_name
 from segquant_bench.hints import nearest
 
@@ -52,6 +53,18 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
     if len({metric.name for metric in found}) != len(found):
         raise EvalError(f"a metric is asked for twice: {', '.join(names)}")
     return found
+
+
+def check_metrics(metrics: Sequence[Metric], prompts: Sequence[str], backends: Backends) -> None:
+    """What can be known without pictures.
+
+    Raises:
+        EvalError: prompts that a metric cannot judge by, or a network that cannot be had.
+    """
+    for metric in metrics:
+        metric.check(prompts, backends)
+    for network in dict.fromkeys(network for metric in metrics for network in metric.networks):
+        network.check(backends)
 
 
 def known_metric(result_name: str) -> Metric | None:

@@ -21,6 +21,7 @@ from segquant_bench.eval.report.main_table.columns import bootstrap_interval, la
 from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.known import is_ours
 from segquant_bench.eval.report.runs.labels import labels, method_name, places, settings
+from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.results import Interval, RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -57,13 +58,13 @@ Panels = dict[str, list[Curve]]
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
     """Errors of the denoiser's output, for runs with at least three steps."""
-    known = [run for run in _quantized(runs) if len(set(_rows(run)[0])) >= LEAST_STEPS]
+    known = [run for run in _quantized(runs) if _count_steps(run) >= LEAST_STEPS]
     names, where = labels(known), places(known)
     panels: Panels = {}
     for run in known:
-        steps, errors = map(np.array, _rows(run))
-        x = sorted(set(_rows(run)[0]))
-        values = [errors[steps == step] for step in x]
+        members = run.seed_runs or (run,)  # inputs of all calibration seeds
+        x = sorted({step for each in members for step in each.per_row_steps})
+        values = [np.concatenate([_by_prompt(each, step) for each in members]) for step in x]
         curve = Curve(
             names[id(run)],
             is_ours(run.quantizer),
@@ -75,11 +76,18 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
     return panels
 
 
-def _rows(run: RunResult) -> tuple[list[int], list[float]]:
-    """Steps and errors; of several calibration seeds, those of all."""
-    members = run.seed_runs or (run,)
-    steps = [step for each in members for step in each.per_row_steps]
-    return steps, [error for each in members for error in each.per_row_output_errors]
+def _count_steps(run: RunResult) -> int:
+    return len({step for each in run.seed_runs or (run,) for step in each.per_row_steps})
+
+
+def _by_prompt(run: RunResult, step: int) -> np.ndarray:
+    """The mean of each prompt's calls at one step, which true guidance makes two."""
+    mask, prompts = np.array(run.per_row_steps) == step, row_prompts(run)
+    errors = np.array(run.per_row_output_errors)[mask]
+    if prompts is None:  # older results have one
+        return np.asarray(errors)
+    own = np.array(prompts)[mask]
+    return np.array([errors[own == prompt].mean() for prompt in sorted(set(own.tolist()))])
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:

@@ -26,7 +26,7 @@ LAYERS_NOTE = (
 CUTS_NOTE = (
     "The same errors for the layers that the graph cuts. Random: as many pieces at other places, geometric mean over "
     "the draws; wrong: one piece more, all equally wide. Ratio: geometric mean over layers against no cuts, with its "
-    "95 % paired bootstrap interval over layers."
+    "95 % paired interval over layers."
 )
 
 

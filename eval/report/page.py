@@ -150,7 +150,7 @@ def _comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], adju
     if comparisons:
         out.append(
             "<p class='pale'>First method minus second, or for errors first divided by second, pair by pair; "
-            "95 % paired bootstrap interval. “Not distinguishable”: the interval holds zero (×1), or the adjusted "
+            "95 % paired interval. “Not distinguishable”: the interval holds zero (×1), or the adjusted "
             "p-value is not below 5 %. “Ahead”: better at comparable bytes or fewer (at most "
             f"{100 * SHARE:g} % more). {escape(adjustment_note(comparisons, adjustment))}</p>"
         )

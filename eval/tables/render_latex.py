@@ -16,7 +16,7 @@ _CHARACTERS = {
 
 def to_latex(table: Table) -> str:
     """A booktabs tabular, its title a comment, a rule between groups."""
-    comment = f"% {plain(table.title)}" if table.title else f"{PACKAGES}; intervals are 95 % bootstrap intervals"
+    comment = f"% {plain(table.title)}" if table.title else f"{PACKAGES}; intervals are 95 % intervals"
     spec = "".join("l" if column.kind == "key" else "r" for column in table.columns)
     lines = [comment, rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines.append(" & ".join(map(_head, table.columns)) + r" \\")

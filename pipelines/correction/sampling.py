@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from segquant_bench.pipelines.correction.correction import Correction, StepFit, correct, per_channel
+from segquant_bench.pipelines.sampling.draws import NOISE, drawing, noise_names
 
 log = logging.getLogger(__name__)
 
-NOISE = "randn_tensor"  # what diffusers' schedulers draw their noise with
 PROBE = 1e-3  # small enough that no scheduler clips it
 
 Step = Callable[[Callable[..., Any], inspect.BoundArguments], Any]
@@ -93,14 +93,14 @@ def corrected_step(
     bound.arguments["model_output"] = torch.cat([first, prediction[:, width:]], dim=1)
     if noise is None:
         return original(*bound.args, **bound.kwargs), False
-    draw = _draws(scheduler)[NOISE]
+    draw = noise_names(scheduler)[NOISE]
 
     def lessened(*args: Any, **kwargs: Any) -> Tensor:
         drawn = draw(*args, **kwargs)
         less: Tensor = drawn * per_channel(noise.to(drawn), drawn)
         return less
 
-    with _drawing(scheduler, lessened):
+    with drawing(noise_names(scheduler), lessened):
         return original(*bound.args, **bound.kwargs), True
 
 
@@ -113,7 +113,7 @@ def remaining_noise(scheduler: Any, bound: inspect.BoundArguments, variance: Ten
     Returns:
         [channels] in [0, 1]; None where this step adds no noise.
     """
-    if NOISE not in _draws(scheduler):
+    if NOISE not in noise_names(scheduler):
         return None
     base = _trial(scheduler, bound, 0.0, 0.0)
     carried = (_trial(scheduler, bound, PROBE, 0.0) - base) / PROBE
@@ -137,28 +137,8 @@ def _trial(scheduler: Any, bound: inspect.BoundArguments, prediction: float, noi
         return torch.full(tuple(shape), noise, dtype=latents.dtype, device=latents.device)
 
     twin = copy.deepcopy(scheduler)
-    with _drawing(scheduler, constant):
+    with drawing(noise_names(scheduler), constant):
         return float(type(scheduler).step(twin, **arguments)[0].double().mean())
-
-
-def _draws(scheduler: Any) -> dict[str, Any]:
-    # The scheduler's step looks up its noise function in these globals.
-    names: dict[str, Any] = inspect.unwrap(type(scheduler).step).__globals__
-    return names
-
-
-@contextmanager
-def _drawing(scheduler: Any, draw: Callable[..., Tensor]) -> Iterator[None]:
-    names = _draws(scheduler)
-    if NOISE not in names:
-        yield
-        return
-    before = names[NOISE]
-    names[NOISE] = draw
-    try:
-        yield
-    finally:
-        names[NOISE] = before
 
 
 def add_per_channel(latents: Tensor, bias: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def denoiser_errors(run: Run) -> dict[str, Any]:
     size = read_json(run.folder("reference") / SIZE)["weight_bytes"]
     if not run.config.quantizes_denoiser:
         found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
-        found |= {"per_row_steps": [], "statistics": None}
+        found |= {"per_row_steps": [], "per_row_prompts": [], "per_row_energies": [], "statistics": None}
     else:
         found = read_json(run.folder("quantize") / ERRORS)
         signs = read_json(run.folder("polarity") / POLARITY) if run.has("polarity") else {}

@@ -23,6 +23,12 @@ def zoo_variable() -> Path | None:
     return Path(named).absolute() if named else None
 
 
+def is_shipped(path: str | None) -> bool:
+    """Whether a path leads to a file of pipelines/zoo."""
+    homes = [home for home in (ZOO, zoo_variable()) if home is not None]
+    return path is not None and any(Path(path).resolve().is_relative_to(home.resolve()) for home in homes)
+
+
 def zoo_path(name: str) -> Path:
     """A shipped file: of SEGQUANT_ZOO, else of the clone, there or not."""
     named = zoo_variable()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weigh
 class InputCollector:
     """A forward pre-hook that keeps inputs of wanted (prompt, step) pairs; call `begin` before each batch.
 
-    `shared` names inputs without rows; `clock` tells the scheduler's timestep.
+    All calls of a step are kept: guidance may call twice, with the prompt and with the negative one.
+    `shared` names inputs without rows; `clock` tells the scheduler's step.
     """
 
     def __init__(
@@ -29,22 +31,22 @@ class InputCollector:
         self.samples: list[Sample] = []
         self._indices = range(0)
         self._counter = StepCounter()
-        self._done = -1
+        self._last, self._calls = -1, 0
 
     def begin(self, indices: range) -> None:
-        self._indices, self._counter, self._done = indices, StepCounter(self._clock), -1
+        self._indices, self._counter, self._last = indices, StepCounter(self._clock), -1
         if self._clock is not None:
             self._clock.restart()
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         inputs = bound_inputs(module, args, kwargs)
         step = self._counter.step(inputs)
-        if step == self._done:
-            return  # a second call within a step (skip-layer guidance) sees the same latents
-        self._done = step
+        self._calls = self._calls + 1 if step == self._last else 0
+        self._last = step
         for item, prompt in enumerate(self._indices):
             if step in self.wanted[prompt]:
-                self.samples.append(cut_sample(inputs, item, len(self._indices), prompt, step, self.shared))
+                sample = cut_sample(inputs, item, len(self._indices), prompt, step, self.shared)
+                self.samples.append(replace(sample, call=self._calls))
 
 
 def collect(
@@ -74,7 +76,7 @@ def collect(
         module: whose inputs are kept instead: a ControlNet.
 
     Returns:
-        Samples in order of prompt, then step, on the CPU.
+        Samples in order of prompt, step and call, on the CPU.
 
     Raises:
         PipelineError: no prompts, too few steps, NaN in the denoiser's output.
@@ -99,7 +101,7 @@ def collect(
                 pass
         finally:
             handle.remove()
-    return sorted(collector.samples, key=lambda sample: (sample.prompt, sample.step))
+    return sorted(collector.samples, key=lambda sample: (sample.prompt, sample.step, sample.call))
 
 
 def step_weights(

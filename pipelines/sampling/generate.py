@@ -16,17 +16,27 @@ from tqdm import tqdm
 from segquant.files import write_whole
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.clock import Clock, watched
+from segquant_bench.pipelines.sampling.draws import drawn_by_prompt
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
 PromptInputs = Callable[[range], Mapping[str, Any]]
 """From prompt indices to further arguments of the pipeline's call, one item per prompt."""
+OTHER_DRAWS = 3
+"""Added to a stream: that of noise which is not the latents'; there are three streams, see `stages.shared.inputs`."""
 
 
 def prompt_seed(seed: int, index: int, stream: int = 0) -> int:
     """A hash of (seed, stream, index); streams keep evaluation (0) and calibration (1) apart."""
     return int(np.random.SeedSequence([seed, stream, index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def arguments_for(prompts: Sequence[str], call: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's arguments for these prompts: a negative prompt once for each, which not every pipeline repeats."""
+    negative = call.get("negative_prompt")
+    repeated = {"negative_prompt": [negative] * len(prompts)} if isinstance(negative, str) else {}
+    return {"prompt": list(prompts), **call, **repeated}
 
 
 def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,23 +50,29 @@ def bound_inputs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping
 
 
 class StepCounter:
-    """The sampling step of a denoiser call: different timesteps so far, the scheduler's if there is a clock."""
+    """The sampling step of a denoiser call: the clock's, else different timesteps so far."""
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self.seen: list[float] = []
+        self._seen: list[float] = []
         self._clock = clock
 
     def step(self, inputs: Mapping[str, Any]) -> int:
-        """The 0-based step; without a timestep every call is one."""
-        timestep = inputs.get("timestep")
-        if timestep is None:
-            self.seen.append(float(len(self.seen)))
-            return len(self.seen) - 1
+        """The 0-based step; without a clock and a timestep every call is one."""
+        told = None if self._clock is None else self._clock.step()
+        if told is not None:
+            return told
+        value = self.timestep(inputs)
+        if value is None:
+            value = float(len(self._seen))
+        if value not in self._seen:
+            self._seen.append(value)
+        return self._seen.index(value)
+
+    def timestep(self, inputs: Mapping[str, Any]) -> float | None:
+        """The scheduler's, else the one that the denoiser is given; None if there is neither."""
         exact = None if self._clock is None else self._clock.timestep()
-        value = float(torch.as_tensor(timestep).reshape(-1)[0]) if exact is None else exact
-        if value not in self.seen:
-            self.seen.append(value)
-        return self.seen.index(value)
+        given = inputs.get("timestep")
+        return float(torch.as_tensor(given).reshape(-1)[0]) if exact is None and given is not None else exact
 
 
 def first_tensor(output: Any) -> torch.Tensor:
@@ -80,10 +96,12 @@ def finite_output(
         if not torch.isfinite(result).all():
             rows = torch.isfinite(result).reshape(len(result), -1).all(dim=1)
             row = int((~rows).nonzero()[0, 0])
+            timestep = counter.timestep(inputs)
+            where = "" if timestep is None else f" (timestep {timestep:g})"
             raise PipelineError(
-                f"the denoiser's output is NaN or infinite at step {step + 1} of {steps} (timestep "
-                f"{counter.seen[step]:g}) for prompt {prompts[row % len(prompts)]!r}; try another precision, "
-                "more calibration prompts, or model.dtype=float32"
+                f"the denoiser's output is NaN or infinite at step {step + 1} of {steps}{where} for prompt "
+                f"{prompts[row % len(prompts)]!r}; try another precision, more calibration prompts, or "
+                "model.dtype=float32"
             )
 
     handle = denoiser.register_forward_hook(check, with_kwargs=True)
@@ -110,8 +128,9 @@ def run_batches(
 ) -> Iterator[tuple[range, Any]]:
     """Call the pipeline on `batch_size` prompts at a time; yields (prompt indices, images).
 
-    `on_batch` gets the indices before each call; `inputs` gives further arguments. Latents are drawn per prompt on the
-    CPU; other draws are seeded per batch, so that batches which are done can be left out.
+    `on_batch` gets the indices before each call; `inputs` gives further arguments. All noise is drawn per prompt on the
+    CPU (see `draws` for what has no rows of prompts, which is seeded per batch), so batches which are done can be left
+    out.
     """
     devices = sorted({p.device for p in denoiser.parameters() if p.device.type == "cuda"}, key=str)
     with tqdm(total=len(prompts), desc=plain(label), unit="picture", disable=None, leave=False) as bar:
@@ -125,13 +144,16 @@ def run_batches(
             if on_batch is not None:
                 on_batch(indices)
             own = inputs(indices) if inputs is not None else {}
+            others = [torch.Generator("cpu").manual_seed(prompt_seed(seed, i, stream + OTHER_DRAWS)) for i in indices]
             with (
                 watched(pipeline) as clock,
                 finite_output(denoiser, call["num_inference_steps"], batch, clock),
+                drawn_by_prompt(pipeline, others),
                 torch.random.fork_rng(devices),
             ):
                 torch.manual_seed(prompt_seed(seed, start, stream))
-                result = pipeline(prompt=batch, generator=generators, output_type=output_type, **own, **call)
+                arguments = {**arguments_for(batch, call), **own}
+                result = pipeline(generator=generators, output_type=output_type, **arguments)
             yield indices, result.images
             bar.update(len(indices))
 

@@ -22,6 +22,7 @@ class Sample:
     """The denoiser's inputs for one prompt at one step (two rows with guidance).
 
     Attributes:
+        call: which of the step's calls, from 0; true guidance makes two.
         rows: this prompt's rows by flattened name "a/b", in lists "a/[0]".
         shared: tensors without a batch axis.
         constants: everything else, JSON types only.
@@ -32,6 +33,7 @@ class Sample:
     rows: dict[str, torch.Tensor]
     shared: dict[str, torch.Tensor]
     constants: dict[str, Any]
+    call: int = 0
 
 
 def _flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -109,7 +111,8 @@ def save_samples(samples: Sequence[Sample], folder: Path) -> None:
     last: dict[str, str] = {}
     records = []
     for index, sample in enumerate(samples):
-        record: dict[str, Any] = {"prompt": sample.prompt, "step": sample.step, "constants": sample.constants}
+        record: dict[str, Any] = {"prompt": sample.prompt, "step": sample.step, "call": sample.call}
+        record["constants"] = sample.constants
         for kind, group in (("rows", sample.rows), ("shared", sample.shared)):
             record[kind] = {}
             for name, value in group.items():
@@ -134,6 +137,7 @@ def load_samples(folder: Path) -> list[Sample]:
             {name: tensors[key] for name, key in record["rows"].items()},
             {name: tensors[key] for name, key in record["shared"].items()},
             record["constants"],
+            record["call"],
         )
         for record in records
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs
+from segquant_bench.pipelines.sampling.generate import PromptInputs, arguments_for, bound_inputs
 from segquant_bench.pipelines.sampling.samples import flat_tensors
 
 
@@ -47,7 +47,7 @@ def _first_tensors(
     own = inputs(range(len(prompts))) if inputs is not None else {}
     try:
         with torch.random.fork_rng([]):
-            pipeline(prompt=list(prompts), output_type="latent", **own, **call)
+            pipeline(output_type="latent", **{**arguments_for(prompts, call), **own})
     except _ReachedError:
         return found
     finally:

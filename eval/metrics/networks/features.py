@@ -56,15 +56,21 @@ def find_inception(given: str | Path | None) -> Path | None:
     return None
 
 
-def fid_extractor(backends: Backends) -> Extractor:
-    """EvalError if Inception's weights are missing."""
-    device = torch.device(backends.device)
+def check_extractor(backends: Backends) -> Path | None:
+    """The weights of Inception, None for another extractor; EvalError if they are asked for and missing."""
     weights = None if backends.fid == "effnet_lite0" else find_inception(backends.inception)
     if weights is None and backends.fid == "inception":
         raise EvalError(
             f"FID with Inception was asked for, but {INCEPTION_FILE} is not in the given path, /tmp or "
             f"{torch.hub.get_dir()}/checkpoints; put it there or choose the extractor effnet_lite0"
         )
+    return weights
+
+
+def fid_extractor(backends: Backends) -> Extractor:
+    """EvalError if Inception's weights are missing."""
+    device = torch.device(backends.device)
+    weights = check_extractor(backends)
     if weights is None:
         if backends.fid == "auto":
             _tell_once(f"FID extractor: effnet_lite0, because {INCEPTION_FILE} is nowhere on disk")

@@ -10,7 +10,7 @@ from segquant_bench.eval.report.runs.sizes import is_no_larger
 from segquant_bench.eval.results import Interval
 from segquant_bench.eval.tables.numbers import format_difference, format_ratio, joined
 
-PICTURES, LAYERS, CALLS = "pictures", "layers", "denoiser calls"
+PICTURES, LAYERS, PROMPTS = "pictures", "layers", "prompts"
 BETTER_ONE = {"better": "a", "worse": "b"}
 TIE = "not distinguishable"
 
@@ -40,7 +40,7 @@ class Comparison(Names):
 
     Attributes:
         kind: ``"difference"``, or ``"ratio"`` (a geometric mean over pairs).
-        interval: 95 % paired bootstrap interval.
+        interval: 95 % paired interval.
         pairs: what they are pairs of, ``"pictures"``.
         verdict: ``"better"``, ``"worse"`` or ``"not distinguishable"``: by the interval and, if known, `adjusted`.
         size_ratio: the first run's bytes by the second's; None if unknown.

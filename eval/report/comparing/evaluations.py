@@ -11,6 +11,7 @@ from segquant_bench.eval.json_checks import VALUE, list_of, mapping_of, read_che
 from segquant_bench.eval.results import RunResult
 
 AGAIN = "evaluate that run again"
+LEFT_OUT = "left_out"
 _PER_IMAGE = record({"metrics": mapping_of(list_of(VALUE))}, {})
 
 
@@ -24,17 +25,22 @@ def read_per_image(run: RunResult, name: str) -> np.ndarray:
 
 
 def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, str]]:
-    """Bootstrap replicates of FID or KID, and their seed and n."""
+    """A metric of all pictures together on parts of them, and the parts: kind, seed and n.
+
+    The kind is "left_out", or "replicates" (bootstraps of older results, and of metrics that keep them), by the seed.
+    """
     path = _evaluation_file(run, "features.safetensors")
     try:
         with safe_open(path, framework="numpy") as stored:
-            metadata = stored.metadata() or {}
-            drawn = stored.get_tensor(f"replicates/{name}")
+            metadata, names = stored.metadata() or {}, list(stored.keys())
+            kind = LEFT_OUT if f"{LEFT_OUT}/{name}" in names else "replicates"
+            drawn = stored.get_tensor(f"{kind}/{name}")
     except SafetensorError as error:
-        raise EvalError(f"{path} has no bootstrap of {name} ({error}); {AGAIN}") from error
-    if drawn.ndim != 1 or not drawn.size or drawn.dtype.kind != "f" or not np.isfinite(drawn).all():
-        raise EvalError(f"{path} has no finite numbers as the bootstrap of {name}; {AGAIN}")
-    return drawn, {key: metadata.get(key, "") for key in ("seed", "n")}
+        raise EvalError(f"{path} has no resamples of {name} ({error}); {AGAIN}") from error
+    if drawn.ndim != 1 or drawn.size < 2 or drawn.dtype.kind != "f" or not np.isfinite(drawn).all():
+        raise EvalError(f"{path} has no finite numbers as the resamples of {name}; {AGAIN}")
+    parts = {key: metadata.get(key, "") for key in ("seed", "n")}
+    return drawn, {"kind": kind, **(parts if kind != LEFT_OUT else {"n": parts["n"]})}
 
 
 def _evaluation_file(run: RunResult, name: str) -> Path:

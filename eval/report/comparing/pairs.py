@@ -1,4 +1,4 @@
-"""Two runs compared by picture, layer and denoiser call."""
+"""Two runs compared by picture, layer and prompt."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import numpy as np
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.metrics.statistics import Difference, paired_mean_difference, paired_replicate_difference
-from segquant_bench.eval.report.comparing.comparison import CALLS, LAYERS, PICTURES, Comparison, Names, log, logs
+from segquant_bench.eval.metrics.statistics import (
+    Difference,
+    clustered_mean_difference,
+    paired_left_out_difference,
+    paired_mean_difference,
+    paired_replicate_difference,
+)
+from segquant_bench.eval.report.comparing.comparison import LAYERS, PICTURES, PROMPTS, Comparison, Names, log, logs
 from segquant_bench.eval.report.comparing.evaluations import (
+    LEFT_OUT,
     has_per_image,
     has_replicates,
     read_per_image,
     read_replicates,
 )
 from segquant_bench.eval.report.main_table.columns import REPLICATES, metric_unit
+from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.report.runs.seeds import calibration_seed, over_seeds
 from segquant_bench.eval.report.runs.sizes import bytes_ratio
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
@@ -43,6 +51,13 @@ def log_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> Diff
         return None
     found = np.log(np.array(both))
     return paired_mean_difference(found[:, 0], found[:, 1], replicates=REPLICATES, seed=seed)
+
+
+def log_ratio_by_prompt(ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[int]) -> Difference | None:
+    """As `log_ratio`, with an interval over prompts, whose calls are alike."""
+    rows = zip(ours, theirs, prompts, strict=True)
+    both = [(math.log(a) - math.log(b), prompt) for a, b, prompt in rows if a > 0.0 and b > 0.0]
+    return clustered_mean_difference(np.array([gap for gap, _ in both]), [prompt for _, prompt in both])
 
 
 def _require_finite(name: str, *values: float) -> None:
@@ -122,10 +137,11 @@ class Pair:
     def _by_resample(self, mine: EvalResult) -> Difference:
         ours, theirs = read_replicates(self.ours, mine.name), read_replicates(self.theirs, mine.name)
         if ours[1] != theirs[1] or ours[0].shape != theirs[0].shape:
-            raise EvalError(f"the bootstraps of {mine.name} differ in seed, n or replicates; evaluate both alike")
+            raise EvalError(f"the resamples of {mine.name} differ in seed, n or replicates; evaluate both alike")
         other = next(m for m in self.theirs.metrics if m.name == mine.name)
         _require_finite(mine.name, mine.value, other.value)
-        return paired_replicate_difference((mine.value, ours[0]), (other.value, theirs[0]), mine.n)
+        by_kind = paired_left_out_difference if ours[1]["kind"] == LEFT_OUT else paired_replicate_difference
+        return by_kind((mine.value, ours[0]), (other.value, theirs[0]), mine.n)
 
     def _by_picture(self, mine: EvalResult) -> Difference:
         ours, theirs = read_per_image(self.ours, mine.name), read_per_image(self.theirs, mine.name)
@@ -136,11 +152,19 @@ class Pair:
         ours, theirs = self.ours.every_layer_error, self.theirs.every_layer_error
         layers = [layer for layer in ours if layer in theirs]
         found = self._ratio("layer error", [ours[k] for k in layers], [theirs[k] for k in layers], LAYERS)
+        return found + self._output_error()
+
+    def _output_error(self) -> list[Comparison]:
+        prompts = row_prompts(self.ours)
+        if prompts is None or prompts != row_prompts(self.theirs):
+            return []
         rows = (self.ours.per_row_output_errors, self.theirs.per_row_output_errors)
-        return found + (self._ratio("output error", *rows, CALLS) if len(rows[0]) == len(rows[1]) else [])
+        return self._as_ratio("output error", log_ratio_by_prompt(*rows, prompts), PROMPTS)
 
     def _ratio(self, name: str, ours: Sequence[float], theirs: Sequence[float], pairs: str) -> list[Comparison]:
-        gap = log_ratio(ours, theirs, self.ours.seed)
+        return self._as_ratio(name, log_ratio(ours, theirs, self.ours.seed), pairs)
+
+    def _as_ratio(self, name: str, gap: Difference | None, pairs: str) -> list[Comparison]:
         if gap is None:
             return []
         value, interval = as_ratio(gap)

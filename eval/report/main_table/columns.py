@@ -9,8 +9,9 @@ import numpy as np
 
 from segquant_bench.eval.metrics.metric import split_name
 from segquant_bench.eval.metrics.registry import known_metric
-from segquant_bench.eval.metrics.statistics import bootstrap_counts, mean_interval, mean_replicates, percentile_interval
+from segquant_bench.eval.metrics.statistics import bootstrap_counts, clustered_spread, mean_interval
 from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts
+from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.report.runs.seeds import over_seeds
 from segquant_bench.eval.report.runs.sizes import quantized_bytes
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
@@ -116,14 +117,15 @@ def output_error(run: RunResult) -> Cell | None:
     """Relative error of the denoiser's output on held-out inputs."""
     if DENOISER not in quantized_parts(run) or run.output_error is None:
         return None
-    rows = np.array(run.per_row_output_errors)
-    if len(rows) < 2 or not rows.any():  # without errors there is no spread to scale
+    rows, prompts = np.array(run.per_row_output_errors), row_prompts(run)
+    if prompts is None or not rows.size or not np.isfinite(rows).all():
         return number(run.output_error)
-    counts = bootstrap_counts(len(rows), REPLICATES, run.seed)
-    drawn = mean_replicates(rows, counts)
-    # The recorded value weighs calls by their energy, the rows do not: keep the rows' relative spread.
-    low, high = percentile_interval(drawn / rows.mean())
-    return number(run.output_error, (run.output_error * low, run.output_error * high))
+    energies = np.array(run.per_row_energies) if run.per_row_energies else np.ones(len(rows))  # older results: alike
+    spread = clustered_spread(rows**2 * energies, energies, prompts, log=True)
+    if spread is None:
+        return number(run.output_error)
+    factor = math.exp(min(spread.half / 2.0, 300.0))  # of the square root
+    return number(run.output_error, (run.output_error / factor, run.output_error * factor))
 
 
 def _geometric_mean(errors: Sequence[float], seed: int) -> Cell | None:

@@ -105,6 +105,8 @@ def _merged(members: Sequence[RunResult]) -> RunResult:
         weight_bytes=round(statistics.fmean(sizes)) if len(sizes) == len(runs) else None,
         per_row_output_errors=(),  # of other inputs for each seed
         per_row_steps=(),
+        per_row_prompts=(),
+        per_row_energies=(),
         seed_runs=tuple(runs),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from segquant_bench.pipelines.config.sections import BackendsConfig
 from segquant_bench.pipelines.runtime import digests
-from segquant_bench.pipelines.runtime.paths import ZOO, zoo_variable
+from segquant_bench.pipelines.runtime.paths import is_shipped
 from segquant_bench.pipelines.stages.shared.inputs import STREAMS
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def file_contents(run: Run) -> dict[str, str]:
     Shipped files are left out: their names say what they hold, and hashes of earlier results stay.
     """
     config, backends = run.config, run.config.metric.backends
-    found = {
-        key: digest for key, digest in network_digests(backends).items() if not _is_shipped(getattr(backends, key))
-    }
-    if _is_shipped(config.dataset.archive):
+    found = {key: digest for key, digest in network_digests(backends).items() if not is_shipped(getattr(backends, key))}
+    if is_shipped(config.dataset.archive):
         return found
     if run.has("real") and run.dataset.digest is not None:
         found["real"] = run.dataset.digest
@@ -46,8 +44,3 @@ def file_contents(run: Run) -> dict[str, str]:
         splits = ("evaluation",) if config.is_float else ("evaluation", *STREAMS)
         found |= {f"control.{split}": run.dataset.pictures_digest(split) for split in splits}
     return found
-
-
-def _is_shipped(path: str | None) -> bool:
-    homes = [home for home in (ZOO, zoo_variable()) if home is not None]
-    return path is not None and any(Path(path).resolve().is_relative_to(home.resolve()) for home in homes)

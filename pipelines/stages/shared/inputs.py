@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 STREAMS = {"calibration": 1, "held_out": 2}
 """By split: the number that keeps its latents apart; evaluation's is 0, see `sampling.generate.prompt_seed`."""
-SAMPLING_CODE = ("pipelines.loading", "pipelines.sampling.clock", "pipelines.sampling.generate")
+SAMPLING_CODE = (
+    "pipelines.loading", "pipelines.sampling.clock", "pipelines.sampling.draws", "pipelines.sampling.generate",
+)  # fmt: skip
 """What turns prompts into calls of the denoiser."""
 CONTROL_CODE = ("pipelines.data.canny", "pipelines.data.control", "pipelines.data.pictures")
 QUANTIZING_CODE = (

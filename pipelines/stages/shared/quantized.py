@@ -96,7 +96,9 @@ def denoiser_errors(
         "layer_errors": found.layers,
         "output_error": found.output,
         "per_row_output_errors": found.parts,
+        "per_row_energies": found.energies,
         "per_row_steps": [sample.step for sample in held_out],
+        "per_row_prompts": [sample.prompt for sample in held_out],
         "weight_bytes": method.weight_bytes(quantized, names or [])
         if isinstance(method, Peer)
         else model_weight_bytes(quantized),

@@ -54,7 +54,7 @@ def test_files_on_disk(judged) -> None:
     assert results[clip].delta == pytest.approx(gap)
     tensors = load_file(output / "features.safetensors")
     assert tensors["features"].shape == (12, 1280)
-    assert tensors["replicates/fid_ref[effnet_lite0]"].shape == (200,)
+    assert tensors["left_out/fid_ref[effnet_lite0]"].shape == (12,)
     assert not [p for p in output.iterdir() if p.name.startswith(".")]
 
 

@@ -72,6 +72,7 @@ def run(job: int, quantizer: str, errors: float, precision: str = "w8a8", **sett
         layer_errors=dict.fromkeys(LAYERS, errors), output_error=2 * errors,
         per_row_output_errors=tuple(errors * (step + 1) * (1 + 0.1 * (i % 4)) for i, step in enumerate(steps)),
         stages={}, artifacts={}, prompts=("a",), weight_bytes=1, weight_bytes_float=4, per_row_steps=tuple(steps),
+        per_row_prompts=tuple(i % 4 for i in range(len(steps))),
         config={
             "quantizer": {"_target_": f"segquant.presets.{quantizer}", "precision": precision, **settings},
             "calibration": calibration, "correction": correction,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
+from scipy.stats import norm, t
 
 from segquant_bench.eval import EvalError, load_result, load_results
 from segquant_bench.eval.cli import main
@@ -166,7 +167,9 @@ def test_psnr_comparison_is_the_paired_bootstrap(sweep: Path) -> None:
     rng = np.random.default_rng(123)
     means = [gaps[rng.integers(0, 8, 8)].mean() for _ in range(4000)]
     assert psnr.value == pytest.approx(gaps.mean())
-    assert psnr.interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.15 * gaps.std())
+    wider = t.ppf(0.975, 7) / norm.ppf(0.975) * np.sqrt(8 / 7)  # for eight pictures
+    edges = gaps.mean() + (np.quantile(means, [0.025, 0.975]) - gaps.mean()) * wider
+    assert psnr.interval == pytest.approx(edges, abs=0.15 * gaps.std())
 
 
 def test_fid_comparison_uses_joint_resamples(sweep: Path) -> None:
@@ -442,7 +445,7 @@ def test_equal_values_are_not_called_best(moved: Path) -> None:
     for job in range(1, 7):
         path = moved / str(job) / "results.json"
         record = json.loads(path.read_text())
-        path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": []}))
+        path.write_text(json.dumps(record | {"output_error": 0.5, "per_row_output_errors": [], "per_row_prompts": []}))
     rows = to_markdown(results_table(load_results([moved]))).splitlines()
     assert rows[-1].count("**") == 2 * 4  # fid_ref, psnr, ssim and layer error, not the output error
 

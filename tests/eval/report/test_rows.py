@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from segquant_bench.eval.report.page import render_page
 from segquant_bench.eval.report.provenance import provenance
 from segquant_bench.eval.report.runs.groups import group_key, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.labels import labels, prompts_name
+from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.results import EvalResult, RunResult
+from segquant_bench.eval.tables.table import number
 from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.sweep import run_record
 
@@ -68,12 +71,43 @@ def test_names_of_runs_that_share_theirs() -> None:
     assert list(labels(stored).values()) == ["rtn cache=/0", "rtn cache=/1"]
 
 
-def test_the_interval_of_an_output_error_has_the_rows_spread() -> None:
-    cell = output_error(_run(0, "rtn", per_row_output_errors=(0.01, 0.02, 0.03, 0.04), output_error=0.5))
+def test_the_interval_of_an_output_error_has_the_prompts_spread() -> None:
+    """Student's interval of the logarithm, by leaving out one prompt after the other; calls of one prompt tell less."""
+    rows = (0.01, 0.02, 0.03, 0.04)
+    cell = output_error(_run(0, "rtn", per_row_output_errors=rows, per_row_prompts=(0, 1, 2, 3), output_error=0.5))
     assert cell is not None and cell.interval is not None
-    assert cell.value == 0.5 and 0.2 < cell.interval[0] < 0.4 and 0.6 < cell.interval[1] < 0.8
-    exact = output_error(_run(0, "rtn", per_row_output_errors=(0.0, 0.0), output_error=0.0))
+
+    def edges(energies: np.ndarray) -> tuple[float, float]:
+        squares, kept = np.square(rows) * energies, ~np.eye(4, dtype=bool)
+        logs = np.log([squares[mask].sum() / energies[mask].sum() for mask in kept]) / 2
+        half = 3.182446 * np.sqrt(3 * np.var(logs))
+        return 0.5 * np.exp(-half), 0.5 * np.exp(half)
+
+    assert cell.value == 0.5 and cell.interval == pytest.approx(edges(np.ones(4)), rel=1e-6)
+    two = output_error(_run(0, "rtn", per_row_output_errors=rows, per_row_prompts=(0, 0, 1, 1), output_error=0.5))
+    assert two is not None and two.interval is not None and two.interval[1] > 10 * cell.interval[1]
+    energies = (9.0, 1.0, 2.0, 5.0)
+    loud = replace(
+        _run(0, "rtn", per_row_output_errors=rows, per_row_prompts=(0, 1, 2, 3), output_error=0.5),
+        per_row_energies=energies,
+    )
+    weighed = output_error(loud)
+    assert weighed is not None and weighed.interval == pytest.approx(edges(np.array(energies)), rel=1e-6)
+    assert output_error(_run(0, "rtn", per_row_output_errors=rows, output_error=0.5)) == number(0.5), "prompts unknown"
+    exact = output_error(_run(0, "rtn", per_row_output_errors=(0.0, 0.0), per_row_prompts=(0, 1), output_error=0.0))
     assert exact is not None and exact.interval is None
+
+
+def test_older_results_have_as_many_calls_a_prompt_as_steps() -> None:
+    rows = (0.01, 0.02, 0.03, 0.04)
+    config = {"quantize": ["denoiser"], "calibration": {"held_out": 2, "steps_per_prompt": 2}}
+    older = _run(0, "rtn", per_row_output_errors=rows, output_error=0.5, config=config)
+    assert row_prompts(older) == (0, 0, 1, 1)
+    every = {"calibration": {"held_out": 2, "steps_per_prompt": None}, "model": {"call": {"num_inference_steps": 2}}}
+    assert row_prompts(replace(older, config=every)) == (0, 0, 1, 1)
+    assert row_prompts(replace(older, config={"calibration": {"held_out": 3, "steps_per_prompt": 2}})) is None
+    assert row_prompts(replace(older, config={})) is None
+    assert row_prompts(replace(older, per_row_prompts=(5, 5, 5, 6))) == (5, 5, 5, 6)
 
 
 def test_sizes_and_errors_of_several_components() -> None:

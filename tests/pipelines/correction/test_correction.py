@@ -86,6 +86,24 @@ def test_tac_factor_is_the_least_squares_one(exact: torch.Tensor) -> None:
         assert float(fit.scale[channel]) == pytest.approx(reference, rel=1e-9)
 
 
+def test_tac_shrinks_predictions_whose_error_has_nothing_to_do_with_them(exact: torch.Tensor) -> None:
+    """Regression dilution: by 1 / (1 + the error's share of the power), though no prediction is too large.
+
+    PTQD's slope is of the error on the exact prediction, and stays zero.
+    """
+    centred = exact - exact.mean((0, 2, 3), keepdim=True)
+    noise = (
+        torch.randn(exact.shape, generator=torch.Generator().manual_seed(3))
+        * 0.6
+        * centred.std((0, 2, 3))[:, None, None]
+    )
+    shrunk = fit_tac(centred + noise, centred, 1.0).scale.flatten()
+    torch.testing.assert_close(shrunk, torch.full((3,), 1 / 1.36).double(), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        fit_ptqd(centred + noise, centred).scale.flatten(), torch.ones(3).double(), rtol=0, atol=0.01
+    )
+
+
 def test_affine_recovers_planted_scale_and_shift_of_every_block(exact: torch.Tensor) -> None:
     """A 2 x 2 grid on 12 x 10 places: blocks of 6 x 5."""
     scales, shifts = torch.tensor([[0.8, 1.2], [1.0, 0.9]]), torch.tensor([[0.1, -0.2], [0.0, 0.3]])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from segquant_bench.eval import METRICS
+from segquant_bench.eval import METRICS, EvalError
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.sections import MetricConfig
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+from segquant_bench.pipelines.stages.evaluate import check_judges
 from segquant_bench.pipelines.stages.shared.judgement import asked_metrics, check_metrics, needs_real
 from segquant_bench.pipelines.stages.shared.own import metric_code
 from tests.pipelines.conftest import Tiny, compose_config
@@ -96,3 +97,33 @@ def test_wrong_values_are_found_before_the_first_stage_computes(
     monkeypatch.setattr(type(run), "stage", lambda *_: pytest.fail("a stage was computed"))
     with pytest.raises(PipelineError, match="no_backend"):
         run_all(run)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [(["metric.metrics=[psnr,caption_top1]", "metric.backends.candidates=100"],
+      r"caption_top1 among 100 captions was asked for, but there are only 4"),
+     (["metric.metrics=[fid_ref]", "dataset.size=1"], r"at least 2 pictures, 1 was asked for"),
+     (["metric.metrics=[fid_ref]", "metric.backends.fid=inception", "metric.backends.inception=/nowhere"],
+      r"FID with Inception was asked for"),
+     (["metric.metrics=[lpips]"], r"lpips with the alex trunk was asked for"),
+     (["metric.metrics=[clip_score]", "metric.backends.clip=ViT-L-14", "metric.backends.clip_path=null"],
+      r"computes GELU, and weights 'openai' was trained with QuickGELU; set clip=ViT-L-14-quickgelu")],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_refused_before_the_first_stage(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], sentence: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("segquant_bench.eval.metrics.networks.features.find_inception", lambda given: None)
+    run = open_run(validate(compose_config([*tiny.overrides(tmp_path), "quantizer=rtn", *overrides])))
+    monkeypatch.setattr(type(run), "_compute", lambda *_: pytest.fail("a stage was computed"))
+    with pytest.raises(EvalError, match=sentence):
+        run_all(run)
+
+
+def test_finished_judgements_are_not_checked_again(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are gone by now are not missed."""
+    run = open_run(validate(compose_config([*tiny.overrides(tmp_path), "metric.metrics=[lpips]"])))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("segquant_bench.pipelines.stages.evaluate.find_finished", lambda *_: object())
+    check_judges(run)
