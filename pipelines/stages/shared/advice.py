@@ -14,7 +14,7 @@ from segquant_bench.pipelines.stages.run import Run
 log = logging.getLogger(__name__)
 
 FEW_PROMPTS = 16
-"""Calibration prompts below which a search may choose worse than rounding to nearest ([lab log, 46](docs/lab.md))."""
+"""Calibration prompts below which a search may choose worse than rounding to nearest (docs/lab.md, 23)."""
 
 
 def advise(run: Run) -> None:
