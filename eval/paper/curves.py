@@ -58,16 +58,13 @@ Panels = dict[str, list[Curve]]
 
 def step_curves(runs: Sequence[RunResult]) -> Panels:
     """Errors of the denoiser's output, for runs with at least three steps."""
-    known = [
-        run
-        for run in _quantized(runs)
-        if len({step for each in _members(run) for step in each.per_row_steps}) >= LEAST_STEPS
-    ]
+    known = [run for run in _quantized(runs) if _count_steps(run) >= LEAST_STEPS]
     names, where = labels(known), places(known)
     panels: Panels = {}
     for run in known:
-        x = sorted({step for each in _members(run) for step in each.per_row_steps})
-        values = [np.concatenate([_by_prompt(each, step) for each in _members(run)]) for step in x]
+        members = run.seed_runs or (run,)  # inputs of all calibration seeds
+        x = sorted({step for each in members for step in each.per_row_steps})
+        values = [np.concatenate([_by_prompt(each, step) for each in members]) for step in x]
         curve = Curve(
             names[id(run)],
             is_ours(run.quantizer),
@@ -79,18 +76,18 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
     return panels
 
 
-def _members(run: RunResult) -> Sequence[RunResult]:
-    """Of several calibration seeds, the runs of all."""
-    return run.seed_runs or (run,)
+def _count_steps(run: RunResult) -> int:
+    return len({step for each in run.seed_runs or (run,) for step in each.per_row_steps})
 
 
 def _by_prompt(run: RunResult, step: int) -> np.ndarray:
-    """The mean error of each prompt's calls at one step, which true guidance makes two."""
-    mask, errors, prompts = np.array(run.per_row_steps) == step, np.array(run.per_row_output_errors), row_prompts(run)
+    """The mean of each prompt's calls at one step, which true guidance makes two."""
+    mask, prompts = np.array(run.per_row_steps) == step, row_prompts(run)
+    errors = np.array(run.per_row_output_errors)[mask]
     if prompts is None:  # older results have one
-        return np.asarray(errors[mask])
+        return np.asarray(errors)
     own = np.array(prompts)[mask]
-    return np.array([errors[mask][own == prompt].mean() for prompt in sorted(set(own.tolist()))])
+    return np.array([errors[own == prompt].mean() for prompt in sorted(set(own.tolist()))])
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:

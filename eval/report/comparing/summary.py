@@ -20,7 +20,7 @@ NONE = {"difference": 0.0, "ratio": 1.0}
 HEAD = """# Paired comparisons
 
 Each comparison pairs two runs of the same model, prompts, latents and precision, picture by picture (or layer
-by layer, or held-out prompt by held-out prompt), and gives the first run's value minus the second's, or for errors
+by layer, or held-out prompt by prompt), and gives the first run's value minus the second's, or for errors
 their ratio, with a 95 % paired interval. *Better* and *worse* mean that the interval leaves zero
 (or ×1) out, and that the p-value stays below 5 % when it is adjusted for all comparisons. *Ahead* is better at
 comparable bytes or fewer: at most {share:g} % more than the other has.
