@@ -58,8 +58,8 @@ def _is_corrected(config: RunConfig) -> bool:
 
 CORRECT = Stage(
     "correct", _compute, needs=("quantize", "components"),
-    code=(*SAMPLING_CODE, "pipelines.sampling", "pipelines.correction"), depends=_depends, when=_is_corrected,
-    keeps=(PIECES,),
+    code=(*SAMPLING_CODE, "pipelines.sampling", "pipelines.correction", "segquant.keep"),
+    depends=_depends, when=_is_corrected, keeps=(PIECES,),
 )  # fmt: skip
 """correction.safetensors and .json: what the quantized denoiser's predictions are corrected by.
 

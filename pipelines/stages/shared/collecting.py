@@ -20,7 +20,7 @@ from segquant_bench.pipelines.stages.shared.inputs import (
     sampling_depends,
 )
 
-COLLECTING_CODE = ("pipelines.loading", "pipelines.sampling", "pipelines.stages.shared.collecting")
+COLLECTING_CODE = ("pipelines.loading", "pipelines.sampling", "pipelines.stages.shared.collecting", "segquant.keep")
 """What samples, and keeps what modules are called with."""
 
 

@@ -21,7 +21,7 @@ SAMPLING_CODE = (
 """What turns prompts into calls of the denoiser."""
 CONTROL_CODE = ("pipelines.data.canny", "pipelines.data.control", "pipelines.data.pictures")
 QUANTIZING_CODE = (
-    "segquant.auto", "segquant.calibrators", "segquant.errors", "segquant.graph", "segquant.kernels",
+    "segquant.auto", "segquant.calibrators", "segquant.errors", "segquant.graph", "segquant.keep", "segquant.kernels",
     "segquant.layers", "segquant.measure", "segquant.method", "segquant.modules", "segquant.numerics",
     "segquant.observers", "segquant.optimizers", "segquant.quantize", "segquant.ranges", "segquant.reconstruct",
     "segquant.registry", "segquant.serialize", "segquant.solve", "segquant.transforms",

@@ -55,6 +55,7 @@ SOMETIMES = {
     "pipelines.stages.shared.inputs": CONTROL_CODE,
     "pipelines.stages.run": ("pipelines.peers", "pipelines.loading"),  # stages that use the pipeline: see below
     "pipelines.loading.files": ("segquant.modules.memory",),  # whether there is room
+    "segquant.keep": ("segquant.modules.memory",),  # likewise
     "pipelines.loading.components": ("segquant.modules",),
     "pipelines.sampling.timesteps": ("segquant",),  # timesteps=loss
     "pipelines.stages.shared.engine": ("segquant.deploy",),  # run=ort, run=openvino
