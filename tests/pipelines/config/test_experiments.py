@@ -29,7 +29,8 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 QUANTIZERS = {path.stem for path in (CONF / "quantizer").glob("*.yaml")}
 PRECISIONS = {path.stem for path in (CONF / "precision").glob("*.yaml")}
 EMBEDDED = {"emoji_sd3", "emoji_flux", "emoji_sdxl", "emoji_sd3_canny"}
-ON_ALL = ("families", "layouts")
+ON = {"families": EMBEDDED, "layouts": EMBEDDED, "formats": {"emoji_sd3", "emoji_sdxl"}}
+"""Models of experiments; of others emoji_sd3 alone."""
 OF_FORMATS = {"modelopt_fp8", "torchao_fp8", "torchao_intx", "torchao_mx", "torchao_nvfp4", "gguf"}
 OF_FORMATS |= {"bnb_nf4", "bnb_fp4", "bnb_int8"}
 """Other tools of which the main comparison has none."""
@@ -72,7 +73,7 @@ def test_every_job_composes_and_can_be_done(experiment: str) -> None:
                 assert name in PRECISIONS
                 run.quantizer["precision"] = name
                 _can_be_done(run)
-    assert {run.model.name for run in runs} == (EMBEDDED if experiment in ON_ALL else {"emoji_sd3"})
+    assert {run.model.name for run in runs} == ON.get(experiment, {"emoji_sd3"})
     assert len({run.dataset.size for run in runs}) == 1
     _prompts_suffice(runs)
 
@@ -117,6 +118,17 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
     assert len(_jobs("main")) == len(mixed), "no job twice"
     assert {(name, bits) for name, _, bits in mixed if bits} == {("auto", "4.5")}
     assert validate(_composed("main")).dataset.size == 256
+
+
+def test_every_format_meets_every_kind_of_method_under_three_seeds() -> None:
+    found = _values("formats", "model", "quantizer", "precision", "calibration.seed")
+    assert len(found) == len(_jobs("formats")), "no job twice"
+    not_dividing = {"w4a4", "w4a16", "w4a16_nf4", "w3a16", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"}
+    for model, lacking in (("emoji_sd3", set[str]()), ("emoji_sdxl", not_dividing)):
+        for quantizer in ("rtn", "gptq_mse", "gptq_mixed", "segquant_plus"):
+            have = {(p, seed) for m, q, p, seed in found if (m, q) == (model, quantizer) and seed}
+            missing = {p for p in PRECISIONS - {"custom"} if not {(p, str(seed)) for seed in range(3)} <= have}
+            assert missing == lacking
 
 
 def _composed(experiment: str) -> DictConfig:
