@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from segquant.modules.calls import arguments
 
 
 def head(batches: Iterable[Any], count: int) -> tuple[list[Any], Iterable[Any]]:
@@ -17,6 +17,5 @@ def head(batches: Iterable[Any], count: int) -> tuple[list[Any], Iterable[Any]]:
 
 
 def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any] | None]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    return ((batch,) if isinstance(batch, Tensor) else tuple(batch)), None
+    args, keywords = arguments(batch)
+    return args, keywords or None

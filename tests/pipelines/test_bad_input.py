@@ -52,7 +52,7 @@ def _assert_nothing_half_written(cache: Path) -> None:
         ("model.call.hight=64", ("model.call.hight", "'height'")),
         ("quantizr=rtn", ("'quantizr'", "'quantizer'")),
         ("+sead=1", ("'sead'", "'seed'")),
-        ("+quantizer.dualscail=true", ("dualscail", "'dualscale'")),
+        ("+quantizer.dualscail=true", ("dualscail", "nearest: dualscale")),
         ("seed=abc", ("seed", "Integer")),
         ("seed=[1", ("seed=[1",)),
         ("model.batch_size=0", ("model.batch_size=0", "at least 1")),

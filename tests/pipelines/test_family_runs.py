@@ -69,12 +69,12 @@ def test_segquant_beats_rounding_on_random_weights(name: str, families: dict[str
     """At four bits, with cuts, scales per sign, GPTQ and a low-rank branch in every kind of layer."""
     errors = {}
     skip = ["quantizer.skip=[x_embedder]"] if name == "flux1_dev" else []  # it is 16 wide here
-    for quantizer in ("rtn", "segquant_g"):
+    for quantizer in ("rtn", "segquant_plus"):
         method = [f"quantizer={quantizer}", "precision=w4a8", *skip]
         benchmark = families[name].benchmark(*method)
         errors[quantizer] = read_json(benchmark.stage("quantize").path / "errors.json")
-    assert errors["segquant_g"]["layer_errors"].keys() == errors["rtn"]["layer_errors"].keys()
-    ratio = errors["segquant_g"]["output_error"] / errors["rtn"]["output_error"]
+    assert errors["segquant_plus"]["layer_errors"].keys() == errors["rtn"]["layer_errors"].keys()
+    ratio = errors["segquant_plus"]["output_error"] / errors["rtn"]["output_error"]
     assert ratio < 0.9  # widths of 64 with four prompts leave little to learn from
 
 

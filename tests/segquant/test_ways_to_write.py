@@ -149,9 +149,11 @@ REFUSED = [
 
 @pytest.mark.parametrize("batches, said", REFUSED)
 def test_what_are_no_batches(batches: Any, said: str) -> None:
-    for method in (presets.rtn("w8a8"), presets.q_diffusion("w8a8")):
+    for method in (presets.rtn("w8a8"), presets.q_diffusion("w8a8", seglinear=False)):
         with pytest.raises(QuantizationError, match=f"{said}|reads the calibration batches a second time"):
             quantize_(model(), method, batches)
+    with pytest.raises(QuantizationError):  # where the graph is read first, that may say it
+        quantize_(model(), presets.segquant_g("w8a8"), batches)
     with pytest.raises(QuantizationError, match=said):
         observe(model(), batches)
     measured = said.replace("calibration batches", "batches to measure the output error on")

@@ -51,4 +51,7 @@ def read_segments(path: Path) -> dict[str, Segments]:
 def graph_record(folder: Path) -> dict[str, dict[str, Any]]:
     """What a file says of layers that are cut or fed by an activation."""
     entries = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return {name: entry for name, entry in entries.items() if any(value is not None for value in entry.values())}
+    found = {
+        name: {key: value for key, value in entry.items() if key != "skip" or value} for name, entry in entries.items()
+    }
+    return {name: entry for name, entry in found.items() if any(value is not None for value in entry.values())}

@@ -87,15 +87,13 @@ def test_every_quantizer_at_every_precision() -> None:
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_quantizer_files_show_every_argument_at_its_default(quantizer: str) -> None:
     """What a preset takes is in its file with the preset's own default, so that it can be set without "+"."""
-    import inspect
-
     from segquant import presets
+    from tests.segquant.test_presets import taken
 
     run = validate(compose_config([f"quantizer={quantizer}"]))
     preset = getattr(presets, run.quantizer["_target_"].rpartition(".")[2])
-    own = {item.name for item in inspect.signature(preset).parameters.values() if item.kind is not item.VAR_KEYWORD}
     if quantizer != "none":
-        assert run.quantizer.keys() - {"_target_"} == own | set(presets.Common.__annotations__)
+        assert run.quantizer.keys() - {"_target_"} == {"precision"} | taken(preset.__name__)
     assert build_method(run) == preset(run.precision.name)
 
 
@@ -172,7 +170,7 @@ def test_zoo_paths_are_absolute() -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["segquant.presets.scheme_of"])
+@pytest.mark.parametrize("target", ["segquant.presets.settings.scheme_of"])
 def test_a_target_that_makes_no_method_is_refused(target: str) -> None:
     with pytest.raises(PipelineError, match="no segquant.Method; set quantizer._target_"):
         build_quantizer({"_target_": target, "precision": "w8a8"})

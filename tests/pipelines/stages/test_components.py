@@ -189,7 +189,7 @@ def test_an_encoder_has_a_method_of_its_own() -> None:
     assert method("quantizer.skip=['*.norm1.linear']") == METHOD
     changed = method("+components.text_encoder={seglinear: false, precision: w8a8}")
     assert changed == presets.segquant_g("w8a8", seglinear=False)
-    with pytest.raises(PipelineError, match="text encoder 'text_encoder': .*seglinar.*did you mean 'seglinear'"):
+    with pytest.raises(PipelineError, match="text encoder 'text_encoder': .*seglinar.*nearest: seglinear"):
         method("+components.text_encoder.seglinar=false")
 
 
