@@ -170,7 +170,7 @@ def test_zoo_paths_are_absolute() -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["segquant.presets.settings.scheme_of"])
+@pytest.mark.parametrize("target", ["segquant.presets.Common"])
 def test_a_target_that_makes_no_method_is_refused(target: str) -> None:
     with pytest.raises(PipelineError, match="no segquant.Method; set quantizer._target_"):
         build_quantizer({"_target_": target, "precision": "w8a8"})
