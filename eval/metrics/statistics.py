@@ -63,7 +63,7 @@ def normal(level: float = LEVEL) -> float:
 
 
 @lru_cache(maxsize=1024)
-def student(degrees: int, level: float = LEVEL) -> float:
+def student(degrees: float, level: float = LEVEL) -> float:
     """Half the width of Student's interval in standard errors."""
     from scipy.special import stdtrit  # put off: half a second
 
