@@ -64,12 +64,12 @@ def test_demo_table_of_readme() -> None:
     (table,) = _tables(text)
     assert [name.startswith(word) for name, word in zip(table[0], DEMO, strict=True)] == [True] * len(DEMO)
     assert {(row[0], row[1]) for row in table[1]} == set(_exact("docs/demo/table.md"))
-    assert _check(table) == 44
+    assert _check(table) == 72
 
 
 def test_demo_page() -> None:
     (table,) = _tables(read("docs/demo/README.md"))
-    assert _check(table) == 80
+    assert _check(table) == 132
 
 
 def _interval(cell: str) -> tuple[float, float] | None:
@@ -94,7 +94,7 @@ def test_bold_numbers_of_the_demo_are_apart_at_comparable_bytes() -> None:
             assert own is not None and None not in edges
             if near and all(own[0] > edge[1] if higher else own[1] < edge[0] for edge in edges if edge is not None):
                 expected.add((mine[0], mine[1], column))
-    assert bold == expected and len(bold) == 4
+    assert bold == expected and len(bold) == 5
     short = [
         line.strip("| \n").split(" | ") for line in read("README.md").splitlines() if line.startswith(("| w8", "| w4"))
     ]

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+import segquant
 from segquant import presets
 from segquant.method.parts import DEPLOY
 from segquant_bench.pipelines.config.dataset import DatasetConfig
@@ -124,10 +125,14 @@ def test_every_format_meets_every_kind_of_method_under_three_seeds() -> None:
     found = _values("formats", "model", "quantizer", "precision", "calibration.seed")
     assert len(found) == len(_jobs("formats")), "no job twice"
     not_dividing = {"w4a4", "w4a16", "w4a16_nf4", "w3a16", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"}
+    static = {name for name, scheme in segquant.PRECISIONS.items() if scheme.static_input}
     for model, lacking in (("emoji_sd3", set[str]()), ("emoji_sdxl", not_dividing)):
-        for quantizer in ("rtn", "gptq_mse", "gptq_mixed", "segquant_plus"):
+        for quantizer in ("rtn", "gptq_mse", "segquant_plus", "auto"):
             have = {(p, seed) for m, q, p, seed in found if (m, q) == (model, quantizer) and seed}
-            missing = {p for p in PRECISIONS - {"custom"} if not {(p, str(seed)) for seed in range(3)} <= have}
+            missing = set()
+            for precision in PRECISIONS - {"custom"}:
+                seeds = range(3) if quantizer != "rtn" or precision in static else range(1)  # else rounding needs none
+                missing |= {precision} if not {(precision, str(seed)) for seed in seeds} <= have else set()
             assert missing == lacking
 
 
