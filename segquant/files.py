@@ -5,6 +5,7 @@ eval has writers of its own (`segquant_bench.eval.files`): it works without the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -56,6 +57,11 @@ def write_whole(path: Path, write: Callable[[Path], object], *, settled: bool = 
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked, described
 from segquant.errors import QuantizationError, first_line
+from segquant.files import sha256_of
 from segquant.layers.adapters import refuse_adapters_
 from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
@@ -101,6 +102,8 @@ def _read_tensors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor
             f"{path} has {path.stat().st_size} bytes instead of {manifest['bytes']}: it is "
             "truncated or from another model; save or copy it again"
         )
+    if manifest.get("sha256") not in (None, sha256_of(path)):  # the first versions wrote none
+        raise QuantizationError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; save or copy it again")
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, *DAMAGE) as error:
@@ -128,7 +131,7 @@ def strided(name: str, tensor: Tensor, stride: list[int], folder: Path | str) ->
         if size > 1 and own != step:
             break
         step *= size
-    if len(stride) != tensor.dim() or step != tensor.numel() or min(stride, default=0) < 0:
+    if len(stride) != tensor.dim() or step != tensor.numel() or not all(0 <= own < 2**63 for own in stride):
         raise QuantizationError(
             f"{folder} is damaged: strides {described(stride)} do not fit {name}, of shape {list(tensor.shape)}; save "
             "the model again"

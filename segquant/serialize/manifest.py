@@ -26,7 +26,7 @@ _FIELDS: dict[str, Any] = {
     "bytes": int, "class": Mapping[str, str], "config": _Pairs | None, "aliases": Mapping[str, str],
     "layers": Mapping[str, _Pairs],
 }  # fmt: skip
-_LATER: dict[str, Any] = {"outside": list[str], "strides": Mapping[str, list[int]]}
+_LATER: dict[str, Any] = {"outside": list[str], "strides": Mapping[str, list[int]], "sha256": str}
 """Fields that the first versions did not write."""
 _LAYER: dict[str, Any] = {"layout": _Pairs, "bias_dtype": str | None}
 _LAYER_LATER: dict[str, Any] = {"dtype": str | None, "window": _Pairs}

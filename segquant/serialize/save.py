@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from segquant.checks import checked, described
 from segquant.errors import QuantizationError
-from segquant.files import make_folder_beside, publish, write_tensors, write_text
+from segquant.files import make_folder_beside, publish, sha256_of, write_tensors, write_text
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
 from segquant.layers.saving import refuse_stale
@@ -67,6 +67,7 @@ def save_quantized(
     try:
         write_tensors(temporary / WEIGHTS, found.tensors)
         manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
+        manifest["sha256"] = sha256_of(temporary / WEIGHTS)
         if config is not None:
             write_text(temporary / CONFIG, json.dumps(config) + "\n")
             write_text(temporary / INDEX, json.dumps(_index(found.tensors)) + "\n")

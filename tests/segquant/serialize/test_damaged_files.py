@@ -17,7 +17,7 @@ from tests.segquant.serialize.saved_net import Net, X, is_sentence, manifest_of
 
 
 def _rewritten(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """The tensors changed, with a manifest that knows their size."""
+    """The tensors changed, with a manifest that knows their size and, as the first versions', no digest."""
     path = folder / "quantized.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -28,7 +28,19 @@ def _rewritten(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> N
 def _sized(folder: Path) -> None:
     manifest = manifest_of(folder)
     manifest["bytes"] = (folder / "quantized.safetensors").stat().st_size
+    manifest.pop("sha256", None)
     (folder / "quantized.json").write_text(json.dumps(manifest))
+
+
+def test_one_other_bit_is_noticed(folder: Path) -> None:
+    """In the codes it would be another model, which runs."""
+    path = folder / "quantized.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(QuantizationError, match="is damaged: its SHA-256 is not the one in quantized.json"):
+        load_quantized(folder, Net())
+    _sized(folder)
+    load_quantized(folder, Net())
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 1000, -1])
