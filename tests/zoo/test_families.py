@@ -94,6 +94,7 @@ def test_t5s_tokenizer_knows_words_and_letters(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("red apple").input_ids, skip_special_tokens=True) == "red apple"
 
 
+@pytest.mark.slow
 def test_t5_learns_to_tell_captions_apart(tmp_path: Path) -> None:
     shapes = ("cat", "dog", "cup")
     captions = [f"{colour} {shape}, noto style" for colour in ("red", "blue", "green") for shape in shapes]
