@@ -18,7 +18,7 @@ from segquant_bench.eval.report.drawing.metric_plot import metric_plot
 from segquant_bench.eval.report.main_table.export import export_table
 from segquant_bench.eval.report.main_table.failed import failed_table
 from segquant_bench.eval.report.main_table.results_table import has_results, results_table
-from segquant_bench.eval.report.page import render_page
+from segquant_bench.eval.report.page.render import Page, render_page
 from segquant_bench.eval.report.provenance import sources_markdown
 from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.report.runs.labels import labels, places
@@ -85,7 +85,7 @@ def write_report(
     failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
     first = Path(directories[0])
     folder = Path(output) if output is not None else first.parent if first.is_file() else first
-    texts, pictures = _contents(runs, failures, Options(grid, rows, choice or Choice(), adjustment))
+    texts, pictures = _contents(runs, failures, folder, Options(grid, rows, choice or Choice(), adjustment))
     for name, content in pictures.items():
         save_bytes(folder / name, content)
     for name, text in texts.items():
@@ -104,7 +104,7 @@ class Options:
 
 
 def _contents(
-    runs: Sequence[RunResult], failures: Sequence[Failure], options: Options
+    runs: Sequence[RunResult], failures: Sequence[Failure], folder: Path, options: Options
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     ordered = sort_runs(runs)
     comparisons, refused = compare_chosen(runs, options.choice) if options.choice else compare_runs(runs)
@@ -129,7 +129,18 @@ def _contents(
         "comparisons.md": comparisons_markdown(comparisons, refused, adjustment=options.adjustment, chosen=chosen),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
         "report.html": render_page(
-            ordered, [*tables, *failed], comparisons, refused, pictures, legend, more.sections, options.adjustment
+            Page(
+                ordered,
+                comparisons,
+                folder,
+                refused,
+                failures,
+                legend,
+                more.charts,
+                more.sections,
+                options.rows if options.grid else 0,
+                options.adjustment,
+            )
         ),
         **more.texts,
     }

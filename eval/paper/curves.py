@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +16,13 @@ from segquant_bench.eval.report.drawing.canvas import (
     plain_log_ticks,
     to_png,
 )
+from segquant_bench.eval.report.drawing.curve import Curve, Panels
 from segquant_bench.eval.report.main_table.columns import bootstrap_interval, layer_error, output_error
 from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.known import is_ours
 from segquant_bench.eval.report.runs.labels import labels, method_name, places, settings
 from segquant_bench.eval.report.runs.rows import row_prompts
-from segquant_bench.eval.results import Interval, RunResult
+from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import joined
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.table import Cell, Column, Table, heads, number
@@ -42,20 +42,6 @@ BANDS = 6
 MARKERS = "osD^vP*X<>"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line, with 95 % intervals."""
-
-    label: str
-    ours: bool
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    intervals: tuple[Interval | None, ...]
-
-
-Panels = dict[str, list[Curve]]
-
-
 def step_curves(runs: Sequence[RunResult]) -> Panels:
     """Errors of the denoiser's output, for runs with at least three steps."""
     known = [run for run in _quantized(runs) if _count_steps(run) >= LEAST_STEPS]
@@ -71,6 +57,7 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
             tuple(step + 1.0 for step in x),
             tuple(float(value.mean()) for value in values),
             tuple(bootstrap_interval(value, run.seed) for value in values),
+            run.path,
         )
         panels.setdefault(joined(run.precision, where[id(run)]), []).append(curve)
     return panels

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from segquant_bench.eval.paper.curves import curves_csv, curves_plot, size_curves, step_curves
 from segquant_bench.eval.paper.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets, layer_sheets, layers_csv
 from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
 from segquant_bench.eval.paper.polarity import NOTE as POLARITY_NOTE
 from segquant_bench.eval.paper.polarity import polarity_sheets
+from segquant_bench.eval.report.page.charts import LineChart
 from segquant_bench.eval.report.provenance import provenance_markdown
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.render_html import to_html
@@ -18,16 +19,17 @@ from segquant_bench.eval.tables.table import Table
 
 @dataclass(frozen=True)
 class Extras:
-    """Further files by name, and sections of the page (title, HTML)."""
+    """Further files by name, and sections (title, HTML) and charts of the page."""
 
-    texts: dict[str, str]
-    pictures: dict[str, bytes]
-    sections: list[tuple[str, str]]
+    texts: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    sections: list[tuple[str, str]] = field(default_factory=list)
+    charts: list[LineChart] = field(default_factory=list)
 
 
 def extras(runs: Sequence[RunResult]) -> Extras:
     """layers.*, cuts.*, polarity.*, timesteps.*, calibration.* and pareto.*, where not empty."""
-    found = Extras({}, {}, [])
+    found = Extras()
     sources = provenance_markdown(runs)
     if any(run.every_layer_error for run in runs):
         found.texts["layers.csv"] = layers_csv(runs)
@@ -38,14 +40,17 @@ def extras(runs: Sequence[RunResult]) -> Extras:
     ):
         if tables:
             found.texts.update(_texts(name, title, tables, note, sources))
-            found.sections.append((title, f"<p class='pale'>{note}</p>" + "\n".join(map(to_html, tables))))
-    for name, axis, panels in (
-        ("timesteps", "sampling step", step_curves(runs)),
-        ("calibration", "calibration prompts", size_curves(runs)),
-    ):
-        if panels:
-            found.texts[f"{name}.csv"] = curves_csv(panels, axis)
-            found.pictures[f"{name}.png"] = curves_plot(panels, axis, doubling=name == "calibration")
+            if name != "layers":  # the page has a chart of these
+                found.sections.append((title, f"<p class='pale'>{note}</p>" + "\n".join(map(to_html, tables))))
+    for chart in (
+        LineChart("timesteps", "Error over the sampling steps", "sampling step", step_curves(runs)),
+        LineChart("calibration", "Error over the number of calibration prompts", "calibration prompts",
+                  size_curves(runs), doubling=True),
+    ):  # fmt: skip
+        if chart.panels:
+            found.charts.append(chart)
+            found.texts[f"{chart.name}.csv"] = curves_csv(chart.panels, chart.axis)
+            found.pictures[f"{chart.name}.png"] = curves_plot(chart.panels, chart.axis, doubling=chart.doubling)
     if points := pareto_points(runs):
         found.texts["pareto.csv"] = pareto_csv(points)
         found.pictures["pareto.png"] = pareto_plot(points)

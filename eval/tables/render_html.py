@@ -25,11 +25,11 @@ def to_html(table: Table, css: str = "") -> str:
 
 def _head(column: Column) -> str:
     if column.kind != "number":
-        return f"<th class='key'>{escape(column.name)}</th>"
+        return f"<th scope='col' class='key'>{escape(column.name)}</th>"
     arrow = f"\N{NO-BREAK SPACE}{column.arrow}" if column.arrow else ""
     below = " ".join(part for part in (column.detail, column.unit) if part)
     small = f"<br><small>{escape(below)}</small>" if below else ""
-    return f"<th>{escape(column.title)}{arrow}{small}</th>"
+    return f"<th scope='col'>{escape(column.title)}{arrow}{small}</th>"
 
 
 def _row(columns: tuple[Column, ...], row: Row, *, starts: bool) -> str:
@@ -38,6 +38,12 @@ def _row(columns: tuple[Column, ...], row: Row, *, starts: bool) -> str:
 
 
 def _cell(column: Column, cell: Cell) -> str:
+    text = cell_content(cell)
+    return f"<td>{text}</td>" if column.kind == "number" else f"<td class='key'>{text}</td>"
+
+
+def cell_content(cell: Cell) -> str:
+    """A cell's text, its interval below."""
     text = f"<b>{escape(cell.text)}</b>" if cell.bold else escape(cell.text)
     if cell.verdict:
         text = f"<span class='{escape(cell.verdict)}'>{text}</span>"
@@ -45,7 +51,7 @@ def _cell(column: Column, cell: Cell) -> str:
         text += escape(format_spread(cell.sd, cell.value))
     if cell.value is not None and cell.interval is not None:
         text += f"<br><small>{escape(format_interval(cell.interval, cell.value))}</small>"
-    return f"<td>{text}</td>" if column.kind == "number" else f"<td class='key'>{text}</td>"
+    return text
 
 
 def escape(text: str) -> str:

@@ -24,7 +24,7 @@ from segquant_bench.eval.report.comparing.evaluations import read_per_image, rea
 from segquant_bench.eval.report.comparing.summary import comparisons_markdown
 from segquant_bench.eval.report.main_table.export import export_table
 from segquant_bench.eval.report.main_table.results_table import results_table
-from segquant_bench.eval.report.page import render_page
+from segquant_bench.eval.report.page.render import Page, render_page
 from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.results import EvalResult
 from segquant_bench.eval.tables.render_csv import to_csv
@@ -123,7 +123,7 @@ def render(folder: Path) -> None:
     texts += [curves_csv(panels(ordered), "x") for panels in (step_curves, size_curves)]
     texts += [
         *map(to_markdown, tables),
-        render_page(ordered, tables, found + against_unquantized(runs), refused, {}, ""),
+        render_page(Page(ordered, found + against_unquantized(runs), folder, refused)),
     ]
     assert all(isinstance(text, str) for text in texts)
 

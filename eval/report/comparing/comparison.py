@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from segquant_bench.eval.report.comparing.adjust import p_value
 from segquant_bench.eval.report.runs.sizes import is_no_larger
@@ -48,6 +49,7 @@ class Comparison(Names):
         df: degrees of freedom of the interval.
         adjusted: the p-value, adjusted for all comparisons of the report.
         direction: of the metric.
+        path: the first run's `results.json`, and `other` the second's; that is None of the unquantized model.
     """
 
     metric: str
@@ -64,6 +66,8 @@ class Comparison(Names):
     df: float = math.inf
     adjusted: float | None = None
     direction: str = "lower"
+    path: Path | None = None
+    other: Path | None = None
 
     @property
     def p(self) -> float:

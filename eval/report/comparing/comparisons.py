@@ -80,7 +80,8 @@ def against_unquantized(runs: Sequence[RunResult]) -> list[Comparison]:
             if m.delta is None or m.delta_interval is None:
                 continue
             told = Names(names[id(run)], UNQUANTIZED, run.precision, where[id(run)], headline=False)
-            found.append(difference(told, m, Difference(m.delta, m.delta_interval, m.n)))
+            gap = difference(told, m, Difference(m.delta, m.delta_interval, m.n))
+            found.append(replace(gap, path=run.path))
     return found
 
 

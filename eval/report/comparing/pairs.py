@@ -89,7 +89,8 @@ class Pair:
         else:
             found, refused = self._alone()
         ratio = bytes_ratio(self.ours, self.theirs)
-        return [replace(each, size_ratio=ratio) for each in found], refused
+        paths = {"path": self.ours.path, "other": self.theirs.path}
+        return [replace(each, size_ratio=ratio, **paths) for each in found], refused
 
     def _over_seeds(self) -> tuple[list[Comparison], list[str]]:
         ours, theirs = (

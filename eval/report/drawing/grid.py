@@ -85,7 +85,7 @@ def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
     prompts = runs[0].prompts
     shown = shown_prompts(prompts, rows)
     columns = grid_columns(runs)
-    tile = _tile_size(_picture(columns[0], shown[0]))
+    tile = _tile_size(read_picture(columns[0], shown[0]))
     font, small = _font(FONT_SIZE, bold=True), _font(FONT_SIZE - 2)
     heads = [(wrap(c.title, font, tile, HEAD_LINES), wrap(c.subtitle, small, tile, HEAD_LINES)) for c in columns]
     line = FONT_SIZE + 5
@@ -100,7 +100,7 @@ def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
         corner = top + y * (tile + GAP)
         _draw_prompt(draw, prompts[index], corner, tile)
         for left, column in zip(lefts, columns, strict=True):
-            canvas.paste(_fit(_picture(column, index), tile), (left, corner))
+            canvas.paste(_fit(read_picture(column, index), tile), (left, corner))
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -144,10 +144,10 @@ def _font(size: int, bold: bool = False) -> Face:
     return Face(size, bold)
 
 
-def _picture(column: GridColumn, index: int) -> Image.Image:
+def read_picture(column: GridColumn, index: int) -> Image.Image:
     path = column.folder / f"{index:05d}.png"
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
         raise EvalError(f"{path} cannot be read; run that job again or leave the grid out") from error

@@ -140,7 +140,15 @@ def _geometric_mean(errors: Sequence[float], seed: int) -> Cell | None:
 
 def bootstrap_interval(values: np.ndarray, seed: int) -> Interval | None:
     """Of the mean of `values` [n]; None for fewer than two."""
-    return mean_interval(values, bootstrap_counts(len(values), REPLICATES, seed)) if len(values) > 1 else None
+    return mean_interval(values, _counts(len(values), seed)) if len(values) > 1 else None
+
+
+@functools.lru_cache(maxsize=4)
+def _counts(n: int, seed: int) -> np.ndarray:
+    """The same for all runs of a report, which ask for them several times each."""
+    found = bootstrap_counts(n, REPLICATES, seed)
+    found.setflags(write=False)
+    return found
 
 
 @mean_of_seeds

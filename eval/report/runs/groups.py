@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 
 from segquant_bench.eval.report.runs.known import method_rank, precision_rank
@@ -67,8 +68,21 @@ def data_key(run: RunResult) -> tuple[str, str, str, int, tuple[str, ...], str]:
     return (run.model, run.fingerprint, run.dataset, run.seed, run.prompts, setup(run))
 
 
+_SETUPS: dict[int, tuple[weakref.ref[RunResult], str]] = {}
+"""By `id` of a run that lives: a report of many runs asks for each some hundred times."""
+
+
 def setup(run: RunResult) -> str:
     """The settings of sampling, as JSON."""
+    number = id(run)
+    known = _SETUPS.get(number)
+    if known is None or known[0]() is not run:
+        known = (weakref.ref(run, lambda _: _SETUPS.pop(number, None)), _setup(run))
+        _SETUPS[number] = known
+    return known[1]
+
+
+def _setup(run: RunResult) -> str:
     found = {key: value for key, value in leaves(run.config).items() if is_within(key, SETUP)}
     return json.dumps(found, sort_keys=True, default=str)
 

@@ -24,6 +24,7 @@ from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.table import Cell, Table, heads
 from segquant_bench.texts import is_plain, plain
 from tests.eval.support import smooth_pictures, write_pictures
+from tests.eval.report.page.support import PageReader
 from tests.eval.sweep import run_record
 from tests.odd_texts import NAMES, PROMPTS
 
@@ -146,9 +147,12 @@ def test_a_whole_report(odd: Path, tmp_path: Path) -> None:
     written = write_report([odd], tmp_path / "report", rows=50)
     assert {"report.html", "grid.png", "metrics.png", "table.md", "table.tex", "table.csv"} <= set(written)
     page = written["report.html"].read_text(encoding="utf-8")
-    reader = _Reader()
-    reader.feed(page)
-    assert not {"script", "i"} & set(reader.tags) and "onerror" not in str(reader.tags)
+    reader = PageReader(page)
+    assert not reader.count("i") and not any(name.startswith("on") for _, found in reader.tags for name in found)
+    kinds = [found.get("type") for tag, found in reader.tags if tag == "script"]
+    assert kinds.count(None) == 1 and set(kinds) == {None, "application/json", "text/plain"}, "one of ours that runs"
+    assert reader.data("pictures")[0]["prompts"] == [plain(prompt) for prompt in PROMPTS]
+    assert {row["label"] for row in reader.data("rows")["rows"] if not row["float"]} >= {plain(NAMES[1])}
     with Image.open(written["grid.png"]) as picture:
         assert picture.height > 50 * 100 and np.asarray(picture).std() > 1
     table = written["table.md"].read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from segquant_bench.eval.tables.numbers import format_number
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import escape, to_latex
 from segquant_bench.eval.tables.render_markdown import to_markdown
+from tests.eval.report.page.support import PageReader
 from tests.eval.sweep import write_sweep
 
 NAMES = [
@@ -222,9 +224,16 @@ def test_models_are_told_apart_everywhere(moved: Path, tmp_path: Path) -> None:
     assert len(headings) == len(set(headings)) == 4
     assert "## w8a8_tensor, emoji_flux" in headings
     page = written["report.html"].read_text()
-    headline = re.findall(r"<li><b>segquant_g</b> vs (\w+) at ([\w, ]+): (.*?)</li>", page)
-    assert len(headline) == 8 and all(text.count("layer error") == 1 for _, _, text in headline)
-    assert "<h2>Pictures: emoji_flux</h2>" in page and "<h2>Pictures: emoji_sd3</h2>" in page
+    read = PageReader(page)
+    rows, pairs = read.data("rows")["rows"], read.data("pairs")
+    layer = pairs["metrics"].index("layer_error")
+    told = [
+        (rows[a]["group"], rows[b]["group"], rows[b]["label"]) for a, b, metric, *_ in pairs["pairs"] if metric == layer
+    ]
+    groups = [f"{precision}, {model}" for model in ("emoji_flux", "emoji_sd3") for precision in ("w8a8_tensor", "w4a8")]
+    assert sorted(told) == sorted((group, group, name) for group in groups for name in ("rtn", "smoothquant"))
+    assert [one["title"] for one in read.data("pictures")] == ["emoji_flux", "emoji_sd3"]
+    assert "Of 8 paired comparisons of segquant_g with other methods in fid_ref" in page
     assert "emoji_sd3 segquant_g w4a8 segquant_g-w4a8" in written["table.md"].read_text()
     assert {"grid.png", "grid_emoji_sd3_emoji_0.png"} <= set(written)
 
@@ -296,11 +305,22 @@ def test_wrapped_lines_fit() -> None:
 
 def test_page_is_self_contained_and_escaped(written: dict[str, Path]) -> None:
     page = written["report.html"].read_text()
-    assert page.count("src='data:image/png;base64,") == 3
-    assert "<h2>Error against bytes</h2>" in page
-    assert not re.search(r"(src|href)=['\"](?!data:)", page)
-    assert "<b>segquant_g</b> vs smoothquant at w8a8_tensor" in page
-    assert page.count("<tr") == page.count("</tr>") and page.count("<td") == page.count("</td>")
+    read = PageReader(page)  # refuses tags that are not closed
+    sources = [attributes["src"] for _, attributes in read.tags if "src" in attributes]
+    assert len(sources) == 4 * 2 and all(source.startswith("data:image/png;base64,") for source in sources)
+    links = [attributes["href"] for _, attributes in read.tags if "href" in attributes]
+    assert links and all(link.startswith(("#", "./../moved/")) for link in links)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    assert "Of 4 paired comparisons of segquant_g with other methods in fid_ref" in page
+
+
+def test_links_of_the_page_lead_to_the_runs(written: dict[str, Path]) -> None:
+    page = written["report.html"]
+    links = [attributes["href"] for _, attributes in PageReader(page.read_text()).tags if "href" in attributes]
+    files = [page.parent / unquote(link) for link in links if not link.startswith("#")]
+    assert len([file for file in files if file.is_dir()]) == 7
+    assert len([file for file in files if file.name == "results.json" and file.is_file()]) == 7
+    assert all(file.exists() for file in files)
 
 
 def test_grid_without_pictures(moved: Path, tmp_path: Path) -> None:

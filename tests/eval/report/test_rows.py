@@ -25,13 +25,14 @@ from segquant_bench.eval.report.main_table.best import best_runs
 from segquant_bench.eval.report.main_table.columns import columns, output_error
 from segquant_bench.eval.report.main_table.failed import failed_table
 from segquant_bench.eval.report.main_table.results_table import results_table
-from segquant_bench.eval.report.page import render_page
+from segquant_bench.eval.report.page.render import Page, render_page
 from segquant_bench.eval.report.provenance import provenance
 from segquant_bench.eval.report.runs.groups import group_key, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.labels import labels, prompts_name
 from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.results import EvalResult, RunResult
 from segquant_bench.eval.tables.table import number
+from tests.eval.report.page.support import PageReader
 from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.sweep import run_record
 
@@ -323,11 +324,20 @@ def test_the_later_of_two_runs_of_one_configuration_is_shown(tmp_path: Path) -> 
     assert len(load_results([tmp_path / "c"])) == 1
 
 
-def test_a_table_of_pairs_names_each_pair() -> None:
-    found, _ = compare_runs([_run(job, name) for job, name in enumerate(("rtn", "gptq", "a<i>b", "segquant_g"))])
-    page = render_page([_run(0, "rtn")], [], found, [], {}, "")
-    assert "<i>" not in page and page.count("segquant_g</b> vs a&lt;i&gt;b at w8a8") == 1
-    assert page.count("<td class='key'>segquant_g vs rtn</td>") == page.count(">segquant_g vs gptq</td>") == 1
+def test_the_page_knows_each_pair() -> None:
+    runs = [_run(job, name) for job, name in enumerate(("rtn", "gptq", "a<i>b", "segquant_g"))]
+    found, _ = compare_runs(runs)
+    page = render_page(Page(runs, found, Path("/nowhere")))
+    assert "<i>" not in page and "a\\u003ci\\u003eb" in page and page.count("scope='row' class='key'>a&lt;i&gt;b<") == 1
+    read = PageReader(page)
+    names, pairs = [row["label"] for row in read.data("rows")["rows"]], read.data("pairs")
+    told = [(names[a], names[b], pairs["metrics"][metric]) for a, b, metric, *_ in pairs["pairs"]]
+    others = [(c.ours, c.theirs, {"layer error": "layer_error"}.get(c.metric, c.metric)) for c in found]
+    assert told == others and {("segquant_g", "rtn", "layer_error"), ("segquant_g", "a<i>b", "layer_error")} <= set(
+        told
+    )
+    assert [pair[3] for pair in pairs["pairs"]] == [c.amount for c in found]
+    assert [pairs["verdicts"][pair[4]] for pair in pairs["pairs"]] == [c.verdict for c in found]
 
 
 def test_grids_and_their_columns(tmp_path: Path) -> None:

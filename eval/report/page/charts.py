@@ -1,0 +1,75 @@
+"""Data of the charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segquant_bench.eval.report.drawing.curve import Curve, Panels
+from segquant_bench.eval.report.page.rows import PageTable
+from segquant_bench.eval.results import RunResult
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Errors over something: panels by title; `doubling`: its axis is logarithmic."""
+
+    name: str
+    title: str
+    axis: str
+    panels: Panels
+    doubling: bool = False
+
+
+def lines_data(charts: Sequence[LineChart], rows: Mapping[Path, int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": chart.name,
+            "title": chart.title,
+            "axis": chart.axis,
+            "doubling": chart.doubling,
+            "panels": [
+                {"title": title, "lines": [_line(curve, rows) for curve in curves]}
+                for title, curves in chart.panels.items()
+            ],
+        }
+        for chart in charts
+    ]
+
+
+def _line(curve: Curve, rows: Mapping[Path, int]) -> dict[str, Any]:
+    edges = [interval or (y, y) for y, interval in zip(curve.y, curve.intervals, strict=True)]
+    return {
+        "label": curve.label,
+        "ours": curve.ours,
+        "row": None if curve.path is None else rows.get(curve.path),
+        "x": list(curve.x),
+        "y": list(map(_short, curve.y)),
+        "low": [_short(low) for low, _ in edges],
+        "high": [_short(high) for _, high in edges],
+    }
+
+
+def heat_data(table: PageTable) -> dict[str, Any]:
+    """Layer errors by row, in the order of `layers`; None where a run has no such layer, or the row none at all."""
+    every = [_errors(row.run) for row in table.rows]
+    layers = list(dict.fromkeys(layer for errors in every for layer in errors))
+    return {
+        "layers": layers,
+        "rows": [[_known(errors.get(layer)) for layer in layers] if errors else None for errors in every],
+    }
+
+
+def _errors(run: RunResult) -> dict[str, float]:
+    return {} if run.is_float else run.every_layer_error
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None else _short(value, 3)
+
+
+def _short(value: float, digits: int = 4) -> float:
+    """As many digits as a chart can show: the page stays small."""
+    return float(f"{value:.{digits}g}")
