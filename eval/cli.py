@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.render import write_report
+from segquant_bench.eval.render import LatexTable, write_report
 from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS
 from segquant_bench.eval.report.comparing.choose import Choice
+from segquant_bench.eval.report.drawing.canvas import FORMATS
 from segquant_bench.eval.results import find_unreadable
 from segquant_bench.texts import plain
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how p-values are adjusted for the number of comparisons: Holm's method (the default), or the false "
         "discovery rate",
     )  # fmt: skip
+    _add_forms(parser)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written = write_report(
             options.directories, options.output, grid=not options.no_grid, rows=options.rows, skipped=skipped,
             choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
+            figures=_figures(options.figures), latex=_latex(options),
         )  # fmt: skip
     except (EvalError, OSError) as error:
         sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
@@ -57,6 +60,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.writelines(f"{path}\n" for path in written.values())
     sys.stderr.writelines(f"segquant-report: skipped: {plain(each.message)}\n" for each in skipped)
     return 1 if skipped else 0
+
+
+def _add_forms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--figures", default="png", metavar="FORMATS", help="of figures: png, svg, pdf, several with commas, or none"
+    )
+    paper = parser.add_argument_group("table.tex as a float that fits a column, instead of bare tabulars")
+    paper.add_argument("--columns", metavar="NAMES", help="its columns with commas, such as psnr,fid_ref,weights")
+    paper.add_argument("--caption", metavar="TEXT", help="its caption")
+    paper.add_argument("--label", metavar="NAME", help="its label")
+    paper.add_argument("--longtable", action="store_true", help="over several pages, in documents of one column")
+
+
+def _figures(given: str) -> tuple[str, ...]:
+    formats = tuple(name.strip() for name in given.split(",")) if given != "none" else ()
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise EvalError(f"--figures takes {', '.join(FORMATS)} or none, {unknown[0]!r} was asked for")
+    return tuple(dict.fromkeys(formats))
+
+
+def _latex(options: argparse.Namespace) -> LatexTable | None:
+    names = tuple(name.strip() for name in options.columns.split(",")) if options.columns else ()
+    table = LatexTable(names, options.caption or "", options.label or "", options.longtable)
+    return None if table == LatexTable() else table
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from segquant_bench.eval.report.comparing.choose import Choice
 from segquant_bench.eval.report.comparing.comparisons import adjusted, against_unquantized, compare_chosen, compare_runs
 from segquant_bench.eval.report.comparing.summary import comparisons_markdown, comparisons_table
 from segquant_bench.eval.report.drawing.bytes_plot import bytes_plot
+from segquant_bench.eval.report.drawing.canvas import to_files
 from segquant_bench.eval.report.drawing.fonts import boxes_note
 from segquant_bench.eval.report.drawing.grid import grid_groups, picture_grid, shown_prompts
 from segquant_bench.eval.report.drawing.metric_plot import metric_plot
 from segquant_bench.eval.report.main_table.export import export_table
 from segquant_bench.eval.report.main_table.failed import failed_table
+from segquant_bench.eval.report.main_table.paper_table import paper_table
 from segquant_bench.eval.report.main_table.results_table import has_results, results_table
 from segquant_bench.eval.report.page.render import Page, render_page
 from segquant_bench.eval.report.provenance import sources_markdown
@@ -26,7 +28,7 @@ from segquant_bench.eval.report.runs.seeds import merge_seeds
 from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.render_csv import to_csv
-from segquant_bench.eval.tables.render_latex import to_latex
+from segquant_bench.eval.tables.render_latex import to_latex, to_latex_float
 from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.texts import plain
 
@@ -56,6 +58,9 @@ SEEDS_LEGEND = (
     "The grid has pictures of the first seed; table.csv has a line for every seed."
 )
 
+MOST_RUNS = 200
+"""For figures and picture grids: larger ones are tens of thousands of pixels."""
+
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +73,8 @@ def write_report(
     skipped: Sequence[Failure] = (),
     choice: Choice | None = None,
     adjustment: str = "holm",
+    figures: Sequence[str] = ("png",),
+    latex: LatexTable | None = None,
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
@@ -77,6 +84,8 @@ def write_report(
         skipped: broken files (see `find_unreadable`), which stand among the failed runs.
         choice: what to compare instead of our methods with all others.
         adjustment: of p-values for the number of comparisons, a key of `ADJUSTMENTS`.
+        figures: formats of figures (`drawing.canvas.FORMATS`); the page draws its own.
+        latex: how table.tex is made; by default bare tabulars of everything.
 
     Raises:
         EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, or missing pictures.
@@ -85,12 +94,27 @@ def write_report(
     failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
     first = Path(directories[0])
     folder = Path(output) if output is not None else first.parent if first.is_file() else first
-    texts, pictures = _contents(runs, failures, folder, Options(grid, rows, choice or Choice(), adjustment))
+    texts, pictures = _contents(
+        runs, failures, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
+    )
     for name, content in pictures.items():
         save_bytes(folder / name, content)
     for name, text in texts.items():
         save_text(folder / name, text)
     return {name: folder / name for name in (*texts, *pictures)}
+
+
+@dataclass(frozen=True)
+class LatexTable:
+    """One float, or `longtable`, of some columns; see `paper_table` and `to_latex_float`."""
+
+    columns: tuple[str, ...] = ()
+    caption: str = ""
+    label: str = ""
+    longtable: bool = False
+
+    def text(self, runs: Sequence[RunResult]) -> str:
+        return to_latex_float(paper_table(runs, self.columns), self.caption, self.label, longtable=self.longtable)
 
 
 @dataclass(frozen=True)
@@ -101,6 +125,8 @@ class Options:
     rows: int
     choice: Choice
     adjustment: str
+    figures: Sequence[str]
+    latex: LatexTable | None
 
 
 def _contents(
@@ -111,10 +137,9 @@ def _contents(
     comparisons = adjusted([*comparisons, *against_unquantized(runs)], options.adjustment)
     for sentence in refused:
         log.warning("%s", plain(sentence))
-    more = extras(ordered)
-    plots = {"metrics.png": metric_plot(ordered), "bytes.png": bytes_plot(ordered)}
-    drawn = {name: plot for name, plot in plots.items() if plot is not None}
-    pictures = {**drawn, **more.pictures, **_pictures(runs, options)}
+    formats = _formats(runs, options)
+    more = extras(ordered, formats)
+    pictures = {**_figures(ordered, formats), **more.pictures, **_pictures(runs, options)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
     failed = [failed_table(failures)] if failures else []
     speed = SPEED_LEGEND if any(run.speed for run in runs) else ""
@@ -125,7 +150,7 @@ def _contents(
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),
-        "table.tex": "\n".join(map(to_latex, [*tables, *failed])),
+        "table.tex": options.latex.text(runs) if options.latex else "\n".join(map(to_latex, [*tables, *failed])),
         "comparisons.md": comparisons_markdown(comparisons, refused, adjustment=options.adjustment, chosen=chosen),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
         "report.html": render_page(
@@ -157,7 +182,22 @@ def _boxes(runs: Sequence[RunResult], pictures: Mapping[str, bytes], rows: int) 
     return boxes_note(map(plain, texts))
 
 
+def _formats(runs: Sequence[RunResult], options: Options) -> Sequence[str]:
+    """Of figures; none, which is said, for more runs than a figure has room for."""
+    if len(runs) <= MOST_RUNS or not (options.figures or options.grid):
+        return options.figures
+    log.warning("%d runs are more than figures and picture grids have room for (%d): report.html has all of them, and "
+                "segquant-report on some of the folders draws these", len(runs), MOST_RUNS)  # fmt: skip
+    return ()
+
+
+def _figures(runs: Sequence[RunResult], formats: Sequence[str]) -> dict[str, bytes]:
+    if not formats:
+        return {}
+    return {**to_files("metrics", metric_plot(runs), formats), **to_files("bytes", bytes_plot(runs), formats)}
+
+
 def _pictures(runs: Sequence[RunResult], options: Options) -> dict[str, bytes]:
-    if not options.grid:
+    if not options.grid or len(runs) > MOST_RUNS:
         return {}
     return {name: picture_grid(members, options.rows) for name, members in grid_groups(runs).items()}

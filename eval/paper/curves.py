@@ -14,7 +14,6 @@ from segquant_bench.eval.report.drawing.canvas import (
     more_width,
     new_figure,
     plain_log_ticks,
-    to_png,
 )
 from segquant_bench.eval.report.drawing.curve import Curve, Panels
 from segquant_bench.eval.report.main_table.columns import bootstrap_interval, layer_error, output_error
@@ -30,6 +29,7 @@ from segquant_bench.eval.tables.table import Cell, Column, Table, heads, number
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PROMPTS = "calibration.prompts"
 LEAST_STEPS = 3
@@ -116,7 +116,7 @@ def curves_csv(panels: Panels, axis: str) -> str:
     return to_csv(Table(columns, (tuple(rows),)))
 
 
-def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
+def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> Figure:
     """Panels side by side, errors on a logarithmic axis; x too if `doubling`."""
     styles = _styles([curve for curves in panels.values() for curve in curves])
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
@@ -137,7 +137,7 @@ def curves_plot(panels: Panels, axis: str, *, doubling: bool = False) -> bytes:
     figure.legend(
         list(handles.values()), list(map(figure_text, handles)), loc="outside right upper", frameon=False, fontsize=9
     )
-    return to_png(figure)
+    return figure
 
 
 def _styles(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from segquant_bench.eval.paper.layers import CUTS_NOTE, LAYERS_NOTE, cut_sheets,
 from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
 from segquant_bench.eval.paper.polarity import NOTE as POLARITY_NOTE
 from segquant_bench.eval.paper.polarity import polarity_sheets
+from segquant_bench.eval.report.drawing.canvas import to_files
 from segquant_bench.eval.report.page.charts import LineChart
 from segquant_bench.eval.report.provenance import provenance_markdown
 from segquant_bench.eval.results import RunResult
@@ -27,8 +28,11 @@ class Extras:
     charts: list[LineChart] = field(default_factory=list)
 
 
-def extras(runs: Sequence[RunResult]) -> Extras:
-    """layers.*, cuts.*, polarity.*, timesteps.*, calibration.* and pareto.*, where not empty."""
+def extras(runs: Sequence[RunResult], formats: Sequence[str] = ("png",)) -> Extras:
+    """layers.*, cuts.*, polarity.*, timesteps.*, calibration.* and pareto.*, where not empty.
+
+    `formats` are those of figures, see `drawing.canvas`.
+    """
     found = Extras()
     sources = provenance_markdown(runs)
     if any(run.every_layer_error for run in runs):
@@ -50,10 +54,12 @@ def extras(runs: Sequence[RunResult]) -> Extras:
         if chart.panels:
             found.charts.append(chart)
             found.texts[f"{chart.name}.csv"] = curves_csv(chart.panels, chart.axis)
-            found.pictures[f"{chart.name}.png"] = curves_plot(chart.panels, chart.axis, doubling=chart.doubling)
+            if formats:
+                figure = curves_plot(chart.panels, chart.axis, doubling=chart.doubling)
+                found.pictures.update(to_files(chart.name, figure, formats))
     if points := pareto_points(runs):
         found.texts["pareto.csv"] = pareto_csv(points)
-        found.pictures["pareto.png"] = pareto_plot(points)
+        found.pictures.update(to_files("pareto", pareto_plot(points) if formats else None, formats))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from segquant_bench.eval.metrics.registry import known_metric, place
 from segquant_bench.eval.paper.curves import BASELINES, MARKERS, OWN
 from segquant_bench.eval.report.drawing.bytes_plot import beats
-from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure
 from segquant_bench.eval.report.main_table.columns import (
     Quantity,
     columns,
@@ -28,6 +28,7 @@ from segquant_bench.eval.tables.table import Cell, Column, Table, heads, number
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ENGINE = "run"
 FLOAT = "#94a3b8"
@@ -137,7 +138,7 @@ def pareto_csv(points: Sequence[Point]) -> str:
     return to_csv(Table(columns, (tuple(rows),)))
 
 
-def pareto_plot(points: Sequence[Point]) -> bytes:
+def pareto_plot(points: Sequence[Point]) -> Figure:
     """A row per place, a panel per cost: a colour per method, a marker per engine, a line through the front.
 
     Unquantized models are lines: what they cost.
@@ -161,7 +162,7 @@ def pareto_plot(points: Sequence[Point]) -> bytes:
             axes[row][column].set_xlabel(cost, fontsize=9)
             axes[row][column].set_ylabel("" if column else members[0].axis, fontsize=9)
     figure.legend(handles=legend, loc="outside right upper", frameon=False, fontsize=8)
-    return to_png(figure)
+    return figure
 
 
 def _colours(points: Sequence[Point]) -> dict[str, str]:

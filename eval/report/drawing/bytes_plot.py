@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.report.drawing.canvas import figure_text, new_figure, plain_log_ticks, to_png
+from segquant_bench.eval.report.drawing.canvas import figure_text, new_figure, plain_log_ticks
 from segquant_bench.eval.report.drawing.metric_plot import COLOURS, group_title
 from segquant_bench.eval.report.main_table.columns import BYTES_PER_MB, Quantity, columns
 from segquant_bench.eval.report.runs.groups import group_key
@@ -18,6 +18,7 @@ from segquant_bench.eval.results import Interval, RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ERRORS = ("output_error", "layer_error")
 PICTURES = "psnr"
@@ -43,8 +44,8 @@ class Point:
     front: bool
 
 
-def bytes_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG of every group with at least two runs of known bytes; None without one."""
+def bytes_plot(runs: Sequence[RunResult]) -> Figure | None:
+    """Every group with at least two runs of known bytes; None without one."""
     quantized = [run for run in runs if not run.is_float]
     shown, names = _shown(columns(quantized)), labels(quantized)
     groups: dict[object, list[RunResult]] = {}
@@ -69,7 +70,7 @@ def bytes_plot(runs: Sequence[RunResult]) -> bytes | None:
         panel_row[0].set_ylabel(title, fontsize=10, fontweight="bold")
         for panel in panel_row:
             panel.set_xlabel("weights, MB" if number == len(rows) - 1 else "", fontsize=9)
-    return to_png(figure)
+    return figure
 
 
 def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:

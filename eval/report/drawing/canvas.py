@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from segquant_bench.eval.report.drawing.fonts import OWN, fallbacks
 from segquant_bench.texts import plain
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FORMATS = ("png", "svg", "pdf")
+NO_DATES: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 LONGEST = 160
 """Characters of a label in a figure."""
 COMMON = 40
@@ -56,7 +58,14 @@ def plain_log_ticks(panel: Axes) -> None:
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def to_png(figure: Figure) -> bytes:
+def to_files(name: str, figure: Figure | None, formats: Sequence[str]) -> dict[str, bytes]:
+    """``metrics.png``, ``metrics.pdf`` …; nothing of no figure."""
+    return {} if figure is None else {f"{name}.{form}": rendered(figure, form) for form in formats}
+
+
+def rendered(figure: Figure, form: str = "png") -> bytes:
+    """The figure's file in one of `FORMATS`: the same bytes each time, fonts as TrueType, which journals ask for."""
+    import matplotlib
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -65,8 +74,9 @@ def to_png(figure: Figure) -> bytes:
         if others:
             text.set_fontfamily([OWN, *dict.fromkeys(others)])
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    settings = {"svg.hashsalt": "segquant", "svg.fonttype": "path", "pdf.fonttype": 42}
+    with warnings.catch_warnings(), matplotlib.rc_context(settings):
         # of characters that no font has: boxes, of which the report tells once
         warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from", UserWarning)
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format=form, metadata=NO_DATES[form])
     return buffer.getvalue()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure, to_png
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure
 from segquant_bench.eval.report.main_table.columns import Quantity, columns
 from segquant_bench.eval.report.runs.groups import group_key, quantized_parts
 from segquant_bench.eval.report.runs.known import is_ours
@@ -18,13 +18,14 @@ from segquant_bench.eval.tables.table import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ERRORS = ("layer_error", "output_error")
 COLOURS = {True: "#c2410c", False: "#475569"}
 
 
-def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
-    """A PNG; None if there is nothing to draw."""
+def metric_plot(runs: Sequence[RunResult]) -> Figure | None:
+    """None if there is nothing to draw."""
     quantized = by_bytes([run for run in runs if not run.is_float])
     shown = _shown(columns(quantized))
     if not shown:
@@ -49,7 +50,7 @@ def metric_plot(runs: Sequence[RunResult]) -> bytes | None:
         row[0].set_yticks(range(len(members)), [figure_text(names[id(run)]) for run in members])
         row[0].set_ylabel(titles[number], fontsize=10, fontweight="bold")
     figure.align_ylabels(panels[:, 0])
-    return to_png(figure)
+    return figure
 
 
 def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:

@@ -95,11 +95,12 @@ def _compared(comparisons: Sequence[Comparison], main: Quantity, adjustment: str
     level = sum(c.verdict == TIE for c in told)
     worse = len(told) - ahead - larger - level
     names = list(dict.fromkeys(c.ours for c in told))
+    number = len(comparisons)
     who = escape(", ".join(names[:METHODS])) + (f" and {len(names) - METHODS} more" if len(names) > METHODS else "")
     return (
         f"Of {_count(len(told), 'paired comparison')} of {who} with other methods in {escape(_name(main))}, "
-        f"{ahead} are ahead (better with at most {100 * SHARE:g} % more bytes), {larger} better with more bytes, {level} "
-        f"not distinguishable and {worse} worse, by {escape(adjustment)} over all {len(comparisons)} comparisons."
+        f"{ahead} are ahead (better with at most {100 * SHARE:g} % more bytes), {larger} better with more bytes, "
+        f"{level} not distinguishable and {worse} worse, by {escape(adjustment)} over all {number} comparisons."
     )
 
 

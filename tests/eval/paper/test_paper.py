@@ -19,6 +19,7 @@ from segquant_bench.eval.paper.extras import extras
 from segquant_bench.eval.paper.layers import cut_of, cut_sheets, layer_sheets, layers_csv
 from segquant_bench.eval.paper.polarity import kind_of, polarity_sheets
 from segquant_bench.eval.report.comparing.comparisons import compare_runs
+from segquant_bench.eval.report.drawing.canvas import rendered
 from segquant_bench.eval.report.main_table.columns import columns
 from segquant_bench.eval.report.provenance import provenance
 from segquant_bench.eval.report.runs.groups import group_key, sort_runs
@@ -234,7 +235,7 @@ def test_calibration_size_is_a_line_per_method() -> None:
 @pytest.mark.parametrize("doubling", [False, True])
 def test_plots_are_pictures(doubling: bool) -> None:
     panels = step_curves([run(0, "rtn", 0.1), run(1, "auto", 0.05), run(2, "rtn", 0.3, "w4a8")])
-    with Image.open(io.BytesIO(curves_plot(panels, "sampling step", doubling=doubling))) as picture:
+    with Image.open(io.BytesIO(rendered(curves_plot(panels, "sampling step", doubling=doubling)))) as picture:
         assert picture.format == "PNG" and picture.width > 800 and picture.height > 300
         assert len(set(picture.convert("RGB").resize((200, 80)).getdata())) > 20
 

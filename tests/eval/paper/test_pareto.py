@@ -9,6 +9,7 @@ from pathlib import Path
 
 from segquant_bench.eval import load_result
 from segquant_bench.eval.paper.pareto import pareto_csv, pareto_plot, pareto_points
+from segquant_bench.eval.report.drawing.canvas import rendered
 from segquant_bench.eval.report.main_table.columns import columns
 from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.report.runs.labels import labels
@@ -66,7 +67,7 @@ def test_front_is_what_no_run_beats_in_both(tmp_path: Path) -> None:
     }  # fmt: skip
     rows = list(csv.DictReader(io.StringIO(pareto_csv(points))))
     assert len(rows) == 8 and {row["judge"] for row in rows} == {"psnr"}
-    assert pareto_plot(points).startswith(b"\x89PNG")
+    assert rendered(pareto_plot(points)).startswith(b"\x89PNG")
     assert pareto_points(_runs(tmp_path / "none")[4:] if (tmp_path / "none").mkdir() else []) == []
 
 
@@ -88,4 +89,4 @@ def test_runs_without_a_file_have_the_bytes_of_their_weights(tmp_path: Path) -> 
     assert sizes == {
         "compile": 56.123456, "compiletorchao_int8_dynamic, w8a8_tensor": 14.5, "ortsegquant_a, w8a8_tensor": 14.9,
     }  # fmt: skip
-    assert pareto_plot(points).startswith(b"\x89PNG"), "an infinite psnr is not drawn"
+    assert rendered(pareto_plot(points)).startswith(b"\x89PNG"), "an infinite psnr is not drawn"

@@ -16,15 +16,15 @@ from PIL import Image
 
 from segquant_bench.eval.cli import main
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.report.drawing.canvas import figure_text, new_figure, to_png
+from segquant_bench.eval.report.drawing.canvas import figure_text, new_figure, rendered
 from segquant_bench.eval.report.drawing.grid import _font, wrap
 from segquant_bench.eval.results import EvalResult, load_results
 from segquant_bench.eval.tables import render_html, render_latex, render_markdown
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.table import Cell, Table, heads
 from segquant_bench.texts import is_plain, plain
-from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.report.page.support import PageReader
+from tests.eval.support import smooth_pictures, write_pictures
 from tests.eval.sweep import run_record
 from tests.odd_texts import NAMES, PROMPTS
 
@@ -107,7 +107,7 @@ def test_figures_take_any_label() -> None:
     panel.set_yticks(range(len(TEXTS)), [figure_text(text)[:40] for text in TEXTS])
     line = panel.plot([0, 1])[0]
     figure.legend([line] * len(NAMES), [figure_text(name) for name in NAMES])
-    assert to_png(figure)[1:4] == b"PNG"
+    assert rendered(figure)[1:4] == b"PNG"
     assert figure_text("rtn +seglinear alpha=0.5") == "rtn +seglinear alpha=0.5" and figure_text("a$b$") == r"a\$b\$"
     assert len(figure_text("x" * 999)) == 160
 

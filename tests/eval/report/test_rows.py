@@ -19,6 +19,7 @@ from segquant_bench.eval.files import save_tensors
 from segquant_bench.eval.metrics.statistics import Difference
 from segquant_bench.eval.report.comparing.comparisons import against_unquantized, compare_runs
 from segquant_bench.eval.report.comparing.pairs import as_ratio, log_ratio
+from segquant_bench.eval.report.drawing.canvas import rendered
 from segquant_bench.eval.report.drawing.grid import grid_columns, grid_groups, picture_grid
 from segquant_bench.eval.report.drawing.metric_plot import metric_plot
 from segquant_bench.eval.report.main_table.best import best_runs
@@ -278,7 +279,7 @@ def test_an_infinite_distance_is_not_compared(tmp_path: Path) -> None:
 def test_plots_of_infinite_numbers(value: float) -> None:
     run = _run(0, "rtn", metrics=(_metric("psnr", value, interval=(20.0, np.inf)),))
     drawn = metric_plot([run])
-    assert drawn is not None and drawn[1:4] == b"PNG"
+    assert drawn is not None and rendered(drawn)[1:4] == b"PNG"
 
 
 def test_columns_by_judgement() -> None:

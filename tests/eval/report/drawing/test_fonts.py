@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from segquant_bench.eval.render import write_report
 from segquant_bench.eval.report.drawing import fonts
-from segquant_bench.eval.report.drawing.canvas import new_figure, to_png
+from segquant_bench.eval.report.drawing.canvas import new_figure, rendered
 from segquant_bench.eval.report.drawing.fonts import Font, boxes_note, fallbacks, own_path, pieces
 from segquant_bench.eval.report.drawing.lettering import Face, wrap
 from tests.eval.support import smooth_pictures, write_pictures
@@ -101,7 +101,7 @@ def test_figures_name_the_other_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     panel.set_title("an arc: \u2312")
     panel.set_yticks([0], ["plain"])
     before = panel.get_yticklabels()[0].get_fontfamily()
-    assert to_png(figure)[1:4] == b"PNG"
+    assert rendered(figure)[1:4] == b"PNG"
     assert panel.title.get_fontfamily() == ["DejaVu Sans", found.name]
     assert panel.get_yticklabels()[0].get_fontfamily() == before
     figure.savefig(io.BytesIO(), format="png")  # warnings are errors here: also one about a missing glyph

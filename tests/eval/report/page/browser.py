@@ -20,7 +20,13 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--no-default-browser-check",
     "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe", "--hide-scrollbars",
 )  # fmt: skip
-PATIENCE = 30.0
+PATIENCE = 60.0
+MIDDLE = """(selector) => {
+  const element = document.querySelector(selector);
+  element.scrollIntoView({ block: "center" });
+  const box = element.getBoundingClientRect();
+  return [box.left + box.width / 2, box.top + box.height / 2];
+}"""
 
 
 def find_browser() -> str | None:
@@ -81,10 +87,7 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """A real click at the middle of an element, scrolled into view."""
-        at = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const r = e.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]; })()"
-        )
+        at = self.run(f"({MIDDLE})({json.dumps(selector)})")
         for kind in ("mousePressed", "mouseReleased"):
             event = {"type": kind, "x": at[0], "y": at[1], "button": "left", "clickCount": 1}
             self._call("Input.dispatchMouseEvent", event)
@@ -97,6 +100,13 @@ class Browser:
 
     def type(self, text: str) -> None:
         self._call("Input.insertText", {"text": text})
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What each kind of process has computed so far: what a busy machine does not change."""
+        found: dict[str, float] = {}
+        for each in self._call("SystemInfo.getProcessInfo", session=None)["processInfo"]:
+            found[each["type"]] = found.get(each["type"], 0.0) + each["cpuTime"]
+        return found
 
     def screenshot(self, *, whole: bool = False) -> bytes:
         taken = self._call("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
