@@ -108,7 +108,8 @@ def _decode_interval(raw: Sequence[float | str] | None) -> Interval | None:
 class RunResult:
     """One `results.json`, whose path is `path`.
 
-    `per_row_steps`, `per_row_prompts` and `per_row_energies` (Σ|Y|²) are those of `per_row_output_errors`. `statistics`
+    `per_row_steps`, `per_row_prompts` and `per_row_energies` (Σ|Y|²) are those of `per_row_output_errors`;
+    `layer_step_errors` are, by layer, those at each of `layer_steps`. `statistics`
     may hold `segments` and `polarity`, by layer. `components` holds every component's bytes, and errors of those beside
     the denoiser. `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and
     memory where they were measured, `kernels` the backends that ran quantized layers. `seed_runs` are those that this
@@ -140,6 +141,8 @@ class RunResult:
     per_row_steps: tuple[int, ...] = ()
     per_row_prompts: tuple[int, ...] = ()
     per_row_energies: tuple[float, ...] = ()
+    layer_steps: tuple[int, ...] = ()
+    layer_step_errors: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantizing: tuple[str, ...] = ()
@@ -185,7 +188,7 @@ def load_result(path: Path) -> RunResult:
     """EvalError if truncated, of another schema, or if a key is missing or of another type."""
     raw = read_checked(path, check_results, AGAIN)
     _rename(raw)
-    output_error = raw.get("output_error")
+    output_error, by_step = raw.get("output_error"), raw.get("layer_step_errors") or {}
     return RunResult(
         path=path,
         name=raw["name"],
@@ -212,6 +215,8 @@ def load_result(path: Path) -> RunResult:
         per_row_steps=tuple(raw.get("per_row_steps") or ()),
         per_row_prompts=tuple(raw.get("per_row_prompts") or ()),
         per_row_energies=tuple(float(v) for v in raw.get("per_row_energies") or ()),
+        layer_steps=tuple(by_step.get("steps") or ()),
+        layer_step_errors={k: tuple(v) for k, v in (by_step.get("layers") or {}).items()},
         statistics=raw.get("statistics") or {},
         components=raw.get("components") or {},
         quantizing=tuple(raw.get("quantizing") or ()),

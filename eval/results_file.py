@@ -77,6 +77,7 @@ _CONFIG = record(
         "correction": record({}, {"method": _name_or_path}),
     },
 )
+_LAYER_STEPS = record({"steps": list_of(COUNT), "layers": mapping_of(list_of(optional(AMOUNT)))}, {})
 _RUN = record(
     {
         "name": TEXT,
@@ -97,6 +98,7 @@ _RUN = record(
         "per_row_steps": list_of(COUNT),
         "per_row_prompts": list_of(COUNT),
         "per_row_energies": list_of(AMOUNT),
+        "layer_step_errors": _LAYER_STEPS,
         "stages": mapping_of(_STAGE),
         "quantizing": list_of(TEXT),
         "artifacts": mapping_of(PATH),
@@ -126,3 +128,7 @@ def check_results(raw: Any, place: str) -> Iterator[str]:
         values = raw.get(key) or ()
         if values and len(values) != len(errors):
             yield f"holds {len(values)} {key} for {len(errors)} per_row_output_errors"
+    by_step = raw.get("layer_step_errors") or {"steps": (), "layers": {}}
+    for layer, values in by_step["layers"].items():
+        if len(values) != len(by_step["steps"]):
+            yield f"holds {len(values)} layer_step_errors of {layer} for {len(by_step['steps'])} steps"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,13 +52,24 @@ def layer_errors(
 class ModelErrors:
     """Relative errors ||Y − Ŷ||_F / ||Y||_F: by layer, of the output, and of the output per part of every batch.
 
-    `energies` are ||Y||_F² of the parts: the output's squared error is their mean by it.
+    `energies` are ||Y||_F² of the parts: the output's squared error is their mean by it. `layer_parts` are, by layer
+    and part, ||Y − Ŷ||_F² and ||Y||_F² of the layer's output: zeros of a layer whose first axis does not fall into the
+    batch's parts; empty if no parts were asked for.
     """
 
     layers: dict[str, float]
     output: float
     parts: list[float]
     energies: list[float]
+    layer_parts: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+
+@dataclass
+class _Place:
+    """Which parts the layers' outputs are of: `count` from `first` on; of no parts if 0."""
+
+    first: int = 0
+    count: int = 0
 
 
 @checked()
@@ -81,12 +92,19 @@ def model_errors(
     Raises:
         QuantizationError: the models do not match; no batches; rows do not fall into equal parts.
     """
-    with unwrapped(float_model) as first, unwrapped(quant_model) as second, _comparing(first, second, layers) as sums:
+    place = _Place()
+    rows = 0 if parts is None else sum(max(count, 0) for count in parts)
+    with (
+        unwrapped(float_model) as first,
+        unwrapped(quant_model) as second,
+        _comparing(first, second, layers, place, rows) as sums,
+    ):
         done, total, pieces, energies = _kept_errors(keep, sums)
         for index, batch in enumerate(batches_of(batches)):
             if index < done:
                 continue
             count = 1 if parts is None else _count(parts, index)
+            place.first, place.count = len(pieces), 0 if parts is None else count
             exact, approximate = call(first, batch), call(second, batch)
             whole = _squares(tensors_of(exact), tensors_of(approximate))
             total = (total[0] + whole[0], total[1] + whole[1])
@@ -98,7 +116,7 @@ def model_errors(
                 keep.put(_ERRORS, sums, [index + 1, total, pieces, energies])
     if not pieces:
         raise _no_batches()
-    return ModelErrors(_layer_results(sums), _relative(*total), pieces, energies)
+    return ModelErrors(_layer_results(sums), _relative(*total), pieces, energies, _part_results(sums))
 
 
 def _kept_errors(
@@ -106,7 +124,9 @@ def _kept_errors(
 ) -> tuple[int, tuple[float, float], list[float], list[float]]:
     """Batches that a run before had measured, and what it had summed, which goes into `sums`."""
     piece = None if keep is None else keep.get(_ERRORS)
-    if piece is None or piece.tensors.keys() != sums.keys():
+    if piece is None or {name: found.shape for name, found in piece.tensors.items()} != {
+        name: found.shape for name, found in sums.items()
+    }:
         return 0, (0.0, 0.0), [], []
     for name, found in piece.tensors.items():
         sums[name].copy_(found)
@@ -162,12 +182,20 @@ def _chunks(values: Tensor, count: int) -> Sequence[Tensor]:
 
 @contextmanager
 def _comparing(
-    float_model: nn.Module, quant_model: nn.Module, layers: Iterable[str] | None
+    float_model: nn.Module,
+    quant_model: nn.Module,
+    layers: Iterable[str] | None,
+    place: _Place | None = None,
+    parts: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Inside, float layers sum per call: squared error, squares, calls (float64 [3])."""
+    """Inside, float layers sum per call: squared error, squares, calls, and the first two of each part.
+
+    Float64 [3 + 2 · parts]; `place` says of which parts a call is.
+    """
+    place = place or _Place()
     names = quantized_layers(float_model, quant_model) if layers is None else named(layers)
     originals, replaced = dict(float_model.named_modules()), dict(quant_model.named_modules())
-    sums = {name: torch.zeros(3, dtype=torch.float64, device="cpu") for name in names}
+    sums = {name: torch.zeros(3 + 2 * parts, dtype=torch.float64, device="cpu") for name in names}
     handles = []
     try:
         for name in names:
@@ -176,7 +204,7 @@ def _comparing(
                 raise QuantizationError(
                     f"the {side} model has no linear or convolution {name!r}; give the model that was quantized"
                 )
-            hook = _compare(replaced[name], sums[name])
+            hook = _compare(replaced[name], sums[name], place)
             handles.append(originals[name].register_forward_hook(hook, with_kwargs=True))
         yield sums
     finally:
@@ -186,6 +214,11 @@ def _comparing(
 
 def _layer_results(sums: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: _relative(*found[:2].tolist()) for name, found in sums.items() if found[2]}
+
+
+def _part_results(sums: Mapping[str, Tensor]) -> dict[str, list[tuple[float, float]]]:
+    called = {name: found[3:].reshape(-1, 2).tolist() for name, found in sums.items() if found[2] and len(found) > 3}
+    return {name: [(error, energy) for error, energy in rows] for name, rows in called.items()}
 
 
 def quantized_layers(float_model: nn.Module, quant_model: nn.Module) -> list[str]:
@@ -203,14 +236,18 @@ def _is_changed(linear: nn.Module, module: nn.Module) -> bool:
     return type(module) is not type(linear) or (isinstance(module.weight, Tensor) and is_wrapper(module.weight))
 
 
-def _compare(module: nn.Module, sums: Tensor) -> Callable[..., None]:
+def _compare(module: nn.Module, sums: Tensor, place: _Place) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         exact = output.double()
         run = module.as_float if isinstance(module, QuantLayer) else module
         found = plain(run(*args, **kwargs))
-        sums[0] += (found.double() - exact).square().sum().cpu()
-        sums[1] += exact.square().sum().cpu()
+        errors, squares = (found.double() - exact).square(), exact.square()
+        sums[0] += errors.sum().cpu()
+        sums[1] += squares.sum().cpu()
         sums[2] += 1
+        if place.count and exact.dim() and exact.shape[0] % place.count == 0:
+            by_part = torch.stack([each.reshape(place.count, -1).sum(1) for each in (errors, squares)], 1)
+            sums[3:].view(-1, 2)[place.first : place.first + place.count] += by_part.cpu()
 
     return hook
 

@@ -77,6 +77,7 @@ def denoiser_errors(run: Run) -> dict[str, Any]:
     if not run.config.quantizes_denoiser:
         found = {"layer_errors": {}, "output_error": 0.0, "per_row_output_errors": [], "weight_bytes": size}
         found |= {"per_row_steps": [], "per_row_prompts": [], "per_row_energies": [], "statistics": None}
+        found["layer_step_errors"] = None
     else:
         found = read_json(run.folder("quantize") / ERRORS)
         signs = read_json(run.folder("polarity") / POLARITY) if run.has("polarity") else {}

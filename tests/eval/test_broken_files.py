@@ -47,6 +47,7 @@ def whole_record(quantizer: str = "segquant_g") -> dict[str, Any]:
     raw["layer_errors"] = {layer: 0.01 * number for number, layer in enumerate(LAYERS, 1)}
     raw |= {"per_row_output_errors": [0.01, 0.02, 0.03, 0.04], "per_row_steps": [0, 1, 2, 2]}
     raw |= {"per_row_prompts": [0, 0, 1, 1], "per_row_energies": [1.0, 2.0, 3.0, 4.0]}
+    raw["layer_step_errors"] = {"steps": [0, 1, 2], "layers": {layer: [0.01, None, 0.02] for layer in LAYERS}}
     raw["statistics"] = {
         "segments": {LAYERS[0]: {"output": [4, 4], "input": None, "activation": "silu", "input_activations": [None]}},
         "polarity": {
@@ -191,6 +192,8 @@ def test_any_key_of_any_type_makes_a_report(beside: Path) -> None:
         (("per_row_steps",), [1], "holds 1 per_row_steps for 4 per_row_output_errors"),
         (("per_row_prompts",), [0, 0, 1, 1, 1], "holds 5 per_row_prompts for 4 per_row_output_errors"),
         (("per_row_energies",), [0.5], "holds 1 per_row_energies for 4 per_row_output_errors"),
+        (("layer_step_errors", "layers", LAYERS[0]), [0.1], "holds 1 layer_step_errors of blocks.0.linear for 3 steps"),
+        (("layer_step_errors", "steps"), GONE, "holds layer_step_errors, which has no 'steps'"),
         (("config", "quantizer", "cuts"), [], "holds config.quantizer.cuts = an empty list, which must be a text"),
         (("git",), ["x" * 999], "holds git = a list, which must be a text"),
         (("name",), None, "holds name = null, which must be a text"),

@@ -153,9 +153,36 @@ def test_one_pass_finds_what_three_functions_find(pair) -> None:
     with torch.no_grad():
         energies = [sum(float(y.square().sum()) for y in model(**batch)) for batch in apart]
     assert found.energies == pytest.approx(energies, rel=1e-9)
+    for layer, squares_of in found.layer_parts.items():
+        errors = [layer_errors(model, quantized, [piece], [layer])[layer] for piece in apart]
+        assert [(error / energy) ** 0.5 for error, energy in squares_of] == pytest.approx(errors, rel=1e-9)
+        whole_error = sum(error for error, _ in squares_of) / sum(energy for _, energy in squares_of)
+        assert found.layers[layer] == pytest.approx(whole_error**0.5, rel=1e-9)
+    assert list(found.layer_parts) == list(found.layers)
     whole = model_errors(model, quantized, batches)
-    assert whole.parts == output_errors(model, quantized, batches)
+    assert whole.parts == output_errors(model, quantized, batches) and whole.layer_parts == {}
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class _Mixed(nn.Module):
+    """One layer's rows are of all samples together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.mixed = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(x) + self.mixed(x.mean(0, keepdim=True))
+
+
+def test_layers_without_rows_of_their_own_have_no_parts() -> None:
+    torch.manual_seed(0)
+    model = _Mixed().eval()
+    batches = [(torch.randn(2, 8),), (torch.randn(2, 8),)]
+    quantized = quantize_(copy.deepcopy(model), presets.rtn("w4a8_channel"), batches)
+    found = model_errors(model, quantized, batches, parts=[2, 2])
+    assert found.layer_parts["mixed"] == [(0.0, 0.0)] * 4 and found.layers["mixed"] > 0
+    assert all(error > 0 and energy > 0 for error, energy in found.layer_parts["own"])
 
 
 def test_rows_that_are_no_equal_parts_and_no_batches(pair) -> None:

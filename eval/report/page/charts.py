@@ -58,8 +58,17 @@ def heat_data(table: PageTable) -> dict[str, Any]:
     layers = list(dict.fromkeys(layer for errors in every for layer in errors))
     return {
         "layers": layers,
+        "steps": [number for number, row in enumerate(table.rows) if row.run.layer_step_errors],
         "rows": [[_known(errors.get(layer)) for layer in layers] if errors else None for errors in every],
     }
+
+
+def steps_data(run: RunResult, layers: Sequence[str]) -> dict[str, Any]:
+    """One run's layer errors: a row per sampling step, in the order of `layers`."""
+    none = [None] * len(run.layer_steps)
+    by_layer = [run.layer_step_errors.get(layer, none) for layer in layers]
+    rows = [[_known(values[place]) for values in by_layer] for place in range(len(run.layer_steps))]
+    return {"steps": [step + 1 for step in run.layer_steps], "rows": rows}
 
 
 def _errors(run: RunResult) -> dict[str, float]:

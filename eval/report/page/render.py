@@ -12,7 +12,7 @@ from segquant_bench.eval.failures import Failure
 from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS
 from segquant_bench.eval.report.comparing.comparison import Comparison
 from segquant_bench.eval.report.comparing.summary import adjustment_note
-from segquant_bench.eval.report.page.charts import LineChart, heat_data, lines_data
+from segquant_bench.eval.report.page.charts import LineChart, heat_data, lines_data, steps_data
 from segquant_bench.eval.report.page.embed import ASSETS, data_block, policy, script, style
 from segquant_bench.eval.report.page.headline import main_quantity, picture_html, sentences
 from segquant_bench.eval.report.page.pairs import pairs_data
@@ -122,12 +122,17 @@ def _comparisons(page: Page) -> str:
 def _data(page: Page, table: PageTable, sets: Sequence[PictureSet]) -> list[str]:
     rows = table.by_path()
     main = main_quantity(table)
+    heat = heat_data(table)
     found = [
         data_block("rows", {**rows_data(table), "main": None if main is None else main.key}),
         data_block("pairs", pairs_data(page.comparisons, rows)),
         data_block("lines", lines_data(page.charts, rows)),
-        data_block("heat", heat_data(table)),
+        data_block("heat", heat),
         data_block("pictures", [each.to_dict() for each in sets]),
+    ]
+    # a block a run, read when it is shown
+    found += [
+        data_block(f"steps-{number}", steps_data(table.rows[number].run, heat["layers"])) for number in heat["steps"]
     ]
     for number, each in enumerate(sets):
         # base64, of which no tag can be made; one text a row, read when it is shown

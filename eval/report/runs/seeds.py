@@ -107,6 +107,8 @@ def _merged(members: Sequence[RunResult]) -> RunResult:
         per_row_steps=(),
         per_row_prompts=(),
         per_row_energies=(),
+        layer_steps=(),
+        layer_step_errors={},
         seed_runs=tuple(runs),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,12 +113,29 @@ def denoiser_errors(
         "output_error": found.output,
         "per_row_output_errors": found.parts,
         "per_row_energies": found.energies,
+        "layer_step_errors": _by_step(found.layer_parts, [sample.step for sample in held_out]),
         "per_row_steps": [sample.step for sample in held_out],
         "per_row_prompts": [sample.prompt for sample in held_out],
         "weight_bytes": method.weight_bytes(quantized, names or [])
         if isinstance(method, Peer)
         else model_weight_bytes(quantized),
     }
+
+
+def _by_step(parts: Mapping[str, Sequence[tuple[float, float]]], steps: Sequence[int]) -> dict[str, Any]:
+    """Every layer's relative error at each sampling step; None where nothing is known of it."""
+    known = sorted(set(steps))
+    layers: dict[str, list[float | None]] = {}
+    for layer, found in parts.items():
+        sums = {step: [0.0, 0.0] for step in known}
+        for step, (error, energy) in zip(steps, found, strict=True):
+            sums[step][0] += error
+            sums[step][1] += energy
+        # five digits: hundreds of layers at dozens of steps are most of results.json
+        layers[layer] = [
+            float(f"{math.sqrt(error / energy):.5g}") if energy else None for error, energy in sums.values()
+        ]
+    return {"steps": known, "layers": layers}
 
 
 def component_errors(

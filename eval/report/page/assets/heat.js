@@ -1,4 +1,4 @@
-// Errors by layer: a row per run, a column per layer.
+// Errors by layer: a column per layer, a row per run, or per sampling step of one run.
 
 const SHADES = 9;
 const HEAT_ROWS = 60;
@@ -7,10 +7,22 @@ function startHeat() {
   const heat = data("data-heat");
   if (!heat.layers.length) return;
   const known = groups.filter((group) => rows.some((row, index) => row.group === group && heat.rows[index]));
-  const figure = chart("heat", "Errors by layer", (width, note) => drawHeat(heat, place.select.value, width, note));
-  const place = choice("Precision", known.map((group) => [group, group]), figure.update);
+  const figure = chart("heat", "Errors by layer", (width, note) =>
+    (run?.select.value ? drawSteps(heat, Number(run.select.value), width, note) : drawHeat(heat, place.select.value, width, note)));
+  const place = choice("Precision", known.map((group) => [group, group]), () => {
+    if (run) run.select.value = "";
+    figure.update();
+  });
   place.select.value = known[known.length - 1];
-  figure.tools.append(place.label);
+  const stepped = heat.steps.map((row) => [row, `${rows[row].label}, ${rows[row].group}`]);
+  const run = stepped.length ? choice("Steps of", [["", "(all steps of every run)"], ...stepped], figure.update) : null;
+  figure.tools.append(place.label, ...(run ? [run.label] : []));
+}
+
+function drawSteps(heat, row, width, note) {
+  const { steps, rows: values } = data(`data-steps-${row}`);
+  note.textContent = `Relative error of each layer's output at each sampling step of ${rows[row].label}, ${rows[row].group}.`;
+  return heatMap(steps.map((step) => `step ${step}`), heat.layers, values, width);
 }
 
 function drawHeat(heat, group, width, note) {

@@ -12,6 +12,7 @@ from PIL import Image
 
 from segquant_bench.eval.render import write_report
 from segquant_bench.eval.results import RunResult, load_results
+from segquant_bench.eval.tables.numbers import format_number
 from tests.eval.report.page.browser import Browser, find_browser
 from tests.eval.support import noisy, smooth_pictures, write_pictures
 from tests.eval.sweep import run_record
@@ -44,6 +45,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record |= {"artifacts": {"images": "images", "reference": "../reference", "evaluation": "evaluation"}}
         record["per_row_steps"] = [index % 4 for index in range(len(record["per_row_output_errors"]))]
         record["stages"]["quantize"]["key"] = str(job)
+        if sigma:
+            by_step = {layer: [error, None, 2 * error] for layer, error in record["layer_errors"].items()}
+            record["layer_step_errors"] = {"steps": [0, 3, 5], "layers": by_step}
         folder = root / f"{job} #%25"
         write_pictures(folder / "images", noisy(clean, sigma, seed=1) if sigma else clean)
         (folder / "results.json").write_text(json.dumps(record))
@@ -190,6 +194,17 @@ def test_lines_and_layers_are_drawn(page: Browser, runs: list[RunResult]) -> Non
     layer = max(worst.layer_errors, key=worst.layer_errors.__getitem__)
     dark = page.run("[...document.querySelectorAll('#heat .h8')].map((cell) => cell.getAttribute('aria-label'))")
     assert any(text.startswith(f"rtn, {layer}: ") for text in dark)
+    page.run("(() => { const run = document.querySelectorAll('#heat select')[1]; run.value = run.options[1].value;"
+             " run.dispatchEvent(new Event('change')); })()")  # fmt: skip
+    steps = page.run(
+        "[...document.querySelectorAll('#heat svg.heat > g > text:first-child')].map((e) => e.textContent)"
+    )
+    assert steps[:3] == ["step 1", "step 4", "step 6"], "counted from one"
+    cells = page.run("[...document.querySelectorAll('#heat rect[data-tip]')].map((e) => e.getAttribute('aria-label'))")
+    shown = next(run for run in runs if not run.is_float)
+    assert len(cells) == 2 * 40, "a layer has no cell at a step where nothing is known of it"
+    first, error = next(iter(shown.layer_errors.items()))
+    assert f"step 6, {first}: {format_number(2 * error)}" in cells
 
 
 def test_two_methods_are_compared_and_pictures_zoom(page: Browser, sweep: Path) -> None:
