@@ -74,7 +74,7 @@ def rendered(figure: Figure, form: str = "png") -> bytes:
         if others:
             text.set_fontfamily([OWN, *dict.fromkeys(others)])
     buffer = io.BytesIO()
-    settings = {"svg.hashsalt": "segquant", "svg.fonttype": "path", "pdf.fonttype": 42}
+    settings: Any = {"svg.hashsalt": "segquant", "svg.fonttype": "path", "pdf.fonttype": 42}
     with warnings.catch_warnings(), matplotlib.rc_context(settings):
         # of characters that no font has: boxes, of which the report tells once
         warnings.filterwarnings("ignore", r"(?s)Glyph .* missing from", UserWarning)

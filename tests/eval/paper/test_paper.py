@@ -292,8 +292,8 @@ def test_extras_are_named_by_content() -> None:
     assert [title for title, _ in found.sections] == [
         "Signs after activations",
         "Where layers are cut",
-        "Errors by layer",
-    ]
+    ], "the page has a chart of errors by layer"
+    assert [chart.name for chart in found.charts] == ["timesteps"]
     for name, text in found.texts.items():
         body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
         assert not name.endswith(".tex") or not re.search(r"(?<!\\)_", body)

@@ -70,7 +70,7 @@ function openRow(row, line) {
   const numbers = columns.map((column, index) => [columnHead(column), cellText(row, index)])
     .filter(([, value]) => value !== "–");
   openDialog(`${rows[row].label}, ${rows[row].group}`, make("p", {}, ...links),
-    make("table", {}, make("caption", {}, "All numbers of this run"), make("tbody", {}, numbers.map(([name, value]) =>
+    make("table", { class: "facts" }, make("caption", {}, "All numbers of this run"), make("tbody", {}, numbers.map(([name, value]) =>
       make("tr", {}, make("th", { scope: "row", class: "key" }, name), make("td", {}, value))))));
 }
 
