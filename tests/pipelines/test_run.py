@@ -45,6 +45,11 @@ def test_results_hold_the_schema_and_survive_a_move(command: Command, tiny: Tiny
     assert results["layer_error"]["mean"] == pytest.approx(np.mean(list(results["layer_errors"].values())))
     assert len(results["per_row_output_errors"]) == len(results["per_row_steps"]) == 2 * 2
     assert all(0 <= step < 4 for step in results["per_row_steps"])
+    by_step = results["layer_step_errors"]
+    assert by_step["steps"] == sorted(set(results["per_row_steps"]))
+    assert by_step["layers"].keys() == results["layer_errors"].keys()
+    for layer, errors in by_step["layers"].items():  # a layer's error is a mean of those at the steps
+        assert 0.9999 * min(errors) <= results["layer_errors"][layer] <= 1.0001 * max(errors)
     assert results["statistics"]["segments"]["transformer_blocks.0.norm1.linear"]["output"] == [64] * 6
     polarity = results["statistics"]["polarity"]["transformer_blocks.0.ff.net.2"]
     assert polarity[0]["activation"] == "gelu" and 0 <= polarity[0]["mostly_negative"] <= 1
@@ -82,7 +87,7 @@ def test_unquantized_run_is_its_own_reference(command: Command, tiny: Tiny, cach
     assert outcome.code == 0, outcome.err
     results = _results(outcome.folder)
     assert results["layer_errors"] == {} and results["output_error"] == 0.0
-    assert results["per_row_steps"] == [] and results["statistics"] is None
+    assert results["per_row_steps"] == [] and results["statistics"] is results["layer_step_errors"] is None
     assert results["artifacts"]["images"] == results["artifacts"]["reference"]
     assert results["stages"].keys() == {"reference", "evaluate"}
     psnr = next(metric for metric in results["metrics"] if metric["name"] == "psnr")
