@@ -14,6 +14,9 @@ from segquant_bench.eval.report.runs.labels import is_subject
 from segquant_bench.eval.tables.render_html import cell_content, escape
 from segquant_bench.eval.tables.table import Column
 
+AT_ONCE = 200
+"""Rows that are laid out before the reader asks for more."""
+
 
 def results_html(table: PageTable, folder: Path) -> str:
     """A `<tbody>` per group with a heading; `folder` is that of the page."""
@@ -54,9 +57,10 @@ def _row(number: int, row: PageRow, keys: Sequence[Column], folder: Path) -> str
         css = " class='key'" if column.kind == "key" else ""
         cells.append(f"<td{css}>{escape(cell.text)}</td>")
     cells += [f"<td>{cell_content(cell)}</td>" for cell in row.cells]
-    ours = " class='ours'" if is_subject(row.run) else ""
+    marks = [name for name, holds in (("ours", is_subject(row.run)), ("late", number >= AT_ONCE)) if holds]
+    css = f" class='{' '.join(marks)}'" if marks else ""
     return (
-        f"<tr data-row='{number}'{ours}>{''.join(cells)}<td class='key files'>{_files(row.run.path, folder)}</td></tr>"
+        f"<tr data-row='{number}'{css}>{''.join(cells)}<td class='key files'>{_files(row.run.path, folder)}</td></tr>"
     )
 
 

@@ -6,8 +6,8 @@ const headings = new Map([...table.tBodies].map((body) => [body.rows[0].textCont
 const flat = make("tbody");
 const heads = [...table.tHead.rows[0].cells];
 const FIRST = keys.length; // column of the first number
-const LIMIT = 200; // rows at once: more make each change slow
-let limit = LIMIT;
+const late = lines.filter((line) => line.classList.contains("late"));
+let limit = lines.length - late.length; // rows at once: more make each change slow
 let order = null; // {column, up}
 
 /** What a row is sorted by: its number, or the text of a key column. */
@@ -124,4 +124,5 @@ function startTable() {
     layOut();
   });
   listeners.push(layOut);
+  for (const line of late) line.classList.remove("late"); // they are taken out before the first layout
 }

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 from segquant_bench.eval.render import write_report
+from segquant_bench.eval.report.page import results
+from segquant_bench.eval.report.page.render import Page, render_page
 from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.tables.numbers import format_number
 from tests.eval.report.page.browser import Browser, find_browser
+from tests.eval.report.support import psnr, run
 from tests.eval.support import noisy, smooth_pictures, write_pictures
 from tests.eval.sweep import run_record
 
@@ -232,3 +235,22 @@ def test_two_methods_are_compared_and_pictures_zoom(page: Browser, sweep: Path) 
 def _told(path: Path) -> str:
     record = json.loads(path.read_text())
     return f"{record['quantizer']} {record['precision']}"
+
+
+def test_hundreds_of_runs_are_shown_in_parts(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "AT_ONCE", 5)
+    made = [run(job, "rtn", name=f"r{job:02}", metrics=(psnr(float(job)),)) for job in range(12)]
+    (tmp_path / "report.html").write_text(render_page(Page(made, (), tmp_path)))
+    browser.open(tmp_path / "report.html")
+    assert labels(browser) == [f"r{job:02}" for job in range(5)]
+    browser.click(f"#results-table thead th:nth-child({column(browser, 'psnr') + 1}) button")
+    assert labels(browser) == [f"r{job:02}" for job in range(11, 6, -1)], (
+        "the first five of all, not of those shown before"
+    )
+    type_search(browser, "psnr<3")
+    assert labels(browser) == ["r02", "r01", "r00"] and browser.run("document.getElementById('more').hidden")
+    type_search(browser, "")
+    assert browser.run("document.getElementById('more').textContent") == "Show all 12 runs (5 are shown)"
+    browser.click("#more button")
+    assert len(labels(browser)) == 12
+    assert browser.run(f"[...document.querySelectorAll('{ROW}')].every((row) => row.offsetHeight)")
