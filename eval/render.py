@@ -14,6 +14,7 @@ from segquant_bench.eval.report.comparing.summary import comparisons_markdown, c
 from segquant_bench.eval.report.drawing.bytes_plot import bytes_plot
 from segquant_bench.eval.report.drawing.canvas import to_files
 from segquant_bench.eval.report.drawing.fonts import boxes_note
+from segquant_bench.eval.report.drawing.formats_plot import formats_plot
 from segquant_bench.eval.report.drawing.grid import grid_groups, picture_grid, shown_prompts
 from segquant_bench.eval.report.drawing.metric_plot import metric_plot
 from segquant_bench.eval.report.main_table.export import export_table
@@ -139,7 +140,7 @@ def _contents(
         log.warning("%s", plain(sentence))
     formats = _formats(runs, options)
     more = extras(ordered, formats)
-    pictures = {**_figures(ordered, formats), **more.pictures, **_pictures(runs, options)}
+    pictures = {**_figures(ordered, formats, options), **more.pictures, **_pictures(runs, options)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
     failed = [failed_table(failures)] if failures else []
     speed = SPEED_LEGEND if any(run.speed for run in runs) else ""
@@ -191,10 +192,11 @@ def _formats(runs: Sequence[RunResult], options: Options) -> Sequence[str]:
     return ()
 
 
-def _figures(runs: Sequence[RunResult], formats: Sequence[str]) -> dict[str, bytes]:
+def _figures(runs: Sequence[RunResult], formats: Sequence[str], options: Options) -> dict[str, bytes]:
+    every = to_files("formats", formats_plot(runs), options.figures)  # has room for any number of runs
     if not formats:
-        return {}
-    return {**to_files("metrics", metric_plot(runs), formats), **to_files("bytes", bytes_plot(runs), formats)}
+        return every
+    return {**to_files("metrics", metric_plot(runs), formats), **to_files("bytes", bytes_plot(runs), formats), **every}
 
 
 def _pictures(runs: Sequence[RunResult], options: Options) -> dict[str, bytes]:

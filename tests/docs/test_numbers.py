@@ -184,3 +184,16 @@ def test_layouts_are_those_of_the_comparisons() -> None:
             assert ("**" in cell) == (pair["verdict"] == "worse"), (row, name)
             count += 3
     assert count == 12 * len(rows) == 12 * (len(exact) // 4)
+
+
+def test_formats_page() -> None:
+    """Every cell is that of docs/formats/table.md, rounded."""
+    exact = _exact("docs/formats/table.md")
+    (table,) = (found for found in _tables(read("docs/formats/README.md")) if found[0][0] == "precision")
+    assert {row[0] for row in table[1]} == {precision for precision, _ in exact} - {"float32"}
+    for row in table[1]:
+        cells = dict(zip(("rtn", "gptq_mse", "segquant_plus"), (row[1:4], [row[1], *row[4:6]], row[6:9]), strict=True))
+        for method, (size, error, psnr) in cells.items():
+            for written, start in ((size, "weights"), (error, "output error"), (psnr, "psnr")):
+                (column,) = [key for key in exact[row[0], method] if key.startswith(start)]
+                assert _alike(written, exact[row[0], method][column][0]), (row[0], method, start)

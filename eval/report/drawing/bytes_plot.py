@@ -66,7 +66,7 @@ def bytes_plot(runs: Sequence[RunResult]) -> Figure | None:
     for number, ((title, cells), panel_row, height) in enumerate(zip(rows, panels, heights, strict=True)):
         for quantity, panel, cell in zip(shown, panel_row, cells, strict=True):
             _draw(panel, cell, height, is_log=quantity.key in ERRORS)
-            panel.set_title(_head(quantity) if not number else "", fontsize=10)
+            panel.set_title(head(quantity) if not number else "", fontsize=10)
         panel_row[0].set_ylabel(title, fontsize=10, fontweight="bold")
         for panel in panel_row:
             panel.set_xlabel("weights, MB" if number == len(rows) - 1 else "", fontsize=9)
@@ -101,7 +101,8 @@ def beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
     return other != own and other[0] <= own[0] and other[1] <= own[1]
 
 
-def _head(quantity: Quantity) -> str:
+def head(quantity: Quantity) -> str:
+    """A panel's title."""
     unit = f", {quantity.head.unit}" if quantity.head.unit else ""
     better = "lower" if quantity.head.direction == "lower" else "higher"
     return f"{figure_text(quantity.head.name + unit, LONGEST)} ({better} is better)"
@@ -130,11 +131,13 @@ def _draw(panel: Axes, found: Sequence[Point], height: float, *, is_log: bool) -
     panel.grid(color="#e2e8f0")
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    _label(panel, found, LINE / height)
+    name_points(panel, found, LINE / height)
 
 
-def _label(panel: Axes, found: Sequence[Point], gap: float) -> None:
+def name_points(panel: Axes, found: Sequence[Point], gap: float) -> None:
     """Names in a column on the right, in the order of their points, each with a line to its point."""
+    if not found:
+        return
     panel.autoscale_view()
     to_share = panel.transData + panel.transAxes.inverted()
     ordered = sorted(found, key=lambda point: (to_share.transform((point.x, point.y))[1], point.x))
