@@ -9,7 +9,7 @@ from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme
 from segquant.numerics.precisions import PRECISIONS
-from segquant.optimizers.search import SEARCH
+from segquant.optimizers.search import DEFAULT_ALPHA, SEARCH
 from segquant.optimizers.svdquant import SvdQuant
 
 Change = dict[str, Any]
@@ -56,20 +56,24 @@ def branch(base: Method, in_features: int, out_features: int) -> Change:
 
 
 def transforms(base: Method, segments: Segments | None) -> list[Change]:
-    """First round, rounded to nearest: the graph's cuts, a scale per sign, smoothing, and rotation of each."""
+    """First round, rounded to nearest: the graph's cuts, a scale per sign, smoothing, and rotation of each.
+
+    α is DEFAULT_ALPHA: a search for it tells transforms apart no better, and takes most of the time.
+    """
     cut = {**PLAIN, **_cut(base, segments)}
     turned = _turned(base, segments)
-    smoothed: Change = {"optimizer": "smooth" if base.scheme.input is not None else "awq", "alpha": SEARCH}
+    smoothed: Change = {"optimizer": "smooth" if base.scheme.input is not None else "awq", "alpha": DEFAULT_ALPHA}
     return _distinct([cut, turned, {**cut, **smoothed}, {**turned, **smoothed}])
 
 
 def solved(base: Method, change: Mapping[str, Any]) -> Change:
-    """Second round: the transforms of `change` under GPTQ.
+    """Second round: the transforms of `change` under GPTQ, with α searched.
 
     Ranges are those of least squared error, but for static inputs that are not rotated: fresh rows would be clipped.
     """
     clips = base.scheme.static_input and not change.get("rotate", base.value("rotate"))
-    return {**change, "calibrator": "gptq", "ranges": "amax" if clips else "mse"}
+    searched = {"alpha": SEARCH} if "alpha" in change else {}
+    return {**change, **searched, "calibrator": "gptq", "ranges": "amax" if clips else "mse"}
 
 
 def _turned(base: Method, segments: Segments | None) -> Change:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,10 @@ from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of
 from segquant.numerics.layout import Layout
 from segquant.observers.stats import HeldOut, InputStats
-from segquant.optimizers.protocol import Fitted
+from segquant.optimizers.protocol import Fitted, Optimizer
+from segquant.optimizers.scaling import SmoothQuant
 from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
+from segquant.optimizers.svdquant import SvdQuant
 from segquant.solve.lay_out import lay_out_pieces
 from segquant.solve.layer import Prepared, correct_bias, solve_layer
 from segquant.solve.which_fold import left_alone
@@ -83,23 +85,27 @@ class Judge:
         found = (self(change) for change in changes)
         return _distinct([candidate for candidate in found if candidate is not None])
 
-    def __call__(self, change: Change) -> Candidate | None:
-        """The candidate; None where a fixed field contradicts it."""
+    def __call__(self, change: Change, *, roughly: bool = False) -> Candidate | None:
+        """The candidate; None where a fixed field contradicts it.
+
+        Args:
+            roughly: by the first fold alone. What is compared must be judged alike.
+        """
         change = {key: value for key, value in change.items() if key not in self.fixed}
-        key = frozenset(change.items())
+        key = frozenset({**change, "roughly": roughly}.items())
         if key not in self.judged:
-            self.judged[key] = self._judge(change)
+            self.judged[key] = self._judge(change, self.folds[:1] if roughly else self.folds)
         return self.judged[key]
 
     @torch.no_grad()
-    def _judge(self, change: Change) -> Candidate | None:
+    def _judge(self, change: Change, folds: Sequence[HeldOut]) -> Candidate | None:
         try:
             method = left_alone(layer_method(changed(self.base, change), self.layer))
         except ValueError as error:
             log.debug("%s: %s is no candidate: %s", self.name, change, error)
             return None
         wrong, whole = 0.0, 0.0
-        for index, (split, fit, target) in enumerate(zip(self.folds, self.fits, self.targets, strict=True)):
+        for index, (split, fit, target) in enumerate(zip(folds, self.fits, self.targets, strict=False)):
             layout, tensors = self._solved(method, index)
             if method.bias_correction:
                 layout, tensors = correct_bias(self.linear, layout, tensors, fit)
@@ -116,10 +122,11 @@ class Judge:
         method = replace(method, bias_correction=False)
         if self.solutions.get(index, (None,))[0] == method:
             return self.solutions[index][1:]
-        # candidates that differ in the rank of the low-rank branch or in the calibrator share what the first of them
-        # found; those that differ in ranges share the α, but not the headroom of static scales
-        alike = (index, self._format(method), method.cuts, method.optimizer.search_key, method.rotation)
-        key = (*alike, method.ranges)
+        # candidates that differ in the calibrator share what the first of them found; those that differ in ranges or by
+        # a low-rank branch share the α, but not the headroom of static scales
+        cut = (index, self._format(method), method.cuts, method.rotation)
+        key = (*cut, method.optimizer.search_key, method.ranges)
+        alike = (*cut, _search_of(method.optimizer))
         if self.prepared.get(index, (None,))[0] != key:
             self.prepared[index] = (key, {})
         layout, tensors, fitted = solve_layer(
@@ -137,6 +144,14 @@ class Judge:
         """What of its format a fit depends on: the first that is judged finds it for all widths and groups."""
         layout = lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer))
         return method.scheme.input, layout.columns, layout.branches  # groups may leave the input uncut
+
+
+def _search_of(optimizer: Optimizer) -> Any:
+    """What its α depend on; those of smoothing serve a low-rank branch beside it."""
+    if type(optimizer) is SvdQuant:
+        same = {field.name: getattr(optimizer, field.name) for field in fields(SmoothQuant)}
+        return SmoothQuant(**same).search_key
+    return optimizer.search_key
 
 
 def _distinct(found: Sequence[Candidate]) -> list[Candidate]:

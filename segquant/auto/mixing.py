@@ -62,7 +62,9 @@ def at_formats(
     plainly = {**rounded, "calibrator": "amax", "bias_correction": False, "ranges": judge.base.ranges.coarse()}
     if "ranges" in rounded:
         plainly["ranges"] = registry.find("range", rounded["ranges"])().coarse()
-    own, *others = (judge({**plainly, **_named(scheme, judge.base)}) for scheme in (judge.base.scheme, *schemes))
+    own, *others = (
+        judge({**plainly, **_named(scheme, judge.base)}, roughly=True) for scheme in (judge.base.scheme, *schemes)
+    )
     if own is None:
         return []
     return [found for each in solved for found in _scaled(each, own, [other for other in others if other is not None])]

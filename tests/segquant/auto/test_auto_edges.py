@@ -91,5 +91,7 @@ def test_one_search_for_alpha_serves_all_formats_ranges_and_calibrators() -> Non
         found = layer_candidates(layer, base, statistics(32), None, name="0")
     kept = {(c.change["optimizer"], c.change["rotate"]) for c in found.candidates if c.change["optimizer"] != "none"}
     assert kept == {("smooth", False), ("smooth", True)}
+    solved = [c.change for c in found.candidates if c.change["calibrator"] == "gptq"]
+    assert {change["alpha"] for change in solved if change["optimizer"] == "smooth"} == {search.SEARCH}
     assert len({c.change.get("precision") for c in found.candidates}) > 4
-    assert searched.call_count == 2 * 4  # each on the four folds left when one is kept apart
+    assert searched.call_count == 4  # one, on the four folds left when one is kept apart; first rounds search none
