@@ -1,16 +1,15 @@
-"""What `auto` may do with one layer: transforms, then roundings under the best of them."""
+"""What `auto` may do with one layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme
-from segquant.numerics.precisions import PRECISIONS, precision_name
-from segquant.optimizers.search import SEARCH
+from segquant.numerics.precisions import PRECISIONS
+from segquant.optimizers.search import DEFAULT_ALPHA, SEARCH
 from segquant.optimizers.svdquant import SvdQuant
 
 Change = dict[str, Any]
@@ -21,9 +20,6 @@ PLAIN: Change = {
     "calibrator": "amax", "ranges": "amax", "bias_correction": False,
 }  # fmt: skip
 """Round to nearest: always a candidate, and the cheapest."""
-RANKS = (0.5, 1.0, 2.0, 4.0)
-"""Ranks of the low-rank branch, in multiples of `SvdQuant.rank_of`."""
-
 
 WIDTHS: dict[str, tuple[str, ...]] = {
     "int": ("int2", "int3", "int4", "int5", "int6", "int8"),
@@ -48,80 +44,53 @@ def other_precisions(scheme: QuantScheme, in_features: int) -> list[str]:
     return [] if weight.group_size and in_features % weight.group_size else [other]
 
 
-def other_widths(scheme: QuantScheme, in_features: int) -> list[str]:
-    """The scheme with weights of other widths, all else as it is; without those of `other_precisions`."""
-    weight = scheme.weight
-    assert weight is not None
-    widths = [dtype for dtype in WIDTHS[weight.grid.kind] if dtype != weight.dtype]
-    names = [precision_name(replace(scheme, weight=replace(weight, dtype=dtype))) for dtype in widths]
-    known = other_precisions(scheme, in_features)
-    return [name for name in names if name not in known]
+def strong(base: Method, segments: Segments | None) -> Change:
+    """What `segquant_r` does to the layer, but for its low-rank branch: always among the candidates."""
+    return solved(base, {**_turned(base, segments), "optimizer": "smooth", "alpha": SEARCH})
 
 
-def ranks_of(base: Method, in_features: int, out_features: int) -> tuple[int, ...]:
-    rank, smaller = _default_rank(base, in_features, out_features), min(in_features, out_features)
-    return tuple(min(max(1, round(rank * factor)), smaller) for factor in RANKS)
-
-
-def _default_rank(base: Method, in_features: int, out_features: int) -> int:
-    return SvdQuant(rank=base.value("rank")).rank_of(in_features, out_features)
-
-
-def preset(base: Method, segments: Segments | None, in_features: int, out_features: int) -> Change:
-    """What `segquant_r` does to the layer: the choice to beat."""
-    assert base.scheme.weight is not None
-    has_rows = segments is not None and segments.output is not None  # a rotated input is not cut
-    found: Change = {
-        **PLAIN, "optimizer": "smooth", "alpha": SEARCH, "rotate": True, "seglinear": base.cuts.seglinear and has_rows,
-        "calibrator": "gptq", "ranges": "mse",
-    }  # fmt: skip
-    if base.scheme.weight.bits <= 4:
-        found |= {"optimizer": "svd", "iterations": 1, "rank": _default_rank(base, in_features, out_features)}
-    return found
+def branch(base: Method, in_features: int, out_features: int) -> Change:
+    """A low-rank branch, refitted once."""
+    rank = SvdQuant(rank=base.value("rank")).rank_of(in_features, out_features)
+    return {"optimizer": "svd", "alpha": SEARCH, "iterations": 1, "rank": rank}
 
 
 def transforms(base: Method, segments: Segments | None) -> list[Change]:
-    """First round: smoothing, rotation and scales per sign, rounded plainly."""
-    found: list[Change] = [dict(PLAIN)]
-    quantized_input = base.scheme.input is not None
-    rule = "smooth" if quantized_input else "awq"
+    """First round, rounded to nearest: the graph's cuts, a scale per sign, smoothing, and rotation of each.
+
+    α is DEFAULT_ALPHA: a search for it tells transforms apart no better, and takes most of the time.
+    """
+    cut = {**PLAIN, **_cut(base, segments)}
+    turned = _turned(base, segments)
+    smoothed: Change = {"optimizer": "smooth" if base.scheme.input is not None else "awq", "alpha": DEFAULT_ALPHA}
+    return _distinct([cut, turned, {**cut, **smoothed}, {**turned, **smoothed}])
+
+
+def solved(base: Method, change: Mapping[str, Any]) -> Change:
+    """Second round: the transforms of `change` under GPTQ, with α searched.
+
+    Ranges are those of least squared error, but for static inputs that are not rotated: fresh rows would be clipped.
+    """
+    clips = base.scheme.static_input and not change.get("rotate", base.value("rotate"))
+    searched = {"alpha": SEARCH} if "alpha" in change else {}
+    return {**change, **searched, "calibrator": "gptq", "ranges": "amax" if clips else "mse"}
+
+
+def _turned(base: Method, segments: Segments | None) -> Change:
+    """Rotated; of the cuts those of the output are left, since a rotated input is not cut."""
     has_rows = segments is not None and segments.output is not None
-    has_cuts = has_rows or (segments is not None and segments.input is not None)
-    fed = segments is not None and (segments.activation or any(segments.input_activations or ()))
-    cut = base.cuts.seglinear and has_cuts
-    for smooth in ({"optimizer": "none"}, {"optimizer": rule, "alpha": SEARCH}):
-        found.append({**PLAIN, **smooth, "seglinear": cut})
-        # a rotated input is not cut
-        found.append({**PLAIN, **smooth, "seglinear": base.cuts.seglinear and has_rows, "rotate": True})
-        if base.cuts.dualscale and fed and quantized_input:
-            found.append({**PLAIN, **smooth, "seglinear": cut, "dualscale": True})
-    return _distinct(found)
+    return {**PLAIN, "rotate": True, "seglinear": base.cuts.seglinear and has_rows}
 
 
-def branches(strong: Change, ranks: Sequence[int]) -> list[Change]:
-    plain = {key: value for key, value in strong.items() if key not in ("rank", "iterations")}
-    low = [{**plain, "optimizer": "svd", "iterations": 1, "rank": rank} for rank in ranks]
-    return _distinct([{**plain, "optimizer": "smooth"}, *low])
-
-
-def roundings(base: Method, best: Sequence[Change]) -> list[Change]:
-    """Second round, on the best transforms: no cuts, GPTQ, ranges, bias correction."""
-    found: list[Change] = []
-    for change in best:
-        # what shares a smoothing, a Hessian and a solution stands together
-        found.append({**change, "bias_correction": True})
-        found.append({**change, "calibrator": "gptq"})
-        found.append({**change, "calibrator": "gptq", "bias_correction": True})
-        if _may_shrink(base, change):
-            found.append({**change, "calibrator": "gptq", "ranges": "mse"})
-        if change.get("seglinear", base.cuts.seglinear):
-            found.append({**change, "calibrator": "gptq", "seglinear": False})
-    return _distinct(found)
-
-
-def _may_shrink(base: Method, change: Change) -> bool:
-    """Whether to try ranges of least squared error. Not for static unrotated inputs: fresh rows get clipped."""
-    return not base.scheme.static_input or bool(change.get("rotate", base.value("rotate")))
+def _cut(base: Method, segments: Segments | None) -> Change:
+    """What of the base's cuts the layer has a place for."""
+    if segments is None:
+        return {}
+    fed = bool(segments.activation or any(segments.input_activations or ()))
+    return {
+        "seglinear": base.cuts.seglinear and (segments.output is not None or segments.input is not None),
+        "dualscale": base.cuts.dualscale and fed and base.scheme.input is not None,
+    }
 
 
 def changed(base: Method, change: Change) -> Method:

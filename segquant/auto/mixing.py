@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from torch import nn
-
-from segquant.auto.budget import Candidate, Layer
-from segquant.auto.candidates import PLAIN, WIDTHS, Change
+from segquant import registry
+from segquant.auto.budget import Candidate
+from segquant.auto.candidates import WIDTHS, Change
 from segquant.auto.judge import Judge
-from segquant.errors import QuantizationError
-from segquant.graph.segments import Segments
 from segquant.method.spec import Method
-from segquant.modules.layers import as_linear, window_of
 from segquant.numerics.formats import QuantScheme, QuantSpec
 from segquant.numerics.precisions import PRECISIONS, precision_name
 from segquant.numerics.scales import K_BITS
-from segquant.observers.stats import InputStats
-from segquant.optimizers.svdquant import SvdQuant
 
 GROUPS = {"int": (32, 64, 128), "uint": (32, 64, 128), "fp": (16, 32, 64), "nf": (32, 64, 128)}
 """Group sizes that may mix, by the kind of the base's dtype; only where the base has groups."""
@@ -52,66 +46,43 @@ def _divides(scheme: QuantScheme, in_features: int) -> bool:
     return block is None or in_features % block == 0
 
 
-def format_candidates(
-    layer: nn.Module,
-    base: Method,
-    stats: InputStats,
-    segments: Segments | None,
-    *,
-    name: str,
-    fixed: frozenset[str] = frozenset(),
-) -> Layer:
-    """The method at every format of a layer, with and without its low-rank branch, with errors and costs.
+def at_formats(
+    judge: Judge, solved: Sequence[Candidate], rounded: Change, schemes: Sequence[QuantScheme]
+) -> list[Candidate]:
+    """Candidates as they would be at other formats than their own.
 
-    At its own format the method is solved and judged on held-out rows. At others its weight is rounded to nearest, with
-    the same transforms, and what the method gains on that is taken to be the same: a fraction of the time, and the same
-    choices but for layers where two are level. What is chosen is then solved for itself.
+    A weight is rounded to nearest at every format, after the candidates' transforms, and what they gain on that at
+    their own format is taken to be the same: a fraction of the time of solving, and the same choices but where two are
+    level. What is chosen is then solved for itself.
 
     Args:
-        stats: of its input, with fold 0's Gram matrix kept apart.
-        fixed: fields that stay as they are in `base`.
-
-    Raises:
-        QuantizationError: calibration filled one fold only.
+        solved: judged at the base's format; they differ in the low-rank branch alone.
+        rounded: changes one of them to rounding.
     """
-    linear = as_linear(layer)
-    if window_of(layer) is not None:
-        fixed |= {"rotate"}  # see `layer_method`
-    judge = Judge(layer, base, stats, segments, name, fixed, shares_formats=True)
-    solved = [(change, found) for change in _branches(base) if (found := judge(change)) is not None]
-    plain = judge(PLAIN)
-    if plain is None or not solved:
-        raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
-    schemes = [] if "precision" in fixed else formats_of(base.scheme, linear.in_features)[1:]
-    plainly = {"calibrator": "amax", "bias_correction": False, "ranges": base.ranges.coarse(), **_without_branch(base)}
-    rounded = [judge({**plainly, "precision": precision_name(scheme)}) for scheme in (base.scheme, *schemes)]
-    others = [candidate for candidate in rounded if candidate is not None]
-    candidates = [each for change, own in solved for each in _scaled(change, own, others)]
-    return Layer(name, plain, candidates, linear.weight.numel())
+    plainly = {**rounded, "calibrator": "amax", "bias_correction": False, "ranges": judge.base.ranges.coarse()}
+    if "ranges" in rounded:
+        plainly["ranges"] = registry.find("range", rounded["ranges"])().coarse()
+    own, *others = (
+        judge({**plainly, **_named(scheme, judge.base)}, roughly=True) for scheme in (judge.base.scheme, *schemes)
+    )
+    if own is None:
+        return []
+    return [found for each in solved for found in _scaled(each, own, [other for other in others if other is not None])]
 
 
-def _without_branch(base: Method) -> Change:
-    return {"optimizer": "smooth"} if base.value("optimizer") == SvdQuant.name else {}
+def _named(scheme: QuantScheme, base: Method) -> Change:
+    return {} if scheme == base.scheme else {"precision": precision_name(scheme)}
 
 
-def _branches(base: Method) -> list[Change]:
-    """A low-rank branch may go: its bytes may do more as wider codes."""
-    return [{}, *filter(None, [_without_branch(base)])]
+def _scaled(solved: Candidate, rounded: Candidate, others: Sequence[Candidate]) -> Iterator[Candidate]:
+    """`solved` at the formats of `others`, if it gains there on them what it gains on `rounded` at its own.
 
-
-def _scaled(change: Change, own: Candidate, rounded: Sequence[Candidate]) -> Iterator[Candidate]:
-    """`own`, and what it would be at the formats of `rounded`, whose first is rounding at its own.
-
-    Errors of inputs, which no calibrator mends, are in all of `rounded`: the least of them is taken for theirs.
+    Errors of inputs, which no calibrator mends, are in all of them: the least is taken for theirs.
     """
-    yield own
-    if not rounded:
-        return
-    floor = min(candidate.error for candidate in rounded) ** 2
-    gap = rounded[0].error ** 2 - floor
-    gain = max(own.error**2 - floor, 0.0) / gap if gap > 0 else 1.0
-    for other in rounded[1:]:
+    floor = min(candidate.error for candidate in (rounded, *others)) ** 2
+    gap = rounded.error**2 - floor
+    gain = max(solved.error**2 - floor, 0.0) / gap if gap > 0 else 1.0
+    for other in others:
         error = (floor + gain * (other.error**2 - floor)) ** 0.5
-        size = own.bytes + other.bytes - rounded[0].bytes
-        precision = {"precision": other.change["precision"]}
-        yield Candidate({**precision, **change}, error, size, own.operations, other.bits)
+        change = {**solved.change, "precision": other.change["precision"]}
+        yield Candidate(change, error, solved.bytes + other.bytes - rounded.bytes, solved.operations, other.bits)

@@ -11,13 +11,11 @@ from typing import Any
 from torch import nn
 
 from segquant.auto.budget import Layer
-from segquant.auto.judge import choose_plan, layer_candidates, pinned
 from segquant.auto.kept import keep_candidates, kept_candidates
-from segquant.auto.mixing import format_candidates
+from segquant.auto.layers import choose_plan, layer_candidates, pinned
 from segquant.auto.sensitivity import output_gains
 from segquant.graph.segments import Segments
 from segquant.keep import Keeper
-from segquant.method.parts import FORMATS
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods
@@ -64,8 +62,7 @@ def choose(
         for name, layer in called(named, group.stats, method).items():
             judged = kept_candidates(keep, name)
             if judged is None:
-                candidates = format_candidates if method.budget and method.budget.over == FORMATS else layer_candidates
-                judged = candidates(
+                judged = layer_candidates(
                     layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
                 )
                 keep_candidates(keep, judged)

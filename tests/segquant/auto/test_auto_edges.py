@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from segquant import PRECISIONS, InputStats, Method, Segments, presets, quantize_
-from segquant.auto.candidates import changed, other_precisions, other_widths, preset, ranks_of
-from segquant.auto.judge import layer_candidates
+from segquant.auto.candidates import changed, other_precisions, strong
+from segquant.auto.layers import layer_candidates
 from segquant.graph.control_cuts import wrong_cuts
 from segquant.method.parts import Budget
-from segquant.numerics.precisions import scheme_of
 from segquant.optimizers import search
 from tests.segquant.support import BLOCK_SEGMENTS, OUTCOMES, Block, block_batches, tensor, told
 
@@ -48,26 +47,16 @@ def test_only_precisions_that_fit_the_width_are_mixed_in(in_features: int, found
     assert names == {"w8a8", *found, *widths}
 
 
-@pytest.mark.parametrize(
-    "precision, bits",
-    [("w4a8_channel", [2, 3, 5, 6]), ("w4a16", [2, 3, 5, 6, 8]), ("mxfp4", [6, 8]), ("w4a16_nf4", [])],
-)
-def test_other_widths_keep_all_else(precision: str, bits: list[int]) -> None:
-    scheme = PRECISIONS[precision]
-    assert scheme.weight is not None
-    names = other_widths(scheme, 64)
-    for name in names:
-        other = scheme_of(name)
-        assert other.weight is not None and other.input == scheme.input
-        assert replace(other.weight, dtype=scheme.weight.dtype) == scheme.weight
-    assert [scheme_of(name).weight.bits for name in names] == bits  # type: ignore[union-attr]
-
-
 def test_a_layer_with_one_output_takes_no_rank_beyond_it() -> None:
     base = Method.of("mine", PRECISIONS["w4a8_channel"], budget=Budget(3, 3))
-    assert ranks_of(base, 32, 1) == (1, 1, 1, 1) and ranks_of(base.changed(rank=8), 640, 320) == (4, 8, 16, 32)
-    layer = layer_candidates(nn.Linear(32, 1), base, statistics(32), None, name="0")
+    pinned = frozenset({"precision"})  # else a format of its own takes the branch's place
+    layer = layer_candidates(nn.Linear(32, 1), base, statistics(32), None, name="0", fixed=pinned)
     assert {candidate.change["rank"] for candidate in layer.candidates if "rank" in candidate.change} == {1}
+
+
+def test_eight_bits_have_no_format_to_gain_by() -> None:
+    layer = layer_candidates(nn.Linear(64, 8), presets.auto("w8a8"), statistics(64), None, name="0")
+    assert not any("precision" in candidate.change for candidate in layer.candidates)
 
 
 def test_candidates_that_differ_in_pinned_fields_alone_are_one() -> None:
@@ -79,16 +68,15 @@ def test_candidates_that_differ_in_pinned_fields_alone_are_one() -> None:
 
 
 @pytest.mark.parametrize("precision", ["w8a8_tensor", "w8a8_dynamic", "w4a8_channel", "w4a4"])
-def test_the_candidate_to_beat_is_segquant_r(precision: str) -> None:
+def test_segquant_r_without_its_branch_is_among_the_candidates(precision: str) -> None:
     names, batches, width = ["ada", "up", "down", "out"], block_batches(6, seed=1, width=64), 64
     segments = {name: BLOCK_SEGMENTS[name] for name in names}
     segments["ada"] = replace(segments["ada"], output=(width,) * 3)
     segments["out"] = Segments(input=(width, width))
-    fixed = quantize_(Block(width), presets.segquant_r(precision), batches, segments)
+    fixed = quantize_(Block(width), presets.segquant_r(precision).changed(optimizer="smooth"), batches, segments)
     base = presets.auto(precision)
     for name in names:
-        linear = getattr(Block(width), name)
-        method = changed(base, preset(base, segments[name], linear.in_features, linear.out_features))
+        method = changed(base, strong(base, segments[name]))
         model = Block(width)
         skip = tuple(other for other in names if other != name)
         quantize_(model, method.changed(skip=skip), batches, segments)
@@ -97,10 +85,13 @@ def test_the_candidate_to_beat_is_segquant_r(precision: str) -> None:
         assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_one_search_for_alpha_serves_all_ranks_ranges_and_calibrators() -> None:
+def test_one_search_for_alpha_serves_all_formats_ranges_and_calibrators() -> None:
     layer, base = nn.Linear(32, 16), presets.auto("w4a8_channel")
     with patch.object(search, "alpha_errors", wraps=search.alpha_errors) as searched:
         found = layer_candidates(layer, base, statistics(32), None, name="0")
     kept = {(c.change["optimizer"], c.change["rotate"]) for c in found.candidates if c.change["optimizer"] != "none"}
-    assert kept == {("smooth", False), ("smooth", True), ("svd", True)}
-    assert searched.call_count == 3 * 4  # each on the four folds left when one is kept apart
+    assert kept == {("smooth", False), ("smooth", True)}
+    solved = [c.change for c in found.candidates if c.change["calibrator"] == "gptq"]
+    assert {change["alpha"] for change in solved if change["optimizer"] == "smooth"} == {search.SEARCH}
+    assert len({c.change.get("precision") for c in found.candidates}) > 4
+    assert searched.call_count == 4  # one, on the four folds left when one is kept apart; first rounds search none

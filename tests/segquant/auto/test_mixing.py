@@ -12,7 +12,8 @@ from torch import nn
 
 from segquant import PRECISIONS, InputStats, QuantizationError, layer_errors, load_quantized, presets, save_quantized
 from segquant.auto.budget import Candidate, Layer, Limits, choose
-from segquant.auto.mixing import format_candidates, formats_of
+from segquant.auto.layers import layer_candidates
+from segquant.auto.mixing import formats_of
 from segquant.method.plan_file import LayerPlan, plan_method
 from segquant.numerics.precisions import precision_name, scheme_of
 from tests.segquant.auto.test_auto import outputs, plan_of, quantized, statistics
@@ -114,8 +115,12 @@ def test_bytes_buy_accuracy() -> None:
 
 
 def test_a_branch_goes_where_its_bytes_do_more_as_codes() -> None:
-    found = format_candidates(
-        Block().down, presets.segquant_g("w4a8"), statistics()["down"], BLOCK_SEGMENTS["down"], name="down"
+    found = layer_candidates(
+        Block().down,
+        presets.segquant_g("w4a8", budget=FORMATS),
+        statistics()["down"],
+        BLOCK_SEGMENTS["down"],
+        name="down",
     ).candidates
     kinds = {
         (candidate.change.get("optimizer", "svd"), candidate.change.get("precision", "w4a8")) for candidate in found
@@ -136,9 +141,9 @@ def test_expected_errors_at_other_formats_are_near_the_solved_ones(layer: str) -
     linear, stats, cuts = getattr(Block(), layer), statistics()[layer], BLOCK_SEGMENTS[layer]
     pinned = frozenset({"precision"})
     ratios = []
-    for candidate in format_candidates(linear, presets.gptq_mse("w4a8"), stats, cuts, name=layer).candidates:
-        alone = presets.gptq_mse(candidate.change.get("precision", "w4a8"))
-        (solved,) = format_candidates(linear, alone, stats, cuts, name=layer, fixed=pinned).candidates
+    for candidate in layer_candidates(linear, presets.gptq_mixed("w4a8"), stats, cuts, name=layer).candidates:
+        alone = presets.gptq_mixed(candidate.change.get("precision", "w4a8"))
+        (solved,) = layer_candidates(linear, alone, stats, cuts, name=layer, fixed=pinned).candidates
         assert solved.bytes == candidate.bytes
         ratios.append(candidate.error / solved.error)
     assert ratios[0] == 1.0 and min(ratios) > 0.7 and max(ratios) < 1.3
@@ -172,7 +177,7 @@ def test_one_fold_is_not_enough() -> None:
     stats = InputStats("down", 64, keep_gram=True, split_gram=True)
     stats.update(tensor(1, 64), 0)
     with pytest.raises(QuantizationError, match="down: auto judges on rows kept apart.*give more batches"):
-        format_candidates(Block().down, presets.gptq_mixed("w4a8"), stats, None, name="down")
+        layer_candidates(Block().down, presets.gptq_mixed("w4a8"), stats, None, name="down")
 
 
 def test_unknown_choices_are_refused() -> None:

@@ -1,0 +1,126 @@
+"""`auto`: every layer takes the candidate with the least output error on held-out rows, within a budget.
+
+Our reading of "adaptively combines complementary techniques" (arXiv 2507.14811).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from segquant.auto.budget import Candidate, Layer, choose, limits_of
+from segquant.auto.candidates import PLAIN, Change, other_precisions
+from segquant.auto.judge import Judge
+from segquant.auto.mixing import at_formats, formats_of
+from segquant.errors import QuantizationError
+from segquant.graph.segments import Segments
+from segquant.method.parts import FORMATS
+from segquant.method.plan_file import LayerPlan
+from segquant.method.spec import Method
+from segquant.modules.layers import as_linear, window_of
+from segquant.numerics.formats import QuantScheme
+from segquant.numerics.precisions import precision_name
+from segquant.observers.stats import InputStats
+from segquant.optimizers.svdquant import SvdQuant
+
+WITHOUT_BRANCH: Change = {"optimizer": "smooth"}
+"""A low-rank branch may go: its bytes may do more as wider codes."""
+
+
+def pinned(method: Method, name: str) -> frozenset[str]:
+    """Fields that the user's overrides fix for this layer."""
+    keys = {key for pattern, values in method.targets.overrides if fnmatch.fnmatchcase(name, pattern) for key in values}
+    return frozenset(keys)
+
+
+def layer_candidates(
+    layer: nn.Module,
+    base: Method,
+    stats: InputStats,
+    segments: Segments | None,
+    *,
+    name: str,
+    fixed: frozenset[str] = frozenset(),
+) -> Layer:
+    """All candidates of a layer with their errors and costs: methods at the base's format, the best of them at others.
+
+    With `Budget.over` "formats" the base itself is the one method.
+
+    Args:
+        stats: of its input, with fold 0's Gram matrix kept apart.
+        fixed: fields that stay as they are in `base`.
+
+    Raises:
+        QuantizationError: calibration filled one fold only.
+    """
+    assert base.budget is not None
+    if window_of(layer) is not None:
+        fixed |= {"rotate"}  # see `layer_method`
+    judge = Judge(layer, base, stats, segments, name, fixed)
+    plain = judge(PLAIN)
+    found = _of_one_method(judge) if base.budget.over == FORMATS else _of_methods(judge)
+    if plain is None or not found:
+        raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
+    return Layer(name, plain, found, as_linear(layer).weight.numel())
+
+
+def _of_one_method(judge: Judge) -> list[Candidate]:
+    changes: list[Change] = [{}, *([WITHOUT_BRANCH] if judge.base.value("optimizer") == SvdQuant.name else [])]
+    solved = [candidate for change in changes if (candidate := judge(change)) is not None]
+    return [*solved, *at_formats(judge, solved, changes[-1], _schemes(judge))]
+
+
+def _of_methods(judge: Judge) -> list[Candidate]:
+    """Formats first: where they may mix they choose the bytes, and methods are compared at one of them."""
+    budget, schemes = judge.base.budget, _schemes(judge)
+    assert budget is not None
+    mixes = budget.average_bits is not None or any(_is_finer(each, judge.base) for each in schemes)
+    found = judge.methods(mixes=mixes)
+    if not found or not mixes:
+        return found
+    best = min(found, key=lambda candidate: candidate.error)
+    found += at_formats(judge, [best], dict(best.change), schemes)
+    if budget.average_bits is not None:
+        others = other_precisions(judge.base.scheme, judge.linear.in_features)
+        found += [c for other in others if (c := judge({**best.change, "precision": other})) is not None]
+    return found
+
+
+def _is_finer(scheme: QuantScheme, base: Method) -> bool:
+    one, own = scheme.weight, base.scheme.weight
+    assert one is not None and own is not None
+    return one.bits > own.bits or (one.group_size or 0) < (own.group_size or 0)
+
+
+def _schemes(judge: Judge) -> list[QuantScheme]:
+    """Other formats than the base's; none where it is pinned."""
+    if "precision" in judge.fixed:
+        return []
+    return formats_of(judge.base.scheme, judge.linear.in_features)[1:]
+
+
+def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
+    assert base.budget is not None
+    try:
+        chosen = choose(layers, limits_of(base.budget, layers))
+    except ValueError as error:
+        raise QuantizationError(str(error)) from error
+    return [
+        LayerPlan(
+            layer.name,
+            _readable(candidate.change, base),
+            round(candidate.error, 6),
+            candidate.bytes,
+            round(candidate.operations / layer.weights, 4),
+            round(layer.plain.error, 6),
+            round(layer.gain, 4),
+        )
+        for layer, candidate in zip(layers, chosen, strict=True)
+    ]
+
+
+def _readable(change: Mapping[str, object], base: Method) -> dict[str, object]:
+    own = {"precision": precision_name(base.scheme)}
+    return {key: value for key, value in change.items() if value != (own[key] if key in own else base.value(key))}
