@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.files import find_named
-from segquant_bench.eval.json_checks import SCALAR, TEXT, list_of, read_checked, record
+from segquant_bench.eval.json_checks import COUNT, SCALAR, TEXT, list_of, read_checked, record
 
 FILE = "failure.json"
 AGAIN = "run that job again, or leave it out with --skip-unreadable"
 """What to do about a broken file."""
 _KNOWN = ("name", "model", "dataset", "precision", "seed")
-_FAILURE = record({"message": TEXT}, {**dict.fromkeys(_KNOWN, SCALAR), "overrides": list_of(SCALAR)})
+_FAILURE = record(
+    {"message": TEXT},
+    {**dict.fromkeys(_KNOWN, SCALAR), "overrides": list_of(SCALAR), "tries": COUNT, "mendable": TEXT},
+)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A `failure.json`; unknown texts are empty."""
+    """A `failure.json`; unknown texts are empty.
+
+    `tries` counts how often the job was begun; `mendable` is what another try may find otherwise, "" of all else.
+    """
 
     path: Path
     name: str
@@ -27,6 +33,8 @@ class Failure:
     seed: str
     overrides: tuple[str, ...]
     message: str
+    tries: int = 1
+    mendable: str = ""
 
 
 def load_failures(directories: Iterable[Path], skipped: Collection[Path] = ()) -> list[Failure]:
@@ -41,7 +49,10 @@ def find_failures(directories: Iterable[Path]) -> list[Path]:
 def load_failure(path: Path) -> Failure:
     raw = read_checked(path, _FAILURE, AGAIN)
     texts = {key: _text(raw.get(key)) for key in _KNOWN}
-    return Failure(path, **texts, overrides=tuple(map(str, raw.get("overrides") or ())), message=raw["message"])
+    overrides, tries = tuple(map(str, raw.get("overrides") or ())), raw.get("tries") or 1
+    return Failure(
+        path, **texts, overrides=overrides, message=raw["message"], tries=tries, mendable=raw.get("mendable") or ""
+    )
 
 
 def _text(value: Any) -> str:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import errno
+import socket
+import sys
 from collections.abc import Iterable, Iterator
+
+from filelock import Timeout
 
 from segquant_bench.hints import nearest
 from segquant_bench.texts import plain
 
 
 class PipelineError(Exception):
-    """Bad input or environment: one sentence that says what to do."""
+    """Bad input or environment: one sentence that says what to do.
+
+    `mendable` says what may be otherwise at another try (see the function of that name); "" of everything else.
+    """
+
+    mendable: str = ""
 
 
 RENAMED = {"encoders": "components", "calibration.sampler": "calibration.timesteps"}
@@ -79,3 +88,47 @@ def is_disk_full(error: BaseException) -> bool:
         or "No space left on device" in str(each)
         for each in causes(error)
     )
+
+
+_NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")
+"""What RuntimeErrors of torch's allocators say; on a device some have a class of their own."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether this error, its causes apart, is lack of memory."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
+
+
+_PASSING = (
+    errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET,
+    errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED,
+)  # fmt: skip
+"""Errors of disks, shares and networks that may be gone a while later."""
+_BUSY = (408, 429, 500, 502, 503, 504)
+"""What servers answer then."""
+
+
+def mendable(error: BaseException) -> str:
+    """What another try may find otherwise: "memory", "disk", or "disk or network"; "" of all else.
+
+    Refusals of a configuration, files that are missing or damaged, and faults of the program are none of these.
+    """
+    found = list(causes(error))
+    if any(is_memory(each) for each in found):
+        return "memory"
+    if is_disk_full(error):
+        return "disk"
+    return "disk or network" if any(_passes(each) for each in found) else ""
+
+
+def _passes(error: BaseException) -> bool:
+    if isinstance(error, Timeout):  # another run holds a lock
+        return False
+    if isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno in _PASSING):
+        return True
+    return getattr(getattr(error, "response", None), "status_code", None) in _BUSY

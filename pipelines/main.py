@@ -24,13 +24,14 @@ from segquant_bench.pipelines.config.quantizer import check_used
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
-from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line, unwritable
+from segquant_bench.pipelines.errors import PipelineError, is_disk_full, mendable, one_line, unwritable
 from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
-from segquant_bench.pipelines.results.sweep import claimed, refused_folder, report_sweep
+from segquant_bench.pipelines.results.sweep import SweepFolder, claimed, refused_folder, report_sweep
 from segquant_bench.pipelines.results.wandb_mode import check_logger
 from segquant_bench.pipelines.runtime.interrupt import exit_code, insistent_interrupt, signal_name
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
+from segquant_bench.pipelines.sweeps.record import SweepRecord, job_record, tries_before
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def job(config: DictConfig) -> None:
         clear_failure(told)
     try:
         # of a sweep's launcher that runs jobs in processes of their own, these are told to end as well
-        with insistent_interrupt(), claimed(folder):
+        with insistent_interrupt(), claimed(folder), job_record(folder, SweepFolder.sweep):
             told = folder
             clear_failure(folder)
             _job(config, folder)
@@ -63,9 +64,10 @@ def job(config: DictConfig) -> None:
 
 
 def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
-    message, overrides = user_message(error), list(HydraConfig.get().overrides.task)
+    message, overrides, cause = user_message(error), list(HydraConfig.get().overrides.task), mendable(error)
     if folder is not None:
-        write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}")
+        tries = max(1, tries_before(folder, SweepFolder.sweep))
+        write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}", cause, tries)
     if message is None:
         raise error
     line = f"{one_line(' '.join(overrides))}: {message}" if overrides else message
@@ -74,7 +76,9 @@ def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
         _refused.append(PipelineError(message))
         return
     log.error("%s", line)
-    raise PipelineError(message) from error
+    told = PipelineError(message)
+    told.mendable = cause
+    raise told from error
 
 
 def _job(config: DictConfig, folder: Path) -> None:
@@ -186,6 +190,10 @@ def _run_and_report() -> bool:
     except Exception:  # a fault of the program in one job: the others' results are worth a report
         _succeeds(_report, REPORT_FAILED)
         raise
+    finally:
+        if SweepRecord.current is not None:
+            SweepRecord.current.end()
+            SweepRecord.current = None
     return _succeeds(_report, REPORT_FAILED) and finished
 
 

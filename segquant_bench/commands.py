@@ -78,3 +78,11 @@ def report() -> None:
     from segquant_bench.eval.cli import main
 
     sys.exit(main())
+
+
+def status() -> None:
+    """Which jobs of a sweep are done, run, failed or wait."""
+    _require_benchmark("segquant-status")
+    from segquant_bench.eval.status_cli import main
+
+    sys.exit(main())

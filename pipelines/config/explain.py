@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +18,10 @@ from omegaconf.errors import (
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.arguments import open_key, quotes_hint
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
-from segquant_bench.pipelines.errors import PipelineError, causes, one_line, unknown_key
+from segquant_bench.pipelines.errors import PipelineError, causes, is_memory, one_line, unknown_key
 
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d[\d.]*) ?(bytes|[KMGTP]?i?B)")
 _FREE = re.compile(r"of which (\d[\d.]* ?[KMGTP]?i?B) is free")
-_NO_ROOM = ("can't allocate memory", "not enough memory", "out of memory")
-"""What RuntimeErrors of torch's allocators say; on a device some have a class of their own."""
 
 
 def explain(error: BaseException) -> str:
@@ -153,7 +149,7 @@ def no_room(config: ModelConfig, sizes: Mapping[str, int], free: int, place: str
 
 def memory_message(error: BaseException) -> str | None:
     """The sentence for lack of memory; else None."""
-    found = next((each for each in causes(error) if _is_memory(each)), None)
+    found = next((each for each in causes(error) if is_memory(each)), None)
     if found is None:
         return None
     asked, free = _ASKED.search(str(found)), _FREE.search(str(found))
@@ -163,15 +159,6 @@ def memory_message(error: BaseException) -> str | None:
         f"out of memory: {told}{left}; use model.offload=components (what does not run waits in main memory), "
         "model.offload=blocks (the denoiser waits on disk), or a smaller model.batch_size"
     )
-
-
-def _is_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
 
 
 def _amount(number: str, unit: str) -> str:

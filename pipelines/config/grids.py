@@ -6,7 +6,6 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,9 +17,10 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segquant_bench.pipelines.config.arguments import with_open_keys
+from segquant_bench.pipelines.config.sweeping import listed, opened
 from segquant_bench.pipelines.errors import PipelineError
 
 # Hydra instantiates plugins of its own namespace only, so `register` puts this module there under this name.
@@ -34,6 +34,7 @@ class GridSweeperConf:
     _target_: str = f"{NAMESPACE}.GridSweeper"
     params: dict[str, Any] | None = None
     grids: list[dict[str, Any]] = field(default_factory=list)
+    max_batch_size: int | None = None
 
 
 class GridSweeper(Sweeper):
@@ -50,9 +51,12 @@ class GridSweeper(Sweeper):
     launcher: Launcher
 
     def __init__(
-        self, params: Mapping[str, Any] | None = None, grids: Sequence[Mapping[str, Any]] | None = None
+        self,
+        params: Mapping[str, Any] | None = None,
+        grids: Sequence[Mapping[str, Any]] | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
-        self.params = dict(params or {})
+        self.params, self.max_batch_size = dict(params or {}), max_batch_size
         self.grids = [dict(grid) for grid in grids or [{}]]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -66,11 +70,7 @@ class GridSweeper(Sweeper):
         jobs = self.jobs(arguments)
         if not jobs:
             raise PipelineError(f"no job of the sweep has {' '.join(arguments)}; leave out or change what none has")
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        self.validate_batch_is_legal(jobs)
-        results = self.launcher.launch(jobs, initial_job_idx=0)
+        results = opened(self, self.max_batch_size).run(listed(self, jobs))
         for result in results:
             result.return_value  # noqa: B018 - raises where the job failed
         return [results]

@@ -24,7 +24,7 @@ from segquant_bench.pipelines.config.sections import (
     MetricConfig,
     ModelConfig,
 )
-from segquant_bench.pipelines.errors import PipelineError, one_line, unknown_key
+from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, unknown_key
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import zoo_path
 
@@ -44,7 +44,8 @@ class RunConfig:
     `quantize` names attributes of the pipeline (denoiser, text_encoder, controlnet …). `components` changes quantizer
     settings: {text_encoder: {seglinear: false}}. `backend` runs quantized layers: a name, or one's own class as dotted
     path or {_target_: PATH}; `run` is the engine of the whole denoiser. `polarity` records signs of activations
-    (Table 1), `speed` measures the denoiser. `stages` holds settings by name.
+    (Table 1), `speed` measures the denoiser. `stages` holds settings by name. A sweep tries `retries`
+    times again what another try may mend.
     """
 
     name: str = MISSING
@@ -66,8 +67,10 @@ class RunConfig:
     seed: int = 0
     cache: str = "outputs/cache"
     report: bool = True
+    retries: int = 1
 
     def __post_init__(self) -> None:
+        at_least("retries", self.retries, 0)
         _check_target(self.quantizer)
         self._check_names()
         self._check_parts()

@@ -32,10 +32,16 @@ def log_to_file(text: str) -> None:
             handler.handle(record)
 
 
-def write_failure(folder: Path, config: DictConfig, overrides: Sequence[str], message: str) -> None:
-    """Put the sentence into the run's folder; a folder that takes none is told of in the log."""
+def write_failure(
+    folder: Path, config: DictConfig, overrides: Sequence[str], message: str, mendable: str = "", tries: int = 1
+) -> None:
+    """Put the sentence into the run's folder; a folder that takes none is told of in the log.
+
+    `mendable` is what another try may find otherwise, `tries` how often the job was begun.
+    """
     known = {name: _selected(config, key) for name, key in KEYS.items()}
     record = {"schema": 1, **known, "overrides": list(overrides), "message": one_line(message)}
+    record |= {"mendable": mendable, "tries": tries}
     # put off: eval imports numpy, which runs that are refused at once do without
     from segquant_bench.eval.files import save_text
 

@@ -17,12 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-MARK = ".sweep-"
-"""Begins the name of a hidden file that says which sweep filled a folder."""
 TIMED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 """As ${now:%Y-%m-%d_%H-%M-%S} writes the time."""
 
@@ -44,6 +43,7 @@ class SweepFolder(Callback):
         self.own = secrets.token_hex(8)
         _make_own(config, "sweep")
         SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
+        SweepRecord.current = SweepRecord(SweepFolder.current[0], self.own)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.sweep = self.own

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from segquant import presets
 from segquant_bench.eval.cli import main as report
+from segquant_bench.eval.status_cli import main as status
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.plan.config import compose_plan
@@ -85,6 +86,12 @@ def test_plans_compose(line: str) -> None:
 def test_report_takes_the_options(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The folders of the text are not there; an option that is not known would end in argparse's SystemExit."""
     assert report(words(line)) == 2
+    assert "outputs/sweeps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", [line for line in _every("segquant-status") if words(line)])
+def test_status_takes_the_options(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(words(line)) == 2
     assert "outputs/sweeps" in capsys.readouterr().err
 
 
