@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.render import LatexTable, write_report
+from segquant_bench.eval.failures import Failure
+from segquant_bench.eval.render import LatexTable, read_runs, report_folder, write_report
 from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS
 from segquant_bench.eval.report.comparing.choose import Choice
 from segquant_bench.eval.report.drawing.canvas import FORMATS
 from segquant_bench.eval.results import find_unreadable
+from segquant_bench.eval.store import STORE, Store
 from segquant_bench.texts import plain
 
 
@@ -43,12 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "discovery rate",
     )  # fmt: skip
     _add_forms(parser)
+    parser.add_argument(
+        "--query", metavar="SQL", help=f"print what a query of the results ({STORE}) gives as CSV, and render nothing"
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if options.rows < 1:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
         skipped = find_unreadable(options.directories) if options.skip_unreadable else []
+        if options.query is not None:
+            _query(options.directories, options.output, skipped, options.query)
+            return _told(skipped)
         written = write_report(
             options.directories, options.output, grid=not options.no_grid, rows=options.rows, skipped=skipped,
             choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
@@ -58,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
         return 2
     sys.stdout.writelines(f"{path}\n" for path in written.values())
+    return _told(skipped)
+
+
+def _told(skipped: Sequence[Failure]) -> int:
     sys.stderr.writelines(f"segquant-report: skipped: {plain(each.message)}\n" for each in skipped)
     return 1 if skipped else 0
 
@@ -85,6 +98,13 @@ def _latex(options: argparse.Namespace) -> LatexTable | None:
     names = tuple(name.strip() for name in options.columns.split(",")) if options.columns else ()
     table = LatexTable(names, options.caption or "", options.label or "", options.longtable)
     return None if table == LatexTable() else table
+
+
+def _query(directories: Sequence[Path], output: Path | None, skipped: Sequence[Failure], sql: str) -> None:
+    folder = report_folder(directories, output)
+    read_runs(directories, folder, skipped)
+    heads, rows = Store(folder / STORE).query(sql)
+    csv.writer(sys.stdout, lineterminator="\n").writerows([heads, *rows])
 
 
 if __name__ == "__main__":

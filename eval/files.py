@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 def save_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write safetensors atomically, creating the folder."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    _publish(path, lambda temporary: _save_in_order(temporary, contiguous, dict(metadata or {})))
+    publish(path, lambda temporary: _save_in_order(temporary, contiguous, dict(metadata or {})))
 
 
 def _save_in_order(path: str, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
@@ -43,11 +43,11 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def save_text(path: Path, text: str) -> None:
-    _publish(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    publish(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def save_bytes(path: Path, content: bytes) -> None:
-    _publish(path, lambda temporary: Path(temporary).write_bytes(content))
+    publish(path, lambda temporary: Path(temporary).write_bytes(content))
 
 
 def find_named(folder: Path, name: str) -> list[Path]:
@@ -66,7 +66,8 @@ def find_named(folder: Path, name: str) -> list[Path]:
     return sorted(found.values())
 
 
-def _publish(path: Path, write: Callable[[str], object]) -> None:
+def publish(path: Path, write: Callable[[str], object]) -> None:
+    """Let `write` fill a hidden file beside `path`, then rename it; a failure leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

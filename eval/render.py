@@ -28,6 +28,7 @@ from segquant_bench.eval.report.runs.labels import labels, places
 from segquant_bench.eval.report.runs.seeds import merge_seeds
 from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.results import RunResult, load_results
+from segquant_bench.eval.store import STORE, Store
 from segquant_bench.eval.tables.render_csv import to_csv
 from segquant_bench.eval.tables.render_latex import to_latex, to_latex_float
 from segquant_bench.eval.tables.render_markdown import to_markdown
@@ -91,10 +92,9 @@ def write_report(
     Raises:
         EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, or missing pictures.
     """
-    runs = merge_seeds(load_results(directories, skipped))
-    failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
-    first = Path(directories[0])
-    folder = Path(output) if output is not None else first.parent if first.is_file() else first
+    folder = report_folder(directories, output)
+    runs, failures = read_runs(directories, folder, skipped)
+    runs = merge_seeds(runs)
     texts, pictures = _contents(
         runs, failures, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
     )
@@ -103,6 +103,21 @@ def write_report(
     for name, text in texts.items():
         save_text(folder / name, text)
     return {name: folder / name for name in (*texts, *pictures)}
+
+
+def report_folder(directories: Sequence[Path], output: Path | None) -> Path:
+    """`output`, else the first directory."""
+    first = Path(directories[0])
+    return Path(output) if output is not None else first.parent if first.is_file() else first
+
+
+def read_runs(
+    directories: Sequence[Path], folder: Path, skipped: Sequence[Failure] = ()
+) -> tuple[list[RunResult], list[Failure]]:
+    """Runs and failures, by the store in `folder`, which is made or brought up to date."""
+    failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
+    store = Store(folder / STORE)
+    return load_results(directories, skipped, lambda paths: store.load(paths, failures)), failures
 
 
 @dataclass(frozen=True)

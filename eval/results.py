@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class RunResult:
     may hold `segments` and `polarity`, by layer. `components` holds every component's bytes, and errors of those beside
     the denoiser. `fingerprint` is the hash of the model's files, empty in older results. `speed` holds seconds and
     memory where they were measured, `kernels` the backends that ran quantized layers. `seed_runs` are those that this
-    one stands for, see `report.runs.seeds`; empty of a run on disk.
+    one stands for, see `report.runs.seeds`; empty of a run on disk. `memo` is that of `report.runs.once`.
     """
 
     path: Path
@@ -150,6 +150,7 @@ class RunResult:
     speed: dict[str, Any] = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
     seed_runs: tuple[RunResult, ...] = ()
+    memo: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def engine(self) -> str:
@@ -186,7 +187,17 @@ class RunResult:
 
 def load_result(path: Path) -> RunResult:
     """EvalError if truncated, of another schema, or if a key is missing or of another type."""
-    raw = read_checked(path, check_results, AGAIN)
+    return result_of(path, checked_results(path))
+
+
+def checked_results(path: Path) -> dict[str, Any]:
+    """The content of a `results.json`; EvalError as `load_result`."""
+    found: dict[str, Any] = read_checked(path, check_results, AGAIN)
+    return found
+
+
+def result_of(path: Path, raw: dict[str, Any]) -> RunResult:
+    """Of content that was checked, and is changed."""
     _rename(raw)
     output_error, by_step = raw.get("output_error"), raw.get("layer_step_errors") or {}
     return RunResult(
@@ -239,11 +250,19 @@ def _rename(raw: dict[str, Any]) -> None:
             found[new] = found.pop(old)
 
 
-def load_results(directories: Iterable[Path], skipped: Sequence[Failure] = ()) -> list[RunResult]:
+def load_all(paths: Sequence[Path]) -> list[RunResult]:
+    return [load_result(path) for path in paths]
+
+
+def load_results(
+    directories: Iterable[Path],
+    skipped: Sequence[Failure] = (),
+    load: Callable[[Sequence[Path]], list[RunResult]] = load_all,
+) -> list[RunResult]:
     """Every `results.json` at or below the paths, the last of each configuration; not of runs that failed later.
 
-    `skipped` files are passed over. Different models of one name get the beginning of their fingerprints:
-    ``emoji_sd3 (1f2e3d)``.
+    `skipped` files are passed over; `load` reads the others (see `store`). Different models of one name get the
+    beginning of their fingerprints: ``emoji_sd3 (1f2e3d)``.
 
     Raises:
         EvalError: a path or every `results.json` is missing, or one is broken.
@@ -255,7 +274,7 @@ def load_results(directories: Iterable[Path], skipped: Sequence[Failure] = ()) -
         failed = [*load_failures(directories, broken), *skipped]
         why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
         raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
-    return _told_apart(_drop_repeats([load_result(path) for path in paths]))
+    return _told_apart(_drop_repeats(load(paths)))
 
 
 def find_unreadable(directories: Sequence[Path]) -> list[Failure]:

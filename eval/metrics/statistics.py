@@ -21,11 +21,14 @@ LEVEL = 0.95
 Interval = tuple[float, float]
 
 
+@lru_cache(maxsize=4)  # a report asks for the same again and again
 def bootstrap_counts(n: int, replicates: int, seed: int) -> np.ndarray:
-    """Resamples of `n` items with replacement: int64 [replicates, n], rows sum to n."""
+    """Resamples of `n` items with replacement: int64 [replicates, n], rows sum to n, not to be written to."""
     if n < 1 or replicates < 1:
         raise EvalError(f"a bootstrap needs items and replicates, got n={n} and replicates={replicates}")
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=replicates)
+    found = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=replicates)
+    found.setflags(write=False)
+    return found
 
 
 def mean_replicates(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.json_checks import VALUE, list_of, mapping_of, read_checked, record
+from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.results import RunResult
 
 AGAIN = "evaluate that run again"
@@ -15,6 +16,7 @@ LEFT_OUT = "left_out"
 _PER_IMAGE = record({"metrics": mapping_of(list_of(VALUE))}, {})
 
 
+@once_per_run
 def read_per_image(run: RunResult, name: str) -> np.ndarray:
     """Float64 [n]."""
     path = _evaluation_file(run, "per_image.json")
@@ -24,6 +26,7 @@ def read_per_image(run: RunResult, name: str) -> np.ndarray:
     return np.array([float(value) for value in stored[name]])
 
 
+@once_per_run
 def read_replicates(run: RunResult, name: str) -> tuple[np.ndarray, dict[str, str]]:
     """A metric of all pictures together on parts of them, and the parts: kind, seed and n.
 

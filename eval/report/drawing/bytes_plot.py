@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.report.drawing.canvas import figure_text, new_figure, plain_log_ticks
-from segquant_bench.eval.report.drawing.metric_plot import COLOURS, group_title
+from segquant_bench.eval.report.drawing.canvas import figure_text, is_too_tall, new_figure, plain_log_ticks
+from segquant_bench.eval.report.drawing.metric_plot import COLOURS, group_titles
 from segquant_bench.eval.report.main_table.columns import BYTES_PER_MB, Quantity, columns
 from segquant_bench.eval.report.runs.groups import group_key
 from segquant_bench.eval.report.runs.labels import is_subject, labels
@@ -45,15 +45,16 @@ class Point:
 
 
 def bytes_plot(runs: Sequence[RunResult]) -> Figure | None:
-    """Every group with at least two runs of known bytes; None without one."""
+    """Every group with at least two runs of known bytes; None without one, or if it is too tall."""
     quantized = [run for run in runs if not run.is_float]
     shown, names = _shown(columns(quantized)), labels(quantized)
     groups: dict[object, list[RunResult]] = {}
     for run in quantized:
         groups.setdefault(group_key(run), []).append(run)
+    titles = group_titles([members[0] for members in groups.values()], quantized)
     rows = [
-        (group_title(members[0], quantized), [points(quantity, members, names) for quantity in shown])
-        for members in groups.values()
+        (title, [points(quantity, members, names) for quantity in shown])
+        for title, members in zip(titles, groups.values(), strict=True)
     ]
     rows = [(title, cells) for title, cells in rows if any(len(cell) > 1 for cell in cells)]
     if not rows:
@@ -61,7 +62,10 @@ def bytes_plot(runs: Sequence[RunResult]) -> Figure | None:
     heights = [max(2.4, LINE * max(map(len, cells)) + 0.3) for _, cells in rows]
     every = [point.label for _, cells in rows for cell in cells for point in cell]
     width = PANEL + CHARACTER * min(max(map(len, every)), LONGEST)
-    figure = new_figure(width * len(shown) + 0.8, sum(heights) + 0.5 * len(rows) + 0.4, wspace=0.02)
+    whole = sum(heights) + 0.5 * len(rows) + 0.4
+    if is_too_tall("bytes.png", whole):
+        return None
+    figure = new_figure(width * len(shown) + 0.8, whole, wspace=0.02)
     panels = figure.subplots(len(rows), len(shown), squeeze=False, height_ratios=heights)
     for number, ((title, cells), panel_row, height) in enumerate(zip(rows, panels, heights, strict=True)):
         for quantity, panel, cell in zip(shown, panel_row, cells, strict=True):

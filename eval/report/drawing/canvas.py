@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+
 FORMATS = ("png", "svg", "pdf")
 NO_DATES: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 LONGEST = 160
 """Characters of a label in a figure."""
+TALLEST = 500.0
+"""Inches of a figure; Agg, which draws it, takes 65,535 pixels."""
 COMMON = 40
 """Characters of a label for which figures have room."""
 INCHES = 0.08
@@ -34,6 +39,13 @@ def new_figure(width: float, height: float, wspace: float | None = None) -> Figu
     figure = Figure(figsize=(width, height), dpi=120, layout=ConstrainedLayoutEngine(wspace=wspace))
     FigureCanvasAgg(figure)
     return figure
+
+
+def is_too_tall(name: str, height: float) -> bool:
+    """Whether a figure cannot be drawn, which the log then says."""
+    if height > TALLEST:
+        log.warning("%s is not drawn, because it would be %.0f inches tall; report a part of the runs", name, height)
+    return height > TALLEST
 
 
 def more_width(labels: Iterable[str]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segquant_bench.eval.metrics.registry import known_metric, place
-from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, more_width, new_figure
+from segquant_bench.eval.report.drawing.canvas import COMMON, figure_text, is_too_tall, more_width, new_figure
 from segquant_bench.eval.report.main_table.columns import Quantity, columns
 from segquant_bench.eval.report.runs.groups import group_key, quantized_parts
 from segquant_bench.eval.report.runs.known import is_ours
@@ -25,7 +25,7 @@ COLOURS = {True: "#c2410c", False: "#475569"}
 
 
 def metric_plot(runs: Sequence[RunResult]) -> Figure | None:
-    """None if there is nothing to draw."""
+    """None if there is nothing to draw, or too much."""
     quantized = by_bytes([run for run in runs if not run.is_float])
     shown = _shown(columns(quantized))
     if not shown:
@@ -33,12 +33,14 @@ def metric_plot(runs: Sequence[RunResult]) -> Figure | None:
     groups: dict[object, list[RunResult]] = {}
     for run in quantized:
         groups.setdefault(group_key(run), []).append(run)
-    titles = [group_title(members[0], quantized) for members in groups.values()]
+    titles = group_titles([members[0] for members in groups.values()], quantized)
     # a row is as high as its methods need, and as its title does, which is set upright
     heights = [
         max(0.3 * len(members) + 0.75, 0.1 * max(map(len, title.split("\n"))) + 0.35)
         for members, title in zip(groups.values(), titles, strict=True)
     ]
+    if is_too_tall("metrics.png", sum(heights)):
+        return None
     names = labels(quantized)
     figure = new_figure(3.3 * len(shown) + 1.6 + more_width(names.values()), sum(heights) + 0.4, wspace=0.06)
     panels = figure.subplots(len(groups), len(shown), sharey="row", squeeze=False, height_ratios=heights)
@@ -58,11 +60,15 @@ def _shown(quantities: Sequence[Quantity]) -> list[Quantity]:
     return [*sorted(main, key=lambda q: place(q.key)), *(q for q in quantities if q.key in ERRORS)]
 
 
-def group_title(run: RunResult, runs: Sequence[RunResult]) -> str:
-    """Where and at which precision, a line each."""
-    told = [part for part in places(runs)[id(run)].split(", ") if part]
-    told += ["+".join(quantized_parts(run))] if len({quantized_parts(r) for r in runs}) > 1 else []
-    return "\n".join(figure_text(part, COMMON) for part in [*told, run.precision])
+def group_titles(some: Sequence[RunResult], runs: Sequence[RunResult]) -> list[str]:
+    """Of `some` of the runs: where and at which precision, a line each."""
+    where, several = places(runs), len({quantized_parts(run) for run in runs}) > 1
+    found = []
+    for run in some:
+        told = [part for part in where[id(run)].split(", ") if part]
+        told += ["+".join(quantized_parts(run))] if several else []
+        found.append("\n".join(figure_text(part, COMMON) for part in [*told, run.precision]))
+    return found
 
 
 def _head(quantity: Quantity) -> str:

@@ -11,6 +11,7 @@ from segquant_bench.eval.metrics.metric import split_name
 from segquant_bench.eval.metrics.registry import known_metric
 from segquant_bench.eval.metrics.statistics import bootstrap_counts, clustered_spread, mean_interval
 from segquant_bench.eval.report.runs.groups import DENOISER, quantized_parts
+from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.report.runs.rows import row_prompts
 from segquant_bench.eval.report.runs.seeds import over_seeds
 from segquant_bench.eval.report.runs.sizes import quantized_bytes
@@ -106,12 +107,14 @@ def mean_of_seeds(cell: CellOf) -> CellOf:
     return over
 
 
+@once_per_run
 @mean_of_seeds
 def layer_error(run: RunResult) -> Cell | None:
     """Geometric mean over quantized layers of the relative output error."""
     return _geometric_mean([e for e in run.every_layer_error.values() if e > 0.0], run.seed)
 
 
+@once_per_run
 @mean_of_seeds
 def output_error(run: RunResult) -> Cell | None:
     """Relative error of the denoiser's output on held-out inputs."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import weakref
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from segquant_bench.eval.report.runs.known import method_rank, precision_rank
 from segquant_bench.eval.report.runs.leaves import is_within, leaves
+from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
 
 DENOISER = "denoiser"
@@ -63,46 +64,45 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text) if part]
 
 
+@once_per_run
 def data_key(run: RunResult) -> tuple[str, str, str, int, tuple[str, ...], str]:
     """Runs of equal key share a grid or an axis."""
     return (run.model, run.fingerprint, run.dataset, run.seed, run.prompts, setup(run))
 
 
-_SETUPS: dict[int, tuple[weakref.ref[RunResult], str]] = {}
-"""By `id` of a run that lives: a report of many runs asks for each some hundred times."""
+@once_per_run
+def config_leaves(run: RunResult) -> Mapping[str, Any]:
+    """Of its configuration; empty of older results."""
+    return leaves(run.config)
 
 
+@once_per_run
 def setup(run: RunResult) -> str:
     """The settings of sampling, as JSON."""
-    number = id(run)
-    known = _SETUPS.get(number)
-    if known is None or known[0]() is not run:
-        known = (weakref.ref(run, lambda _: _SETUPS.pop(number, None)), _setup(run))
-        _SETUPS[number] = known
-    return known[1]
-
-
-def _setup(run: RunResult) -> str:
-    found = {key: value for key, value in leaves(run.config).items() if is_within(key, SETUP)}
+    found = {key: value for key, value in config_leaves(run).items() if is_within(key, SETUP)}
     return json.dumps(found, sort_keys=True, default=str)
 
 
+@once_per_run
 def _judgement(run: RunResult) -> str:
-    found = {key: value for key, value in leaves(run.config).items() if is_within(key, ("metric", "dataset", "stages"))}
+    found = {key: value for key, value in config_leaves(run).items() if is_within(key, ("metric", "dataset", "stages"))}
     return json.dumps(found, sort_keys=True, default=str)
 
 
+@once_per_run
 def group_key(run: RunResult) -> tuple[object, str, tuple[str, ...]]:
     """Runs of equal key may be compared."""
     return (data_key(run), "" if run.is_float else run.precision, quantized_parts(run))
 
 
+@once_per_run
 def quantized_parts(run: RunResult) -> tuple[str, ...]:
     """The denoiser first."""
     named = [] if run.is_float else run.config.get("quantize") or [DENOISER]
     return tuple(sorted(named, key=lambda part: (part != DENOISER, part)))
 
 
+@once_per_run
 def engine_told(run: RunResult) -> str:
     """Its name, and settings other than usual: "openvino bfloat16=True"."""
     given = run.config.get("run") or {}

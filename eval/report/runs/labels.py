@@ -10,13 +10,15 @@ from segquant_bench.eval.report.runs.groups import (
     DENOISER,
     ELSEWHERE,
     SETUP,
+    config_leaves,
     engine_told,
     group_key,
     home,
     quantized_parts,
 )
 from segquant_bench.eval.report.runs.known import PRECISIONS, is_ours
-from segquant_bench.eval.report.runs.leaves import fewest, is_within, leaves, told
+from segquant_bench.eval.report.runs.leaves import fewest, is_within, told
+from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.report.runs.seeds import SEED, calibration_seed
 from segquant_bench.eval.results import REFERENCE, RunResult
 from segquant_bench.eval.tables.numbers import joined
@@ -43,19 +45,21 @@ def setups(runs: Sequence[RunResult]) -> dict[int, str]:
         models.setdefault(run.model, []).append(run)
     found: dict[int, str] = {}
     for members in models.values():
-        every = [leaves(run.config) for run in members]
+        every = [config_leaves(run) for run in members]
         known = [values for values in every if values]  # older results hold no configuration
         keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, SETUP)])
         found |= {id(run): told(values, keys) if values else "" for run, values in zip(members, every, strict=True)}
     return found
 
 
+@once_per_run
 def prompts_name(run: RunResult) -> str:
     """Number and hash: ``128 prompts (1f2e3d)``."""
     digest = hashlib.sha256("\n".join(run.prompts).encode(errors="surrogatepass")).hexdigest()
     return f"{len(run.prompts)} prompts ({digest[:6]})"
 
 
+@once_per_run
 def method_name(run: RunResult) -> str:
     """Quantizer, correction, other components as "+NAME", or "@NAME" without the denoiser."""
     correction = settings(run).get("correction.method") or "none"
@@ -67,6 +71,7 @@ def method_name(run: RunResult) -> str:
     return "+".join([run.quantizer, *added, *others])
 
 
+@once_per_run
 def settings(run: RunResult) -> dict[str, Any]:
     """Of method, backend and engine, by dotted key."""
     found = {
@@ -152,7 +157,7 @@ def _told_apart(runs: Sequence[RunResult], names: dict[int, str]) -> dict[int, s
 
 
 def _additions(runs: Sequence[RunResult]) -> dict[int, str]:
-    every = [leaves(run.config) for run in runs]
+    every = [config_leaves(run) for run in runs]
     keys = list(dict.fromkeys(key for values in every for key in values))
     last = [key for key in keys if is_within(key, ELSEWHERE)]
     chosen = fewest(every, last, fewest(every, [key for key in keys if key not in last]))

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from segquant_bench.eval.report.runs.groups import ELSEWHERE, group_key
-from segquant_bench.eval.report.runs.leaves import is_within, leaves
+from segquant_bench.eval.report.runs.groups import ELSEWHERE, config_leaves, group_key
+from segquant_bench.eval.report.runs.leaves import is_within
 from segquant_bench.eval.report.runs.student import quantile
 from segquant_bench.eval.results import EvalResult, Interval, RunResult
 
@@ -87,7 +87,7 @@ def _key(run: RunResult) -> object:
     if run.is_float or calibration_seed(run) is None:
         return run.path
     every: dict[str, Any] = {
-        key: value for key, value in leaves(run.config).items() if key != SEED and not is_within(key, ELSEWHERE)
+        key: value for key, value in config_leaves(run).items() if key != SEED and not is_within(key, ELSEWHERE)
     }
     return (group_key(run), run.quantizer, json.dumps(every, sort_keys=True, default=str))
 
