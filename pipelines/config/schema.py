@@ -27,6 +27,7 @@ from segquant_bench.pipelines.config.sections import (
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, unknown_key
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import zoo_path
+from segquant_bench.pipelines.sweeps import plugins
 
 PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
 NAME = re.compile(r"[\w.-]+")
@@ -244,6 +245,7 @@ def register() -> None:
     `precision_label`; `${engine:}`: "_NAME" of another engine than auto; `${options:}`: options for --help.
     """
     grids.register()
+    plugins.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
     OmegaConf.register_new_resolver("zoo", lambda name: str(zoo_path(name)), replace=True)
     OmegaConf.register_new_resolver("options", options_page, replace=True)

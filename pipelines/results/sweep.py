@@ -106,14 +106,22 @@ def _sweep_folder() -> Path:
 def _mark(folder: Path) -> None:
     mark = folder / f"{MARK}{SweepFolder.sweep}"
     try:
-        mark.touch(exist_ok=False)
+        with mark.open("x") as file:
+            file.write(_slurm_job())
     except FileExistsError as error:
-        raise PipelineError(
-            f"{folder} is another job's folder already; put ${{hydra.job.num}} into hydra.sweep.subdir"
-        ) from error
+        if not _slurm_job() or mark.read_text() != _slurm_job():
+            raise PipelineError(
+                f"{folder} is another job's folder already; put ${{hydra.job.num}} into hydra.sweep.subdir"
+            ) from error
     for other in folder.glob(f"{MARK}*"):
         if other != mark:
             other.unlink(missing_ok=True)
+
+
+def _slurm_job() -> str:
+    """What stays the same of a job that Slurm puts back into the queue: its machine was lost, or its time is over."""
+    number = os.environ.get("SLURM_JOB_ID", "")
+    return number and f"{number} {HydraConfig.get().job.num}"
 
 
 def refused_folder() -> Path | None:
