@@ -17,13 +17,13 @@ BEAT = 20.0
 """Seconds between two signs of life: the file's time is set anew."""
 SILENT = 9 * BEAT
 """Seconds without a sign after which a process is taken for lost; clocks of a cluster may differ by less."""
-DONE, FAILED, ENDED = "done", "failed", "ended"
-"""How a job came to its end; ENDED by a signal."""
+DONE, FAILED, ENDED, PRUNED = "done", "failed", "ended", "pruned"
+"""How a job came to its end; ENDED by a signal, PRUNED by a search, before any picture."""
 AGAIN = "the same command writes it anew"
 
 _PROCESS = {"schema": one_of((SCHEMA,)), "sweep": TEXT, "began": AMOUNT, "host": TEXT, "pid": COUNT, "place": TEXT}
 _JOB = record(
-    {**_PROCESS, "tries": COUNT}, {"ended": AMOUNT, "outcome": one_of((DONE, FAILED, ENDED)), "value": ANYTHING}
+    {**_PROCESS, "tries": COUNT}, {"ended": AMOUNT, "outcome": one_of((DONE, FAILED, ENDED, PRUNED)), "value": ANYTHING}
 )
 _LISTED = record({"overrides": list_of(SCALAR)}, {"folder": TEXT})
 _SWEEP = record({**_PROCESS, "jobs": list_of(_LISTED), "total": COUNT}, {"ended": AMOUNT})

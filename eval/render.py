@@ -29,7 +29,9 @@ from segquant_bench.eval.report.runs.seeds import merge_seeds
 from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.results import RunResult, load_results
 from segquant_bench.eval.store import STORE, Store
+from segquant_bench.eval.study import Search, front_table, load_searches, trials_table
 from segquant_bench.eval.tables.render_csv import to_csv
+from segquant_bench.eval.tables.render_html import to_html
 from segquant_bench.eval.tables.render_latex import to_latex, to_latex_float
 from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.texts import plain
@@ -94,9 +96,9 @@ def write_report(
     """
     folder = report_folder(directories, output)
     runs, failures = read_runs(directories, folder, skipped)
-    runs = merge_seeds(runs)
+    runs, searches = merge_seeds(runs), load_searches(directories)
     texts, pictures = _contents(
-        runs, failures, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
+        runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
     )
     for name, content in pictures.items():
         save_bytes(folder / name, content)
@@ -146,7 +148,11 @@ class Options:
 
 
 def _contents(
-    runs: Sequence[RunResult], failures: Sequence[Failure], folder: Path, options: Options
+    runs: Sequence[RunResult],
+    failures: Sequence[Failure],
+    searches: Sequence[Search],
+    folder: Path,
+    options: Options,
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     ordered = sort_runs(runs)
     comparisons, refused = compare_chosen(runs, options.choice) if options.choice else compare_runs(runs)
@@ -157,7 +163,7 @@ def _contents(
     more = extras(ordered, formats)
     pictures = {**_figures(ordered, formats, options), **more.pictures, **_pictures(runs, options)}
     tables = [table for judged in (True, False) if has_results(table := results_table(runs, judged))]
-    failed = [failed_table(failures)] if failures else []
+    failed = [*map(front_table, searches), *([failed_table(failures)] if failures else [])]
     speed = SPEED_LEGEND if any(run.speed for run in runs) else ""
     seeds = SEEDS_LEGEND if any(run.seed_runs for run in runs) else ""
     boxes = _boxes(runs, pictures, options.rows if options.grid else 0)
@@ -178,11 +184,12 @@ def _contents(
                 failures,
                 legend,
                 more.charts,
-                more.sections,
+                [*more.sections, *((table.title, to_html(table)) for table in map(front_table, searches))],
                 options.rows if options.grid else 0,
                 options.adjustment,
             )
         ),
+        **({"study.csv": to_csv(trials_table(searches[0]))} if len(searches) == 1 else {}),
         **more.texts,
     }
     return texts, pictures

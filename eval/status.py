@@ -12,7 +12,7 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.failures import FILE as FAILURE
 from segquant_bench.eval.failures import load_failure
 from segquant_bench.eval.files import find_named
-from segquant_bench.eval.jobs import DONE, ENDED, FAILED, JOB, SWEEP, Job, Sweep, load_job, load_sweep
+from segquant_bench.eval.jobs import DONE, ENDED, FAILED, JOB, PRUNED, SWEEP, Job, Sweep, load_job, load_sweep
 from segquant_bench.eval.json_checks import read_checked
 from segquant_bench.eval.results import AGAIN as RUN_AGAIN
 from segquant_bench.eval.results import RESULTS
@@ -20,7 +20,7 @@ from segquant_bench.eval.results_file import check_results
 
 RUNNING, STOPPED, WAITING, DAMAGED = "running", "stopped", "waiting", "damaged"
 AGAIN = "the same command goes on there"
-STATES = (DONE, RUNNING, WAITING, FAILED, STOPPED, DAMAGED)
+STATES = (DONE, PRUNED, RUNNING, WAITING, FAILED, STOPPED, DAMAGED)
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ def _begun(name: str, place: Path, job: Job | None) -> State:
     if job is not None and job.ended is None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.seen))
         return State(name, STOPPED, f"lost on {job.host}, where process {job.pid} was last seen {when}; {AGAIN}", job)
+    if job is not None and job.outcome == PRUNED:
+        return State(name, PRUNED, "", job)
     if not (place / RESULTS).exists():
         return State(name, DAMAGED, f"{place / RESULTS} is missing, although the run ended; {AGAIN}", job)
     read_checked(place / RESULTS, check_results, RUN_AGAIN)

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.eval.jobs import PRUNED
 from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import below_null, explain, memory_message
 from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
@@ -45,7 +46,11 @@ _refused: list[PipelineError] = []
 """Of a single run: raised when Hydra has ended, which would print a line of its own."""
 
 
-def job(config: DictConfig) -> None:
+Value = float | list[float] | dict[str, float]
+"""What a search is after: the objective, several of them, or the layer error of a run that was pruned."""
+
+
+def job(config: DictConfig) -> Value | None:
     """One run: all stages, results.json, logger; or failure.json. In a sweep, raises PipelineError."""
     quieten_absent_gpu()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the same with hydra.job.chdir; Hydra changes back
@@ -55,12 +60,16 @@ def job(config: DictConfig) -> None:
         clear_failure(told)
     try:
         # of a sweep's launcher that runs jobs in processes of their own, these are told to end as well
-        with insistent_interrupt(), claimed(folder), job_record(folder, SweepFolder.sweep):
+        with insistent_interrupt(), claimed(folder), job_record(folder, SweepFolder.sweep) as record:
             told = folder
             clear_failure(folder)
-            _job(config, folder)
+            value = record["value"] = _job(config, folder)
+            if isinstance(value, dict):
+                record["outcome"] = PRUNED
+            return value
     except Exception as error:
         _fail(config, told, error)
+        return None
 
 
 def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
@@ -81,18 +90,22 @@ def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
     raise told from error
 
 
-def _job(config: DictConfig, folder: Path) -> None:
+def _job(config: DictConfig, folder: Path) -> Value:
     checked = validate(config)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:  # of a sweep, quantizer=none may stand beside others
         check_used(checked)
     check_shipped(checked)
     mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
     # put off: torch, which `segquant --help` and refused command lines do without
+    from segquant_bench.pipelines.results.objective import objective_values
     from segquant_bench.pipelines.results.write import read_json, write_results
     from segquant_bench.pipelines.stages.benchmark import open_run, run_all
 
     run = open_run(checked)
-    run_all(run)
+    if (pruned := run_all(run)) is not None:
+        (folder / "results.json").unlink(missing_ok=True)  # of an earlier command
+        log.info("no pictures: the layer error is %.4g, above prune_above=%g", pruned, checked.prune_above)
+        return {PRUNED: pruned}
     results = write_results(run, folder)
     log.info("results: %s", one_line(str(results)))
     if mode is not None:
@@ -101,6 +114,8 @@ def _job(config: DictConfig, folder: Path) -> None:
 
         sink = Sink(checked.logger, mode, group(folder), run.cache)
         log_run(sink, read_json(results), folder, OmegaConf.to_container(config, resolve=True))
+    values = objective_values(read_json(results), checked)
+    return values[0] if len(values) == 1 else values
 
 
 def group(folder: Path) -> str:

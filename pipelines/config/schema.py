@@ -11,11 +11,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segquant_bench.pipelines.config import grids
+from segquant_bench.pipelines.config import grids, search
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.engine import AUTO, COMPILE, KERNELS, EngineConfig
 from segquant_bench.pipelines.config.formats import PrecisionConfig
 from segquant_bench.pipelines.config.help import options_page
+from segquant_bench.pipelines.config.objective import check_objective
 from segquant_bench.pipelines.config.precision import precision_label
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
@@ -46,7 +47,8 @@ class RunConfig:
     settings: {text_encoder: {seglinear: false}}. `backend` runs quantized layers: a name, or one's own class as dotted
     path or {_target_: PATH}; `run` is the engine of the whole denoiser. `polarity` records signs of activations
     (Table 1), `speed` measures the denoiser. `stages` holds settings by name. A sweep tries `retries`
-    times again what another try may mend.
+    times again what another try may mend. A search is after `objective`; no pictures are made where the layer error
+    is more than `prune_above`.
     """
 
     name: str = MISSING
@@ -69,9 +71,12 @@ class RunConfig:
     cache: str = "outputs/cache"
     report: bool = True
     retries: int = 1
+    objective: list[str] = field(default_factory=lambda: ["output_error"])
+    prune_above: float | None = None
 
     def __post_init__(self) -> None:
         at_least("retries", self.retries, 0)
+        check_objective(self.objective, self.metric.metrics)
         _check_target(self.quantizer)
         self._check_names()
         self._check_parts()
@@ -245,6 +250,7 @@ def register() -> None:
     `precision_label`; `${engine:}`: "_NAME" of another engine than auto; `${options:}`: options for --help.
     """
     grids.register()
+    search.register()
     plugins.register()
     ConfigStore.instance().store(name="schema", node=RunConfig)
     OmegaConf.register_new_resolver("zoo", lambda name: str(zoo_path(name)), replace=True)

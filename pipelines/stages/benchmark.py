@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.data.datasets import Dataset
@@ -19,7 +22,7 @@ from segquant_bench.pipelines.stages.graph import GRAPH
 from segquant_bench.pipelines.stages.layers import check_layers
 from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.polarity import POLARITY
-from segquant_bench.pipelines.stages.quantize import QUANTIZE
+from segquant_bench.pipelines.stages.quantize import ERRORS, QUANTIZE
 from segquant_bench.pipelines.stages.real import REAL
 from segquant_bench.pipelines.stages.reference import REFERENCE
 from segquant_bench.pipelines.stages.run import Run, Stage
@@ -72,8 +75,11 @@ def _dataset(run: Run) -> Dataset:
         raise PipelineError(f"{error}; also, {without_real(config.metric, config.dataset.name)}") from error
 
 
-def run_all(run: Run) -> None:
+def run_all(run: Run) -> float | None:
     """All wanted stages in order, after checks: whatever a key reads is looked at before the first computes.
+
+    Returns:
+        The layer error if it is above `prune_above`, so that nothing behind quantizing was done; else None.
 
     Raises:
         PipelineError, EvalError, QuantizationError: what the user can mend.
@@ -88,5 +94,18 @@ def run_all(run: Run) -> None:
     check_judges(run)
     advise(run)
     check_layers(run)
+    above = run.config.prune_above
+    if above is not None and QUANTIZE.name in wanted and (error := layer_error(run)) is not None and error > above:
+        return error
     for name in wanted:
         run.stage(name)
+    return None
+
+
+def layer_error(run: Run) -> float | None:
+    """Geometric mean over layers; None without layers of the denoiser, or with one of no error."""
+    raw = json.loads((run.folder(QUANTIZE.name) / ERRORS).read_text(encoding="utf-8"))
+    errors = list(raw["layer_errors"].values())
+    if not errors or min(errors) <= 0:
+        return None
+    return math.exp(math.fsum(map(math.log, errors)) / len(errors))

@@ -15,7 +15,7 @@ from hydra.plugins.launcher import Launcher
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.failures import FILE, load_failure
 from segquant_bench.eval.files import save_json
-from segquant_bench.eval.jobs import DONE, FAILED, JOB, Job, Listed, load_job
+from segquant_bench.eval.jobs import DONE, FAILED, JOB, PRUNED, Job, Listed, load_job
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord, tries_before
 
@@ -46,12 +46,14 @@ class Launch:
         record: that of the sweep.
         retries: how often a job is tried again.
         batch: how many jobs the launcher gets at once; None is all.
+        keeps_folders: jobs have the folders that are listed, whatever numbers the launcher gives them.
     """
 
     launcher: Launcher
     record: SweepRecord
     retries: int
     batch: int | None = None
+    keeps_folders: bool = False
     _jobs: list[Listed] = field(default_factory=list)
     _found: dict[int, JobReturn] = field(default_factory=dict)
     _broke: bool = False
@@ -105,7 +107,7 @@ class Launch:
     def _overrides(self, indices: Sequence[int]) -> list[list[str]]:
         """Jobs that keep their folders, although a launcher numbers what it gets one after the other."""
         jobs = [self._jobs[index] for index in indices]
-        in_order = list(indices) == list(range(indices[0], indices[0] + len(indices)))
+        in_order = not self.keeps_folders and list(indices) == list(range(indices[0], indices[0] + len(indices)))
         return [[*job.overrides, *([] if in_order or not job.folder else [_subdir(job.folder)])] for job in jobs]
 
     def _place(self, index: int) -> Path:
@@ -123,7 +125,7 @@ class Launch:
         job = self._job(index)
         if job is None:
             return None
-        if job.outcome == DONE:
+        if job.outcome in (DONE, PRUNED):
             done = JobReturn(status=JobStatus.COMPLETED)
             done.return_value = job.value
             return done

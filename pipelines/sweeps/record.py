@@ -82,7 +82,7 @@ class SweepRecord:
 def job_record(folder: Path, sweep: str) -> Iterator[dict[str, Any]]:
     """Within it a job is running; how it ended is written whatever ends it, but for a kill.
 
-    What the block puts into the mapping is written too.
+    What the block puts into the mapping is written too: its `value`, or another `outcome`.
     """
     path, began = folder / JOB, time.time()
     record = {**this_process(), "sweep": sweep, "began": began, "tries": tries_before(folder, sweep) + 1}
@@ -101,7 +101,7 @@ def job_record(folder: Path, sweep: str) -> Iterator[dict[str, Any]]:
     finally:
         beat.stop()
         ended = time.time()
-        _save(path, {**record, **more, "ended": ended, "outcome": outcome})
+        _save(path, {**record, "ended": ended, "outcome": outcome, **(more if outcome == DONE else {})})
 
 
 def tries_before(folder: Path, sweep: str) -> int:

@@ -1,0 +1,152 @@
+"""An Optuna study in the sweep's folder: draws trials, and keeps what came of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segquant_bench.eval.files import save_json
+from segquant_bench.eval.study import FILE
+from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of
+
+if TYPE_CHECKING:
+    import optuna
+
+JOURNAL = "study.log"
+"""Optuna's own record, to which lines are added only; fit for shared disks."""
+SAMPLERS = ("tpe", "nsga2", "random")
+LAYER_ERROR, FOLDER, WHY = "layer_error", "folder", "why"
+
+
+def import_optuna() -> Any:
+    """PipelineError where it is not installed."""
+    try:
+        import optuna  # an extra, which takes a second
+    except ImportError as error:
+        raise PipelineError(
+            "hydra/sweeper=optuna needs Optuna, which is not installed; run pip install 'segquant[search]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+class Study:
+    """Trials of a search space.
+
+    Args:
+        objectives: names of what is searched, with "minimize" or "maximize".
+        space: Optuna's distributions by key of the configuration.
+        prune, warm_up: see conf/hydra/sweeper/optuna.yaml.
+
+    Raises:
+        PipelineError: the folder has a study of something else, or settings are out of range.
+    """
+
+    def __init__(
+        self, folder: Path, objectives: Mapping[str, str], space: Mapping[str, Any], *, sampler: str = "tpe",
+        seed: int = 0, prune: float | None = 2.0, warm_up: int = 5,
+    ) -> None:  # fmt: skip
+        optuna = import_optuna()
+        one_of("hydra.sweeper.sampler", sampler, SAMPLERS)
+        at_least("hydra.sweeper.warm_up", warm_up, 1)
+        if prune is not None:
+            at_least("hydra.sweeper.prune", prune, 1)
+        self.folder, self.objectives, self.space = folder, dict(objectives), dict(space)
+        self.prune, self.warm_up, self._states = prune, warm_up, optuna.trial.TrialState
+        self.trials: dict[int, optuna.Trial] = {}
+        backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+        storage = optuna.storages.JournalStorage(backend)
+        known = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
+        asked = {"objectives": self.objectives, "space": self._space_text(optuna)}
+        if "segquant" in known:
+            self._check(optuna.load_study(study_name="segquant", storage=storage).user_attrs, asked)
+        begun = len(optuna.load_study(study_name="segquant", storage=storage).trials) if known else 0
+        self.study = optuna.create_study(
+            study_name="segquant", storage=storage, directions=list(self.objectives.values()), load_if_exists=True,
+            sampler=_sampler(optuna, sampler, seed + begun),
+        )  # fmt: skip
+        for key, value in asked.items():
+            self.study.set_user_attr(key, value)
+        self._take_up()
+
+    def _space_text(self, optuna: Any) -> dict[str, str]:
+        return {key: optuna.distributions.distribution_to_json(each) for key, each in sorted(self.space.items())}
+
+    def _check(self, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        differing = [key for key, value in asked.items() if known.get(key) != json.loads(json.dumps(value))]
+        if differing:
+            raise PipelineError(
+                f"{self.folder / JOURNAL} is a search with other {' and '.join(differing)}; go on with those, or "
+                "choose another place with hydra.sweep.dir=DIRECTORY"
+            )
+
+    def _take_up(self) -> None:
+        """Trials that a killed process left are drawn again."""
+        for trial in self.study.get_trials(states=(self._states.RUNNING,)):
+            self.study.tell(trial.number, state=self._states.FAIL)
+            self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+
+    @property
+    def finished(self) -> int:
+        """Trials that need no further one: all but those that a killed process left."""
+        again = {trial.user_attrs.get("again") for trial in self.study.trials}
+        waiting = self._states.WAITING
+        return sum(trial.state != waiting and trial.number not in again for trial in self.study.trials)
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """Number and values of the next trial."""
+        trial = self.study.ask(self.space)
+        self.trials[trial.number] = trial
+        return trial.number, dict(trial.params)
+
+    def prune_above(self) -> float | None:
+        """The layer error above which no pictures are made; None before enough trials are finished."""
+        done = self.study.get_trials(states=(self._states.COMPLETE, self._states.PRUNED))
+        errors = [trial.user_attrs[LAYER_ERROR] for trial in done if trial.user_attrs.get(LAYER_ERROR)]
+        if self.prune is None or len(errors) < self.warm_up:
+            return None
+        return self.prune * statistics.median(errors)
+
+    def tell(self, number: int, values: Sequence[float], layer_error: float | None, folder: str) -> None:
+        self._note(number, {LAYER_ERROR: layer_error, FOLDER: folder})
+        self.study.tell(self.trials[number], list(values))
+        self._write()
+
+    def tell_pruned(self, number: int, layer_error: float, folder: str) -> None:
+        self._note(number, {LAYER_ERROR: layer_error, FOLDER: folder})
+        # of several objectives Optuna prunes none
+        state = self._states.PRUNED if len(self.objectives) == 1 else self._states.FAIL
+        self._note(number, {"pruned": True})
+        self.study.tell(self.trials[number], state=state)
+        self._write()
+
+    def tell_failed(self, number: int, error: BaseException, folder: str) -> None:
+        self._note(number, {WHY: one_line(error), FOLDER: folder})
+        self.study.tell(self.trials[number], state=self._states.FAIL)
+        self._write()
+
+    def _note(self, number: int, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            self.trials[number].set_user_attr(key, value)
+
+    def _write(self) -> None:
+        """For the report."""
+        trials = [
+            {
+                "number": trial.number, "folder": trial.user_attrs.get(FOLDER, ""), "params": trial.params,
+                "state": "pruned" if trial.user_attrs.get("pruned") else trial.state.name.lower(),
+                "values": [str(value) if abs(value) == float("inf") else value for value in trial.values or ()],
+                "layer_error": trial.user_attrs.get(LAYER_ERROR),
+            }
+            for trial in self.study.trials
+            if trial.state.is_finished()
+        ]  # fmt: skip
+        save_json(self.folder / FILE, {"schema": 1, "objectives": self.objectives, "trials": trials})
+
+
+def _sampler(optuna: Any, name: str, seed: int) -> Any:
+    kinds = {"tpe": "TPESampler", "nsga2": "NSGAIISampler", "random": "RandomSampler"}
+    return getattr(optuna.samplers, kinds[name])(seed=seed)
