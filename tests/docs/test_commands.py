@@ -37,8 +37,9 @@ RUNS = _every("segquant")
 
 
 def _jobs(line: str) -> list[list[str]]:
-    """The overrides of every job of a command line."""
-    overrides = OverridesParser.create().parse_overrides([word for word in words(line) if word != "-m"])
+    """The overrides of every job of a command line; of an interval, which a search draws from, its lower end."""
+    arguments = [re.sub(r"interval\(([\d.]+),[\d.]+\)", r"\1", word) for word in words(line) if word != "-m"]
+    overrides = OverridesParser.create().parse_overrides(arguments)
     (jobs,) = BasicSweeper.split_arguments(overrides, None)
     return [list(job) for job in jobs]
 

@@ -37,7 +37,9 @@ def test_the_citation_names_the_paper() -> None:
 
 def test_the_library_depends_on_little() -> None:
     assert _names(_project()["dependencies"]) == {"torch", "safetensors", "numpy"}
-    assert _project()["optional-dependencies"].keys() == {"bench", "deploy", "peers", "train", "docs", "dev"}
+    assert _project()["optional-dependencies"].keys() == {
+        "bench", "deploy", "peers", "ray", "search", "train", "docs", "dev",
+    }  # fmt: skip
 
 
 def test_pinned_versions_are_of_packages_that_the_project_names() -> None:

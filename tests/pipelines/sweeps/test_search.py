@@ -153,17 +153,17 @@ def test_refused_before_the_work(command: Command, tiny: Tiny, cache: Path, monk
 
 
 def test_a_search_of_two_objectives(command: Command, tiny: Tiny, cache: Path) -> None:
-    """Begun, gone on with, pruned: rtn at 4 bits errs more than twice as much as at 8."""
+    """Begun, gone on with, pruned: rtn at 4 bits errs more than 1.5 times as much as at 8."""
     _optuna()
     arguments = ["-m", *tiny.overrides(cache), "hydra/sweeper=optuna", "quantizer=rtn", "dataset.size=2", "retries=0"]
     arguments += ["precision=w8a8,w4a8_channel", "objective=[output_error,weight_bytes]", "hydra.sweeper.warm_up=1"]
-    arguments += ["hydra.sweeper.prune=1.5", "hydra.sweeper.seed=3", "metric.metrics=[psnr]"]
-    outcome = command(*arguments, "hydra.sweeper.n_trials=2")
+    arguments += ["hydra.sweeper.prune=1.5", "hydra.sweeper.seed=10", "metric.metrics=[psnr]"]
+    outcome = command(*arguments, "hydra.sweeper.n_trials=1")
     assert outcome.code == 0, outcome.err
-    outcome = command(*arguments, "hydra.sweeper.n_trials=5")
+    outcome = command(*arguments, "hydra.sweeper.n_trials=3")
     assert outcome.code == 0, outcome.err
     (search,) = load_searches([outcome.folder])
-    assert len(search.trials) == 5 and [trial.number for trial in search.trials] == list(range(5))
+    assert [trial.number for trial in search.trials] == [0, 1, 2]
     for trial in search.trials:
         folder = outcome.folder / trial.folder
         assert folder.is_dir() and trial.folder.startswith(f"{trial.number}_rtn_")
@@ -172,9 +172,9 @@ def test_a_search_of_two_objectives(command: Command, tiny: Tiny, cache: Path) -
         else:
             raw = json.loads((folder / "results.json").read_text())
             assert trial.values == (raw["output_error"], raw["weight_bytes"])
-    assert {trial.state for trial in search.trials} == {"complete", "pruned"}
+    assert [trial.state for trial in search.trials] == ["complete", "complete", "pruned"]
     status = read_status(outcome.folder)
     assert status.counts["damaged"] == status.counts["failed"] == 0
-    assert status.counts["done"] + status.counts["pruned"] == 3
+    assert status.counts["done"] + status.counts["pruned"] == 2
     assert "what no other trial beats" in (outcome.folder / "table.md").read_text()
     assert (outcome.folder / FILE).is_file() and (outcome.folder / "study.csv").is_file()
