@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.failures import AGAIN as RUN_AGAIN
 from segquant_bench.eval.failures import FILE as FAILURE
 from segquant_bench.eval.failures import load_failure
 from segquant_bench.eval.files import find_named
 from segquant_bench.eval.jobs import DONE, ENDED, FAILED, JOB, PRUNED, SWEEP, Job, Sweep, load_job, load_sweep
 from segquant_bench.eval.json_checks import read_checked
-from segquant_bench.eval.results import AGAIN as RUN_AGAIN
 from segquant_bench.eval.results import RESULTS
 from segquant_bench.eval.results_file import check_results
 

@@ -102,6 +102,11 @@ class GridSweeper(Sweeper):
 
 def _choices(override: Override) -> list[str]:
     if override.is_sweep_override():
+        if not override.is_discrete_sweep():
+            raise PipelineError(
+                f"{override.get_key_element()} has an interval, of which a sweep cannot run every value; list some, or "
+                "search it with hydra/sweeper=optuna"
+            )
         return [str(value) for value in override.sweep_string_iterator()]
     return [override.get_value_element_as_str()]
 

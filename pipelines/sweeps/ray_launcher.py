@@ -37,7 +37,10 @@ class RayLauncher(Launcher):
         at_least("hydra.launcher.cpus", cpus, 0)
         at_least("hydra.launcher.gpus", gpus, 0)
         self.address, self.cpus, self.gpus, self.parallel = address, cpus, gpus, parallel
-        self.init = OmegaConf.to_container(init) if OmegaConf.is_config(init) else dict(init or {})
+        self.init: dict[str, Any] = {
+            str(key): OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for key, value in (init or {}).items()
+        }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.function, self.config = hydra_context, task_function, config
@@ -64,9 +67,8 @@ class RayLauncher(Launcher):
                 "hydra/launcher=joblib"
             ) from error
         try:
-            ray.init(address=self.address, log_to_driver=False, include_dashboard=False, **self.init) if (
-                self.address is None
-            ) else ray.init(address=self.address, log_to_driver=False, **self.init)
+            own = {"include_dashboard": False} if self.address is None else {}
+            ray.init(address=self.address, log_to_driver=False, **own, **self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise PipelineError(
                 f"no Ray cluster answers at hydra.launcher.address={self.address} ({one_line(error)}); start one with "

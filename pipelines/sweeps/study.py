@@ -6,14 +6,11 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segquant_bench.eval.files import save_json
 from segquant_bench.eval.study import FILE
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of
-
-if TYPE_CHECKING:
-    import optuna
 
 JOURNAL = "study.log"
 """Optuna's own record, to which lines are added only; fit for shared disks."""
@@ -56,7 +53,7 @@ class Study:
             at_least("hydra.sweeper.prune", prune, 1)
         self.folder, self.objectives, self.space = folder, dict(objectives), dict(space)
         self.prune, self.warm_up, self._states = prune, warm_up, optuna.trial.TrialState
-        self.trials: dict[int, optuna.Trial] = {}
+        self.trials: dict[int, Any] = {}
         backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
         storage = optuna.storages.JournalStorage(backend)
         known = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
@@ -108,7 +105,7 @@ class Study:
         errors = [trial.user_attrs[LAYER_ERROR] for trial in done if trial.user_attrs.get(LAYER_ERROR)]
         if self.prune is None or len(errors) < self.warm_up:
             return None
-        return self.prune * statistics.median(errors)
+        return float(self.prune * statistics.median(errors))
 
     def tell(self, number: int, values: Sequence[float], layer_error: float | None, folder: str) -> None:
         self._note(number, {LAYER_ERROR: layer_error, FOLDER: folder})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -83,9 +84,20 @@ def test_unknown_option_in_a_sweep_runs_nothing(command: Command, tiny: Tiny, tm
     assert not (tmp_path / "cache" / "stage").exists()
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
+NO_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
+LAUNCHERS = {"joblib": "n_jobs=2", "submitit_local": "timeout_min=20", "ray": "cpus=1"}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "joblib",
+        pytest.param("submitit_local", marks=pytest.mark.slow),
+        pytest.param("ray", marks=[pytest.mark.slow, NO_RAY]),
+    ],
+)
 def test_parallel_launchers_share_stages(tiny: Tiny, tmp_path: Path, launcher: str) -> None:
-    settings = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else ["hydra.launcher.timeout_min=20"]
+    settings = [f"hydra.launcher.{LAUNCHERS[launcher]}"]
     finished = subprocess.run(
         [
             sys.executable, "-m", "segquant_bench.pipelines.main", "-m", *tiny.overrides(tmp_path / "cache"),

@@ -16,7 +16,7 @@ def once_per_run(function: Callable[Concatenate[RunResult, P], T]) -> Callable[C
     """Keep what `function` returns for a run (and hashable arguments) in the run; nobody may change it."""
 
     @functools.wraps(function)
-    def kept(run: RunResult, *args: P.args, **kwargs: P.kwargs) -> T:
+    def kept(run: RunResult, /, *args: P.args, **kwargs: P.kwargs) -> T:
         key = (function, *args, *kwargs.items())
         if key not in run.memo:
             run.memo[key] = function(run, *args, **kwargs)

@@ -33,6 +33,8 @@ RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    for name, most in (("agent_register_timeout_ms", "300000"), ("raylet_start_wait_time_s", "300")):
+        monkeypatch.setenv(f"RAY_{name}", most)  # busy machines start Ray slowly
     before = HydraConfig.instance().cfg
     yield
     HydraConfig.instance().cfg = before
@@ -105,6 +107,7 @@ def test_submitit_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @RAY
+@pytest.mark.slow
 def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     settings = ["hydra/launcher=ray", "hydra.launcher.cpus=1", "+hydra.launcher.init.num_cpus=2"]
@@ -112,6 +115,7 @@ def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @RAY
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "words"), [
     ("hydra.launcher.gpus=64", "hydra.launcher.gpus=64 is more than any machine"),
     ("hydra.launcher.address='127.0.0.1:1'", "no Ray cluster answers at hydra.launcher.address=127.0.0.1:1"),
