@@ -46,11 +46,11 @@ _refused: list[PipelineError] = []
 """Of a single run: raised when Hydra has ended, which would print a line of its own."""
 
 
-Value = float | list[float] | dict[str, float]
+Value = float | list[float | None] | dict[str, float] | None
 """What a search is after: the objective, several of them, or the layer error of a run that was pruned."""
 
 
-def job(config: DictConfig) -> Value | None:
+def job(config: DictConfig) -> Value:
     """One run: all stages, results.json, logger; or failure.json. In a sweep, raises PipelineError."""
     quieten_absent_gpu()
     os.chdir(HydraConfig.get().runtime.cwd)  # relative paths mean the same with hydra.job.chdir; Hydra changes back

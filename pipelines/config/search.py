@@ -105,7 +105,10 @@ class SearchSweeper(Sweeper):
             study.tell_pruned(number, value[PRUNED], folder)
         else:
             values = value if isinstance(value, list) else [value]
-            study.tell(number, values, _layer_error(study.folder / folder), folder)
+            if None in values:
+                study.tell_failed(number, PipelineError("it has no value of an objective"), folder)
+            else:
+                study.tell(number, values, _layer_error(study.folder / folder) if folder else None, folder)
         log.info("trial %d: %s", number, one_line(json.dumps(value)))
 
 

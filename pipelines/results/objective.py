@@ -7,19 +7,14 @@ from typing import Any
 
 from segquant_bench.eval.metrics.metric import split_name
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.errors import PipelineError
 
 
-def objective_values(results: dict[str, Any], config: RunConfig) -> list[float]:
-    """One value per name in `objective`, of the content of results.json.
-
-    Raises:
-        PipelineError: the run does not have one.
-    """
+def objective_values(results: dict[str, Any], config: RunConfig) -> list[float | None]:
+    """One value per name in `objective`, of the content of results.json; None where the run has none."""
     return [_value(results, name) for name in config.objective]
 
 
-def _value(results: dict[str, Any], name: str) -> float:
+def _value(results: dict[str, Any], name: str) -> float | None:
     found = results.get(name)
     if name == "layer_error":
         found = (found or {}).get("geometric_mean")
@@ -30,8 +25,4 @@ def _value(results: dict[str, Any], name: str) -> float:
     else:
         metrics = {split_name(each["name"])[0]: each["value"] for each in results["metrics"]}
         found = metrics.get(name, found)
-    if found is None:
-        raise PipelineError(
-            f"objective={name} has no value in this run; choose another, or a quantizer other than none"
-        )
-    return float(found)
+    return None if found is None else float(found)

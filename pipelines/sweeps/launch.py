@@ -17,7 +17,7 @@ from segquant_bench.eval.failures import FILE, load_failure
 from segquant_bench.eval.files import save_json
 from segquant_bench.eval.jobs import DONE, FAILED, JOB, PRUNED, Job, Listed, load_job
 from segquant_bench.pipelines.errors import PipelineError, one_line
-from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord, tries_before
+from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord, from_json, tries_before
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Launch:
             return None
         if job.outcome in (DONE, PRUNED):
             done = JobReturn(status=JobStatus.COMPLETED)
-            done.return_value = job.value
+            done.return_value = from_json(job.value)
             return done
         return lost(self._told(index) if job.outcome == FAILED else LostJob())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -101,7 +102,25 @@ def job_record(folder: Path, sweep: str) -> Iterator[dict[str, Any]]:
     finally:
         beat.stop()
         ended = time.time()
-        _save(path, {**record, "ended": ended, "outcome": outcome, **(more if outcome == DONE else {})})
+        _save(path, {**record, "ended": ended, "outcome": outcome, **(_in_json(more) if outcome == DONE else {})})
+
+
+def _in_json(value: Any) -> Any:
+    """Infinite numbers as texts."""
+    if isinstance(value, dict):
+        return {key: _in_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_in_json(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def from_json(value: Any) -> Any:
+    """The `value` of a job's record as the job returned it."""
+    if isinstance(value, dict):
+        return {key: from_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [from_json(each) for each in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
 
 
 def tries_before(folder: Path, sweep: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -117,6 +118,17 @@ def test_a_killed_process_takes_no_other_job_along(tmp_path: Path) -> None:
     assert pool.launches == [["a", "b", "c", "d"], ["c", "d"], ["b"]]
     assert [result.return_value for result in results] == list("abcd"), "a's as its record has it"
     assert read_status(tmp_path).counts["damaged"] == 4, "results.json, which these jobs do not write"
+
+
+@pytest.mark.parametrize("value", [math.inf, [1.5, -math.inf], {"pruned": 0.5}, None])
+def test_what_a_job_returned_is_in_its_record(tmp_path: Path, value: object) -> None:
+    def job(name: str, tries: int) -> object:
+        if name == "b":
+            raise Killed
+        return value
+
+    _, results = _launched(tmp_path, "ab", job, 0)
+    assert results[0].return_value == value
 
 
 def test_a_process_that_is_killed_each_time(tmp_path: Path) -> None:
