@@ -85,7 +85,7 @@ def test_every_state(sweep: Path) -> None:
         "done": "done", "also": "done", "failed": "failed", "here": "running", "there": "running",
         "killed": "stopped", "gone": "stopped", "ended": "stopped", "a": "waiting", "b": "waiting",
     }  # fmt: skip
-    counts = {"done": 2, "running": 2, "waiting": 3, "failed": 1, "stopped": 3, "damaged": 0}
+    counts = {"done": 2, "pruned": 0, "running": 2, "waiting": 3, "failed": 1, "stopped": 3, "damaged": 0}
     assert status.counts == counts and list(counts) == list(STATES) and sum(counts.values()) == status.total == 11
     why = {job.name: job.why for job in status.jobs}
     assert why["failed"] == "out of memory: too much (tried 3 times)"
@@ -161,6 +161,12 @@ def test_folders_of_which_no_sweep_is_recorded(tmp_path: Path, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert "2 jobs found (how many were asked for is not recorded): 1 done, 0 running, 0 waiting, 1 failed\n" in out
     assert main([str(tmp_path / "old")]) == 0
+
+
+def test_a_trial_that_was_pruned_needs_no_results(tmp_path: Path) -> None:
+    root = _sweep(tmp_path, ["a"], ended=NOW)
+    _job(root / "a", ended=NOW, outcome="pruned", value={"pruned": 0.5})
+    assert [job.state for job in read_status(root).jobs] == ["pruned"] and main([str(root)]) == 0
 
 
 def test_jobs_that_share_a_folder_or_have_none(tmp_path: Path) -> None:

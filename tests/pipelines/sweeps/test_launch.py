@@ -217,7 +217,7 @@ def test_a_sweep_tries_again_and_says_so(
     counted = {name: begun.count(name) for name in begun}
     assert counted == {"smoothquant_w4a16": 1, "smoothquant_w8a8": 3, "rtn_w4a16": 2, "rtn_w8a8": 3}
     assert [counts["running"] for counts in seen] == [1] * len(seen)
-    assert seen[0] == {"done": 0, "running": 1, "waiting": 3, "failed": 0, "stopped": 0, "damaged": 0}
+    assert seen[0] == {"done": 0, "pruned": 0, "running": 1, "waiting": 3, "failed": 0, "stopped": 0, "damaged": 0}
     status = read_status(outcome.folder)
     states = {job.name: job.state for job in status.jobs}
     assert states == {
