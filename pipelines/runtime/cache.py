@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from filelock import FileLock, Timeout
 
 from segquant.files import sync, write_json
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, one_line
+from segquant_bench.pipelines.runtime import events
 from segquant_bench.pipelines.runtime.cost import measured
+from segquant_bench.pipelines.runtime.finished import Finished as Finished
 from segquant_bench.pipelines.runtime.health import (
     COSTS,
     RECORD,
@@ -39,26 +40,6 @@ FICLONE = 0x40049409
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A finished stage.
-
-    Attributes:
-        key: hash of everything it depends on.
-        seconds: wall-clock, also of an earlier run.
-        peak_device_memory_mb: None on a CPU.
-        cached: whether this run found it finished.
-    """
-
-    name: str
-    key: str
-    path: Path
-    seconds: float
-    peak_memory_mb: float
-    peak_device_memory_mb: float | None
-    cached: bool
-
-
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
     """A hash in which the order of `depends` (JSON types) has no part."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)
@@ -67,6 +48,11 @@ def stage_key(name: str, depends: Mapping[str, Any]) -> str:
 
 def find_finished(name: str, cache: Path, depends: Mapping[str, Any]) -> Finished | None:
     return _finished(*_place(name, cache, depends))
+
+
+def is_there(name: str, cache: Path, depends: Mapping[str, Any]) -> bool:
+    """Whether a folder of that stage lies there; it is not looked into."""
+    return _place(name, cache, depends)[0].exists()
 
 
 def _place(name: str, cache: Path, depends: Mapping[str, Any]) -> tuple[Path, str, str]:
@@ -122,7 +108,9 @@ def _finished(final: Path, name: str, key: str) -> Finished | None:
         return None
     log.info("%s: done before (%.1f s then)", name, record["seconds"])
     seconds, peak, device_peak = COSTS
-    return Finished(name, key, final, record[seconds], record[peak], record.get(device_peak), cached=True)
+    return events.ended(
+        Finished(name, key, final, record[seconds], record[peak], record.get(device_peak), cached=True)
+    )
 
 
 def _clear(final: Path, name: str) -> None:
@@ -160,7 +148,7 @@ def _compute(
     unfinished = Unfinished(final, name, keeps)
     log.info("%s: computing", name)
     try:
-        with measured() as cost:
+        with measured() as cost, events.computing(name):
             compute(unfinished.path)
         partial = unfinished.ready()
         let_others_read(partial)
@@ -179,7 +167,7 @@ def _compute(
             raise _disk_full(name, final.parent) from error
         raise
     log.info("%s: %.1f s, peak memory %.0f MB", name, seconds, peak)
-    return Finished(name, key, final, seconds, peak, device_peak, cached=False)
+    return events.ended(Finished(name, key, final, seconds, peak, device_peak, cached=False))
 
 
 def let_others_read(folder: Path) -> None:

@@ -36,6 +36,20 @@ def _peak_mb(was_reset: bool) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
+def held_mb() -> dict[str, float]:
+    """Memory in MB (2**20 bytes) that the process holds now, by name; empty where the system does not tell."""
+    found = {}
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        found["memory_mb"] = pages * resource.getpagesize() / 2**20
+    except (OSError, ValueError, IndexError):  # another system
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found["device_memory_mb"] = torch.cuda.memory_allocated() / 2**20
+    return found
+
+
 @contextmanager
 def measured() -> Iterator[Cost]:
     """Fill a `Cost` with what the block took; outside Linux the peak is the process's."""

@@ -1,22 +1,5 @@
-from __future__ import annotations
+"""Where stages find their bar: a name that their code has, and their keys hash."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from segquant_bench.bars import progress_bar
 
-from tqdm import tqdm
-
-from segquant_bench.texts import plain
-
-
-@contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (what, done, total) that moves a bar, on terminals only."""
-    label = plain(label)
-    with tqdm(desc=label, disable=None, leave=False) as bar:
-
-        def show(what: str, done: int, total: int) -> None:
-            bar.set_description(f"{label}: {plain(what)}", refresh=False)
-            bar.total, bar.n = total or None, done
-            bar.refresh()
-
-        yield show
+__all__ = ["progress_bar"]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
+
+from segquant_bench.bars import tqdm  # isort: skip - as if it were tqdm's, see runtime.meaning
 
 from segquant.files import write_whole
 from segquant_bench.pipelines.errors import PipelineError

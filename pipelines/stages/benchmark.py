@@ -75,11 +75,8 @@ def _dataset(run: Run) -> Dataset:
         raise PipelineError(f"{error}; also, {without_real(config.metric, config.dataset.name)}") from error
 
 
-def run_all(run: Run) -> float | None:
-    """All wanted stages in order, after checks: whatever a key reads is looked at before the first computes.
-
-    Returns:
-        The layer error if it is above `prune_above`, so that nothing behind quantizing was done; else None.
+def check_run(run: Run) -> None:
+    """Whatever a key reads is looked at, and what cannot be computed is refused, before the first stage computes.
 
     Raises:
         PipelineError, EvalError, QuantizationError: what the user can mend.
@@ -88,18 +85,39 @@ def run_all(run: Run) -> float | None:
     component_methods(run)
     check_engine(run)
     check_metrics(run.config.metric, _dataset(run))
-    wanted = [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
-    for name in wanted:
+    for name in wanted_stages(run):
         run.key(name)  # calls the user's functions, and reads files
     check_judges(run)
     advise(run)
     check_layers(run)
-    above = run.config.prune_above
+
+
+def wanted_stages(run: Run) -> list[str]:
+    """In order, without those that are computed where others need them alone."""
+    return [stage.name for stage in run.table if stage.asked and run.has(stage.name)]
+
+
+def compute_run(run: Run) -> float | None:
+    """All wanted stages in order, of a run that `check_run` has passed.
+
+    Returns:
+        The layer error if it is above `prune_above`, so that nothing behind quantizing was done; else None.
+
+    Raises:
+        PipelineError, EvalError, QuantizationError: what the user can mend.
+    """
+    wanted, above = wanted_stages(run), run.config.prune_above
     if above is not None and QUANTIZE.name in wanted and (error := layer_error(run)) is not None and error > above:
         return error
     for name in wanted:
         run.stage(name)
     return None
+
+
+def run_all(run: Run) -> float | None:
+    """As `check_run` and `compute_run`."""
+    check_run(run)
+    return compute_run(run)
 
 
 def layer_error(run: Run) -> float | None:

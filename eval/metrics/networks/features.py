@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from segquant_bench.bars import tqdm  # isort: skip - as if it were tqdm's, see runtime.meaning
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
