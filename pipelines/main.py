@@ -26,9 +26,9 @@ from segquant_bench.pipelines.config.schema import register, validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, mendable, one_line, unwritable
+from segquant_bench.pipelines.loggers.find import find_logger
 from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
 from segquant_bench.pipelines.results.sweep import SweepFolder, claimed, refused_folder, report_sweep
-from segquant_bench.pipelines.results.wandb_mode import check_logger
 from segquant_bench.pipelines.runtime.interrupt import exit_code, insistent_interrupt, signal_name
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
@@ -95,26 +95,22 @@ def _job(config: DictConfig, folder: Path) -> Value:
     if HydraConfig.get().mode is not RunMode.MULTIRUN:  # of a sweep, quantizer=none may stand beside others
         check_used(checked)
     check_shipped(checked)
-    mode = check_logger(checked.logger) if checked.logger.name == "wandb" else None
+    logger = find_logger(checked.logger)
     # put off: torch, which `segquant --help` and refused command lines do without
     from segquant_bench.pipelines.results.objective import objective_values
-    from segquant_bench.pipelines.results.write import read_json, write_results
-    from segquant_bench.pipelines.stages.benchmark import open_run, run_all
+    from segquant_bench.pipelines.results.watched import run_watched
+    from segquant_bench.pipelines.results.write import read_json
+    from segquant_bench.pipelines.stages.benchmark import check_run, open_run
 
     run = open_run(checked)
-    if (pruned := run_all(run)) is not None:
+    check_run(run)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    found = run_watched(run, logger, folder, group(folder), resolved)
+    if isinstance(found, float):
         (folder / "results.json").unlink(missing_ok=True)  # of an earlier command
-        log.info("no pictures: the layer error is %.4g, above prune_above=%g", pruned, checked.prune_above)
-        return {PRUNED: pruned}
-    results = write_results(run, folder)
-    log.info("results: %s", one_line(str(results)))
-    if mode is not None:
-        # put off: most runs have no such logger
-        from segquant_bench.pipelines.results.wandb_log import Sink, log_run
-
-        sink = Sink(checked.logger, mode, group(folder), run.cache)
-        log_run(sink, read_json(results), folder, OmegaConf.to_container(config, resolve=True))
-    values = objective_values(read_json(results), checked)
+        log.info("no pictures: the layer error is %.4g, above prune_above=%g", found, checked.prune_above)
+        return {PRUNED: found}
+    values = objective_values(read_json(found), checked)
     return values[0] if len(values) == 1 else values
 
 

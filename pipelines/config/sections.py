@@ -209,17 +209,22 @@ class MetricConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where results are shown: wandb or none."""
+    """Where runs are shown: a module of `loggers.members`, or a class of one's own in `_target_`, with `arguments`.
+
+    The other keys are those of the loggers that ship; each reads some of them.
+    """
 
     name: str = MISSING
     project: str = "segquant"
     entity: str | None = None
     group: str | None = None
+    tags: list[str] = field(default_factory=list)
     mode: str = "auto"
     images: int = 32
     artifact: bool = True
+    _target_: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        one_of("logger.name", self.name, ("wandb", "none"))
         one_of("logger.mode", self.mode, ("auto", "offline", "online"))
         at_least("logger.images", self.images, 0)

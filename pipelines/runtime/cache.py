@@ -108,9 +108,7 @@ def _finished(final: Path, name: str, key: str) -> Finished | None:
         return None
     log.info("%s: done before (%.1f s then)", name, record["seconds"])
     seconds, peak, device_peak = COSTS
-    return events.ended(
-        Finished(name, key, final, record[seconds], record[peak], record.get(device_peak), cached=True)
-    )
+    return events.ended(Finished(name, key, final, record[seconds], record[peak], record.get(device_peak), cached=True))
 
 
 def _clear(final: Path, name: str) -> None:

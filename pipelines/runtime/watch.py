@@ -71,8 +71,12 @@ class Watch(StageListener):
         self._open = [stage for stage in self._open if stage.name != name]
 
     def stage_ended(self, finished: Finished) -> None:
+        ended = [stage for stage in self._open if stage.name == finished.name]
         self._open = [stage for stage in self._open if stage.name != finished.name]
         self._ended += 1
+        rates = [stage.rate for stage in ended if stage.rate is not None and stage.rate.last.unit]
+        if self._values is not None and rates and rates[0].per_second is not None:
+            self._values({f"stage/{finished.name}/{rates[0].last.unit}s_per_second": rates[0].per_second})
 
     def advanced(self, advance: Advance) -> None:
         """A loop went on: the innermost stage's. The first batch is told of, if much is left."""

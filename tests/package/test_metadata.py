@@ -38,7 +38,7 @@ def test_the_citation_names_the_paper() -> None:
 def test_the_library_depends_on_little() -> None:
     assert _names(_project()["dependencies"]) == {"torch", "safetensors", "numpy"}
     assert _project()["optional-dependencies"].keys() == {
-        "bench", "deploy", "peers", "ray", "search", "train", "docs", "dev",
+        "bench", "deploy", "peers", "ray", "search", "tensorboard", "train", "docs", "dev",
     }  # fmt: skip
 
 

@@ -143,9 +143,9 @@ def test_stages_and_bars_are_heard_and_only_within(
         run_stage("generate", tmp_path, {}, compute)
     run_stage("reference", tmp_path, {}, compute)
     told = [record.message for record in caplog.records if record.name == module.__name__]
-    assert told and set(told) == {
-        "generate: rtn, 2 of 4 pictures, about 5 s left (one like it took 5 s)"
-    }, "not of the second"
+    assert told and set(told) == {"generate: rtn, 2 of 4 pictures, about 5 s left (one like it took 5 s)"}, (
+        "not of the second"
+    )
     assert len(heard) == 1 and "progress/seconds" in heard[0]
 
 

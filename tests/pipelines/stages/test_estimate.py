@@ -64,7 +64,7 @@ def test_a_method_is_compared_where_the_calibration_is_the_same(tiny: Tiny, cach
     run = _run(tiny, cache, "quantizer=rtn")
 
     def elsewhere(record: dict[str, Any]) -> None:
-        record["needs"] = {key: "another" for key in record["needs"]}
+        record["needs"] = dict.fromkeys(record["needs"], "another")
 
     _put(run, "quantize", 3600.0, elsewhere, "a")
     assert "quantize" in estimate(run).unknown

@@ -14,13 +14,11 @@ from typing import Any
 
 from segquant_bench.pipelines.config.sections import LoggerConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loggers.for_wandb.names import LONGEST, LONGEST_TAG, environment_tags
 
 log = logging.getLogger(__name__)
 
 HOST = "api.wandb.ai"
-LONGEST = 128
-"""Characters of a project, a run, a group and an artifact."""
-LONGEST_TAG = 64
 FORBIDDEN = "/\\#?%:"
 """Characters that no project has."""
 PATIENCE = 5.0
@@ -39,9 +37,12 @@ def check_logger(config: LoggerConfig) -> Any:
             f"logger.project={config.project!r} is no name for W&B; use at most {LONGEST} characters, and none of "
             f"{' '.join(FORBIDDEN)}"
         )
-    for tag in filter(None, os.environ.get("WANDB_TAGS", "").split(",")):
-        if len(tag) > LONGEST_TAG:
-            raise PipelineError(f"WANDB_TAGS has a tag of {len(tag)} characters, W&B takes {LONGEST_TAG}; shorten it")
+    for key, tags in (("logger.tags", config.tags), ("WANDB_TAGS", environment_tags())):
+        for tag in tags:
+            if len(tag) > LONGEST_TAG or not tag:
+                raise PipelineError(
+                    f"{key} has a tag of {len(tag)} characters, W&B takes {LONGEST_TAG}; shorten it or leave it out"
+                )
     mode = resolve_mode(config.mode)
     if mode != "online":
         return mode
