@@ -17,7 +17,8 @@ from tests.docs.recipes import Recipe, overrides, recipes
 from tests.pipelines.conftest import Command, Tiny
 
 SEAMS = {
-    "A calibrator", "An optimizer", "A metric", "A stage", "A backend", "A precision", "A model family", "A data set",
+    "A calibrator", "An optimizer", "A metric", "A stage", "A backend", "A logger", "A precision", "A model family",
+    "A data set",
 }  # fmt: skip
 RECIPES = recipes(read("CONTRIBUTING.md"))
 
@@ -75,6 +76,10 @@ def test_recipes_run(
         _check(recipe.name, {each["quantizer"]: each for each in found}, {each["precision"] for each in found})
         if recipe.name == "A stage":
             _check_stage(found[0], outcome.folder)
+        if recipe.name == "A logger":
+            told = (outcome.folder / "stages.txt").read_text().splitlines()
+            assert told[0].endswith("begins") and told[-1] == "finished"
+            assert [line.partition(":")[0] for line in told[1:-1]] == list(found[0]["stages"])
 
 
 def _check(name: str, by_quantizer: dict[str, Any], precisions: set[str]) -> None:
@@ -93,7 +98,7 @@ def _check(name: str, by_quantizer: dict[str, Any], precisions: set[str]) -> Non
     elif name == "A precision":
         assert precisions == {"w4a8", "w4g16a8"}
     else:
-        assert name in ("A model family", "A data set", "A stage")
+        assert name in ("A model family", "A data set", "A stage", "A logger")
 
 
 def _check_stage(results: dict[str, Any], folder: Path) -> None:

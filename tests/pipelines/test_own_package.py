@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _sweep(folder: Path, tiny: Tiny, *arguments: str) -> Path:
     """`segquant -m` in a process of its own, in that folder, which Python's path lacks as for a console script."""
-    run = [f"model.path={tiny.model}", "logger=none", "cache=cache", "hydra.sweep.dir=sweep"]
+    run = [f"model.path={tiny.model}", "cache=cache", "hydra.sweep.dir=sweep"]
     command = [sys.executable, "-P", "-m", "segquant_bench.pipelines.main", "-m", *arguments, *run]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -67,6 +67,11 @@ def test_everything_of_one_s_own_swept_against_rtn(folder: Path, tiny: Tiny) -> 
             (sweep / f"{index}_{name}_w4g32" / each["stages"]["colours"]["path"] / "colours.json").read_text()
         )
         assert np.shape(colours) == (4, 3) and np.ptp(colours) > 0
+        told = [
+            json.loads(line) for line in (sweep / f"{index}_{name}_w4g32" / "history.jsonl").read_text().splitlines()
+        ]
+        assert told[0]["id"] == each["config_hash"] and told[-1]["state"] == "finished"
+        assert {"colours", "quantize"} <= {line.get("stage") for line in told}
         assert each["backend"] == "halved" and each["backend_layers"] == {"halved": len(each["layer_errors"])}
     assert theirs["layer_errors"] != rtn["layer_errors"] and theirs["config_hash"] != rtn["config_hash"]
     assert theirs["own_code"]["quantizer._target_"]["path"] == "their_pkg.methods.theirs"

@@ -69,7 +69,7 @@ def test_names_and_settings_that_are_none(own: str, monkeypatch: pytest.MonkeyPa
         find_logger(own_config)
     with pytest.raises(PipelineError, match="logger.arguments are those of a logger of one's own"):
         find_logger(LoggerConfig("wandb", arguments={"a": 1}))
-    find_logger(LoggerConfig("none", project="p", images=3)), "none may end any command line"
+    find_logger(LoggerConfig("none", project="p", images=3))  # which may end any command line
     monkeypatch.setattr(find, "names", lambda: ["none"])
     with pytest.raises(PipelineError, match="logger.name='wandb' is not known"):
         find_logger(LoggerConfig("wandb"))
