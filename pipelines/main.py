@@ -28,7 +28,13 @@ from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, mendable, one_line, unwritable
 from segquant_bench.pipelines.loggers.find import find_logger
 from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
-from segquant_bench.pipelines.results.sweep import SweepFolder, claimed, refused_folder, report_sweep
+from segquant_bench.pipelines.results.sweep import (
+    SweepFolder,
+    claimed,
+    place_in_sweep,
+    refused_folder,
+    report_sweep,
+)
 from segquant_bench.pipelines.runtime.interrupt import exit_code, insistent_interrupt, signal_name
 from segquant_bench.pipelines.runtime.paths import CONF
 from segquant_bench.pipelines.runtime.quiet import quieten_absent_gpu
@@ -91,6 +97,7 @@ def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
 
 
 def _job(config: DictConfig, folder: Path) -> Value:
+    place = place_in_sweep()
     checked = validate(config)
     if HydraConfig.get().mode is not RunMode.MULTIRUN:  # of a sweep, quantizer=none may stand beside others
         check_used(checked)
@@ -105,7 +112,7 @@ def _job(config: DictConfig, folder: Path) -> Value:
     run = open_run(checked)
     check_run(run)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
-    found = run_watched(run, logger, folder, group(folder), resolved)
+    found = run_watched(run, logger, folder, group(folder), resolved, place)
     if isinstance(found, float):
         (folder / "results.json").unlink(missing_ok=True)  # of an earlier command
         log.info("no pictures: the layer error is %.4g, above prune_above=%g", found, checked.prune_above)

@@ -17,6 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.results.sweep_line import tell_end, tell_place
+from segquant_bench.pipelines.results.sweep_log import Asked, log_sweep
 from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class SweepFolder(Callback):
     """Remembers this process's sweep folder; Hydra skips `on_multirun_end` when a job failed."""
 
     current: tuple[Path, bool] | None = None
+    asked: Asked | None = None
     sweep: str = ""
     """The sweep that this process runs jobs of."""
 
@@ -43,6 +46,7 @@ class SweepFolder(Callback):
         self.own = secrets.token_hex(8)
         _make_own(config, "sweep")
         SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
+        SweepFolder.asked = Asked.of(config)
         SweepRecord.current = SweepRecord(SweepFolder.current[0], self.own)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -132,10 +136,11 @@ def refused_folder() -> Path | None:
 
 
 def report_sweep() -> Path | None:
-    """Render this sweep's report into its folder; None without a sweep."""
+    """Tell how the sweep ended, and render its report into its folder; None without a sweep."""
     if SweepFolder.current is None:
         return None
     folder, wanted = SweepFolder.current
+    pace = tell_end(folder)
     if not wanted:
         return None
     # put off: matplotlib, which single runs and `segquant --help` do without
@@ -147,4 +152,11 @@ def report_sweep() -> Path | None:
         log.warning("no report, because no run below %s finished", one_line(str(folder)))
         return None
     write_report([folder], folder)
+    if SweepFolder.asked is not None:
+        log_sweep(folder, SweepFolder.asked, pace)
     return folder
+
+
+def place_in_sweep() -> str:
+    """Log where this job stands in its sweep; returns what begins its lines about progress, empty of a single run."""
+    return tell_place(_sweep_folder()) if HydraConfig.get().mode is RunMode.MULTIRUN else ""

@@ -1,0 +1,76 @@
+"""One line over a whole sweep: which job this is, how many are done and failed, and how long the rest will take."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from segquant_bench.durations import spoken
+from segquant_bench.eval.errors import EvalError
+from segquant_bench.eval.jobs import DONE, FAILED, JOB, SWEEP, Job, load_job, load_sweep
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far a sweep is; `left` is about how many seconds, None before a job is done."""
+
+    total: int
+    done: int
+    failed: int
+    left: float | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.done} done", *([f"{self.failed} failed"] if self.failed else [])]
+        if self.left is not None and self.done + self.failed < self.total:
+            parts.append(f"about {spoken(self.left)} left")
+        return ", ".join(parts)
+
+
+def pace_of(folder: Path) -> Pace | None:
+    """By the records of the sweep and of its jobs, whichever process wrote them; None where nothing is recorded."""
+    try:
+        sweep = load_sweep(folder / SWEEP)
+    except (EvalError, OSError):
+        return None
+    jobs = [job for job in _jobs(folder, [each.folder for each in sweep.jobs]) if job.sweep == sweep.sweep]
+    done, failed = ([job for job in jobs if job.outcome == outcome] for outcome in (DONE, FAILED))
+    running = [job for job in jobs if job.outcome is None]
+    taken = [job.ended - job.began for job in done if job.ended is not None]
+    if not taken:
+        return Pace(sweep.total, len(done), len(failed), None)
+    mean, now = sum(taken) / len(taken), time.time()
+    rest = sum(max(mean - (now - job.began), 0.0) for job in running)
+    rest += mean * max(sweep.total - len(done) - len(failed) - len(running), 0)
+    return Pace(sweep.total, len(done), len(failed), rest / max(len(running), 1))
+
+
+def _jobs(folder: Path, names: list[str]) -> Iterator[Job]:
+    for name in filter(None, names):
+        try:
+            yield load_job(folder / name / JOB)
+        except (EvalError, OSError):  # it has not begun, or its record is being written
+            continue
+
+
+def tell_place(sweep: Path) -> str:
+    """Log where this process's job stands; returns what begins its lines about progress."""
+    number, pace = int(HydraConfig.get().job.num) + 1, pace_of(sweep)
+    if pace is None:
+        return f"job {number}: "
+    log.info("job %d of %d, %s", number, pace.total, pace)
+    return f"job {number} of {pace.total}: "
+
+
+def tell_end(sweep: Path) -> Pace | None:
+    """Log how the sweep ended."""
+    pace = pace_of(sweep)
+    if pace is not None:
+        log.info("sweep of %d jobs: %s", pace.total, pace)
+    return pace
