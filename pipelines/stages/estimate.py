@@ -15,7 +15,7 @@ from segquant_bench.pipelines.runtime.cache import is_there
 from segquant_bench.pipelines.runtime.health import COSTS, RECORD
 from segquant_bench.pipelines.stages.run import Run
 
-LOOKED_AT = 64
+LOOKED_AT = 32
 """Newest stages of a name that are compared: a cache may hold thousands."""
 SAME = ("model", "dtype", "device")
 """Of a sampling stage, what no scaling makes up for."""
@@ -88,7 +88,7 @@ def _records(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     for _, path in heapq.nlargest(LOOKED_AT, found):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            usable = record["name"] == name and isinstance(record["depends"], dict) and record[COSTS[0]] >= 0
+            usable = record["name"] == name and isinstance(record["depends"], dict) and 0 <= record[COSTS[0]] < 1e9
         except (OSError, ValueError, LookupError, TypeError):
             continue
         if usable:
@@ -100,7 +100,7 @@ def _comparable(wanted: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if ours or theirs:
         return all(ours.get(key) == theirs.get(key) for key in SAME)
     needs, known = _part(wanted, "needs"), _part(other, "needs")
-    return not needs or bool(needs.items() & known.items())
+    return not needs or any(known.get(key) == value for key, value in needs.items())
 
 
 def _work(record: Mapping[str, Any]) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 from segquant_bench.texts import plain
 from tests.odd_texts import PROMPTS
 from tests.pipelines.conftest import Command, Tiny
-from tests.pipelines.results.test_wandb_log import _read
+from tests.pipelines.loggers.offline import read_offline
 
 NAME = "<b>m</b> $x$ | 100% _a_ \u202e\u2028{0}"
 
@@ -61,9 +61,9 @@ def test_a_whole_sweep(command: Command, tiny: Tiny, tmp_path: Path, monkeypatch
     assert all(one["prompts"] == [prompt.strip() for prompt in PROMPTS] and one["model"] == NAME for one in results)
     assert all(len(list((path.parent / "images").glob("*.png"))) == 50 for path in paths)
     _check_report(outcome.folder)
-    logged = _read(paths[1].parent)
-    assert logged["run"].display_name == plain(f"{NAME} rtn_w8a8_tensor")
-    assert logged["history"]["images/captions"] == [plain(prompt.strip()) for prompt in PROMPTS]
+    logged = read_offline(paths[1].parent)
+    assert logged.run.display_name == plain(f"{NAME} rtn_w8a8_tensor")
+    assert logged.history["images/captions"] == [plain(prompt.strip()) for prompt in PROMPTS]
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in (tmp_path / "cache" / "stage").rglob("*.safetensors"))
 
 

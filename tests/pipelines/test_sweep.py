@@ -60,17 +60,17 @@ def test_failing_job_does_not_stop_its_siblings(command: Command, tiny: Tiny, ca
 def test_a_fault_in_one_job_leaves_the_others_report(
     command: Command, tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from segquant_bench.pipelines.stages import benchmark
+    from segquant_bench.pipelines.results import watched
     from segquant_bench.pipelines.stages.run import Run
 
-    run_all = benchmark.run_all
+    compute_run = watched.compute_run
 
     def faulty(run: Run) -> None:
         if run.config.precision.name == "w8a8":
             raise ZeroDivisionError("a fault of the program")
-        run_all(run)
+        compute_run(run)
 
-    monkeypatch.setattr(benchmark, "run_all", faulty)
+    monkeypatch.setattr(watched, "compute_run", faulty)
     arguments = ["-m", *tiny.overrides(cache), "quantizer=rtn", "precision=w8a8,w4a16"]
     with pytest.raises(ZeroDivisionError):
         command(*arguments)

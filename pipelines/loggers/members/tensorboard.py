@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from segquant.files import write_json
-from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loggers.logger import FINISHED, About, Logger, Picture
 from segquant_bench.texts import plain
 
@@ -38,7 +38,7 @@ class TensorBoard(Logger):
     def open(self, about: About) -> bool:
         self._folder, self._content = about.folder / FOLDER, f"{about.id} {about.content}"
         if _logged(self._folder / MARK) == self._content:
-            log.info("tensorboard: logged before, %s", self._folder)
+            log.info("tensorboard: logged before, %s", one_line(str(self._folder)))
             return False
         from tensorboardX import SummaryWriter
 
@@ -46,7 +46,7 @@ class TensorBoard(Logger):
         self._writer, self._step = SummaryWriter(str(self._folder), filename_suffix=suffix), 0
         self._text("run", f"{about.name} ({', '.join(about.tags)})")
         self._text("config", "    " + json.dumps(about.config, indent=1, default=str).replace("\n", "\n    "))
-        log.info("tensorboard: %s", self._folder)
+        log.info("tensorboard: %s", one_line(str(self._folder)))
         return True
 
     def stage_began(self, name: str) -> None:

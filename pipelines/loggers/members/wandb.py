@@ -35,7 +35,7 @@ class Wandb(Logger):
         self._mark = Mark(about, self.config)
         before = self._mark.place()
         if before and not os.environ.get("WANDB_SWEEP_ID"):  # an agent's trial is told whatever was logged before
-            log.info("wandb: logged before, %s", before)
+            log.info("wandb: logged before, %s", one_line(before))
             return False
         (about.folder / "wandb").mkdir(parents=True, exist_ok=True)  # else wandb writes elsewhere, and tells nobody
         if self._mode == "online" and _refused:
@@ -50,7 +50,7 @@ class Wandb(Logger):
             _end_service()
             self._mode = "offline"
             self._run = self._begun(about)
-        log.info("wandb: %s", self._place() or self._mode)
+        log.info("wandb: %s", one_line(self._place()) or self._mode)
         return True
 
     def _begun(self, about: About) -> Any:
