@@ -116,7 +116,8 @@ class Watch(StageListener):
         if rate is not None and rate.last.total:
             pace, left = rate.per_second, rate.left(now)
             unit = f" {rate.last.unit}s" if rate.last.unit else ""
-            parts = [f"{rate.last.what}, {rate.last.done} of {rate.last.total}{unit}"]
+            what = "" if rate.last.what == stage.name else f"{rate.last.what}, "
+            parts = [f"{what}{rate.last.done} of {rate.last.total}{unit}"]
             if pace is not None and rate.last.unit:
                 parts.append(f"{pace:.3g} a second")
             if left is not None:

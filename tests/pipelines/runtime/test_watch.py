@@ -136,14 +136,14 @@ def test_stages_and_bars_are_heard_and_only_within(
     watch = Watch({"generate": 5.0}, values=heard.append, clock=clock)
 
     def compute(folder: Path) -> None:
-        tell(Advance("rtn", 2, 4, "picture"))
+        tell(Advance("generate", 2, 4, "picture"))
         watch.look()
 
     with caplog.at_level(logging.INFO), followed(watch):
         run_stage("generate", tmp_path, {}, compute)
     run_stage("reference", tmp_path, {}, compute)
     told = [record.message for record in caplog.records if record.name == module.__name__]
-    assert told and set(told) == {"generate: rtn, 2 of 4 pictures, about 5 s left (one like it took 5 s)"}, (
+    assert told and set(told) == {"generate: 2 of 4 pictures, about 5 s left (one like it took 5 s)"}, (
         "not of the second"
     )
     assert len(heard) == 1 and "progress/seconds" in heard[0]
