@@ -20,7 +20,7 @@ from segquant_bench.eval.report.main_table.failed import failed_table
 from segquant_bench.eval.status import read_status
 from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.pipelines.errors import PipelineError, mendable
-from segquant_bench.pipelines.results import watched
+from segquant_bench.pipelines.stages import benchmark
 from segquant_bench.pipelines.stages.run import Run
 from segquant_bench.pipelines.sweeps.launch import Launch, LostJob, failure_of, lost
 from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord, job_record
@@ -200,7 +200,7 @@ def test_a_sweep_tries_again_and_says_so(
     command: Command, tiny: Tiny, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One job is short of memory once, one always, one is refused; while they run, the status knows."""
-    compute_run, begun, seen = watched.compute_run, list[str](), list[dict[str, int]]()
+    check_run, begun, seen = benchmark.check_run, list[str](), list[dict[str, int]]()
 
     def short(run: Run) -> None:
         name = run.config.name
@@ -208,9 +208,9 @@ def test_a_sweep_tries_again_and_says_so(
         seen.append(read_status(cache.parent / "run").counts)
         if name.endswith("_w8a8") or (name.startswith("rtn_w4a16") and begun.count(name) == 1):
             raise MemoryError
-        compute_run(run)
+        check_run(run)
 
-    monkeypatch.setattr(watched, "compute_run", short)
+    monkeypatch.setattr(benchmark, "check_run", short)
     arguments = ["-m", *tiny.overrides(cache), "quantizer=smoothquant,rtn", "precision=w4a16,w8a8", "retries=2"]
     outcome = command(*arguments, "dataset.size=2")
     assert outcome.code == 1
