@@ -62,12 +62,48 @@ def at_formats(
     plainly = {**rounded, "calibrator": "amax", "bias_correction": False, "ranges": judge.base.ranges.coarse()}
     if "ranges" in rounded:
         plainly["ranges"] = registry.find("range", rounded["ranges"])().coarse()
-    own, *others = (
-        judge({**plainly, **_named(scheme, judge.base)}, roughly=True) for scheme in (judge.base.scheme, *schemes)
-    )
+    own = judge(plainly, roughly=True)
     if own is None:
         return []
-    return [found for each in solved for found in _scaled(each, own, [other for other in others if other is not None])]
+    others = _rounded(judge, plainly, own, schemes)
+    return [found for each in solved for found in _scaled(each, own, others)]
+
+
+def _rounded(judge: Judge, plainly: Change, own: Candidate, schemes: Sequence[QuantScheme]) -> list[Candidate]:
+    """Rounding at other formats: judged where the width or the group is the base's, from these two where neither is.
+
+    A group's range does not know the width of its codes, so errors of weights are the product of what each does.
+    """
+    base = judge.base.scheme
+    crossed = {scheme: pair for scheme in schemes if (pair := _apart(scheme, base)) is not None}
+    found = {
+        scheme: candidate
+        for scheme in schemes
+        if scheme not in crossed
+        and (candidate := judge({**plainly, **_named(scheme, judge.base)}, roughly=True)) is not None
+    }
+    floor = min(candidate.error for candidate in (own, *found.values())) ** 2
+    for scheme, (width, group) in crossed.items():
+        if width in found and group in found:
+            found[scheme] = _product(found[width], found[group], own, floor, {**plainly, **_named(scheme, judge.base)})
+    return list(found.values())
+
+
+def _apart(scheme: QuantScheme, base: QuantScheme) -> tuple[QuantScheme, QuantScheme] | None:
+    """The base with the scheme's width, and with its group, where these two are what they differ in."""
+    one, own = scheme.weight, base.weight
+    assert one is not None and own is not None
+    width, group = replace(own, dtype=one.dtype), replace(own, group_size=one.group_size)
+    if own in (width, group) or one != replace(width, group_size=one.group_size):
+        return None
+    return replace(base, weight=width), replace(base, weight=group)
+
+
+def _product(width: Candidate, group: Candidate, own: Candidate, floor: float, change: Change) -> Candidate:
+    gap = own.error**2 - floor
+    share = max(width.error**2 - floor, 0.0) * max(group.error**2 - floor, 0.0) / gap if gap > 0 else 0.0
+    size = width.bytes + group.bytes - own.bytes  # of codes the one, of scales the other
+    return Candidate(change, (floor + share) ** 0.5, size, width.operations, width.bits)
 
 
 def _named(scheme: QuantScheme, base: Method) -> Change:
