@@ -9,7 +9,8 @@ from segquant.graph.segments import Segments
 from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme
 from segquant.numerics.precisions import PRECISIONS
-from segquant.optimizers.search import DEFAULT_ALPHA, SEARCH
+from segquant.optimizers.search import SEARCH
+from segquant.optimizers.smooth import DEFAULT_ALPHA
 from segquant.optimizers.svdquant import SvdQuant
 
 Change = dict[str, Any]

@@ -89,8 +89,8 @@ class Pair:
         else:
             found, refused = self._alone()
         ratio = bytes_ratio(self.ours, self.theirs)
-        paths = {"path": self.ours.path, "other": self.theirs.path}
-        return [replace(each, size_ratio=ratio, **paths) for each in found], refused
+        path, other = self.ours.path, self.theirs.path
+        return [replace(each, size_ratio=ratio, path=path, other=other) for each in found], refused
 
     def _over_seeds(self) -> tuple[list[Comparison], list[str]]:
         ours, theirs = (
