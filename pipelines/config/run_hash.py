@@ -35,7 +35,18 @@ def config_hash(
         contents: hashes of other files by key, see `stages.shared.contents`.
     """
     raw = asdict(run)
-    for key in ("name", "logger", "cache", "report", "retries", "objective", "prune_above", "polarity", "speed"):
+    for key in (
+        "name",
+        "logger",
+        "cache",
+        "report",
+        "generate",
+        "retries",
+        "objective",
+        "prune_above",
+        "polarity",
+        "speed",
+    ):
         del raw[key]
     for key in ("path", "repo", "revision", "variant", "device"):
         del raw["model"][key]

@@ -21,6 +21,7 @@ from segquant_bench.pipelines.config.precision import precision_label
 from segquant_bench.pipelines.config.sections import (
     CalibrationConfig,
     CorrectionConfig,
+    GenerateConfig,
     LoggerConfig,
     MetricConfig,
     ModelConfig,
@@ -65,6 +66,7 @@ class RunConfig:
     stages: dict[str, Any] = field(default_factory=dict)
     backend: Any = REFERENCE
     run: EngineConfig = field(default_factory=EngineConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     polarity: bool = False
     speed: bool = False
     seed: int = 0

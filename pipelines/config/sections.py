@@ -208,6 +208,16 @@ class MetricConfig:
 
 
 @dataclass
+class GenerateConfig:
+    """How pictures and calibration inputs are sampled: by so many processes, each on a GPU of its own if there are any."""
+
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("generate.processes", self.processes, 1)
+
+
+@dataclass
 class LoggerConfig:
     """Where runs are shown: a module of `loggers.members`, or a class of one's own in `_target_`, with `arguments`.
 

@@ -14,6 +14,7 @@ from segquant_bench.pipelines.sampling.clock import Clock, watched
 from segquant_bench.pipelines.sampling.generate import PromptInputs, StepCounter, bound_inputs, run_batches
 from segquant_bench.pipelines.sampling.own_timesteps import own_weights
 from segquant_bench.pipelines.sampling.samples import Sample, cut_sample, packed, unpacked
+from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weights, rounding_loss
 
@@ -65,6 +66,7 @@ def collect(
     inputs: PromptInputs | None = None,
     module: torch.nn.Module | None = None,
     keep: Keeper | None = None,
+    share: Share | None = None,
 ) -> list[Sample]:
     """Keep each prompt's denoiser inputs at `steps_per_prompt` drawn steps (None: all).
 
@@ -77,6 +79,7 @@ def collect(
         inputs: further arguments by prompt index, such as control pictures.
         module: whose inputs are kept instead: a ControlNet.
         keep: has the samples of batches that a run before had finished, and takes those of others.
+        share: only its batches.
 
     Returns:
         Samples in order of prompt, step and call, on the CPU.
@@ -89,7 +92,8 @@ def collect(
     total = call["num_inference_steps"]
     wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
     source = denoiser if module is None else module
-    found = {start: _kept(keep, start) for start in range(0, len(prompts), batch_size)}
+    starts = [start for start in range(0, len(prompts), batch_size) if share is None or share.has(start, batch_size)]
+    found = {start: _kept(keep, start) for start in starts}
     if all(samples is not None for samples in found.values()):
         return _in_order(found)
     together = prompts[: min(batch_size, 2)]
@@ -101,7 +105,7 @@ def collect(
             batches = run_batches(
                 pipeline, denoiser, prompts, call,
                 seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
-                on_batch=collector.begin, inputs=inputs, is_done=lambda indices: found[indices.start] is not None,
+                on_batch=collector.begin, inputs=inputs, is_done=lambda indices: found.get(indices.start, ()) is not None,
             )  # fmt: skip
             for indices, _ in batches:
                 found[indices.start], collector.samples = collector.samples, []

@@ -18,6 +18,7 @@ from segquant.files import write_whole
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.clock import Clock, watched
 from segquant_bench.pipelines.sampling.draws import drawn_by_prompt
+from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ def generate_images(
     batch_size: int,
     label: str = "generate",
     inputs: PromptInputs | None = None,
+    share: Share | None = None,
 ) -> None:
     """Write 00000.png … and manifest.json into the folder `output`; batches that lie there are not made again.
 
@@ -180,6 +182,7 @@ def generate_images(
         seed: of the latents, with the prompt's index.
         batch_size: last bits depend on it.
         inputs: further arguments by prompt index, such as control pictures.
+        share: only its batches, and no manifest.
 
     Raises:
         PipelineError: no prompts, or NaN in an output or picture.
@@ -190,17 +193,25 @@ def generate_images(
     batches = run_batches(
         pipeline, denoiser, prompts, call,
         seed=seed, stream=0, batch_size=batch_size, output_type="np", label=label, inputs=inputs,
-        is_done=lambda indices: all(_picture(output, index).is_file() for index in indices),
+        is_done=lambda indices: _is_others(share, indices, batch_size) or all(
+            _picture(output, index).is_file() for index in indices
+        ),
     )  # fmt: skip
     for indices, pictures in batches:
         for index, picture in zip(indices, pictures, strict=True):
             _write_picture(picture, _picture(output, index), prompts[index])
+    if share is not None:
+        return
     rows = [
         {"file": _picture(output, index).name, "prompt": prompt, "seed": prompt_seed(seed, index)}
         for index, prompt in enumerate(prompts)
     ]
     manifest = {"call": dict(call), "seed": seed, "batch_size": batch_size, "images": rows}
     (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_others(share: Share | None, indices: range, batch_size: int) -> bool:
+    return share is not None and not share.has(indices.start, batch_size)
 
 
 def _picture(folder: Path, index: int) -> Path:

@@ -29,6 +29,7 @@ from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.advice import advise
 from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
+from segquant_bench.pipelines.stages.shared.together import check_processes
 from segquant_bench.pipelines.stages.speed import SPEED
 
 STAGES: tuple[Stage, ...] = (
@@ -84,6 +85,7 @@ def check_run(run: Run) -> None:
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
     check_engine(run)
+    check_processes(run)
     check_metrics(run.config.metric, _dataset(run))
     for name in wanted_stages(run):
         run.key(name)  # calls the user's functions, and reads files

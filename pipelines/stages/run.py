@@ -14,6 +14,7 @@ from segquant_bench.pipelines.loading.files import fingerprint, resolve_director
 from segquant_bench.pipelines.loading.models import denoiser_name, resolve_device
 from segquant_bench.pipelines.runtime.cache import Finished, find_finished, run_stage, stage_key
 from segquant_bench.pipelines.runtime.meaning import code_digest
+from segquant_bench.pipelines.sampling.share import Share
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ class Stage:
         asked: whether a run wants it for itself, and not only where another stage needs it.
         keeps: folders whose files a killed run leaves to the next; `compute` then goes on behind them, to the same
             bytes.
+        share: makes one process's share of the batches into `keeps`, and nothing else; see `shared.together`.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Stage:
     when: Callable[[RunConfig], bool] = _always
     asked: bool = True
     keeps: tuple[str, ...] = ()
+    share: Callable[[Run, Path, Share], None] | None = None
 
     @property
     def whole_code(self) -> tuple[str, ...]:

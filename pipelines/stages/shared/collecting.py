@@ -10,6 +10,7 @@ from segquant_bench.pipelines.config.precision import register_precision
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.sampling import collect, timesteps
 from segquant_bench.pipelines.sampling.samples import Sample
+from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.pipelines.stages.run import Run
 from segquant_bench.pipelines.stages.shared.inputs import (
     QUANTIZING_CODE,
@@ -58,7 +59,12 @@ def step_weights(run: Run, keep: Keeper) -> np.ndarray | None:
 
 
 def collected(
-    run: Run, split: str, weights: np.ndarray | None, keep: Keeper, component: str | None = None
+    run: Run,
+    split: str,
+    weights: np.ndarray | None,
+    keep: Keeper,
+    component: str | None = None,
+    share: Share | None = None,
 ) -> Sequence[Sample]:
     """Inputs of the denoiser or a ControlNet; held-out prompts have uniform steps. `keep` takes finished batches."""
     model, calibration = run.config.model, run.config.calibration
@@ -68,5 +74,5 @@ def collected(
         batch_size=model.batch_size, label=f"calibrate ({component or 'denoiser'}, {split})",
         weights=weights if split == "calibration" else None, inputs=prompt_inputs(run, split),
         module=None if component is None else run.pipeline.components[component],
-        keep=keep.within(split).within(component or ""),
+        keep=keep.within(split).within(component or ""), share=share,
     )  # fmt: skip

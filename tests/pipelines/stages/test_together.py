@@ -1,0 +1,139 @@
+"""Several processes on one stage: the bytes of one process, also where one of them dies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from segquant_bench.pipelines.config.schema import validate
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.share import Share
+from segquant_bench.pipelines.stages.benchmark import check_run, open_run
+from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.together import together
+from tests.pipelines.conftest import Command, Tiny, compose_config
+
+SAMPLED = ("reference", "calibrate", "generate")
+
+
+def _files(cache: Path) -> dict[str, Any]:
+    """Sizes and digests of all files of what is sampled, by stage and key."""
+    places = [path for path in (cache / "stage").iterdir() if path.name.partition("-")[0] in SAMPLED and path.is_dir()]
+    return {path.name: json.loads((path / "stage.json").read_text())["files"] for path in places}
+
+
+def test_two_processes_make_the_bytes_of_one(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    """Of three batches, which two processes cannot share evenly."""
+    found = []
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        overrides = [f"generate.processes={count}", "model.batch_size=2", "calibration.prompts=5", "quantizer=rtn"]
+        mine = [each for each in tiny.overrides(tmp_path / str(count)) if not each.startswith("calibration.prompts")]
+        outcome = command(*mine, *overrides, "precision=w8a8_tensor", "dataset.size=5")
+        assert outcome.code == 0, outcome.err
+        results = json.loads((outcome.folder / "results.json").read_text())
+        assert "was lost" not in outcome.err + outcome.out
+        found.append(
+            (_files(tmp_path / str(count)), results["metrics"], results["layer_errors"], results["config_hash"])
+        )
+    assert len(found[0][0]) == 3 and found[0] == found[1]
+    assert torch.get_num_threads() == threads
+
+
+def _write(folder: Path, share: Share | None, total: int = 7) -> None:
+    for start in range(total):
+        if share is None or share.has(start, 1):
+            path = folder / str(start)
+            if not path.exists():
+                path.write_text(f"{os.getpid()}")
+
+
+def _dies(run: Run, folder: Path, share: Share) -> None:
+    (folder / str(share.number)).write_text(f"{os.getpid()}")
+    os._exit(9)
+
+
+def _fails(run: Run, folder: Path, share: Share) -> None:
+    raise PipelineError("the denoiser's output is NaN")
+
+
+def _works(run: Run, folder: Path, share: Share) -> None:
+    _write(folder, share)
+
+
+def _nothing(run: Run, folder: Path) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("share, said", [(_dies, "ended with code 9"), (_fails, "output is NaN"), (_works, None)])
+def test_what_a_lost_process_left_is_made(
+    share: Any, said: str | None, tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = validate(compose_config([*tiny.overrides(tmp_path / "cache"), "generate.processes=3"]))
+    run = Run(config, (Stage("x", _nothing, share=share),))
+    with caplog.at_level(logging.WARNING):
+        with together(run, "x", tmp_path) as own:
+            assert own == Share(0, 3)
+            _write(tmp_path, own)
+        there = {path.name for path in tmp_path.iterdir() if path.is_file()}
+        _write(tmp_path, None)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == set(map(str, range(7)))
+    assert there == {"0", "3", "6"} | {_dies: {"1", "2"}, _fails: set(), _works: {"1", "2", "4", "5"}}[share]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (0 if said is None else 2)
+    assert all(
+        f"x {number} of 3 was lost" in line and str(said) in line for number, line in zip((2, 3), lines, strict=False)
+    )
+
+
+def test_an_interrupt_ends_all(tiny: Tiny, tmp_path: Path) -> None:
+    import multiprocessing
+
+    config = validate(compose_config([*tiny.overrides(tmp_path / "cache"), "generate.processes=2"]))
+    with pytest.raises(KeyboardInterrupt), together(Run(config, (Stage("x", _nothing, share=_works),)), "x", tmp_path):
+        raise KeyboardInterrupt
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["generate.processes=0"], r"generate\.processes=0 is out of range; it must be at least 1"),
+        (
+            ["quantizer=quanto", "precision=w8a16"],
+            "needs the same model in every process.*quanto.*generate.processes=1",
+        ),
+        (["run=openvino"], "cannot share the file that run=openvino exports"),
+    ],
+)
+def test_what_one_process_alone_can_do(overrides: list[str], said: str, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=said):
+        check_run(open_run(validate(compose_config(
+            [*tiny.overrides(tmp_path), "generate.processes=2", *overrides]
+        ))))  # fmt: skip
+
+
+def test_a_gpu_for_each(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    run = open_run(validate(compose_config([*tiny.overrides(tmp_path), "generate.processes=3"])))
+    from segquant_bench.pipelines.stages.shared.together import check_processes
+
+    if not run.device.startswith("cuda"):
+        run.__dict__["device"] = "cuda"
+    with pytest.raises(PipelineError, match="takes a GPU for each, and there are 2; set generate.processes=2"):
+        check_processes(run)
+
+
+@pytest.mark.parametrize("total, size, count", [(5, 2, 2), (7, 1, 3), (3, 4, 2), (64, 16, 5)])
+def test_shares_are_all_batches_and_differ_by_one(total: int, size: int, count: int) -> None:
+    starts = range(0, total, size)
+    found = [[start for start in starts if Share(number, count).has(start, size)] for number in range(count)]
+    assert sorted(start for share in found for start in share) == list(starts)
+    assert max(map(len, found)) - min(map(len, found)) <= 1
