@@ -209,7 +209,7 @@ class MetricConfig:
 
 @dataclass
 class GenerateConfig:
-    """How pictures and calibration inputs are sampled: by so many processes, each on a GPU of its own if there are any."""
+    """How pictures and calibration inputs are sampled: by so many processes, each on a GPU of its own."""
 
     processes: int = 1
 

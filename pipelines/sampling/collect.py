@@ -92,8 +92,8 @@ def collect(
     total = call["num_inference_steps"]
     wanted = [draw_steps(total, steps_per_prompt, seed, stream, index, weights) for index in range(len(prompts))]
     source = denoiser if module is None else module
-    starts = [start for start in range(0, len(prompts), batch_size) if share is None or share.has(start, batch_size)]
-    found = {start: _kept(keep, start) for start in starts}
+    starts = range(0, len(prompts), batch_size)
+    found = {start: _kept(keep, start) for start in starts if share is None or share.has(start, batch_size)}
     if all(samples is not None for samples in found.values()):
         return _in_order(found)
     together = prompts[: min(batch_size, 2)]
@@ -105,7 +105,8 @@ def collect(
             batches = run_batches(
                 pipeline, denoiser, prompts, call,
                 seed=seed, stream=stream, batch_size=batch_size, output_type="latent", label=label,
-                on_batch=collector.begin, inputs=inputs, is_done=lambda indices: found.get(indices.start, ()) is not None,
+                on_batch=collector.begin, inputs=inputs,
+                is_done=lambda indices: found.get(indices.start, ()) is not None,
             )  # fmt: skip
             for indices, _ in batches:
                 found[indices.start], collector.samples = collector.samples, []

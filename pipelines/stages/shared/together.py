@@ -1,8 +1,8 @@
 """Several processes on one stage: each makes its share of the batches, on a GPU of its own where there are GPUs.
 
-Batches lie on the disk one by one, under the stage's key, for runs that are killed. So the processes need not talk: what one
-of them made, the first finds, and what one left when it died, the first makes. Batches are those of one process, and so
-are their bytes.
+Batches lie on the disk one by one, under the stage's key, for runs that are killed. So the processes need not talk:
+what one of them made, the first finds, and what one left when it died, the first makes. Batches are those of one
+process, and so are their bytes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def check_processes(run: Run) -> None:
     asked = f"generate.processes={count}"
     if isinstance(run.method, Peer):
         raise PipelineError(
-            f"{asked} needs the same model in every process, and quantizer={run.config.quantizer_name} makes it anew in "
-            "each; set generate.processes=1"
+            f"{asked} needs the same model in every process, and quantizer={run.config.quantizer_name} makes it anew "
+            "in each; set generate.processes=1"
         )
     if engine_name(run.config) in EXPORTED:
         raise PipelineError(
@@ -57,7 +57,8 @@ def check_processes(run: Run) -> None:
         raise PipelineError(f"{asked} takes a GPU for each, and there are {gpus}; set generate.processes={gpus}")
     if multiprocessing.current_process().daemon:
         raise PipelineError(
-            f"{asked} starts processes, and this launcher's may not; set generate.processes=1, or leave hydra/launcher out"
+            f"{asked} starts processes, and this launcher's may not; set generate.processes=1, or leave "
+            "hydra/launcher out"
         )
 
 
