@@ -108,6 +108,7 @@ def packed(samples: Sequence[Sample]) -> tuple[dict[str, torch.Tensor], list[dic
     """Tensors by name, repeated ones once, and JSON; `unpacked` is the inverse."""
     tensors: dict[str, torch.Tensor] = {}
     last: dict[str, str] = {}
+    places: set[int] = set()  # in memory: unpacked samples share it, and files take a tensor of its own for each name
     records = []
     for index, sample in enumerate(samples):
         record: dict[str, Any] = {"prompt": sample.prompt, "step": sample.step, "call": sample.call}
@@ -117,7 +118,9 @@ def packed(samples: Sequence[Sample]) -> tuple[dict[str, torch.Tensor], list[dic
             for name, value in group.items():
                 if name not in last or not torch.equal(tensors[last[name]], value):
                     last[name] = f"{index:06d}/{name}"
-                    tensors[last[name]] = value.contiguous()
+                    place = value.untyped_storage().data_ptr()
+                    tensors[last[name]] = value.contiguous() if place not in places else value.contiguous().clone()
+                    places.add(place)
                 record[kind][name] = last[name]
         records.append(record)
     return tensors, records

@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.pipelines.stages.benchmark import check_run, open_run
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.together import together
-from tests.pipelines.conftest import Command, Tiny, compose_config
+from tests.pipelines.conftest import Tiny, compose_config
 
 SAMPLED = ("reference", "calibrate", "generate")
+"""Stages that several processes share."""
 
 
 def _files(cache: Path) -> dict[str, Any]:
@@ -28,22 +30,25 @@ def _files(cache: Path) -> dict[str, Any]:
     return {path.name: json.loads((path / "stage.json").read_text())["files"] for path in places}
 
 
-def test_two_processes_make_the_bytes_of_one(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stages", [SAMPLED[1:], pytest.param(SAMPLED[:1], marks=pytest.mark.slow)])
+def test_two_processes_make_the_bytes_of_one(
+    stages: tuple[str, ...], tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of three batches, which two processes cannot share evenly."""
-    found = []
-    threads = torch.get_num_threads()
+    found, hashes = [], set()
     for count in (1, 2):
-        overrides = [f"generate.processes={count}", "model.batch_size=2", "calibration.prompts=5", "quantizer=rtn"]
-        mine = [each for each in tiny.overrides(tmp_path / str(count)) if not each.startswith("calibration.prompts")]
-        outcome = command(*mine, *overrides, "precision=w8a8_tensor", "dataset.size=5")
-        assert outcome.code == 0, outcome.err
-        results = json.loads((outcome.folder / "results.json").read_text())
-        assert "was lost" not in outcome.err + outcome.out
-        found.append(
-            (_files(tmp_path / str(count)), results["metrics"], results["layer_errors"], results["config_hash"])
-        )
-    assert len(found[0][0]) == 3 and found[0] == found[1]
-    assert torch.get_num_threads() == threads
+        cache = tmp_path / str(count)
+        overrides = [each for each in tiny.overrides(cache) if not each.startswith("calibration.prompts")]
+        overrides += [f"generate.processes={count}", "model.batch_size=2", "calibration.prompts=5", "dataset.size=5"]
+        run = open_run(validate(compose_config([*overrides, "quantizer=rtn", "precision=w8a8_tensor"])))
+        check_run(run)
+        with caplog.at_level(logging.WARNING):
+            run.stage(stages[-1])
+        hashes |= {config_hash(run.config, run.fingerprint, run.dataset.record)}
+        found.append(_files(cache))
+    assert not [record for record in caplog.records if "was lost" in record.getMessage()]
+    assert {name.partition("-")[0] for name in found[0]} == set(stages)
+    assert found[0] == found[1] and len(hashes) == 1
 
 
 def _write(folder: Path, share: Share | None, total: int = 7) -> None:
