@@ -102,7 +102,8 @@ def _latex(options: argparse.Namespace) -> LatexTable | None:
 
 def _query(directories: Sequence[Path], output: Path | None, skipped: Sequence[Failure], sql: str) -> None:
     folder = report_folder(directories, output)
-    read_runs(directories, folder, skipped)
+    *_, update = read_runs(directories, folder, skipped)
+    update()
     heads, rows = Store(folder / STORE).query(sql)
     csv.writer(sys.stdout, lineterminator="\n").writerows([heads, *rows])
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,11 +95,12 @@ def write_report(
         EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, or missing pictures.
     """
     folder = report_folder(directories, output)
-    runs, failures = read_runs(directories, folder, skipped)
+    runs, failures, update = read_runs(directories, folder, skipped)
     runs, searches = merge_seeds(runs), load_searches(directories)
     texts, pictures = _contents(
         runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
     )
+    update()
     for name, content in pictures.items():
         save_bytes(folder / name, content)
     for name, text in texts.items():
@@ -115,11 +116,19 @@ def report_folder(directories: Sequence[Path], output: Path | None) -> Path:
 
 def read_runs(
     directories: Sequence[Path], folder: Path, skipped: Sequence[Failure] = ()
-) -> tuple[list[RunResult], list[Failure]]:
-    """Runs and failures, by the store in `folder`, which is made or brought up to date."""
+) -> tuple[list[RunResult], list[Failure], Callable[[], None]]:
+    """Runs and failures, by the store in `folder`; and what makes that, or brings it up to date."""
     failures = [*load_failures(directories, {each.path for each in skipped}), *skipped]
     store = Store(folder / STORE)
-    return load_results(directories, skipped, lambda paths: store.load(paths, failures)), failures
+    updates: list[Callable[[], None]] = []
+
+    def load(paths: Sequence[Path]) -> list[RunResult]:
+        found, update = store.read(paths, failures)
+        updates.append(update)
+        return found
+
+    runs = load_results(directories, skipped, load)
+    return runs, failures, updates[0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,18 @@ class Store:
         self.path = path
 
     def load(self, paths: Sequence[Path], failures: Sequence[Failure] = ()) -> list[RunResult]:
-        """The results at `paths`, of which nothing but what changed is read; from now on the file holds these alone.
+        """As `read`, and the file is brought up to date at once."""
+        found, update = self.read(paths, failures)
+        update()
+        return found
+
+    def read(
+        self, paths: Sequence[Path], failures: Sequence[Failure] = ()
+    ) -> tuple[list[RunResult], Callable[[], None]]:
+        """The results at `paths`, of which nothing but what changed is read.
+
+        Returns:
+            The results, and what makes the file hold these alone.
 
         Raises:
             EvalError: as `load_result`.
@@ -69,8 +80,8 @@ class Store:
                 raw = checked_results(path)
                 fresh[key] = (stat.st_size, stat.st_mtime_ns, zlib.compress(json.dumps(raw).encode(), 1))
             found.append(result_of(path, raw))
-        self._write(known, dict(zip(map(self._key, paths), found, strict=True)), fresh, failures)
-        return found
+        runs = dict(zip(map(self._key, paths), found, strict=True))
+        return found, lambda: self._write(known, runs, fresh, failures)
 
     def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Heads and rows of a query, which cannot write; EvalError for one that is wrong."""
@@ -84,7 +95,7 @@ class Store:
             return [column[0] for column in cursor.description or ()], rows
 
     def _key(self, path: Path) -> str:
-        return os.path.relpath(path, self.path.resolve().parent)
+        return str(_storable(os.path.relpath(path, self.path.resolve().parent)))
 
     def _known(self) -> Known:
         """What an undamaged file of this version holds."""
@@ -125,7 +136,12 @@ class Store:
     def _failed(self, failures: Sequence[Failure]) -> Iterator[tuple[Any, ...]]:
         for each in failures:
             known = (each.name, each.model, each.dataset, each.precision, each.seed)
-            yield (self._key(each.path), *known, each.tries, each.message)
+            yield tuple(map(_storable, (self._key(each.path), *known, each.tries, each.message)))
+
+
+def _storable(value: Any) -> Any:
+    """Texts without the halves of characters (surrogates), which SQLite does not take."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _content(blob: bytes) -> dict[str, Any] | None:
@@ -147,14 +163,19 @@ def _delete(connection: sqlite3.Connection, keys: Sequence[str]) -> None:
 
 def _insert(connection: sqlite3.Connection, key: str, run: RunResult) -> None:
     marks = ", ".join("?" * len(_COLUMNS))
-    row = connection.execute(f"INSERT INTO runs ({', '.join(_COLUMNS)}) VALUES ({marks})", _row(key, run)).lastrowid
+    row = connection.execute(
+        f"INSERT INTO runs ({', '.join(_COLUMNS)}) VALUES ({marks})", tuple(map(_storable, _row(key, run)))
+    ).lastrowid
     connection.executemany(
         "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [(row, m.name, m.value, *(m.interval or (None, None)), m.n, m.direction, m.unit) for m in run.metrics],
+        [
+            (row, _storable(m.name), m.value, *(m.interval or (None, None)), m.n, m.direction, _storable(m.unit))
+            for m in run.metrics
+        ],
     )
     connection.executemany(
         "INSERT INTO stages VALUES (?, ?, ?, ?)",
-        [(row, name, cost.get("seconds"), cost.get("peak_memory_mb")) for name, cost in run.stages.items()],
+        [(row, _storable(name), cost.get("seconds"), cost.get("peak_memory_mb")) for name, cost in run.stages.items()],
     )
 
 

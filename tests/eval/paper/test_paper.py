@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_ratio_is_the_paired_geometric_mean() -> None:
     values = np.exp(rng.normal(size=(2, 3)))
     runs = CONTROLS[:2]
     for entry, errors in zip(runs, values, strict=True):
-        runs = [*runs, type(entry)(**{**entry.__dict__, "layer_errors": dict(zip(SEGMENTS, errors, strict=False))})]
+        runs = [*runs, replace(entry, layer_errors=dict(zip(SEGMENTS, errors, strict=False)))]
     (sheet,) = cut_sheets(runs[2:])
     ratio = math.exp(np.log(values[1] / values[0]).mean())
     assert texts(sheet)[4][3].startswith(f"×{ratio:.3f} [")
@@ -215,8 +216,8 @@ def test_runs_of_other_components_are_told_apart_and_compared() -> None:
 
 def test_steps_that_are_unknown_or_too_few_give_no_figure() -> None:
     known = run(0, "rtn", 0.1)
-    without = type(known)(**{**known.__dict__, "per_row_steps": ()})
-    two = type(known)(**{**known.__dict__, "per_row_steps": (0, 1) * 10})
+    without = replace(known, per_row_steps=())
+    two = replace(known, per_row_steps=(0, 1) * 10)
     assert step_curves([without, two]) == {}
 
 

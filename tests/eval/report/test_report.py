@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -71,7 +72,7 @@ def test_report_files(written: dict[str, Path]) -> None:
         "layers.csv", "layers.md", "layers.tex",
     }  # fmt: skip
     assert all(path.stat().st_size > 100 for path in written.values())
-    assert sorted(p.name for p in written["table.md"].parent.iterdir()) == sorted(written)
+    assert sorted(p.name for p in written["table.md"].parent.iterdir()) == sorted([*written, "runs.sqlite"])
 
 
 def test_markdown_rows_are_sorted_and_complete(sweep: Path) -> None:
@@ -270,7 +271,7 @@ def test_repeated_configuration_is_shown_once(moved: Path, caplog: pytest.LogCap
 
 def test_layer_error_leaves_exact_layers_out(sweep: Path) -> None:
     run = next(r for r in load_results([sweep]) if r.quantizer == "rtn")
-    with_exact = type(run)(**{**run.__dict__, "layer_errors": {**run.layer_errors, "skipped": 0.0}})
+    with_exact = replace(run, layer_errors={**run.layer_errors, "skipped": 0.0})
     assert layer_error(with_exact) == layer_error(run)
     assert layer_error(run).value == pytest.approx(np.exp(np.mean(np.log(list(run.layer_errors.values())))))
 

@@ -270,7 +270,7 @@ def test_only_alike_and_finite_values_are_compared(tmp_path: Path) -> None:
 
 def test_an_infinite_distance_is_not_compared(tmp_path: Path) -> None:
     runs = [_evaluated(tmp_path, name, [1, 2], np.array([1.0, 2.0])) for name in ("rtn", "segquant_g")]
-    endless = [type(run)(**{**run.__dict__, "metrics": (_metric("fid_ref[net]", np.inf),)}) for run in runs]
+    endless = [replace(run, metrics=(_metric("fid_ref[net]", np.inf),)) for run in runs]
     found, refused = compare_runs(endless)
     assert found == [] and "fid_ref[net] is infinite" in refused[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def _variants() -> list[RunResult]:
 
 def test_labels_with_settings_and_colons() -> None:
     runs = [*_variants(), run(2, "x:y", layer_errors={"a": 0.1, "b": 0.3})]
-    runs = [type(each)(**{**each.__dict__, "layer_errors": {"a": 0.1, "b": 0.2}}) for each in runs]
+    runs = [replace(each, layer_errors={"a": 0.1, "b": 0.2}) for each in runs]
     found, _ = compare_chosen(runs, Choice(pairs=("x:y:rtn alpha=1",)))
     assert {(each.ours, each.theirs) for each in found} == {("x:y", "rtn alpha=1")}
     with pytest.raises(EvalError, match="'rtn' is the method of several runs: rtn alpha=0, rtn alpha=1; name one"):
@@ -126,7 +127,7 @@ def test_the_report_says_how_many_it_made_and_adjusts(sweep: Path, tmp_path: Pat
 def test_what_does_not_pass_together_is_not_distinguishable(sweep: Path) -> None:
     found, _ = compare_chosen(load_results([sweep]), Choice(pairs=("rtn:awq",)))
     (one,) = found
-    near = type(one)(**{**one.__dict__, "value": -0.5, "interval": (-0.95, -0.05)})
+    near = replace(one, value=-0.5, interval=(-0.95, -0.05))
     assert 0.01 < near.p < 0.05
     assert (
         adjusted([near], "holm")[0].verdict == "worse"
@@ -153,7 +154,7 @@ def test_seeds_are_compared_with_their_own(tmp_path: Path) -> None:
     half = 12.706 * np.std(gaps, ddof=1) / np.sqrt(2)  # Student's quantile of one degree of freedom
     assert half < found.value - found.interval[0] < 1.1 * half
     alone = [each for each in runs if each.quantizer == "gptq"] + [
-        type(run_)(**{**run_.__dict__, "seed_runs": run_.seed_runs[2:]}) for run_ in runs if run_.quantizer == "rtn"
+        replace(run_, seed_runs=run_.seed_runs[2:]) for run_ in runs if run_.quantizer == "rtn"
     ]
     found_none, refused = compare_chosen(alone, Choice(pairs=("gptq:rtn",)))
     assert found_none == [] and refused == ["gptq vs rtn at w8a8: they share no calibration seed"]
