@@ -32,6 +32,8 @@ VALUES = (
     "pipelines.data.layouts",
     "pipelines.data.own",
     "pipelines.runtime",  # how results are kept, not what they are
+    "pipelines.sampling.share",  # which process makes a batch, not what is in it
+    "pipelines.stages.shared.together",
     "pipelines.errors",
     "pipelines.stages.shared.own",  # hashes of the user's code, which are in the keys
     "pipelines.stages.shared.contents",  # hashes of files, which are in the keys
