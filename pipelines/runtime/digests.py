@@ -4,6 +4,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
+from segquant.files import sha256_of
 from segquant_bench.hidden import visible
 
 
@@ -12,8 +13,7 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
     # size and mtime are the cache's key.
     if path.parent.name == "blobs" and len(path.name) == 64:
         return path.name  # the hub's cache names large files by their sha256
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def file_digest(path: Path) -> str:

@@ -92,6 +92,7 @@ class Judge:
             roughly: by the first fold alone. What is compared must be judged alike.
         """
         change = {key: value for key, value in change.items() if key not in self.fixed}
+        roughly = roughly and len(self.folds) > 1  # else both are the same
         key = frozenset({**change, "roughly": roughly}.items())
         if key not in self.judged:
             self.judged[key] = self._judge(change, self.folds[:1] if roughly else self.folds)
