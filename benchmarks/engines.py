@@ -68,7 +68,8 @@ def block() -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
         joint_attention_dim=1536, caption_projection_dim=1536, pooled_projection_dim=2048, out_channels=16,
         pos_embed_max_size=96,
     ).eval()  # fmt: skip
-    return model, _calls(model, 2, 2, size=64, words=154), _calls(model, 1, 1, 2, size=64, words=154)[0]
+    # a file made from an example of one holds a batch of one alone
+    return model, _calls(model, 2, 1, size=64, words=154), _calls(model, 1, 1, 2, size=64, words=154)[0]
 
 
 def _calls(

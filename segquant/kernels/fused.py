@@ -39,10 +39,10 @@ class Packed:
     form: tuple[Any, ...] | None = None
     extra: Any = None
 
-    def arguments(self, beside: Tensor | None) -> tuple[Any, ...]:
-        """Of the operator, after the input."""
+    def arguments(self, added: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of the operator, after the input; see `FusedBackend.added`."""
         form: Any = self.form
-        return self.codes, self.weight_scale, self.bias, beside, *form
+        return self.codes, self.weight_scale, self.bias, *added, *form
 
 
 Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -70,6 +70,10 @@ class FusedBackend(Backend):
     def extra_of(self, layout: Layout, codes: Tensor) -> Any:
         """What only this backend needs, made once."""
 
+    def added(self, beside: Tensor | None, inner: Tensor | None, packed: Packed) -> tuple[Any, ...]:
+        """The operator's arguments of what is added to the product: [rows, out], or low-rank branches, from [rows, ranks]."""
+        return (beside if inner is None else beside_of(inner, packed),)
+
     def extra_part(self, extra: Any, cut: slice) -> Any:
         """`extra` for some of the outputs."""
 
@@ -87,7 +91,8 @@ class FusedBackend(Backend):
             if packed.form is None:
                 out = self._by_branch(rows, layout, packed)
             else:
-                out = self.product(rows, packed.arguments(self._low_rank(rows, packed)), packed.extra)
+                added = self.added(None, self._low_rank(rows, packed), packed)
+                out = self.product(rows, packed.arguments(added), packed.extra)
             if x.dim() != 2:
                 out = out.reshape(*x.shape[:-1], layout.out_features)
             return out if out.dtype is x.dtype else out.to(x.dtype)
@@ -97,10 +102,11 @@ class FusedBackend(Backend):
         return x if x.dtype in self.dtypes else x.float()
 
     def _low_rank(self, rows: Tensor, packed: Packed) -> Tensor | None:
+        """[rows, ranks] of all branches."""
         if packed.down is None:
             return None
         kind = torch.bfloat16 if self.half_branch and rows.dtype == torch.bfloat16 else torch.float32
-        return beside_of(rows.to(kind) @ packed.down.to(kind).T, packed)
+        return rows.to(kind) @ packed.down.to(kind).T
 
     def _by_branch(self, rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
         """Transforms in plain torch, the rest in the operator."""
@@ -117,7 +123,7 @@ class FusedBackend(Backend):
             form = _form(layout, None, _scales_of(x, layout, packed, branch), (size,))
             part = Packed({}, packed.codes[cut], packed.weight_scale[cut], None, (), bias, form)
             extra = self.extra_part(packed.extra, cut)
-            outputs.append(self.product(x.contiguous(), part.arguments(beside), extra))
+            outputs.append(self.product(x.contiguous(), part.arguments(self.added(beside, None, part)), extra))
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         return out.to(rows.dtype)
 
@@ -152,7 +158,7 @@ def _scales_of(x: Tensor, layout: Layout, packed: Packed, branch: int) -> Scales
 
 
 def _form(layout: Layout, smooth: Tensor | None, scales: Scales, branches: tuple[int, ...]) -> tuple[Any, ...]:
-    """The operators' arguments after `beside`."""
+    """The operators' arguments after what is added."""
     grid = layout.input_grid
     pieces = (layout.in_features,) if grid is None else grid.pieces
     dual = (0,) if grid is None else tuple(int(flag) for flag in grid.dual)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu import operators
-from segquant.kernels.fused import FusedBackend, Packed, beside_of
+from segquant.kernels.fused import FusedBackend, Packed
 from segquant.kernels.integers import why_no_integers, why_not_scales
 from segquant.modules.state import outside_autocast
 from segquant.modules.window import Window
@@ -40,7 +40,18 @@ class Cpu(FusedBackend):
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         if not torch.compiler.is_compiling() and (reason := operators.why_not_exact()) is not None:
             raise QuantizationError(f"backend {self.name!r} {reason}")  # of a layer copied from another process
-        return super().pack(layout, tensors)
+        packed = super().pack(layout, tensors)
+        if packed.down is None:
+            return packed
+        ups = [up.reshape(-1) for up in packed.ups]
+        up = ups[0] if len(ups) == 1 else torch.cat(ups)
+        return replace(packed, ups=(up,), extra=[up.shape[1] for up in packed.ups])
+
+    def added(self, beside: Tensor | None, inner: Tensor | None, packed: Packed) -> tuple[Any, ...]:
+        """The operator multiplies branches itself: what they add would be as large as the output."""
+        if inner is None:
+            return beside, None, None, []
+        return beside, inner.contiguous(), packed.ups[0], packed.extra
 
     def product(self, rows: Tensor, arguments: tuple[Any, ...], extra: Any) -> Tensor:
         return operators.linear(rows, *arguments)
@@ -49,12 +60,14 @@ class Cpu(FusedBackend):
         if packed.form is None:
             return super().convolution(x, layout, window, packed)
         with outside_autocast(x.device):
-            images = self.known(window.padded(x)).contiguous()
-            beside = None
+            alone, inner, padding = x.dim() == 3, None, window.padding
+            if packed.down is not None or window.mode != "zeros":
+                x, padding = window.padded(x), (0, 0, 0, 0)
+            images = self.known(x if x.dim() == 4 else x.unsqueeze(0)).contiguous()
             if packed.down is not None:
                 kernels = packed.down.unflatten(1, (-1, *window.kernel))
                 inner = nnf.conv2d(images.float(), kernels, None, window.stride, 0, window.dilation)
-                beside = beside_of(inner.permute(0, 2, 3, 1).flatten(0, 2), packed)
-            place = window.kernel, window.stride, window.dilation
-            out = operators.convolution(images, *packed.arguments(beside), *place)
-            return (out.squeeze(0) if x.dim() == 3 else out).to(x.dtype)
+                inner = inner.permute(0, 2, 3, 1).flatten(0, 2)
+            place = padding, window.kernel, window.stride, window.dilation
+            out = operators.convolution(images, *packed.arguments(self.added(None, inner, packed)), *place)
+            return (out.squeeze(0) if alone else out).to(x.dtype)

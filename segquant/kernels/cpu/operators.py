@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels.cpu.build import why_unavailable
+from segquant.modules.window import Window
 
 NAMESPACE = "segquant_cpu"
 
@@ -34,7 +35,7 @@ def linear(x: Tensor, *layer: Any) -> Tensor:
 
 
 def convolution(x: Tensor, *layer: Any) -> Tensor:
-    """[batch, in, h, w], padded -> [batch, out, h', w']."""
+    """[batch, in, h, w] -> [batch, out, h', w']."""
     made: Tensor = torch.ops.segquant_cpu.convolution(x, *layer)
     return made
 
@@ -44,8 +45,8 @@ def _linear(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
 
 
 def _convolution(x: Tensor, codes: Tensor, *layer: Any) -> Tensor:
-    kernel, stride, dilation = layer[-3:]
-    height, width = ((x.shape[2 + i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
+    padding, kernel, stride, dilation = layer[-4:]
+    height, width = Window(kernel, stride, padding, dilation).size(x.shape[2], x.shape[3])
     return x.new_empty(x.shape[0], codes.shape[0], height, width)
 
 
@@ -58,7 +59,7 @@ def _exact(bits: int, dual: int) -> bool:
     x = torch.tensor([[-128.0], [127.0]], dtype=torch.float32, device="cpu").expand(2, size).contiguous()
     one = torch.ones(2, 1, dtype=torch.float32, device="cpu")
     scale = torch.ones(1, 1, dtype=torch.float32, device="cpu")
-    found = linear(x, stored, one, *_none(3), scale, *_none(2), [2], [size], [dual], [size], bits, 8, False)
+    found = linear(x, stored, one, *_none(4), [], None, scale, *_none(2), [2], [size], [dual], [size], bits, 8, False)
     return torch.equal(found.double(), x.double() @ codes.double().T)
 
 

@@ -108,7 +108,9 @@ def test_integers_are_exact(bits: int, signs: str, inputs_bits: int) -> None:
         shape = ([outputs], [columns], [dual], [columns], bits, inputs_bits, signs == "zero")
         scale = torch.ones(1, 1)
         own = (scale if signs == "dual" else None, scale * zero if signs == "zero" else None)
-        found = operators.linear(values.float(), stored, torch.ones(outputs, 1), None, None, None, scale, *own, *shape)
+        found = operators.linear(
+            values.float(), stored, torch.ones(outputs, 1), *(None,) * 4, [], None, scale, *own, *shape
+        )
         assert torch.equal(found, (codes.long() @ weight.long().T).float())
 
 

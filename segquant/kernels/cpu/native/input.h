@@ -9,15 +9,11 @@
 #include <cstring>
 #include <limits>
 
+#include "lanes.h"
 #include "plan.h"
 
 namespace segquant {
 
-inline __m256 load8(const float* at) { return _mm256_loadu_ps(at); }
-inline __m256 load8(const uint16_t* at) {  // bfloat16
-  const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
-}
 inline float load1(const float* at) { return *at; }
 inline float load1(const uint16_t* at) {
   const uint32_t bits = static_cast<uint32_t>(*at) << 16;
@@ -42,17 +38,17 @@ struct Extremes {
 };
 
 inline Extremes extremes(const float* row, int64_t count) {
-  __m256 most = _mm256_setzero_ps(), least = most, bad = most;
+  Floats high = no_floats(), low = high;
+  Flags bad = no_flags();
   int64_t k = 0;
-  for (; k + 8 <= count; k += 8) {
-    const __m256 x = _mm256_loadu_ps(row + k);
-    most = _mm256_max_ps(most, x), least = _mm256_min_ps(least, x);
-    bad = _mm256_or_ps(bad, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  for (; k + kLanes <= count; k += kLanes) {
+    const Floats x = load_floats(row + k);
+    high = most(high, x), low = least(low, x), bad = or_nan(bad, x);
   }
-  float high[8], low[8];
-  _mm256_storeu_ps(high, most), _mm256_storeu_ps(low, least);
-  float top = *std::max_element(high, high + 8), bottom = *std::min_element(low, low + 8);
-  bool nan = _mm256_movemask_ps(bad) != 0;
+  float highs[kLanes], lows[kLanes];
+  store_floats(highs, high), store_floats(lows, low);
+  float top = *std::max_element(highs, highs + kLanes), bottom = *std::min_element(lows, lows + kLanes);
+  bool nan = any(bad);
   for (; k < count; ++k) top = std::max(top, row[k]), bottom = std::min(bottom, row[k]), nan |= row[k] != row[k];
   if (nan) top = bottom = std::numeric_limits<float>::quiet_NaN();
   return {top, bottom};
@@ -98,106 +94,91 @@ inline void fixed_scales(const Shape& shape, const Static& known, float* scale, 
   }
 }
 
-// Codes round(x / scale), ties to even, of 8 values, and whether one of them is no number.
-struct Codes {
-  __m256i codes;
-  __m256 bad;
-};
-
+// Codes round(x / scale), ties to even; flags where a value is no number.
 struct Grid {
-  __m256 above, below, least, most;
-  __m256 by_above, by_below;  // reciprocals
+  Floats above, below, lowest, highest;
+  Floats by_above, by_below;  // reciprocals
 
   Grid(float above_scale, float below_scale, float least_code, float most_code)
-      : above(_mm256_set1_ps(above_scale)), below(_mm256_set1_ps(below_scale)), least(_mm256_set1_ps(least_code)),
-        most(_mm256_set1_ps(most_code)), by_above(_mm256_set1_ps(1 / above_scale)),
-        by_below(_mm256_set1_ps(1 / below_scale)) {}
+      : above(all_floats(above_scale)), below(all_floats(below_scale)), lowest(all_floats(least_code)),
+        highest(all_floats(most_code)), by_above(all_floats(1 / above_scale)), by_below(all_floats(1 / below_scale)) {}
 
-  Codes operator()(__m256 x) const {
+  SEGQUANT_INLINE Ints operator()(Floats x, Flags& bad) const {
     // x >= 0 takes the scale above: the sign bit chooses the one below, and -0 / anything rounds to 0
-    __m256 ratio = _mm256_mul_ps(x, _mm256_blendv_ps(by_above, by_below, x));
+    Floats ratio = times(x, by_sign(x, by_above, by_below));
     // a product differs from the quotient in its last bits: near a tie that decides, and is divided
-    const __m256 whole = _mm256_round_ps(ratio, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m256 apart = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_sub_ps(ratio, whole));
-    if (_mm256_movemask_ps(_mm256_cmp_ps(apart, _mm256_set1_ps(0.4999f), _CMP_NLT_UQ))) [[unlikely]] {
-      ratio = _mm256_div_ps(x, _mm256_blendv_ps(above, below, x));
+    if (any_not_below(magnitude(minus(ratio, nearest(ratio))), 0.4999f)) [[unlikely]] {
+      ratio = divided(x, by_sign(x, above, below));
     }
-    const __m256 within = _mm256_min_ps(_mm256_max_ps(ratio, least), most);
-    return {_mm256_cvtps_epi32(within), _mm256_cmp_ps(ratio, ratio, _CMP_UNORD_Q)};
+    bad = or_nan(bad, ratio);
+    return to_ints(least(most(ratio, lowest), highest));
   }
 };
-
-inline void store_pairs(__m256i codes, int16_t* out) {
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes, codes), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(packed));
-}
-
-inline void store_quads(__m256i codes, uint8_t* out) {
-  const __m256i half = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes, codes), 0x08);
-  const __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(half), _mm_setzero_si128());
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), packed);
-}
 
 // How the codes of a run are stored.
 struct Store {
   bool pairs;
-  int64_t part;   // -1: all codes, 0: those at least 0, 1: those below
-  __m256i lift;   // added: quads hold codes with their zero point, pairs less it
+  int64_t part;  // -1: all codes, 0: those at least 0, 1: those below
+  Ints lift;     // added: quads hold codes with their zero point, pairs less it
 
-  void operator()(__m256i codes, uint8_t* words, int64_t k) const {
-    const __m256i none = _mm256_setzero_si256();
-    if (part == 0) codes = _mm256_max_epi32(codes, none);
+  SEGQUANT_INLINE void operator()(Ints codes, uint8_t* words, int64_t k) const {
+    if (part == 0) codes = most(codes, no_ints());
     if (part == 1) {
-      codes = _mm256_min_epi32(codes, none);
-      if (!pairs) codes = _mm256_sub_epi32(none, codes);  // magnitudes: u8
+      codes = least(codes, no_ints());
+      if (!pairs) codes = minus(no_ints(), codes);  // magnitudes: u8
     }
-    codes = _mm256_add_epi32(codes, lift);
-    if (pairs) store_pairs(codes, reinterpret_cast<int16_t*>(words) + k);
-    else store_quads(codes, words + k);
+    codes = plus(codes, lift);
+    if (pairs) store_codes(codes, reinterpret_cast<int16_t*>(words) + k);
+    else store_codes(codes, words + k);
   }
 };
+
+// The grid of a piece, from its scales and zero points.
+inline Grid grid_of(const Shape& shape, int64_t piece, const float* scale, const float* zero) {
+  const float most = code_max(shape.input_bits), middle = zero[2 * piece];
+  const bool split = shape.split(piece);
+  const bool lifted = shape.dual[piece] && !split;  // codes 0 … 255, less their zero
+  return Grid(scale[2 * piece], scale[2 * piece + (split ? 1 : 0)], lifted ? -middle : -most - 1,
+              lifted ? 2 * most + 1 - middle : most);
+}
+
+inline Store store_of(const Shape& shape, int64_t piece, int64_t sign, const float* zero) {
+  const bool pairs = shape.kind == Kind::kPairs;
+  return {pairs, shape.split(piece) ? sign : -1, all_ints(pairs ? 0 : static_cast<int>(zero[2 * piece]))};
+}
 
 // A row's codes in the order of the plan's runs; false if some value is no number.
 inline bool pack_codes(const Shape& shape, const Plan& plan, const float* row, const float* scale, const float* zero,
                        int32_t* out) {
-  const float most = code_max(shape.input_bits), least = -most - 1;
-  const bool pairs = shape.kind == Kind::kPairs;
-  const int64_t bytes = pairs ? 2 : 1;
-  __m256 bad = _mm256_setzero_ps();
-  Grid grid(1, 1, least, most);
-  Store store{pairs, -1, _mm256_setzero_si256()};
+  const int64_t bytes = shape.kind == Kind::kPairs ? 2 : 1;
+  Flags bad = no_flags();
+  Grid grid(1, 1, 0, 0);
   int64_t piece = -1;
   for (const Run& run : plan.runs) {
-    const bool split = shape.split(run.piece);
-    if (run.piece != piece) {
-      piece = run.piece;
-      const float* own = scale + 2 * piece;
-      const float middle = zero[2 * piece];
-      const bool lifted = shape.dual[piece] && !split;  // codes 0 … 255, less their zero
-      grid = Grid(own[0], split ? own[1] : own[0], lifted ? -middle : least, lifted ? 2 * most + 1 - middle : most);
-      store.lift = _mm256_set1_epi32(pairs ? 0 : static_cast<int>(middle));
-    }
-    store.part = split ? run.sign : -1;
+    if (run.piece != piece) piece = run.piece, grid = grid_of(shape, piece, scale, zero);
+    const Store store = store_of(shape, piece, run.sign, zero);
     const float* x = row + run.first;
     auto* words = reinterpret_cast<uint8_t*>(out + run.input);
     int64_t k = 0;
-    for (; k + 8 <= run.count; k += 8) {
-      const Codes found = grid(_mm256_loadu_ps(x + k));
-      bad = _mm256_or_ps(bad, found.bad);
-      store(found.codes, words, k);
-    }
+    for (; k + kLanes <= run.count; k += kLanes) store(grid(load_floats(x + k), bad), words, k);
     const int64_t room = run.words * per_word(shape.kind) - k;
     if (room > 0) {
-      float tail[8] = {};
+      float tail[kLanes] = {};
       std::memcpy(tail, x + k, static_cast<size_t>(run.count - k) * sizeof(float));
-      const Codes found = grid(_mm256_loadu_ps(tail));
-      bad = _mm256_or_ps(bad, found.bad);
-      uint8_t block[16];
-      store(found.codes, block, 0);
+      alignas(2) uint8_t block[2 * kLanes];
+      store(grid(load_floats(tail), bad), block, 0);
       std::memcpy(words + k * bytes, block, static_cast<size_t>(room * bytes));
     }
   }
-  return _mm256_movemask_ps(bad) == 0;
+  return !any(bad);
+}
+
+// Codes below zero are stored as magnitudes, but for pairs.
+inline void to_signed_scales(const Shape& shape, float* scale) {
+  if (shape.kind == Kind::kPairs) return;
+  for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
+    if (shape.split(static_cast<int64_t>(piece))) scale[2 * piece + 1] = -scale[2 * piece + 1];
+  }
 }
 
 // Codes of a row, its scales, and zeros; scales of what is no number spread it over the row's outputs.
@@ -212,11 +193,7 @@ inline void pack_row(const Shape& shape, const Plan& plan, const Static& known, 
   if (!pack_codes(shape, plan, row, scale, zero, out)) {
     std::fill(scale, scale + 2 * shape.pieces.size(), std::numeric_limits<float>::quiet_NaN());
   }
-  if (shape.kind != Kind::kPairs) {  // magnitudes below zero
-    for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
-      if (shape.split(static_cast<int64_t>(piece))) scale[2 * piece + 1] = -scale[2 * piece + 1];
-    }
-  }
+  to_signed_scales(shape, scale);
 }
 
 }  // namespace segquant

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "lanes.h"
 #include "plan.h"
 
 namespace segquant {
@@ -92,24 +93,27 @@ inline void fill_run(const Run& run, int64_t each, const int8_t* const* rows, in
 
 // Σ weights of a run by column; as floats where tiles take them so.
 inline void sum_run(const Run& run, const int8_t* weights, bool floats, int32_t* sums) {
-  const __m256i bytes = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
-  for (int half = 0; half < 2; ++half) {
-    __m256i sum = _mm256_setzero_si256();
+  const Ints bytes = all_ints(0x01010101), ones = all_shorts(1);
+  each<kVectors>([&](auto v) {
+    Ints sum = no_ints();
     for (int64_t word = 0; word < run.words; ++word) {
-      const auto* at = reinterpret_cast<const __m256i*>(weights + word * 4 * kColumns + half * 32);
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_load_si256(at)), ones));
+      const Ints four = load_ints(weights + (word * kVectors + v) * 4 * kLanes);
+      if constexpr (kProductsOfBytes) dot_bytes(sum, bytes, four);
+      else sum = plus(sum, pairs(quads(bytes, four), ones));
     }
-    if (floats) sum = _mm256_castps_si256(_mm256_cvtepi32_ps(sum));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + 8 * half), sum);
-  }
+    store_ints(sums + kLanes * v, floats ? floats_as_bits(to_floats(sum)) : sum);
+  });
 }
 
-inline void fill_float(const Run& run, const int8_t* const* rows, const float* scale, float* out) {
-  for (int column = 0; column < kColumns; ++column) {
-    const int8_t* row = rows[column] + run.first;
-    const float by = scale[run.group * kColumns + column];
-    for (int64_t k = 0; k < run.count; ++k) out[k * kColumns + column] = static_cast<float>(row[k]) * by;
-  }
+// Weights of a run by quads (up to a word more), dequantized: [columns of the input][kColumns].
+inline void fill_float(const Run& run, const int8_t* quads, const float* scale, float* out) {
+  each<kVectors>([&](auto v) {
+    const Floats by = load_floats(scale + run.group * kColumns + kLanes * v);
+    for (int64_t k = 0; k < run.count; ++k) {
+      const Ints words = load_ints(quads + (k / 4 * kVectors + v) * 4 * kLanes);
+      store_floats(out + k * kColumns + kLanes * v, times(to_floats(byte_of(words, static_cast<int>(k % 4))), by));
+    }
+  });
 }
 
 // A panel of the outputs `first` … `first + kColumns - 1`; those from `last` on are zero.
@@ -118,7 +122,9 @@ struct Panel {
   float* scale;  // [groups][kColumns]
   int32_t* sums;  // [runs][kColumns]
 
-  void fill(const Shape& shape, const Plan& plan, const Weights& from, int64_t first, int64_t last, int8_t* wide) {
+  // `wide` and `quads` are memory for as many s8 codes, rows of them rounded up to 64.
+  void fill(const Shape& shape, const Plan& plan, const Weights& from, int64_t first, int64_t last, int8_t* wide,
+            int8_t* quads) {
     const int8_t* rows[kColumns];
     const int64_t stride = (shape.columns + 63) / 64 * 64;
     for (int column = 0; column < kColumns; ++column) {
@@ -142,7 +148,10 @@ struct Panel {
     int32_t* sum = sums;
     for (const Run& run : plan.runs) {
       if (shape.kind == Kind::kFloat) {
-        fill_float(run, rows, scale, reinterpret_cast<float*>(weights) + run.panel * kColumns);
+        Run whole = run;
+        whole.words = (run.count + 3) / 4;
+        fill_run(whole, 4, rows, quads);
+        fill_float(run, quads, scale, reinterpret_cast<float*>(weights) + run.panel * kColumns);
         continue;
       }
       int8_t* at = weights + run.panel * each * kColumns;

@@ -1,7 +1,6 @@
-// A convolution's input as rows of a linear.
+// A convolution's input as rows of a linear: where its columns lie.
 #pragma once
 
-#include <immintrin.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -9,93 +8,140 @@
 #include <cstring>
 #include <vector>
 
-#include "input.h"
 #include "panel.h"
 #include "plan.h"
 
 namespace segquant {
 
+// A few hundred bytes: a call of memcpy takes as long.
+inline void copy(const void* from, int64_t bytes, void* to) {
+  const auto* at = static_cast<const char*>(from);
+  auto* out = static_cast<char*>(to);
+  for (; bytes >= 32; bytes -= 32, at += 32, out += 32) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+  if (bytes) std::memcpy(out, at, static_cast<size_t>(bytes));
+}
+
 // Where patches lie. Columns of a row are a piece's channels, tap by tap: memory that lies together in an image whose
 // channels do. Where weights have groups, which lie across taps, they are as in the layer, a channel's taps together.
 struct Patches {
-  int64_t channels, height, width;      // of the padded input
+  int64_t channels, height, width;  // of the input
+  int64_t padding[4];               // left, right, top, bottom: of zeros
   int64_t kernel[2], stride[2], dilation[2];
-  int64_t out_height, out_width;
   bool by_tap;
 
-  int64_t positions() const { return out_height * out_width; }
+  int64_t padded_height() const { return height + padding[2] + padding[3]; }
+  int64_t padded_width() const { return width + padding[0] + padding[1]; }
+  int64_t out_height() const { return (padded_height() - dilation[0] * (kernel[0] - 1) - 1) / stride[0] + 1; }
+  int64_t out_width() const { return (padded_width() - dilation[1] * (kernel[1] - 1) - 1) / stride[1] + 1; }
+  int64_t positions() const { return out_height() * out_width(); }
   int64_t taps() const { return kernel[0] * kernel[1]; }
-  int64_t pixels() const { return height * width; }
-};
+  int64_t pixels() const { return padded_height() * padded_width(); }
 
-// The smoothed input in float32, channels last if patches are read by tap.
-class Image {
- public:
+  static constexpr int64_t kSlack = 4;  // values more than its own that reading a row may touch, on both sides
+
+  // The columns of a row, from padded images whose channels come last if patches are read by tap.
   template <class T>
-  void fill(const Patches& patches, int64_t images, const T* x, const float* smooth) {
-    const int64_t pixels = patches.pixels(), channels = patches.channels;
-    values_ = memory_.get<float>(images * channels * pixels + kSlack);
-    const int64_t blocks = (pixels + kBlock - 1) / kBlock;
-    torch::stable::parallel_for(0, images * blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; ++at) {
-        const int64_t image = at / blocks, first = at % blocks * kBlock, count = std::min(kBlock, pixels - first);
-        const T* from = x + image * channels * pixels + first;
-        float* to = values_ + image * channels * pixels;
-        for (int64_t channel = 0; channel < channels; ++channel, from += pixels) {
-          const float by = smooth ? smooth[channel * patches.taps()] : 1.0f;
-          float* own = patches.by_tap ? to + first * channels + channel : to + channel * pixels + first;
-          const int64_t step = patches.by_tap ? channels : 1;
-          for (int64_t i = 0; i < count; ++i) own[i * step] = load1(from + i) / by;
-        }
-      }
-    });
+  void read(const std::vector<int64_t>& pieces, int64_t row, const T* images, T* out) const {
+    const int64_t at = row % positions();
+    const int64_t top = at / out_width() * stride[0], left = at % out_width() * stride[1];
+    const T* first = images + row / positions() * channels * pixels();
+    const int64_t pixel = top * padded_width() + left;
+    if (by_tap) read_by_tap(pieces, first + pixel * channels, out);
+    else read_by_channel(first + pixel, out);
   }
 
-  // A row's columns; up to kSlack more may be written.
-  void read(const Patches& patches, const std::vector<int64_t>& pieces, int64_t row, float* out) const {
-    const int64_t image = row / patches.positions(), at = row % patches.positions();
-    const int64_t top = at / patches.out_width * patches.stride[0], left = at % patches.out_width * patches.stride[1];
-    const float* first = values_ + image * patches.channels * patches.pixels();
-    if (patches.by_tap) by_tap(patches, pieces, first + (top * patches.width + left) * patches.channels, out);
-    else by_channel(patches, first + top * patches.width + left, out);
+  // f(pixel) of an image's padding.
+  template <class F>
+  void each_padded(F f) const {
+    const int64_t high = padded_height(), wide = padded_width();
+    for (int64_t y = 0; y < high; ++y) {
+      const bool whole = y < padding[2] || y >= padding[2] + height;
+      for (int64_t x = 0; x < (whole ? wide : padding[0]); ++x) f(y * wide + x);
+      for (int64_t x = whole ? wide : padding[0] + width; x < wide; ++x) f(y * wide + x);
+    }
   }
-
-  static constexpr int64_t kSlack = 4;
 
  private:
-  static constexpr int64_t kBlock = 16;
-
-  static void by_tap(const Patches& patches, const std::vector<int64_t>& pieces, const float* first, float* out) {
+  template <class T>
+  void read_by_tap(const std::vector<int64_t>& pieces, const T* first, T* out) const {
     for (const int64_t piece : pieces) {
-      const int64_t count = piece / patches.taps();
-      for (int64_t i = 0; i < patches.kernel[0]; ++i) {
-        for (int64_t j = 0; j < patches.kernel[1]; ++j, out += count) {
-          const int64_t pixel = i * patches.dilation[0] * patches.width + j * patches.dilation[1];
-          std::memcpy(out, first + pixel * patches.channels, static_cast<size_t>(count) * sizeof(float));
+      const int64_t count = piece / taps();
+      for (int64_t i = 0; i < kernel[0]; ++i) {
+        for (int64_t j = 0; j < kernel[1]; ++j, out += count) {
+          const int64_t pixel = i * dilation[0] * padded_width() + j * dilation[1];
+          copy(first + pixel * channels, count * static_cast<int64_t>(sizeof(T)), out);
         }
       }
       first += count;
     }
   }
 
-  static void by_channel(const Patches& patches, const float* first, float* out) {
-    const bool three = patches.kernel[1] == 3 && patches.dilation[1] == 1;
-    for (int64_t channel = 0; channel < patches.channels; ++channel, first += patches.pixels()) {
-      for (int64_t i = 0; i < patches.kernel[0]; ++i) {
-        const float* line = first + i * patches.dilation[0] * patches.width;
+  template <class T>
+  void read_by_channel(const T* first, T* out) const {
+    const bool three = kernel[1] == 3 && dilation[1] == 1;
+    for (int64_t channel = 0; channel < channels; ++channel, first += pixels()) {
+      for (int64_t i = 0; i < kernel[0]; ++i) {
+        const T* line = first + i * dilation[0] * padded_width();
         if (three) {  // the fourth is overwritten by the next
-          _mm_storeu_ps(out, _mm_loadu_ps(line));
+          std::memcpy(out, line, 4 * sizeof(T));
           out += 3;
           continue;
         }
-        for (int64_t j = 0; j < patches.kernel[1]; ++j) *out++ = line[j * patches.dilation[1]];
+        for (int64_t j = 0; j < kernel[1]; ++j) *out++ = line[j * dilation[1]];
       }
     }
   }
-
-  Scratch memory_;
-  float* values_ = nullptr;
 };
+
+// Every `step`th of some codes, four to a word.
+inline void take_each(const int8_t* codes, int64_t step, int64_t count, int8_t* out) {
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4, codes += 4 * step) {
+    const auto byte = [&](int64_t i) { return static_cast<uint32_t>(static_cast<uint8_t>(codes[i * step])) << 8 * i; };
+    const uint32_t word = byte(0) | byte(1) | byte(2) | byte(3);
+    std::memcpy(out + k, &word, 4);
+  }
+  for (; k < count; ++k, codes += step) out[k] = *codes;
+}
+
+// Sixteen rows of sixteen bytes, `step` apart, turned: rows of columns.
+SEGQUANT_INLINE void turn(const void* rows, int64_t step, __m128i (&turned)[16]) {
+  __m128i a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(rows) + i * step));
+  }
+#pragma GCC unroll 4
+  for (int stage = 0; stage < 4; ++stage) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]), b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) a[i] = b[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) turned[i] = a[i];
+}
+
+// A piece's codes, a channel's taps together, to a tap's channels together.
+inline void turn_taps(const int8_t* codes, int64_t taps, int64_t channels, int8_t* out) {
+  int64_t channel = 0;
+  if (taps <= 16) {
+    for (; channel * taps + 15 * taps + 16 <= channels * taps; channel += 16) {
+      __m128i turned[16];
+      turn(codes + channel * taps, taps, turned);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + tap * channels + channel), turned[tap]);
+      }
+    }
+  }
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    take_each(codes + channel * taps + tap, taps, channels - channel, out + tap * channels + channel);
+  }
+}
 
 // A layer's codes as s8 in the order of patches by tap, [outputs][columns].
 inline void order_by_tap(const Shape& shape, int64_t taps, const uint8_t* codes, int64_t bytes, int64_t outputs,
@@ -110,11 +156,8 @@ inline void order_by_tap(const Shape& shape, int64_t taps, const uint8_t* codes,
       }
       int8_t* to = out + output * shape.columns;
       for (const int64_t piece : shape.pieces) {
-        const int64_t count = piece / taps;
-        for (int64_t tap = 0; tap < taps; ++tap, to += count) {
-          for (int64_t channel = 0; channel < count; ++channel) to[channel] = own[channel * taps + tap];
-        }
-        own += piece;
+        turn_taps(own, taps, piece / taps, to);
+        own += piece, to += piece;
       }
     }
   });

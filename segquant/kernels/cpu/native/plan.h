@@ -7,15 +7,14 @@
 #include <memory>
 #include <vector>
 
-namespace segquant {
+#include "lanes.h"
 
-constexpr int kColumns = 16;  // outputs of a panel: two vectors
-constexpr int kRows = 6;      // tokens of a tile: 12 of the 16 registers are sums
+namespace segquant {
 
 // How codes are multiplied.
 enum class Kind {
   kPairs,  // s8 weights, inputs in s16: vpmaddwd, exact for any codes
-  kBytes,  // s8 weights, inputs in u8: vpdpbusd, where there is one
+  kBytes,  // s8 or s4 weights, inputs in u8: vpdpbusd, where there is one
   kSplit,  // s8 weights, inputs in u8 up to 128 (a scale per sign): vpmaddubsw, which then holds two products
   kQuads,  // s4 weights, inputs in u8: vpmaddubsw, whose 16-bit sums hold a few words and go to 32 bits then
   kFloat,  // float inputs, weights dequantized on the way
@@ -66,14 +65,15 @@ struct Plan {
   int64_t input_words = 0;  // of a packed row
   int64_t panel_words = 0;
   int64_t short_words = 0;  // of quads
-};
 
-// SEGQUANT_BYTES does without the instruction, for tests.
-#if defined(SEGQUANT_BYTES) || defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
-constexpr Kind kEightBits = Kind::kBytes;
-#else
-constexpr Kind kEightBits = Kind::kPairs;
-#endif
+  // Whether a packed row is its columns' codes, of so many bytes, one after the other.
+  bool as_columns(size_t bytes) const {
+    return std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
+      return run.sign == 0 && run.first * static_cast<int64_t>(bytes) == 4 * run.input &&
+             run.count * static_cast<int64_t>(bytes) == 4 * run.words;
+    });
+  }
+};
 
 inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == Kind::kFloat ? 1 : 4; }
 
