@@ -71,7 +71,12 @@ class FusedBackend(Backend):
         """What only this backend needs, made once."""
 
     def added(self, beside: Tensor | None, inner: Tensor | None, packed: Packed) -> tuple[Any, ...]:
-        """The operator's arguments of what is added to the product: [rows, out], or low-rank branches, from [rows, ranks]."""
+        """The operator's arguments of what is added to the product.
+
+        Args:
+            beside: [rows, out], or none.
+            inner: low-rank branches' part of the way, [rows, ranks]; never with `beside`.
+        """
         return (beside if inner is None else beside_of(inner, packed),)
 
     def extra_part(self, extra: Any, cut: slice) -> Any:
