@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +194,42 @@ def test_convolutions_in_pieces_are_the_reference(scheme: Any, name: str) -> Non
     segquant.quantize_(model, method, images, {"0": cuts})
     for x in images:
         close(model[0], x)
+
+
+@pytest.mark.parametrize("negative", ["dual", "zero_point"])
+@pytest.mark.parametrize("channels", [35, 48])
+def test_images_of_codes_are_the_reference(channels: int, negative: str) -> None:
+    """Blocks of channels and pixels with and without a rest; windows of more taps than a register's bytes."""
+    torch.manual_seed(0)
+    for kernel, padding, size in ((3, 1, (3, 19)), (5, (1, 4), (6, 16)), (1, 0, (2, 33))):
+        model: Any = nn.Sequential(nn.Conv2d(channels, 70, kernel, padding=padding))
+        images = [tensor(2, channels, *size, seed=seed) + 0.3 for seed in range(2)]
+        method = presets.segquant_a("w8a8", alpha=0.5, convolutions=True, negative=negative)
+        segquant.quantize_(model, method, images, {"0": Segments(input=(32, channels - 32), activation="silu")})
+        for x in images:
+            close(model[0], x)
+
+
+def test_a_pixel_that_is_no_number_spreads_over_its_patches() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(16, 5, 3, padding=1))
+    x = tensor(2, 16, 7, 8)
+    segquant.quantize_(model, presets.rtn("w8a8", convolutions=True), [x.clone()])
+    x[1, 3, 2, 4] = float("nan")
+    found, expected = both(model[0], x)
+    assert torch.equal(found.isnan(), expected.isnan()) and int(found.isnan().sum()) == 5 * 9
+    assert torch.equal(both(model[0], x.nan_to_num())[0][0], found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -DSEGQUANT_BYTES"])
+def test_vectors_of_256_bits_are_the_reference(flags: str, tmp_path: Path) -> None:
+    """What a processor without AVX-512 and VNNI runs, and one with AVX-VNNI, without its instruction."""
+    own = {"SEGQUANT_CACHE": str(tmp_path), "CXXFLAGS": flags, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert " passed" in done.stdout and len(list(tmp_path.glob("cpu-*.so"))) == 1
 
 
 def test_threads_change_no_bit() -> None:
