@@ -178,7 +178,13 @@ def _method(precision: str, deploy: str, convolutions: bool) -> Any:
 def _bytes(model: nn.Module, extra: int) -> float:
     layers = [layer for layer in model.modules() if isinstance(layer, segquant.QuantLinear)]
     weights = sum(layer.in_features * layer.out_features for layer in layers)
-    return sum(layer.codes.nbytes + layer.weight_scale.nbytes for layer in layers) / max(1, weights) + extra
+    held = sum(
+        buffer.nbytes
+        for layer in layers
+        for name, buffer in layer.named_buffers(recurse=False)
+        if name.startswith(("codes", "weight_"))
+    )
+    return held / max(1, weights) + extra
 
 
 def _half(call: dict[str, Any]) -> dict[str, Any]:

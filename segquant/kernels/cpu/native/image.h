@@ -133,6 +133,14 @@ class Image {
     patches.read(pieces, row, values_, out);
   }
 
+  // Lets tiles of floats read the image itself.
+  const char* spread_over(const Patches& patches, Plan& plan) const {
+    plan.offsets.clear();
+    patches.offsets(0, sizeof(float), 0, plan.offsets);
+    plan.whole = {plan.offsets.data(), patches.taps(), patches.channels};
+    return reinterpret_cast<const char*>(values_);
+  }
+
  private:
   Scratch memory_;
   float* values_ = nullptr;
@@ -183,14 +191,30 @@ class CodeImage {
     return !bad.load();
   }
 
+  // Lets tiles read the image itself; null if its channels are no whole words, or weights' groups lie across taps.
+  const char* spread_over(const Patches& patches, const Shape& shape, Plan& plan) const {
+    if (!patches.by_tap) return nullptr;
+    const int64_t bytes = sizeof(T), taps = patches.taps();
+    for (const Run& run : plan.runs) {
+      if (run.count != shape.pieces[run.piece] || run.count / taps * bytes % 4) return nullptr;
+    }
+    const int64_t below = (below_ - values_) * bytes;
+    plan.offsets.clear();
+    for (const Run& run : plan.runs) patches.offsets(run.first / taps, bytes, run.sign ? below : 0, plan.offsets);
+    const int64_t* own = plan.offsets.data();
+    for (Run& run : plan.runs) run.spans = {own, taps, run.count / taps * bytes / 4}, own += taps;
+    return reinterpret_cast<const char*>(values_);
+  }
+
+  // The scales and zeros of every row.
+  const float* scale() const { return scale_.data(); }
+  const float* zero() const { return zero_.data(); }
+
   // A row as pack_row makes it.
   void read(const Patches& patches, const Shape& shape, const Plan& plan, int64_t row, int32_t* out, float* scale,
             float* zero) const {
     std::copy(scale_.begin(), scale_.end(), scale);
     std::copy(zero_.begin(), zero_.end(), zero);
-    if (patches.by_tap && plan.as_columns(sizeof(T))) {
-      return patches.read(shape.pieces, row, values_, reinterpret_cast<T*>(out));
-    }
     thread_local Scratch memory;
     T* columns[2] = {memory.get<T>(2 * (shape.columns + Patches::kSlack)), nullptr};
     columns[1] = columns[0] + shape.columns + Patches::kSlack;

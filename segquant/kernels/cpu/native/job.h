@@ -48,6 +48,18 @@ struct Source {
   const Image* floats = nullptr;
   const CodeImage<uint8_t>* bytes = nullptr;
   const CodeImage<int16_t>* pairs = nullptr;
+  const char* direct = nullptr;  // tiles read the image itself, with the scales and zeros of every row
+  const float* scale = nullptr;
+  const float* zero = nullptr;
+  int64_t bytes_each = 0;  // of a value there
+};
+
+// Rows as tiles take them: where each is, and its scales and zeros.
+struct Rows {
+  const char** at;
+  const float* scale;
+  const float* zero;
+  int64_t scales;  // floats from a row's to the next one's
 };
 
 struct Job {
@@ -70,13 +82,11 @@ struct Job {
 
  private:
   void pack(int64_t row, int32_t* packed, float* scale, float* zero) const;
-  void panel(int64_t first_output, int64_t top, int64_t count, const int32_t* packed, const float* scale,
-             const float* zero) const;
+  void panel(int64_t first_output, int64_t top, int64_t count, const Rows& packed) const;
   void store(int64_t row, int64_t rows_here, int64_t column, int64_t columns, float (*values)[kColumns]) const;
   template <class T>
   void store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_t columns,
                 const float (*values)[kColumns]) const;
-  int64_t scales() const { return 2 * static_cast<int64_t>(shape.pieces.size()); }
 };
 
 inline void Job::pack(int64_t row, int32_t* packed, float* scale, float* zero) const {
@@ -126,8 +136,7 @@ void Job::store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_
 }
 
 // Outputs first_output … of the rows top … top + count - 1.
-inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const int32_t* packed, const float* scale,
-                       const float* zero) const {
+inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const Rows& packed) const {
   thread_local Scratch weight_memory, wide_memory, quad_memory, scale_memory, sum_memory, up_memory;
   const int64_t stride = (shape.columns + 63) / 64 * 64;
   Panel own{weight_memory.get<int8_t>(plan.panel_words * kColumns * 4),
@@ -142,10 +151,11 @@ inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const i
   for (int64_t begin = 0; begin < count; begin += kTogether) {
     const int64_t end = std::min(count, begin + kTogether);
     for (int64_t row = begin; row < end; row += kRows) {
-      const float* inner = low_rank.inner ? low_rank.inner + (top + row) * low_rank.words : nullptr;
-      const TileInput in{packed + row * plan.input_words, plan.input_words, own.weights, own.scale, own.sums,
-                         scale + row * scales(), zero + row * scales(), scales(), inner, low_rank.words, up,
-                         low_rank.rank};
+      TileInput in{{}, own.weights, own.scale, own.sums, packed.scale + row * packed.scales,
+                   packed.zero + row * packed.scales, packed.scales,
+                   low_rank.inner ? low_rank.inner + (top + row) * low_rank.words : nullptr, low_rank.words, up,
+                   low_rank.rank};
+      std::copy(packed.at + row, packed.at + std::min(row + kRows, end), in.rows);
       tile(shape.kind, std::min<int64_t>(kRows, end - row), columns, plan, in, values + (row - begin));
     }
     store(top + begin, end - begin, first_output, columns, values);
@@ -153,22 +163,32 @@ inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const i
 }
 
 inline void Job::run() const {
-  thread_local Scratch row_memory, scale_memory, zero_memory;
-  const int64_t fit = std::max<int64_t>(1, kBlockBytes / (4 * std::max<int64_t>(1, plan.input_words)) / kRows) * kRows;
+  thread_local Scratch row_memory, place_memory, scale_memory, zero_memory;
+  const int64_t bytes = 4 * std::max<int64_t>(1, plan.input_words);
+  const int64_t fit = source.direct ? rows : std::max<int64_t>(1, kBlockBytes / bytes / kRows) * kRows;
   const int64_t block = std::min(fit, rows);
-  int32_t* packed = row_memory.get<int32_t>(block * plan.input_words);
-  float* scale = scale_memory.get<float>(block * scales());
-  float* zero = zero_memory.get<float>(block * scales());
+  int32_t* packed = row_memory.get<int32_t>(source.direct ? 0 : block * plan.input_words);
+  const char** at = place_memory.get<const char*>(block);
+  const int64_t scales = source.direct ? 0 : 2 * static_cast<int64_t>(shape.pieces.size());
+  float* scale = scale_memory.get<float>(block * scales);
+  float* zero = zero_memory.get<float>(block * scales);
+  const Rows made = source.direct ? Rows{at, source.scale, source.zero, 0} : Rows{at, scale, zero, scales};
   const int64_t panels = (last - first + kColumns - 1) / kColumns;
   for (int64_t top = 0; top < rows; top += block) {
     const int64_t count = std::min(block, rows - top);
     torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        pack(top + row, packed + row * plan.input_words, scale + row * scales(), zero + row * scales());
+        if (source.direct) {
+          at[row] = source.direct + source.patches->place(top + row) * source.bytes_each;
+          continue;
+        }
+        int32_t* own = packed + row * plan.input_words;
+        at[row] = reinterpret_cast<const char*>(own);
+        pack(top + row, own, scale + row * scales, zero + row * scales);
       }
     });
     torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; ++at) panel(first + at * kColumns, top, count, packed, scale, zero);
+      for (int64_t each = begin; each < end; ++each) panel(first + each * kColumns, top, count, made);
     });
   }
 }

@@ -87,24 +87,36 @@ struct Images {
   CodeImage<int16_t> pairs;
 
   template <class T>
-  Source fill(const Patches& patches, const Shape& shape, const Static& known, int64_t count, const T* x,
+  Source fill(const Patches& patches, const Shape& shape, Plan& plan, const Static& known, int64_t count, const T* x,
               const float* smooth) {
     Source source{&patches};
     if (bytes.fits(shape, known, patches.taps()) && bytes.fill(patches, shape, known, count, x, smooth)) {
-      source.bytes = &bytes;
+      use(bytes, source.bytes, patches, shape, plan, source);
     } else if (pairs.fits(shape, known, patches.taps()) && pairs.fill(patches, shape, known, count, x, smooth)) {
-      source.pairs = &pairs;
+      use(pairs, source.pairs, patches, shape, plan, source);
     } else {
       floats.fill(patches, count, x, smooth);
       source.floats = &floats;
+      to_packed(plan);
+      if (shape.kind == Kind::kFloat) source.direct = floats.spread_over(patches, plan), source.bytes_each = 4;
     }
     return source;
+  }
+
+ private:
+  template <class T>
+  static void use(const CodeImage<T>& image, const CodeImage<T>*& place, const Patches& patches, const Shape& shape,
+                  Plan& plan, Source& source) {
+    place = &image;
+    source.direct = image.spread_over(patches, shape, plan), source.bytes_each = sizeof(T);
+    source.scale = image.scale(), source.zero = image.zero();
+    if (!source.direct) to_packed(plan);
   }
 };
 
 void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patches, const Tensor& out) {
   check(layer, rows);
-  const Plan plan = plan_of(layer.shape);
+  Plan plan = plan_of(layer.shape);
   const bool half = x.scalar_type() == ScalarType::BFloat16;
   Weights weights{static_cast<const uint8_t*>(layer.codes.const_data_ptr()), layer.codes.size(1),
                   static_cast<const float*>(layer.weight_scale.const_data_ptr()), layer.weight_scale.size(1),
@@ -112,7 +124,8 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
   Shape shape = layer.shape;
   thread_local Scratch code_memory;
   thread_local Images images;
-  if (patches && patches->by_tap && patches->taps() > 1) {
+  if (patches) shape.taps = patches->taps();
+  if (patches && patches->by_tap && patches->taps() > 1 && shape.kind != Kind::kFloat) {
     int8_t* ordered = code_memory.get<int8_t>(weights.outputs * shape.columns);
     order_by_tap(shape, patches->taps(), weights.codes, weights.bytes, weights.outputs, ordered);
     weights.codes = reinterpret_cast<const uint8_t*>(ordered);
@@ -129,7 +142,7 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
     const float* smooth = layer.smooth ? floats(layer.smooth) + at * shape.columns : nullptr;
     const Static known{own(layer.above), own(layer.below), own(layer.zero)};
     const void* values = x.const_data_ptr();
-    const auto fill = [&](const auto* at) { return images.fill(*patches, shape, known, x.size(0), at, smooth); };
+    const auto fill = [&](const auto* at) { return images.fill(*patches, shape, plan, known, x.size(0), at, smooth); };
     if (patches && (branch == 0 || smooth || known.above)) {
       source = half ? fill(static_cast<const uint16_t*>(values)) : fill(static_cast<const float*>(values));
     }
@@ -178,7 +191,7 @@ Tensor convolution(const Tensor& x, const Tensor& codes, const Tensor& weight_sc
   STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "x must be [batch, channels, height, width]");
   const Patches patches{x.size(1), x.size(2), x.size(3), {padding[0], padding[1], padding[2], padding[3]},
                         {kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]},
-                        layer.shape.whole_channels(kernel[0] * kernel[1])};
+                        layer.shape.kind == Kind::kFloat || layer.shape.whole_channels(kernel[0] * kernel[1])};
   STD_TORCH_CHECK(patches.channels * patches.taps() == layer.shape.columns, "x does not fit the layer");
   const int64_t sizes[4] = {x.size(0), codes.size(0), patches.out_height(), patches.out_width()};
   Tensor out = torch::stable::new_empty(x, {sizes, 4});

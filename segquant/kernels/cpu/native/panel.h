@@ -105,13 +105,17 @@ inline void sum_run(const Run& run, const int8_t* weights, bool floats, int32_t*
   });
 }
 
-// Weights of a run by quads (up to a word more), dequantized: [columns of the input][kColumns].
-inline void fill_float(const Run& run, const int8_t* quads, const float* scale, float* out) {
+// Weights of a run by quads (up to a word more), dequantized: [columns of the input][kColumns], of a window tap by tap.
+inline void fill_float(const Run& run, const Shape& shape, const int8_t* quads, const float* scale, float* out) {
+  const int64_t channels = shape.columns / shape.taps;
   each<kVectors>([&](auto v) {
     const Floats by = load_floats(scale + run.group * kColumns + kLanes * v);
+    int64_t tap = run.first % shape.taps, channel = run.first / shape.taps;
     for (int64_t k = 0; k < run.count; ++k) {
       const Ints words = load_ints(quads + (k / 4 * kVectors + v) * 4 * kLanes);
-      store_floats(out + k * kColumns + kLanes * v, times(to_floats(byte_of(words, static_cast<int>(k % 4))), by));
+      float* to = out + (tap * channels + channel) * kColumns + kLanes * v;
+      store_floats(to, times(to_floats(byte_of(words, static_cast<int>(k % 4))), by));
+      if (++tap == shape.taps) tap = 0, ++channel;
     }
   });
 }
@@ -151,7 +155,7 @@ struct Panel {
         Run whole = run;
         whole.words = (run.count + 3) / 4;
         fill_run(whole, 4, rows, quads);
-        fill_float(run, quads, scale, reinterpret_cast<float*>(weights) + run.panel * kColumns);
+        fill_float(run, shape, quads, scale, reinterpret_cast<float*>(weights));
         continue;
       }
       int8_t* at = weights + run.panel * each * kColumns;

@@ -41,6 +41,22 @@ struct Patches {
 
   static constexpr int64_t kSlack = 4;  // values more than its own that reading a row may touch, on both sides
 
+  // Where a row's first tap is, in values of all images whose channels come last.
+  int64_t place(int64_t row) const {
+    const int64_t at = row % positions();
+    const int64_t top = at / out_width() * stride[0], left = at % out_width() * stride[1];
+    return (row / positions() * pixels() + top * padded_width() + left) * channels;
+  }
+
+  // Offsets of the taps of channel `first` from there.
+  void offsets(int64_t first, int64_t bytes, int64_t from, std::vector<int64_t>& out) const {
+    for (int64_t i = 0; i < kernel[0]; ++i) {
+      for (int64_t j = 0; j < kernel[1]; ++j) {
+        out.push_back(from + ((i * dilation[0] * padded_width() + j * dilation[1]) * channels + first) * bytes);
+      }
+    }
+  }
+
   // The columns of a row, from padded images whose channels come last if patches are read by tap.
   template <class T>
   void read(const std::vector<int64_t>& pieces, int64_t row, const T* images, T* out) const {

@@ -20,6 +20,13 @@ enum class Kind {
   kFloat,  // float inputs, weights dequantized on the way
 };
 
+// Parts of a row that follow one another in a panel: offsets in bytes from the row's pointer, and words of each.
+struct Spans {
+  const int64_t* offsets;
+  int64_t count;
+  int64_t words;
+};
+
 // A run of input columns that share the input's scale and the weight's.
 struct Run {
   int64_t first;  // column
@@ -30,6 +37,7 @@ struct Run {
   int64_t piece;  // of the input's scales
   int64_t sign;   // 0: all codes, or those at least 0; 1: those below 0
   int64_t group;  // of the weight's scales
+  Spans spans;    // where tiles read its codes
 };
 
 // A layer's shape, as in segquant.numerics.layout.Layout.
@@ -42,6 +50,7 @@ struct Shape {
   int64_t weight_bits = 8;
   int64_t input_bits = 8;           // 0: float
   bool zero_point = false;          // asymmetric grids where dual says so
+  int64_t taps = 1;                 // of a convolution's window
 
   bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point; }
 
@@ -65,14 +74,12 @@ struct Plan {
   int64_t input_words = 0;  // of a packed row
   int64_t panel_words = 0;
   int64_t short_words = 0;  // of quads
+  std::vector<int64_t> offsets;  // of all runs' spans
+  Spans whole;                   // of floats
 
-  // Whether a packed row is its columns' codes, of so many bytes, one after the other.
-  bool as_columns(size_t bytes) const {
-    return std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
-      return run.sign == 0 && run.first * static_cast<int64_t>(bytes) == 4 * run.input &&
-             run.count * static_cast<int64_t>(bytes) == 4 * run.words;
-    });
-  }
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan(Plan&&) = default;
 };
 
 inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == Kind::kFloat ? 1 : 4; }
@@ -88,6 +95,17 @@ inline int64_t longest_run(const Shape& shape, int64_t group) {
   return group < 4 * few ? few : 8192;  // 255 * 8 each below 2^24; sums of few go to floats faster than to 32 bits
 }
 
+// Packed rows: one span for each run.
+inline void to_packed(Plan& plan) {
+  plan.offsets.resize(plan.runs.size() + 1, 0);
+  for (size_t run = 0; run < plan.runs.size(); ++run) {
+    plan.offsets[run] = 4 * plan.runs[run].input;
+    plan.runs[run].spans = {&plan.offsets[run], 1, plan.runs[run].words};
+  }
+  plan.whole = {&plan.offsets.back(), 1, plan.panel_words};
+}
+
+// Offsets point into the plan: it is not copied.
 inline Plan plan_of(const Shape& shape) {
   Plan plan;
   plan.short_words = short_words(shape);
@@ -100,13 +118,14 @@ inline Plan plan_of(const Shape& shape) {
       const int64_t words = (count + each - 1) / each;
       for (int64_t sign = 0; sign <= (shape.split(piece) ? 1 : 0); ++sign) {
         plan.runs.push_back({start, count, plan.input_words, plan.panel_words, words,
-                             static_cast<int64_t>(piece), sign, group});
+                             static_cast<int64_t>(piece), sign, group, {}});
         plan.input_words += words;
       }
       plan.panel_words += words;
       start += count, left -= count;
     }
   }
+  to_packed(plan);
   return plan;
 }
 

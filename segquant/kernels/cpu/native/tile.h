@@ -1,6 +1,7 @@
 // Products of a few rows with a panel of weights: the inner loops.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "lanes.h"
@@ -8,10 +9,9 @@
 
 namespace segquant {
 
-// What a tile reads; scales and zeros of a row lie `2 * pieces` apart, those of a panel kColumns apart.
+// What a tile reads; scales and zeros of a row lie `scales` apart, those of a panel kColumns apart.
 struct TileInput {
-  const int32_t* rows;   // packed codes, or floats
-  int64_t row_words;
+  const char* rows[kRows];  // of codes, or floats
   const int8_t* panel;
   const float* weight_scale;  // [groups][kColumns]
   const int32_t* sums;        // [runs][kColumns]: of the weights, for zero points; floats if quads
@@ -26,71 +26,68 @@ struct TileInput {
 
 // A tile has R rows and V vectors of columns, which lie kColumns apart.
 
-// Σ codes · weights of some words: result[r][v] of row r and vector v; quads' in 16 bits.
+// Σ codes · weights of some spans: result[r][v] of row r and vector v; quads' in 16 bits.
 template <int R, int V, Kind K>
-SEGQUANT_INLINE void dot(const int32_t* rows, int64_t row_words, const int8_t* weights, int64_t words,
-                         Ints (&result)[R][V]) {
+SEGQUANT_INLINE void dot(const char* const* rows, const Spans& spans, const int8_t* weights, Ints (&result)[R][V]) {
   constexpr int kBytes = K == Kind::kPairs ? 2 : 4;
   const Ints ones = all_shorts(1);
   Ints sum[R][V];
-  const int32_t* row[R];
-  each<R>([&](auto r) {
-    each<V>([&](auto v) { sum[r][v] = no_ints(); });
-    row[r] = rows + r * row_words;
-  });
-  for (int64_t k = 0; k < words; ++k, weights += kBytes * kColumns) {
-    Ints b[V];
-    each<V>([&](auto v) {
-      const int8_t* at = weights + v * kBytes * kLanes;
-      if constexpr (K == Kind::kPairs) b[v] = load_shorts(at);
-      else b[v] = load_ints(at);
-    });
-    each<R>([&](auto r) {
-      const Ints a = all_ints(row[r][k]);
+  each<R>([&](auto r) { each<V>([&](auto v) { sum[r][v] = no_ints(); }); });
+  for (int64_t span = 0; span < spans.count; ++span) {
+    const int32_t* row[R];
+    each<R>([&](auto r) { row[r] = reinterpret_cast<const int32_t*>(rows[r] + spans.offsets[span]); });
+    for (int64_t k = 0; k < spans.words; ++k, weights += kBytes * kColumns) {
+      Ints b[V];
       each<V>([&](auto v) {
-        Ints own = sum[r][v];
-        if constexpr (K == Kind::kPairs) add32(own, pairs(a, b[v]));
-        else if constexpr (K == Kind::kBytes) dot_bytes(own, a, b[v]);
-        else if constexpr (K == Kind::kSplit) add32(own, pairs(quads(a, b[v]), ones));
-        else add16(own, quads(a, b[v]));
-        sum[r][v] = own;
+        const int8_t* at = weights + v * kBytes * kLanes;
+        if constexpr (K == Kind::kPairs) b[v] = load_shorts(at);
+        else b[v] = load_ints(at);
       });
-    });
+      each<R>([&](auto r) {
+        const Ints a = all_ints(row[r][k]);
+        each<V>([&](auto v) {
+          Ints own = sum[r][v];
+          if constexpr (K == Kind::kPairs) add32(own, pairs(a, b[v]));
+          else if constexpr (K == Kind::kBytes) dot_bytes(own, a, b[v]);
+          else if constexpr (K == Kind::kSplit) add32(own, pairs(quads(a, b[v]), ones));
+          else add16(own, quads(a, b[v]));
+          sum[r][v] = own;
+        });
+      });
+    }
   }
   each<R>([&](auto r) { each<V>([&](auto v) { result[r][v] = sum[r][v]; }); });
 }
 
 // As many quads as 16 bits hold, added to 32-bit sums; apart, so that the loop's sums have all registers.
 template <int R, int V>
-__attribute__((noinline)) void add_quads(const int32_t* rows, int64_t row_words, const int8_t* weights, int64_t words,
+__attribute__((noinline)) void add_quads(const char* const* rows, const Spans& span, const int8_t* weights,
                                          Ints (&total)[R][V]) {
   Ints sum[R][V];
-  dot<R, V, Kind::kQuads>(rows, row_words, weights, words, sum);
+  dot<R, V, Kind::kQuads>(rows, span, weights, sum);
   const Ints ones = all_shorts(1);
-  each<R>([&](auto r) {
-    each<V>([&](auto v) { total[r][v] = plus(total[r][v], pairs(sum[r][v], ones)); });
-  });
+  each<R>([&](auto r) { each<V>([&](auto v) { total[r][v] = plus(total[r][v], pairs(sum[r][v], ones)); }); });
 }
 
 // Σ codes · weights of one run, in 32 bits.
 template <int R, int V, Kind K>
 SEGQUANT_INLINE void dot_run(const Run& run, int64_t short_words, const TileInput& in, Ints (&result)[R][V]) {
-  const int32_t* rows = in.rows + run.input;
-  if constexpr (K == Kind::kQuads) {
-    const int8_t* weights = in.panel + run.panel * 4 * kColumns;
-    if (run.words <= short_words) {
-      dot<R, V, K>(rows, in.row_words, weights, run.words, result);
-      const Ints ones = all_shorts(1);
-      each<R>([&](auto r) { each<V>([&](auto v) { result[r][v] = pairs(result[r][v], ones); }); });
-      return;
-    }
-    each<R>([&](auto r) { each<V>([&](auto v) { result[r][v] = no_ints(); }); });
-    for (int64_t k = 0; k < run.words; k += short_words) {
-      const int64_t words = k + short_words < run.words ? short_words : run.words - k;
-      add_quads<R, V>(rows + k, in.row_words, weights + k * 4 * kColumns, words, result);
-    }
+  const int8_t* weights = in.panel + run.panel * (K == Kind::kPairs ? 2 : 4) * kColumns;
+  if constexpr (K != Kind::kQuads) {
+    dot<R, V, K>(in.rows, run.spans, weights, result);
+  } else if (run.words <= short_words) {
+    dot<R, V, K>(in.rows, run.spans, weights, result);
+    const Ints ones = all_shorts(1);
+    each<R>([&](auto r) { each<V>([&](auto v) { result[r][v] = pairs(result[r][v], ones); }); });
   } else {
-    dot<R, V, K>(rows, in.row_words, in.panel + run.panel * (K == Kind::kPairs ? 2 : 4) * kColumns, run.words, result);
+    each<R>([&](auto r) { each<V>([&](auto v) { result[r][v] = no_ints(); }); });
+    for (int64_t span = 0; span < run.spans.count; ++span) {
+      for (int64_t k = 0; k < run.spans.words; k += short_words) {
+        const int64_t offset = run.spans.offsets[span] + 4 * k, words = std::min(short_words, run.spans.words - k);
+        add_quads<R, V>(in.rows, {&offset, 1, words}, weights, result);
+        weights += words * 4 * kColumns;
+      }
+    }
   }
 }
 
@@ -139,20 +136,24 @@ void tile_integer(const Plan& plan, const TileInput& in, float (*out)[kColumns])
 
 // out += floats by floats, weights [words][kColumns].
 template <int R, int V>
-void add_floats(const float* rows, int64_t row_words, const float* weights, int64_t words, float (*out)[kColumns]) {
+void add_floats(const char* const* rows, const Spans& spans, const float* weights, float (*out)[kColumns]) {
   Floats sum[R][V];
   each<R>([&](auto r) { each<V>([&](auto v) { sum[r][v] = load_floats(out[r] + kLanes * v); }); });
-  for (int64_t k = 0; k < words; ++k, weights += kColumns) {
-    Floats b[V];
-    each<V>([&](auto v) { b[v] = load_floats(weights + kLanes * v); });
-    each<R>([&](auto r) {
-      const Floats a = all_floats(rows[r * row_words + k]);
-      each<V>([&](auto v) {
-        Floats own = sum[r][v];
-        add_product(own, a, b[v]);
-        sum[r][v] = own;
+  for (int64_t span = 0; span < spans.count; ++span) {
+    const float* row[R];
+    each<R>([&](auto r) { row[r] = reinterpret_cast<const float*>(rows[r] + spans.offsets[span]); });
+    for (int64_t k = 0; k < spans.words; ++k, weights += kColumns) {
+      Floats b[V];
+      each<V>([&](auto v) { b[v] = load_floats(weights + kLanes * v); });
+      each<R>([&](auto r) {
+        const Floats a = all_floats(row[r][k]);
+        each<V>([&](auto v) {
+          Floats own = sum[r][v];
+          add_product(own, a, b[v]);
+          sum[r][v] = own;
+        });
       });
-    });
+    }
   }
   each<R>([&](auto r) { each<V>([&](auto v) { store_floats(out[r] + kLanes * v, sum[r][v]); }); });
 }
@@ -161,8 +162,16 @@ void add_floats(const float* rows, int64_t row_words, const float* weights, int6
 template <int R, int V>
 void tile_float(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   each<R>([&](auto r) { each<V>([&](auto v) { store_floats(out[r] + kLanes * v, no_floats()); }); });
-  add_floats<R, V>(reinterpret_cast<const float*>(in.rows), in.row_words, reinterpret_cast<const float*>(in.panel),
-                   plan.panel_words, out);
+  add_floats<R, V>(in.rows, plan.whole, reinterpret_cast<const float*>(in.panel), out);
+}
+
+// out += a low-rank branch.
+template <int R, int V>
+void add_branch(const TileInput& in, float (*out)[kColumns]) {
+  const char* rows[R];
+  each<R>([&](auto r) { rows[r] = reinterpret_cast<const char*>(in.inner + r * in.inner_words); });
+  const int64_t none = 0;
+  add_floats<R, V>(rows, {&none, 1, in.rank}, in.up, out);
 }
 
 template <int R, int V>
@@ -176,7 +185,7 @@ void tile_of(Kind kind, const Plan& plan, const TileInput& in, float (*out)[kCol
     else if (kind == Kind::kSplit) tile_integer<R, V, Kind::kSplit>(plan, in, out);
     else tile_integer<R, V, Kind::kQuads>(plan, in, out);
   }
-  if (in.inner) add_floats<R, V>(in.inner, in.inner_words, in.up, in.rank, out);
+  if (in.inner) add_branch<R, V>(in, out);
 }
 
 // The first `columns` of a panel; half its vectors where they hold them.
