@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "input.h"
+#include "output.h"
 #include "patches.h"
 #include "plan.h"
 
@@ -73,6 +74,16 @@ void spread(const Patches& patches, const T* block, const Channels& channels, in
       turn(block, kBlock, turned);
       for (int64_t i = 0; i < count; ++i, own += patches.channels) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(own), turned[i]);
+      }
+      return;
+    }
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (channels.count == kBlock && count == kBlock) {
+      for (int64_t i = 0; i < kBlock; i += 4, own += 4 * patches.channels) {
+        for (int64_t c = 0; c < kBlock; c += 4) {
+          write_across(block + c * kBlock + i, kBlock, own + c, patches.channels);
+        }
       }
       return;
     }

@@ -83,6 +83,8 @@ struct Job {
  private:
   void pack(int64_t row, int32_t* packed, float* scale, float* zero) const;
   void panel(int64_t first_output, int64_t top, int64_t count, const Rows& packed) const;
+  void channel_places(int64_t row, int64_t rows_here, int64_t* places) const;
+  void expect(int64_t row, int64_t rows_here, int64_t column, int64_t columns) const;
   void store(int64_t row, int64_t rows_here, int64_t column, int64_t columns, float (*values)[kColumns]) const;
   template <class T>
   void store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_t columns,
@@ -120,6 +122,23 @@ inline void Job::store(int64_t row, int64_t rows_here, int64_t column, int64_t c
   else store_as(static_cast<float*>(out), row, rows_here, column, columns, values);
 }
 
+// Of rows in channel 0 of their images.
+inline void Job::channel_places(int64_t row, int64_t rows_here, int64_t* places) const {
+  const int64_t positions = source.patches->positions();
+  for (int64_t r = 0; r < rows_here; ++r) {
+    places[r] = (row + r) / positions * (weights.outputs - 1) * positions + row + r;
+  }
+}
+
+// Asks for the lines that `store` is to write.
+inline void Job::expect(int64_t row, int64_t rows_here, int64_t column, int64_t columns) const {
+  if (!source.patches || half) return;
+  const int64_t positions = source.patches->positions();
+  int64_t places[kTogether];
+  channel_places(row, rows_here, places);
+  expect_channels(places, rows_here, columns, static_cast<const float*>(out) + column * positions, positions);
+}
+
 template <class T>
 void Job::store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_t columns,
                    const float (*values)[kColumns]) const {
@@ -128,10 +147,8 @@ void Job::store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_
     return;
   }
   const int64_t positions = source.patches->positions();
-  int64_t places[kTogether];  // of a row in channel 0 of its image
-  for (int64_t r = 0; r < rows_here; ++r) {
-    places[r] = (row + r) / positions * (weights.outputs - 1) * positions + row + r;
-  }
+  int64_t places[kTogether];
+  channel_places(row, rows_here, places);
   write_channels(values, places, rows_here, columns, to + column * positions, positions);
 }
 
@@ -150,6 +167,7 @@ inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const R
   alignas(64) float values[kTogether][kColumns];
   for (int64_t begin = 0; begin < count; begin += kTogether) {
     const int64_t end = std::min(count, begin + kTogether);
+    expect(top + begin, end - begin, first_output, columns);
     for (int64_t row = begin; row < end; row += kRows) {
       TileInput in{{}, own.weights, own.scale, own.sums, packed.scale + row * packed.scales,
                    packed.zero + row * packed.scales, packed.scales,
