@@ -61,7 +61,7 @@ SEGQUANT_INLINE void dot(const char* const* rows, const Spans& spans, const int8
 
 // As many quads as 16 bits hold, added to 32-bit sums; apart, so that the loop's sums have all registers.
 template <int R, int V>
-__attribute__((noinline)) void add_quads(const char* const* rows, const Spans& span, const int8_t* weights,
+__attribute__((noinline, flatten)) void add_quads(const char* const* rows, const Spans& span, const int8_t* weights,
                                          Ints (&total)[R][V]) {
   Ints sum[R][V];
   dot<R, V, Kind::kQuads>(rows, span, weights, sum);
@@ -100,9 +100,23 @@ SEGQUANT_INLINE Floats centred(Ints sum, const int32_t* sums, float zero) {
   else return to_floats(minus(sum, times(all_ints(static_cast<int>(zero)), all)));
 }
 
-// out[r][c] = Σ over runs of (Σ (code - zero) · weight) · weight scale · input scale.
+// out[r][c] = (Σ (code - zero) · weight) · weight scale · input scale, of one run.
 template <int R, int V, Kind K>
-void tile_integer(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
+SEGQUANT_WHOLE void tile_of_one_run(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
+  Ints sum[R][V];
+  dot_run<R, V, K>(plan.runs[0], plan.short_words, in, sum);
+  each<V>([&](auto v) {
+    const Floats by = load_floats(in.weight_scale + kLanes * v);
+    each<R>([&](auto r) {
+      const Floats value = centred<K>(sum[r][v], in.sums + kLanes * v, in.zero[r * in.scales]);
+      store_floats(out[r] + kLanes * v, times(times(value, by), all_floats(in.scale[r * in.scales])));
+    });
+  });
+}
+
+// The same, Σ over runs.
+template <int R, int V, Kind K>
+SEGQUANT_WHOLE void tile_integer(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   each<R>([&](auto r) { each<V>([&](auto v) { store_floats(out[r] + kLanes * v, no_floats()); }); });
   alignas(64) float piece[R][kColumns];  // of runs that share the input's scale
   const int32_t* sums = in.sums;
@@ -136,7 +150,7 @@ void tile_integer(const Plan& plan, const TileInput& in, float (*out)[kColumns])
 
 // out += floats by floats, weights [words][kColumns].
 template <int R, int V>
-void add_floats(const char* const* rows, const Spans& spans, const float* weights, float (*out)[kColumns]) {
+SEGQUANT_WHOLE void add_floats(const char* const* rows, const Spans& spans, const float* weights, float (*out)[kColumns]) {
   Floats sum[R][V];
   each<R>([&](auto r) { each<V>([&](auto v) { sum[r][v] = load_floats(out[r] + kLanes * v); }); });
   for (int64_t span = 0; span < spans.count; ++span) {
@@ -179,7 +193,8 @@ void tile_of(Kind kind, const Plan& plan, const TileInput& in, float (*out)[kCol
   if (kind == Kind::kFloat) {
     tile_float<R, V>(plan, in, out);
   } else if constexpr (kProductsOfBytes) {
-    tile_integer<R, V, Kind::kBytes>(plan, in, out);
+    if (plan.runs.size() == 1) tile_of_one_run<R, V, Kind::kBytes>(plan, in, out);
+    else tile_integer<R, V, Kind::kBytes>(plan, in, out);
   } else {
     if (kind == Kind::kPairs) tile_integer<R, V, Kind::kPairs>(plan, in, out);
     else if (kind == Kind::kSplit) tile_integer<R, V, Kind::kSplit>(plan, in, out);
