@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ class Network:
     Attributes:
         load: raises EvalError if it cannot be had.
         check: likewise, without loading it: called before any picture is made.
+        part: keeps features of some of the pictures' batches on disk, for several processes: what was loaded, pictures,
+            `Backends`, the folder, and whether a batch is one's own (`networks.cache.Has`). None: it has no features.
     """
 
     name: str
     load: Callable[[Backends], Any]
     check: Callable[[Backends], object] = lambda backends: None
+    part: Callable[[Any, Sequence[Path], Backends, Path, Callable[[int, int], bool]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,13 @@ def _check_scorer(backends: Backends) -> None:
     check_scorer(backends)
 
 
-SCORER = Network("clip", _load_scorer, _check_scorer)
+def _keep_part(
+    scorer: Scorer, paths: Sequence[Path], backends: Backends, cache: Path, has: Callable[[int, int], bool]
+) -> None:
+    scorer.keep_part(paths, cache, has)
+
+
+SCORER = Network("clip", _load_scorer, _check_scorer, _keep_part)
 
 
 def caption_embeddings(evaluation: Evaluation) -> dict[str, np.ndarray]:

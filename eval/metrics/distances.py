@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -165,7 +166,15 @@ def _check_pictures(prompts: Sequence[str], backends: Backends) -> None:
         raise EvalError(f"FID and KID need at least 2 pictures, {len(prompts)} was asked for; use more prompts")
 
 
-EXTRACTOR = Network("fid", _load_extractor, _check_extractor)
+def _keep_part(
+    extractor: Extractor, paths: Sequence[Path], backends: Backends, cache: Path, has: Callable[[int, int], bool]
+) -> None:
+    from segquant_bench.eval.metrics.networks.features import keep_fid_part  # torch: only where pictures are judged
+
+    keep_fid_part(extractor, paths, backends.batch_size, cache, has)
+
+
+EXTRACTOR = Network("fid", _load_extractor, _check_extractor, _keep_part)
 
 
 def features(evaluation: Evaluation, kind: str) -> np.ndarray:

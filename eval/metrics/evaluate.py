@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
@@ -55,6 +55,37 @@ def evaluate(
         results.append(_checked(metric, metric.compute(evaluation)))
     _write(Path(output), results, evaluation)
     return results
+
+
+def keep_features(
+    images: Path,
+    prompts: Sequence[str],
+    *,
+    reference: Path | None,
+    real: Path | None,
+    metrics: Sequence[str],
+    backends: Backends,
+    cache: Path,
+    has: Callable[[int, int], bool],
+) -> None:
+    """One process's part of the features that `evaluate` of the same arguments asks for, kept in `cache`.
+
+    Args:
+        has: whether the batch that begins with picture `start`, of so many, is this process's.
+
+    Raises:
+        EvalError: as `evaluate`.
+    """
+    asked = find_metrics(metrics)
+    evaluation = Evaluation.open(images, prompts, reference, real, backends, 0, 1, cache)
+    _check_folders(evaluation, asked)
+    for network in dict.fromkeys(network for metric in asked for network in metric.networks):
+        if network.part is None:
+            continue
+        judged = any(metric.needs_real for metric in asked if network in metric.networks)
+        given = {"reference": reference is not None, "real": judged}
+        for kind in ("images", *(kind for kind, there in given.items() if there)):
+            network.part(evaluation.network(network), evaluation.paths(kind), backends, cache, has)
 
 
 def _check_folders(evaluation: Evaluation, metrics: Sequence[Metric]) -> None:

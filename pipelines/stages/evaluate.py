@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from segquant_bench.pipelines.runtime.cache import find_finished
 from segquant_bench.pipelines.runtime.provenance import versions_of
+from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.pipelines.stages.generate import pictures_folder
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.contents import network_digests
 from segquant_bench.pipelines.stages.shared.own import metric_code
+from segquant_bench.pipelines.stages.shared.together import together
 
 if TYPE_CHECKING:
     from segquant_bench.eval import Backends
@@ -38,19 +40,30 @@ def _compute(run: Run, folder: Path) -> None:
     # put off: the networks that judge, which finished runs do without
     from segquant_bench.eval.metrics.evaluate import evaluate
 
-    metric = run.config.metric
-    evaluate(
-        pictures_folder(run),
-        run.dataset.evaluation,
-        reference=run.folder("reference") / "images",
-        real=run.folder("real") / "images" if run.has("real") else None,
-        metrics=metric.metrics,
-        backends=_backends(run),
-        output=folder / "evaluation",
-        seed=metric.seed,
-        bootstrap=metric.bootstrap,
-        cache=run.cache / "features",
-    )
+    metric, asked = run.config.metric, _asked(run)
+    if len(run.dataset.evaluation) > asked["backends"].batch_size:  # else there is one batch
+        with together(run, EVALUATE.name, folder) as share:
+            if share is not None:
+                _share(run, folder, share)
+    evaluate(**asked, output=folder / "evaluation", seed=metric.seed, bootstrap=metric.bootstrap)
+
+
+def _share(run: Run, folder: Path, share: Share) -> None:
+    from segquant_bench.eval.metrics.evaluate import keep_features
+
+    keep_features(**_asked(run), has=share.has)
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    return {
+        "images": pictures_folder(run),
+        "prompts": run.dataset.evaluation,
+        "reference": run.folder("reference") / "images",
+        "real": run.folder("real") / "images" if run.has("real") else None,
+        "metrics": run.config.metric.metrics,
+        "backends": _backends(run),
+        "cache": run.cache / "features",
+    }
 
 
 def _backends(run: Run) -> Backends:
@@ -73,6 +86,7 @@ def check_judges(run: Run) -> None:
 
 
 EVALUATE = Stage(
-    "evaluate", _compute, needs=("reference", "generate", "real"), code=("eval.metrics",), depends=_depends
+    "evaluate", _compute, needs=("reference", "generate", "real"), code=("eval.metrics",), depends=_depends,
+    share=_share,
 )  # fmt: skip
 """evaluation/: what `eval.evaluate` writes, metrics.json among it."""

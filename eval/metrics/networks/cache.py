@@ -13,6 +13,9 @@ from segquant_bench.eval.metrics.images import batches, content_hash
 
 log = logging.getLogger(__name__)
 
+Has = Callable[[int, int], bool]
+"""Whether the batch that begins with picture `start`, of so many, is one's own."""
+
 
 def cached_features(
     key: str,
@@ -37,7 +40,7 @@ def cached_features(
         return found
     parts, places = [], []
     for batch in batches(paths, batch_size):
-        place = _place(cache, f"batch-of-{batch_size}-{key}", batch)
+        place = _batch_place(cache, key, batch, batch_size)
         features = _read(place)
         if features is None:
             features = compute(batch)
@@ -49,6 +52,27 @@ def cached_features(
     for place in places:
         place.unlink(missing_ok=True)
     return found
+
+
+def keep_part(
+    key: str,
+    paths: Sequence[Path],
+    cache: Path,
+    compute: Callable[[Sequence[Path]], np.ndarray],
+    batch_size: int,
+    has: Has,
+) -> None:
+    """Compute one's own batches of `cached_features` alone, which another process then finds on disk."""
+    if _read(_place(cache, key, paths)) is not None:
+        return
+    for number, batch in enumerate(batches(paths, batch_size)):
+        place = _batch_place(cache, key, batch, batch_size)
+        if has(number * batch_size, batch_size) and _read(place) is None:
+            save_tensors(place, {"features": compute(batch)})
+
+
+def _batch_place(folder: Path, key: str, batch: Sequence[Path], batch_size: int) -> Path:
+    return _place(folder, f"batch-of-{batch_size}-{key}", batch)
 
 
 def _place(folder: Path, key: str, paths: Sequence[Path]) -> Path:

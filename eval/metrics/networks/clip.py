@@ -19,7 +19,7 @@ from PIL import Image
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
 from segquant_bench.eval.metrics.images import content_hash, read_rgb
-from segquant_bench.eval.metrics.networks.cache import cached_features
+from segquant_bench.eval.metrics.networks.cache import Has, cached_features, keep_part
 from segquant_bench.eval.metrics.networks.clip_source import find_source
 from segquant_bench.hidden import visible
 
@@ -49,6 +49,10 @@ class Scorer:
     def embed_pictures(self, paths: Sequence[Path], cache: Path | None = None) -> np.ndarray:
         """Unit-length embeddings, float32 [n, d]."""
         return cached_features(self.key, paths, cache, self._embed_batch, self.batch_size)
+
+    def keep_part(self, paths: Sequence[Path], cache: Path, has: Has) -> None:
+        """See `networks.cache.keep_part`."""
+        keep_part(self.key, paths, cache, self._embed_batch, self.batch_size, has)
 
     def _embed_batch(self, paths: Sequence[Path]) -> np.ndarray:
         with torch.inference_mode():

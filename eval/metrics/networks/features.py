@@ -18,7 +18,7 @@ from segquant_bench.bars import tqdm  # isort: skip - as if it were tqdm's, see 
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.metrics.backends import Backends
-from segquant_bench.eval.metrics.networks.cache import cached_features
+from segquant_bench.eval.metrics.networks.cache import Has, cached_features, keep_part
 from segquant_bench.eval.metrics.networks.effnet import EFFNET_SIZE, effnet_backend, load_effnet
 from segquant_bench.eval.metrics.networks.resize import resizer
 
@@ -107,7 +107,7 @@ def extract(extractor: Extractor, paths: Sequence[Path], batch_size: int) -> np.
 
 
 def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int, cache: Path | None) -> np.ndarray:
-    key = f"{extractor.name}-cleanfid{version('clean-fid')}"
+    """Features float32 [n, d], of `cache` where they are there."""
     log.info("FID features (%s) of %d pictures", extractor.name, len(paths))
     with tqdm(total=len(paths), desc=extractor.name, unit="picture", disable=None, leave=False) as bar:
 
@@ -116,4 +116,13 @@ def fid_features(extractor: Extractor, paths: Sequence[Path], *, batch_size: int
             bar.update(len(batch))
             return found
 
-        return cached_features(key, paths, cache, compute, batch_size)
+        return cached_features(_key(extractor), paths, cache, compute, batch_size)
+
+
+def keep_fid_part(extractor: Extractor, paths: Sequence[Path], batch_size: int, cache: Path, has: Has) -> None:
+    """See `keep_part`."""
+    keep_part(_key(extractor), paths, cache, lambda batch: extract(extractor, batch, batch_size), batch_size, has)
+
+
+def _key(extractor: Extractor) -> str:
+    return f"{extractor.name}-cleanfid{version('clean-fid')}"

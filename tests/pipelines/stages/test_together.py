@@ -51,6 +51,19 @@ def test_two_processes_make_the_bytes_of_one(
     assert found[0] == found[1] and len(hashes) == 1
 
 
+@pytest.mark.slow
+def test_two_processes_judge_as_one(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = []
+    for count in (1, 2):
+        overrides = [*tiny.overrides(tmp_path / str(count)), "dataset.size=5", "metric.metrics=[fid_ref,psnr]"]
+        overrides += [f"generate.processes={count}", "metric.backends.batch_size=2", "quantizer=rtn"]
+        run = open_run(validate(compose_config(overrides)))
+        with caplog.at_level(logging.WARNING):
+            found.append((run.stage("evaluate").path / "evaluation" / "metrics.json").read_bytes())
+    assert found[0] == found[1]
+    assert not [record for record in caplog.records if "was lost" in record.getMessage()]
+
+
 def _write(folder: Path, share: Share | None, total: int = 7) -> None:
     for start in range(total):
         if share is None or share.has(start, 1):
