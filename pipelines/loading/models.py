@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segquant_bench.hints import nearest
-from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.code_names import check_names
@@ -25,6 +24,7 @@ from segquant_bench.pipelines.loading.files import (
     resolve_directory,
     resolve_part,
 )
+from segquant_bench.pipelines.loading.whole import whole_weights
 from segquant_bench.pipelines.runtime import own_code
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DENOISERS = ("transformer", "unet")
-_LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError)
-"""What from_pretrained raises for files that it cannot load."""
 
 
 def resolve_device(device: str) -> str:
@@ -93,8 +91,9 @@ def load_pipeline(
     device = resolve_device(config.device)
     check_room(config, directory, given, device, denoiser)
     loaded = {name: _load_part(name, config) for name in config.parts if name not in given}
-    try:
-        pipeline = _pipeline_class(config).from_pretrained(
+    kind = _pipeline_class(config)
+    with whole_weights(directory, _weighted(directory, index, {**loaded, **given}), config.variant):
+        pipeline = kind.from_pretrained(
             directory,
             dtype=getattr(torch, config.dtype),
             variant=config.variant,
@@ -103,16 +102,16 @@ def load_pipeline(
             **loaded,
             **given,
         )
-    except _LOADING as error:
-        raise _not_loaded(directory, error) from error
     pipeline.set_progress_bar_config(disable=True)
     check_call(pipeline, config)
     _set_scheduler(pipeline, config)
     return _placed(pipeline, config, device, given) if place else pipeline
 
 
-def _not_loaded(folder: Path, error: Exception) -> PipelineError:
-    return PipelineError(memory_message(error) or f"diffusers cannot load {folder}: {one_line(error)}")
+def _weighted(directory: Path, index: Mapping[str, Any], given: Collection[str]) -> list[Path]:
+    """The folders of components that are loaded from there."""
+    names = [name for name, kind in components(index) if kind is not None and name not in given]
+    return [directory / name for name in names if (directory / name).is_dir()]
 
 
 def named_class(name: str, key: str, kind: str) -> Any:
@@ -160,12 +159,10 @@ def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
 
 
 def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:
-    try:
+    with whole_weights(folder, [folder], variant):
         module: torch.nn.Module = kind.from_pretrained(
             folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
         )
-    except _LOADING as error:
-        raise _not_loaded(folder, error) from error
     return module
 
 
