@@ -8,15 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from segquant.modules.bounded import TooLarge, bounded_building
+from segquant.modules.bounded import bounded_building
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.files import tensors_of
 
 TABLES = 1 << 28
 """Numbers in buffers that no file stores (tables of positions)."""
-PLANNED = 20_000
-"""Parameters that a configuration without weights may ask for; the largest published denoisers have a tenth."""
 _NO_WEIGHTS = ("position_ids",)
 """Endings of tensors that files of earlier versions hold, and that are no weights."""
 
@@ -44,18 +42,6 @@ def whole_weights(folder: Path, parts: Iterable[Path], variant: str | None) -> I
     except Exception as error:  # whatever diffusers, transformers and tokenizers raise of files that they never wrote
         told = memory_message(error) or f"diffusers cannot load {folder}: {one_line(error) or type(error).__name__}"
         raise PipelineError(told) from error
-
-
-@contextmanager
-def planned_size(what: str) -> Iterator[None]:
-    """Inside, a module without weights is built; PipelineError for one of absurd size."""
-    try:
-        with bounded_building(PLANNED):
-            yield
-    except TooLarge as error:
-        raise PipelineError(
-            f"{what} is larger than any model ({one_line(error)}); correct its config.json or fetch it again"
-        ) from error
 
 
 def _model_classes() -> tuple[Any, ...]:

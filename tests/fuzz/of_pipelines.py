@@ -204,9 +204,11 @@ TARGETS = (
     Target("sDCI", _save_layout, _read_sdci, REFUSED, ("sdci/*.yaml",)),
     Target("DCI", _save_layout, _read_dci, REFUSED, ("dci/complete/*.json",)),
     Target("pictures", _save_pictures, _read_pictures, REFUSED),
-    Target("headers and indexes of a model", _save_model, _check_model, REFUSED, ("*.safetensors", "*index*.json")),
-    Target("a model folder", _save_model, _load_model, REFUSED, ("*.safetensors", "*.json")),
-    Target("segquant-plan", _save_denoiser, _plan, (PipelineError, QuantizationError)),
+    Target(
+        "headers and indexes of a model", _save_model, _check_model, REFUSED, ("*.safetensors", "*index*.json"), fast=10
+    ),
+    Target("a model folder", _save_model, _load_model, REFUSED, ("*.safetensors", "*.json"), fast=12),
+    Target("segquant-plan", _save_denoiser, _plan, (PipelineError, QuantizationError), fast=5),
     Target("stage.json", _save_stage, _find_stage, (), ("*.json", "*.bin")),
     Target("the clock of a killed stage", _save_clock, _take_over, (), (".began.json",)),
 )

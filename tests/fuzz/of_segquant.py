@@ -12,6 +12,8 @@ from segquant import QuantizationError, load_quantized, presets, quantize_, read
 from segquant.deploy.onnx.manifest import Dimension, Input, Manifest
 from segquant.keep import Keeper
 from segquant.method.plan_file import LayerPlan, write_plan
+from segquant_bench.pipelines.config.quantizer import build_quantizer
+from segquant_bench.pipelines.errors import PipelineError
 from tests.fuzz.target import Target
 from tests.segquant.serialize.saved_net import OUTCOME, Net, quantized
 
@@ -70,8 +72,6 @@ def _save_plan(folder: Path) -> None:
 
 
 def _read_plan(folder: Path) -> None:
-    from segquant_bench.pipelines.config.quantizer import build_quantizer
-
     build_quantizer({"_target_": "segquant.presets.plan", "path": str(folder / "plan.json")})
 
 
@@ -127,12 +127,6 @@ TARGETS = (
     ),
     Target("calibration batches", _save_batches, _read_batches, (QuantizationError,)),
     Target("the manifest of an export", _save_export, _read_export, (QuantizationError,)),
+    Target("plan.json", _save_plan, _read_plan, (PipelineError,)),
     Target("pieces of a killed run", _save_piece, _read_piece, ()),
 )
-
-
-def with_pipelines() -> tuple[Target, ...]:
-    """Readers of the library's files that the benchmark calls."""
-    from segquant_bench.pipelines.errors import PipelineError
-
-    return (Target("plan.json", _save_plan, _read_plan, (PipelineError,)),)

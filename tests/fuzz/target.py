@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Target:
         refusals: the errors that a command turns into one sentence, exactly these classes.
         damaged: patterns of the files that are damaged.
         settle: makes what belongs to a damaged file fit again, such as its size in a manifest.
+        fast: readings of the fast tests, about a second.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Target:
     refusals: tuple[type[Exception], ...]
     damaged: tuple[str, ...] = ("*",)
     settle: Callable[[Path], object] = lambda folder: None
+    fast: int = 30
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Counts:
     faults: list[str] = field(default_factory=list)
 
 
-def fuzz(target: Target, place: Path, seeds: Iterator[int] | range) -> Counts:
+def fuzz(target: Target, place: Path, seeds: Iterable[int]) -> Counts:
     """Damage one file after another in a folder below `place`, with one seed each, and read."""
     whole, folder, outside = place / "whole", place / "folder", place / OUTSIDE
     whole.mkdir()

@@ -79,8 +79,8 @@ def _of_folder(name: str, folder: Path) -> Source:
     config = _read_config(folder / CONFIG_FILE)
     architecture = _architecture(name)
     if architecture is not None:
-        _check_sizes(name, architecture, config["model_cfg"], folder)
         _check_activation(name, _is_quick(architecture), config["model_cfg"], f"the model of {folder}")
+        _check_sizes(name, architecture, config["model_cfg"], folder)
     return Source(f"local-dir:{folder}", None)
 
 
