@@ -169,7 +169,9 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
             "alone set dataset.pictures=false, dataset.size=NUMBER of them to evaluate (unless a column split says so) "
             "and metric.metrics without fid_gt and kid_gt, for example [psnr,ssim]"
         )
-    entries = [Entry(file or key, prompt, file and _below(root, file, key, path)) for key, prompt, file, _ in rows]
+    entries = [
+        Entry(file or key, prompt, _below(root, file, key, path) if file else None) for key, prompt, file, _ in rows
+    ]
     splits = [split for _, _, _, split in rows]
     if not any(splits):
         return Source(entries)

@@ -103,7 +103,7 @@ def load_pipeline(
             **given,
         )
     pipeline.set_progress_bar_config(disable=True)
-    check_call(pipeline, config)
+    check_call(type(pipeline), config)
     _set_scheduler(pipeline, config)
     return _placed(pipeline, config, device, given) if place else pipeline
 
@@ -169,15 +169,26 @@ def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtyp
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
     if config.scheduler is None and not config.scheduler_settings:
         return
-    kind = type(pipeline.scheduler)
+    kind = scheduler_class(config, type(pipeline.scheduler))
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
+
+
+def scheduler_class(config: ModelConfig, kind: Any) -> Any:
+    """The scheduler's class, `kind` unless the configuration names another.
+
+    Raises:
+        PipelineError: no such scheduler, or a setting that it does not take.
+    """
     if config.scheduler is not None:
         kind = named_class(config.scheduler, "model.scheduler", "SchedulerMixin")
+    if not hasattr(kind, "set_timesteps"):
+        raise PipelineError(f"model.scheduler={config.scheduler} is no scheduler; name one of diffusers' schedulers")
     known = inspect.signature(kind.__init__).parameters
     for key in config.scheduler_settings:
         if key not in known:
             hint = nearest(key, set(known) - {"self"})
             raise PipelineError(f"{kind.__name__} takes no {key!r} (model.scheduler_settings.{key}); {hint}")
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
+    return kind
 
 
 def _placed(
@@ -192,14 +203,14 @@ def _placed(
     return pipeline
 
 
-def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
-    """Refuse an argument that the pipeline's `__call__` does not take."""
-    known = inspect.signature(type(pipeline).__call__).parameters
+def check_call(kind: Any, config: ModelConfig) -> None:
+    """Refuse an argument that the `__call__` of a pipeline's class does not take."""
+    known = inspect.signature(kind.__call__).parameters
     if any(item.kind is item.VAR_KEYWORD for item in known.values()):
         return  # one's own class that hands on what it is given
     for key in config.call.arguments():
         if key not in known:
-            name = type(pipeline).__name__
+            name = kind.__name__
             raise PipelineError(f"{name} takes no {key!r} (model.call.{key}); {nearest(key, set(known) - {'self'})}")
 
 

@@ -6,6 +6,7 @@ told names its target and its seed: `list(fuzz(target, tmp_path, [seed]).faults)
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import time
@@ -57,10 +58,8 @@ def _secret(folder: Path) -> None:
 
 
 def _network(folder: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):
         socket.getaddrinfo("localhost", 80)
-    except OSError:
-        pass
 
 
 def _traceback(folder: Path) -> None:
