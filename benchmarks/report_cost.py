@@ -42,11 +42,17 @@ def kinds() -> Iterator[tuple[str, str, str, int]]:
 
 def write_runs(source: Path, root: Path, count: int) -> None:
     raw = json.loads(source.read_text(encoding="utf-8"))
-    places = {name: str((source.parent / place).resolve()) for name, place in raw["artifacts"].items()}
+    places = {name: (source.parent / place).resolve() for name, place in raw["artifacts"].items()}
     for number, (model, method, precision, seed) in zip(range(count), kinds(), strict=False):
         folder = root / f"{number}_{method}_{precision}"
         folder.mkdir(parents=True)
-        record = {**raw, "artifacts": places, **_changed(raw, model, method, precision, seed, number)}
+        for name, place in places.items():
+            (folder / name).symlink_to(place)
+        record = {
+            **raw,
+            "artifacts": {name: name for name in places},
+            **_changed(raw, model, method, precision, seed, number),
+        }
         (folder / "results.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segquant_bench.eval.json_checks import AMOUNT, ANYTHING, COUNT, SCALAR, TEXT, list_of, one_of, read_checked, record
+from segquant_bench.eval.json_checks import (
+    AMOUNT,
+    ANYTHING,
+    COUNT,
+    INSIDE,
+    SCALAR,
+    TEXT,
+    list_of,
+    one_of,
+    read_checked,
+    record,
+)
 
 SWEEP, JOB = ".sweep.json", ".job.json"
 SCHEMA = 1
@@ -25,7 +36,7 @@ _PROCESS = {"schema": one_of((SCHEMA,)), "sweep": TEXT, "began": AMOUNT, "host":
 _JOB = record(
     {**_PROCESS, "tries": COUNT}, {"ended": AMOUNT, "outcome": one_of((DONE, FAILED, ENDED, PRUNED)), "value": ANYTHING}
 )
-_LISTED = record({"overrides": list_of(SCALAR)}, {"folder": TEXT})
+_LISTED = record({"overrides": list_of(SCALAR)}, {"folder": INSIDE})
 _SWEEP = record({**_PROCESS, "jobs": list_of(_LISTED), "total": COUNT}, {"ended": AMOUNT})
 
 

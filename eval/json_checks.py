@@ -31,7 +31,7 @@ def read_checked(path: Path, check: Check, remedy: str) -> Any:
         raise EvalError(f"{path} is nested too deeply; {remedy}") from error
     except OSError as error:
         raise EvalError(f"{path} cannot be read: {error.strerror}") from error
-    if _is_deep(raw):
+    if is_deep(raw):
         raise EvalError(f"{path} is nested too deeply; {remedy}")
     require(raw, check, str(path), remedy)
     return raw
@@ -44,7 +44,8 @@ def require(raw: Any, check: Check, what: str, remedy: str) -> None:
         raise EvalError(f"{what} {problem}; {remedy}")
 
 
-def _is_deep(raw: Any) -> bool:
+def is_deep(raw: Any) -> bool:
+    """Whether a value is nested deeper than any of ours."""
     level = [raw]
     for _ in range(DEEPEST):
         level = [inner for value in level for inner in _inside(value)]
@@ -63,6 +64,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
 
 
+def _stays(path: str) -> bool:
+    """Whether a relative path leads to a place below where it begins, by its text alone: links are followed."""
+    parts = path.replace("\\", "/").split("/")
+    return "\0" not in path and ".." not in parts and not path.startswith("/")
+
+
 def _is_count(value: Any) -> bool:
     return is_number(value) and isinstance(value, int) and value >= 0
 
@@ -78,7 +85,7 @@ def kind(what: str, is_right: Callable[[Any], bool]) -> Check:
 
 
 TEXT = kind("a text", lambda value: isinstance(value, str))
-PATH = kind("a path", lambda value: isinstance(value, str) and "\0" not in value)
+INSIDE = kind("a path within its folder", lambda value: isinstance(value, str) and _stays(value))
 COUNT = kind("a whole number, at least 0 and at most 1e100", _is_count)
 AMOUNT = kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0)
 NUMBER = kind("a number of at most 1e100", is_number)

@@ -21,13 +21,17 @@ from typing import Any
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.failures import Failure
 from segquant_bench.eval.files import publish
+from segquant_bench.eval.json_checks import is_deep
 from segquant_bench.eval.results import RunResult, checked_results, result_of
+from segquant_bench.eval.results_file import check_results
 from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
 STORE = "runs.sqlite"
 VERSION = 1
+LARGEST = 1 << 28
+"""Bytes that the content of one results.json may unpack to."""
 _COLUMNS = (
     "path", "name", "model", "model_fingerprint", "quantizer", "precision", "dataset", "seed", "calibration_seed",
     "n_images", "engine", "config_hash", "layer_error", "output_error", "weight_bytes", "weight_bytes_float", "device",
@@ -90,7 +94,10 @@ class Store:
             try:
                 cursor = connection.execute(sql)
                 rows = cursor.fetchall()
-            except (sqlite3.Error, sqlite3.Warning) as error:
+            except (sqlite3.Error, sqlite3.Warning, UnicodeDecodeError) as error:
+                if type(error) is sqlite3.DatabaseError or isinstance(error, UnicodeDecodeError):
+                    told = plain(str(error))
+                    raise EvalError(f"{self.path} is damaged ({told}); delete it, it is made again") from error
                 raise EvalError(f"the query is wrong ({error}); tables are {_tables(connection)}") from error
             return [column[0] for column in cursor.description or ()], rows
 
@@ -113,6 +120,15 @@ class Store:
         return {path: (size, written, content) for path, size, written, content in rows}
 
     def _write(self, known: Known, runs: Mapping[str, RunResult], fresh: Known, failures: Sequence[Failure]) -> None:
+        try:
+            self._update(known, runs, fresh, failures)
+        except sqlite3.DatabaseError as error:
+            if not known:
+                raise EvalError(f"{self.path} cannot be written ({plain(str(error))}); delete it") from error
+            log.warning("%s is made again: %s", plain(str(self.path)), plain(str(error)))
+            self._update({}, runs, {key: fresh.get(key) or known[key] for key in runs}, failures)
+
+    def _update(self, known: Known, runs: Mapping[str, RunResult], fresh: Known, failures: Sequence[Failure]) -> None:
         """Update a copy and give it the name: a shared disk has no locks that SQLite could trust."""
 
         def update(temporary: str) -> None:
@@ -145,12 +161,14 @@ def _storable(value: Any) -> Any:
 
 
 def _content(blob: bytes) -> dict[str, Any] | None:
-    """None where it is damaged, which zlib's checksum tells."""
+    """None where it is damaged, or holds what no `results.json` may: the file may be somebody else's."""
     try:
-        found = json.loads(zlib.decompress(blob))
-    except (zlib.error, ValueError, TypeError):
+        unpacker = zlib.decompressobj()
+        found = json.loads(unpacker.decompress(blob, LARGEST))
+    except (zlib.error, ValueError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    whole = unpacker.eof and not is_deep(found)
+    return found if whole and next(check_results(found, ""), None) is None else None
 
 
 def _delete(connection: sqlite3.Connection, keys: Sequence[str]) -> None:

@@ -29,6 +29,10 @@ SHARE = 0.1
 """Of the time, what snapshots of running sums may take; pieces that are finished are always kept."""
 SUFFIX = ".safetensors"
 _ABOUT = "about"
+_DAMAGE = (
+    SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError,
+)  # fmt: skip
+"""What reading a damaged piece raises."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,14 @@ class Keeper:
                 found = json.loads((file.metadata() or {})[_ABOUT])
             if found["name"] != name:
                 raise ValueError(f"it is a piece {found['name']!r}")
-        except (SafetensorError, OSError, LookupError, ValueError, TypeError) as error:
+            for key, stride in found["strides"].items():  # they decide the order of sums
+                tensors[key] = _permuted(tensors[key], stride)
+            piece = Piece(tensors, found[_ABOUT])
+        except _DAMAGE as error:
             log.warning("what was kept of %s cannot be read (%s); it is made again", name, first_line(error))
             return None
         self._sizes[path] = path.stat().st_size
-        for key, stride in found["strides"].items():  # they decide the order of sums
-            tensors[key] = torch.empty_strided(tensors[key].shape, stride, dtype=tensors[key].dtype).copy_(tensors[key])
-        return Piece(tensors, found[_ABOUT])
+        return piece
 
     def put(self, name: str, tensors: Mapping[str, Tensor], about: Any = None) -> bool:
         """Keep a finished piece, in the place of an older one of that name; whether there was room.
@@ -142,6 +147,14 @@ class Pace:
 def _is_permuted(tensor: Tensor) -> bool:
     """Without gaps, in another order of memory (channels_last)."""
     return not tensor.is_contiguous() and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def _permuted(tensor: Tensor, stride: list[int]) -> Tensor:
+    """The same values in another order of memory, without gaps; ValueError for strides that would need more."""
+    found = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device="meta")
+    if torch.empty_like(found).stride() != found.stride():
+        raise ValueError(f"strides {stride} leave gaps")
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)
 
 
 def _own(tensor: Tensor) -> Tensor:

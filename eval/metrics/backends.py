@@ -34,7 +34,7 @@ class Backends:
 
     Attributes:
         fid: ``"inception"`` (clean-fid's), ``"effnet_lite0"``, or ``"auto"``: Inception if its weights are found.
-        inception: ``inception-2015-12-05.pt`` or its folder, besides /tmp and ``$TORCH_HOME/hub/checkpoints``.
+        inception: ``inception-2015-12-05.pt`` or its folder, else it is looked for in ``$TORCH_HOME/hub/checkpoints``.
         clip: open_clip architecture; with a folder as `clip_path` only a label.
         clip_path: folder with open_clip_config.json and open_clip_model.safetensors, or a checkpoint file.
         clip_pretrained: open_clip's tag of weights; of a checkpoint file without open_clip_config.json beside it, the

@@ -12,6 +12,8 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.hidden import visible
 
 T = TypeVar("T")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""Which are told apart; the others of Pillow's are not looked for, as one of them starts Ghostscript."""
 _OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -48,7 +50,7 @@ def list_numbered(folder: Path, n: int, what: str) -> list[Path]:
 
 def _check_header(path: Path) -> None:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             kind, mode, transparent = picture.format, picture.mode, "transparency" in picture.info
     except (UnidentifiedImageError, OSError) as error:
         raise EvalError(f"{path} is not a readable picture; generate it again") from error
@@ -61,7 +63,7 @@ def _check_header(path: Path) -> None:
 def check_sizes(images: Sequence[Path], reference: Sequence[Path]) -> None:
     """EvalError unless pictures i have the same size."""
     for ours, theirs in zip(images, reference, strict=True):
-        with Image.open(ours) as a, Image.open(theirs) as b:
+        with Image.open(ours, formats=["PNG"]) as a, Image.open(theirs, formats=["PNG"]) as b:
             if a.size != b.size:
                 raise EvalError(
                     f"{ours} is {a.size[0]}×{a.size[1]} but {theirs} is {b.size[0]}×{b.size[1]} pixels; "
@@ -72,7 +74,7 @@ def check_sizes(images: Sequence[Path], reference: Sequence[Path]) -> None:
 def read_rgb(path: Path) -> np.ndarray:
     """uint8 [height, width, 3]; EvalError if truncated."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=["PNG"]) as picture:
             return np.array(picture.convert("RGB"))
     except OSError as error:
         raise EvalError(f"{path} is truncated or damaged ({error}); generate it again") from error

@@ -33,6 +33,8 @@ def find_backend(value: Any) -> BackendChoice:
     import segquant  # torch: not for `segquant --help`
     from segquant import registry
 
+    if value is None or isinstance(value, bool | int | float | list):
+        raise PipelineError(f"backend={value} is no backend; give a name, such as reference or cpu")
     given = dict(value) if isinstance(value, Mapping) else {TARGET if path_of(value) else "name": value}
     for key in given:
         if key not in KEYS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -26,6 +26,7 @@ from segquant_bench.pipelines.config.sections import (
     MetricConfig,
     ModelConfig,
 )
+from segquant_bench.pipelines.config.values import check_values
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, unknown_key
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import zoo_path
@@ -290,9 +291,19 @@ def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
     for key in map(str, config):
         if key not in known:
             raise PipelineError(unknown_key(f"{prefix}{key}", known))
+        _check_section(config, schema, prefix, key)
         nested = OmegaConf.get_type(config, key)
         if not OmegaConf.is_missing(config, key) and is_dataclass(nested):
             _refuse_extra(config[key], nested, f"{prefix}{key}.")
+
+
+def _check_section(config: DictConfig, schema: type, prefix: str, key: str) -> None:
+    """Refuse a value in the place of a section, as by ${…}."""
+    hint = get_type_hints(schema)[key]
+    is_section = hint is dict or get_origin(hint) is dict or is_dataclass(hint)
+    if is_section and not OmegaConf.is_missing(config, key) and not isinstance(config[key], DictConfig):
+        told = one_line(str(config[key]))[:60]
+        raise PipelineError(f"{prefix}{key}={told} is no section; set {prefix}{key}.KEY=VALUE")
 
 
 def validate(config: DictConfig) -> RunConfig:
@@ -308,6 +319,7 @@ def validate(config: DictConfig) -> RunConfig:
     if missing:
         raise PipelineError(f"no value for {', '.join(missing)}; add {missing[0]}=VALUE to the command line")
     try:
+        check_values(config)
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, PipelineError):

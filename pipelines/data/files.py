@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from segquant_bench.pipelines.data.pictures import DAMAGED, Picture, list_folder
+from segquant_bench.pipelines.data.pictures import DAMAGED, Picture, list_folder, stays_below
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,9 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
             "alone set dataset.pictures=false, dataset.size=NUMBER of them to evaluate (unless a column split says so) "
             "and metric.metrics without fid_gt and kid_gt, for example [psnr,ssim]"
         )
-    entries = [Entry(file or key, prompt, Picture(root / file) if file else None) for key, prompt, file, _ in rows]
+    entries = [
+        Entry(file or key, prompt, _below(root, file, key, path) if file else None) for key, prompt, file, _ in rows
+    ]
     splits = [split for _, _, _, split in rows]
     if not any(splits):
         return Source(entries)
@@ -177,6 +180,17 @@ def read_table(path: Path, root: Path | None, pictures: bool) -> Source:
         raise PipelineError(f"table {path} has a split {wrong!r}; every row's must be evaluation or calibration")
     by_split = {name: [entry for entry, split in zip(entries, splits, strict=True) if split == name] for name in SPLITS}
     return Source(by_split["evaluation"], by_split["calibration"])
+
+
+def _below(root: Path, file: str, key: str, table: Path) -> Picture:
+    """The picture that a row names; PipelineError unless it lies below `root`."""
+    found = os.path.relpath(file, root) if file.startswith("/") else file
+    if not stays_below(found):
+        raise PipelineError(
+            f"{key} of table {table} names the picture {one_line(file[:80])}, not below {root}; correct it, or "
+            "set dataset.root to a folder that holds all of them"
+        )
+    return Picture(root / file)
 
 
 def _table_rows(path: Path) -> list[tuple[str, str, str | None, str | None]]:

@@ -18,7 +18,7 @@ from typing import Any
 from segquant_bench.hidden import visible
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.data.files import Entry, Source, load_yaml, parse_json, read_text
-from segquant_bench.pipelines.data.pictures import Picture, members
+from segquant_bench.pipelines.data.pictures import Picture, members, stays_below
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
 log = logging.getLogger(__name__)
@@ -81,12 +81,20 @@ def read_mjhq(root: Path, pictures: bool) -> Source:
     rows = parse_json(read_text(path, "MJHQ's"), "MJHQ's", path)
     if not isinstance(rows, dict) or not rows or not all(_has_text(row, "prompt", "category") for row in rows.values()):
         raise PipelineError(f"{path} is not MJHQ's: it must map names to a category and a prompt; get {get}")
-    names = {key: f"{row['category']}/{key}.jpg" for key, row in rows.items()}
+    names = {key: _inside(f"{row['category']}/{key}.jpg", path) for key, row in rows.items()}
     find = None
     if pictures:
         found = find_pictures(root, names.values(), ("", "mjhq30k_imgs"), "mjhq30k_imgs.zip")
-        find = _required(found, root, "mjhq", f"mjhq30k_imgs.zip, or {next(iter(names.values()))}", get)
+        find = _required(found, root, "mjhq", f"mjhq30k_imgs.zip, or {one_line(next(iter(names.values())))}", get)
     return Source([Entry(key, row["prompt"].strip(), find and find(names[key])) for key, row in rows.items()])
+
+
+def _inside(name: str, path: Path) -> str:
+    """A picture's name in a data set's file; PipelineError if it leads elsewhere."""
+    if not stays_below(name):
+        told = one_line(name[:80])
+        raise PipelineError(f"{path} names the picture {told}, which no file below its data set can be; get it again")
+    return name
 
 
 def _has_text(row: Any, *keys: str) -> bool:
@@ -121,7 +129,7 @@ def _coco_entries(root: Path, split: str, caption: str, pictures: bool | None) -
         captions: dict[int, list[str]] = {}
         for row in sorted(raw["annotations"], key=lambda row: row["id"]):
             captions.setdefault(row["image_id"], []).append(row["caption"].strip())
-        files = {number: f"{split}/{names[number]}" for number in sorted(captions)}
+        files = {number: _inside(f"{split}/{names[number]}", path) for number in sorted(captions)}
     except (KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path} is not COCO's captions (no {one_line(error)}); get {get}") from error
     if not files:
@@ -146,7 +154,7 @@ def read_sdci(root: Path, pictures: bool) -> Source:
         raise PipelineError(f"{path} is not SVDQuant's: it must map names to prompts; get {get}")
     find = None
     if pictures:
-        found = find_pictures(root, [f"{key}.jpg" for key in rows], ("sDCI", ""), None)
+        found = find_pictures(root, [_inside(f"{key}.jpg", path) for key in rows], ("sDCI", ""), None)
         find = _required(found, root, "sdci", "sDCI/NAME.jpg", f"{get}, unpack `tar xf sDCI.gz` in {root}/sDCI")
     return Source([Entry(str(key), prompt.strip(), find and find(f"{key}.jpg")) for key, prompt in rows.items()])
 
@@ -187,10 +195,13 @@ def _dci_prompt(path: Path, caption: str) -> tuple[str, str] | None:
     if not _has_text(row, "image", "short_caption"):
         raise PipelineError(f"{path} is not DCI's: it has no image or no short_caption; get {DCI}")
     if caption == "summary":
-        summaries = (row.get("summaries") or {}).get("base")
-        prompt = summaries[0] if isinstance(summaries, list) and summaries else summaries
+        summaries = row.get("summaries")
+        base = summaries.get("base") if isinstance(summaries, dict) else None
+        prompt = base[0] if isinstance(base, list) and base else base
     elif caption == "short":
         prompt = row["short_caption"]
     else:
-        prompt = f"{row['short_caption'].strip()} {(row.get('extra_caption') or '').strip()}"
-    return (prompt.strip(), row["image"]) if prompt else None
+        prompt = f"{row['short_caption'].strip()} {str(row.get('extra_caption') or '').strip()}"
+    if prompt and not isinstance(prompt, str):
+        raise PipelineError(f"{path} is not DCI's: a caption of it is no text; get {DCI}")
+    return (prompt.strip(), _inside(row["image"], path)) if prompt else None

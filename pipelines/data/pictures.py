@@ -31,7 +31,19 @@ DAMAGED = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, RuntimeError, TypeError, zipfile.BadZipFile, struct.error,
     zlib.error,
 )  # fmt: skip
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What pictures may be, whatever their names: Pillow's other readers are hardly used, and one starts Ghostscript."""
 GREY16 = ("PNG", "PPM", "JPEG2000")  # formats whose 16-bit grey always runs from black 0 to white 65,535
+
+
+def stays_below(name: str) -> bool:
+    """Whether a name can be that of a file below a folder: no way out of it, and none that no file system takes."""
+    parts = name.replace("\\", "/").split("/")
+    try:
+        longest = max(len(os.fsencode(part)) for part in parts)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name and ".." not in parts and not name.startswith("/") and longest <= 255 and len(name) < 1000
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def list_folder(folder: Path, key: str) -> tuple[Picture, ...]:
     if not folder.is_dir():
         raise PipelineError(f"{key}={folder} is no folder of pictures; correct it or leave it out")
     every = sorted(folder.iterdir())
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
     used = [path for path in every if path.suffix.lower() in known and path.is_file() and path.name[0] != "."]
     left = [f"{path.name}/" if path.is_dir() else path.name for path in every if path not in used]
     told = f"{', '.join(map(one_line, left[:3]))}{', …' if len(left) > 3 else ''}"
@@ -128,7 +140,7 @@ def pictures_digest(pictures: Sequence[Picture]) -> str:
 
 
 def _decode(blob: bytes, picture: Picture) -> Image.Image:
-    with _named(f"the picture {picture}"), Image.open(io.BytesIO(blob)) as opened:
+    with _named(f"the picture {picture}"), Image.open(io.BytesIO(blob), formats=FORMATS) as opened:
         deep = opened.mode.startswith(("I", "F"))
         if deep and not _is_grey16(opened):
             raise PipelineError(

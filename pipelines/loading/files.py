@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from math import prod
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 READ = (".json", ".safetensors", ".txt", ".model")
 """Files that a model is read from."""
+_FILE = re.compile(r"[\w. -]{1,200}\.safetensors")
+_LONGEST = 100_000_000
+"""Bytes of a header, as the format's own readers have it."""
 _WEIGHTLESS = ("scheduler", "tokenizer", "feature_extractor", "processor")
 
 
@@ -104,17 +108,20 @@ def read_index(directory: Path) -> dict[str, Any]:
         raise PipelineError(f"{directory} is no diffusers pipeline, it has no model_index.json; {help_text}")
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
     if not isinstance(index, dict) or "_class_name" not in index:
         raise PipelineError(f"{file} names no pipeline class (_class_name); {help_text}")
+    for name, entry in index.items():
+        if isinstance(entry, list) and len(entry) == 2 and not name.isidentifier():
+            raise PipelineError(f"{file} has a component {name!r}, which is no name of one; fetch the model again")
     return index
 
 
 def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """Every component's name and class; None for an empty one."""
     for name, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2:
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str | None):
             yield name, entry[1]
 
 
@@ -157,12 +164,26 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     for middle in (f".{variant}", "") if variant else ("",):
         indexes = visible(folder.glob(f"*.safetensors.index{middle}.json"), folder)
         if indexes:
-            maps = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indexes]
-            return [folder / name for name in sorted({file for each in maps for file in each.values()})]
+            return [folder / name for name in sorted({name for index in indexes for name in _shards(index)})]
         files = [file for file in visible(folder.glob("*.safetensors"), folder) if _middle(file) == middle]
         if files:
             return files
     return []
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names, which lie beside it."""
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise PipelineError(
+            f"{index} is no index of weights ({type(error).__name__}: {one_line(error)}); fetch the model again"
+        ) from error
+    wrong = [name for name in names if not isinstance(name, str) or not _FILE.fullmatch(name)]
+    if wrong:
+        told = one_line(repr(wrong[0])[:80])
+        raise PipelineError(f"{index} names {told}, which is no file beside it; fetch the model again")
+    return names
 
 
 def _middle(file: Path) -> str:
@@ -186,17 +207,28 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
+            if length > min(file.stat().st_size, _LONGEST):
                 raise ValueError("header longer than the file")
             header = json.loads(stream.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        if any(not {"shape", "data_offsets"} <= entry.keys() for entry in tensors.values()):
+        if not all(_are_counts(entry["shape"]) and _are_counts(entry["data_offsets"], 2) for entry in tensors.values()):
             raise ValueError("an entry without its place")
-    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise PipelineError(
             f"{file} is no whole safetensors file, its header cannot be read; fetch the model again"
         ) from error
     return 8 + length, tensors
+
+
+def _are_counts(values: Any, number: int | None = None) -> bool:
+    """Whether it is a list of sizes, or of so many."""
+    counts = isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+    return counts and (number is None or len(values) == number)
+
+
+def tensors_of(folder: Path, variant: str | None) -> dict[str, dict[str, Any]]:
+    """dtype, shape and place of every tensor of a component, by its name."""
+    return {name: entry for file in weight_files(folder, variant) for name, entry in _header(file)[1].items()}
 
 
 def weight_bytes(folder: Path, variant: str | None, item: int) -> int:

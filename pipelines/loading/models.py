@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from segquant_bench.hints import nearest
-from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.code_names import check_names
@@ -25,6 +24,7 @@ from segquant_bench.pipelines.loading.files import (
     resolve_directory,
     resolve_part,
 )
+from segquant_bench.pipelines.loading.whole import whole_weights
 from segquant_bench.pipelines.runtime import own_code
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DENOISERS = ("transformer", "unet")
-_LOADING = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError)
-"""What from_pretrained raises for files that it cannot load."""
 
 
 def resolve_device(device: str) -> str:
@@ -93,8 +91,9 @@ def load_pipeline(
     device = resolve_device(config.device)
     check_room(config, directory, given, device, denoiser)
     loaded = {name: _load_part(name, config) for name in config.parts if name not in given}
-    try:
-        pipeline = _pipeline_class(config).from_pretrained(
+    kind = _pipeline_class(config)
+    with whole_weights(directory, _weighted(directory, index, {**loaded, **given}), config.variant):
+        pipeline = kind.from_pretrained(
             directory,
             dtype=getattr(torch, config.dtype),
             variant=config.variant,
@@ -103,16 +102,16 @@ def load_pipeline(
             **loaded,
             **given,
         )
-    except _LOADING as error:
-        raise _not_loaded(directory, error) from error
     pipeline.set_progress_bar_config(disable=True)
-    check_call(pipeline, config)
+    check_call(type(pipeline), config)
     _set_scheduler(pipeline, config)
     return _placed(pipeline, config, device, given) if place else pipeline
 
 
-def _not_loaded(folder: Path, error: Exception) -> PipelineError:
-    return PipelineError(memory_message(error) or f"diffusers cannot load {folder}: {one_line(error)}")
+def _weighted(directory: Path, index: Mapping[str, Any], given: Collection[str]) -> list[Path]:
+    """The folders of components that are loaded from there."""
+    names = [name for name, kind in components(index) if kind is not None and name not in given]
+    return [directory / name for name in names if (directory / name).is_dir()]
 
 
 def named_class(name: str, key: str, kind: str) -> Any:
@@ -160,27 +159,36 @@ def _load_part(name: str, config: ModelConfig) -> torch.nn.Module:
 
 
 def _load_module(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:
-    try:
+    with whole_weights(folder, [folder], variant):
         module: torch.nn.Module = kind.from_pretrained(
             folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
         )
-    except _LOADING as error:
-        raise _not_loaded(folder, error) from error
     return module
 
 
 def _set_scheduler(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
     if config.scheduler is None and not config.scheduler_settings:
         return
-    kind = type(pipeline.scheduler)
+    kind = scheduler_class(config, type(pipeline.scheduler))
+    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
+
+
+def scheduler_class(config: ModelConfig, kind: Any) -> Any:
+    """The scheduler's class, `kind` unless the configuration names another.
+
+    Raises:
+        PipelineError: no such scheduler, or a setting that it does not take.
+    """
     if config.scheduler is not None:
         kind = named_class(config.scheduler, "model.scheduler", "SchedulerMixin")
+    if not hasattr(kind, "set_timesteps"):
+        raise PipelineError(f"model.scheduler={config.scheduler} is no scheduler; name one of diffusers' schedulers")
     known = inspect.signature(kind.__init__).parameters
     for key in config.scheduler_settings:
         if key not in known:
             hint = nearest(key, set(known) - {"self"})
             raise PipelineError(f"{kind.__name__} takes no {key!r} (model.scheduler_settings.{key}); {hint}")
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **config.scheduler_settings)
+    return kind
 
 
 def _placed(
@@ -195,14 +203,14 @@ def _placed(
     return pipeline
 
 
-def check_call(pipeline: DiffusionPipeline, config: ModelConfig) -> None:
-    """Refuse an argument that the pipeline's `__call__` does not take."""
-    known = inspect.signature(type(pipeline).__call__).parameters
+def check_call(kind: Any, config: ModelConfig) -> None:
+    """Refuse an argument that the `__call__` of a pipeline's class does not take."""
+    known = inspect.signature(kind.__call__).parameters
     if any(item.kind is item.VAR_KEYWORD for item in known.values()):
         return  # one's own class that hands on what it is given
     for key in config.call.arguments():
         if key not in known:
-            name = type(pipeline).__name__
+            name = kind.__name__
             raise PipelineError(f"{name} takes no {key!r} (model.call.{key}); {nearest(key, set(known) - {'self'})}")
 
 

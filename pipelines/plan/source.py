@@ -134,9 +134,11 @@ def _from_file(file: Path, component: str, model: DictConfig) -> Source:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         class_name = values["_class_name"]
+        if not isinstance(class_name, str):
+            raise TypeError("it is no text")
     except FileNotFoundError as error:
         raise PipelineError(f"{file} is missing; fetch the model again") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
     except (KeyError, TypeError) as error:
         raise PipelineError(

@@ -68,6 +68,6 @@ class Unfinished:
         try:
             earlier, began = json.loads((self.path / _CLOCK).read_text())
             self.seconds = float(earlier) + max([0.0, *(path.stat().st_mtime - float(began) for path in kept)])
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
             pass  # killed before it was written: the seconds are those of this run
         log.info("%s: going on behind %d files of a run that was ended", name, len(kept))

@@ -20,6 +20,7 @@ from segquant_bench.pipelines.stages.evaluate import EVALUATE, check_judges
 from segquant_bench.pipelines.stages.generate import GENERATE
 from segquant_bench.pipelines.stages.graph import GRAPH
 from segquant_bench.pipelines.stages.layers import check_layers
+from segquant_bench.pipelines.stages.loadable import check_loadable
 from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.polarity import POLARITY
 from segquant_bench.pipelines.stages.quantize import ERRORS, QUANTIZE
@@ -89,6 +90,7 @@ def check_run(run: Run) -> None:
     check_metrics(run.config.metric, _dataset(run))
     for name in wanted_stages(run):
         run.key(name)  # calls the user's functions, and reads files
+    check_loadable(run)
     check_judges(run)
     advise(run)
     check_layers(run)

@@ -21,6 +21,7 @@ from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.layers.state_dict import tell_weights_
+from segquant.modules.bounded import bounded_building
 from segquant.modules.layers import width_of
 from segquant.modules.state import building, own_state
 from segquant.modules.swap import swap_
@@ -31,6 +32,8 @@ from segquant.serialize.manifest import DAMAGE, MANIFEST, WEIGHTS, read_manifest
 
 PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""
+TABLES = 1 << 28
+"""Numbers in buffers that no file stores (tables of positions)."""
 
 
 @checked()
@@ -51,7 +54,7 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None, *, bac
     manifest = read_manifest(folder)
     tensors = _read_tensors(folder, manifest)
     if model is None:
-        return _fill(_build(manifest, folder), manifest, tensors, folder, backend)
+        return _fill(_build(manifest, tensors, folder), manifest, tensors, folder, backend)
     with unwrapped(model) as inner:
         _fill(inner, manifest, tensors, folder, backend)
     return model
@@ -151,7 +154,7 @@ def _check_dtypes(model: nn.Module, folder: Path) -> None:
                 )
 
 
-def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
+def _build(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:
     module, name = manifest["class"]["module"], manifest["class"]["name"]
     allowed = any(module == package or module.startswith(package + ".") for package in PACKAGES)
     if manifest["config"] is None or not allowed or "." in name:
@@ -165,7 +168,7 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
             f"{folder} holds a {module}.{name}, which is no model class that is known here; pass model="
         )
     try:
-        with building():
+        with building(), bounded_building(*_largest(manifest, tensors)):
             built: nn.Module = kind.from_config(manifest["config"])
     except Exception as error:  # whatever the class raises on a config that it did not write
         raise QuantizationError(
@@ -173,6 +176,11 @@ def _build(manifest: Mapping[str, Any], folder: Path) -> nn.Module:
             f"{first_line(error)}); save the model again, or pass model="
         ) from error
     return built
+
+
+def _largest(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Tensors and numbers that the float model of this file can have, generously."""
+    return 2 * len(tensors), 8 * manifest["bytes"] + TABLES
 
 
 def _model_class(module: str, name: str) -> Any:

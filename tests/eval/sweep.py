@@ -37,6 +37,7 @@ def write_sweep(
             cache=root / "cache" / "features",
         )  # fmt: skip
         record = run_record(quantizer, precision, sigma, prompts, [r.to_dict() for r in results])
+        (folder / "reference").symlink_to("../cache/reference")
         (folder / "results.json").write_text(json.dumps(record))
     return root
 
@@ -77,7 +78,7 @@ def run_record(quantizer: str, precision: str, sigma: float, prompts: Sequence[s
                 "path": "y",
             },
         },
-        "artifacts": {"images": "images", "reference": "../cache/reference", "evaluation": "evaluation"},
+        "artifacts": {"images": "images", "reference": "reference", "evaluation": "evaluation"},
         "prompts": list(prompts),
         "weight_bytes": weight_bytes,
         "weight_bytes_float": 56_123_456,

@@ -75,8 +75,9 @@ def runs(tmp_path: Path) -> Path:
     write_pictures(tmp_path / "pictures", smooth_pictures(2, 16, seed=0))
     for place, name in (("a/rtn", "rtn"), ("mse", "mse")):
         raw = run_record(name, "w8a8_tensor", 8.0, ["one", "two"], [])
-        raw["artifacts"] = {"images": str(tmp_path / "pictures"), "reference": str(tmp_path / "pictures")}
+        raw["artifacts"] = {"images": "pictures", "reference": "pictures"}
         (tmp_path / "sweep" / place).mkdir(parents=True)
+        (tmp_path / "sweep" / place / "pictures").symlink_to(tmp_path / "pictures")
         (tmp_path / "sweep" / place / "results.json").write_text(json.dumps(raw))
     return tmp_path / "sweep"
 

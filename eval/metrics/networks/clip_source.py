@@ -23,6 +23,12 @@ from segquant_bench.hints import nearest
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 QUICK = "-quickgelu"
+_SIZES = {
+    "": ("embed_dim",),
+    "vision_cfg": ("image_size", "layers", "width", "patch_size"),
+    "text_cfg": ("context_length", "vocab_size", "width", "heads", "layers"),
+}
+"""By which architectures are told apart."""
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -74,6 +80,7 @@ def _of_folder(name: str, folder: Path) -> Source:
     architecture = _architecture(name)
     if architecture is not None:
         _check_activation(name, _is_quick(architecture), config["model_cfg"], f"the model of {folder}")
+        _check_sizes(name, architecture, config["model_cfg"], folder)
     return Source(f"local-dir:{folder}", None)
 
 
@@ -111,6 +118,21 @@ def _check_activation(name: str, quick: bool, trained: Mapping[str, Any], what: 
     raise EvalError(
         f"CLIP scorer {name!r} computes {words[quick]}, and {what} was trained with {words[not quick]}; {advice}"
     )
+
+
+def _check_sizes(name: str, wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Refuse the model of a folder that bears the name of another one: scores would be told as that one's."""
+    for part, keys in _SIZES.items():
+        ours, theirs = (config.get(part, {}) if part else config for config in (wanted, found))
+        if not isinstance(theirs, Mapping):
+            raise EvalError(f"{folder / CONFIG_FILE} is no open_clip config: its {part} must be a mapping")
+        for key in keys:
+            if ours.get(key) != theirs.get(key, ours.get(key)):
+                raise EvalError(
+                    f"CLIP scorer {name!r} was asked for, and the model of {folder} is another: its "
+                    f"{f'{part}.' * bool(part)}{key} is {theirs[key]!r} instead of {ours.get(key)!r}; correct clip or "
+                    "clip_path"
+                )
 
 
 def _architecture(name: str) -> dict[str, Any] | None:
@@ -169,6 +191,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         config["model_cfg"].get("quick_gelu")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        dict(config.get("preprocess_cfg") or {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EvalError(f"{path} is no open_clip config: it must be JSON with model_cfg") from error
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from segquant_bench.eval.metrics.networks.resize import resizer
 log = logging.getLogger(__name__)
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
+PUBLISHED = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""SHA-256 of that file as NVIDIA publishes it. It is a program of TorchScript, so no other one is run."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,14 @@ class Extractor:
 
 
 def find_inception(given: str | Path | None) -> Path | None:
-    """clean-fid's Inception weights in the given place, /tmp or torch's hub folder."""
-    places = [Path("/tmp"), Path(torch.hub.get_dir()) / "checkpoints"]
-    if given is not None:
-        places.insert(0, Path(given))
+    """clean-fid's Inception weights in the given place, else in torch's hub folder.
+
+    Never in the system's temporary folder, where clean-fid would look: anybody may put a file there.
+    """
+    places = [Path(torch.hub.get_dir()) / "checkpoints"]
     if "TORCH_HOME" in os.environ:
         places.append(Path(os.environ["TORCH_HOME"]))
-    for place in places:
+    for place in places if given is None else [Path(given)]:
         path = place if place.name == INCEPTION_FILE else place / INCEPTION_FILE
         if path.is_file():
             return path
@@ -58,14 +62,29 @@ def find_inception(given: str | Path | None) -> Path | None:
 
 
 def check_extractor(backends: Backends) -> Path | None:
-    """The weights of Inception, None for another extractor; EvalError if they are asked for and missing."""
+    """The weights of Inception, None for another extractor.
+
+    Raises:
+        EvalError: they are asked for and missing, or the file is another than the published one.
+    """
     weights = None if backends.fid == "effnet_lite0" else find_inception(backends.inception)
-    if weights is None and backends.fid == "inception":
+    if weights is None and backends.fid != "effnet_lite0" and (backends.fid == "inception" or backends.inception):
+        place = backends.inception or f"{torch.hub.get_dir()}/checkpoints"
         raise EvalError(
-            f"FID with Inception was asked for, but {INCEPTION_FILE} is not in the given path, /tmp or "
-            f"{torch.hub.get_dir()}/checkpoints; put it there or choose the extractor effnet_lite0"
+            f"FID with Inception was asked for, but {INCEPTION_FILE} is not in {place}; put it there or choose the "
+            "extractor effnet_lite0"
+        )
+    if weights is not None and _sha256(weights) != PUBLISHED:
+        raise EvalError(
+            f"{weights} is not the published file (its SHA-256 is another), and as a program it is never run; get it "
+            "again, or choose the extractor effnet_lite0"
         )
     return weights
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fid_extractor(backends: Backends) -> Extractor:

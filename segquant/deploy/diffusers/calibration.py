@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segquant.checks import checked
-from segquant.errors import QuantizationError
+from segquant.checks import checked, described
+from segquant.errors import QuantizationError, first_line
 from segquant.files import write_whole
 
 KEY = "segquant_batches"
@@ -55,15 +55,25 @@ def load_calibration(path: str | Path) -> Iterator[Any]:
         raise QuantizationError(
             f"{file} holds no calibration batches; write them by segquant.deploy.diffusers.save_calibration"
         ) from error
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise QuantizationError(f"the calibration file {file} is damaged ({error}); write it again") from error
+    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(file, error) from error
+    if not isinstance(trees, list):
+        raise _damaged(file, ValueError("it holds no list of batches"))
     return _batches(file, trees)
+
+
+def _damaged(file: Path, error: Exception) -> QuantizationError:
+    return QuantizationError(f"the calibration file {file} is damaged ({first_line(error)}); write it again")
 
 
 def _batches(file: Path, trees: list[Any]) -> Iterator[Any]:
     with safetensors.safe_open(file, "pt") as opened:
         for tree in trees:
-            yield _value(tree, opened)
+            try:
+                value = _value(tree, opened)
+            except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise _damaged(file, error) from error
+            yield value
 
 
 def _tree(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
@@ -95,4 +105,6 @@ def _value(tree: dict[str, Any], opened: Any) -> Any:
     if kind in ("list", "tuple"):
         values = [_value(part, opened) for part in entry]
         return values if kind == "list" else tuple(values)
+    if kind != "value" or isinstance(entry, (dict, list)):
+        raise ValueError(f"a batch holds {described(entry)} as {described(kind)}")
     return entry

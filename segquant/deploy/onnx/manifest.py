@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
 
-from segquant.errors import QuantizationError
+import torch
+
+from segquant.checks import check_fields, described
+from segquant.errors import QuantizationError, first_line
 
 KEY = "segquant"
 SCHEMA = 1
@@ -27,6 +31,11 @@ class Dimension:
     low: int
     high: int | None = None
     multiple: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.multiple < 1:
+            raise QuantizationError(f"Dimension: multiple is {self.multiple}; give at least 1")
 
     def __str__(self) -> str:
         if self.name is None:
@@ -49,6 +58,11 @@ class Input:
     name: str
     dtype: str
     dimensions: tuple[Dimension, ...]
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not isinstance(vars(torch).get(self.dtype), torch.dtype):
+            raise QuantizationError(f"Input: dtype is {described(self.dtype)}; give the name of a dtype of torch")
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,9 @@ class Manifest:
     data: int = 0
     schema: int = SCHEMA
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def dumped(self) -> str:
         """As JSON."""
         return json.dumps(dataclasses.asdict(self))
@@ -92,12 +109,16 @@ class Manifest:
         try:
             values = json.loads(text)
             if values.get("schema") != SCHEMA:
-                found = values.get("schema")
+                found = described(values.get("schema"))
                 raise QuantizationError(f"{source} has schema {found}, this version reads {SCHEMA}; export again")
+            namedtuple("Output", values["outputs"])  # as which it will be returned
             inputs = [
                 Input(each["name"], each["dtype"], tuple(Dimension(**size) for size in each["dimensions"]))
                 for each in values.pop("inputs")
             ]
             return Manifest(inputs=inputs, **values)
-        except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise QuantizationError(f"{source} is damaged in what it says of itself ({error}); export again") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if str(error).startswith(source):
+                raise
+            told = first_line(error)
+            raise QuantizationError(f"{source} is damaged in what it says of itself ({told}); export again") from error

@@ -106,6 +106,8 @@ def test_a_published_file_is_known_by_its_hash(tmp_path: Path, monkeypatch: pyte
 def test_a_label_that_is_another_architecture(clip_folder: Path) -> None:
     with pytest.raises(EvalError, match=r"computes QuickGELU, and the model of .* was trained with GELU"):
         find_source(backends(clip="ViT-L-14-quickgelu", clip_path=clip_folder))
+    with pytest.raises(EvalError, match=r"'ViT-H-14' was asked for, .* is another: its embed_dim is 16"):
+        find_source(backends(clip="ViT-H-14", clip_path=clip_folder))
     assert find_source(backends(clip="any label", clip_path=clip_folder)).pretrained is None
 
 

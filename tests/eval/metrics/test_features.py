@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from segquant_bench.eval.metrics.networks import features
 from segquant_bench.eval.metrics.networks.cache import cached_features
 from segquant_bench.eval.metrics.networks.effnet import EffNetLite0
 from segquant_bench.eval.metrics.networks.features import (
+    check_extractor,
     extract,
     fid_extractor,
     fid_features,
@@ -124,7 +126,28 @@ def test_auto_says_what_it_chose(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     assert "inception-2015-12-05.pt is nowhere on disk" in caplog.text
 
 
-def test_inception_is_found_and_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fid", ["auto", "inception"])
+def test_inception_in_a_place_where_it_is_not(fid: str, tmp_path: Path) -> None:
+    """Another extractor would be another metric."""
+    with pytest.raises(EvalError, match=r"is not in .*nowhere; put it there or choose the extractor effnet_lite0"):
+        check_extractor(Backends(fid=fid, inception=tmp_path / "nowhere"))
+    assert check_extractor(Backends(fid="effnet_lite0", inception=tmp_path / "nowhere")) is None
+
+
+def test_the_temporary_folder_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    monkeypatch.setattr(Path, "is_file", lambda path: looked_at.append(str(path)))
+    assert find_inception(None) is None
+    assert looked_at and not any(path.startswith("/tmp/") for path in looked_at)
+
+
+def test_another_program_under_inception_s_name_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(EvalError, match=r"is not the published file .* never run"):
+        fid_extractor(Backends(fid="auto", inception=tmp_path))
+
+
+def test_inception_is_found_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scripted stand-in laid out as clean-fid's file: `layers` takes normalised pictures."""
 
     class Layers(torch.nn.Module):
@@ -141,7 +164,9 @@ def test_inception_is_found_and_used(tmp_path: Path) -> None:
 
     with pytest.warns(FutureWarning, match="deprecated"):
         torch.jit.script(Net()).save(str(tmp_path / "inception-2015-12-05.pt"))
-    assert find_inception(tmp_path) == tmp_path / "inception-2015-12-05.pt"
+    weights = tmp_path / "inception-2015-12-05.pt"
+    assert find_inception(tmp_path) == weights
+    monkeypatch.setattr(features, "PUBLISHED", hashlib.sha256(weights.read_bytes()).hexdigest())
     picture = tmp_path / "grey.png"
     Image.new("RGB", (40, 40), (192, 128, 0)).save(picture)
     found = fid_extractor(Backends(fid="auto", inception=tmp_path))

@@ -28,7 +28,7 @@ def test_parts_are_found_and_change_nothing(
     together = evaluate(images, prompts, output=tmp_path / "together", bootstrap=20, cache=kept, **given)
     assert [each.to_dict() for each in alone] == [each.to_dict() for each in together]
 
-    monkeypatch.setattr(cache_module, "save_tensors", None)  # nothing is left to keep
+    monkeypatch.setattr(cache_module, "_save", None)  # nothing is left to keep
     keep_features(images, prompts, cache=kept, has=lambda start, size: True, **given)
 
 

@@ -135,8 +135,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         raw |= {"name": name, "config_hash": f"odd{job}", "dataset": NAMES[2], "model": NAMES[0] if job < 12 else name}
         raw["git"] = raw["versions"]["torch"] = name
         raw["config"] = {"quantizer": {"_target_": "their_pkg.mine", "note": name}}
-        raw["artifacts"] = {"images": "../reference", "reference": "../reference", "evaluation": "evaluation"}
+        raw["artifacts"] = {"images": "reference", "reference": "reference", "evaluation": "evaluation"}
         (root / str(job)).mkdir()
+        (root / str(job) / "reference").symlink_to("../reference")
         (root / str(job) / "results.json").write_text(json.dumps(raw))
     return root
 

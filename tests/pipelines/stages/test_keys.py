@@ -35,6 +35,7 @@ VALUES = (
     "pipelines.sampling.share",  # which process makes a batch, not what is in it
     "pipelines.stages.shared.together",
     "pipelines.errors",
+    "segquant.modules.bounded",  # refuses what is too large, and changes nothing
     "pipelines.stages.shared.own",  # hashes of the user's code, which are in the keys
     "pipelines.stages.shared.contents",  # hashes of files, which are in the keys
     "pipelines.stages.shared.judgement",  # which metrics are asked for

@@ -45,7 +45,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for job, (name, precision, sigma) in enumerate(jobs):
         value = PSNR.get(name, 99.0) - (5.0 if precision == "w4a8" else 0.0)
         record = run_record(name, precision, sigma, PROMPTS, [_metric(value)])
-        record |= {"artifacts": {"images": "images", "reference": "../reference", "evaluation": "evaluation"}}
+        record |= {"artifacts": {"images": "images", "reference": "reference", "evaluation": "evaluation"}}
         record["per_row_steps"] = [index % 4 for index in range(len(record["per_row_output_errors"]))]
         record["stages"]["quantize"]["key"] = str(job)
         if sigma:
@@ -55,6 +55,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_pictures(folder / "images", noisy(clean, sigma, seed=1) if sigma else clean)
         (folder / "results.json").write_text(json.dumps(record))
         per_image = {"metrics": {"psnr": [value - 1, value, value + 1]}}
+        (folder / "reference").symlink_to("../reference")
         (folder / "evaluation").mkdir()
         (folder / "evaluation" / "per_image.json").write_text(json.dumps(per_image))
     (root / "failed").mkdir()

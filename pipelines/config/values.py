@@ -1,0 +1,53 @@
+"""Values that no key of a configuration can have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from segquant_bench.pipelines.errors import PipelineError, one_line
+
+LARGEST = 2**63
+"""Of whole numbers: what torch, numpy and JSON's readers all take is below."""
+SEED = "seed"
+"""Keys of this name are seeds, of which numpy takes no negative ones."""
+_SHOWN = 60
+
+
+def check_values(config: DictConfig) -> None:
+    """Refuse numbers that are none, whole numbers beyond 64 bits, negative seeds, and text that no file name can hold.
+
+    Raises:
+        PipelineError: with the key of the first one.
+    """
+    for key, value in _leaves(OmegaConf.to_container(config, resolve=True, throw_on_missing=False), ""):
+        if (why := _wrong(key, value)) is not None:
+            shown = one_line(repr(value))
+            raise PipelineError(f"{key}={shown[:_SHOWN]}{'…' * (len(shown) > _SHOWN)} {why}")
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield f"{key or 'a'} key", name
+            yield from _leaves(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _leaves(each, f"{key}[{index}]")
+    else:
+        yield key, value
+
+
+def _wrong(key: str, value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number; give one"
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        return "does not fit in 64 bits; give a smaller number"
+    if isinstance(value, int) and key.rpartition(".")[2] == SEED and value < 0:
+        return "is a negative seed, which numpy refuses; give one of at least 0"
+    if isinstance(value, str) and any(each == "\0" or "\ud800" <= each <= "\udfff" for each in value):
+        return "holds a character that no file and no name can; take it out"
+    return None

@@ -1,0 +1,90 @@
+"""Models are loaded whole or not at all: diffusers and transformers only warn of tensors that are missing or left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from segquant.modules.bounded import bounded_building
+from segquant_bench.pipelines.config.explain import memory_message
+from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loading.files import tensors_of
+
+TABLES = 1 << 28
+"""Numbers in buffers that no file stores (tables of positions)."""
+_NO_WEIGHTS = ("position_ids",)
+"""Endings of tensors that files of earlier versions hold, and that are no weights."""
+
+
+@contextmanager
+def whole_weights(folder: Path, parts: Iterable[Path], variant: str | None) -> Iterator[None]:
+    """Inside, `from_pretrained` loads models whole, and builds none that is much larger than its files.
+
+    Args:
+        folder: for messages.
+        parts: folders with weights.
+
+    Raises:
+        PipelineError: a tensor is missing, or is left, or has another shape; or whatever else its libraries raise.
+    """
+    found = [entry["shape"] for part in parts for entry in tensors_of(part, variant).values()]
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(bounded_building(3 * len(found), 3 * sum(map(prod, found)) + TABLES))
+            for kind in _model_classes():
+                stack.enter_context(_strict(kind))
+            yield
+    except PipelineError:
+        raise
+    except Exception as error:  # whatever diffusers, transformers and tokenizers raise of files that they never wrote
+        told = memory_message(error) or f"diffusers cannot load {folder}: {one_line(error) or type(error).__name__}"
+        raise PipelineError(told) from error
+
+
+def _model_classes() -> tuple[Any, ...]:
+    # put off: slow, and a finished run needs none of it
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel
+
+    return ModelMixin, PreTrainedModel
+
+
+@contextmanager
+def _strict(kind: Any) -> Iterator[None]:
+    """Let `kind.from_pretrained` look at what its loading tells, which only its warnings say otherwise."""
+    original: classmethod[Any, Any, Any] = vars(kind)["from_pretrained"]
+    kind.from_pretrained = classmethod(_looking(original.__func__))
+    try:
+        yield
+    finally:
+        kind.from_pretrained = original
+
+
+def _looking(load: Callable[..., Any]) -> Callable[..., Any]:
+    def from_pretrained(cls: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.pop("output_loading_info", False):
+            return load(cls, source, *args, output_loading_info=True, **kwargs)
+        model, told = load(cls, source, *args, output_loading_info=True, **kwargs)
+        _check(f"{cls.__name__} in {source}", told)
+        return model
+
+    return from_pretrained
+
+
+def _check(what: str, told: Mapping[str, Any]) -> None:
+    for key, words in (
+        ("missing_keys", "lacks the tensor"),
+        ("unexpected_keys", "does not use the tensor"),
+        ("mismatched_keys", "has another shape for"),
+    ):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in told.get(key) or ())
+        names = [name for name in names if not name.endswith(_NO_WEIGHTS)]
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            raise PipelineError(
+                f"{what} {words} {one_line(names[0])}{more}: its weights are those of another config.json; fetch the "
+                "model again"
+            )
