@@ -15,7 +15,7 @@ from segquant_bench.pipelines.loading.files import tensors_of
 
 TABLES = 1 << 28
 """Numbers in buffers that no file stores (tables of positions)."""
-_NO_WEIGHTS = ("position_ids",)
+_NO_WEIGHTS = ("position_ids", "rotary_emb.inv_freq")
 """Endings of tensors that files of earlier versions hold, and that are no weights."""
 
 
