@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import re
 
+import pytest
+
 from segquant_bench.eval.report.runs.known import is_ours
 from tests.docs.pages import read
 
@@ -186,14 +188,38 @@ def test_layouts_are_those_of_the_comparisons() -> None:
     assert count == 12 * len(rows) == 12 * (len(exact) // 4)
 
 
-def test_formats_page() -> None:
-    """Every cell is that of docs/formats/table.md, rounded."""
-    exact = _exact("docs/formats/table.md")
-    (table,) = (found for found in _tables(read("docs/formats/README.md")) if found[0][0] == "precision")
-    assert {row[0] for row in table[1]} == {precision for precision, _ in exact} - {"float32"}
-    for row in table[1]:
+@pytest.mark.parametrize("number, page", enumerate(["table", "unet"]))
+def test_formats_page(number: int, page: str) -> None:
+    """Every cell is that of the model's table, rounded; what has not run is a dash."""
+    exact = _exact(f"docs/formats/{page}.md")
+    tables = [found for found in _tables(read("docs/formats/README.md")) if found[0][0] == "precision"]
+    rows = tables[number][1]
+    assert len(tables) == 2 and {row[0] for row in rows} == {precision for precision, _ in exact} - {"float32"}
+    for row in rows:
         cells = dict(zip(("rtn", "gptq_mse", "segquant_plus"), (row[1:4], [row[1], *row[4:6]], row[6:9]), strict=True))
         for method, (size, error, psnr) in cells.items():
+            if "–" in (size, error, psnr):
+                assert (row[0], method) not in exact
+                continue
             for written, start in ((size, "weights"), (error, "output error"), (psnr, "psnr")):
                 (column,) = [key for key in exact[row[0], method] if key.startswith(start)]
                 assert _alike(written, exact[row[0], method][column][0]), (row[0], method, start)
+
+
+def test_formats_against_formats() -> None:
+    exact = {}
+    for pair in csv.DictReader(read("docs/formats/pairs.csv").splitlines()):
+        assert pair["a"] == pair["b"]
+        exact[pair["where"], pair["precision"], pair["a"], pair["metric"]] = pair
+    lines = read("docs/formats/README.md").split("| formats |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    columns = [(model, metric) for model in ("emoji_sd3", "emoji_sdxl") for metric in ("psnr", "output error")]
+    for row in rows:
+        for (model, metric), cell in zip(columns, row[2:], strict=True):
+            pair = exact[model, row[0], row[1], metric]
+            written = [number.replace("−", "-") for number in _NUMBER.findall(cell)]
+            assert all(
+                _alike(a, pair[key]) for a, key in zip(written, ("value", "value.low", "value.high"), strict=True)
+            ), (row, metric)
+            assert ("**" in cell) == (pair["verdict"] in ("better", "worse")), (row, metric)
+    assert len(rows) * 8 == len(exact)
