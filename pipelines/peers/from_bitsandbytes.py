@@ -1,7 +1,8 @@
 """bitsandbytes on a CPU: NF4 and FP4 weights in blocks of 64, and LLM.int8.
 
 Scales are float32 maxima of the blocks or rows. FP4 is bitsandbytes' own, not OCP's e2m1: its least value is 1/192 of
-its largest, not 1/12. Processors with AVX512-BF16 multiply 4-bit weights in bfloat16. Linears only.
+its largest, not 1/12. Products are float32 on every processor: bitsandbytes' own kernel for AVX512-BF16 rounds inputs
+to bfloat16, and fails where outputs are no multiple of 32. Linears only.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def _four_bits(model: nn.Module, names: Sequence[str], _: Forward, *, kind: str,
         options = {"compress_statistics": double_quant, "quant_type": kind}
         made = Linear4bit(linear.in_features, linear.out_features, compute_dtype=linear.weight.dtype, device="meta")
         made.weight = Params4bit(linear.weight.detach(), module=made, **options)
+        made.support_avx512bf16_for_cpu = False
         _replace(model, name, linear, made)
 
 

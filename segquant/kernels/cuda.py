@@ -13,7 +13,7 @@ from segquant.kernels.backend import Backend
 from segquant.kernels.integers import kernel_codes, row_scales, unpack_codes, why_no_integers
 from segquant.kernels.products import columns, product
 from segquant.kernels.runs import Run, code_sums, layout_runs
-from segquant.modules.state import outside_autocast
+from segquant.modules.state import exact_products
 from segquant.modules.window import Window
 from segquant.numerics import functional as F
 from segquant.numerics.input_grid import InputGrid, Scales
@@ -75,7 +75,7 @@ class Cuda(Backend):
         return Packed(tensors, codes, row_scales(layout, tensors), code_sums(layout, codes))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        with outside_autocast(x.device):
+        with exact_products(x.device):
             rows = x.reshape(-1, layout.in_features)
             parts = [_branch(rows, layout, packed, branch) for branch in range(len(layout.branches))]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

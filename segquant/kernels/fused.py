@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segquant.kernels.backend import Backend
 from segquant.kernels.integers import kernel_bits, kernel_codes, row_scales
-from segquant.modules.state import outside_autocast
+from segquant.modules.state import exact_products
 from segquant.numerics.layout import Layout
 from segquant.transforms.chain import Chain, chain_of
 from segquant.transforms.low_rank import LowRank
@@ -91,7 +91,7 @@ class FusedBackend(Backend):
         return Packed(tensors, codes, scale, down, ups, bias, form, self.extra_of(layout, codes))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        with outside_autocast(x.device):
+        with exact_products(x.device):
             rows = self.known(x.reshape(-1, layout.in_features)).contiguous()
             if packed.form is None:
                 out = self._by_branch(rows, layout, packed)

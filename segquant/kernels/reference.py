@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segquant.kernels.backend import Backend
-from segquant.modules.state import outside_autocast
+from segquant.modules.state import exact_products
 from segquant.modules.window import Window
 from segquant.numerics.fake_quant import dequantize_weight
 from segquant.numerics.layout import Layout
@@ -46,7 +46,7 @@ class Reference(Backend):
         return layout.in_features * layout.out_features * torch.float32.itemsize
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        with outside_autocast(x.device):
+        with exact_products(x.device):
             return self._linear(x, layout, packed)
 
     def _linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:

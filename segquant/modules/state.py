@@ -101,6 +101,16 @@ def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if on else nullcontext()
 
 
+def exact_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, products of this device's float32 tensors are float32's, whatever the caller lets torch round."""
+    if torch.compiler.is_compiling() or all(place.fp32_precision in (EXACT, "none") for place in PRECISIONS):
+        return outside_autocast(device)
+    stack = ExitStack()
+    stack.enter_context(outside_autocast(device))
+    stack.enter_context(_exact_products())
+    return stack
+
+
 def check_seed(seed: int) -> None:
     """QuantizationError for a seed that torch's generators do not take."""
     if not -(2**63) <= seed < 2**63:

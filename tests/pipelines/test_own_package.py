@@ -244,7 +244,7 @@ def test_precisions_by_fields_and_by_function(package: Path, tiny: Tiny) -> None
         (["metric.metrics=[LAB.data.prompts]"], "is a function"),
         (["+dataset.arguments.knid=x"], "takes no 'knid'.*'kind'"),
         (["dataset.table=x.csv"], "does not read dataset.table"),
-        (["calibration.timesteps.power=inf"], "returned .*weights"),
+        (["calibration.timesteps.power=inf"], "is no finite number"),
         (["stages.colours._target_=LAB.stage.COLOUR"], "has no 'COLOUR'; did you mean 'COLOURS'"),
         (["stages.colours._target_=LAB.data.prompts"], "is a function; name a value of"),
         (["stages.colours._target_=3"], "is no dotted path"),

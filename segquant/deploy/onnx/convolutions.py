@@ -42,8 +42,10 @@ def convolution(work: Work, x: ir.Value, window: Window, pads: Sequence[int], fo
         block = codes[:, piece.columns]
         block = block.reshape(_shape(work, window, block.shape[1]))
         for each in codes_of(work, part, piece.given) if form == INT8 else [_fp8(work, part, piece)]:
-            make = _fused if work.profile.fused else _paired
-            products.append((each.negated, make(work, each, block, piece, label, geometry)))
+            if work.profile.fused:
+                products.append((each.negated, _fused(work, each, block, piece, label, geometry)))
+            else:
+                products.append((False, _paired(work, each, block, piece, label, geometry)))
     return _with_bias(work, summed(work, products))
 
 
@@ -70,9 +72,14 @@ def _fp8(work: Work, x: ir.Value, piece: Piece) -> Codes:
 
 
 def _paired(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]) -> ir.Value:
-    """QuantizeLinear, DequantizeLinear, Conv."""
+    """QuantizeLinear, DequantizeLinear, Conv; with the sign of the product.
+
+    OpenVINO takes a Sub behind Conv for a factor of its weights, which are floats then: scales have the sign.
+    """
     tape = work.tape
-    scale = tape.constant(f"{label}.weight_scale", lambda: work.weight_scale(piece.weight))
+    sign = -1.0 if each.negated else 1.0
+    name = f"{label}.weight_scale{'_negated' if each.negated else ''}"
+    scale = tape.constant(name, lambda: sign * work.weight_scale(piece.weight))
     codes = tape.constant(f"{label}.codes", lambda: work.stored(block))
     if codes.dtype == ir.DataType.INT4:
         codes = tape.op("Cast", codes, to=int(ir.DataType.INT8))

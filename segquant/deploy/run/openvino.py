@@ -13,6 +13,8 @@ from segquant.deploy.run.engine import Array, Engine
 from segquant.deploy.run.probe import is_exact, probe_input, saturating_model
 from segquant.errors import QuantizationError, first_line, nearest
 
+GIVEN_INPUTS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Else CPUs with VNNI round inputs to 8 bits in groups of 32 where weights alone are codes."""
 WITHOUT_INTEGERS = {"LP_TRANSFORMS_MODE": "NO"}
 """Weights stay codes, products are float."""
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
@@ -40,7 +42,7 @@ class OpenVino(Engine):
         if kind not in core.available_devices:
             there = [name.lower() for name in core.available_devices]
             raise QuantizationError(f"OpenVINO has no device {device!r} here; {nearest(device, there)}")
-        self.remark, config = "", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
+        self.remark, config = "", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", **GIVEN_INPUTS}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
         if kind == "CPU" and "int8" in manifest.layers.values() and not products_are_exact():
@@ -65,9 +67,11 @@ class OpenVino(Engine):
 
 def _word(operation: Any) -> str:
     about = operation.get_rt_info()
-    kind, precision = (str(about[key].value) for key in ("layerType", "runtimePrecision"))
+    kind, precision, kernel = (str(about[key].value) for key in ("layerType", "runtimePrecision", "primitiveType"))
     if kind not in PRODUCTS:
         return ""
+    if precision in ("u8", "i8") and not kernel.endswith("I8"):  # codes of weights alone, made floats in the kernel
+        return "float32"
     return {"u8": "int8", "i8": "int8", "i4": "4-bit blocks", "u4": "4-bit blocks"}.get(precision, "float32")
 
 

@@ -14,7 +14,7 @@ from segquant.errors import QuantizationError
 from segquant.kernels.cpu import operators
 from segquant.kernels.fused import FusedBackend, Packed
 from segquant.kernels.integers import why_no_integers, why_not_scales
-from segquant.modules.state import outside_autocast
+from segquant.modules.state import exact_products
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
 from segquant.registry import register
@@ -59,7 +59,7 @@ class Cpu(FusedBackend):
     def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:
         if packed.form is None:
             return super().convolution(x, layout, window, packed)
-        with outside_autocast(x.device):
+        with exact_products(x.device):
             alone, inner, padding = x.dim() == 3, None, window.padding
             if packed.down is not None or window.mode != "zeros":
                 x, padding = window.padded(x), (0, 0, 0, 0)

@@ -152,7 +152,7 @@ def test_defaults_of_the_backends_are_those_of_eval() -> None:
 def test_missing_values_are_named() -> None:
     with pytest.raises(PipelineError, match="no value for model"):
         validate(compose_config(["~model"]))
-    with pytest.raises(PipelineError, match="schema"):
+    with pytest.raises(PipelineError, match=r"model=1 is no section; set model\.KEY=VALUE"):
         validate(OmegaConf.create({"model": 1}))
 
 

@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.sampling import timesteps
+from segquant_bench.pipelines.sampling import own_timesteps, timesteps
 from segquant_bench.pipelines.sampling.samples import Sample
 from segquant_bench.pipelines.sampling.timesteps import (
     draw_steps,
@@ -137,3 +137,15 @@ def test_all_steps_and_a_number_of_steps_exclude_each_other() -> None:
         validate(compose_config(["calibration=all", "calibration.steps_per_prompt=3"]))
     with pytest.raises(PipelineError, match="need a number of steps"):
         validate(compose_config(["calibration.steps_per_prompt=null"]))
+
+
+@pytest.mark.parametrize("made", [[float("inf"), 1.0], [float("nan"), 1.0], [-1.0, 2.0], [0.0, 0.0]])
+def test_weights_of_one_s_own_that_are_none(made: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_timesteps.own_code, "find_function", lambda target, key: None)
+    monkeypatch.setattr(own_timesteps.own_code, "call", lambda *_: made)
+    own_timesteps._weights.cache_clear()
+    with pytest.raises(
+        PipelineError, match=r"lab\.late returned \[.*weights are finite, not negative, and not all zero"
+    ):
+        own_timesteps.own_weights({"_target_": "lab.late"}, 2, 0)
+    own_timesteps._weights.cache_clear()

@@ -174,7 +174,10 @@ def test_a_format_is_the_references(name: str, engine: str, tmp_path: Path) -> N
     lowest = 0.03 if whole and engine == "ort" else 1e-6  # it rounds inputs by itself
     assert float(apart.median()) < lowest and float(apart.max()) < max(0.02, 3 * lowest)
     if engine == "ort" or products_are_exact():
-        assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine]))
+        alone = (
+            {"float32"} if engine == "openvino" and spec.dtype.startswith("uint") else set()
+        )  # it knows no such zeros
+        assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine])) | alone
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])
