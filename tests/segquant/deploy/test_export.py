@@ -144,7 +144,8 @@ folder, saved = sys.argv[1:]
 feeds = dict(np.load(saved))
 session = onnxruntime.InferenceSession(folder + "/ort/model.onnx")
 np.save(folder + "/ort.npy", session.run(None, feeds)[0])
-compiled = openvino.Core().compile_model(folder + "/openvino/model.onnx", "CPU", {"LP_TRANSFORMS_MODE": "NO"})
+options = {"LP_TRANSFORMS_MODE": "NO", "INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+compiled = openvino.Core().compile_model(folder + "/openvino/model.onnx", "CPU", options)
 np.save(folder + "/openvino.npy", next(iter(compiled(feeds).values())))
 """
 
