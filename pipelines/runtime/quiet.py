@@ -13,6 +13,8 @@ NOT_OURS = {
     "torch.utils.flop_counter": ("triton not found",),
     # torchao's own kernels are for GPUs, and built for one version of torch; it has others in plain PyTorch.
     "torchao": ("Skipping import of cpp extensions", "Failed to load"),
+    # bitsandbytes asks a hub for a kernel on CPUs with AVX512-BF16; the peers do without it.
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
     # The first figure in a new home directory; takes a second or two.
     "matplotlib.font_manager": ("generated new fontManager",),
 }
