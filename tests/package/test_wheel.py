@@ -158,6 +158,7 @@ def test_plan(installed: Installed) -> None:
     assert "153 of 504 layers" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_shipped_pipeline(installed: Installed) -> None:
     done = installed.run("segquant-plan", "model=emoji_sd3")
     assert done.returncode == 1 and "set SEGQUANT_ZOO=CLONE/pipelines/zoo" in done.stderr
