@@ -15,6 +15,8 @@ NOT_OURS = {
     "torchao": ("Skipping import of cpp extensions", "Failed to load"),
     # bitsandbytes asks a hub for a kernel on CPUs with AVX512-BF16; the peers do without it.
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
+    # diffusers looks for tensors that later releases of torchao do not have; models serialized with them are refused.
+    "diffusers.quantizers.torchao.torchao_quantizer": ("Unable to import `torchao` Tensor objects",),
     # The first figure in a new home directory; takes a second or two.
     "matplotlib.font_manager": ("generated new fontManager",),
 }
