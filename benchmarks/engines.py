@@ -34,6 +34,7 @@ BARS = {
     ("emoji_sd3", "ort int8", "ort float32"): 1.7,
     ("emoji_sd3", "openvino int8", "torch float32"): 2.6,
     ("emoji_sd3", "openvino int8, bfloat16 rest", "torch float32"): 3.3,
+    ("block", "openvino int8", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest", "torch float32"): 3.5,
 }
 """Least speed of the first against the second."""

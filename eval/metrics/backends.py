@@ -7,6 +7,8 @@ from typing import Any
 
 from segquant_bench.eval.errors import EvalError
 
+Has = Callable[[int, int], bool]
+"""Whether the batch that begins with picture `start`, of so many, is one's own."""
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
 LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 
@@ -19,13 +21,13 @@ class Network:
         load: raises EvalError if it cannot be had.
         check: likewise, without loading it: called before any picture is made.
         part: keeps features of some of the pictures' batches on disk, for several processes: what was loaded, pictures,
-            `Backends`, the folder, and whether a batch is one's own (`networks.cache.Has`). None: it has no features.
+            `Backends`, the folder, and which batches are one's own. None: it has no features.
     """
 
     name: str
     load: Callable[[Backends], Any]
     check: Callable[[Backends], object] = lambda backends: None
-    part: Callable[[Any, Sequence[Path], Backends, Path, Callable[[int, int], bool]], None] | None = None
+    part: Callable[[Any, Sequence[Path], Backends, Path, Has], None] | None = None
 
 
 @dataclass(frozen=True)

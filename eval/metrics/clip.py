@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Backends, Network
+from segquant_bench.eval.metrics.backends import Backends, Has, Network
 from segquant_bench.eval.metrics.images import list_numbered
 from segquant_bench.eval.metrics.metric import Metric
 from segquant_bench.eval.metrics.statistics import share_interval
@@ -69,9 +69,7 @@ def _check_scorer(backends: Backends) -> None:
     check_scorer(backends)
 
 
-def _keep_part(
-    scorer: Scorer, paths: Sequence[Path], backends: Backends, cache: Path, has: Callable[[int, int], bool]
-) -> None:
+def _keep_part(scorer: Scorer, paths: Sequence[Path], backends: Backends, cache: Path, has: Has) -> None:
     scorer.keep_part(paths, cache, has)
 
 

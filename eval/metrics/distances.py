@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Backends, Network
+from segquant_bench.eval.metrics.backends import Backends, Has, Network
 from segquant_bench.eval.metrics.metric import LAST, Metric
 from segquant_bench.eval.metrics.statistics import jackknife_interval, left_out_counts
 from segquant_bench.eval.results import EvalResult
@@ -166,9 +166,7 @@ def _check_pictures(prompts: Sequence[str], backends: Backends) -> None:
         raise EvalError(f"FID and KID need at least 2 pictures, {len(prompts)} was asked for; use more prompts")
 
 
-def _keep_part(
-    extractor: Extractor, paths: Sequence[Path], backends: Backends, cache: Path, has: Callable[[int, int], bool]
-) -> None:
+def _keep_part(extractor: Extractor, paths: Sequence[Path], backends: Backends, cache: Path, has: Has) -> None:
     from segquant_bench.eval.metrics.networks.features import keep_fid_part  # torch: only where pictures are judged
 
     keep_fid_part(extractor, paths, backends.batch_size, cache, has)

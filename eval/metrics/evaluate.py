@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.files import save_json, save_tensors
-from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.metrics.backends import Backends, Has
 from segquant_bench.eval.metrics.evaluation import Evaluation
 from segquant_bench.eval.metrics.metric import Metric, split_name
 from segquant_bench.eval.metrics.registry import check_metrics, find_metrics
@@ -66,7 +66,7 @@ def keep_features(
     metrics: Sequence[str],
     backends: Backends,
     cache: Path,
-    has: Callable[[int, int], bool],
+    has: Has,
 ) -> None:
     """One process's part of the features that `evaluate` of the same arguments asks for, kept in `cache`.
 

@@ -141,8 +141,6 @@ def diffusers_class(name: str, key: str) -> Any:
 
     from segquant_bench.pipelines.loading import class_prompts
 
-    quieten()  # before classes are imported, which warn of other packages
-
     found = getattr(class_prompts, name, None) or getattr(diffusers, name, None)
     if not inspect.isclass(found) or not hasattr(found, "load_config"):
         kinds = [item for item in dir(diffusers) if item.endswith(("Pipeline", "Model", "Scheduler"))]

@@ -9,12 +9,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from segquant_bench.eval.files import save_tensors
+from segquant_bench.eval.metrics.backends import Has
 from segquant_bench.eval.metrics.images import batches, content_hash
 
 log = logging.getLogger(__name__)
-
-Has = Callable[[int, int], bool]
-"""Whether the batch that begins with picture `start`, of so many, is one's own."""
 
 
 def cached_features(

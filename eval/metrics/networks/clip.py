@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Backends
+from segquant_bench.eval.metrics.backends import Backends, Has
 from segquant_bench.eval.metrics.images import content_hash, read_rgb
-from segquant_bench.eval.metrics.networks.cache import Has, cached_features, keep_part
+from segquant_bench.eval.metrics.networks.cache import cached_features, keep_part
 from segquant_bench.eval.metrics.networks.clip_source import find_source
 from segquant_bench.hidden import visible
 

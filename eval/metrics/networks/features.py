@@ -18,8 +18,8 @@ from torch import Tensor
 from segquant_bench.bars import tqdm  # isort: skip - as if it were tqdm's, see runtime.meaning
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.metrics.backends import Backends
-from segquant_bench.eval.metrics.networks.cache import Has, cached_features, keep_part
+from segquant_bench.eval.metrics.backends import Backends, Has
+from segquant_bench.eval.metrics.networks.cache import cached_features, keep_part
 from segquant_bench.eval.metrics.networks.effnet import EFFNET_SIZE, effnet_backend, load_effnet
 from segquant_bench.eval.metrics.networks.resize import resizer
 

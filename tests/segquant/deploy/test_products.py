@@ -174,10 +174,11 @@ def test_a_format_is_the_references(name: str, engine: str, tmp_path: Path) -> N
     lowest = 0.03 if whole and engine == "ort" else 1e-6  # it rounds inputs by itself
     assert float(apart.median()) < lowest and float(apart.max()) < max(0.02, 3 * lowest)
     if engine == "ort" or products_are_exact():
-        alone = (
-            {"float32"} if engine == "openvino" and spec.dtype.startswith("uint") else set()
-        )  # it knows no such zeros
-        assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine])) | alone
+        form = form_of(layer, PROFILES[engine])
+        asymmetric = spec.dtype.startswith("uint") and running.products().keys() == {"float32"}
+        if engine == "openvino" and form == "int8" and asymmetric:
+            pytest.xfail("OpenVINO multiplies weights with zero points as floats")
+        assert running.products().keys() <= in_integers(form)
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino"])

@@ -235,12 +235,14 @@ def test_vectors_of_256_bits_are_the_reference(flags: str, tmp_path: Path) -> No
 def test_threads_change_no_bit() -> None:
     before = torch.get_num_threads()
     layers = [layer_of(precision, CUTS["mixed"]) for precision in ("w8a8", "w4a8")]
-    x = inputs(300, 384)
+    x, image = inputs(300, 384), tensor(2, 48, 9, 17)
+    model: Any = nn.Sequential(nn.Conv2d(48, 70, 3, padding=1))
+    segquant.quantize_(model, presets.rtn("w8a8", convolutions=True), [image])
     try:
         found = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append([both(layer, x)[0] for layer in layers])
+            found.append([*(both(layer, x)[0] for layer in layers), both(model[0], image)[0]])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

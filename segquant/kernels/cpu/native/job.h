@@ -17,7 +17,7 @@
 
 namespace segquant {
 
-constexpr int64_t kBlockBytes = 4 << 20;   // packed rows that stay in a cache while panels pass
+constexpr int64_t kBlockBytes = 4 << 20;    // packed rows that stay in a cache while panels pass
 constexpr int64_t kTogether = 8 * kRows;  // rows that are stored together
 
 inline const float* as_floats(const uint16_t* row, int64_t columns, float* buffer) {
