@@ -31,7 +31,7 @@ demo: setup
 	@echo "The command is $(BIN)/segquant; 'source $(BIN)/activate' puts it on the PATH, 'segquant --help' says what it can do"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
 # Every denoiser class by both captures, every architecture at full size, sweeps over whole pipelines, training.
 test-slow: .venv/tested

@@ -13,6 +13,7 @@
 #include "output.h"
 #include "patches.h"
 #include "plan.h"
+#include "taps.h"
 
 namespace segquant {
 

@@ -52,6 +52,12 @@ struct Source {
   const float* scale = nullptr;
   const float* zero = nullptr;
   int64_t bytes_each = 0;  // of a value there
+  int64_t columns = 0;     // of a linear's row
+
+  // Where a row that is read directly begins.
+  const char* at(int64_t row) const {
+    return direct + (patches ? patches->place(row) : row * columns) * bytes_each;
+  }
 };
 
 // Rows as tiles take them: where each is, and its scales and zeros.
@@ -159,7 +165,7 @@ inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const R
   Panel own{weight_memory.get<int8_t>(plan.panel_words * kColumns * 4),
             scale_memory.get<float>(weights.groups * kColumns),
             sum_memory.get<int32_t>(static_cast<int64_t>(plan.runs.size()) * kColumns)};
-  own.fill(shape, plan, weights, first_output, last, wide_memory.get<int8_t>(stride * kColumns),
+  own.fill(shape, plan, weights, first_output, last, wide_memory.get<int8_t>(stride * (kColumns + 1)),
            quad_memory.get<int8_t>(shape.kind == Kind::kFloat ? stride * kColumns : 0));
   const int64_t columns = std::min<int64_t>(kColumns, last - first_output);
   float* up = up_memory.get<float>(low_rank.rank * kColumns);
@@ -197,7 +203,7 @@ inline void Job::run() const {
     torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         if (source.direct) {
-          at[row] = source.direct + source.patches->place(top + row) * source.bytes_each;
+          at[row] = source.at(top + row);
           continue;
         }
         int32_t* own = packed + row * plan.input_words;

@@ -57,8 +57,9 @@ SEGQUANT_INLINE Floats plus_product(Floats sum, Floats a, Floats b) { return _mm
 SEGQUANT_INLINE Floats less_product(Floats sum, Floats a, Floats b) { return _mm512_fnmadd_ps(a, b, sum); }
 SEGQUANT_INLINE Ints pairs(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }     // of s16, to s32
 SEGQUANT_INLINE Ints quads(Ints a, Ints b) { return _mm512_maddubs_epi16(a, b); }  // of u8 and s8, to s16
-SEGQUANT_INLINE Ints byte_of(Ints words, int byte) {                               // a word's byte, with its sign
-  return _mm512_srai_epi32(_mm512_sll_epi32(words, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
+template <int Byte>
+SEGQUANT_INLINE Ints byte_of(Ints words) {  // a word's byte, with its sign
+  return _mm512_srai_epi32(_mm512_slli_epi32(words, 24 - 8 * Byte), 24);
 }
 SEGQUANT_INLINE Ints most(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 SEGQUANT_INLINE Ints least(Ints a, Ints b) { return _mm512_min_epi32(a, b); }
@@ -119,8 +120,9 @@ SEGQUANT_INLINE Floats plus_product(Floats sum, Floats a, Floats b) { return _mm
 SEGQUANT_INLINE Floats less_product(Floats sum, Floats a, Floats b) { return _mm256_fnmadd_ps(a, b, sum); }
 SEGQUANT_INLINE Ints pairs(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }     // of s16, to s32
 SEGQUANT_INLINE Ints quads(Ints a, Ints b) { return _mm256_maddubs_epi16(a, b); }  // of u8 and s8, to s16
-SEGQUANT_INLINE Ints byte_of(Ints words, int byte) {                               // a word's byte, with its sign
-  return _mm256_srai_epi32(_mm256_sll_epi32(words, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
+template <int Byte>
+SEGQUANT_INLINE Ints byte_of(Ints words) {  // a word's byte, with its sign
+  return _mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * Byte), 24);
 }
 SEGQUANT_INLINE Ints most(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 SEGQUANT_INLINE Ints least(Ints a, Ints b) { return _mm256_min_epi32(a, b); }

@@ -114,6 +114,14 @@ struct Images {
   }
 };
 
+// A linear's rows as they lie, if nothing is to be done to them.
+Source direct(const Shape& shape, bool half, const float* smooth, const void* values) {
+  Source source;
+  if (shape.kind != Kind::kFloat || half || smooth) return source;
+  source.direct = static_cast<const char*>(values), source.bytes_each = sizeof(float), source.columns = shape.columns;
+  return source;
+}
+
 void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patches, const Tensor& out) {
   check(layer, rows);
   Plan plan = plan_of(layer.shape);
@@ -122,14 +130,10 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
                   static_cast<const float*>(layer.weight_scale.const_data_ptr()), layer.weight_scale.size(1),
                   layer.codes.size(0)};
   Shape shape = layer.shape;
-  thread_local Scratch code_memory;
   thread_local Images images;
-  if (patches) shape.taps = patches->taps();
-  if (patches && patches->by_tap && patches->taps() > 1 && shape.kind != Kind::kFloat) {
-    int8_t* ordered = code_memory.get<int8_t>(weights.outputs * shape.columns);
-    order_by_tap(shape, patches->taps(), weights.codes, weights.bytes, weights.outputs, ordered);
-    weights.codes = reinterpret_cast<const uint8_t*>(ordered);
-    weights.bytes = shape.columns, shape.weight_bits = 8;
+  if (patches) {
+    shape.taps = patches->taps();
+    shape.by_tap = patches->by_tap && shape.taps > 1 && shape.kind != Kind::kFloat;
   }
   const int64_t pieces = static_cast<int64_t>(layer.shape.pieces.size());
   int64_t first = 0, words = 0;
@@ -146,6 +150,7 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
     if (patches && (branch == 0 || smooth || known.above)) {
       source = half ? fill(static_cast<const uint16_t*>(values)) : fill(static_cast<const float*>(values));
     }
+    if (!patches) source = direct(shape, half, smooth, values);
     low_rank.rank = layer.ranks.empty() ? 0 : layer.ranks[branch];
     Job{shape, plan, known, smooth, floats(layer.bias), floats(layer.beside), low_rank, weights, first, first + size,
         rows, values, out.mutable_data_ptr(), half, source}

@@ -9,6 +9,7 @@
 
 #include "lanes.h"
 #include "plan.h"
+#include "taps.h"
 
 namespace segquant {
 
@@ -110,12 +111,16 @@ inline void fill_float(const Run& run, const Shape& shape, const int8_t* quads, 
   const int64_t channels = shape.columns / shape.taps;
   each<kVectors>([&](auto v) {
     const Floats by = load_floats(scale + run.group * kColumns + kLanes * v);
-    int64_t tap = run.first % shape.taps, channel = run.first / shape.taps;
-    for (int64_t k = 0; k < run.count; ++k) {
-      const Ints words = load_ints(quads + (k / 4 * kVectors + v) * 4 * kLanes);
-      float* to = out + (tap * channels + channel) * kColumns + kLanes * v;
-      store_floats(to, times(to_floats(byte_of(words, static_cast<int>(k % 4))), by));
-      if (++tap == shape.taps) tap = 0, ++channel;
+    int64_t tap = run.first % shape.taps;
+    float* to = out + (tap * channels + run.first / shape.taps) * kColumns + kLanes * v;
+    for (int64_t k = 0; k < run.count; k += 4) {
+      const Ints words = load_ints(quads + (k * kVectors + 4 * v) * kLanes);
+      each<4>([&](auto byte) {
+        if (k + byte >= run.count) return;
+        store_floats(to, times(to_floats(byte_of<byte>(words)), by));
+        to += channels * kColumns;
+        if (++tap == shape.taps) tap = 0, to -= (shape.columns - 1) * kColumns;
+      });
     }
   });
 }
@@ -126,24 +131,14 @@ struct Panel {
   float* scale;  // [groups][kColumns]
   int32_t* sums;  // [runs][kColumns]
 
-  // `wide` and `quads` are memory for as many s8 codes, rows of them rounded up to 64.
+  // `wide` and `quads` are memory for as many s8 codes, and a row more, rows of them rounded up to 64.
   void fill(const Shape& shape, const Plan& plan, const Weights& from, int64_t first, int64_t last, int8_t* wide,
             int8_t* quads) {
     const int8_t* rows[kColumns];
     const int64_t stride = (shape.columns + 63) / 64 * 64;
     for (int column = 0; column < kColumns; ++column) {
       const int64_t output = first + column;
-      int8_t* own = wide + column * stride;
-      const uint8_t* codes = from.codes + output * from.bytes;
-      if (output >= last) {
-        std::memset(own, 0, static_cast<size_t>(shape.columns));
-        rows[column] = own;
-      } else if (shape.weight_bits == 4) {
-        widen(codes, shape.columns, own);
-        rows[column] = own;
-      } else {
-        rows[column] = reinterpret_cast<const int8_t*>(codes);
-      }
+      rows[column] = row_of(shape, from, output, output < last, wide + column * stride, wide + kColumns * stride);
       for (int64_t group = 0; group < from.groups; ++group) {
         scale[group * kColumns + column] = output < last ? from.scale[output * from.groups + group] : 0.0f;
       }
@@ -163,6 +158,23 @@ struct Panel {
       const bool floats = shape.kind == Kind::kQuads;
       if (floats || shape.kind == Kind::kBytes) sum_run(run, at, floats, sum), sum += kColumns;
     }
+  }
+
+ private:
+  // An output's codes as s8 in the order of the input's columns: as they lie, or in `own`.
+  static const int8_t* row_of(const Shape& shape, const Weights& from, int64_t output, bool given, int8_t* own,
+                              int8_t* buffer) {
+    if (!given) return static_cast<int8_t*>(std::memset(own, 0, static_cast<size_t>(shape.columns)));
+    const uint8_t* codes = from.codes + output * from.bytes;
+    const auto* wide = reinterpret_cast<const int8_t*>(codes);
+    if (shape.weight_bits == 4) {
+      int8_t* to = shape.by_tap ? buffer : own;
+      widen(codes, shape.columns, to);
+      wide = to;
+    }
+    if (!shape.by_tap) return wide;
+    order_by_tap(shape, wide, own);
+    return own;
   }
 };
 

@@ -51,6 +51,7 @@ struct Shape {
   int64_t input_bits = 8;           // 0: float
   bool zero_point = false;          // asymmetric grids where dual says so
   int64_t taps = 1;                 // of a convolution's window
+  bool by_tap = false;              // integer inputs are read tap by tap, though weights' codes are not
 
   bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point; }
 
