@@ -221,6 +221,31 @@ def test_a_pixel_that_is_no_number_spreads_over_its_patches() -> None:
     assert torch.equal(both(model[0], x.nan_to_num())[0][0], found[0])
 
 
+@pytest.mark.parametrize(("shape", "outputs", "padding"), [
+    ((2, 32, 9, 7), 70, 1),  # squares over both ends
+    ((1, 48, 8, 10), 64, 0),
+    ((1, 16, 6, 41), 5, (2, 1)),
+    ((1, 16, 42, 43), 3, 1),  # more squares than are multiplied at once
+    ((1, 1280, 8, 8), 3, 1),  # long sums
+])  # fmt: skip
+def test_squares_of_float_convolutions_are_exact(shape: tuple[int, ...], outputs: int, padding: Any) -> None:
+    """Winograd's products err no more than twice as much as torch's, by float64; what is no number spreads as there."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(shape[1], outputs, 3, padding=padding))
+    x = tensor(*shape)
+    segquant.quantize_(model, presets.rtn("w4a16", convolutions=True), [x])
+    weight, bias = model[0].weight.double(), model[0].bias.double()
+    exact = nn.functional.conv2d(x.double(), weight.reshape(outputs, shape[1], 3, 3), bias, padding=padding)
+    found, expected = both(model[0], x)
+    torch_errs, errs = ((each - exact).abs() for each in (expected, found))
+    assert errs.median() <= 2 * torch_errs.median() and errs.max() <= 4 * torch_errs.max()
+    close(model[0], x.bfloat16())
+    for value in (float("nan"), float("inf")):
+        x[0, 3, 2, 4] = value
+        found, expected = both(model[0], x)
+        assert torch.equal(found.isfinite(), expected.isfinite()) and torch.equal(found.isnan(), expected.isnan())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", ["-mno-avx512f", "-mno-avx512f -DSEGQUANT_BYTES"])
 def test_vectors_of_256_bits_are_the_reference(flags: str, tmp_path: Path) -> None:
@@ -237,12 +262,15 @@ def test_threads_change_no_bit() -> None:
     layers = [layer_of(precision, CUTS["mixed"]) for precision in ("w8a8", "w4a8")]
     x, image = inputs(300, 384), tensor(2, 48, 9, 17)
     model: Any = nn.Sequential(nn.Conv2d(48, 70, 3, padding=1))
+    plain = copy.deepcopy(model)
     segquant.quantize_(model, presets.rtn("w8a8", convolutions=True), [image])
+    segquant.quantize_(plain, presets.rtn("w4a16", convolutions=True), [image])
     try:
         found = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append([*(both(layer, x)[0] for layer in layers), both(model[0], image)[0]])
+            convolved = [both(each[0], image)[0] for each in (model, plain)]
+            found.append([*(both(layer, x)[0] for layer in layers), *convolved])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))

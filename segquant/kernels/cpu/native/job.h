@@ -68,6 +68,8 @@ struct Rows {
   int64_t scales;  // floats from a row's to the next one's
 };
 
+struct Squares;
+
 struct Job {
   const Shape& shape;
   const Plan& plan;
@@ -88,7 +90,13 @@ struct Job {
 
  private:
   void pack(int64_t row, int32_t* packed, float* scale, float* zero) const;
+  Panel filled(int64_t first_output, Scratch& memory) const;
   void panel(int64_t first_output, int64_t top, int64_t count, const Rows& packed) const;
+  bool fits_squares() const;
+  bool by_squares() const;  // false if some value is infinite or no number
+  void panel_of_squares(int64_t first_output, int64_t top, int64_t count, const float* points) const;
+  void store_squares(const Squares& squares, int64_t line, int64_t first_output, int64_t columns,
+                     const float* products, int64_t all, float (*values)[kColumns]) const;
   void channel_places(int64_t row, int64_t rows_here, int64_t* places) const;
   void expect(int64_t row, int64_t rows_here, int64_t column, int64_t columns) const;
   void store(int64_t row, int64_t rows_here, int64_t column, int64_t columns, float (*values)[kColumns]) const;
@@ -158,15 +166,22 @@ void Job::store_as(T* to, int64_t row, int64_t rows_here, int64_t column, int64_
   write_channels(values, places, rows_here, columns, to + column * positions, positions);
 }
 
-// Outputs first_output … of the rows top … top + count - 1.
-inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const Rows& packed) const {
-  thread_local Scratch weight_memory, wide_memory, quad_memory, scale_memory, sum_memory, up_memory;
+// The panel of outputs first_output …, its weights in `memory`.
+inline Panel Job::filled(int64_t first_output, Scratch& memory) const {
+  thread_local Scratch wide_memory, quad_memory, scale_memory, sum_memory;
   const int64_t stride = (shape.columns + 63) / 64 * 64;
-  Panel own{weight_memory.get<int8_t>(plan.panel_words * kColumns * 4),
+  Panel own{memory.get<int8_t>(plan.panel_words * kColumns * 4),
             scale_memory.get<float>(weights.groups * kColumns),
             sum_memory.get<int32_t>(static_cast<int64_t>(plan.runs.size()) * kColumns)};
   own.fill(shape, plan, weights, first_output, last, wide_memory.get<int8_t>(stride * (kColumns + 1)),
            quad_memory.get<int8_t>(shape.kind == Kind::kFloat ? stride * kColumns : 0));
+  return own;
+}
+
+// Outputs first_output … of the rows top … top + count - 1.
+inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const Rows& packed) const {
+  thread_local Scratch weight_memory, up_memory;
+  const Panel own = filled(first_output, weight_memory);
   const int64_t columns = std::min<int64_t>(kColumns, last - first_output);
   float* up = up_memory.get<float>(low_rank.rank * kColumns);
   low_rank.fill(first_output - first, columns, up);
@@ -187,6 +202,7 @@ inline void Job::panel(int64_t first_output, int64_t top, int64_t count, const R
 }
 
 inline void Job::run() const {
+  if (fits_squares() && by_squares()) return;
   thread_local Scratch row_memory, place_memory, scale_memory, zero_memory;
   const int64_t bytes = 4 * std::max<int64_t>(1, plan.input_words);
   const int64_t fit = source.direct ? rows : std::max<int64_t>(1, kBlockBytes / bytes / kRows) * kRows;

@@ -53,6 +53,7 @@ SEGQUANT_INLINE Ints plus(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 SEGQUANT_INLINE Ints minus(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 SEGQUANT_INLINE Ints times(Ints a, Ints b) { return _mm512_mullo_epi32(a, b); }
 SEGQUANT_INLINE Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+SEGQUANT_INLINE Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 SEGQUANT_INLINE Floats plus_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
 SEGQUANT_INLINE Floats less_product(Floats sum, Floats a, Floats b) { return _mm512_fnmadd_ps(a, b, sum); }
 SEGQUANT_INLINE Ints pairs(Ints a, Ints b) { return _mm512_madd_epi16(a, b); }     // of s16, to s32
@@ -116,6 +117,7 @@ SEGQUANT_INLINE Ints plus(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 SEGQUANT_INLINE Ints minus(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 SEGQUANT_INLINE Ints times(Ints a, Ints b) { return _mm256_mullo_epi32(a, b); }
 SEGQUANT_INLINE Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+SEGQUANT_INLINE Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 SEGQUANT_INLINE Floats plus_product(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
 SEGQUANT_INLINE Floats less_product(Floats sum, Floats a, Floats b) { return _mm256_fnmadd_ps(a, b, sum); }
 SEGQUANT_INLINE Ints pairs(Ints a, Ints b) { return _mm256_madd_epi16(a, b); }     // of s16, to s32

@@ -12,6 +12,7 @@
 #include "job.h"
 #include "patches.h"
 #include "plan.h"
+#include "winograd.h"
 
 namespace segquant {
 namespace {

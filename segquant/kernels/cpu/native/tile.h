@@ -148,35 +148,48 @@ SEGQUANT_WHOLE void tile_integer(const Plan& plan, const TileInput& in, float (*
   }
 }
 
+constexpr int64_t kFew = 256;  // products that are added up before their sum joins others: a long sum errs more
+
 // out += floats by floats, weights [words][kColumns].
 template <int R, int V>
-SEGQUANT_WHOLE void add_floats(const char* const* rows, const Spans& spans, const float* weights, float (*out)[kColumns]) {
+SEGQUANT_WHOLE void add_floats(const char* const* rows, int64_t offset, int64_t words, const float* weights,
+                               float (*out)[kColumns]) {
   Floats sum[R][V];
-  each<R>([&](auto r) { each<V>([&](auto v) { sum[r][v] = load_floats(out[r] + kLanes * v); }); });
-  for (int64_t span = 0; span < spans.count; ++span) {
-    const float* row[R];
-    each<R>([&](auto r) { row[r] = reinterpret_cast<const float*>(rows[r] + spans.offsets[span]); });
-    for (int64_t k = 0; k < spans.words; ++k, weights += kColumns) {
-      Floats b[V];
-      each<V>([&](auto v) { b[v] = load_floats(weights + kLanes * v); });
-      each<R>([&](auto r) {
-        const Floats a = all_floats(row[r][k]);
-        each<V>([&](auto v) {
-          Floats own = sum[r][v];
-          add_product(own, a, b[v]);
-          sum[r][v] = own;
-        });
+  each<R>([&](auto r) { each<V>([&](auto v) { sum[r][v] = no_floats(); }); });
+  const float* row[R];
+  each<R>([&](auto r) { row[r] = reinterpret_cast<const float*>(rows[r] + offset); });
+  for (int64_t k = 0; k < words; ++k, weights += kColumns) {
+    Floats b[V];
+    each<V>([&](auto v) { b[v] = load_floats(weights + kLanes * v); });
+    each<R>([&](auto r) {
+      const Floats a = all_floats(row[r][k]);
+      each<V>([&](auto v) {
+        Floats own = sum[r][v];
+        add_product(own, a, b[v]);
+        sum[r][v] = own;
       });
-    }
+    });
   }
-  each<R>([&](auto r) { each<V>([&](auto v) { store_floats(out[r] + kLanes * v, sum[r][v]); }); });
+  each<R>([&](auto r) {
+    each<V>([&](auto v) {
+      float* to = out[r] + kLanes * v;
+      store_floats(to, plus(load_floats(to), sum[r][v]));
+    });
+  });
 }
 
 // The panel holds dequantized weights.
 template <int R, int V>
 void tile_float(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   each<R>([&](auto r) { each<V>([&](auto v) { store_floats(out[r] + kLanes * v, no_floats()); }); });
-  add_floats<R, V>(in.rows, plan.whole, reinterpret_cast<const float*>(in.panel), out);
+  const auto* weights = reinterpret_cast<const float*>(in.panel);
+  for (int64_t span = 0; span < plan.whole.count; ++span) {
+    for (int64_t k = 0; k < plan.whole.words; k += kFew) {
+      const int64_t words = std::min(kFew, plan.whole.words - k);
+      add_floats<R, V>(in.rows, plan.whole.offsets[span] + 4 * k, words, weights, out);
+      weights += words * kColumns;
+    }
+  }
 }
 
 // out += a low-rank branch.
@@ -184,8 +197,7 @@ template <int R, int V>
 void add_branch(const TileInput& in, float (*out)[kColumns]) {
   const char* rows[R];
   each<R>([&](auto r) { rows[r] = reinterpret_cast<const char*>(in.inner + r * in.inner_words); });
-  const int64_t none = 0;
-  add_floats<R, V>(rows, {&none, 1, in.rank}, in.up, out);
+  add_floats<R, V>(rows, 0, in.rank, in.up, out);
 }
 
 template <int R, int V>
