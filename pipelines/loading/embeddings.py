@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.reading import reading
 
 INDEX = "embeddings.json"
 SHARD = 64
@@ -98,8 +99,7 @@ class _Recorder:
         if value is None:
             return None
         tensor = value.detach().cpu().contiguous()
-        raw = tensor.view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
-        digest = hashlib.sha256(raw.numpy().tobytes() + str((tensor.dtype, tensor.shape)).encode()).hexdigest()[:24]
+        digest = _digest(tensor)
         self._tensors[digest] = tensor.clone()
         return [digest, tensor.ndim > 0 and tensor.shape[0] == 1]
 
@@ -147,8 +147,9 @@ class Embeddings:
     """What `encode_prompts` stored."""
 
     def __init__(self, folder: Path) -> None:
-        record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.folder, self.entries, self.files = folder, record["entries"], record["files"]
+        with reading(INDEX, folder):
+            record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.folder, self.entries, self.files = folder, dict(record["entries"]), dict(record["files"])
 
     def use(self, pipeline: Any) -> None:
         """Let the pipeline look prompts up instead of encoding them."""
@@ -161,7 +162,8 @@ class Embeddings:
                     f"a prompt of {type(pipeline).__name__} has no embedding in {self.folder}: it was not among those "
                     "that were encoded, or was with other arguments; set model.embeddings=live"
                 )
-            return self._collated([self.entries[key] for key in keys], pipeline._execution_device)
+            with reading("an embedding", self.folder):
+                return self._collated([self.entries[key] for key in keys], pipeline._execution_device)
 
         pipeline.encode_prompt = encode_prompt
 
@@ -180,6 +182,17 @@ class Embeddings:
         return tuple(results) if len(results) > 1 else results[0]
 
     def _tensor(self, name: str) -> torch.Tensor:
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name).clone()
-            return tensor
+        file = str(self.files[name])
+        if Path(file).name != file:
+            raise ValueError(f"{file!r} is no file of the folder")
+        with safe_open(self.folder / file, framework="pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(name).clone()
+        if _digest(tensor) != name:
+            raise ValueError(f"the tensor {name} of {file} has another content")
+        return tensor
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    """Names a tensor by its bytes, dtype and shape."""
+    raw = tensor.view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().tobytes() + str((tensor.dtype, tensor.shape)).encode()).hexdigest()[:24]

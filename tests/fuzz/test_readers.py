@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import of_eval, of_pipelines, of_segquant
+from tests.fuzz import of_eval, of_others, of_pipelines, of_segquant
 from tests.fuzz.target import Target, fuzz
 
-TARGETS = {target.name: target for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS)}
+TARGETS = {
+    target.name: target
+    for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS, *of_others.TARGETS)
+}
 SECONDS = 60
 
 
