@@ -196,6 +196,7 @@ def _contents(
                 [*more.sections, *((table.title, to_html(table)) for table in map(front_table, searches))],
                 options.rows if options.grid else 0,
                 options.adjustment,
+                searches,
             )
         ),
         **({"study.csv": to_csv(trials_table(searches[0]))} if len(searches) == 1 else {}),

@@ -175,6 +175,12 @@ class RunConfig:
                 raise PipelineError(f"components.{name} is no component in quantize=[{','.join(named)}]; add it there")
             if not isinstance(settings, dict):
                 raise PipelineError(f"components.{name}={settings!r} is no setting; give components.{name}.KEY=VALUE")
+            for key in (TARGET, "name"):
+                if key in settings:
+                    raise PipelineError(
+                        f"components.{name}.{key} would give it another method than {self.quantizer_name}, which is "
+                        "what tables tell of all components; leave it out"
+                    )
         if DENOISER not in named and not self.is_float:
             self._check_float_denoiser()
 

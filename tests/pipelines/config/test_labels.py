@@ -70,6 +70,8 @@ def test_what_ships_has_its_own_name(name: str) -> None:
         (["correction=affine", "correction.name=none"], "correction.name=none is not what correction.method=affine"),
         (["correction=none", "correction.name=tac"], "correction.name=tac is not what correction.method=none"),
         (["correction=affine", "correction.name=a/b"], "cannot name a folder"),
+        (["quantize=[text_encoder]", "+components.text_encoder._target_=segquant.presets.gptq"], "another method than"),
+        (["quantize=[text_encoder]", "+components.text_encoder.name=gptq"], "components.text_encoder.name would give"),
     ],
 )
 def test_keys_that_contradict_the_group(overrides: list[str], words: str) -> None:
