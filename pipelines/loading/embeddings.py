@@ -101,7 +101,7 @@ class _Recorder:
         tensor = value.detach().cpu().contiguous()
         digest = _digest(tensor)
         self._tensors[digest] = tensor.clone()
-        return [digest, tensor.ndim > 0 and tensor.shape[0] == 1]
+        return [digest, _is_row(tensor)]
 
     def take(self) -> dict[str, torch.Tensor]:
         found, self._tensors = self._tensors, {}
@@ -174,14 +174,14 @@ class Embeddings:
             if column[0] is None:
                 results.append(None)
             elif column[0][1]:
-                results.append(torch.cat([self._tensor(name) for name, _ in column]).to(device))
+                results.append(torch.cat([self._tensor(*entry) for entry in column]).to(device))
             elif len({name for name, _ in column}) > 1:
                 raise PipelineError("prompts whose embeddings differ in length cannot share a batch; set batch_size=1")
             else:
-                results.append(self._tensor(column[0][0]).to(device))
+                results.append(self._tensor(*column[0]).to(device))
         return tuple(results) if len(results) > 1 else results[0]
 
-    def _tensor(self, name: str) -> torch.Tensor:
+    def _tensor(self, name: str, is_row: bool) -> torch.Tensor:
         file = str(self.files[name])
         if Path(file).name != file:
             raise ValueError(f"{file!r} is no file of the folder")
@@ -189,7 +189,14 @@ class Embeddings:
             tensor: torch.Tensor = opened.get_tensor(name).clone()
         if _digest(tensor) != name:
             raise ValueError(f"the tensor {name} of {file} has another content")
+        if is_row is not _is_row(tensor):
+            raise ValueError(f"the tensor {name} of {file} is not told from those that all prompts share")
         return tensor
+
+
+def _is_row(tensor: torch.Tensor) -> bool:
+    """Whether it is of one prompt, and not shared by all."""
+    return tensor.ndim > 0 and tensor.shape[0] == 1
 
 
 def _digest(tensor: torch.Tensor) -> str:
