@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.failures import Failure, load_failures
 from segquant_bench.eval.files import save_bytes, save_text
 from segquant_bench.eval.paper.extras import extras
@@ -15,7 +17,7 @@ from segquant_bench.eval.report.drawing.bytes_plot import bytes_plot
 from segquant_bench.eval.report.drawing.canvas import to_files
 from segquant_bench.eval.report.drawing.fonts import boxes_note
 from segquant_bench.eval.report.drawing.formats_plot import formats_plot
-from segquant_bench.eval.report.drawing.grid import grid_groups, picture_grid, shown_prompts
+from segquant_bench.eval.report.drawing.grid import check_pictures, grid_groups, picture_grid, shown_prompts
 from segquant_bench.eval.report.drawing.metric_plot import metric_plot
 from segquant_bench.eval.report.main_table.export import export_table
 from segquant_bench.eval.report.main_table.failed import failed_table
@@ -92,11 +94,15 @@ def write_report(
         latex: how table.tex is made; by default bare tabulars of everything.
 
     Raises:
-        EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, or missing pictures.
+        EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, missing pictures, or
+            a folder that takes no files.
     """
     folder = report_folder(directories, output)
+    check_folder(folder)
     runs, failures, update = read_runs(directories, folder, skipped)
     runs, searches = merge_seeds(runs), load_searches(directories)
+    if grid:
+        check_pictures(runs, rows)
     texts, pictures = _contents(
         runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
     )
@@ -112,6 +118,15 @@ def report_folder(directories: Sequence[Path], output: Path | None) -> Path:
     """`output`, else the first directory."""
     first = Path(directories[0])
     return Path(output) if output is not None else first.parent if first.is_file() else first
+
+
+def check_folder(folder: Path) -> None:
+    """EvalError if a report could not be written there, which is known before any work."""
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not place.is_dir():
+        raise EvalError(f"{place} is no folder, and the report would be written to {folder}; choose another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise EvalError(f"{place} takes no files, and the report would be written to {folder}; choose another --output")
 
 
 def read_runs(
@@ -164,6 +179,7 @@ def _contents(
     options: Options,
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     ordered = sort_runs(runs)
+    latex = options.latex.text(runs) if options.latex else ""  # refuses columns that there are not
     comparisons, refused = compare_chosen(runs, options.choice) if options.choice else compare_runs(runs)
     comparisons = adjusted([*comparisons, *against_unquantized(runs)], options.adjustment)
     for sentence in refused:
@@ -181,7 +197,7 @@ def _contents(
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),
-        "table.tex": options.latex.text(runs) if options.latex else "\n".join(map(to_latex, [*tables, *failed])),
+        "table.tex": latex or "\n".join(map(to_latex, [*tables, *failed])),
         "comparisons.md": comparisons_markdown(comparisons, refused, adjustment=options.adjustment, chosen=chosen),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
         "report.html": render_page(
@@ -196,6 +212,7 @@ def _contents(
                 [*more.sections, *((table.title, to_html(table)) for table in map(front_table, searches))],
                 options.rows if options.grid else 0,
                 options.adjustment,
+                searches,
             )
         ),
         **({"study.csv": to_csv(trials_table(searches[0]))} if len(searches) == 1 else {}),

@@ -34,6 +34,7 @@ from segquant_bench.pipelines.results.sweep import (
     place_in_sweep,
     refused_folder,
     report_sweep,
+    shown_sweep,
 )
 from segquant_bench.pipelines.runtime.interrupt import exit_code, insistent_interrupt, signal_name
 from segquant_bench.pipelines.runtime.paths import CONF
@@ -192,7 +193,7 @@ def main() -> None:
     """Exit 0, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, else 1; but for 0, one sentence on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands errors on instead of printing them
     try:
-        with insistent_interrupt():
+        with insistent_interrupt(), shown_sweep():
             succeeded = _run_and_report()
     except KeyboardInterrupt as error:
         print(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_origin, get_type_hints
@@ -16,9 +15,18 @@ from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.engine import AUTO, COMPILE, KERNELS, EngineConfig
 from segquant_bench.pipelines.config.formats import PrecisionConfig
 from segquant_bench.pipelines.config.help import options_page
+from segquant_bench.pipelines.config.labels import (
+    PRESETS,
+    check_correction,
+    check_name,
+    check_part,
+    check_quantizer,
+    label_of,
+)
 from segquant_bench.pipelines.config.objective import check_objective
 from segquant_bench.pipelines.config.precision import precision_label
 from segquant_bench.pipelines.config.sections import (
+    CORRECTIONS,
     CalibrationConfig,
     CorrectionConfig,
     GenerateConfig,
@@ -28,13 +36,11 @@ from segquant_bench.pipelines.config.sections import (
 )
 from segquant_bench.pipelines.config.values import check_values
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, unknown_key
-from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
+from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import zoo_path
 from segquant_bench.pipelines.sweeps import plugins
 
-PRESETS, PEERS = "segquant.presets", "segquant_bench.pipelines.peers"
-NAME = re.compile(r"[\w.-]+")
-"""What names that become parts of folders' names are made of."""
+PEERS = "segquant_bench.pipelines.peers"
 REFERENCE = "reference"
 """The backend that computes what every other one is measured against."""
 DENOISER = "denoiser"
@@ -90,23 +96,12 @@ class RunConfig:
     def _check_names(self) -> None:
         if ".." in self.name.split("/"):
             raise PipelineError(f"name={self.name} leads out of the sweep's folder; leave .. out")
-        for key, name in (("quantizer.name", self.quantizer_name), ("precision.name", self.precision.name)):
-            if NAME.fullmatch(name) is None:
-                raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
-        if self.has_own_quantizer and self.is_float:
-            raise PipelineError(
-                f"quantizer={self.quantizer[TARGET]} would be called none in tables, which is the unquantized model; "
-                "set quantizer.name=NAME"
-            )
+        check_name("precision.name", self.precision.name)
+        check_quantizer(self.quantizer)
+        check_correction(self.correction.name, self.correction.method, CORRECTIONS)
 
     def _check_parts(self) -> None:
-        parts = {"ptqd": ("correction", "ptqd"), "tac": ("correction", "tac"), "ptq4dm": ("calibration", "normal")}
-        section, wanted = ("", "") if self.has_own_quantizer else parts.get(self.quantizer_name, ("", ""))
-        if section and getattr(self, section).name != wanted:
-            raise PipelineError(
-                f"quantizer={self.quantizer_name} is {self.preset_name} with {section}={wanted}, but {section} is "
-                f"{getattr(self, section).name}; choose quantizer={self.preset_name} for that"
-            )
+        check_part(self.quantizer, {"correction": self.correction, "calibration": self.calibration})
         if self.correction.prompts is not None and self.correction.prompts > self.calibration.prompts:
             raise PipelineError(
                 f"correction.prompts={self.correction.prompts} is more than the {self.calibration.prompts} prompts "
@@ -180,6 +175,12 @@ class RunConfig:
                 raise PipelineError(f"components.{name} is no component in quantize=[{','.join(named)}]; add it there")
             if not isinstance(settings, dict):
                 raise PipelineError(f"components.{name}={settings!r} is no setting; give components.{name}.KEY=VALUE")
+            for key in (TARGET, "name"):
+                if key in settings:
+                    raise PipelineError(
+                        f"components.{name}.{key} would give it another method than {self.quantizer_name}, which is "
+                        "what tables tell of all components; leave it out"
+                    )
         if DENOISER not in named and not self.is_float:
             self._check_float_denoiser()
 
@@ -210,10 +211,6 @@ class RunConfig:
         return tuple(name for name in self.other_components if TEXT_ENCODER in name)
 
     @property
-    def has_own_quantizer(self) -> bool:
-        return is_own(str(self.quantizer[TARGET]))
-
-    @property
     def preset_name(self) -> str:
         """The function in the quantizer's `_target_`."""
         return str(self.quantizer["_target_"]).rpartition(".")[2]
@@ -221,7 +218,7 @@ class RunConfig:
     @property
     def quantizer_name(self) -> str:
         """Its `name`, else its function's."""
-        return str(self.quantizer.get("name") or self.preset_name)
+        return label_of(self.quantizer)
 
     @property
     def is_corrected(self) -> bool:
@@ -270,7 +267,7 @@ def method_label(*, _root_: DictConfig) -> str:
     """
     quantizer, correction = _root_.quantizer, _root_.correction.name
     _check_target(quantizer)
-    name = str(quantizer.get("name") or quantizer["_target_"].rpartition(".")[2])
+    name = label_of(quantizer)
     if name == "none":
         return name
     added = [] if correction in ("none", name) else [correction]

@@ -18,6 +18,7 @@ from torch import Tensor
 from segquant.files import write_tensors
 from segquant_bench.pipelines.config.sections import CorrectionConfig
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.reading import reading
 
 SCHEMA = 1
 
@@ -188,10 +189,15 @@ def load_correction(folder: Path) -> Correction:
     """Inverse of `save_correction`.
 
     Raises:
-        PipelineError: another schema.
+        PipelineError: another schema, or damaged.
     """
-    head = json.loads((folder / "correction.json").read_text(encoding="utf-8"))
-    if head["schema"] != SCHEMA:
-        raise PipelineError(f"{folder} holds a correction of schema {head['schema']}, this version reads {SCHEMA}")
-    tensors = load_file(folder / "correction.safetensors")
-    return Correction(head["method"], tuple(head["timesteps"]), record=head["record"], **tensors)
+    with reading("the correction", folder):
+        head = json.loads((folder / "correction.json").read_text(encoding="utf-8"))
+        if head["schema"] != SCHEMA:
+            raise PipelineError(f"{folder} holds a correction of schema {head['schema']}, this version reads {SCHEMA}")
+        tensors = load_file(folder / "correction.safetensors")
+        steps = tuple(map(float, head["timesteps"]))
+        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        if set(lengths.values()) != {len(steps)}:
+            raise ValueError(f"it is of {len(steps)} steps, and its tensors of {lengths}")
+        return Correction(str(head["method"]), steps, record=dict(head["record"]), **tensors)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.reading import reading
 
 INDEX = "embeddings.json"
 SHARD = 64
@@ -98,10 +99,9 @@ class _Recorder:
         if value is None:
             return None
         tensor = value.detach().cpu().contiguous()
-        raw = tensor.view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
-        digest = hashlib.sha256(raw.numpy().tobytes() + str((tensor.dtype, tensor.shape)).encode()).hexdigest()[:24]
+        digest = _digest(tensor)
         self._tensors[digest] = tensor.clone()
-        return [digest, tensor.ndim > 0 and tensor.shape[0] == 1]
+        return [digest, _is_row(tensor)]
 
     def take(self) -> dict[str, torch.Tensor]:
         found, self._tensors = self._tensors, {}
@@ -147,8 +147,9 @@ class Embeddings:
     """What `encode_prompts` stored."""
 
     def __init__(self, folder: Path) -> None:
-        record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self.folder, self.entries, self.files = folder, record["entries"], record["files"]
+        with reading(INDEX, folder):
+            record = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.folder, self.entries, self.files = folder, dict(record["entries"]), dict(record["files"])
 
     def use(self, pipeline: Any) -> None:
         """Let the pipeline look prompts up instead of encoding them."""
@@ -161,7 +162,8 @@ class Embeddings:
                     f"a prompt of {type(pipeline).__name__} has no embedding in {self.folder}: it was not among those "
                     "that were encoded, or was with other arguments; set model.embeddings=live"
                 )
-            return self._collated([self.entries[key] for key in keys], pipeline._execution_device)
+            with reading("an embedding", self.folder):
+                return self._collated([self.entries[key] for key in keys], pipeline._execution_device)
 
         pipeline.encode_prompt = encode_prompt
 
@@ -172,14 +174,32 @@ class Embeddings:
             if column[0] is None:
                 results.append(None)
             elif column[0][1]:
-                results.append(torch.cat([self._tensor(name) for name, _ in column]).to(device))
+                results.append(torch.cat([self._tensor(*entry) for entry in column]).to(device))
             elif len({name for name, _ in column}) > 1:
                 raise PipelineError("prompts whose embeddings differ in length cannot share a batch; set batch_size=1")
             else:
-                results.append(self._tensor(column[0][0]).to(device))
+                results.append(self._tensor(*column[0]).to(device))
         return tuple(results) if len(results) > 1 else results[0]
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name).clone()
-            return tensor
+    def _tensor(self, name: str, is_row: bool) -> torch.Tensor:
+        file = str(self.files[name])
+        if Path(file).name != file:
+            raise ValueError(f"{file!r} is no file of the folder")
+        with safe_open(self.folder / file, framework="pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(name).clone()
+        if _digest(tensor) != name:
+            raise ValueError(f"the tensor {name} of {file} has another content")
+        if is_row is not _is_row(tensor):
+            raise ValueError(f"the tensor {name} of {file} is not told from those that all prompts share")
+        return tensor
+
+
+def _is_row(tensor: torch.Tensor) -> bool:
+    """Whether it is of one prompt, and not shared by all."""
+    return tensor.ndim > 0 and tensor.shape[0] == 1
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    """Names a tensor by its bytes, dtype and shape."""
+    raw = tensor.view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().tobytes() + str((tensor.dtype, tensor.shape)).encode()).hexdigest()[:24]

@@ -39,6 +39,11 @@ class Guarded(StageListener):
                 )  # fmt: skip
                 return None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the logger wants to be told more."""
+        return self._opened and self._wants
+
     def open(self, about: About) -> None:
         self._opened = bool(self.ask(lambda logger: logger.open(about)))
         self._wants = self._wants and self._opened

@@ -40,7 +40,7 @@ def _values(model: DictConfig, name: str) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{file} is not readable JSON; fetch the model again") from error
     return values if isinstance(values, dict) else {}
 

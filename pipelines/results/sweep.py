@@ -17,8 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loggers.logger import FAILED, FINISHED, PREEMPTED
+from segquant_bench.pipelines.results.sweep_asked import Asked
 from segquant_bench.pipelines.results.sweep_line import tell_end, tell_place
-from segquant_bench.pipelines.results.sweep_log import Asked, log_sweep
+from segquant_bench.pipelines.results.sweep_log import SweepRun
+from segquant_bench.pipelines.runtime.interrupt import heard, signal_name
 from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord
 
 log = logging.getLogger(__name__)
@@ -32,7 +35,8 @@ class SweepFolder(Callback):
     """Remembers this process's sweep folder; Hydra skips `on_multirun_end` when a job failed."""
 
     current: tuple[Path, bool] | None = None
-    asked: Asked | None = None
+    shown: SweepRun | None = None
+    """The current sweep's own run in the logger."""
     sweep: str = ""
     """The sweep that this process runs jobs of."""
 
@@ -46,8 +50,9 @@ class SweepFolder(Callback):
         self.own = secrets.token_hex(8)
         _make_own(config, "sweep")
         SweepFolder.current = (Path(config.hydra.sweep.dir).absolute(), bool(config.report))
-        SweepFolder.asked = Asked.of(config)
+        SweepFolder.shown = SweepRun(SweepFolder.current[0], Asked.of(config), self.own)
         SweepRecord.current = SweepRecord(SweepFolder.current[0], self.own)
+        SweepRecord.current.begun = SweepFolder.shown.begin
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         SweepFolder.sweep = self.own
@@ -140,7 +145,7 @@ def report_sweep() -> Path | None:
     if SweepFolder.current is None:
         return None
     folder, wanted = SweepFolder.current
-    pace = tell_end(folder)
+    tell_end(folder)
     if not wanted:
         return None
     # put off: matplotlib, which single runs and `segquant --help` do without
@@ -152,9 +157,31 @@ def report_sweep() -> Path | None:
         log.warning("no report, because no run below %s finished", one_line(str(folder)))
         return None
     write_report([folder], folder)
-    if SweepFolder.asked is not None:
-        log_sweep(folder, SweepFolder.asked, pace)
+    if SweepFolder.shown is not None:
+        SweepFolder.shown.show_report()
     return folder
+
+
+@contextmanager
+def shown_sweep() -> Iterator[None]:
+    """Within it, a sweep that begins has a run of its own in the logger, which ends as the block does."""
+    SweepFolder.shown = None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        heard()  # the logger is told in a moment
+        _end_shown(PREEMPTED, f"ended by {signal_name(error)}")
+        raise
+    except BaseException as error:
+        _end_shown(FAILED, one_line(error) or type(error).__name__)
+        raise
+    _end_shown(FINISHED)
+
+
+def _end_shown(state: str, why: str = "") -> None:
+    if SweepFolder.shown is not None:
+        SweepFolder.shown.end(state, why)
+        SweepFolder.shown = None
 
 
 def place_in_sweep() -> str:

@@ -5,30 +5,55 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
 from segquant_bench.durations import spoken
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.jobs import DONE, FAILED, JOB, SWEEP, Job, load_job, load_sweep
+from segquant_bench.eval.jobs import DONE, FAILED, JOB, PRUNED, SWEEP, Job, load_job, load_sweep
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How far a sweep is; `left` is about how many seconds, None before a job is done."""
+    """How far a sweep is; `left` is about how many seconds, None before a job is done.
+
+    `pruned` jobs were given up by a search, `stopped` ones ended by a signal or with their process.
+    """
 
     total: int
     done: int
     failed: int
     left: float | None
+    running: int = 0
+    pruned: int = 0
+    stopped: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.done + self.failed + self.pruned
+
+    @property
+    def waiting(self) -> int:
+        return max(self.total - self.ended - self.running - self.stopped, 0)
+
+    @property
+    def missing(self) -> int:
+        """Jobs without a result; of a sweep that is over, those that failed, however they did."""
+        return max(self.total - self.done - self.pruned, 0)
+
+    def counts(self) -> dict[str, int]:
+        """For loggers."""
+        names = ("waiting", "running", "done", "failed", "pruned", "stopped")
+        return {"jobs": self.total, **{f"jobs/{name}": getattr(self, name) for name in names}}
 
     def __str__(self) -> str:
-        parts = [f"{self.done} done", *([f"{self.failed} failed"] if self.failed else [])]
-        if self.left is not None and self.done + self.failed < self.total:
+        more = (("pruned", self.pruned), ("failed", self.failed))
+        parts = [f"{self.done} done", *(f"{count} {name}" for name, count in more if count)]
+        if self.left is not None and self.ended < self.total:
             parts.append(f"about {spoken(self.left)} left")
         return ", ".join(parts)
 
@@ -40,15 +65,18 @@ def pace_of(folder: Path) -> Pace | None:
     except (EvalError, OSError):
         return None
     jobs = [job for job in _jobs(folder, [each.folder for each in sweep.jobs]) if job.sweep == sweep.sweep]
-    done, failed = ([job for job in jobs if job.outcome == outcome] for outcome in (DONE, FAILED))
-    running = [job for job in jobs if job.outcome is None]
+    done, failed, pruned = ([job for job in jobs if job.outcome == outcome] for outcome in (DONE, FAILED, PRUNED))
+    running = [job for job in jobs if job.outcome is None and job.is_alive]
+    stopped = len(jobs) - len(done) - len(failed) - len(pruned) - len(running)
+    found = Pace(sweep.total, len(done), len(failed), None, len(running), len(pruned), stopped)
     taken = [job.ended - job.began for job in done if job.ended is not None]
-    if not taken:
-        return Pace(sweep.total, len(done), len(failed), None)
-    mean, now = sum(taken) / len(taken), time.time()
+    return replace(found, left=_left(found, sum(taken) / len(taken), running)) if taken else found
+
+
+def _left(found: Pace, mean: float, running: list[Job]) -> float:
+    now = time.time()
     rest = sum(max(mean - (now - job.began), 0.0) for job in running)
-    rest += mean * max(sweep.total - len(done) - len(failed) - len(running), 0)
-    return Pace(sweep.total, len(done), len(failed), rest / max(len(running), 1))
+    return (rest + mean * (found.waiting + found.stopped)) / max(len(running), 1)
 
 
 def _jobs(folder: Path, names: list[str]) -> Iterator[Job]:

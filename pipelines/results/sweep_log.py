@@ -1,87 +1,105 @@
-"""A sweep's own run in the logger: its table and its report."""
+"""A sweep's own run in the logger: its jobs while they run, its table and its report."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import logging
+import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.eval.jobs import Listed
 from segquant_bench.pipelines.config.sections import LoggerConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loggers.find import find_logger
 from segquant_bench.pipelines.loggers.guarded import Guarded
-from segquant_bench.pipelines.loggers.logger import FAILED, FINISHED, About, Logger
-from segquant_bench.pipelines.results.sweep_line import Pace
+from segquant_bench.pipelines.loggers.logger import FAILED, FINISHED, Logger
+from segquant_bench.pipelines.results.sweep_asked import Asked, about_sweep
+from segquant_bench.pipelines.results.sweep_line import Pace, pace_of
 
 log = logging.getLogger(__name__)
 
 TABLE, PAGE = "table.csv", "report.html"
+SECONDS = 2.0
+"""Between two looks at the jobs' records."""
+SHARE = 0.02
+"""Of the time that looking may take, where there are thousands of them."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a sweep was asked for: its logger's configuration, its command line, and the cache."""
+class SweepRun:
+    """Shown from the first job that is listed to the report; nothing where the logger wants none.
 
-    logger: Any
-    overrides: Sequence[str]
-    cache: Path
+    Args:
+        begun: marks this command's part of the sweep.
+    """
 
-    @staticmethod
-    def of(config: DictConfig) -> Asked:
-        overrides = OmegaConf.select(config, "hydra.overrides.task") or []
-        return Asked(config.get("logger"), [str(each) for each in overrides], Path(str(config.get("cache"))).absolute())
+    def __init__(self, folder: Path, asked: Asked, begun: str) -> None:
+        self.folder, self._asked, self._begun = folder, asked, begun
+        self._shown: Guarded | None = None
+        self._told: dict[str, int] = {}
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._look, daemon=True)
+
+    def begin(self, jobs: Sequence[Listed]) -> None:
+        """Faults become one line of the log."""
+        try:
+            config = OmegaConf.to_object(self._asked.logger)
+            if not isinstance(config, LoggerConfig):
+                raise PipelineError("its configuration is no logger's")
+            logger = find_logger(config)
+        except (PipelineError, OmegaConfBaseException) as error:
+            log.warning("the sweep has no run of its own in the logger: %s", one_line(error))
+            return
+        self._shown = Guarded(logger, config.name)
+        self._shown.open(about_sweep(self.folder, self._asked, jobs, self._begun))
+        if self._shown.is_open:
+            self._tell(pace_of(self.folder))
+            self._thread.start()
+
+    def _look(self) -> None:
+        pause = SECONDS
+        while not self._over.wait(pause):
+            began = time.monotonic()
+            self._tell(pace_of(self.folder))
+            pause = max(SECONDS, (time.monotonic() - began) / SHARE)
+
+    def _tell(self, pace: Pace | None) -> None:
+        counts = {} if pace is None else pace.counts()
+        if self._shown is not None and counts != self._told:
+            self._told = counts
+            self._shown.ask(lambda logger: logger.values(counts))
+
+    def show_report(self) -> None:
+        """Once it is written."""
+        if self._shown is not None and self._shown.is_open:
+            self._shown.ask(lambda logger: _show(logger, self.folder))
+
+    def end(self, state: str = FINISHED, why: str = "") -> None:
+        """FINISHED is so only if all jobs did."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._shown is None:
+            return
+        pace = pace_of(self.folder)
+        self._tell(pace)
+        if pace is not None:
+            counts = pace.counts()
+            self._shown.ask(lambda logger: logger.summary(counts))
+            if state == FINISHED and pace.missing:
+                state, why = FAILED, f"{pace.missing} of {pace.total} jobs failed"
+        self._shown.finish(state, why)
 
 
-def log_sweep(folder: Path, asked: Asked, pace: Pace | None) -> None:
-    """Show a sweep whose report was written; errors become one line of the log."""
-    try:
-        config = OmegaConf.to_object(asked.logger)
-        if not isinstance(config, LoggerConfig):
-            raise PipelineError("its configuration is no logger's")
-        logger = find_logger(config)
-    except (PipelineError, OmegaConfBaseException) as error:
-        log.warning("the sweep has no run of its own in the logger: %s", one_line(error))
-        return
-    shown = Guarded(logger, config.name)
-    shown.open(about_sweep(folder, asked))
-    shown.ask(lambda logger: _show(logger, folder, pace))
-    if pace is not None and pace.failed:
-        shown.finish(FAILED, f"{pace.failed} of {pace.total} jobs failed")
-    else:
-        shown.finish(FINISHED)
-
-
-def about_sweep(folder: Path, asked: Asked) -> About:
-    """Its id is that of this command in this folder: the same again, with the same table, is not logged twice."""
-    text = json.dumps([str(folder), list(asked.overrides)])
-    return About(
-        id=hashlib.sha256(text.encode()).hexdigest()[:12],
-        content=hashlib.sha256((folder / TABLE).read_bytes()).hexdigest(),
-        name=folder.name,
-        group=folder.name,
-        kind="sweep",
-        tags=("sweep",),
-        config={"overrides": list(asked.overrides), "folder": str(folder)},
-        folder=folder,
-        cache=asked.cache,
-    )
-
-
-def _show(logger: Logger, folder: Path, pace: Pace | None) -> None:
+def _show(logger: Logger, folder: Path) -> None:
     with (folder / TABLE).open(encoding="utf-8", newline="") as file:
         columns, *rows = list(csv.reader(file))
     logger.table("table", columns, list(zip(*map(_typed, zip(*rows, strict=True)), strict=True)))
     logger.page("report", folder / PAGE)
-    if pace is not None:
-        logger.summary({"jobs": pace.total, "jobs/done": pace.done, "jobs/failed": pace.failed})
 
 
 def _typed(column: Sequence[str]) -> list[Any]:

@@ -18,6 +18,9 @@ from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 from segquant_bench.pipelines.sampling.timesteps import draw_steps, normal_weights, rounding_loss
 
+WEIGHTS = "weights"
+"""The piece beside a pilot's batches."""
+
 
 class InputCollector:
     """A forward pre-hook that keeps inputs of wanted (prompt, step) pairs; call `begin` before each batch.
@@ -147,7 +150,8 @@ def step_weights(
 ) -> np.ndarray | None:
     """float64 [steps], how likely each is to be drawn; None where all are alike.
 
-    "loss" weighs a step by the error of rounding to nearest, on `config.pilot` prompts.
+    "loss" weighs a step by the error of rounding to nearest, on `config.pilot` prompts. `keep` takes the weights
+    too: other processes of the stage, and a run that goes on, find them there.
     """
     total = call["num_inference_steps"]
     if isinstance(config.timesteps, Mapping):
@@ -156,9 +160,16 @@ def step_weights(
         return normal_weights(total, config.mean, config.std)
     if config.timesteps != "loss":
         return None
+    kept = None if keep is None else keep.get(WEIGHTS)
+    if kept is not None:
+        known: np.ndarray = kept.tensors[WEIGHTS].numpy()
+        return known
     pilot = collect(
         pipeline, denoiser, prompts[: config.pilot], call,
         steps_per_prompt=None, seed=config.seed, stream=stream, batch_size=batch_size, label="calibrate (pilot)",
         inputs=inputs, keep=keep,
     )  # fmt: skip
-    return rounding_loss(denoiser, pilot, precision, total, batch_size=config.batch_size, device=device)
+    found = rounding_loss(denoiser, pilot, precision, total, batch_size=config.batch_size, device=device)
+    if keep is not None:
+        keep.put(WEIGHTS, {WEIGHTS: torch.from_numpy(found)})
+    return found

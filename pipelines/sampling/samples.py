@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.reading import reading
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -149,11 +150,16 @@ def save_samples(samples: Sequence[Sample], folder: Path) -> None:
 
 
 def load_samples(folder: Path) -> list[Sample]:
-    """Inverse of `save_samples`."""
-    records = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["samples"]
-    with safe_open(folder / "inputs.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    return unpacked(tensors, records)
+    """Inverse of `save_samples`.
+
+    Raises:
+        PipelineError: the files are damaged.
+    """
+    with reading("the calibration inputs", folder):
+        records = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))["samples"]
+        with safe_open(folder / "inputs.safetensors", framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        return unpacked(tensors, records)
 
 
 def _fit_together(first: Sample, other: Sample) -> bool:

@@ -89,7 +89,7 @@ def _records(name: str, folder: Path) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             usable = record["name"] == name and isinstance(record["depends"], dict) and 0 <= record[COSTS[0]] < 1e9
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             continue
         if usable:
             yield record

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +50,7 @@ class SweepRecord:
     Attributes:
         sweep: marks what belongs to it.
         total: how many jobs there will be, where more come than are listed so far.
+        begun: called with the first jobs, once they are recorded and before they run.
     """
 
     current: ClassVar[SweepRecord | None] = None
@@ -60,12 +61,15 @@ class SweepRecord:
         self.jobs: list[Listed] = []
         self._record: dict[str, Any] = {**this_process(), "sweep": sweep, "began": time.time(), "ended": None}
         self._beat: Beat | None = None
+        self.begun: Callable[[Sequence[Listed]], None] | None = None
 
     def add(self, jobs: Sequence[Listed]) -> None:
         self.jobs += jobs
         self._write()
         if self._beat is None:
             self._beat = Beat(self.path)
+            if self.begun is not None:
+                self.begun(jobs)
 
     def end(self) -> None:
         """Nothing where it never began."""

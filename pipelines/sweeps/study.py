@@ -12,6 +12,7 @@ from segquant_bench.eval.files import save_json
 from segquant_bench.eval.study import FILE
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of
 
+NAME = "segquant"
 JOURNAL = "study.log"
 """Optuna's own record, to which lines are added only; fit for shared disks."""
 SAMPLERS = ("tpe", "nsga2", "random")
@@ -39,7 +40,7 @@ class Study:
         prune, warm_up: see conf/hydra/sweeper/optuna.yaml.
 
     Raises:
-        PipelineError: the folder has a study of something else, or settings are out of range.
+        PipelineError: the folder has a study of something else or a damaged one, or settings are out of range.
     """
 
     def __init__(
@@ -54,20 +55,33 @@ class Study:
         self.folder, self.objectives, self.space = folder, dict(objectives), dict(space)
         self.prune, self.warm_up, self._states = prune, warm_up, optuna.trial.TrialState
         self.trials: dict[int, Any] = {}
-        backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
-        storage = optuna.storages.JournalStorage(backend)
-        known = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
         asked = {"objectives": self.objectives, "space": self._space_text(optuna)}
-        if "segquant" in known:
-            self._check(optuna.load_study(study_name="segquant", storage=storage).user_attrs, asked)
-        begun = len(optuna.load_study(study_name="segquant", storage=storage).trials) if known else 0
-        self.study = optuna.create_study(
-            study_name="segquant", storage=storage, directions=list(self.objectives.values()), load_if_exists=True,
+        try:
+            self.study = self._opened(optuna, sampler, seed, asked)
+            self._take_up()
+        except (PipelineError, OSError):
+            raise
+        except Exception as error:  # of a damaged journal, Optuna raises what its code runs into
+            raise PipelineError(
+                f"{folder / JOURNAL} is damaged ({type(error).__name__}: {one_line(error)[:200]}); move it away, and "
+                "the search begins anew, with what its jobs left in the cache"
+            ) from error
+
+    def _opened(self, optuna: Any, sampler: str, seed: int, asked: Mapping[str, Any]) -> Any:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.folder / JOURNAL)))
+        known = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
+        begun = 0
+        if known:
+            before = optuna.load_study(study_name=NAME, storage=storage)
+            self._check(before.user_attrs, asked)
+            begun = len(before.trials)
+        study = optuna.create_study(
+            study_name=NAME, storage=storage, directions=list(self.objectives.values()), load_if_exists=True,
             sampler=_sampler(optuna, sampler, seed + begun),
         )  # fmt: skip
         for key, value in asked.items():
-            self.study.set_user_attr(key, value)
-        self._take_up()
+            study.set_user_attr(key, value)
+        return study
 
     def _space_text(self, optuna: Any) -> dict[str, str]:
         return {key: optuna.distributions.distribution_to_json(each) for key, each in sorted(self.space.items())}

@@ -71,5 +71,5 @@ def read_plan(path: Path) -> Method:
         base = Method.from_dict(content["method"])
         layers = [LayerPlan(**entry) for entry in content["layers"]]
         return plan_method(base, layers)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no plan of quantizer=auto ({error}); write it again with it") from error

@@ -6,6 +6,7 @@ A block is an entry of an outermost nn.ModuleList. Everything else stays in memo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -83,10 +84,21 @@ def _entries(path: Path) -> Iterator[tuple[str, int, torch.dtype, tuple[int, ...
             header = json.loads(file.read(length))
         for name, entry in header.items():
             if name != "__metadata__":
-                start = 8 + length + entry["data_offsets"][0]
-                yield name, start, getattr(torch, DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                dtype = getattr(torch, DTYPES[entry["dtype"]])
+                yield name, 8 + length + _start(entry, dtype.itemsize), dtype, tuple(entry["shape"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise QuantizationError(f"{path} is no readable safetensors file ({error}); fetch it again") from error
+
+
+def _start(entry: Any, itemsize: int) -> int:
+    """Where a tensor begins; ValueError if its bytes are not those of its shape."""
+    (start, end), shape = entry["data_offsets"], entry["shape"]
+    numbers = [start, end, *shape]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("sizes that are no whole numbers")
+    if end - start != math.prod(shape) * itemsize:
+        raise ValueError(f"{end - start} bytes for a tensor of shape {shape}")
+    return int(start)
 
 
 def _read(file: FileIO, start: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

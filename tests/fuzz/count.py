@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from tests.fuzz import of_eval, of_pipelines, of_segquant
+from tests.fuzz import of_eval, of_others, of_pipelines, of_segquant
 from tests.fuzz.target import fuzz
 
 FIRST = 5000
@@ -24,7 +24,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     print("| reader | damaged files | read | one sentence | faults |\n|---|---:|---:|---:|---:|")
     totals = [0, 0, 0]
-    for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS):
+    for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS, *of_others.TARGETS):
         if options.names and not target.name.startswith(tuple(options.names)):
             continue
         with tempfile.TemporaryDirectory() as place:

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import of_eval, of_pipelines, of_segquant
+from tests.fuzz import guard, of_eval, of_others, of_pipelines, of_segquant
 from tests.fuzz.target import Target, fuzz
 
-TARGETS = {target.name: target for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS)}
+TARGETS = {
+    target.name: target
+    for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS, *of_others.TARGETS)
+}
 SECONDS = 60
 
 
@@ -70,12 +73,19 @@ def _large(folder: Path) -> None:
     bytearray(1 << 36)
 
 
+def _slow(folder: Path) -> None:
+    while True:
+        pass
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [(_secret, "was opened"), (_network, "getaddrinfo"), (_traceback, "KeyError"), (_large, "MemoryError")],
-)
-def test_faults_are_told(wrong: object, words: str, tmp_path: Path) -> None:
+    [(_secret, "was opened"), (_network, "getaddrinfo"), (_traceback, "KeyError"), (_large, "MemoryError"),
+     (_slow, "more than 0.2 s")],
+)  # fmt: skip
+def test_faults_are_told(wrong: object, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of readers that do what none may, where the file is damaged."""
+    monkeypatch.setattr(guard, "SECONDS", 0.2)
 
     def read(folder: Path) -> None:
         if folder.name == "folder":

@@ -80,6 +80,26 @@ def _folder(run: RunResult, kind: str) -> Path:
     return folder
 
 
+def check_pictures(runs: Sequence[RunResult], rows: int) -> None:
+    """EvalError if pictures that grids or the page would show are missing or empty; none is read."""
+    for members in grid_groups(runs).values():
+        shown = shown_prompts(members[0].prompts, rows)
+        for column in grid_columns(members):
+            for index in shown:
+                _check_there(_picture_path(column, index))
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise EvalError(f"the picture {path} is not there; run that job again, or leave the grid out with --no-grid")
+    if not path.stat().st_size:
+        raise EvalError(f"the picture {path} is empty; run that job again, or leave the grid out with --no-grid")
+
+
+def _picture_path(column: GridColumn, index: int) -> Path:
+    return column.folder / f"{index:05d}.png"
+
+
 def picture_grid(runs: Sequence[RunResult], rows: int = 8) -> bytes:
     """A PNG of `rows` prompts, evenly spread; EvalError if pictures are missing."""
     prompts = runs[0].prompts
@@ -145,7 +165,7 @@ def _font(size: int, bold: bool = False) -> Face:
 
 
 def read_picture(column: GridColumn, index: int) -> Image.Image:
-    path = column.folder / f"{index:05d}.png"
+    path = _picture_path(column, index)
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             return picture.convert("RGB")

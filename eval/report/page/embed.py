@@ -15,8 +15,8 @@ from segquant_bench.texts import plain
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
-    "dom", "tip", "state", "table", "columns", "pairs", "axes", "scatter", "lines", "heat", "pictures", "zoom",
-    "compare", "start",
+    "dom", "tip", "state", "table", "columns", "pairs", "axes", "scatter", "searches", "lines", "heat", "pictures",
+    "zoom", "compare", "start",
 )  # fmt: skip
 """In the order in which they run."""
 

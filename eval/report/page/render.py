@@ -19,9 +19,11 @@ from segquant_bench.eval.report.page.pairs import pairs_data
 from segquant_bench.eval.report.page.pictures import PictureSet, picture_sets
 from segquant_bench.eval.report.page.results import failed_html, results_html
 from segquant_bench.eval.report.page.rows import PageTable, page_table, rows_data
+from segquant_bench.eval.report.page.searches import searches_data
 from segquant_bench.eval.report.provenance import backends, provenance
 from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.results import RunResult
+from segquant_bench.eval.study import Search
 from segquant_bench.eval.tables.render_html import escape
 
 
@@ -46,6 +48,7 @@ class Page:
     sections: Sequence[tuple[str, str]] = ()
     rows: int = 0
     adjustment: str = "holm"
+    searches: Sequence[Search] = ()
 
 
 def render_page(page: Page) -> str:
@@ -126,6 +129,7 @@ def _data(page: Page, table: PageTable, sets: Sequence[PictureSet]) -> list[str]
     found = [
         data_block("rows", {**rows_data(table), "main": None if main is None else main.key}),
         data_block("pairs", pairs_data(page.comparisons, rows)),
+        data_block("searches", searches_data(page.searches, rows, page.folder)),
         data_block("lines", lines_data(page.charts, rows)),
         data_block("heat", heat),
         data_block("pictures", [each.to_dict() for each in sets]),

@@ -27,7 +27,7 @@ class Mark:
             place = str(found["place"])
             is_there = "://" in place or Path(place).is_dir()
             return place if found["digest"] == self._digest and is_there else ""
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ""
 
     def put(self, place: str) -> None:

@@ -106,7 +106,7 @@ def _row(cells: Any) -> str:
 def _logged(mark: Path) -> str:
     try:
         return str(json.loads(mark.read_text(encoding="utf-8"))["content"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -17,6 +17,8 @@ from segquant_bench.texts import plain
 
 log = logging.getLogger(__name__)
 
+SERVICE = "WANDB_SERVICE"
+"""Where wandb tells child processes of the service that it started."""
 _refused: list[str] = []
 """Why W&B took no run of this process: the others are not tried again."""
 
@@ -56,7 +58,8 @@ class Wandb(Logger):
     def _begun(self, about: About) -> Any:
         import wandb  # put off: runs that were logged before do without
 
-        return wandb.init(
+        before = os.environ.get(SERVICE)
+        begun = wandb.init(
             project=self.config.project,
             entity=self.config.entity,
             group=shortened(self.config.group or about.group),
@@ -71,6 +74,9 @@ class Wandb(Logger):
             mode=self._mode,
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
+        if before is None:  # else jobs of a sweep, which may run on other machines, would look for this process's
+            os.environ.pop(SERVICE, None)
+        return begun
 
     def _place(self) -> str:
         """The run's address, its folder where it is offline, or nothing."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,37 +17,8 @@ from segquant_bench.pipelines.loggers.guarded import logged
 from segquant_bench.pipelines.loggers.logger import About
 from segquant_bench.pipelines.runtime.finished import Finished
 from tests.pipelines.conftest import Command, Tiny
+from tests.pipelines.loggers.events import event_values, scalars_of, texts_of
 from tests.pipelines.loggers.support import about, finished
-
-
-def _values(folder: Path) -> Iterator[tuple[int, Any]]:
-    """Step and value of every event: length, its checksum, data, its checksum."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    for path in sorted(folder.glob("events.out.*")):
-        raw, position = path.read_bytes(), 0
-        while position < len(raw):
-            (length,) = struct.unpack_from("<Q", raw, position)
-            event = Event()
-            event.ParseFromString(raw[position + 12 : position + 12 + length])
-            position += 16 + length
-            yield from ((event.step, value) for value in event.summary.value)
-
-
-def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    found: dict[str, list[tuple[int, float]]] = {}
-    for step, value in _values(folder):
-        if value.WhichOneof("value") == "simple_value":
-            found.setdefault(value.tag, []).append((step, value.simple_value))
-    return found
-
-
-def _texts(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for _, value in _values(folder):
-        if value.WhichOneof("value") == "tensor":
-            found.setdefault(value.tag.removesuffix("/text_summary"), []).append(value.tensor.string_val[0].decode())
-    return found
 
 
 def _log(folder: Path, run: About, end: BaseException | None = None) -> None:
@@ -68,7 +36,7 @@ def test_event_files_hold_what_there_is(tmp_path: Path) -> None:
     run = about(tmp_path)
     _log(tmp_path, run)
     folder = tmp_path / "tensorboard"
-    scalars, texts = _scalars(folder), _texts(folder)
+    scalars, texts = scalars_of(folder), texts_of(folder)
     assert scalars["progress/memory_mb"] == [(1, 5.0)]
     assert scalars["stage/generate/seconds"] == [(2, 2.5)] and scalars["stage/generate/cached"] == [(2, 0.0)]
     assert scalars["stage/generate/peak_device_memory_mb"] == [(2, 9.0)]
@@ -82,7 +50,7 @@ def test_event_files_hold_what_there_is(tmp_path: Path) -> None:
     assert texts["per_picture"] == [
         "| index | prompt | psnr | clip, unquantized |\n| --- | --- | --- | --- |\n| 0 | a cat | 40.5 | 3 |"
     ]
-    (image,) = [value.image for _, value in _values(folder) if value.WhichOneof("value") == "image"]
+    (image,) = [value.image for _, value in event_values(folder) if value.WhichOneof("value") == "image"]
     shown = Image.open(io.BytesIO(image.encoded_image_string))
     assert shown.size == (12, 4) and shown.getpixel((0, 0)) == (0, 0, 255) and shown.getpixel((8, 0)) == (255, 0, 0)
     size = sum(path.stat().st_size for path in folder.iterdir())
@@ -98,16 +66,16 @@ def test_ends_that_are_none_go_on(tmp_path: Path) -> None:
     ):
         with pytest.raises(type(error)):
             _log(tmp_path, run, error)
-        assert state in _texts(folder)["state"]
+        assert state in texts_of(folder)["state"]
     _log(tmp_path, run)
-    assert sorted(_texts(folder)["state"]) == ["failed: no way", "finished", "preempted: ended by SIGINT"]
+    assert sorted(texts_of(folder)["state"]) == ["failed: no way", "finished", "preempted: ended by SIGINT"]
 
 
 def test_a_command_writes_events_while_it_works(command: Command, tiny: Tiny, cache: Path) -> None:
     pytest.importorskip("tensorboardX", reason="of the extra tensorboard")
     outcome = command(*tiny.overrides(cache), "quantizer=rtn", "logger=tensorboard")
     assert outcome.code == 0, outcome.err
-    scalars = _scalars(outcome.folder / "tensorboard")
+    scalars = scalars_of(outcome.folder / "tensorboard")
     order = list(scalars)
     assert order.index("progress/seconds") < order.index("stage/generate/seconds") < order.index("metric/psnr")
     assert scalars["stage/generate/pictures_per_second"][0][1] > 0

@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from segquant.keep import Keeper
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.unfinished import PIECES
+from segquant_bench.pipelines.sampling import collect
 from segquant_bench.pipelines.sampling.share import Share
 from segquant_bench.pipelines.stages.benchmark import check_run, open_run
+from segquant_bench.pipelines.stages.calibrate import CALIBRATE
 from segquant_bench.pipelines.stages.run import Run, Stage
+from segquant_bench.pipelines.stages.shared.collecting import step_weights
 from segquant_bench.pipelines.stages.shared.together import together
 from tests.pipelines.conftest import Tiny, compose_config
 
@@ -49,6 +54,36 @@ def test_two_processes_make_the_bytes_of_one(
     assert not [record for record in caplog.records if "was lost" in record.getMessage()]
     assert {name.partition("-")[0] for name in found[0]} == set(stages)
     assert found[0] == found[1] and len(hashes) == 1
+
+
+def test_steps_are_weighed_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the first process; another one, and a run that goes on, find the weights with the batches."""
+    weigh, weighed, found = collect.rounding_loss, list[str](), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        weighed.append("")
+        return weigh(*args, **kwargs)
+
+    monkeypatch.setattr(collect, "rounding_loss", counted)
+    for count in (1, 2):
+        overrides = [
+            *tiny.overrides(tmp_path / "cache"),
+            "calibration=loss",
+            "calibration.pilot=2",
+            "model.batch_size=2",
+        ]
+        overrides += ["calibration.steps_per_prompt=1", "quantizer=rtn"]
+        runs = [open_run(validate(compose_config(overrides))) for _ in range(count)]
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number, run in enumerate(runs[1:], 1):
+            step_weights(runs[0], Keeper(folder / PIECES))  # as the first one does before it starts others
+            assert CALIBRATE.share is not None
+            CALIBRATE.share(run, folder, Share(number, count))
+        CALIBRATE.compute(runs[0], folder)
+        assert len(weighed) == count, "once in each folder"
+        found.append({str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/inputs.*"))})
+    assert found[0] == found[1] and found[0]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ startTable();
 startColumns();
 byId("charts").hidden = false;
 startScatter();
+startSearches();
 startLines();
 startHeat();
 startPictures();

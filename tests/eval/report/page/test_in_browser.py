@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,6 +187,83 @@ def test_error_against_cost_marks_what_nothing_beats(page: Browser, runs: list[R
     assert {tuple(text.split(":")[0].rsplit(", ", 1)) for text in found} == front
     page.run("document.querySelector('#pareto .on-front').focus()")
     assert "psnr" in page.run("document.getElementById('tip').innerText")
+
+
+@pytest.fixture(scope="module")
+def searched(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep's page with two searches: of two objectives, whose trials are its runs but one, and of one."""
+    root = tmp_path_factory.mktemp("searched") / "sweep"
+    shutil.copytree(sweep, root, symlinks=True)
+    values = [(0.3, 30.0), (0.1, 20.0), (0.4, 10.0), (0.2, "inf"), (0.05, 5.0)]
+    trials = [
+        {"number": n, "folder": f"{n + 1} #%25" if n < 4 else "../elsewhere", "state": "complete", "values": list(each),
+         "params": {"+quantizer.alpha": 0.1 * n, "name": "</script><b>x</b>"}}
+        for n, each in enumerate(values)
+    ]  # fmt: skip
+    trials.append({"number": 5, "folder": "5", "state": "pruned", "values": [], "params": {}})
+    both = {"schema": 1, "objectives": {"output_error": "minimize", "psnr": "maximize"}, "trials": trials}
+    (root / "study.json").write_text(json.dumps(both))
+    one = [{**trial, "values": trial["values"][:1], "folder": ""} for trial in trials]
+    (root / "x").mkdir()
+    (root / "x" / "study.json").write_text(
+        json.dumps({"schema": 1, "objectives": {"output_error": "minimize"}, "trials": one})
+    )
+    write_report([root], rows=0, grid=False, figures=())
+    return root / "report.html"
+
+
+def _list(page: Browser, search: int) -> list[list[str]]:
+    rows = f"document.querySelectorAll('#search-{search} .front-list tbody tr')"
+    return page.run(f"[...{rows}].map((row) => [...row.cells].map((cell) => cell.textContent))")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_search_has_its_front_as_a_chart_and_a_list(browser: Browser, searched: Path, width: int) -> None:
+    browser.open(searched, width)
+    browser.run("document.getElementById('search-0').scrollIntoView()")
+    browser.wait("document.querySelectorAll('#search-0 .dot').length")
+    dots = "[...document.querySelectorAll('#search-0 .dot{}')].map((dot) => dot.dataset.trial)"
+    assert browser.run(dots.format("")) == ["0", "1", "2", "4"], "an infinite value has no place"
+    assert browser.run(dots.format(".on-front")) == ["1", "4"]
+    assert browser.run("document.querySelectorAll('#search-0 path.front').length") == 1
+    listed = _list(browser, 0)
+    assert [row[0] for row in listed] == ["4", "1", "3"] and [row[2] for row in listed] == ["5.00", "20.0", "∞"]
+    assert listed[1][3] == "quantizer.alpha=0.1 name=</script><b>x</b>"
+    assert [row[4] for row in listed] == ["–", "folder", "folder"], "no link leads out of the search's folder"
+    told = browser.run("document.getElementById('search-0').innerText")
+    assert "5 trials with values, 1 without" in told and "psnr (higher is better)" in told
+    assert browser.problems == [] and browser.run("document.documentElement.scrollWidth") == width
+    browser.run("document.querySelector('#search-0 .dot[data-trial=\"1\"]').focus()")
+    assert "output_error: 0.100" in browser.run("document.getElementById('tip').innerText")
+    browser.press("Enter", "\r")
+    shown = browser.run("document.getElementById('dialog').innerText")
+    assert "smoothquant, w8a8" in shown and "All numbers of this run" in shown
+    browser.press("Escape")
+    browser.click("#search-0 .front-list tbody tr:nth-child(1) button")
+    shown = browser.run("document.getElementById('dialog').innerText")
+    assert shown.startswith("trial 4") and "psnr: 5.00" in shown, "of no run of the page"
+
+
+def test_a_search_of_one_objective(browser: Browser, searched: Path) -> None:
+    browser.open(searched)
+    browser.run("document.getElementById('search-1').scrollIntoView()")
+    browser.wait("document.querySelectorAll('#search-1 .dot').length === 5")
+    assert [row[0] for row in _list(browser, 1)] == ["4"]
+    assert browser.run("document.querySelectorAll('#search-1 select, #search-1 path.front').length") == 0
+    assert (
+        browser.run("document.querySelectorAll('#search-1 .on-front')[0].getAttribute('aria-label')")
+        == "trial 4: 0.0500"
+    )
+
+
+def test_the_other_objective_across(browser: Browser, searched: Path) -> None:
+    browser.open(searched)
+    browser.run("document.getElementById('search-0').scrollIntoView()")
+    browser.wait("document.querySelectorAll('#search-0 .dot').length")
+    browser.run("(() => { const [x, y] = document.querySelectorAll('#search-0 select'); x.value = 0; y.value = 1;"
+                " y.dispatchEvent(new Event('change')); })()")  # fmt: skip
+    label = browser.run("document.querySelector('#search-0 svg').getAttribute('aria-label')")
+    assert label == "psnr against output_error (lower is better), 4 trials"
 
 
 def test_lines_and_layers_are_drawn(page: Browser, runs: list[RunResult]) -> None:

@@ -1,0 +1,103 @@
+"""Names that tables give to methods: none may be that of another one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import yaml
+
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
+from segquant_bench.pipelines.runtime.paths import CONF
+
+PRESETS = "segquant.presets"
+NAME = re.compile(r"[\w.-]+")
+"""What names that become parts of folders' names are made of."""
+NONE = "none"
+PARTS = {
+    "ptqd": ("correction", "method", "ptqd"),
+    "tac": ("correction", "method", "tac"),
+    "ptq4dm": ("calibration", "timesteps", "normal"),
+}
+"""Quantizers that are rounding to nearest with something else: section, key and value."""
+
+
+def label_of(quantizer: Mapping[str, Any]) -> str:
+    """A quantizer's `name`, else its function's."""
+    return str(quantizer.get("name") or str(quantizer[TARGET]).rpartition(".")[2])
+
+
+def check_name(key: str, name: str) -> None:
+    """PipelineError for a name that cannot be part of a folder's."""
+    if NAME.fullmatch(name) is None:
+        raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
+
+
+def check_quantizer(quantizer: Mapping[str, Any]) -> None:
+    """PipelineError for a quantizer that tables would call like another one of conf/quantizer, or like none."""
+    name, target = label_of(quantizer), str(quantizer[TARGET])
+    check_name("quantizer.name", name)
+    if name.lower() == NONE and target != f"{PRESETS}.{NONE}":
+        raise PipelineError(
+            f"the quantizer {target} would be called none in tables, which is the unquantized model; choose "
+            "quantizer=none, or another quantizer.name"
+        )
+    if target == f"{PRESETS}.{NONE}" and name != NONE:
+        raise PipelineError(
+            f"quantizer.name={name} is no name of the unquantized model ({target}), which tables call none; leave it "
+            "out"
+        )
+    own = known().get(name.lower())
+    if own is None or (own.items() <= {**quantizer, TARGET: target}.items() and not is_own(target)):
+        return
+    raise PipelineError(
+        f"the quantizer {target} would be called {name} in tables, which is another one "
+        f"({', '.join(map(str, own.values()))}); choose quantizer={name.lower()}, or another quantizer.name"
+    )
+
+
+def check_part(quantizer: Mapping[str, Any], sections: Mapping[str, Any]) -> None:
+    """PipelineError for a quantizer that is named after a part which the run has not."""
+    name = label_of(quantizer)
+    if name not in PARTS or is_own(str(quantizer[TARGET])):
+        return
+    (part, key, wanted), function = PARTS[name], str(quantizer[TARGET]).rpartition(".")[2]
+    found = sections[part]
+    if found.name == wanted and getattr(found, key) == wanted:
+        return
+    told = f"{part} is {found.name}" if found.name != wanted else f"{part}.{key} is {getattr(found, key)}"
+    raise PipelineError(
+        f"quantizer={name} is {function} with {part}={wanted}, but {told}; choose quantizer={function} for that"
+    )
+
+
+def check_correction(name: str, method: str, methods: tuple[str, ...]) -> None:
+    """PipelineError for a correction that tables would call like another one, or like none."""
+    check_name("correction.name", name)
+    named = name.lower() in methods and name != method
+    if named or (method == NONE and name != NONE):
+        raise PipelineError(
+            f"correction.name={name} is not what correction.method={method} is called in tables; choose "
+            f"correction={method}, or another correction.name"
+        )
+
+
+@cache
+def known() -> dict[str, dict[str, Any]]:
+    """By name of conf/quantizer: the function, and what sets it apart from another name of the same function."""
+    files = {
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONF / "quantizer").glob("*.yaml")
+    }
+    return {name: _apart(name, files) for name in files}
+
+
+def _apart(name: str, files: Mapping[str, Any]) -> dict[str, Any]:
+    values = files[name]
+    if TARGET in values:
+        return {TARGET: values[TARGET]}
+    (based,) = [each.partition("@")[0] for each in values["defaults"] if isinstance(each, str) and "@_here_" in each]
+    own = {key: value for key, value in values.items() if key not in ("defaults", "name")}
+    return {**_apart(based, files), **own}
