@@ -50,6 +50,11 @@ ACTIONS = {
     "search undone": "(() => { const box = document.getElementById('search'); box.value = '';"
     " box.dispatchEvent(new Event('input')); })()",
     "open a pair list": "[...document.querySelectorAll('#results-table tr.ours')].pop().cells[%d].click()",
+    "charts": "document.getElementById('dialog').close(); document.getElementById('pareto').scrollIntoView()",
+    "errors by layer": "document.getElementById('heat').scrollIntoView()",
+    "pictures": "document.getElementById('pictures').scrollIntoView()",
+    "all rows": "document.querySelector('#more button').click(); scrollTo(0, 0)",
+    "sort of all rows": "document.querySelector('#results-table thead th:nth-last-child(5) button').click()",
 }
 PSNR = "[...document.querySelectorAll('#results-table thead th')].findIndex((e) => e.textContent.includes('psnr'))"
 
@@ -102,7 +107,7 @@ def measure_reading(sweep: Path) -> None:
 
 
 def measure_report(sweep: Path, report: Path, *, tables: bool, profile: bool) -> None:
-    options: dict[str, Any] = {"grid": not tables, "figures": () if tables else ("png",)}
+    options: dict[str, Any] = {"grid": not tables, "figures": () if tables else ("png",), "page": not tables}
     with told("report"), parts_told():
         render.write_report([sweep], report, **options)
     if profile:
@@ -128,7 +133,7 @@ def measure_page(browser: Browser, page: Path) -> None:
     for name, action in ACTIONS.items():
         asked = TIMED % (action % column if "%d" in action else action)
         print(f"| {name} | {browser.run(asked) / 1e3:.2f} | |", flush=True)
-    assert browser.run("document.querySelectorAll('#dialog table.pairs tbody tr').length") > 0
+        assert "pair" not in name or browser.run("document.querySelectorAll('#dialog table.pairs td').length")
     print(f"problems: {browser.problems}; elements: {browser.run('document.querySelectorAll(`*`).length')}", flush=True)
 
 
@@ -136,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, nargs="+", default=[102, 1000])
     parser.add_argument("--seeds", type=int, default=1, help="calibration seeds of each method, which make one row")
-    parser.add_argument("--tables", action="store_true", help="without figures and picture grids")
+    parser.add_argument("--tables", action="store_true", help="neither figures nor grids nor a page")
     parser.add_argument("--profile", action="store_true", help="print where a second report spends its time")
     parser.add_argument("--keep", type=Path, help="folder for runs and reports, used again where it is there")
     options = parser.parse_args()
@@ -151,7 +156,7 @@ def main() -> None:
             print(f"\n{count} runs\n| what | seconds | processor s |\n|---|---|---|", flush=True)
             measure_reading(root / "sweep")
             measure_report(root / "sweep", root / "report", tables=options.tables, profile=options.profile)
-            if browser is not None:
+            if browser is not None and not options.tables:
                 measure_page(browser, root / "report" / "report.html")
         if browser is not None:
             browser.close()

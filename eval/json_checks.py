@@ -75,10 +75,15 @@ def _is_count(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """A check of a value by itself; `what` it must be ends the sentence."""
+    """A check of a value by itself; `what` it must be ends the sentence.
+
+    `least`: floats from here to LARGEST are right. `empty`: None is right.
+    """
 
     what: str
     is_right: Callable[[Any], bool]
+    least: float | None = None
+    empty: bool = False
 
     def __call__(self, value: Any, place: str) -> Iterator[str]:
         if not self.is_right(value):
@@ -87,15 +92,23 @@ class Kind:
 
 def _all_right(check: Check, values: Iterable[Any]) -> bool:
     """Whether it takes no more to know that nothing is wrong: files hold thousands of numbers."""
-    return isinstance(check, Kind) and all(map(check.is_right, values))
+    if not isinstance(check, Kind):
+        return False
+    if check.least is not None:
+        known = [value for value in values if value is not None] if check.empty else list(values)
+        if set(map(type, known)) == {float} and min(known) >= check.least and max(known) <= LARGEST:
+            return not math.isnan(sum(known))  # which comparisons may miss
+    return all(map(check.is_right, values))
 
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 INSIDE = Kind("a path within its folder", lambda value: isinstance(value, str) and _stays(value))
 COUNT = Kind("a whole number, at least 0 and at most 1e100", _is_count)
-AMOUNT = Kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0)
-NUMBER = Kind("a number of at most 1e100", is_number)
-VALUE = Kind('a number of at most 1e100, "inf" or "-inf"', lambda value: is_number(value) or value in ("inf", "-inf"))
+AMOUNT = Kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0, 0.0)
+NUMBER = Kind("a number of at most 1e100", is_number, -LARGEST)
+VALUE = Kind(
+    'a number of at most 1e100, "inf" or "-inf"', lambda value: is_number(value) or value in ("inf", "-inf"), -LARGEST
+)
 SCALAR = Kind("a text or a number", lambda value: isinstance(value, str | int | float))
 ANYTHING = Kind("anything", lambda value: True)
 
@@ -108,7 +121,7 @@ def optional(check: Check) -> Check:
     """Null is right too."""
     if isinstance(check, Kind):
         is_right = check.is_right
-        return Kind(check.what, lambda value: value is None or is_right(value))
+        return Kind(check.what, lambda value: value is None or is_right(value), check.least, empty=True)
     return lambda value, place: iter(()) if value is None else check(value, place)
 
 

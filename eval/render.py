@@ -79,6 +79,7 @@ def write_report(
     adjustment: str = "holm",
     figures: Sequence[str] = ("png",),
     latex: LatexTable | None = None,
+    page: bool = True,
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
@@ -90,6 +91,7 @@ def write_report(
         adjustment: of p-values for the number of comparisons, a key of `ADJUSTMENTS`.
         figures: formats of figures (`drawing.canvas.FORMATS`); the page draws its own.
         latex: how table.tex is made; by default bare tabulars of everything.
+        page: whether there is a report.html.
 
     Raises:
         EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, or missing pictures.
@@ -98,7 +100,7 @@ def write_report(
     runs, failures, update = read_runs(directories, folder, skipped)
     runs, searches = merge_seeds(runs), load_searches(directories)
     texts, pictures = _contents(
-        runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
+        runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex, page)
     )
     update()
     for name, content in pictures.items():
@@ -154,6 +156,7 @@ class Options:
     adjustment: str
     figures: Sequence[str]
     latex: LatexTable | None
+    page: bool
 
 
 def _contents(
@@ -178,26 +181,16 @@ def _contents(
     boxes = _boxes(runs, pictures, options.rows if options.grid else 0)
     legend = " ".join(part for part in (LEGEND, seeds, speed, boxes) if part)
     chosen = bool(options.choice)
+    fronts = [(table.title, to_html(table)) for table in map(front_table, searches)]
+    page = Page(ordered, comparisons, folder, refused, failures, legend, more.charts, [*more.sections, *fronts],
+                options.rows if options.grid else 0, options.adjustment)  # fmt: skip
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),
         "table.tex": options.latex.text(runs) if options.latex else "\n".join(map(to_latex, [*tables, *failed])),
         "comparisons.md": comparisons_markdown(comparisons, refused, adjustment=options.adjustment, chosen=chosen),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
-        "report.html": render_page(
-            Page(
-                ordered,
-                comparisons,
-                folder,
-                refused,
-                failures,
-                legend,
-                more.charts,
-                [*more.sections, *((table.title, to_html(table)) for table in map(front_table, searches))],
-                options.rows if options.grid else 0,
-                options.adjustment,
-            )
-        ),
+        **({"report.html": render_page(page)} if options.page else {}),
         **({"study.csv": to_csv(trials_table(searches[0]))} if len(searches) == 1 else {}),
         **more.texts,
     }
