@@ -2,8 +2,8 @@
 
     python -m benchmarks.report [--runs 102 1000] [--seeds 1] [--tables] [--profile] [--keep FOLDER]
 
-Runs are synthetic (`benchmarks.synthetic_runs`). The page is opened in headless Chromium where there is one: until the load
-event and the script are through and the table is painted, the median of five.
+Runs are synthetic (`benchmarks.synthetic_runs`). The page is opened in headless Chromium where there is one: until the
+load event and the script are through and the table is painted, the median of five.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finished runs that nobody ran: as many as are asked for, of the shape and size of real ones, the same for one seed.
 
-Every run has a results.json of some 55 kB, a configuration as `segquant` composes it, and an evaluation of its own; pictures are
-links to a few folders, each of another noise.
+Every run has a results.json of some 55 kB, a configuration as `segquant` composes it, and an evaluation of its own;
+pictures are links to a few folders, each of another noise.
 """
 
 from __future__ import annotations
@@ -108,11 +108,12 @@ def _write_run(
     stored = {"left_out/fid_ref[effnet_lite0]": fid}
     save_file(stored, folder / "evaluation" / "features.safetensors", {"n": str(PICTURES), "seed": "0"})
     config = _config(kind, configs)
+    share = 1.0 if is_float else PRECISIONS[kind.precision][1] * draw.uniform(1, 1.1)
     (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
     record = {
         **_known(number, kind, config), **_errors(error, draw),
         "metrics": [_metric("fid_ref[effnet_lite0]", fid, "lower"), _metric("psnr", values, "higher")],
-        "weight_bytes": round(FLOAT_BYTES * (1.0 if is_float else PRECISIONS[kind.precision][1] * draw.uniform(1, 1.1))),
+        "weight_bytes": round(FLOAT_BYTES * share),
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(record, indent=1))
 

@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.query is not None:
             _query(options.directories, options.output, skipped, options.query)
             return _told(skipped)
+        grid = not (options.no_grid or options.tables)
         written = write_report(
-            options.directories, options.output, grid=not (options.no_grid or options.tables), rows=options.rows, skipped=skipped,
+            options.directories, options.output, grid=grid, rows=options.rows, skipped=skipped,
             choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
             figures=() if options.tables else _figures(options.figures), latex=_latex(options),
             page=not options.tables,

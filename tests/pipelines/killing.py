@@ -3,8 +3,8 @@
     python -m tests.pipelines.killing FOLDER KILLS SEED [KEY=VALUE …]
 
 Every sweep is begun again after each kill until it ends, in a folder of its own (FOLDER/0, FOLDER/1 …), until there
-were so many kills. FOLDER/N/work has a line for every layer and batch that was begun. kills.json has, by folder, how many
-lines each killed process wrote. A busy or slow machine changes no moment: they are counted in a process's own seconds of CPU.
+were so many kills. FOLDER/N/work has a line for every layer and batch that was begun. kills.json has, by folder, how
+many lines each killed process wrote. A busy or slow machine changes no moment: they are seconds of a process's own CPU.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Work:
 
 
 def forked(folder: Path, arguments: list[str], seconds: float = 0.0) -> int:
-    """A process that runs the command, with the folder's cache and output; killed at so many `seconds` of its own CPU."""
+    """A process that runs the command, with the folder's cache and output; killed at so many `seconds` of its CPU."""
     child = os.fork()
     if child:
         return child
@@ -118,9 +118,7 @@ def whole(folder: Path, arguments: list[str]) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def killed_until_done(
-    folder: Path, arguments: list[str], draw: random.Random, longest: float, most: int
-) -> list[int]:
+def killed_until_done(folder: Path, arguments: list[str], draw: random.Random, longest: float, most: int) -> list[int]:
     """Runs that are killed, and the last one, which is not; how much work each killed one began."""
     begun = [0]
     while len(begun) <= most:
