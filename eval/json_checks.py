@@ -49,7 +49,7 @@ def is_deep(raw: Any) -> bool:
     """Whether a value is nested deeper than any of ours."""
     level = [raw]
     for _ in range(DEEPEST):
-        level = [inner for value in level if isinstance(value, dict | list) for inner in _inside(value)]
+        level = [inner for value in level if isinstance(value, (dict, list)) for inner in _inside(value)]
         if not level:
             return False
     return True
