@@ -217,6 +217,8 @@ def _formats(runs: Sequence[RunResult], options: Options) -> Sequence[str]:
 
 
 def _figures(runs: Sequence[RunResult], formats: Sequence[str], options: Options) -> dict[str, bytes]:
+    if not options.figures:
+        return {}
     every = to_files("formats", formats_plot(runs), options.figures)  # has room for any number of runs
     if not formats:
         return every
