@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=8, help="prompts in the grid (default: 8)")
     parser.add_argument("--no-grid", action="store_true", help="leave the picture grid out")
     parser.add_argument(
+        "--tables", action="store_true", help="tables and comparisons alone: no figures, no pictures, no report.html"
+    )
+    parser.add_argument(
         "--skip-unreadable", action="store_true", help="report the other runs, and broken files as failed (exit code 1)"
     )
     parser.add_argument(
@@ -58,10 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.query is not None:
             _query(options.directories, options.output, skipped, options.query)
             return _told(skipped)
+        grid = not (options.no_grid or options.tables)
         written = write_report(
-            options.directories, options.output, grid=not options.no_grid, rows=options.rows, skipped=skipped,
+            options.directories, options.output, grid=grid, rows=options.rows, skipped=skipped,
             choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
-            figures=_figures(options.figures), latex=_latex(options),
+            figures=() if options.tables else _figures(options.figures), latex=_latex(options),
+            page=not options.tables,
         )  # fmt: skip
     except (EvalError, OSError) as error:
         sys.stderr.write(f"segquant-report: {plain(str(error))}\n")

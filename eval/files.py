@@ -53,17 +53,26 @@ def save_bytes(path: Path, content: bytes) -> None:
 def find_named(folder: Path, name: str) -> list[Path]:
     """Every such file below a folder, also behind links, sorted; once each."""
     found: dict[Path, Path] = {}
-    seen: set[str] = set()
+    seen: set[object] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link leads back
+        identity = _identity(place)
+        if identity in seen:  # a link leads back
             folders.clear()
             continue
-        seen.add(real)
+        seen.add(identity)
         if name in files:
             path = Path(place, name)
             found.setdefault(path.resolve(), path)
     return sorted(found.values())
+
+
+def _identity(folder: str) -> object:
+    """The same for each way to a folder; a sweep has thousands, whose links would take long to follow by name."""
+    try:
+        found = os.stat(folder)
+    except OSError:  # it has just gone
+        return folder
+    return (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(folder)
 
 
 def publish(path: Path, write: Callable[[str], object]) -> None:

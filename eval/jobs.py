@@ -16,6 +16,7 @@ from segquant_bench.eval.json_checks import (
     INSIDE,
     SCALAR,
     TEXT,
+    Check,
     list_of,
     one_of,
     read_checked,
@@ -32,7 +33,14 @@ DONE, FAILED, ENDED, PRUNED = "done", "failed", "ended", "pruned"
 """How a job came to its end; ENDED by a signal, PRUNED by a search, before any picture."""
 AGAIN = "the same command writes it anew"
 
-_PROCESS = {"schema": one_of((SCHEMA,)), "sweep": TEXT, "began": AMOUNT, "host": TEXT, "pid": COUNT, "place": TEXT}
+_PROCESS: dict[str, Check] = {
+    "schema": one_of((SCHEMA,)),
+    "sweep": TEXT,
+    "began": AMOUNT,
+    "host": TEXT,
+    "pid": COUNT,
+    "place": TEXT,
+}
 _JOB = record(
     {**_PROCESS, "tries": COUNT}, {"ended": AMOUNT, "outcome": one_of((DONE, FAILED, ENDED, PRUNED)), "value": ANYTHING}
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,18 @@ def is_deep(raw: Any) -> bool:
     """Whether a value is nested deeper than any of ours."""
     level = [raw]
     for _ in range(DEEPEST):
-        level = [inner for value in level for inner in _inside(value)]
+        level = [inner for value in level if isinstance(value, (dict, list)) for inner in _inside(value)]
         if not level:
             return False
     return True
 
 
-def _inside(value: Any) -> Collection[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def _inside(value: dict[str, Any] | list[Any]) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST  # NaN is not
 
 
 def _stays(path: str) -> bool:
@@ -74,52 +73,77 @@ def _is_count(value: Any) -> bool:
     return is_number(value) and isinstance(value, int) and value >= 0
 
 
-def kind(what: str, is_right: Callable[[Any], bool]) -> Check:
-    """A check of a value by itself; `what` it must be ends the sentence."""
+@dataclass(frozen=True)
+class Kind:
+    """A check of a value by itself; `what` it must be ends the sentence.
 
-    def check(value: Any, place: str) -> Iterator[str]:
-        if not is_right(value):
-            yield f"holds {f'{place} = ' if place else ''}{shown(value)}, which must be {what}"
+    `least`: floats from here to LARGEST are right. `empty`: None is right.
+    """
 
-    return check
+    what: str
+    is_right: Callable[[Any], bool]
+    least: float | None = None
+    empty: bool = False
+
+    def __call__(self, value: Any, place: str) -> Iterator[str]:
+        if not self.is_right(value):
+            yield f"holds {f'{place} = ' if place else ''}{shown(value)}, which must be {self.what}"
 
 
-TEXT = kind("a text", lambda value: isinstance(value, str))
-INSIDE = kind("a path within its folder", lambda value: isinstance(value, str) and _stays(value))
-COUNT = kind("a whole number, at least 0 and at most 1e100", _is_count)
-AMOUNT = kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0)
-NUMBER = kind("a number of at most 1e100", is_number)
-VALUE = kind('a number of at most 1e100, "inf" or "-inf"', lambda value: is_number(value) or value in ("inf", "-inf"))
-SCALAR = kind("a text or a number", lambda value: isinstance(value, str | int | float))
-ANYTHING = kind("anything", lambda value: True)
+def _all_right(check: Check, values: Iterable[Any]) -> bool:
+    """Whether it takes no more to know that nothing is wrong: files hold thousands of numbers."""
+    if not isinstance(check, Kind):
+        return False
+    if check.least is not None:
+        known = [value for value in values if value is not None] if check.empty else list(values)
+        if set(map(type, known)) == {float} and min(known) >= check.least and max(known) <= LARGEST:
+            return not math.isnan(sum(known))  # which comparisons may miss
+    return all(map(check.is_right, values))
+
+
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+INSIDE = Kind("a path within its folder", lambda value: isinstance(value, str) and _stays(value))
+COUNT = Kind("a whole number, at least 0 and at most 1e100", _is_count)
+AMOUNT = Kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0, 0.0)
+NUMBER = Kind("a number of at most 1e100", is_number, -LARGEST)
+VALUE = Kind(
+    'a number of at most 1e100, "inf" or "-inf"', lambda value: is_number(value) or value in ("inf", "-inf"), -LARGEST
+)
+SCALAR = Kind("a text or a number", lambda value: isinstance(value, str | int | float))
+ANYTHING = Kind("anything", lambda value: True)
 
 
 def one_of(known: Collection[Any]) -> Check:
-    return kind(f"one of {', '.join(map(shown, known))}", lambda value: value in known)
+    return Kind(f"one of {', '.join(map(shown, known))}", lambda value: value in known)
 
 
 def optional(check: Check) -> Check:
     """Null is right too."""
+    if isinstance(check, Kind):
+        is_right = check.is_right
+        return Kind(check.what, lambda value: value is None or is_right(value), check.least, empty=True)
     return lambda value, place: iter(()) if value is None else check(value, place)
 
 
 def list_of(check: Check, least: int = 0, most: float = math.inf, what: str = "a list") -> Check:
-    whole = kind(what, lambda value: isinstance(value, list) and least <= len(value) <= most)
+    whole = Kind(what, lambda value: isinstance(value, list) and least <= len(value) <= most)
 
     def every(value: Any, place: str) -> Iterator[str]:
         yield from whole(value, place)
-        for index, item in enumerate(value if isinstance(value, list) else ()):
+        held = value if isinstance(value, list) else []
+        for index, item in enumerate(held if not _all_right(check, held) else ()):
             yield from check(item, f"{place}[{index}]")
 
     return every
 
 
 def mapping_of(check: Check) -> Check:
-    whole = kind("a mapping", lambda value: isinstance(value, dict))
+    whole = Kind("a mapping", lambda value: isinstance(value, dict))
 
     def every(value: Any, place: str) -> Iterator[str]:
         yield from whole(value, place)
-        for key, item in value.items() if isinstance(value, dict) else ():
+        held = value if isinstance(value, dict) else {}
+        for key, item in held.items() if not _all_right(check, held.values()) else ():
             yield from check(item, f"{place}.{key}" if place else key)
 
     return every
@@ -128,6 +152,7 @@ def mapping_of(check: Check) -> Check:
 def record(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Check:
     """A mapping that has the `needed` keys; `known` ones may be absent or null, all others are free."""
     whole = mapping_of(ANYTHING)
+    checks = {**needed, **{key: optional(check) for key, check in known.items()}}
 
     def every(value: Any, place: str) -> Iterator[str]:
         yield from whole(value, place)
@@ -135,7 +160,6 @@ def record(needed: Mapping[str, Check], known: Mapping[str, Check]) -> Check:
         missing = [repr(key) if place else key for key in needed if key not in held]
         if missing:
             yield f"holds {place}, which has no {missing[0]}" if place else f"lacks {', '.join(missing)}"
-        checks = {**needed, **{key: optional(check) for key, check in known.items()}}
         for key, check in checks.items():
             if key in held:
                 yield from check(held[key], f"{place}.{key}" if place else key)

@@ -81,6 +81,7 @@ def write_report(
     adjustment: str = "holm",
     figures: Sequence[str] = ("png",),
     latex: LatexTable | None = None,
+    page: bool = True,
 ) -> dict[str, Path]:
     """Render every `results.json` and `failure.json` below `directories` into `output` (the first directory).
 
@@ -92,6 +93,7 @@ def write_report(
         adjustment: of p-values for the number of comparisons, a key of `ADJUSTMENTS`.
         figures: formats of figures (`drawing.canvas.FORMATS`); the page draws its own.
         latex: how table.tex is made; by default bare tabulars of everything.
+        page: whether there is a report.html.
 
     Raises:
         EvalError: no results, a broken file that is not skipped, an unknown method in `choice`, missing pictures, or
@@ -104,7 +106,7 @@ def write_report(
     if grid:
         check_pictures(runs, rows)
     texts, pictures = _contents(
-        runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex)
+        runs, failures, searches, folder, Options(grid, rows, choice or Choice(), adjustment, figures, latex, page)
     )
     update()
     for name, content in pictures.items():
@@ -169,6 +171,7 @@ class Options:
     adjustment: str
     figures: Sequence[str]
     latex: LatexTable | None
+    page: bool
 
 
 def _contents(
@@ -194,27 +197,16 @@ def _contents(
     boxes = _boxes(runs, pictures, options.rows if options.grid else 0)
     legend = " ".join(part for part in (LEGEND, seeds, speed, boxes) if part)
     chosen = bool(options.choice)
+    fronts = [(table.title, to_html(table)) for table in map(front_table, searches)]
+    page = Page(ordered, comparisons, folder, refused, failures, legend, more.charts, [*more.sections, *fronts],
+                options.rows if options.grid else 0, options.adjustment, searches)  # fmt: skip
     texts = {
         "table.md": "\n".join([*map(to_markdown, [*tables, *failed]), legend, "", sources_markdown(ordered)]),
         "table.csv": to_csv(export_table(runs, failures)),
         "table.tex": latex or "\n".join(map(to_latex, [*tables, *failed])),
         "comparisons.md": comparisons_markdown(comparisons, refused, adjustment=options.adjustment, chosen=chosen),
         "comparisons.csv": to_csv(comparisons_table(comparisons)),
-        "report.html": render_page(
-            Page(
-                ordered,
-                comparisons,
-                folder,
-                refused,
-                failures,
-                legend,
-                more.charts,
-                [*more.sections, *((table.title, to_html(table)) for table in map(front_table, searches))],
-                options.rows if options.grid else 0,
-                options.adjustment,
-                searches,
-            )
-        ),
+        **({"report.html": render_page(page)} if options.page else {}),
         **({"study.csv": to_csv(trials_table(searches[0]))} if len(searches) == 1 else {}),
         **more.texts,
     }
@@ -241,6 +233,8 @@ def _formats(runs: Sequence[RunResult], options: Options) -> Sequence[str]:
 
 
 def _figures(runs: Sequence[RunResult], formats: Sequence[str], options: Options) -> dict[str, bytes]:
+    if not options.figures:
+        return {}
     every = to_files("formats", formats_plot(runs), options.figures)  # has room for any number of runs
     if not formats:
         return every

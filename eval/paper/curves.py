@@ -50,7 +50,8 @@ def step_curves(runs: Sequence[RunResult]) -> Panels:
     for run in known:
         members = run.seed_runs or (run,)  # inputs of all calibration seeds
         x = sorted({step for each in members for step in each.per_row_steps})
-        values = [np.concatenate([_by_prompt(each, step) for each in members]) for step in x]
+        by_step = [_by_prompt(each) for each in members]
+        values = [np.concatenate([own.get(step, []) for own in by_step]) for step in x]
         curve = Curve(
             names[id(run)],
             is_ours(run.quantizer),
@@ -67,14 +68,14 @@ def _count_steps(run: RunResult) -> int:
     return len({step for each in run.seed_runs or (run,) for step in each.per_row_steps})
 
 
-def _by_prompt(run: RunResult, step: int) -> np.ndarray:
-    """The mean of each prompt's calls at one step, which true guidance makes two."""
-    mask, prompts = np.array(run.per_row_steps) == step, row_prompts(run)
-    errors = np.array(run.per_row_output_errors)[mask]
-    if prompts is None:  # older results have one
-        return np.asarray(errors)
-    own = np.array(prompts)[mask]
-    return np.array([errors[own == prompt].mean() for prompt in sorted(set(own.tolist()))])
+def _by_prompt(run: RunResult) -> dict[int, list[float]]:
+    """By step, the mean of each prompt's calls, which true guidance makes two."""
+    prompts = row_prompts(run)
+    calls: dict[int, dict[int, list[float]]] = {}
+    for place, (step, error) in enumerate(zip(run.per_row_steps, run.per_row_output_errors, strict=False)):
+        prompt = place if prompts is None else prompts[place]  # older results have one call of each
+        calls.setdefault(step, {}).setdefault(prompt, []).append(error)
+    return {step: [float(np.mean(own[prompt])) for prompt in sorted(own)] for step, own in calls.items()}
 
 
 def _quantized(runs: Sequence[RunResult]) -> list[RunResult]:

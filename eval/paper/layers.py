@@ -35,16 +35,12 @@ def layers_csv(runs: Sequence[RunResult]) -> str:
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names = labels(ordered)
     columns = heads(("model", "dataset", "seed", "precision", "method", "layer", "cut"), ("error",))
-    rows = [
-        (*map(Cell, _keys(run, names[id(run)])), Cell(layer), Cell(cut_of(run, layer)), number(error))
-        for run in ordered
-        for layer, error in run.every_layer_error.items()
-    ]
+    rows = []
+    for run in ordered:
+        keys = tuple(map(Cell, (run.model, run.dataset, str(run.seed), run.precision, names[id(run)])))
+        for layer, error in run.every_layer_error.items():
+            rows.append((*keys, Cell(layer), Cell(cut_of(run, layer)), Cell("", value=error)))
     return to_csv(Table(columns, (tuple(rows),)))
-
-
-def _keys(run: RunResult, name: str) -> tuple[str, ...]:
-    return (run.model, run.dataset, str(run.seed), run.precision, name)
 
 
 def cut_of(run: RunResult, layer: str) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import lru_cache
 
 from segquant_bench.eval.tables.table import Cell, Column, Table
 from segquant_bench.texts import plain
@@ -34,6 +35,7 @@ def _texts(column: Column, cell: Cell) -> list[str]:
     return [value, *(edges if column.intervals else []), *([spread] if column.spread else [])]
 
 
+@lru_cache(maxsize=1 << 14)  # names of layers and methods stand in a hundred thousand lines
 def _text(text: str) -> str:
     """One line; an apostrophe before what would be a formula."""
     line = plain(text)

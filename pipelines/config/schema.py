@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_origin, get_type_hints
@@ -296,11 +297,16 @@ def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
 
 def _check_section(config: DictConfig, schema: type, prefix: str, key: str) -> None:
     """Refuse a value in the place of a section, as by ${…}."""
-    hint = get_type_hints(schema)[key]
+    hint = _hints(schema)[key]
     is_section = hint is dict or get_origin(hint) is dict or is_dataclass(hint)
     if is_section and not OmegaConf.is_missing(config, key) and not isinstance(config[key], DictConfig):
         told = one_line(str(config[key]))[:60]
         raise PipelineError(f"{prefix}{key}={told} is no section; set {prefix}{key}.KEY=VALUE")
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return get_type_hints(schema)
 
 
 def validate(config: DictConfig) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from segquant_bench.pipelines.sweeps.launch import LostJob, lost
 from segquant_bench.pipelines.sweeps.task import Task
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds until the machine of a cluster answers."""
 
 
 class RayLauncher(Launcher):
@@ -66,14 +70,13 @@ class RayLauncher(Launcher):
                 "hydra/launcher=ray needs Ray, which is not installed; run pip install 'segquant[ray]', or choose "
                 "hydra/launcher=joblib"
             ) from error
+        if self.address is not None:
+            _require_answer(self.address)
         try:
             own = {"include_dashboard": False} if self.address is None else {}
             ray.init(address=self.address, log_to_driver=False, **own, **self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise PipelineError(
-                f"no Ray cluster answers at hydra.launcher.address={self.address} ({one_line(error)}); start one with "
-                "`ray start --head`, or set hydra.launcher.address=null for one on this machine"
-            ) from error
+            raise _no_cluster(self.address, error) from error
         self._check_resources(ray)
         return ray
 
@@ -110,6 +113,24 @@ class RayLauncher(Launcher):
         except ray.exceptions.RayError as error:
             log.warning("a job was lost: %s", one_line(error))
             return lost(LostJob(f"its process was lost ({type(error).__name__} of Ray: killed, or with its machine)"))
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself waits for minutes where nobody listens."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and the like, which Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"no Ray cluster answers at hydra.launcher.address={address} ({one_line(error)}); start one with `ray start "
+        "--head`, or set hydra.launcher.address=null for one on this machine"
+    )
 
 
 def _call(task: Task, number: int, overrides: list[str]) -> JobReturn:

@@ -3,18 +3,19 @@
     python -m tests.pipelines.killing FOLDER KILLS SEED [KEY=VALUE …]
 
 Every sweep is begun again after each kill until it ends, in a folder of its own (FOLDER/0, FOLDER/1 …), until there
-were so many kills. FOLDER/N/work has a line for every layer and batch that was begun.
+were so many kills. FOLDER/N/work has a line for every layer and batch that was begun. kills.json has, by folder, how
+many lines each killed process wrote. A busy or slow machine changes no moment: they are seconds of a process's own CPU.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,15 @@ from segquant import keep, measure
 from segquant.layers import parallel
 from segquant.observers import observe
 from segquant_bench.pipelines import main as commands
-from segquant_bench.pipelines.loading import assemble  # noqa: F401 - imported once, and not in every process
 from segquant_bench.pipelines.sampling import generate
 from segquant_bench.pipelines.stages import run as stages
+
+HEAVY = (
+    "segquant_bench.pipelines.loading.assemble", "segquant_bench.pipelines.stages.benchmark",
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3", "torchmetrics.functional.image",
+    "torch.export", "torch._dynamo",
+)  # fmt: skip
+"""What runs import late, and processes share here: else most of them are killed while they import."""
 
 
 class Work:
@@ -83,11 +90,13 @@ class Work:
         return noted
 
 
-def forked(folder: Path, arguments: list[str]) -> int:
-    """A process that runs the command, with the folder's cache and output."""
+def forked(folder: Path, arguments: list[str], seconds: float = 0.0) -> int:
+    """A process that runs the command, with the folder's cache and output; killed at so many `seconds` of its CPU."""
     child = os.fork()
     if child:
         return child
+    # nobody catches SIGPROF, so that the kernel ends the process as by SIGKILL
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -103,37 +112,41 @@ def forked(folder: Path, arguments: list[str]) -> int:
 
 
 def whole(folder: Path, arguments: list[str]) -> float:
-    """One run that nobody kills; its seconds."""
-    began = time.monotonic()
-    _, status = os.waitpid(forked(folder, arguments), 0)
+    """One run that nobody kills; its seconds of CPU."""
+    _, status, used = os.wait4(forked(folder, arguments), 0)
     assert status == 0, (folder / "log").read_text()
-    return time.monotonic() - began
+    return used.ru_utime + used.ru_stime
 
 
-def killed_until_done(folder: Path, arguments: list[str], draw: random.Random, longest: float, most: int) -> int:
-    """Runs that are killed, and the last one, which is not; how many were killed."""
-    for kills in range(most):
-        child = forked(folder, arguments)
-        time.sleep(draw.uniform(0, longest))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+def killed_until_done(folder: Path, arguments: list[str], draw: random.Random, longest: float, most: int) -> list[int]:
+    """Runs that are killed, and the last one, which is not; how much work each killed one began."""
+    begun = [0]
+    while len(begun) <= most:
+        _, status = os.waitpid(forked(folder, arguments, draw.uniform(0.01, longest)), 0)
         if not os.WIFSIGNALED(status):
             assert status == 0, (folder / "log").read_text()
-            return kills
-    whole(folder, arguments)
-    return most
+            break
+        assert os.WTERMSIG(status) == signal.SIGPROF, (folder / "log").read_text()
+        begun.append(len((folder / "work").read_text().splitlines()) if (folder / "work").exists() else 0)
+    else:
+        whole(folder, arguments)
+    return [after - before for before, after in zip(begun, begun[1:], strict=False)]
 
 
 def main() -> None:
     root, kills, seed, arguments = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
-    draw, found = random.Random(seed), list[int]()
+    draw, found = random.Random(seed), list[list[int]]()
+    for name in HEAVY:
+        importlib.import_module(name)
     (root / "whole").mkdir(parents=True)
     longest = whole(root / "whole", arguments)
-    while sum(found) < kills:
+    while sum(map(len, found)) < kills:
         folder = root / str(len(found))
         folder.mkdir()
-        found.append(killed_until_done(folder, arguments, draw, longest, kills - sum(found)))
+        found.append(killed_until_done(folder, arguments, draw, longest, kills - sum(map(len, found))))
     (root / "kills.json").write_text(json.dumps(found))
+    at_work = sum(lines > 0 for each in found for lines in each)
+    print(f"{kills} kills of {len(found)} sweeps of {longest:.1f} s of CPU; {at_work} of them had begun work")
 
 
 if __name__ == "__main__":

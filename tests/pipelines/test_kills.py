@@ -54,7 +54,8 @@ def test_kills(tiny: Tiny, tmp_path: Path, kills: int, quantizers: str) -> None:
     units = set((whole / "work").read_text().splitlines())
     assert {unit.split()[1] for unit in units} == {"batch", "layer", "observe", "error"}
     killed = json.loads((tmp_path / "runs" / "kills.json").read_text())
-    assert sum(killed) == kills
+    assert sum(map(len, killed)) == kills
+    assert sum(lines > 0 for times in killed for lines in times) >= kills // 3, "kills meet work, and not imports alone"
     for number, times in enumerate(killed):
         folder = tmp_path / "runs" / str(number)
         assert _stages(folder) == expected
@@ -62,4 +63,4 @@ def test_kills(tiny: Tiny, tmp_path: Path, kills: int, quantizers: str) -> None:
         begun = Counter((folder / "work").read_text().splitlines())
         assert begun.keys() == units
         again = {unit: count - 1 for unit, count in begun.items() if count > 1}
-        assert sum(again.values()) <= times, again
+        assert sum(again.values()) <= len(times), again

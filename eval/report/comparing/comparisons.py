@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,20 +27,25 @@ def compare_runs(runs: Sequence[RunResult]) -> tuple[list[Comparison], list[str]
     refused: list[str] = []
     ordered = [run for run in sort_runs(runs) if not run.is_float]
     names, where = labels(ordered), places(ordered)
-    for i, ours in enumerate(ordered):
-        opponents = _opponents(ours, ordered[:i])
+    prompts: dict[object, set[tuple[str, ...]]] = defaultdict(set)
+    for run in ordered:
+        prompts[_all_but_prompts(run)].add(run.prompts)
+    earlier: dict[object, list[RunResult]] = defaultdict(list)  # alike but for components: a report has many groups
+    for ours in ordered:
+        before = earlier[group_key(ours)[:-1]]
+        opponents = _opponents(ours, before)
+        before.append(ours)
         for theirs in opponents:
             made, left = Pair(ours, theirs, _names(ours, theirs, names, where)).compare()
             found += made
             refused += left
         if not opponents and is_subject(ours):
-            refused += [_alone(ours, names[id(ours)])] if any(_shares_all_but_prompts(ours, r) for r in ordered) else []
+            refused += [_alone(ours, names[id(ours)])] if len(prompts[_all_but_prompts(ours)]) > 1 else []
     return found, refused
 
 
-def _shares_all_but_prompts(ours: RunResult, run: RunResult) -> bool:
-    keys = [(r.model, r.fingerprint, r.dataset, r.seed, *group_key(r)[1:]) for r in (ours, run)]
-    return keys[0] == keys[1] and ours.prompts != run.prompts
+def _all_but_prompts(run: RunResult) -> object:
+    return (run.model, run.fingerprint, run.dataset, run.seed, *group_key(run)[1:])
 
 
 def _alone(run: RunResult, name: str) -> str:
@@ -47,13 +53,13 @@ def _alone(run: RunResult, name: str) -> str:
 
 
 def _opponents(ours: RunResult, before: Sequence[RunResult]) -> list[RunResult]:
+    """Of the runs before it that are alike but for components."""
     before = sorted(before, key=lambda run: not _comparable(run, ours))  # stable: each method's first is of our engine
-    group = [run for run in before if group_key(run) == group_key(ours)]
+    group = [run for run in before if quantized_parts(run) == quantized_parts(ours)]
     elsewhere: dict[object, RunResult] = {}
     for run in before:
         parts, own = set(quantized_parts(run)), set(quantized_parts(ours))
-        alike = group_key(run)[:-1] == group_key(ours)[:-1] and run.quantizer == ours.quantizer
-        if alike and (parts < own or parts > own):
+        if run.quantizer == ours.quantizer and (parts < own or parts > own):
             elsewhere.setdefault(group_key(run), run)
     variants = [run for run in group if method_name(run) == method_name(ours)]
     if not is_subject(ours):

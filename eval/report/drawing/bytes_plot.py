@@ -30,6 +30,8 @@ LONGEST = 60
 PANEL = 3.6
 """Inches of a panel's width without its labels."""
 FRONT = "#94a3b8"
+NAMES = 1.04
+"""Where names begin, in widths of the panel."""
 
 
 @dataclass(frozen=True)
@@ -142,18 +144,23 @@ def name_points(panel: Axes, found: Sequence[Point], gap: float) -> None:
     """Names in a column on the right, in the order of their points, each with a line to its point."""
     if not found:
         return
+    from matplotlib.collections import LineCollection
+
     panel.autoscale_view()
     to_share = panel.transData + panel.transAxes.inverted()
     ordered = sorted(found, key=lambda point: (to_share.transform((point.x, point.y))[1], point.x))
-    heights = spread([float(to_share.transform((point.x, point.y))[1]) for point in ordered], gap)
+    at = to_share.transform([(point.x, point.y) for point in ordered])
+    heights = spread([float(y) for _, y in at], gap)
     for point, height in zip(ordered, heights, strict=True):
-        panel.annotate(
-            figure_text(point.label, LONGEST), (point.x, point.y), (1.04, height), textcoords="axes fraction",
-            va="center", fontsize=7.5, color=COLOURS[point.ours], fontweight="bold" if point.front else "normal",
-            annotation_clip=False, arrowprops={
-                "arrowstyle": "-", "linewidth": 0.4, "color": COLOURS[point.ours], "relpos": (0, 0.5), "shrinkA": 0,
-            },
+        panel.text(
+            NAMES, height, figure_text(point.label, LONGEST), transform=panel.transAxes, va="center", fontsize=7.5,
+            color=COLOURS[point.ours], fontweight="bold" if point.front else "normal",
         )  # fmt: skip
+    # all lines in one: hundreds of arrows take seconds
+    ends = [[(NAMES - 0.012, height), (x, y)] for height, (x, y) in zip(heights, at, strict=True)]
+    lines = LineCollection(ends, colors=[COLOURS[point.ours] for point in ordered], linewidths=0.4, clip_on=False)
+    lines.set(transform=panel.transAxes, zorder=1.5, in_layout=False)
+    panel.add_collection(lines, autolim=False)
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -46,9 +46,9 @@ def _line(curve: Curve, rows: Mapping[Path, int]) -> dict[str, Any]:
         "ours": curve.ours,
         "row": None if curve.path is None else rows.get(curve.path),
         "x": list(curve.x),
-        "y": list(map(_short, curve.y)),
-        "low": [_short(low) for low, _ in edges],
-        "high": [_short(high) for _, high in edges],
+        "y": list(map(_four_digits, curve.y)),
+        "low": [_four_digits(low) for low, _ in edges],
+        "high": [_four_digits(high) for _, high in edges],
     }
 
 
@@ -76,9 +76,10 @@ def _errors(run: RunResult) -> dict[str, float]:
 
 
 def _known(value: float | None) -> float | None:
-    return None if value is None else _short(value, 3)
+    """As many digits as a colour can show: the page stays small."""
+    return None if value is None else float(f"{value:.3g}")
 
 
-def _short(value: float, digits: int = 4) -> float:
-    """As many digits as a chart can show: the page stays small."""
-    return float(f"{value:.{digits}g}")
+def _four_digits(value: float) -> float:
+    """As many as a line can show."""
+    return float(f"{value:.4g}")

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from segquant_bench.eval.tables.render_html import escape
@@ -41,7 +43,14 @@ def _encoded(content: Any) -> Any:
         return content if math.isfinite(content) else str(content)
     if isinstance(content, dict):
         return {key: _encoded(value) for key, value in content.items()}
-    return [_encoded(value) for value in content] if isinstance(content, list | tuple) else content
+    if not isinstance(content, list | tuple) or _is_numbers(content):
+        return content
+    return [_encoded(value) for value in content]
+
+
+def _is_numbers(content: Sequence[Any]) -> bool:
+    """Whether there are finite numbers and None alone: a page has millions of them."""
+    return set(map(type, content)) <= {float, NoneType} and all(map(math.isfinite, filter(None, content)))
 
 
 @lru_cache(maxsize=1)

@@ -61,17 +61,18 @@ def picture_sets(table: PageTable, rows: int) -> list[PictureSet]:
     groups: dict[object, list[int]] = {}
     for number, row in enumerate(table.rows):
         groups.setdefault(data_key(row.run), []).append(number)
-    members = list(groups.values())
+    titles = places([row.run for row in table.rows])
+    members = [(titles[id(table.rows[each[0]].run)], each) for each in groups.values()]
     for side in SIDES:
-        first = [_set(table, each, 1, side) for each in members]
+        first = [_set(table, title, each, 1, side) for title, each in members]
         size = sum(len(strip.pictures[0]) * 3 // 4 for found in first for strip in found.strips)
         if size <= BUDGET:
             break
     count = max(1, min(rows, BUDGET // max(size, 1)))
-    return first if count == 1 else [_set(table, each, count, side) for each in members]
+    return first if count == 1 else [_set(table, title, each, count, side) for title, each in members]
 
 
-def _set(table: PageTable, numbers: Sequence[int], rows: int, side: int) -> PictureSet:
+def _set(table: PageTable, title: str, numbers: Sequence[int], rows: int, side: int) -> PictureSet:
     runs = [table.rows[number].run for number in numbers]
     columns = grid_columns(runs)
     reference = len(columns) - len(runs)  # 1 where the unquantized model's pictures are no run's
@@ -83,7 +84,6 @@ def _set(table: PageTable, numbers: Sequence[int], rows: int, side: int) -> Pict
         for place, column in enumerate(columns)
     ]  # fmt: skip
     size = read_picture(columns[0], indices[0]).size
-    title = places([row.run for row in table.rows])[id(runs[0])]
     return PictureSet(
         title, tuple(indices), tuple(runs[0].prompts[index] for index in indices), min(side, max(size)), size,
         tuple(strips),

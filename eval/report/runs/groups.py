@@ -30,25 +30,16 @@ def sort_runs(runs: Sequence[RunResult]) -> list[RunResult]:
     for run in runs:
         key = (data_key(run), _judgement(run), engine_told(run)) if run.is_float else run.path
         unique.setdefault(key, run)
-    return sorted(
-        unique.values(),
-        key=lambda r: (
-            r.model,
-            r.fingerprint,
-            r.dataset,
-            r.seed,
-            (len(r.prompts), r.prompts),
-            setup(r),
-            not r.is_float,
-            precision_rank(r.precision),
-            _parts_rank(quantized_parts(r)),
-            bool(home(r)),
-            method_rank(r.quantizer),
-            _engine_rank(r.engine),
-            r.name,
-            _natural(r.path.parent.name),
-        ),
-    )
+    return sorted(unique.values(), key=_order)
+
+
+@once_per_run
+def _order(run: RunResult) -> tuple[Any, ...]:
+    return (
+        run.model, run.fingerprint, run.dataset, run.seed, (len(run.prompts), run.prompts), setup(run),
+        not run.is_float, precision_rank(run.precision), _parts_rank(quantized_parts(run)), bool(home(run)),
+        method_rank(run.quantizer), _engine_rank(run.engine), run.name, _natural(run.path.parent.name),
+    )  # fmt: skip
 
 
 def _parts_rank(parts: tuple[str, ...]) -> tuple[bool, int, tuple[str, ...]]:

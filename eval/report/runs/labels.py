@@ -15,6 +15,7 @@ from segquant_bench.eval.report.runs.groups import (
     group_key,
     home,
     quantized_parts,
+    setup,
 )
 from segquant_bench.eval.report.runs.known import PRECISIONS, is_ours
 from segquant_bench.eval.report.runs.leaves import fewest, is_within, told
@@ -45,6 +46,9 @@ def setups(runs: Sequence[RunResult]) -> dict[int, str]:
         models.setdefault(run.model, []).append(run)
     found: dict[int, str] = {}
     for members in models.values():
+        if len({setup(run) for run in members}) == 1:
+            found |= dict.fromkeys(map(id, members), "")
+            continue
         every = [config_leaves(run) for run in members]
         known = [values for values in every if values]  # older results hold no configuration
         keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, SETUP)])

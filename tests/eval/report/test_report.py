@@ -512,3 +512,12 @@ def test_a_metric_of_which_nothing_was_kept_is_not_compared(moved: Path) -> None
         path.write_text(json.dumps(record | {"metrics": [*record["metrics"], alone]}))
     found, refused = compare_runs(load_results([moved]))
     assert refused == [] and "glow" not in {c.metric for c in found}
+
+
+def test_tables_alone(moved: Path) -> None:
+    assert main([str(moved), "--output", str(moved / "whole"), "--no-grid", "--figures", "none"]) == 0
+    assert main([str(moved), "--output", str(moved / "tables"), "--tables"]) == 0
+    whole, tables = ({path.name for path in (moved / name).iterdir()} for name in ("whole", "tables"))
+    assert whole - tables == {"report.html"} and {"table.csv", "comparisons.csv"} < tables
+    for name in tables - {"runs.sqlite"}:
+        assert (moved / "tables" / name).read_bytes() == (moved / "whole" / name).read_bytes()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -27,14 +28,21 @@ from tests.pipelines.conftest import Command
 from tests.pipelines.sweeps.jobs import job
 
 ROOT = Path(__file__).resolve().parents[3]
+RAY_SETTINGS = {
+    "agent_register_timeout_ms": "300000", "raylet_start_wait_time_s": "300", "worker_register_timeout_seconds": "300",
+    "enable_metrics_collection": "0", "USAGE_STATS_ENABLED": "0",
+}  # fmt: skip
+"""Patience, since busy machines start Ray slowly, and nothing that the tests do not need."""
+RAY_CLUSTER = ("hydra/launcher=ray", "hydra.launcher.cpus=1", "+hydra.launcher.init.num_cpus=2",
+               "+hydra.launcher.init.object_store_memory=80000000")  # fmt: skip
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra ray)")
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    for name, most in (("agent_register_timeout_ms", "300000"), ("raylet_start_wait_time_s", "300")):
-        monkeypatch.setenv(f"RAY_{name}", most)  # busy machines start Ray slowly
+    for name, value in RAY_SETTINGS.items():
+        monkeypatch.setenv(f"RAY_{name}", value)
     before = HydraConfig.instance().cfg
     yield
     HydraConfig.instance().cfg = before
@@ -70,7 +78,8 @@ def _check(root: Path, results: list[JobReturn], threads: str) -> None:
     assert max(sum(float(b) <= moment < float(e) for b, e, _ in spans) for moment in moments) <= 2
 
 
-def test_submitit_local(tmp_path: Path) -> None:
+def test_submitit_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)  # that of a killed job is never there
     results = _launched(
         tmp_path,
         [0, 1, 2, 3, 4],
@@ -110,19 +119,24 @@ def test_submitit_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    settings = ["hydra/launcher=ray", "hydra.launcher.cpus=1", "+hydra.launcher.init.num_cpus=2"]
-    _check(tmp_path, _launched(tmp_path, [0, 1, 2, 3, 4], *settings), "1")
+    _check(tmp_path, _launched(tmp_path, [0, 1, 2, 3, 4], *RAY_CLUSTER), "1")
 
 
 @RAY
 @pytest.mark.slow
-@pytest.mark.parametrize(("setting", "words"), [
-    ("hydra.launcher.gpus=64", "hydra.launcher.gpus=64 is more than any machine"),
-    ("hydra.launcher.address='127.0.0.1:1'", "no Ray cluster answers at hydra.launcher.address=127.0.0.1:1"),
-])  # fmt: skip
-def test_ray_is_not_waited_for_in_vain(tmp_path: Path, setting: str, words: str) -> None:
-    with pytest.raises(PipelineError, match=words):
-        _launched(tmp_path, [0], "hydra/launcher=ray", "hydra.launcher.cpus=1", setting)
+def test_what_no_machine_of_ray_has_is_not_waited_for(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="hydra.launcher.gpus=64 is more than any machine"):
+        _launched(tmp_path, [0], *RAY_CLUSTER, "hydra.launcher.gpus=64")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_ray_that_nobody_runs_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    if importlib.util.find_spec("ray") is None:
+        monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))  # it is not asked
+    with pytest.raises(PipelineError, match=f"no Ray cluster answers at hydra.launcher.address={address}"):
+        _launched(tmp_path, [0], "hydra/launcher=ray", f"hydra.launcher.address='{address}'")
 
 
 def test_without_ray(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,3 +333,19 @@ def test_hundreds_of_runs_are_shown_in_parts(browser: Browser, tmp_path: Path, m
     browser.click("#more button")
     assert len(labels(browser)) == 12
     assert browser.run(f"[...document.querySelectorAll('{ROW}')].every((row) => row.offsetHeight)")
+
+
+def test_a_thousand_runs_open_and_sort_in_a_moment(browser: Browser, tmp_path: Path) -> None:
+    layers = {f"blocks.{block}.linear": 0.01 + block / 100 for block in range(40)}
+    made = [
+        run(job, f"m{job % 40}", precision=f"w{job // 40}", metrics=(psnr(float(job)),), layer_errors=layers)
+        for job in range(1000)
+    ]
+    (tmp_path / "report.html").write_text(render_page(Page(made, (), tmp_path)))
+    before = sum(browser.cpu_seconds().values())
+    browser.open(tmp_path / "report.html")
+    opened = sum(browser.cpu_seconds().values())
+    browser.click(f"#results-table thead th:nth-child({column(browser, 'psnr') + 1}) button")
+    assert len(labels(browser)) == results.AT_ONCE
+    assert opened - before < 3 and sum(browser.cpu_seconds().values()) - opened < 3, "of CPU, also on a busy machine"
+    assert browser.run("document.querySelectorAll('*').length") < 10_000, "others are laid out when they are asked for"
