@@ -112,8 +112,8 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
             return "no engine has integer convolutions with weights in groups; use w8a8 or w4a8_channel"
         if given.dynamic and zeros:
             return "a convolution's zero point must be known beforehand; use w8a8 (static inputs)"
-        if weight.dtype == "uint8":
-            return "no engine has integer convolutions with zero points of weights; use w8a8"
+        if weight.dtype == "uint8" and profile.fused:
+            return "ort has no integer convolutions with zero points of weights; use w8a8, or profile='openvino'"
     return None
 
 
