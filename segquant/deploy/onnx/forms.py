@@ -36,19 +36,21 @@ class Profile:
         symmetric: signed 8-bit inputs with zero point 0, else unsigned ones.
         fused: operators of ONNX Runtime's own for 4-bit blocks and convolutions.
         fp8: it multiplies e4m3fn.
+        rewritten: attention and modulation are written as `rewrites` has them.
     """
 
     name: str
     symmetric: bool = False
     fused: bool = False
     fp8: bool = False
+    rewritten: bool = False
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("ort", fused=True),
-        Profile("openvino"),
+        Profile("openvino", rewritten=True),
         Profile("tensorrt", symmetric=True, fp8=True),
     )
 }
