@@ -124,11 +124,12 @@ def test_openvino_has_attention_and_modulation_in_few_pieces(exports: dict[str, 
     counts = {}
     for engine, exported in exports.items():
         nodes = onnx.load(exported.path, load_external_data=False).graph.node
-        kinds = {name: node.op_type for node in nodes for name in node.output}
-        made = {node.output[0]: [kinds.get(name) for name in node.input] for node in nodes}
+        by_name = {name: node for node in nodes for name in node.output}
+        kinds = {name: node.op_type for name, node in by_name.items()}
+        made = {name: [kinds.get(each) for each in node.input] for name, node in by_name.items()}
         (softmax,) = (node for node in nodes if node.op_type == "Softmax")
         joined = sum(node.op_type == "Concat" and kinds.get(node.input[0]) == "Transpose" for node in nodes)
-        smoothed = sum(node.op_type == "Div" and made[node.output[0]][0] == "Add" for node in nodes)
+        smoothed = sum(node.op_type == "Div" and made.get(node.input[0], [None])[0] == "Mul" for node in nodes)
         counts[engine] = made[softmax.input[0]], joined, smoothed > 3
     assert counts == {"ort": (["Mul", "Mul"], 3, True), "openvino": (["Transpose", "Transpose"], 0, False)}
 
