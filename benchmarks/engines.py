@@ -35,6 +35,7 @@ BARS = {
     ("emoji_sd3", "openvino int8", "torch float32"): 2.6,
     ("emoji_sd3", "openvino int8, bfloat16 rest", "torch float32"): 3.3,
     ("block", "openvino int8", "torch float32"): 3.5,
+    ("block", "openvino int8, fixed sizes", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest", "torch float32"): 3.5,
 }
 """Least speed of the first against the second."""
@@ -109,6 +110,7 @@ def engines(
             found[f"{engine} {name}"] = load_exported(written.path.parent, engine, threads=1), written.bytes
     whole = folder / "openvino-int8"
     size = (whole / MODEL).stat().st_size
+    found["openvino int8, fixed sizes"] = load_exported(whole, "openvino", threads=1, fixed=True), size
     found["openvino int8, bfloat16 rest"] = load_exported(whole, "openvino", threads=1, bfloat16=True), size
     return found
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from segquant.deploy.onnx.forms import FP8, INT8
-from segquant.deploy.onnx.products import float_weight, summed
+from segquant.deploy.onnx.products import float_weight, offset, summed
 from segquant.deploy.onnx.quantizers import Codes, codes_of
 from segquant.deploy.onnx.tape import array, fp8, uint4
 from segquant.deploy.onnx.work import CENTRE, Piece, Work
@@ -84,7 +84,21 @@ def _paired(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, ge
     if codes.dtype == ir.DataType.INT4:
         codes = tape.op("Cast", codes, to=int(ir.DataType.INT8))
     weight = tape.op("DequantizeLinear", codes, scale, axis=0)
-    return _scaled(work, each, tape.op("Conv", each.value, weight, **geometry))
+    out = tape.op("Conv", each.value, weight, **geometry)
+    if work.centred:
+        out = tape.op("Sub" if sign > 0 else "Add", out, _below(work, each, block, piece, label, geometry))
+    return _scaled(work, each, out)
+
+
+def _below(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]) -> ir.Value:
+    """What `centred` codes count too much: a convolution by ones, times their zero points."""
+    tape = work.tape
+    shape = (1, *block.shape[1:])
+    ones = tape.constant(f"ones/{'x'.join(map(str, shape))}", lambda: np.ones(shape, np.int8))
+    weight = tape.op("DequantizeLinear", ones, tape.number(1.0))
+    zero = offset(work, piece, label)
+    wide = tape.op("Reshape", zero, tape.whole(1, -1, 1, 1))
+    return tape.op("Mul", tape.op("Conv", each.value, weight, **geometry), wide)
 
 
 def _fused(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]) -> ir.Value:

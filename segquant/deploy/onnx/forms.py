@@ -36,19 +36,21 @@ class Profile:
         symmetric: signed 8-bit inputs with zero point 0, else unsigned ones.
         fused: operators of ONNX Runtime's own for 4-bit blocks and convolutions.
         fp8: it multiplies e4m3fn.
+        rewritten: attention and modulation are written as `rewrites` has them.
     """
 
     name: str
     symmetric: bool = False
     fused: bool = False
     fp8: bool = False
+    rewritten: bool = False
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("ort", fused=True),
-        Profile("openvino"),
+        Profile("openvino", rewritten=True),
         Profile("tensorrt", symmetric=True, fp8=True),
     )
 }
@@ -112,8 +114,8 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
             return "no engine has integer convolutions with weights in groups; use w8a8 or w4a8_channel"
         if given.dynamic and zeros:
             return "a convolution's zero point must be known beforehand; use w8a8 (static inputs)"
-        if weight.dtype == "uint8":
-            return "no engine has integer convolutions with zero points of weights; use w8a8"
+        if weight.dtype == "uint8" and profile.fused:
+            return "ort has no integer convolutions with zero points of weights; use w8a8, or profile='openvino'"
     return None
 
 

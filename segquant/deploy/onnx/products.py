@@ -83,8 +83,12 @@ def _inside(work: Work, each: Codes, columns: slice, place: slice) -> Codes:
 def _product(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) -> ir.Value:
     tape = work.tape
     out = tape.op("MatMul", each.value, _weight(work, each, block, piece, label))
+    if work.centred:  # engines add up codes, so that this is exact
+        total = tape.op("ReduceSum", each.value, tape.whole(-1), keepdims=1)
+        out = tape.op("Sub", out, tape.op("Mul", total, offset(work, piece, label)))
     if each.zero is not None:
-        scale, zero = work.weight_scale(piece.weight), work.weight_zero(piece.weight, block)
+        scale = work.weight_scale(piece.weight)
+        zero = work.offset(piece.weight) if work.centred else work.weight_zero(piece.weight, block)
         sums = (array(block.sum(1).float()) - (0 if zero is None else block.shape[1] * zero.astype(np.float32))) * scale
         shift = tape.constant(f"{label}.sums", lambda: sums.reshape(1, 1, -1).astype(np.float32))
         out = tape.op("Sub", out, tape.op("Mul", each.zero, shift))
@@ -105,6 +109,14 @@ def _weight(work: Work, each: Codes, block: Tensor, piece: Piece, label: str) ->
     if codes.dtype == ir.DataType.INT4:  # integer kernels are looked for with 8 bits; engines fold this
         codes = tape.op("Cast", codes, to=int(ir.DataType.INT8))
     return tape.op("DequantizeLinear", codes, scale, *_zero(work, label, work.weight_zero(piece.weight, block)), axis=1)
+
+
+def offset(work: Work, piece: Piece, label: str) -> ir.Value:
+    """What a sum of inputs is multiplied with and taken away, where codes are `centred`: [rows], or a scalar."""
+    tape = work.tape
+    scale = tape.constant(f"{label}.weight_scale", lambda: work.weight_scale(piece.weight))
+    codes = tape.constant(f"{label}.weight_offset", lambda: work.offset(piece.weight))
+    return tape.op("DequantizeLinear", codes, scale, axis=0)
 
 
 def _zero(work: Work, label: str, zero: Array | None) -> list[ir.Value]:

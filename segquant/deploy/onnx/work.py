@@ -61,6 +61,15 @@ class Work:
         return self.image and smoothed and not self.profile.fused and not self.profile.symmetric
 
     @property
+    def centred(self) -> bool:
+        """Whether 8-bit weights with zero points are written as codes less 128, and what is left of those as `offset`.
+
+        OpenVINO multiplies weights with zero points as floats.
+        """
+        spec = self.layout.weight_spec
+        return spec.zero_point and signed_bits(spec) > 8 and not self.profile.fused and not self.profile.symmetric
+
+    @property
     def rows(self) -> slice:
         return self.layout.branch_slices[self.branch]
 
@@ -85,11 +94,13 @@ class Work:
         """The branch's weight codes [rows, in]: int8, bytes of floats, or uint8 that count from `weight_zero`.
 
         Args:
-            signed: less their zero points where that fits in a byte.
+            signed: less their zero points where that fits in a byte, less 128 where they are `centred`.
         """
         layout, spec = self.layout, self.layout.weight_spec
         if (signed or self.profile.symmetric) and spec.zero_point and signed_bits(spec) <= 8:
             return signed_codes(layout, self.tensors)[self.rows]
+        if signed and self.centred:
+            return (weight_codes(layout, {"codes": self.tensors["codes"][self.rows]}) ^ CENTRE).view(torch.int8)
         return weight_codes(layout, {"codes": self.tensors["codes"][self.rows]})
 
     @cached_property
@@ -105,6 +116,11 @@ class Work:
         """Likewise, what its codes count from; None where that is 0."""
         zeros = self.zeros(codes)
         return None if zeros is None else self.stored(self._of_piece(zeros, piece))
+
+    def offset(self, piece: int) -> Array:
+        """What `centred` codes of a column piece count from: their zero points less 128, int8 [rows], or a scalar."""
+        assert self.scales.zero is not None
+        return array((self._of_piece(self.scales.zero, piece).to(torch.uint8) ^ CENTRE).view(torch.int8))
 
     def zeros(self, codes: Tensor) -> Tensor | None:
         """What codes count from, of the whole layer's blocks, uint8; None where that is 0."""

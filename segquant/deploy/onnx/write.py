@@ -18,6 +18,7 @@ from segquant.deploy.onnx.convolutions import convolution
 from segquant.deploy.onnx.forms import Profile
 from segquant.deploy.onnx.inputs import Arguments, Wrapped
 from segquant.deploy.onnx.products import linear
+from segquant.deploy.onnx.rewrites import rewrite
 from segquant.deploy.onnx.tape import Tape
 from segquant.deploy.onnx.traced import CONVOLUTION, DOMAIN, TracedLinear
 from segquant.deploy.onnx.work import Work
@@ -96,6 +97,8 @@ def write_out(
             new = linear(work, x, len(x.shape), forms[name])
         new.shape, new.type = old.shape, old.type
         convenience.replace_nodes_and_values(model.graph, node, [node], tape.nodes, [old], [new])
+    if profile.rewritten:
+        rewrite(model)
     model.opset_imports.pop(DOMAIN, None)
     if any(node.domain == FUSED for node in model.graph):
         model.opset_imports[FUSED] = 1

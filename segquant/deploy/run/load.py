@@ -29,7 +29,8 @@ def load_exported(
 
     Args:
         engine: "ort" (ONNX Runtime) or "openvino".
-        options: `bfloat16=True`: OpenVINO runs what is not quantized in bfloat16.
+        options: `bfloat16=True`: OpenVINO runs what is not quantized in bfloat16; `fixed=True`: it compiles for the
+            sizes of a call, anew where they change, which takes seconds and makes the calls faster.
 
     Raises:
         QuantizationError: the package or the device is not there, the folder holds no export, it is damaged or lacks

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,8 @@ class OpenVino(Engine):
 
     Args:
         bfloat16: let what is not quantized run in bfloat16.
+        fixed: compile for the sizes of a call, anew where they change: calls are faster, the first of a size takes
+            seconds.
 
     Raises:
         QuantizationError: the device is not there, or the file cannot be run.
@@ -33,7 +36,13 @@ class OpenVino(Engine):
     name: ClassVar[str] = "openvino"
 
     def __init__(
-        self, path: Path, manifest: Manifest, device: str = "cpu", threads: int | None = None, bfloat16: bool = False
+        self,
+        path: Path,
+        manifest: Manifest,
+        device: str = "cpu",
+        threads: int | None = None,
+        bfloat16: bool = False,
+        fixed: bool = False,
     ) -> None:
         import openvino  # put off: an extra that not everybody installs
 
@@ -51,17 +60,47 @@ class OpenVino(Engine):
                 "this CPU has no VNNI, on which OpenVINO's integer products saturate: its weights stay codes, its "
                 "products are float32"
             )
+        self._path, self._sizes = path, dict[str, list[int]]()
+        self._compile = partial(core.compile_model, device_name=kind, config=config)
+        self._free: Any = None
+        self._compiled: Any = None
+        with self._told():
+            if fixed:
+                self._free = core.read_model(path)
+            else:
+                self._start(str(path))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            self._compiled: Any = core.compile_model(str(path), kind, config)
+            yield
         except RuntimeError as error:
-            raise QuantizationError(f"OpenVINO does not take {path}: {_cause(error)}") from error
-        self._request = self._compiled.create_infer_request()
+            raise QuantizationError(f"OpenVINO does not take {self._path}: {_cause(error)}") from error
+
+    def _start(self, model: Any) -> None:
+        self._compiled = self._compile(model)
+        self._request: Any = self._compiled.create_infer_request()
+
+    def _fit(self, feeds: Mapping[str, Array]) -> None:
+        sizes = {name: list(array.shape) for name, array in feeds.items()}
+        if sizes == self._sizes:
+            return
+        model = self._free.clone()
+        self._compiled, self._request, self._sizes = None, None, {}  # two at once would take twice the memory
+        with self._told():
+            model.reshape(sizes)
+            self._start(model)
+        self._sizes = sizes
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
+        if self._free is not None:
+            self._fit(feeds)
         found = self._request.infer(dict(feeds), share_inputs=True)
         return [array.copy() for array in found.values()]  # the request's own memory, overwritten by its next call
 
     def products(self) -> dict[str, int]:
+        if self._compiled is None:
+            self._start(self._free.clone())
         return dict(Counter(word for word in map(_word, self._compiled.get_runtime_model().get_ordered_ops()) if word))
 
 

@@ -97,6 +97,43 @@ def test_other_batches_and_sizes_have_the_references_error(
         assert found.shape == wanted.shape and error(found, wanted) < 1.03 * error(ours, wanted)
 
 
+def test_openvino_compiles_for_the_sizes_of_calls(
+    model: nn.Module, exports: dict[str, Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, starts = exports["openvino"].path.parent, []
+    start = openvino_engine.OpenVino._start
+    monkeypatch.setattr(
+        openvino_engine.OpenVino, "_start", lambda engine, given: (starts.append(1), start(engine, given))
+    )
+    monkeypatch.setattr(openvino_engine, "products_are_exact", lambda: True)  # as on CPUs with VNNI
+    free, fixed = (load_exported(folder, "openvino", fixed=fixed) for fixed in (False, True))
+    assert len(starts) == 1  # nothing to compile for yet
+    for inputs in (call(2, 8, 8, 7, seed=9), call(2, 8, 8, 7, seed=10), call(3, 6, 8, 5, seed=9)):
+        found, wanted = fixed(**inputs)[0], free(**inputs)[0]
+        assert found.shape == wanted.shape and error(found, wanted) < 0.01
+    assert len(starts) == 3
+    assert fixed.engine.products()["int8"] == sum(len(layer.layout.branches) for layer in layers_of(model).values())
+    alone = load_exported(folder, "openvino", fixed=True).engine
+    assert alone.products() == free.engine.products()
+    with pytest.raises(QuantizationError, match="engine 'ort' does not take fixed"):
+        load_exported(exports["ort"].path.parent, fixed=True)
+
+
+def test_openvino_has_attention_and_modulation_in_few_pieces(exports: dict[str, Exported]) -> None:
+    """Tokens are joined before heads, keys turned by one transpose, queries alone scaled, smoothings in modulations."""
+    counts = {}
+    for engine, exported in exports.items():
+        nodes = onnx.load(exported.path, load_external_data=False).graph.node
+        by_name = {name: node for node in nodes for name in node.output}
+        kinds = {name: node.op_type for name, node in by_name.items()}
+        made = {name: [kinds.get(each) for each in node.input] for name, node in by_name.items()}
+        (softmax,) = (node for node in nodes if node.op_type == "Softmax")
+        joined = sum(node.op_type == "Concat" and kinds.get(node.input[0]) == "Transpose" for node in nodes)
+        smoothed = sum(node.op_type == "Div" and made.get(node.input[0], [None])[0] == "Mul" for node in nodes)
+        counts[engine] = made[softmax.input[0]], joined, smoothed > 3
+    assert counts == {"ort": (["Mul", "Mul"], 3, True), "openvino": (["Transpose", "Transpose"], 0, False)}
+
+
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
