@@ -104,8 +104,15 @@ def sweep_id(asked: Asked) -> str:
     """Of the command line in any order, the configuration that its jobs share, and what draws them."""
     overrides = sorted(each for each in asked.overrides if _parts(each)[0].partition(".")[0] not in NO_PART)
     sweeper = {key: value for key, value in (asked.sweeper or {}).items() if key not in ("n_trials", "n_jobs")}
-    text = json.dumps([overrides, asked.config, sweeper], sort_keys=True, default=str)
+    text = json.dumps(_with_texts([overrides, asked.config, sweeper]), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _with_texts(value: Any) -> Any:
+    """With texts as keys, which can be sorted."""
+    if isinstance(value, dict):
+        return {str(key): _with_texts(each) for key, each in value.items()}
+    return [_with_texts(each) for each in value] if isinstance(value, list) else value
 
 
 def _text(job: Listed, swept: dict[str, list[str]]) -> str:

@@ -161,6 +161,7 @@ def test_a_sweep_is_known_by_what_it_was_asked_for(tmp_path: Path) -> None:
     assert sweep_id(_asked("seed=0", "quantizer=rtn,gptq", "cache=x", "logger.mode=online", "retries=3")) == known
     assert sweep_id(_asked("quantizer=rtn,gptq", "seed=1")) != known
     assert sweep_id(_asked("quantizer=rtn,gptq", "seed=0", dtype="bfloat16")) != known
+    assert sweep_id(_asked(components={1: {"a": 2}, "b": float("nan")}))
     jobs = [Listed(f"{seed}_x", (f"seed={seed}", "quantizer.alpha=1", f"quantizer.rank={seed}")) for seed in range(3)]
     shown = about_sweep(tmp_path, _asked("seed=0,1,2"), jobs, "content")
     assert shown.config["swept"] == {"seed": ["0", "1", "2"], "quantizer.rank": ["0", "1", "2"]}
