@@ -22,7 +22,7 @@ from segquant.layers.backends import backends, set_backend_
 from segquant.method.spec import Method
 from segquant_bench.pipelines.config.auto_engine import own_layers, why_no_kernels
 from segquant_bench.pipelines.config.backend import find_backend
-from segquant_bench.pipelines.config.engine import AUTO, COMPILE, CPU, CUDA, EXPORTED, KERNELS, EngineConfig
+from segquant_bench.pipelines.config.engine import AUTO, COMPILE, CPU, CUDA, EXPORTED, KERNELS, OPENVINO, EngineConfig
 from segquant_bench.pipelines.config.schema import REFERENCE
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.digests import file_digest
@@ -272,7 +272,8 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
         example = denoiser_calls(run)[0]
         written = export_onnx(denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu)
         log.info("%s", written)
-    options: dict[str, Any] = {"bfloat16": True} if engine.bfloat16 else {}
+    # a run's calls have the size of its batches, and of the last one
+    options: dict[str, Any] = {"bfloat16": engine.bfloat16, "fixed": True} if engine.name == OPENVINO else {}
     module = load_exported(folder, engine.name, threads=torch.get_num_threads(), **options)
     about["products"], about["file_bytes"] = module.engine.products(), folder_bytes(folder)
     if module.engine.remark:
