@@ -73,7 +73,7 @@ class RayLauncher(Launcher):
         if self.address is not None:
             _require_answer(self.address)
         try:
-            own = {"include_dashboard": False} if self.address is None else {}
+            own: dict[str, Any] = {"include_dashboard": False} if self.address is None else {}
             ray.init(address=self.address, log_to_driver=False, **own, **self.init)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise _no_cluster(self.address, error) from error

@@ -116,7 +116,6 @@ def test_submitit_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @RAY
-@pytest.mark.slow
 def test_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     _check(tmp_path, _launched(tmp_path, [0, 1, 2, 3, 4], *RAY_CLUSTER), "1")
