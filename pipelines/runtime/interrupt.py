@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -55,9 +55,19 @@ def insistent_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        heard()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        try:
+            _give_back(before)
+        except Ended:  # which came in that moment
+            _give_back(before)
+            raise
+
+
+def _give_back(before: Mapping[int, Any]) -> None:
+    """The handlers from before; an alarm that is on its way is dropped, since theirs may be to end the process."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def heard() -> None:

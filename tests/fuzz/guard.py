@@ -8,14 +8,14 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 SECONDS = 20
 """Of the processor, what one reading may take; the slowest honest ones take a second."""
-WAITING = 10
-"""How much longer it may take by the clock: machines are busy."""
+TIMERS = ((signal.ITIMER_PROF, signal.SIGPROF, 1), (signal.ITIMER_REAL, signal.SIGALRM, 10))
+"""By the clock it may take longer: machines are busy."""
 MEMORY = 6 << 30
 """Bytes of address space that a reading may add."""
 FORBIDDEN = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
@@ -52,25 +52,25 @@ def guarded(outside: Path) -> Iterator[list[str]]:
         sys.addaudithook(_hook)  # for the whole process: it cannot be taken away, so it is switched
         _state["hooked"] = True
     told: list[str] = []
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = {number: signal.signal(number, _too_long) for number in (signal.SIGALRM, signal.SIGPROF)}
-    watch = _watch(outside)
-    _state["told"] = told
-    try:
+    with ExitStack() as stack:  # which undoes all, whatever is raised meanwhile
+        watch = _watch(outside)
+        stack.callback(_look, watch, outside, told)
+        _state["told"] = told
+        stack.callback(_state.update, told=None)
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, limits[1]))
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS * WAITING)
+        stack.callback(resource.setrlimit, resource.RLIMIT_AS, limits)
+        for timer, number, most in TIMERS:
+            stack.callback(_stop, timer, number, signal.signal(number, _too_long))
+            signal.setitimer(timer, SECONDS * most)
         yield told
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        _state["told"] = None
-        if _was_opened(watch):
-            told.append(f"a file in {outside} was opened")
+
+
+def _stop(timer: int, number: int, before: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # drops one that is on its way: by default it would end the process
+    signal.setitimer(timer, 0)
+    signal.signal(number, before)
 
 
 def _too_long(*_: object) -> None:
@@ -85,10 +85,11 @@ def _watch(folder: Path) -> int:
     return watch
 
 
-def _was_opened(watch: int) -> bool:
+def _look(watch: int, outside: Path, told: list[str]) -> None:
     try:
-        return bool(os.read(watch, 4096))
+        if os.read(watch, 4096):
+            told.append(f"a file in {outside} was opened")
     except BlockingIOError:
-        return False
+        pass
     finally:
         os.close(watch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import signal
 import threading
 import time
@@ -65,6 +67,37 @@ def test_an_ignored_signal_stays_ignored() -> None:
     with insistent_interrupt():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_an_alarm_that_rings_at_the_end_ends_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the handler from before, an alarm on its way would: 2,000 moments about the end, in a child."""
+    monkeypatch.setattr(interrupt, "SECONDS", 3e-4)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            _end_at_many_moments(2000)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _end_at_many_moments(count: int) -> None:
+    draw = random.Random(0)
+    for _ in range(count):
+        with contextlib.suppress(KeyboardInterrupt), insistent_interrupt():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                end = time.perf_counter() + draw.uniform(2.6e-4, 3.1e-4)
+                while time.perf_counter() < end:
+                    pass
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_somebody_elses_alarm_handler_is_back_afterwards() -> None:
