@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,8 +36,8 @@ def check_processes(run: Run) -> None:
     """Refuse what several processes cannot do.
 
     Raises:
-        PipelineError: more processes than GPUs, a quantizer or an engine that works in one, or a process that may not
-            start others.
+        PipelineError: more processes than GPUs or cores, a quantizer or an engine that works in one, or a process that
+            may not start others.
     """
     count = run.config.generate.processes
     if count == 1:
@@ -52,14 +53,21 @@ def check_processes(run: Run) -> None:
             f"{asked} cannot share the file that run={engine_name(run.config)} exports; set generate.processes=1, or "
             "another engine"
         )
-    gpus = torch.cuda.device_count() if run.device.startswith("cuda") else count
-    if gpus < count:
-        raise PipelineError(f"{asked} takes a GPU for each, and there are {gpus}; set generate.processes={gpus}")
+    on_gpu = run.device.startswith("cuda")
+    there = torch.cuda.device_count() if on_gpu else cores()
+    if there < count:
+        what = "GPU" if on_gpu else "processor core"
+        raise PipelineError(f"{asked} takes a {what} for each, and there are {there}; set generate.processes={there}")
     if multiprocessing.current_process().daemon:
         raise PipelineError(
             f"{asked} starts processes, and this launcher's may not; set generate.processes=1, or leave "
             "hydra/launcher out"
         )
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

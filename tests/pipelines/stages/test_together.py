@@ -22,7 +22,7 @@ from segquant_bench.pipelines.stages.benchmark import check_run, open_run
 from segquant_bench.pipelines.stages.calibrate import CALIBRATE
 from segquant_bench.pipelines.stages.run import Run, Stage
 from segquant_bench.pipelines.stages.shared.collecting import step_weights
-from segquant_bench.pipelines.stages.shared.together import together
+from segquant_bench.pipelines.stages.shared.together import cores, together
 from tests.pipelines.conftest import Tiny, compose_config
 
 SAMPLED = ("reference", "calibrate", "generate")
@@ -163,6 +163,7 @@ def test_an_interrupt_ends_all(tiny: Tiny, tmp_path: Path) -> None:
             "needs the same model in every process.*quanto.*set generate",
         ),
         (["run=openvino"], "cannot share the file that run=openvino exports"),
+        (["generate.processes=999"], rf"takes a processor core for each, and there are {cores()}; set generate.proc"),
     ],
 )
 def test_what_one_process_alone_can_do(overrides: list[str], said: str, tiny: Tiny, tmp_path: Path) -> None:
