@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "keys.h"
 #include "lanes.h"
@@ -38,16 +39,16 @@ struct Passing {
   // Queries times `scale`; rows that are none are zeros.
   void begin(const Tokens& from, const HeadSize& size, int64_t first, int64_t count, float by) {
     thread_local Scratch memory;
-    float* row = memory.get<float>(size.row());
-    std::fill(row, row + size.row(), 0.0f);
+    float *buffer = memory.get<float>(2 * size.row()), *row = buffer + size.row();
+    std::fill(buffer, row, 0.0f);
     std::fill(top, top + kQueries, -std::numeric_limits<float>::infinity());
     std::fill(sum, sum + kQueries * kLanes, 0.0f);
     std::fill(sums, sums + kQueries * size.all_channels(), 0.0f);
     std::memset(rows, 0, static_cast<size_t>(kQueries * size.row() * kRowBytes<K>));
     std::fill(scale, scale + kQueries, 1.0f);
     for (int64_t r = 0; r < count; ++r) {
-      from.read(first + r, size.size, row);
-      for (int64_t c = 0; c < size.row(); c += kLanes) store_floats(row + c, times(load_floats(row + c), all_floats(by)));
+      const float* own = from.read(first + r, size.size, buffer);
+      for (int64_t c = 0; c < size.row(); c += kLanes) store_floats(row + c, times(load_floats(own + c), all_floats(by)));
       char* to = rows + r * size.row() * kRowBytes<K>;
       if constexpr (K == Kind::kFloat) std::memcpy(to, row, static_cast<size_t>(size.row()) * sizeof(float));
       else if constexpr (K == Kind::kPairs) scale[r] = codes_of(row, size.row(), 0, reinterpret_cast<int16_t*>(to));
@@ -89,7 +90,7 @@ SEGQUANT_WHOLE void score_panel(const Head<K>& head, const char* const* rows, in
 
 // Largest scores of the block's vectors.
 template <Kind K>
-SEGQUANT_INLINE void find_highest(int64_t vectors, Block<K>& block) {
+SEGQUANT_WHOLE inline void find_highest(int64_t vectors, Block<K>& block) {
   each<kRows>([&](auto r) {
     Floats high = load_floats(block.scores[0][r]);
     for (int64_t v = 1; v < vectors; ++v) {
@@ -103,17 +104,21 @@ SEGQUANT_INLINE void find_highest(int64_t vectors, Block<K>& block) {
 template <Kind K>
 SEGQUANT_INLINE void weigh(int64_t vectors, Block<K>& block, int r, float less, float scale, Floats& sum) {
   const Floats below = all_floats(less), by = all_floats(scale);
-  for (int64_t v = 0; v < vectors; ++v) {
-    const Floats score = load_floats(block.scores[v / kVectors][r] + v % kVectors * kLanes);
-    const Floats power = power_of_two(times(minus(score, below), by));
-    sum = plus(sum, power);
-    char* to = block.weights[r] + v * kLanes * kRowBytes<K>;
-    if constexpr (K == Kind::kFloat) store_floats(reinterpret_cast<float*>(to), power);
-    else if constexpr (K == Kind::kPairs) {
-      store_codes(to_ints(times(power, all_floats(kMostCode))), reinterpret_cast<int16_t*>(to));
-    } else {
-      store_codes(to_ints(times(power, all_floats(kMostCode))), reinterpret_cast<uint8_t*>(to));
-    }
+  constexpr int kStep = kVectors / 2;  // whose dependent steps a processor does side by side
+  for (int64_t first = 0; first < vectors; first += kStep) {
+    const float* from = block.scores[first / kVectors][r] + first % kVectors * kLanes;
+    char* to = block.weights[r] + first * kLanes * kRowBytes<K>;
+    Floats power[kStep];
+    each<kStep>([&](auto v) { power[v] = power_of_two(times(minus(load_floats(from + v * kLanes), below), by)); });
+    each<kStep>([&](auto v) {
+      sum = plus(sum, power[v]);
+      if constexpr (K == Kind::kFloat) {
+        store_floats(reinterpret_cast<float*>(to) + v * kLanes, power[v]);
+      } else {
+        using Code = std::conditional_t<K == Kind::kPairs, int16_t, uint8_t>;
+        store_codes(to_ints(times(power[v], all_floats(kMostCode))), reinterpret_cast<Code*>(to) + v * kLanes);
+      }
+    });
   }
 }
 
@@ -147,8 +152,7 @@ SEGQUANT_WHOLE void add_values(const Head<K>& head, const char* const* weights, 
 
 // What a block of keys adds to a tile of queries.
 template <Kind K>
-void attend(const Head<K>& head, const Passing<K>& passing, int64_t row, int64_t key) {
-  thread_local Block<K> block;
+void attend(const Head<K>& head, const Passing<K>& passing, int64_t row, int64_t key, Block<K>& block) {
   const int64_t count = std::min(kKeys, head.size.keys - key), width = head.size.row() * kRowBytes<K>;
   const char *rows[kRows], *weights[kRows];
   each<kRows>([&](auto r) { rows[r] = passing.rows + (row + r) * width, weights[r] = block.weights[r]; });
@@ -202,9 +206,10 @@ template <Kind K, class T>
 void attend_all(const Head<K>& head, const Tokens& queries, int64_t first, int64_t count, float scale, T* out,
                 int64_t step) {
   Passing<K> passing(head.size);
+  Block<K> block;
   passing.begin(queries, head.size, first, count, scale);
   for (int64_t key = 0; key < head.size.keys; key += kKeys) {
-    for (int64_t row = 0; row < count; row += kRows) attend(head, passing, row, key);
+    for (int64_t row = 0; row < count; row += kRows) attend(head, passing, row, key, block);
   }
   for (int64_t r = 0; r < count; ++r) finish(head, passing, r, out + (first + r) * step);
 }

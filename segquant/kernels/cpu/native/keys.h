@@ -39,10 +39,17 @@ struct Tokens {
   int64_t step;
   bool half;
 
-  // Values of a token, made wide.
-  void read(int64_t token, int64_t size, float* out) const {
-    if (half) as_floats(static_cast<const uint16_t*>(data) + token * step, size, out);
-    else std::memcpy(out, static_cast<const float*>(data) + token * step, static_cast<size_t>(size) * sizeof(float));
+  // A token's values and zeros up to a multiple of 16: as they lie, or in a buffer whose end is zeros.
+  const float* read(int64_t token, int64_t size, float* buffer) const {
+    constexpr int64_t kAhead = 8, kLine = 64;  // tokens lie in pages of their own, which processors do not foresee
+    const int64_t bytes = half ? 2 : 4;
+    const char* next = static_cast<const char*>(data) + (token + kAhead) * step * bytes;
+    for (int64_t at = 0; at < size * bytes; at += kLine) __builtin_prefetch(next + at, 0, 3);
+    if (half) return as_floats(static_cast<const uint16_t*>(data) + token * step, size, buffer);
+    const float* own = static_cast<const float*>(data) + token * step;
+    if (size % 16 == 0) return own;
+    std::memcpy(buffer, own, static_cast<size_t>(size) * sizeof(float));
+    return buffer;
   }
 };
 
@@ -87,9 +94,9 @@ struct Head {
 inline void channel_means(const Tokens& from, const HeadSize& size, float* row, float* mean) {
   std::fill(mean, mean + size.row(), 0.0f);
   for (int64_t token = 0; token < size.keys; ++token) {
-    from.read(token, size.size, row);
+    const float* own = from.read(token, size.size, row);
     for (int64_t c = 0; c < size.row(); c += kLanes) {
-      store_floats(mean + c, plus(load_floats(mean + c), load_floats(row + c)));
+      store_floats(mean + c, plus(load_floats(mean + c), load_floats(own + c)));
     }
   }
   const Floats by = all_floats(1.0f / static_cast<float>(size.keys));
@@ -127,7 +134,8 @@ inline void sum_panel(const char* panel, int64_t words, int32_t* sums) {
 
 // Keys of a panel as codes, less their mean: which takes the same off all scores of a query.
 template <Kind K>
-void pack_key_codes(const Tokens& from, const Head<K>& to, int64_t first, const float* mean, float* row, int8_t* codes) {
+void pack_key_codes(const Tokens& from, const Head<K>& to, int64_t first, const float* mean, float* row, float* centred,
+                    int8_t* codes) {
   const int64_t width = to.size.row(), there = std::min<int64_t>(kColumns, to.size.keys - first);
   const int8_t* rows[kColumns];
   for (int64_t k = 0; k < kColumns; ++k) {
@@ -138,9 +146,11 @@ void pack_key_codes(const Tokens& from, const Head<K>& to, int64_t first, const 
       std::memset(own, 0, static_cast<size_t>(width));
       continue;
     }
-    from.read(first + k, to.size.size, row);
-    for (int64_t c = 0; c < width; c += kLanes) store_floats(row + c, minus(load_floats(row + c), load_floats(mean + c)));
-    to.scale[first + k] = codes_of(row, width, 0, own);
+    const float* key = from.read(first + k, to.size.size, row);
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store_floats(centred + c, minus(load_floats(key + c), load_floats(mean + c)));
+    }
+    to.scale[first + k] = codes_of(centred, width, 0, own);
   }
   const Run run{0, width, 0, 0, width / kEach<K>, 0, 0, 0, {}};
   fill_run(run, kEach<K>, rows, reinterpret_cast<int8_t*>(to.key_panel(first)));
@@ -158,7 +168,9 @@ inline void pack_key_floats(const Tokens& from, const Head<Kind::kFloat>& to, in
     for (int64_t i = 0; i < kSquare; ++i) {
       const bool is = first + k + i < to.size.keys;
       start[k + i] = is ? 0.0f : kNoKey;
-      if (is) from.read(first + k + i, to.size.size, rows + i * width);
+      if (!is) continue;
+      const float* own = from.read(first + k + i, to.size.size, rows + i * width);
+      if (own != rows + i * width) std::memcpy(rows + i * width, own, static_cast<size_t>(width) * sizeof(float));
     }
     for (int64_t c = 0; c < width; c += kSquare) write_square(rows + c, width, panel + c * kColumns + k, kColumns);
   }
@@ -183,9 +195,9 @@ SEGQUANT_INLINE void interleave(const int8_t* const* rows, int64_t c, int8_t* ou
 inline void value_scales(const Tokens& from, const HeadSize& size, const float* mean, float* row, float* scale) {
   std::fill(scale, scale + size.row(), 0.0f);
   for (int64_t token = 0; token < size.keys; ++token) {
-    from.read(token, size.size, row);
+    const float* own = from.read(token, size.size, row);
     for (int64_t c = 0; c < size.row(); c += kLanes) {
-      store_floats(scale + c, most(magnitude(minus(load_floats(row + c), load_floats(mean + c))), load_floats(scale + c)));
+      store_floats(scale + c, most(magnitude(minus(load_floats(own + c), load_floats(mean + c))), load_floats(scale + c)));
     }
   }
   for (int64_t c = 0; c < size.row(); ++c) scale[c] = code_scale(mean[c] != mean[c] ? mean[c] : scale[c]);
@@ -203,9 +215,9 @@ void pack_value_codes(const Tokens& from, const Head<K>& to, float* row, int8_t*
       rows[i] = own;
       std::memset(own, 0, static_cast<size_t>(width));
       if (key + i >= to.size.keys) continue;
-      from.read(key + i, to.size.size, row);
+      const float* values = from.read(key + i, to.size.size, row);
       for (int64_t c = 0; c < width; c += kLanes) {
-        const Floats value = minus(load_floats(row + c), load_floats(to.mean + c));
+        const Floats value = minus(load_floats(values + c), load_floats(to.mean + c));
         store_codes(to_ints(divided(value, load_floats(to.value_scale + c))), own + c);
       }
     }
@@ -219,7 +231,10 @@ void pack_value_codes(const Tokens& from, const Head<K>& to, float* row, int8_t*
 inline void pack_value_floats(const Tokens& from, const Head<Kind::kFloat>& to, float* row) {
   for (int64_t key = 0; key < to.size.all_keys(); ++key) {
     std::fill(row, row + to.size.all_channels(), 0.0f);
-    if (key < to.size.keys) from.read(key, to.size.size, row);
+    if (key < to.size.keys) {
+      const float* own = from.read(key, to.size.size, row);
+      if (own != row) std::memcpy(row, own, static_cast<size_t>(to.size.size) * sizeof(float));
+    }
     for (int64_t c = 0; c < to.size.all_channels(); c += kColumns) {
       std::memcpy(to.value_panel(c, key), row + c, kColumns * sizeof(float));
     }
@@ -236,11 +251,11 @@ void pack_head(const Tokens& keys, const Tokens& values, const Head<K>& to) {
     for (int64_t first = 0; first < to.size.all_keys(); first += kColumns) pack_key_floats(keys, to, first, row);
     pack_value_floats(values, to, row);
   } else {
-    float* mean = mean_memory.get<float>(width);
+    float *mean = mean_memory.get<float>(2 * width), *centred = mean + width;
     int8_t* codes = code_memory.get<int8_t>(width * kColumns + 64);
     channel_means(keys, to.size, row, mean);
     for (int64_t first = 0; first < to.size.all_keys(); first += kColumns) {
-      pack_key_codes(keys, to, first, mean, row, codes);
+      pack_key_codes(keys, to, first, mean, row, centred, codes);
     }
     pack_value_codes(values, to, row, codes);
   }
