@@ -41,15 +41,16 @@ struct Passing {
     thread_local Scratch memory;
     float *buffer = memory.get<float>(2 * size.row()), *row = buffer + size.row();
     std::fill(buffer, row, 0.0f);
-    std::fill(top, top + kQueries, -std::numeric_limits<float>::infinity());
-    std::fill(sum, sum + kQueries * kLanes, 0.0f);
-    std::fill(sums, sums + kQueries * size.all_channels(), 0.0f);
-    std::memset(rows, 0, static_cast<size_t>(kQueries * size.row() * kRowBytes<K>));
-    std::fill(scale, scale + kQueries, 1.0f);
+    const int64_t all = up_to(count, kRows), bytes = size.row() * kRowBytes<K>;
+    std::fill(top, top + all, -std::numeric_limits<float>::infinity());
+    std::fill(sum, sum + all * kLanes, 0.0f);
+    for (int64_t c = 0; c < size.size; c += kColumns) std::fill_n(sums + c * kQueries, all * kColumns, 0.0f);
+    std::memset(rows + count * bytes, 0, static_cast<size_t>((all - count) * bytes));
+    std::fill(scale, scale + all, 1.0f);
     for (int64_t r = 0; r < count; ++r) {
       const float* own = from.read(first + r, size.size, buffer);
       for (int64_t c = 0; c < size.row(); c += kLanes) store_floats(row + c, times(load_floats(own + c), all_floats(by)));
-      char* to = rows + r * size.row() * kRowBytes<K>;
+      char* to = rows + r * bytes;
       if constexpr (K == Kind::kFloat) std::memcpy(to, row, static_cast<size_t>(size.row()) * sizeof(float));
       else if constexpr (K == Kind::kPairs) scale[r] = codes_of(row, size.row(), 0, reinterpret_cast<int16_t*>(to));
       else scale[r] = codes_of(row, size.row(), 128, reinterpret_cast<uint8_t*>(to));
@@ -193,9 +194,12 @@ void finish(const Head<K>& head, const Passing<K>& passing, int64_t row, T* out)
   for (int64_t c = 0; c < head.size.size; c += kColumns) {
     const int64_t columns = std::min<int64_t>(kColumns, head.size.size - c);
     const float* sums = passing.sums + c * kQueries + row * kColumns;
-    for (int64_t i = 0; i < columns; ++i) {
-      values[i] = sums[i] / total;
-      if constexpr (kHasCodes<K>) values[i] = values[i] * head.value_scale[c + i] + head.mean[c + i];
+    for (int64_t i = 0; i < kColumns; i += kLanes) {
+      Floats value = divided(load_floats(sums + i), all_floats(total));
+      if constexpr (kHasCodes<K>) {
+        value = plus_product(load_floats(head.mean + c + i), value, load_floats(head.value_scale + c + i));
+      }
+      store_floats(values + i, value);
     }
     write(values, out + c, columns);
   }

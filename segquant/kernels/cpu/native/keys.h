@@ -56,7 +56,7 @@ struct Tokens {
 struct HeadSize {
   int64_t keys, size;  // tokens, and channels of a head
 
-  int64_t all_keys() const { return up_to(keys, kKeys); }
+  int64_t all_keys() const { return up_to(keys, kColumns); }
   int64_t all_channels() const { return up_to(size, kColumns); }
   int64_t row() const { return up_to(size, 16); }  // of a query, and of a key before it is turned
   template <Kind K>
@@ -208,7 +208,7 @@ void pack_value_codes(const Tokens& from, const Head<K>& to, float* row, int8_t*
   const int64_t width = to.size.row();
   channel_means(from, to.size, row, to.mean);
   value_scales(from, to.size, to.mean, row, to.value_scale);
-  for (int64_t key = 0; key < to.size.all_keys(); key += kEach<K>) {
+  for (int64_t key = 0; key < to.size.keys; key += kEach<K>) {
     const int8_t* rows[kEach<K>];
     for (int64_t i = 0; i < kEach<K>; ++i) {
       int8_t* own = codes + i * width;
@@ -229,12 +229,10 @@ void pack_value_codes(const Tokens& from, const Head<K>& to, float* row, int8_t*
 }
 
 inline void pack_value_floats(const Tokens& from, const Head<Kind::kFloat>& to, float* row) {
-  for (int64_t key = 0; key < to.size.all_keys(); ++key) {
+  for (int64_t key = 0; key < to.size.keys; ++key) {
     std::fill(row, row + to.size.all_channels(), 0.0f);
-    if (key < to.size.keys) {
-      const float* own = from.read(key, to.size.size, row);
-      if (own != row) std::memcpy(row, own, static_cast<size_t>(to.size.size) * sizeof(float));
-    }
+    const float* own = from.read(key, to.size.size, row);
+    if (own != row) std::memcpy(row, own, static_cast<size_t>(to.size.size) * sizeof(float));
     for (int64_t c = 0; c < to.size.all_channels(); c += kColumns) {
       std::memcpy(to.value_panel(c, key), row + c, kColumns * sizeof(float));
     }
