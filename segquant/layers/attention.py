@@ -113,14 +113,15 @@ def _filled(kind: type[Any], state: dict[str, Any]) -> Any:
     return made
 
 
-@functools.lru_cache  # type: ignore[arg-type]
-def _with_kernel(inner: type[Any], codes: bool) -> type[Any]:
+@functools.lru_cache
+def _with_kernel(inner: Any, codes: bool) -> type[Any]:
     """A class derived from a processor's, so that code which asks for its type or its arguments finds them."""
     call = inner.__call__
 
     @functools.wraps(call)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with KernelAttention(codes) as kernel:
+        kernel = KernelAttention(codes)
+        with kernel:
             made = call(self, *args, **kwargs)
         if not kernel.seen:
             raise QuantizationError(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from segquant import registry
-from segquant.checks import checked
-from segquant.errors import QuantizationError
+from segquant.checks import checked, described
+from segquant.errors import QuantizationError, nearest
 from segquant.kernels.backend import Backend
 from segquant.kernels.cpu.attention import TORCHS
 from segquant.layers import attention as attentions
@@ -148,6 +148,10 @@ def _refuse(
 
 def _attentions(model: nn.Module, name: str, attention: Attention) -> dict[str, nn.Module]:
     """Modules that compute attention; there are some, if it is not to be torch's."""
+    if attention not in attentions.ATTENTIONS:
+        raise QuantizationError(
+            f"there is no attention {described(attention)}; {nearest(str(attention), attentions.ATTENTIONS)}"
+        )
     if attention != TORCH and name not in WITH_ATTENTION:
         raise QuantizationError(
             f"backend {name!r} leaves attention to torch, and attention={attention!r} is asked for; "
