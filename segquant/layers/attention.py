@@ -103,7 +103,7 @@ def torchs(model: nn.Module) -> Iterator[None]:
             changed.set_processor(processor)
 
 
-def _processor(inner: type[Any], codes: bool, state: dict[str, Any]) -> Any:
+def _processor(inner: Any, codes: bool, state: dict[str, Any]) -> Any:
     return _filled(_with_kernel(inner, codes), state)
 
 
