@@ -10,7 +10,7 @@ namespace segquant {
 
 constexpr float kLeastPower = -126.0f;  // 2^-126 stands for all smaller ones: beside a sum of at least 1 it is nothing
 
-// 2^x for x ≤ 0, relative error below 3e-7 where x ≥ kLeastPower; NaN stays NaN.
+// 2^x for x ≤ 0, relative error below 2.5e-7 where x ≥ kLeastPower; NaN stays NaN.
 SEGQUANT_INLINE Floats power_of_two(Floats x) {
   const Floats magic = all_floats(12582912.0f);  // 1.5 · 2^23: in a sum with it, the lowest bits are the whole number
   x = most(all_floats(kLeastPower), x);          // the second operand where one is NaN
