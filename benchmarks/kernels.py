@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import segquant
 from benchmarks.outliers import spoil
 from segquant import presets
+from segquant.kernels.cpu.operators import why_not_exact
 
 PRECISIONS = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
 EMOJI = Path(__file__).parents[1] / "pipelines" / "zoo" / "emoji_sd3" / "transformer"
@@ -68,6 +69,7 @@ BARS = (
     Bar("int8 compiled over bfloat16", 1.12, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("bfloat16", "compiled")),
     Bar("int8 over float32 eager", 2.5, "sd35_block", ("w8a8", "cpu"), ("float32", "eager")),
     Bar("int8 over bfloat16", 1.4, "sd35_block", ("w8a8", "cpu"), ("bfloat16",)),
+    Bar("attention in codes over torch's", 1.2, "sd35_block", ("w8a8", "cpu, attention int8"), ("w8a8", "cpu")),
     Bar("zero point over two products", 1.12, "emoji_sd3", ("w8a8", "zero_point", "cpu"), ("w8a8", "dual", "cpu")),
     Bar("convolution over float32 eager", 3.5, "conv_320", ("w8a8", "cpu"), ("float32", "eager")),
 )  # fmt: skip
@@ -117,6 +119,10 @@ SUBJECTS: dict[str, Callable[[], tuple[nn.Module, Calls]]] = {
 }
 
 
+WITH_ATTENTION = ("emoji_sd3", "sd35_block")
+"""Subjects whose attention is run by the kernel as well, in float32 and at w8a8."""
+
+
 def _normal(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -140,12 +146,14 @@ class Way:
 
 
 def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
-    """Float32, bfloat16, and every precision by the reference and by "auto"."""
+    """Float32, bfloat16, and every precision by the reference and by "auto"; some with attention by the kernel too."""
     model, calls = SUBJECTS[subject]()
     found = [
         *_runs(("float32", "", "torch"), model, calls[0], compiled, 4.0),
         *_runs(("bfloat16", "", "torch"), copy.deepcopy(model).bfloat16(), _half(calls[0]), compiled, 2.0),
     ]
+    if subject in WITH_ATTENTION:
+        found += _by_attention(("float32", "", "torch"), model, calls[0], compiled, 4.0)
     with torch.no_grad():
         segments = {} if subject.startswith("conv") else segquant.find_segments(model, (), calls[0])
     for precision in precisions:
@@ -165,6 +173,21 @@ def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
             engine = "cpu" if any(each.backend == "cpu" for each in table) else "reference"
             if engine != "reference":
                 found += _runs((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, 0))
+            if engine != "reference" and precision == "w8a8" and subject in WITH_ATTENTION:
+                found += _by_attention((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, 0))
+    return found
+
+
+def _by_attention(
+    names: tuple[str, str, str], model: nn.Module, call: dict[str, Any], compiled: bool, size: float
+) -> list[Way]:
+    """With attention by the CPU's kernel; none where there is no kernel."""
+    found = []
+    for attention in ("float", "int8") if why_not_exact() is None else ():
+        own = copy.deepcopy(model)
+        with contextlib.redirect_stdout(io.StringIO()):
+            segquant.set_backend_(own, "auto", attention=attention)
+        found += _runs((*names[:2], f"{names[2]}, attention {attention}"), own, call, compiled, size)
     return found
 
 
@@ -239,7 +262,7 @@ def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
     for row in own:
         twins = [r for r in rows if (r.subject, r.precision, r.form, r.run) == (
             row.subject, row.precision, row.form, "eager") and r.engine == "reference"]  # fmt: skip
-        label = f"{row.subject} {row.precision} {row.form} {row.run}"
+        label = f"{row.subject} {row.precision} {row.form} {row.engine} {row.run}"
         found.append((f"{label} over float32 eager", 1.0, row.speed))
         found += [(f"{label} over the reference", 1.0, row.speed / twin.speed) for twin in twins]
     return found

@@ -15,11 +15,12 @@ KERNELS = (CPU, CUDA)
 EXPORTED = (ORT, OPENVINO)
 """Run a file."""
 SETTINGS: dict[str, tuple[str, ...]] = {
-    AUTO: (), "reference": (), CPU: ("fallback",), COMPILE: (), ORT: ("rest", "every_cpu"),
+    AUTO: (), "reference": (), CPU: ("fallback", "attention"), COMPILE: ("attention",), ORT: ("rest", "every_cpu"),
     OPENVINO: ("rest", "bfloat16"), CUDA: ("fallback",),
 }  # fmt: skip
 """What may be set of each engine."""
 RESTS = ("refuse", "float")
+ATTENTIONS = ("torch", "float", "int8")
 
 
 @dataclass
@@ -28,7 +29,8 @@ class EngineConfig:
 
     `fallback`: the backend for layers that cpu and cuda have no kernel for; null refuses them. `rest`: "float" lets ort
     and openvino multiply layers in float that they have no form for, "refuse" does not. `every_cpu`: weights of ort
-    that are exact without VNNI too. `bfloat16`: of openvino, for what is not quantized.
+    that are exact without VNNI too. `bfloat16`: of openvino, for what is not quantized. `attention`: of cpu and
+    compile, the denoiser's softmax(q kᵀ) v by torch, or by the CPU's kernel with products of floats or 8-bit codes.
     """
 
     name: str = "reference"
@@ -36,15 +38,20 @@ class EngineConfig:
     rest: str = "refuse"
     every_cpu: bool = True
     bfloat16: bool = False
+    attention: str = ATTENTIONS[0]
 
     def __post_init__(self) -> None:
         one_of("run.name", self.name, tuple(SETTINGS))
         one_of("run.rest", self.rest, RESTS)
+        one_of("run.attention", self.attention, ATTENTIONS)
         for item in fields(self):
             if item.name not in ("name", *SETTINGS[self.name]) and getattr(self, item.name) != item.default:
                 known = ", ".join(f"run.{key}" for key in SETTINGS[self.name]) or "nothing"
                 raise PipelineError(f"run={self.name} has no setting run.{item.name}; of it may be set: {known}")
 
     def settings(self) -> dict[str, Any]:
-        """Name, and what may be set of it."""
-        return {key: getattr(self, key) for key in ("name", *SETTINGS[self.name])}
+        """Name, and what may be set of it; torch's attention, which earlier results had, is not told."""
+        found = {key: getattr(self, key) for key in ("name", *SETTINGS[self.name])}
+        if self.attention == ATTENTIONS[0]:
+            found.pop("attention", None)
+        return found

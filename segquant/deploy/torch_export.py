@@ -18,6 +18,7 @@ from segquant.checks import checked
 from segquant.errors import QuantizationError, first_line
 from segquant.files import write_whole
 from segquant.kernels.reference import REFERENCE
+from segquant.layers.attention import torchs
 from segquant.layers.layer import QuantLayer
 from segquant.modules.swap import evaluating
 from segquant.modules.wrappers import unwrapped
@@ -54,7 +55,7 @@ def export_package(
     if target.suffix != SUFFIX:
         raise QuantizationError(f"path is {str(path)!r}; torch reads packages whose names end in {SUFFIX}")
     given = (tuple(args), dict(kwargs or {}))
-    with unwrapped(model) as inner, evaluating(inner), _capturable(inner), torch.no_grad():
+    with unwrapped(model) as inner, evaluating(inner), _capturable(inner), torchs(inner), torch.no_grad():
         program = _captured(inner, given, _shapes(given) if dynamic_batch else None)
         _compiled(program, target)
     return target

@@ -1,18 +1,21 @@
-"""Which backend runs each quantized layer."""
+"""Which backend runs each quantized layer, and what computes attention between them."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from segquant import registry
-from segquant.checks import checked
-from segquant.errors import QuantizationError
+from segquant.checks import checked, described
+from segquant.errors import QuantizationError, nearest
 from segquant.kernels.backend import Backend
+from segquant.kernels.cpu.attention import TORCHS
+from segquant.layers import attention as attentions
+from segquant.layers.attention import TORCH, Attention
 from segquant.layers.layer import QuantLayer
 from segquant.modules.wrappers import unwrapped
 
@@ -22,11 +25,16 @@ AUTO = "auto"
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 """What "auto" tries, by kind of device; elsewhere the last."""
 LAST = ORDER["cpu"][-1]
+WITH_ATTENTION = (AUTO, "cpu")
+"""Names of `set_backend_` that take attention as well."""
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """What runs a layer, and why the backends before it do not; "" where there are none."""
+    """What runs a layer, and why the backends before it do not; "" where there are none.
+
+    Of attention, `backend` is "attention float", "attention int8" or "attention torch".
+    """
 
     layer: str
     backend: str
@@ -65,44 +73,97 @@ def backends(model: nn.Module) -> dict[str, str]:
 
 
 @checked()
-def set_backend_(model: nn.Module, name: str, fallback: str | None = None, *, strict: bool = False) -> BackendTable:
+def set_backend_(
+    model: nn.Module,
+    name: str,
+    fallback: str | None = None,
+    *,
+    strict: bool = False,
+    attention: Attention = TORCH,
+) -> BackendTable:
     """Choose how the quantized layers run, in place, for a model on its final device.
 
     Args:
         name: a backend; or "auto": the fastest that can run each layer, "reference" where none can. "auto" prints the
             table.
         fallback: of a named backend, runs layers that it cannot.
-        strict: with "auto", raise where a layer is left to the reference.
+        strict: with "auto", raise where a layer is left to the reference, or attention to torch.
+        attention: with "auto" and "cpu", what computes softmax(q kᵀ) v in diffusers' attention modules: "torch", or the
+            CPU's kernel with products of floats ("float"; another rounding) or of 8-bit codes ("int8"). Processors that
+            are set afterwards are torch's again.
 
     Returns:
-        What runs each layer, and why.
+        What runs each layer and, but for "torch", each attention; and why.
 
     Raises:
-        QuantizationError: an unknown name, layers that none of them can run, or `strict`; nothing is changed then.
+        QuantizationError: an unknown name, layers that none of them can run, `strict`, or an `attention` that no module
+            has; nothing is changed then.
     """
     layers = _layers(model)
     found = {layer_name: _first(layer, _order(layer, name, fallback)) for layer_name, layer in layers.items()}
     _order(None, name, fallback)  # an unknown name raises without layers too
-    refused = [
-        f"{layer_name} ({'; '.join(reasons)})"
-        for layer_name, (backend, reasons) in found.items()
-        if backend is None or (strict and name == AUTO and backend.name == LAST)
-    ]
-    if refused:
-        more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
-        advice = "name another fallback" if fallback else "name a fallback, for example fallback='reference'"
-        advice = "leave strict out to run them by 'reference'" if name == AUTO else advice
-        raise QuantizationError(f"backend {name!r} cannot run {', '.join(refused[:NAMED])}{more}; {advice}")
+    modules = _attentions(model, name, attention)
+    reasons = {} if attention == TORCH else {each: attentions.why_not(module) for each, module in modules.items()}
+    _refuse(name, fallback, strict, found, reasons)
     choices = []
-    for layer_name, (backend, reasons) in found.items():
+    for layer_name, (backend, before) in found.items():
         assert backend is not None
         layers[layer_name].backend = backend
         layers[layer_name].forget_packed()
-        choices.append(BackendChoice(layer_name, backend.name, "; ".join(reasons)))
+        choices.append(BackendChoice(layer_name, backend.name, "; ".join(before)))
+    for module_name, module in modules.items():
+        reason = reasons.get(module_name)
+        own = attention if reason is None else TORCH
+        attentions.set_attention_(module, own)
+        if attention != TORCH:
+            choices.append(BackendChoice(module_name, f"attention {own}", TORCHS if reason is None else reason))
     table = BackendTable(tuple(choices))
     if name == AUTO:
         print(table)
     return table
+
+
+def _refuse(
+    name: str,
+    fallback: str | None,
+    strict: bool,
+    layers: Mapping[str, tuple[Backend | None, list[str]]],
+    reasons: Mapping[str, str | None],
+) -> None:
+    """Raise for layers that nothing runs, and attentions (by why the kernel does not take them) that must be taken."""
+    refused = [
+        f"{layer} ({'; '.join(before)})"
+        for layer, (backend, before) in layers.items()
+        if backend is None or (strict and name == AUTO and backend.name == LAST)
+    ]
+    if strict if name == AUTO else fallback is None:
+        refused += [f"the attention of {module} ({reason})" for module, reason in reasons.items() if reason is not None]
+    if not refused:
+        return
+    more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
+    advice = "name another fallback" if fallback else "name a fallback, for example fallback='reference'"
+    advice = "leave strict out to run them by 'reference'" if name == AUTO else advice
+    raise QuantizationError(f"backend {name!r} cannot run {', '.join(refused[:NAMED])}{more}; {advice}")
+
+
+def _attentions(model: nn.Module, name: str, attention: Attention) -> dict[str, nn.Module]:
+    """Modules that compute attention; there are some, if it is not to be torch's."""
+    if attention not in attentions.ATTENTIONS:
+        raise QuantizationError(
+            f"there is no attention {described(attention)}; {nearest(str(attention), attentions.ATTENTIONS)}"
+        )
+    if attention != TORCH and name not in WITH_ATTENTION:
+        raise QuantizationError(
+            f"backend {name!r} leaves attention to torch, and attention={attention!r} is asked for; "
+            f"{' and '.join(map(repr, WITH_ATTENTION))} take it"
+        )
+    with unwrapped(model) as inner:
+        modules = attentions.attentions(inner)
+    if attention != TORCH and not modules:
+        raise QuantizationError(
+            f"attention={attention!r} is asked for, and {type(model).__name__} has no attention; leave it out"
+        )
+    return modules
 
 
 def _order(layer: QuantLayer | None, name: str, fallback: str | None) -> list[Backend]:

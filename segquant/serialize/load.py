@@ -16,6 +16,7 @@ from segquant.checks import checked, described
 from segquant.errors import QuantizationError, first_line
 from segquant.files import sha256_of
 from segquant.layers.adapters import refuse_adapters_
+from segquant.layers.attention import TORCH, Attention
 from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantLinear
@@ -38,13 +39,16 @@ TABLES = 1 << 28
 
 @checked()
 @own_state()
-def load_quantized(directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference") -> nn.Module:
+def load_quantized(
+    directory: str | Path, model: nn.Module | None = None, *, backend: str = "reference", attention: Attention = TORCH
+) -> nn.Module:
     """Read a saved model, in eval mode; its outputs are bit for bit those of the saved one.
 
     Args:
         model: float model of the same architecture, maybe compiled, filled in place on its device (the CPU if on
             meta). If None, built on the CPU from the recorded class and config (diffusers).
         backend: see `set_backend_`.
+        attention: likewise; files do not hold it.
 
     Raises:
         QuantizationError: a file is missing, truncated, of another schema, or does not fit; a transform is not
@@ -54,14 +58,19 @@ def load_quantized(directory: str | Path, model: nn.Module | None = None, *, bac
     manifest = read_manifest(folder)
     tensors = _read_tensors(folder, manifest)
     if model is None:
-        return _fill(_build(manifest, tensors, folder), manifest, tensors, folder, backend)
+        return _fill(_build(manifest, tensors, folder), manifest, tensors, folder, backend, attention)
     with unwrapped(model) as inner:
-        _fill(inner, manifest, tensors, folder, backend)
+        _fill(inner, manifest, tensors, folder, backend, attention)
     return model
 
 
 def _fill(
-    model: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path, backend: str
+    model: nn.Module,
+    manifest: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    backend: str,
+    attention: Attention,
 ) -> nn.Module:
     first = next((p for p in model.parameters() if p.device.type != "meta"), None)
     device = torch.device("cpu") if first is None else first.device
@@ -80,7 +89,8 @@ def _fill(
     ]
     if left:
         raise QuantizationError(f"{left[0]} of the model is not stored in {folder}; pass a model that is not on meta")
-    set_backend_(refuse_adapters_(tell_weights_(refuse_save_pretrained_(model.to(device).eval()))), backend)
+    model = refuse_adapters_(tell_weights_(refuse_save_pretrained_(model.to(device).eval())))
+    set_backend_(model, backend, attention=attention)
     return model
 
 

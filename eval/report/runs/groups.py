@@ -13,7 +13,7 @@ from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
 
 DENOISER = "denoiser"
-ENGINE = {"fallback": None, "rest": "refuse", "every_cpu": True, "bfloat16": False}
+ENGINE = {"fallback": None, "rest": "refuse", "every_cpu": True, "bfloat16": False, "attention": "torch"}
 """Settings of engines that are not told."""
 PACKAGES = ("segquant", "segquant_bench", "pipelines")
 """Where methods of this repository are; the last of older runs."""

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant.kernels.integers import why_no_integers, why_not_scales
+from segquant.layers.attention import TORCH, Attention
 from segquant.layers.backends import AUTO as FASTEST
 from segquant.layers.backends import backends, set_backend_
 from segquant.method.spec import Method
@@ -43,6 +44,7 @@ EXPORT_CODE = ("segquant.deploy.onnx", "segquant.deploy.run")
 _ADVICE = {
     "name a fallback, for example fallback='reference'": "set run.fallback=reference",
     "leave strict out to run them by 'reference'": "set run.fallback=reference",
+    "; leave it out": "; set run.attention=torch",
     "rest='float' leaves": "run.rest=float leaves",
     "every_cpu=True": "run.every_cpu=true",
 }
@@ -108,6 +110,10 @@ def check_engine(run: Run) -> None:
         raise PipelineError(f"run={engine} runs on the CPU, and the model is on {run.device}; set model.device=cpu")
     if engine == CPU and run.config.run.fallback is None and (unable := why_not_exact()) is not None:
         raise PipelineError(f"run=cpu {unable}; the nearest is run=reference")
+    if (attention := run.config.run.attention) != TORCH:
+        unable = f"runs on the CPU, and the model is on {run.device}" if run.device != "cpu" else why_not_exact()
+        if unable is not None:
+            raise PipelineError(f"run.attention={attention} {unable}; the nearest is run.attention=torch")
     if engine not in EXPORTED:
         return
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
@@ -156,7 +162,9 @@ def place(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module], fo
             return _exported(run, own, components, folder / EXPORT)
         strict = engine in KERNELS and chosen.fallback is None
         name, fallback = (CPU, chosen.fallback) if engine == CPU else (FASTEST, None)
-        placed = Placed(own, *_by_kernels(modules, name, fallback, strict=strict and name == FASTEST))
+        strict = strict and name == FASTEST
+        attention = cast(Attention, chosen.attention)
+        placed = Placed(own, *_by_kernels(modules, name, fallback, strict=strict, attention=attention))
     if engine == COMPILE:
         placed.about["compiled"] = compile_(own)
         _warm(run, placed)
@@ -176,15 +184,25 @@ def _told(engine: str) -> Iterator[None]:
 
 
 def _by_kernels(
-    modules: Mapping[str, nn.Module], name: str, fallback: str | None, *, strict: bool = False
+    modules: Mapping[str, nn.Module],
+    name: str,
+    fallback: str | None,
+    *,
+    strict: bool = False,
+    attention: Attention = TORCH,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Kernels and reasons by layer; those of components begin with the component's name."""
+    """Kernels and reasons by layer; those of components begin with the component's name.
+
+    Args:
+        attention: the denoiser's; see `set_backend_`.
+    """
     layers, reasons = {}, {}
     for part, module in modules.items():
-        if not backends(module):
+        own = TORCH if part else attention
+        if not backends(module) and own == TORCH:
             continue
         with contextlib.redirect_stdout(io.StringIO()):  # "auto" prints the table, which goes into results.json
-            table = set_backend_(module, name, fallback, strict=strict)
+            table = set_backend_(module, name, fallback, strict=strict, attention=own)
         for each in table:
             layer = f"{part}.{each.layer}" if part else each.layer
             layers[layer] = each.backend

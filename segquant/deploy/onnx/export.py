@@ -19,6 +19,7 @@ from segquant.deploy.onnx.inputs import Arguments, refuse_half
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
 from segquant.errors import QuantizationError
 from segquant.files import make_folder_beside, publish
+from segquant.layers.attention import torchs
 from segquant.layers.layer import QuantLayer
 from segquant.modules.wrappers import unwrapped
 from segquant.serialize.save import plain
@@ -97,7 +98,7 @@ def export_onnx(
     if missing:
         raise QuantizationError(f"export_onnx needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
     target = _target(Path(directory))
-    with unwrapped(model) as inner:
+    with unwrapped(model) as inner, torchs(inner):
         layers = {name: module for name, module in inner.named_modules() if isinstance(module, QuantLayer)}
         forms = _forms(layers, chosen, rest)
         arguments = Arguments.of(inner, args, kwargs or {})

@@ -130,7 +130,8 @@ def _compile_now(command: Sequence[str], path: Path) -> None:
     handle, made = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=".so")
     os.close(handle)
     libraries = [f"-l{name}" for name in LIBRARIES]
-    full = [*command, str(SOURCES / "linear.cpp"), "-o", made, *libraries]
+    sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
+    full = [*command, *sources, "-o", made, *libraries]
     try:
         done = subprocess.run(full, capture_output=True, text=True, check=False)
         if done.returncode:

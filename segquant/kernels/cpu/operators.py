@@ -21,7 +21,7 @@ def why_not_exact() -> str | None:
     reason = why_unavailable()
     if reason is not None:
         return reason
-    for name, fake in (("linear", _linear), ("convolution", _convolution)):
+    for name, fake in (("linear", _linear), ("convolution", _convolution), ("attention", _attention)):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     with torch.inference_mode(False), torch.no_grad():
         wrong = [bits for bits in (8, 4) if not (_exact(bits, 0) and _exact(bits, 1))]
@@ -40,6 +40,16 @@ def convolution(x: Tensor, *layer: Any) -> Tensor:
     return made
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, codes: bool) -> Tensor:
+    """softmax(q kᵀ · scale) v, [batch, heads, tokens, size] each, in q's dtype; lies as [batch, tokens, heads, size].
+
+    Args:
+        codes: multiply codes of 8 bits, else floats.
+    """
+    made: Tensor = torch.ops.segquant_cpu.attention(q, k, v, scale, codes)
+    return made
+
+
 def _linear(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], codes.shape[0])
 
@@ -48,6 +58,11 @@ def _convolution(x: Tensor, codes: Tensor, *layer: Any) -> Tensor:
     padding, kernel, stride, dilation = layer[-4:]
     height, width = Window(kernel, stride, padding, dilation).size(x.shape[2], x.shape[3])
     return x.new_empty(x.shape[0], codes.shape[0], height, width)
+
+
+def _attention(q: Tensor, *_: Any) -> Tensor:
+    batch, heads, tokens, size = q.shape
+    return q.new_empty(batch, tokens, heads, size).transpose(1, 2)
 
 
 def _exact(bits: int, dual: int) -> bool:

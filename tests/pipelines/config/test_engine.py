@@ -22,7 +22,16 @@ def _run(tiny: Tiny, *overrides: str) -> RunConfig:
     [
         (["run=cpu", "backend=mine"], "run=cpu and backend=mine both say what runs the quantized layers"),
         (["run=cpu", "quantizer=none"], "run=cpu runs quantized layers, and quantizer=none has none"),
-        (["run=cpu", "run.bfloat16=true"], "run=cpu has no setting run.bfloat16; of it may be set: run.fallback"),
+        (
+            ["run=cpu", "run.bfloat16=true"],
+            "run=cpu has no setting run.bfloat16; of it may be set: run.fallback, run.attention",
+        ),
+        (
+            ["run=openvino", "run.attention=int8"],
+            "run=openvino has no setting run.attention; of it may be set: run.rest, run.bfloat16",
+        ),
+        (["run.attention=int8"], "run=auto has no setting run.attention"),
+        (["run=cpu", "run.attention=int4"], "run.attention='int4' is not known"),
         (["run.fallback=reference"], "run=auto has no setting run.fallback; of it may be set: nothing"),
         (["run=reference", "run.rest=float"], "run=reference has no setting run.rest; of it may be set: nothing"),
         (["run=ort", "run.rest=maybe"], "run.rest='maybe' is not known"),
@@ -47,10 +56,18 @@ def test_hash_counts_the_engine_and_its_settings_and_no_measurement(tiny: Tiny) 
         return config_hash(_run(tiny, *overrides), "f", {})
 
     assert hashed() == hashed("run=auto") == hashed("speed=true", "+stages.speed.repeats=3")
-    engines = ("auto", "reference", "cpu", "cpu run.fallback=reference", "openvino", "openvino run.bfloat16=true")
+    engines = (
+        "auto",
+        "reference",
+        "cpu",
+        "cpu run.fallback=reference",
+        "cpu run.attention=int8",
+        "openvino",
+        "openvino run.bfloat16=true",
+    )
     every = [hashed(*f"run={each}".split()) for each in engines]
     assert len(set(every)) == len(every)
-    assert hashed("run=cpu", "backend=cpu") == hashed("run=cpu")
+    assert hashed("run=cpu", "backend=cpu") == hashed("run=cpu") == hashed("run=cpu", "run.attention=torch")
 
 
 @pytest.mark.parametrize(

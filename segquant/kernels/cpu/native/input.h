@@ -22,6 +22,14 @@ inline float load1(const uint16_t* at) {
   return value;
 }
 
+// A row of bfloat16, made wide.
+inline const float* as_floats(const uint16_t* row, int64_t columns, float* buffer) {
+  int64_t k = 0;
+  for (; k + kLanes <= columns; k += kLanes) store_floats(buffer + k, load_floats(row + k));
+  for (; k < columns; ++k) buffer[k] = load1(row + k);
+  return buffer;
+}
+
 // Calibrated scales of a branch, [pieces] each; null where they are taken from the row.
 struct Static {
   const float* above = nullptr;

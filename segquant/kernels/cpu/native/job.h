@@ -20,13 +20,6 @@ namespace segquant {
 constexpr int64_t kBlockBytes = 4 << 20;    // packed rows that stay in a cache while panels pass
 constexpr int64_t kTogether = 8 * kRows;  // rows that are stored together
 
-inline const float* as_floats(const uint16_t* row, int64_t columns, float* buffer) {
-  int64_t k = 0;
-  for (; k + kLanes <= columns; k += kLanes) store_floats(buffer + k, load_floats(row + k));
-  for (; k < columns; ++k) buffer[k] = load1(row + k);
-  return buffer;
-}
-
 // A low-rank branch beside the product: rows · down, and its second factor.
 struct LowRank {
   const float* inner = nullptr;  // [rows][words], of which `rank`

@@ -73,6 +73,8 @@ SEGQUANT_INLINE Floats nearest(Floats a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 SEGQUANT_INLINE Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
+SEGQUANT_INLINE Ints to_exponent(Ints a) { return _mm512_slli_epi32(a, 23); }
+SEGQUANT_INLINE float highest(Floats a) { return _mm512_reduce_max_ps(a); }
 SEGQUANT_INLINE Floats by_sign(Floats x, Floats above, Floats below) {  // below where x has the sign bit
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), above, below);
 }
@@ -86,6 +88,7 @@ SEGQUANT_INLINE bool any(Flags flags) { return flags != 0; }
 SEGQUANT_INLINE void store_codes(Ints codes, uint8_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(codes));
 }
+SEGQUANT_INLINE void store_codes(Ints codes, int8_t* out) { store_codes(codes, reinterpret_cast<uint8_t*>(out)); }
 SEGQUANT_INLINE void store_codes(Ints codes, int16_t* out) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(codes));
 }
@@ -137,6 +140,12 @@ SEGQUANT_INLINE Floats nearest(Floats a) {
   return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 SEGQUANT_INLINE Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
+SEGQUANT_INLINE Ints to_exponent(Ints a) { return _mm256_slli_epi32(a, 23); }
+SEGQUANT_INLINE float highest(Floats a) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
 SEGQUANT_INLINE Floats by_sign(Floats x, Floats above, Floats below) {  // below where x has the sign bit
   return _mm256_blendv_ps(above, below, x);
 }
@@ -150,6 +159,10 @@ SEGQUANT_INLINE bool any(Flags flags) { return _mm256_movemask_ps(flags) != 0; }
 SEGQUANT_INLINE void store_codes(Ints codes, int16_t* out) {
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes, codes), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(packed));
+}
+SEGQUANT_INLINE void store_codes(Ints codes, int8_t* out) {
+  const __m256i half = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes, codes), 0x08);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(_mm256_castsi256_si128(half), _mm_setzero_si128()));
 }
 SEGQUANT_INLINE void store_codes(Ints codes, uint8_t* out) {
   const __m256i half = _mm256_permute4x64_epi64(_mm256_packs_epi32(codes, codes), 0x08);
