@@ -13,7 +13,7 @@ from segquant.graph.rules import axes, ops
 from segquant.graph.rules.axes import Layout
 
 logger = logging.getLogger(__name__)
-_PRODUCTS = frozenset(["matmul", "bmm", "einsum", "scaled_dot_product_attention", "flex_attention"])
+_PRODUCTS = frozenset(["matmul", "bmm", "einsum", "scaled_dot_product_attention", "flex_attention", "attention"])
 _POSITIONAL_THROUGH = (
     ops.IDENTITY
     | ops.UNARY

@@ -37,8 +37,8 @@ def _psnr(results: dict) -> float:
 def test_kernels_make_the_pictures_and_are_measured(command: Command, tiny: Tiny, cache: Path) -> None:
     plain = [*tiny.overrides(cache), "quantizer=rtn"]
     found, pictures = {}, {}
-    speed = ["run=cpu", "speed=true", "+stages.speed.repeats=3"]
-    for name, more in (("reference", ["run=reference"]), ("cpu", speed), ("auto", [])):
+    speed, attention = ["run=cpu", "speed=true", "+stages.speed.repeats=3"], ["run=cpu", "run.attention=int8"]
+    for name, more in (("reference", ["run=reference"]), ("cpu", speed), ("auto", []), ("int8", attention)):
         outcome = command(*plain, *more)
         assert outcome.code == 0, outcome.err
         found[name] = json.loads((outcome.folder / "results.json").read_text())
@@ -53,7 +53,11 @@ def test_kernels_make_the_pictures_and_are_measured(command: Command, tiny: Tiny
     assert cpu["backend_layers"] == {"cpu": len(cpu["layer_errors"])}
     assert _psnr(cpu) == pytest.approx(_psnr(reference), rel=0.05), "the same model by other kernels"
     keys = {name: results["stages"]["generate"]["key"] for name, results in found.items()}
-    assert len(set(keys.values())) == 3 and len({results["config_hash"] for results in found.values()}) == 3
+    assert len(set(keys.values())) == 4 and len({results["config_hash"] for results in found.values()}) == 4
+    assert found["int8"]["run"]["attention"] == "int8" and "attention" not in cpu["run"]
+    assert found["int8"]["run"]["layers"].items() > cpu["run"]["layers"].items()
+    assert {*found["int8"]["run"]["layers"].values()} == {"cpu", "attention int8"}
+    assert pictures["int8"] != pictures["cpu"] and _psnr(found["int8"]) == pytest.approx(_psnr(cpu), rel=0.05)
     assert cpu["stages"]["quantize"]["key"] == reference["stages"]["quantize"]["key"]
     assert reference["speed"] is None
     measured = cpu["speed"]["measured"]
@@ -171,6 +175,10 @@ def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
     [
         (["run=cuda"], "run=cuda needs an NVIDIA GPU, and the model is on cpu; the nearest is run=cpu"),
         (["run=ort", "model.dtype=bfloat16"], "run=ort computes in float32, and model.dtype=bfloat16"),
+        (
+            ["run=compile", "run.attention=int8", "model.device=meta"],
+            "run.attention=int8 runs on the CPU, and the model",
+        ),
     ],
 )
 def test_what_cannot_run_here_is_refused_first(tiny: Tiny, overrides: list[str], sentence: str) -> None:

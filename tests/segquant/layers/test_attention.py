@@ -123,6 +123,13 @@ def test_processors_are_pickled_and_keep_their_arguments() -> None:
     assert type(plain) is type(before) and plain.note == "kept"
 
 
+def test_the_graph_is_cut_in_the_same_places() -> None:
+    model, call = flux()
+    before = segquant.find_segments(model, (), call)
+    segquant.set_backend_(model, "cpu", attention="int8")
+    assert segquant.find_segments(model, (), call) == before
+
+
 def test_attentions_that_it_cannot_take_are_named() -> None:
     model, call = flux(size=24)
     model.transformer_blocks[0].attn.head_dim = 6  # as it would be

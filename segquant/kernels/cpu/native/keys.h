@@ -30,6 +30,7 @@ constexpr int64_t kKeys = 128;                 // of a block, which stays in the
 constexpr float kNoKey = -3e38f;               // a score that no key has
 constexpr int32_t kNoKeyCode = 1 << 30;        // likewise before scaling by kNoKeyScale
 constexpr float kNoKeyScale = 1e29f;
+constexpr float kLeastScale = 1e-30f;          // of queries' and keys' codes: times a smaller one, no key would be a score
 
 inline int64_t up_to(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
@@ -110,7 +111,8 @@ inline float code_scale(float most) { return most > 0 ? not_denormal(most / 127)
 template <class T>
 SEGQUANT_INLINE float codes_of(const float* row, int64_t count, int32_t lift, T* out) {
   const Extremes found = extremes(row, count);
-  const float scale = code_scale(found.most != found.most ? found.most : std::max(found.most, -found.least));
+  const float largest = found.most != found.most ? found.most : std::max(found.most, -found.least);
+  const float scale = std::max(code_scale(largest), kLeastScale);  // NaN where the first one is
   const Floats by = all_floats(1 / scale);
   for (int64_t c = 0; c < count; c += kLanes) {
     store_codes(plus(to_ints(times(load_floats(row + c), by)), all_ints(lift)), out + c);
