@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from segquant.errors import QuantizationError
-from segquant.kernels.cpu.attention import MULTIPLE, KernelAttention
+from segquant.kernels.cpu.attention import MULTIPLE, Functional, KernelAttention, with_functional
 from segquant.kernels.cpu.operators import why_not_exact
 
 Attention = Literal["torch", "float", "int8"]
@@ -116,14 +117,21 @@ def _filled(kind: type[Any], state: dict[str, Any]) -> Any:
 @functools.lru_cache
 def _with_kernel(inner: Any, codes: bool) -> type[Any]:
     """A class derived from a processor's, so that code which asks for its type or its arguments finds them."""
-    call = inner.__call__
+    call, functional = inner.__call__, Functional(codes)
+    quick = with_functional(call, functional)
 
     @functools.wraps(call)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kernel = KernelAttention(codes)
-        with kernel:
-            made = call(self, *args, **kwargs)
-        if not kernel.seen:
+        if quick is not None and not torch.compiler.is_compiling():  # compilers know a mode, and read it once
+            before = functional.count
+            made = quick(self, *args, **kwargs)
+            seen = functional.count > before
+        else:
+            kernel = KernelAttention(codes)
+            with kernel:
+                made = call(self, *args, **kwargs)
+            seen = kernel.seen
+        if not seen:
             raise QuantizationError(
                 f"{inner.__name__} computed attention without F.scaled_dot_product_attention, which the kernel takes; "
                 "set diffusers' attention backend to 'native', or attention='torch'"

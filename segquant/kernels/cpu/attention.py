@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -41,6 +43,57 @@ class KernelAttention(TorchFunctionMode):
             return func(*args, **given)
         self.seen = True
         return attend(*args, codes=self.codes, **given)
+
+
+class Functional:
+    """`torch.nn.functional`, but for attention, which is the kernel's; counts its calls by thread."""
+
+    def __init__(self, codes: bool) -> None:
+        self._codes, self._local = codes, threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(nnf, name)
+
+    @property
+    def count(self) -> int:
+        return getattr(self._local, "count", 0)
+
+    def scaled_dot_product_attention(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._local.count = self.count + 1
+        return attend(*args, codes=self._codes, **kwargs)
+
+    def dispatching(self, dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """diffusers' `dispatch_attention_fn` with the kernel inside."""
+
+        def dispatched(*args: Any, **kwargs: Any) -> Tensor:
+            kernel = KernelAttention(self._codes)
+            with kernel:
+                made = dispatch(*args, **kwargs)
+            self._local.count = self.count + kernel.seen
+            return made
+
+        return dispatched
+
+
+def with_functional(function: Any, functional: Functional) -> Callable[..., Any] | None:
+    """The function with `functional` where it reads `F`; None where it finds attention in another way.
+
+    In a mode every operation of a processor passes through Python, which on small models costs more than attention.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or hasattr(function, "__wrapped__") or "functional" in code.co_names:
+        return None
+    known: dict[str, Any] = function.__globals__
+    own: dict[str, Any] = {}
+    if "scaled_dot_product_attention" in code.co_names and known.get("F") is nnf:
+        own["F"] = functional
+    if "dispatch_attention_fn" in code.co_names and "dispatch_attention_fn" in known:
+        own["dispatch_attention_fn"] = functional.dispatching(known["dispatch_attention_fn"])
+    if not own:
+        return None
+    made = FunctionType(code, {**known, **own}, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 def attend(

@@ -224,7 +224,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
 def test_vectors_of_256_bits_are_attention(flags: str, tmp_path: Path) -> None:
     """What a processor without AVX-512 and VNNI runs, and one with AVX-VNNI, without its instruction."""
     own = {"SEGQUANT_CACHE": str(tmp_path), "CXXFLAGS": flags, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", __file__]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert " passed" in done.stdout and len(list(tmp_path.glob("cpu-*.so"))) == 1

@@ -251,7 +251,7 @@ def test_squares_of_float_convolutions_are_exact(shape: tuple[int, ...], outputs
 def test_vectors_of_256_bits_are_the_reference(flags: str, tmp_path: Path) -> None:
     """What a processor without AVX-512 and VNNI runs, and one with AVX-VNNI, without its instruction."""
     own = {"SEGQUANT_CACHE": str(tmp_path), "CXXFLAGS": flags, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", __file__]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert " passed" in done.stdout and len(list(tmp_path.glob("cpu-*.so"))) == 1

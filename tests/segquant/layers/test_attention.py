@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn import functional as nnf
 import segquant
 from segquant import QuantizationError, presets
 from segquant.kernels.cpu import operators
-from segquant.kernels.cpu.attention import TORCHS, KernelAttention
+from segquant.kernels.cpu.attention import TORCHS, Functional, KernelAttention, with_functional
 from segquant.layers.attention import KernelProcessor, torchs
 from tests.segquant.sd3 import random_sd3, sd3_batches
 from tests.segquant.support import tensor
@@ -148,6 +149,30 @@ def test_attentions_that_it_cannot_take_are_named() -> None:
     with pytest.raises(QuantizationError, match="name a fallback"):
         segquant.set_backend_(model, "cpu", attention="int8")
     assert len(segquant.set_backend_(model, "cpu", "reference", attention="int8")) == 2
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_processors_find_the_kernel_without_a_mode(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, call = MODELS[kind]()
+    functional = Functional(True)
+    for processor in model.attn_processors.values():
+        assert with_functional(type(processor).__call__, functional) is not None
+    segquant.set_backend_(model, "cpu", attention="int8")
+    found = out(model, call)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(out(model, call), found)
+
+
+def test_functions_that_find_attention_otherwise_take_the_mode() -> None:
+    def by_name(x: Tensor) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    @functools.wraps(by_name)
+    def wrapped(x: Tensor) -> Tensor:
+        return by_name(x)
+
+    for function in (by_name, wrapped, functools.partial(by_name), len):
+        assert with_functional(function, Functional(True)) is None
 
 
 class Own(nn.Module):
