@@ -258,7 +258,7 @@ def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
         best, against = (_fastest(rows, bar.subject, names) for names in (bar.best, bar.against))
         if best and against:
             found.append((f"{bar.subject}: {bar.what}", bar.wanted, best / against))
-    own = [row for row in rows if row.engine != "torch" and row.engine != "reference"]
+    own = [row for row in rows if row.precision not in ("float32", "bfloat16") and row.engine != "reference"]
     for row in own:
         twins = [r for r in rows if (r.subject, r.precision, r.form, r.run) == (
             row.subject, row.precision, row.form, "eager") and r.engine == "reference"]  # fmt: skip
