@@ -32,7 +32,7 @@ STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble"
 BOUNDED = ("decoder", "denoiser")
 RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
-    "decoder": Recipe(steps=2000, batch=16, lr=2e-3, average=0.995, muon=True),
+    "decoder": Recipe(steps=3600, batch=16, lr=2e-3, average=0.995, muon=True),
     "text": Recipe(steps=350, batch=256, lr=1e-3, weight_decay=0.01),
     "scorer": Recipe(steps=900, batch=256, lr=1e-3, weight_decay=0.05),
     "denoiser": Recipe(steps=6000, batch=256, lr=2e-3, average=0.998, muon=True),
