@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 
-from segquant_bench.pipelines.zoo import data, decoder, train, vae
+from segquant_bench.pipelines.zoo import card, data, decoder, train, vae
 from segquant_bench.pipelines.zoo.loop import Recipe
 
 
@@ -109,3 +109,11 @@ def test_a_work_folder_without_an_encoder_takes_the_pipelines(tmp_path):
     assert train.encoder_folder(args) == tmp_path / "pipeline" / "vae"
     vae.build().save_pretrained(tmp_path / "vae")
     assert train.encoder_folder(args) == tmp_path / "vae"
+
+
+def test_a_card_keeps_the_lines_of_parts_that_this_work_did_not_train(tmp_path):
+    old = tmp_path / "README.md"
+    old.write_text("| vae | 1450 | 13 | 0.0347 |\n| decoder | 1200 | 13 | 0.0251 |\n| decoder of another table | 1 |\n")
+    (tmp_path / "decoder.jsonl").write_text('{"step": 7, "loss": -30.0, "seconds": 120}\n')
+    assert card.losses(tmp_path, old) == "| vae | 1450 | 13 | 0.0347 |\n| decoder | 7 | 2 | -30.0000 |"
+    assert card.losses(tmp_path, tmp_path / "none.md") == "| decoder | 7 | 2 | -30.0000 |"
