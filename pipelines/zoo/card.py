@@ -62,15 +62,17 @@ def wrap(words: str, width: int) -> list[str]:
     return lines
 
 
-def losses(work: Path) -> str:
-    """A line per stage: last loss, steps and minutes."""
-    rows = []
+def losses(work: Path, card: Path) -> str:
+    """A line per stage: last loss, steps and minutes; stages without a log in `work` keep the line of `card`."""
+    found = []
     for name in PARTS:
         record = work / f"{name}.jsonl"
         if record.exists():
             last = json.loads(record.read_text().splitlines()[-1])
-            rows.append(f"| {name} | {last['step']} | {last['seconds'] / 60:.0f} | {last['loss']:.4f} |")
-    return "\n".join(rows)
+            found.append(f"| {name} | {last['step']} | {last['seconds'] / 60:.0f} | {last['loss']:.4f} |")
+        elif card.exists():
+            found += [line for line in card.read_text().splitlines() if line.startswith(f"| {name} | ")][:1]
+    return "\n".join(found)
 
 
 def load_run(family: str) -> RunConfig:
@@ -151,15 +153,18 @@ def write_card(
 ) -> None:
     """Fill the family's template."""
     pictures, listed = data.load_archive()
+    unseen, card_file = data.held_out(listed), ZOO / FAMILIES[args.family] / "README.md"
     low, high = _interval(found)
     trained = pipe.controlnet if agreement is not None else denoiser
     values = {
         "accuracy": f"{100 * found.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
         "count": str(found.n),
         "psnr": f"{vae.psnr(pipe.vae, vae.to_tensor(pictures)):.1f}",
+        "psnr_held_out": f"{vae.psnr(pipe.vae, vae.to_tensor(pictures[unseen])):.1f}",
+        "unseen": str(unseen.sum()),
         "pictures": str(len(listed)),
         "parameters": f"{sum(p.numel() for p in trained.parameters()) / 1e6:.1f}",
-        "losses": losses(args.work),
+        "losses": losses(args.work, card_file),
         "context": str(text.CONTEXT),
         "steps": str(call["num_inference_steps"]),
         "guidance": str(call["guidance_scale"]),
@@ -167,7 +172,7 @@ def write_card(
     }
     template = Template((ZOO / f"card_{args.family}.md").read_text() + (ZOO / "card_data.md").read_text())
     card = template.substitute(values).replace(f"({FAMILIES[args.family]}/", "(")  # it stands in that folder
-    (ZOO / FAMILIES[args.family] / "README.md").write_text(card)
+    card_file.write_text(card)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ ARCHIVE = ZOO / "emoji.zip"
 SIZE = 64
 SKIN_TONE = re.compile(r"-(?:medium-light|medium-dark|light|medium|dark)(?:-skin-tone)?(?=-|$)")
 CALIBRATION_SHARE = 0.25
+HELD_OUT_SHARE = 0.08
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,20 @@ def is_skin_tone_variant(name: str, names: set[str]) -> bool:
 
 def split_of(name: str) -> str:
     """Split by a hash of the name, for both styles alike."""
-    value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
-    return "calibration" if value < CALIBRATION_SHARE else "evaluation"
+    return "calibration" if _share(name) < CALIBRATION_SHARE else "evaluation"
+
+
+def held_out(pictures: Sequence[Picture]) -> np.ndarray:
+    """True [n] for the pictures that the decoder never sees, of calibration's and evaluation's subjects alike.
+
+    By another hash of the name, for both styles alike.
+    """
+    names = [picture.id.split("-", 1)[1] for picture in pictures]
+    return np.array([_share(f"decoder/{name}") < HELD_OUT_SHARE for name in names])
+
+
+def _share(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
 
 
 def load_icons(spec: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from diffusers import (
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
-from segquant_bench.pipelines.zoo import data, denoiser, text, vae
+from segquant_bench.pipelines.zoo import data, decoder, denoiser, text, vae
 from segquant_bench.pipelines.zoo.family import Setting
 from segquant_bench.pipelines.zoo.loop import Recipe
 
@@ -32,7 +32,7 @@ STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble"
 BOUNDED = ("decoder", "denoiser")
 RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
-    "decoder": Recipe(steps=4000, batch=16, lr=1e-3, average=0.998),
+    "decoder": Recipe(steps=3600, batch=16, lr=2e-3, average=0.995, muon=True),
     "text": Recipe(steps=350, batch=256, lr=1e-3, weight_decay=0.01),
     "scorer": Recipe(steps=900, batch=256, lr=1e-3, weight_decay=0.05),
     "denoiser": Recipe(steps=6000, batch=256, lr=2e-3, average=0.998, muon=True),
@@ -69,6 +69,14 @@ def recipe(name: str, args: argparse.Namespace) -> Recipe:
     return Recipe(**chosen)
 
 
+def encoder_folder(args: argparse.Namespace) -> Path:
+    """The autoencoder that this work trained, or the pipeline's where it trained none (`--only decoder`)."""
+    trained: Path = args.work / "vae"
+    folder = trained if trained.exists() else args.output / "vae"
+    log.info("the encoder is that of %s", folder)
+    return folder
+
+
 def embed(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings by the pipeline's `encode_prompt`: [n, 16, 256] and [n, 256]."""
     found = []
@@ -78,6 +86,11 @@ def embed(pipe: StableDiffusion3Pipeline, captions: list[str]) -> tuple[torch.Te
             out = pipe.encode_prompt(part, None, None, do_classifier_free_guidance=False, max_sequence_length=0)
             found.append((out[0].float().cpu(), out[2].float().cpu()))
     return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+
+def place_decoder(work: Path, output: Path) -> None:
+    """Write the new autoencoder into a pipeline's folder, bf16; the other families' links lead to it."""
+    AutoencoderKL.from_pretrained(work / "vae_refined").to(torch.bfloat16).save_pretrained(output / "vae")
 
 
 def assemble(work: Path, output: Path) -> StableDiffusion3Pipeline:
@@ -143,9 +156,11 @@ def main(argv: list[str] | None = None) -> None:
         model.cpu().save_pretrained(args.work / "vae")
 
     def run_decoder() -> None:
-        model = AutoencoderKL.from_pretrained(args.work / "vae").to(args.device)
-        vae.refine_decoder(model, images, recipe("decoder", args), args.work, args.device)
-        log.info("refined decoder: PSNR %.2f dB", vae.psnr(model, images))
+        source = AutoencoderKL.from_pretrained(encoder_folder(args))
+        unseen = data.held_out(listed)
+        model = decoder.train(source, images, unseen, recipe("decoder", args), args.work, args.device)
+        held_out = vae.psnr(model, images[torch.from_numpy(unseen)])
+        log.info("decoder: PSNR %.2f dB, held-out pictures %.2f dB", vae.psnr(model, images), held_out)
         model.cpu().save_pretrained(args.work / "vae_refined")
 
     def run_scorer() -> None:
@@ -159,7 +174,9 @@ def main(argv: list[str] | None = None) -> None:
         "scorer": run_scorer,
         "denoiser": lambda: run_denoiser(images, captions, args),
         "decoder": run_decoder,
-        "assemble": lambda: assemble(args.work, args.output),
+        "assemble": lambda: (place_decoder if set(args.only) == {"decoder", "assemble"} else assemble)(
+            args.work, args.output
+        ),
     }
     for name, step in steps.items():
         if name in args.only:

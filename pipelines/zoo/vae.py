@@ -69,25 +69,6 @@ def train(pictures: np.ndarray, recipe: Recipe, folder: Path, device: str) -> Au
     return vae
 
 
-def refine_decoder(
-    vae: AutoencoderKL, images: torch.Tensor, recipe: Recipe, folder: Path, device: str
-) -> AutoencoderKL:
-    """Train the decoder at fixed latents, so that the denoiser stays valid; 3 % of noise on them."""
-    latents, spread = encode(vae, images), 1 / vae.config.scaling_factor
-    decoder = vae.decoder.to(device).to(memory_format=torch.channels_last).train()
-
-    def loss(step: int) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(step + 3 * 10**6)
-        index = torch.randint(len(images), (recipe.batch,), generator=draw)
-        z = latents[index] + 0.03 * spread * torch.randn(latents[index].shape, generator=draw)
-        with torch.autocast(device, torch.bfloat16):
-            y = decoder(z.to(device).to(memory_format=torch.channels_last)).float()
-        return reconstruction_loss(y, images[index].to(device))
-
-    fit("decoder", decoder, loss, recipe, folder)
-    return vae
-
-
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Unscaled latent means: [n, 16, 8, 8]."""
