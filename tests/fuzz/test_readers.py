@@ -86,6 +86,7 @@ def _slow(folder: Path) -> None:
 def test_faults_are_told(wrong: object, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of readers that do what none may, where the file is damaged."""
     monkeypatch.setattr(guard, "SECONDS", 0.2)
+    monkeypatch.setattr(guard, "WAITING", 2)
 
     def read(folder: Path) -> None:
         if folder.name == "folder":
