@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import sys
 from collections.abc import Iterable, Iterator
@@ -40,9 +41,11 @@ def one_of(key: str, value: str, known: Iterable[str]) -> None:
         raise PipelineError(f"{key}={value!r} is not known; {nearest(value, known)}")
 
 
-def at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise PipelineError(f"{key}={value} is out of range; it must be at least {least}")
+def at_least(key: str, value: float, least: float, most: float = math.inf) -> None:
+    """PipelineError for a value that is less, more than `most`, infinite or no number."""
+    if not (least <= value < math.inf and value <= most):
+        wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise PipelineError(f"{key}={value} is out of range; it must be {wanted}")
 
 
 def one_line(error: BaseException | str) -> str:

@@ -19,6 +19,10 @@ OFFLOADS = ("none", "components", "blocks")
 EMBEDDINGS = ("live", "cached")
 
 
+MOST_STEPS, MOST_REPLICATES = 1_000_000, 1_000_000
+"""Of a schedule and of a bootstrap: beyond them memory ends before the work does."""
+
+
 @dataclass
 class CallConfig:
     """Arguments of the pipeline's `__call__`; None is not passed."""
@@ -35,7 +39,7 @@ class CallConfig:
     clean_caption: bool | None = None
 
     def __post_init__(self) -> None:
-        at_least("model.call.num_inference_steps", self.num_inference_steps, 1)
+        at_least("model.call.num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
         at_least("model.call.guidance_scale", self.guidance_scale, 0)
         at_least("model.call.height", self.height, 8)
         at_least("model.call.width", self.width, 8)
@@ -204,7 +208,7 @@ class MetricConfig:
     def __post_init__(self) -> None:
         if not self.metrics:
             raise PipelineError("metric.metrics is empty; name at least one metric, for example psnr")
-        at_least("metric.bootstrap", self.bootstrap, 0)
+        at_least("metric.bootstrap", self.bootstrap, 1, MOST_REPLICATES)
 
 
 @dataclass

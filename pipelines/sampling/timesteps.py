@@ -97,6 +97,15 @@ def inclusion_probabilities(weights: np.ndarray, count: int) -> np.ndarray:
         certain |= above
 
 
+def check_count(config: CalibrationConfig, total: int) -> None:
+    """PipelineError for more steps of a prompt than there are."""
+    count = config.steps_per_prompt
+    if count is not None and count > total:
+        raise PipelineError(
+            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
+        )
+
+
 def draw_steps(
     total: int, count: int | None, seed: int, stream: int, prompt: int, weights: np.ndarray | None = None
 ) -> frozenset[int]:

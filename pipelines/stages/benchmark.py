@@ -9,6 +9,7 @@ from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.data.datasets import Dataset
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sampling.timesteps import check_count
 from segquant_bench.pipelines.stages.calibrate import CALIBRATE
 from segquant_bench.pipelines.stages.components.graphs import COMPONENT_GRAPHS
 from segquant_bench.pipelines.stages.components.inputs import COMPONENT_INPUTS
@@ -87,6 +88,8 @@ def check_run(run: Run) -> None:
     component_methods(run)
     check_engine(run)
     check_processes(run)
+    if not run.config.is_float:
+        check_count(run.config.calibration, run.config.model.call.num_inference_steps)
     check_metrics(run.config.metric, _dataset(run))
     for name in wanted_stages(run):
         run.key(name)  # calls the user's functions, and reads files

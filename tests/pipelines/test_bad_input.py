@@ -86,12 +86,16 @@ def test_precision_that_a_quantizer_cannot_do(command: Command, tiny: Tiny, tmp_
         ("calibration.steps_per_prompt=5", ("calibration.steps_per_prompt=5", "4 steps")),
         ("dataset.size=9", ("9 evaluation prompts", "has 8", "lower dataset.size")),
         ("dataset.size=0", ("dataset.size=0",)),
+        ("metric.bootstrap=0", ("metric.bootstrap=0 is out of range", "from 1 to 1000000")),
+        ("metric.bootstrap=999999999999", ("metric.bootstrap=999999999999 is out of range",)),
+        ("model.call.num_inference_steps=1000000000", ("num_inference_steps=1000000000 is out of range",)),
     ],
 )
-def test_too_few_or_too_many_prompts(
-    command: Command, tiny: Tiny, cache: Path, override: str, words: tuple[str, ...]
-) -> None:
-    _assert_refused(command(*tiny.overrides(cache), override), *words)
+def test_too_few_or_too_many(command: Command, tiny: Tiny, cache: Path, override: str, words: tuple[str, ...]) -> None:
+    """Before any stage computes."""
+    outcome = command(*tiny.overrides(cache), override)
+    _assert_refused(outcome, *words)
+    assert "computing" not in outcome.err
     _assert_nothing_half_written(cache)
 
 

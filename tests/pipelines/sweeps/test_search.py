@@ -90,6 +90,7 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("settings", "words"), [
     ({"sampler": "tpi"}, "did you mean 'tpe'"), ({"prune": 0.5}, "hydra.sweeper.prune=0.5 is out of range"),
+    ({"prune": float("nan")}, "hydra.sweeper.prune=nan is out of range"),
     ({"warm_up": 0}, "hydra.sweeper.warm_up=0 is out of range"),
 ])  # fmt: skip
 def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
