@@ -78,6 +78,8 @@ def _record(folder: Path) -> dict[str, Any]:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise Damaged(f"{RECORD} is missing") from error
+    except IsADirectoryError as error:
+        raise Damaged(f"{RECORD} is a folder") from error
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{RECORD} is not readable JSON ({one_line(error)})") from error
     record = raw if isinstance(raw, dict) else {}

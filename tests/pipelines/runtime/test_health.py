@@ -102,6 +102,16 @@ def test_a_broken_record_is_healed(
     assert sentence in told and "\n" not in told
 
 
+def test_a_folder_in_the_place_of_the_record_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = _stored(tmp_path)
+    (folder / "stage.json").unlink()
+    (folder / "stage.json").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert not run_stage("generate", tmp_path, {}, _write).cached
+    assert "stage.json is a folder" in caplog.text
+    assert run_stage("generate", tmp_path, {}, _fail).cached
+
+
 def test_a_folder_without_a_record_is_set_aside(tmp_path: Path) -> None:
     folder = tmp_path / "stage" / f"generate-{stage_key('generate', {})}"
     folder.mkdir(parents=True)
