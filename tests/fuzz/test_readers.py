@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import guard, of_eval, of_others, of_pipelines, of_segquant
+from tests.fuzz import of_eval, of_others, of_pipelines, of_segquant
 from tests.fuzz.target import Target, fuzz
 
 TARGETS = {
@@ -24,6 +27,7 @@ TARGETS = {
     for target in (*of_segquant.TARGETS, *of_eval.TARGETS, *of_pipelines.TARGETS, *of_others.TARGETS)
 }
 SECONDS = 60
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -73,20 +77,12 @@ def _large(folder: Path) -> None:
     bytearray(1 << 36)
 
 
-def _slow(folder: Path) -> None:
-    while True:
-        pass
-
-
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [(_secret, "was opened"), (_network, "getaddrinfo"), (_traceback, "KeyError"), (_large, "MemoryError"),
-     (_slow, "more than 0.2 s")],
-)  # fmt: skip
-def test_faults_are_told(wrong: object, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [(_secret, "was opened"), (_network, "getaddrinfo"), (_traceback, "KeyError"), (_large, "MemoryError")],
+)
+def test_faults_are_told(wrong: object, words: str, tmp_path: Path) -> None:
     """Of readers that do what none may, where the file is damaged."""
-    monkeypatch.setattr(guard, "SECONDS", 0.2)
-    monkeypatch.setattr(guard, "WAITING", 2)
 
     def read(folder: Path) -> None:
         if folder.name == "folder":
@@ -95,3 +91,22 @@ def test_faults_are_told(wrong: object, words: str, tmp_path: Path, monkeypatch:
     target = Target("wrong", lambda folder: (folder / "a.json").write_text('{"a": 1}'), read, (ValueError,))
     counts = fuzz(target, tmp_path.resolve(), range(3))
     assert len(counts.faults) == 3 and all(words in fault for fault in counts.faults)
+
+
+def test_a_reading_that_never_ends_is_told(tmp_path: Path) -> None:
+    """In a process of its own: an alarm is the whole process's."""
+    code = """
+from pathlib import Path
+from tests.fuzz import guard
+guard.SECONDS, guard.WAITING = 0.2, 2
+Path("outside").mkdir()
+try:
+    with guard.guarded(Path("outside").resolve()):
+        while True:
+            pass
+except guard.Forbidden as error:
+    print(error)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "more than 0.2 s\n"), done.stderr
