@@ -30,7 +30,7 @@ demo: setup
 	@echo "Table, grid and page: $(DEMO)/report.html"
 	@echo "The command is $(BIN)/segquant; 'source $(BIN)/activate' puts it on the PATH, 'segquant --help' says what it can do"
 
-# Alarms of these ring in processes of their own: in one that ran most other tests before, one ended the process.
+# Alarms of these ring in processes of their own: behind OpenVINO (tests/segquant/deploy/test_products.py) one ended the process.
 ALARMS := tests/pipelines/runtime/test_interrupt.py tests/pipelines/test_interrupt.py
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
 
