@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from segquant.deploy.onnx.manifest import Manifest
 from segquant.deploy.run.engine import Array, Engine
 from segquant.deploy.run.probe import is_exact, probe_input, saturating_model
+from segquant.deploy.run.signal_stack import kept_signal_stack
 from segquant.errors import QuantizationError, first_line, nearest
 
 GIVEN_INPUTS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
@@ -35,6 +36,7 @@ class OpenVino(Engine):
 
     name: ClassVar[str] = "openvino"
 
+    @kept_signal_stack()
     def __init__(
         self,
         path: Path,
@@ -92,12 +94,14 @@ class OpenVino(Engine):
             self._start(model)
         self._sizes = sizes
 
+    @kept_signal_stack()
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         if self._free is not None:
             self._fit(feeds)
         found = self._request.infer(dict(feeds), share_inputs=True)
         return [array.copy() for array in found.values()]  # the request's own memory, overwritten by its next call
 
+    @kept_signal_stack()
     def products(self) -> dict[str, int]:
         if self._compiled is None:
             self._start(self._free.clone())
@@ -122,6 +126,7 @@ def _cause(error: RuntimeError) -> str:
 
 
 @lru_cache(maxsize=1)
+@kept_signal_stack()
 def products_are_exact() -> bool:
     """Whether integer products on the CPU do not saturate."""
     import openvino  # put off as above
