@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.failures import AGAIN, Failure, find_failures, load_failure, load_failures
+from segquant_bench.eval.failures import AGAIN, SKIP, Failure, find_failures, load_failure, load_failures
 from segquant_bench.eval.failures import FILE as FAILURE
 from segquant_bench.eval.files import find_named
 from segquant_bench.eval.json_checks import read_checked, require
@@ -285,7 +285,7 @@ def find_unreadable(directories: Sequence[Path]) -> list[Failure]:
             try:
                 load(path)
             except EvalError as error:
-                found.append(Failure(path, "", "", "", "", "", (), str(error)))
+                found.append(Failure(path, "", "", "", "", "", (), str(error).removesuffix(SKIP)))
     return found
 
 

@@ -204,8 +204,11 @@ def main() -> None:
 
 
 def _run_and_report() -> bool:
+    refused = False
     try:
         finished = _succeeds(_prepare) and _succeeds(_run)
+        # What lies in the folder of a sweep that had no job to run is another command's, and was reported then.
+        refused = not finished and SweepRecord.current is not None and not SweepRecord.current.jobs
     except Exception:  # a fault of the program in one job: the others' results are worth a report
         _succeeds(_report, REPORT_FAILED)
         raise
@@ -213,7 +216,7 @@ def _run_and_report() -> bool:
         if SweepRecord.current is not None:
             SweepRecord.current.end()
             SweepRecord.current = None
-    return _succeeds(_report, REPORT_FAILED) and finished
+    return not refused and _succeeds(_report, REPORT_FAILED) and finished
 
 
 if __name__ == "__main__":

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+READER_GONE = 141
+"""What a shell calls a program that wrote to a closed pipe: 128 + SIGPIPE."""
 
 
 def missing_packages() -> list[str]:
@@ -35,6 +41,19 @@ def _require_benchmark(command: str) -> None:
         )
 
 
+@contextmanager
+def _read_in_part() -> Iterator[None]:
+    """A reader that has seen enough (`| head`, `q` in a pager) ends the command, as it ends other programs."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(READER_GONE)
+
+
 # The commands import their modules after the check: these need packages that only the benchmark installs.
 
 
@@ -49,7 +68,8 @@ def segquant() -> None:
         from segquant_bench.pipelines.config.schema import register
 
         register()
-        print(help_page())
+        with _read_in_part():
+            print(help_page())
         return
     from segquant_bench.pipelines.main import main
 
@@ -61,7 +81,8 @@ def plan() -> None:
     _require_benchmark("segquant-plan")
     from segquant_bench.pipelines.plan.cli import main
 
-    main()
+    with _read_in_part():
+        main()
 
 
 def export() -> None:
@@ -69,7 +90,8 @@ def export() -> None:
     _require_benchmark("segquant-export")
     from segquant_bench.pipelines.export.cli import main
 
-    main()
+    with _read_in_part():
+        main()
 
 
 def report() -> None:
@@ -77,7 +99,9 @@ def report() -> None:
     _require_benchmark("segquant-report")
     from segquant_bench.eval.cli import main
 
-    sys.exit(main())
+    with _read_in_part():
+        code = main()
+    sys.exit(code)
 
 
 def status() -> None:
@@ -85,4 +109,6 @@ def status() -> None:
     _require_benchmark("segquant-status")
     from segquant_bench.eval.status_cli import main
 
-    sys.exit(main())
+    with _read_in_part():
+        code = main()
+    sys.exit(code)

@@ -64,10 +64,13 @@ class SearchSweeper(Sweeper):
         launch = opened(self)
         launch.keeps_folders = True  # trials are numbered through, also over several commands
         study = Study(launch.record.folder, objectives, space, **self.settings)
-        log.info("%d of %d trials are there", study.finished, self.n_trials)
-        launch.record.total = max(self.n_trials - study.finished, 0)
+        wanted = int(min(self.n_trials, study.size))
+        log.info("%d of %d trials are there", study.finished, wanted)
+        if wanted < self.n_trials:
+            log.info("the space has no more than %d points, all of which are tried", wanted)
+        launch.record.total = max(wanted - study.finished, 0)
         failed: list[JobReturn] = []
-        while (left := self.n_trials - study.finished) > 0:
+        while (left := wanted - study.finished) > 0:
             asked = [study.ask() for _ in range(min(self.n_jobs, left))]
             above = study.prune_above()
             pruning = [] if above is None else [f"prune_above={above:.6g}"]

@@ -40,6 +40,18 @@ FICLONE = 0x40049409
 log = logging.getLogger(__name__)
 
 
+def make_cache(cache: Path) -> None:
+    """Raises:
+    PipelineError: there cannot be such a folder.
+    """
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(
+            f"cache={cache} cannot be made ({error.strerror}); choose a place that can be written, cache=DIRECTORY"
+        ) from error
+
+
 def stage_key(name: str, depends: Mapping[str, Any]) -> str:
     """A hash in which the order of `depends` (JSON types) has no part."""
     text = json.dumps({"stage": name, "depends": depends}, sort_keys=True, allow_nan=False)

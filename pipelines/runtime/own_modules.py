@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.metadata
 import importlib.util
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime.meaning import file_meaning
 from segquant_bench.pipelines.runtime.own_code import add_working_folder, is_own
+from segquant_bench.pipelines.runtime.provenance import PACKAGES
 
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 
 
 def own_digest(*paths: str) -> str | None:
-    """One hash of the user's code behind dotted paths; None where all are ours."""
-    files = own_files(*paths)
-    whole = hashlib.sha256("".join(f"{name}\0{file_meaning(path)}\n" for name, path in files.items()).encode())
-    return whole.hexdigest()[:16] if files else None
+    """One hash of the user's code behind dotted paths, and of versions of the stack; None where all are ours."""
+    lines = [f"{name}\0{file_meaning(path)}\n" for name, path in own_files(*paths).items()]
+    # Torch has thousands of modules, diffusers a thousand: reading them takes from ten seconds to minutes.
+    lines += [f"{name}=={version}\n" for name, version in sorted(filter(None, map(_stack, paths)))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16] if lines else None
 
 
 def own_files(*paths: str) -> dict[str, Path]:
@@ -32,7 +35,7 @@ def own_files(*paths: str) -> dict[str, Path]:
     """
     add_working_folder()
     found: dict[str, Path] = {}
-    waiting = [_start(path) for path in paths if is_own(path)]
+    waiting = [_start(path) for path in paths if is_own(path) and _stack(path) is None]
     while waiting:
         name = waiting.pop()
         path = _file(name)
@@ -42,6 +45,19 @@ def own_files(*paths: str) -> dict[str, Path]:
         waiting += [each for each in _imports(name, path) if _belongs(each, name)]
         waiting += list(_parents(name))
     return dict(sorted(found.items()))
+
+
+def _stack(path: str) -> tuple[str, str] | None:
+    """Distribution and version, where a path leads into a package of the stack, which is installed as a whole."""
+    top = path.partition(".")[0]
+    named = set(_distributions().get(top, ())) if is_own(path) else set()
+    found = sorted(named.intersection(PACKAGES))
+    return (found[0], importlib.metadata.version(found[0])) if found else None
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def _start(path: str) -> str:

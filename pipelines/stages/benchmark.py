@@ -9,6 +9,7 @@ from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.data.datasets import Dataset
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.cache import make_cache
 from segquant_bench.pipelines.sampling.timesteps import check_count
 from segquant_bench.pipelines.stages.calibrate import CALIBRATE
 from segquant_bench.pipelines.stages.components.graphs import COMPONENT_GRAPHS
@@ -84,6 +85,7 @@ def check_run(run: Run) -> None:
     Raises:
         PipelineError, EvalError, QuantizationError: what the user can mend.
     """
+    make_cache(run.cache)
     run.method  # noqa: B018 - built for its checks
     component_methods(run)
     check_engine(run)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +20,8 @@ JOURNAL = "study.log"
 """Optuna's own record, to which lines are added only; fit for shared disks."""
 SAMPLERS = ("tpe", "nsga2", "random")
 LAYER_ERROR, FOLDER, WHY = "layer_error", "folder", "why"
+AGAIN, REPEAT = "again", "repeat"
+"""Marks a trial in place of one that a kill cut short; and a draw that was there before, so that no job ran."""
 
 
 def import_optuna() -> Any:
@@ -53,7 +58,8 @@ class Study:
         if prune is not None:
             at_least("hydra.sweeper.prune", prune, 1)
         self.folder, self.objectives, self.space = folder, dict(objectives), dict(space)
-        self.prune, self.warm_up, self._states = prune, warm_up, optuna.trial.TrialState
+        self.prune, self.warm_up, self._states, self._seed = prune, warm_up, optuna.trial.TrialState, seed
+        self.choices = {key: _choices(each) for key, each in self.space.items()}
         self.trials: dict[int, Any] = {}
         asked = {"objectives": self.objectives, "space": self._space_text(optuna)}
         try:
@@ -98,20 +104,45 @@ class Study:
         """Trials that a killed process left are drawn again."""
         for trial in self.study.get_trials(states=(self._states.RUNNING,)):
             self.study.tell(trial.number, state=self._states.FAIL)
-            self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+            self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
 
     @property
     def finished(self) -> int:
-        """Trials that need no further one: all but those that a killed process left."""
-        again = {trial.user_attrs.get("again") for trial in self.study.trials}
-        waiting = self._states.WAITING
-        return sum(trial.state != waiting and trial.number not in again for trial in self.study.trials)
+        """Trials that need no further one: all but repeats and those that a killed process left."""
+        return len(self._own_trials())
+
+    @property
+    def size(self) -> float:
+        """How many points the space has; infinite with an interval of floats."""
+        return math.prod(math.inf if each is None else len(each) for each in self.choices.values())
+
+    def _own_trials(self) -> list[Any]:
+        trials, waiting = self.study.trials, self._states.WAITING
+        left = {trial.user_attrs.get(AGAIN) for trial in trials}  # also by those that wait to be asked for
+        left |= {trial.number for trial in trials if trial.state == waiting or trial.user_attrs.get(REPEAT)}
+        return [trial for trial in trials if trial.number not in left]
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Number and values of the next trial."""
+        """Number and values of the next trial; of a finite space, a point that was not there yet."""
         trial = self.study.ask(self.space)
+        known = {_point(each.params) for each in self._own_trials() if each.number != trial.number}
+        if _point(trial.params) in known and len(known) < self.size < math.inf:
+            trial.set_user_attr(REPEAT, True)
+            self.study.tell(trial, state=self._states.FAIL)  # which no sampler learns from
+            self.study.enqueue_trial(self._untried(known))
+            trial = self.study.ask(self.space)
         self.trials[trial.number] = trial
         return trial.number, dict(trial.params)
+
+    def _untried(self, known: set[str]) -> dict[str, Any]:
+        """A random point that is not `known`; of a space that is nearly used up, the first in order."""
+        draw, values = random.Random(self._seed + len(known)), [list(each or ()) for each in self.choices.values()]
+        drawn = ([draw.choice(each) for each in values] for _ in range(100))
+        for point in itertools.chain(drawn, itertools.product(*values)):
+            found = dict(zip(self.choices, point, strict=True))
+            if _point(found) not in known:
+                return found
+        raise AssertionError("the space is used up")  # not where `ask` calls it
 
     def prune_above(self) -> float | None:
         """The layer error above which no pictures are made; None before enough trials are finished."""
@@ -153,9 +184,22 @@ class Study:
                 "layer_error": trial.user_attrs.get(LAYER_ERROR),
             }
             for trial in self.study.trials
-            if trial.state.is_finished()
+            if trial.state.is_finished() and not trial.user_attrs.get(REPEAT)
         ]  # fmt: skip
         save_json(self.folder / FILE, {"schema": 1, "objectives": self.objectives, "trials": trials})
+
+
+def _point(params: Mapping[str, Any]) -> str:
+    return json.dumps(dict(params), sort_keys=True)
+
+
+def _choices(distribution: Any) -> Sequence[Any] | None:
+    """What a key can be; None for an interval of floats."""
+    if hasattr(distribution, "choices"):
+        choices: Sequence[Any] = distribution.choices
+        return choices
+    whole = isinstance(distribution.low, int)
+    return range(distribution.low, distribution.high + 1, distribution.step) if whole else None
 
 
 def _sampler(optuna: Any, name: str, seed: int) -> Any:

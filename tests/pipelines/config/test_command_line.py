@@ -11,7 +11,7 @@ from segquant_bench.pipelines.config.flags import flags_and_overrides
 from segquant_bench.pipelines.config.searchpath import options
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import user_message
-from tests.pipelines.conftest import Command, compose_config
+from tests.pipelines.conftest import Command, Tiny, compose_config
 
 
 def test_flags_stand_anywhere_and_may_be_cut_short() -> None:
@@ -134,3 +134,10 @@ def test_a_folder_where_none_can_be_made(command: Command, tmp_path: Path, place
     outcome = command(*(["-m"] if place == "sweep" else []), "logger=none")
     assert outcome.code == 1 and "cannot be written (" in outcome.sentence
     assert "hydra.run.dir=DIRECTORY (of a sweep: hydra.sweep.dir)" in outcome.sentence
+
+
+def test_a_cache_where_none_can_be_made_is_told_before_the_work(command: Command, tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("/proc/segquant", tmp_path / "file"):
+        outcome = command(*tiny.overrides(place))
+        assert outcome.code == 1 and f"cache={place} cannot be made (" in outcome.sentence

@@ -149,3 +149,15 @@ def test_what_is_in_no_file(lab: Path, path: str) -> None:
 def test_neighbours_of_an_installed_package_do_not_count() -> None:
     found = own_modules.own_files("omegaconf.OmegaConf")
     assert {name.partition(".")[0] for name in found} == {"omegaconf"}
+
+
+def test_a_package_of_the_stack_counts_by_its_version(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = own_modules.own_files("torch.nn.Linear", "their_lab.helper.x")
+    assert "their_lab.helper" in found and not any(name.startswith("torch") for name in found)
+    alone, both = (
+        own_modules.own_digest("torch.nn.Linear"),
+        own_modules.own_digest("torch.nn.Linear", "their_lab.late.x"),
+    )
+    assert alone is not None and alone != both
+    monkeypatch.setattr(own_modules.importlib.metadata, "version", lambda _: "0.0.1")
+    assert own_modules.own_digest("torch.nn.Linear") not in (None, alone)
