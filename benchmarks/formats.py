@@ -23,7 +23,7 @@ from torch import nn
 
 import segquant
 from benchmarks.kernels import SUBJECTS as ALL
-from benchmarks.kernels import machine, write
+from benchmarks.tables import machine, write
 from segquant import presets
 
 SUBJECTS = ("emoji_sd3", "linear_1536")

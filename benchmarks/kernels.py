@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import csv
 import io
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +23,15 @@ import torch
 from torch import Tensor, nn
 
 import segquant
+from benchmarks.kernel_bars import Row, bar_table, bars
 from benchmarks.outliers import spoil
+from benchmarks.tables import machine, table, write
 from segquant import presets
 from segquant.kernels.cpu.operators import why_not_exact
 
 PRECISIONS = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
 EMOJI = Path(__file__).parents[1] / "pipelines" / "zoo" / "emoji_sd3" / "transformer"
-CPUINFO = Path("/proc/cpuinfo")
-SHOWN = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 Calls = Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to run a subject. Milliseconds; times as fast as float32 eager; relative error of the output against
-    float32; bytes per weight of the quantized layers."""
-
-    subject: str
-    precision: str
-    form: str
-    engine: str
-    run: str
-    milliseconds: float
-    speed: float
-    error: float
-    bytes: float
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A ratio of speeds that is to be reached."""
-
-    what: str
-    wanted: float
-    subject: str
-    best: tuple[str, ...]
-    against: tuple[str, ...]
-    quantity: str = "speed"
-
-
-BARS = (
-    Bar("int8 compiled over float32 eager", 1.9, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("float32", "eager")),
-    Bar("int8 compiled over bfloat16", 1.12, "emoji_sd3", ("w8a8", "cpu", "compiled"), ("bfloat16", "compiled")),
-    Bar("int8 over float32 eager", 2.5, "sd35_block", ("w8a8", "cpu"), ("float32", "eager")),
-    Bar("int8 over bfloat16", 1.4, "sd35_block", ("w8a8", "cpu"), ("bfloat16",)),
-    Bar("attention in codes over torch's", 1.2, "sd35_block", ("w8a8", "cpu, attention int8"), ("w8a8", "cpu")),
-    Bar("zero point over two products", 1.12, "emoji_sd3", ("w8a8", "zero_point", "cpu"), ("w8a8", "dual", "cpu")),
-    Bar("convolution over float32 eager", 3.5, "conv_320", ("w8a8", "cpu"), ("float32", "eager")),
-)  # fmt: skip
 
 
 def emoji() -> tuple[nn.Module, Calls]:
@@ -251,62 +210,6 @@ def measure(subject: str, precisions: Sequence[str], compiled: bool, rounds: int
     ]
 
 
-def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
-    """What was to be reached, and what is: of the bars whose subject was measured."""
-    found = []
-    for bar in BARS:
-        best, against = (_fastest(rows, bar.subject, names) for names in (bar.best, bar.against))
-        if best and against:
-            found.append((f"{bar.subject}: {bar.what}", bar.wanted, best / against))
-    own = [row for row in rows if row.precision not in ("float32", "bfloat16") and row.engine != "reference"]
-    for row in own:
-        twins = [r for r in rows if (r.subject, r.precision, r.form, r.run) == (
-            row.subject, row.precision, row.form, "eager") and r.engine == "reference"]  # fmt: skip
-        label = f"{row.subject} {row.precision} {row.form} {row.engine} {row.run}"
-        found.append((f"{label} over float32 eager", 1.0, row.speed))
-        found += [(f"{label} over the reference", 1.0, row.speed / twin.speed) for twin in twins]
-    return found
-
-
-def _fastest(rows: Sequence[Row], subject: str, names: tuple[str, ...]) -> float:
-    fitting = [row.speed for row in rows if row.subject == subject
-               and all(name in (row.precision, row.form, row.engine, row.run) for name in names)]  # fmt: skip
-    return max(fitting, default=0.0)
-
-
-def machine() -> str:
-    """The processor, its instruction sets, and versions, in a line."""
-    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.is_file() else []
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in values.items()}
-    flags = known.get("flags", "").split()
-    sets = ", ".join(name for name in SHOWN if name in flags) or "no instruction sets known"
-    versions = f"torch {torch.__version__}, segquant {segquant.__version__}"
-    return (
-        f"{known.get('model name', platform.processor())} (family {known.get('cpu family', '?')}): {sets}; {versions}"
-    )
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
-    names = [field.name for field in fields(Row)]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * 5 + "---:|" * (len(names) - 5)]
-    for row in rows:
-        cells = [getattr(row, name) for name in names]
-        lines.append(
-            "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def bar_table(found: Sequence[tuple[str, float, float]]) -> str:
-    """Markdown."""
-    lines = ["| bar | wanted | reached | |", "|---|---:|---:|---|"]
-    for what, wanted, reached in found:
-        lines.append(f"| {what} | {wanted:g} | {reached:.2f} | {'held' if reached >= wanted else 'not held'} |")
-    return "\n".join(lines) + "\n"
-
-
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,17 +219,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--out", type=Path, help="folder for kernels.md and kernels.csv")
     return parser.parse_args(argv)
-
-
-def write(folder: Path, name: str, text: str, rows: Sequence[Any]) -> None:
-    """NAME.md with the text, NAME.csv with the rows (dataclasses of one kind)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        columns = [field.name for field in fields(rows[0])]
-        writer.writerow(columns)
-        writer.writerows([getattr(row, column) for column in columns] for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

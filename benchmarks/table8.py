@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import segquant
-from benchmarks.kernels import emoji, machine
+from benchmarks.kernels import emoji
 from benchmarks.outliers import spoil
+from benchmarks.tables import machine
 from benchmarks.twin_uniform import Twin, TwinLinear, choose_twin
 from segquant import presets
 from segquant.graph.segments import Segments

@@ -9,6 +9,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 
 from benchmarks import formats, random_models
+from benchmarks.kernel_bars import Row, bar_table, bars
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
 from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
@@ -102,3 +103,21 @@ def test_random_models_in_a_table(
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[2].strip() for row in rows] == ["rtn", "segquant_g"]
     assert 0 < float(rows[1][4]) < float(rows[0][4]) < 0.5
+
+
+def test_bars_of_kernels_are_against_plain_torch() -> None:
+    def row(precision: str, form: str, engine: str, run: str, speed: float) -> Row:
+        return Row("sd35_block", precision, form, engine, run, 1e3 / speed, speed, 0.0, 1.0)
+
+    rows = [
+        row("float32", "", "torch", "eager", 1.0), row("float32", "", "torch, attention int8", "eager", 1.1),
+        row("w8a8", "dual", "reference", "eager", 0.5), row("w8a8", "dual", "cpu", "eager", 2.0),
+        row("w8a8", "zero_point", "cpu", "eager", 2.4), row("w8a8", "zero_point", "cpu", "compiled", 2.6),
+    ]  # fmt: skip
+    found = {what: (wanted, reached) for what, wanted, reached in bars(rows)}
+    assert found["sd35_block: int8 over float32 eager"] == (2.5, 2.6)  # not over what our own kernel quickens
+    assert found["sd35_block: zero point over two products"] == (1.12, 1.3)
+    assert found["sd35_block w8a8 dual cpu eager over the reference"] == (1.0, 4.0)
+    assert "sd35_block: int8 over bfloat16" not in found
+    assert "| sd35_block: int8 over float32 eager | 2.5 | 2.60 | held |" in bar_table(bars(rows))
+    assert "| 2.5 | 2.40 | not held |" in bar_table([("it", 2.5, 2.4)])
