@@ -20,6 +20,7 @@ from segquant_bench.eval.jobs import PRUNED
 from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import below_null, explain, memory_message
 from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
+from segquant_bench.pipelines.config.labels import with_model_name
 from segquant_bench.pipelines.config.precision import with_name
 from segquant_bench.pipelines.config.quantizer import check_used
 from segquant_bench.pipelines.config.schema import register, validate
@@ -186,7 +187,7 @@ def _prepare() -> None:
     if COMPLETION not in flags:
         sweeps = MULTIRUN in flags or "hydra.mode=MULTIRUN" in overrides
         check_overrides(overrides, options([*folders, *flagged(flags)]), sweeps=sweeps)
-    sys.argv[1:] = [*flags, *with_open_keys(with_name(overrides))]
+    sys.argv[1:] = [*flags, *with_open_keys(with_model_name(with_name(overrides)))]
 
 
 def main() -> None:

@@ -53,7 +53,8 @@ def _check_captions(captions: Collection[str], candidates: int) -> None:
     if len(captions) < candidates:
         raise EvalError(
             f"caption_top1 among {candidates} captions was asked for, but there are only {len(captions)} "
-            "different ones; use more prompts, set fewer candidates, or leave caption_top1 out"
+            "different ones; use more prompts (dataset.size), lower metric.backends.candidates, or leave caption_top1 "
+            "out of metric.metrics"
         )
 
 

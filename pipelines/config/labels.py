@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
-from segquant_bench.pipelines.runtime.paths import CONF
+from segquant_bench.pipelines.runtime.paths import CONF, ZOO
 
 PRESETS = "segquant.presets"
+SHIPPED = "emoji_sd3"
+"""The model where none is named."""
 NAME = re.compile(r"[\w.-]+")
 """What names that become parts of folders' names are made of."""
 NONE = "none"
@@ -23,6 +26,34 @@ PARTS = {
     "ptq4dm": ("calibration", "timesteps", "normal"),
 }
 """Quantizers that are rounding to nearest with something else: section, key and value."""
+
+
+def with_model_name(overrides: Sequence[str]) -> list[str]:
+    """Arguments in which a pipeline of the user's own has the name of its folder, not that of the shipped one.
+
+    >>> with_model_name(["model.path=/data/my-pipeline"])[-1]
+    'model.name=my-pipeline'
+    >>> with_model_name(["model=sd35_medium", "model.path=/data/sd35"])[-1]
+    'model.path=/data/sd35'
+    """
+    given = dict(each.lstrip("+").partition("=")[::2] for each in overrides)
+    place = (given.get("model.path") or given.get("model.repo") or "").strip("'\"")
+    shipped = given.get("model", SHIPPED).startswith(SHIPPED.partition("_")[0] + "_")
+    several = any(letter in place for letter in "$,(")
+    if (
+        place in ("", "null")
+        or not shipped
+        or several
+        or {"model.name", "experiment"} & given.keys()
+        or _is_shipped(place)
+    ):
+        return list(overrides)
+    name = re.sub(r"[^\w.-]+", "-", Path(place).name, flags=re.ASCII).strip("-.")
+    return [*overrides, f"model.name={name}"] if name else list(overrides)
+
+
+def _is_shipped(place: str) -> bool:
+    return Path(place).resolve().parent == ZOO
 
 
 def label_of(quantizer: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segquant.serialize.manifest import MANIFEST
 from segquant_bench.pipelines.config.run_hash import config_hash
 from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.loggers.content import show_results
@@ -45,8 +46,18 @@ def run_watched(
             shown.ask(lambda logger: logger.summary(pruned))
             return results
         log.info("results: %s", one_line(str(results)))
-        shown.ask(lambda logger: show_results(logger, read_json(results), folder))
+        record = read_json(results)
+        for place in quantized_folders(record, folder):
+            log.info("quantized model, for load_quantized and segquant-export: %s", one_line(str(place)))
+        shown.ask(lambda logger: show_results(logger, record, folder))
     return results
+
+
+def quantized_folders(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Where a run's quantized models are, the denoiser's and those of further components; other tools have none."""
+    places = {"quantize": "denoiser", "components": "*"}
+    roots = {stage: folder / results["stages"][stage]["path"] for stage in places if stage in results["stages"]}
+    return [path.parent for stage, root in roots.items() for path in sorted(root.glob(f"{places[stage]}/{MANIFEST}"))]
 
 
 def _computed(run: Run, folder: Path, shown: Guarded, prefix: str) -> Path | float:

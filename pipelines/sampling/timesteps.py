@@ -102,7 +102,8 @@ def check_count(config: CalibrationConfig, total: int) -> None:
     count = config.steps_per_prompt
     if count is not None and count > total:
         raise PipelineError(
-            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
+            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it, or set "
+            "calibration.steps_per_prompt=null, which takes all"
         )
 
 
@@ -126,7 +127,8 @@ def draw_steps(
         return frozenset(range(total))
     if count > total:
         raise PipelineError(
-            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it"
+            f"calibration.steps_per_prompt={count} is more than the {total} steps of the schedule; lower it, or set "
+            "calibration.steps_per_prompt=null, which takes all"
         )
     generator = np.random.default_rng([seed, stream, prompt])
     if weights is None:

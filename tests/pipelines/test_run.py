@@ -66,6 +66,9 @@ def test_second_run_does_no_model_work(
     first = command(*tiny.overrides(cache), "quantizer=rtn")
     assert first.code == 0, first.err
     before = _results(first.folder)
+    last = (first.folder / "segquant.log").read_text().strip().splitlines()[-1]
+    saved = Path(last.partition("segquant-export: ")[2])  # what the user is to ship
+    assert (saved / "quantized.json").is_file() and saved.name == "denoiser", last
     monkeypatch.setattr(
         "segquant_bench.pipelines.loading.assemble.assemble", lambda *_: pytest.fail("the pipeline was loaded")
     )

@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from segquant_bench.pipelines.config.labels import check_quantizer, known, label_of
+from segquant_bench.pipelines.config.labels import check_quantizer, known, label_of, with_model_name
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.runtime.paths import CONF
+from segquant_bench.pipelines.runtime.paths import CONF, ZOO
 from tests.pipelines.conftest import compose_config
 
 NAMES = sorted(path.stem for path in (CONF / "quantizer").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("overrides", "name"), [
+    (["model.path=/data/my pipeline"], "my-pipeline"), (["model.repo=owner/name"], "name"),
+    (["model=emoji_sdxl", "model.path='/data/x'"], "x"), (["model=sd35_medium", "model.path=/data/x"], None),
+    (["model=tiny_random", "model.path=/data/x"], None), (["model.path=/data/x", "model.name=own"], None),
+    (["model.path=/a,/b"], None), (["model.path=null"], None), (["experiment=main", "model.path=/data/x"], None),
+    ([f"model.path={ZOO}/emoji_sdxl"], None), (["quantizer=rtn"], None), (["model.path=/"], None),
+])  # fmt: skip
+def test_a_pipeline_of_ones_own_is_called_by_its_folder(overrides: list[str], name: str | None) -> None:
+    assert with_model_name(overrides) == [*overrides, *([] if name is None else [f"model.name={name}"])]
 
 
 def _composed(name: str) -> dict[str, Any]:
