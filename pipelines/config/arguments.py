@@ -84,6 +84,12 @@ def _check_choice(override: Override, argument: str, options: Collection[str]) -
         if group == EXPERIMENT or not options:  # no run needs them
             return
         raise PipelineError(f"{argument} leaves a run without its {group}; choose another with {group}=NAME")
+    given = None if override.is_sweep_override() else override.value()
+    if isinstance(given, list) and not group.startswith("hydra/"):
+        names = ",".join(str(name) for name in given) or "NAME"
+        raise PipelineError(
+            f"{argument} gives a list, and a run has one {group}; for a run each write -m {group}={names}"
+        )
     if not all(isinstance(value, str) for value in _values(override)):
         known = f"known are {', '.join(sorted(options))}" if options else f"write {group}=NAME"
         raise PipelineError(f"{argument} names no option of the group {group}; {known}")

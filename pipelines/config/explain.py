@@ -49,6 +49,9 @@ def _wrong_value(error: OmegaConfBaseException) -> str:
     key, told = str(error.full_key), one_line(str(error.msg).partition("\n")[0])
     if told == "Cannot merge DictConfig with ListConfig":
         return f"{key} got a list for settings or the other way round; write '{key}={{KEY: VALUE}}' or '{key}=[VALUE]'"
+    if "is not a subclass of" in told and key.endswith("]"):
+        listed = key.rpartition("[")[0]
+        return f"{key} is none of the values that {listed} holds; write '{listed}=[NAME,NAME]'"
     if "is not a subclass of" in told:
         return f"{key} takes keys of its own and no value; set {key}.KEY=VALUE, or '{key}={{KEY: VALUE}}'"
     if told.endswith("does not support deletion"):

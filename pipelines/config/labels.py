@@ -20,6 +20,8 @@ SHIPPED = "emoji_sd3"
 NAME = re.compile(r"[\w.-]+")
 """What names that become parts of folders' names are made of."""
 NONE = "none"
+CONTAINERS = ("skip", "overrides", "reconstruction")
+"""Settings of quantizers that may be an empty list or mapping."""
 PARTS = {
     "ptqd": ("correction", "method", "ptqd"),
     "tac": ("correction", "method", "tac"),
@@ -70,6 +72,9 @@ def check_name(key: str, name: str) -> None:
 def check_quantizer(quantizer: Mapping[str, Any]) -> None:
     """PipelineError for a quantizer that tables would call like another one of conf/quantizer, or like none."""
     name, target = label_of(quantizer), str(quantizer[TARGET])
+    for key, value in {}.items() if is_own(target) else quantizer.items():
+        if value in ([], {}) and key not in CONTAINERS:
+            raise PipelineError(f"quantizer.{key}={value} holds nothing; give a value, or null for none")
     check_name("quantizer.name", name)
     if name.lower() == NONE and target != f"{PRESETS}.{NONE}":
         raise PipelineError(

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from segquant_bench.pipelines.config import grids, search
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.engine import AUTO, COMPILE, KERNELS, EngineConfig
+from segquant_bench.pipelines.config.explain import explain
 from segquant_bench.pipelines.config.formats import PrecisionConfig
 from segquant_bench.pipelines.config.help import options_page
 from segquant_bench.pipelines.config.labels import (
@@ -86,6 +87,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         at_least("retries", self.retries, 0)
+        if self.prune_above is not None:
+            at_least("prune_above", self.prune_above, 0)
+        if not self.cache.strip():
+            raise PipelineError("cache is empty; give a folder, cache=DIRECTORY")
         check_objective(self.objective, self.metric.metrics)
         _check_target(self.quantizer)
         self._check_names()
@@ -271,6 +276,7 @@ def method_label(*, _root_: DictConfig) -> str:
     name = label_of(quantizer)
     if name == "none":
         return name
+    _check_list(_root_, RunConfig, "", "quantize")  # or the name could not be told
     added = [] if correction in ("none", name) else [correction]
     parts = [part for part in _root_.quantize if part != DENOISER]
     if DENOISER not in _root_.quantize:
@@ -290,9 +296,21 @@ def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
         if key not in known:
             raise PipelineError(unknown_key(f"{prefix}{key}", known))
         _check_section(config, schema, prefix, key)
+        _check_list(config, schema, prefix, key)
         nested = OmegaConf.get_type(config, key)
         if not OmegaConf.is_missing(config, key) and is_dataclass(nested):
             _refuse_extra(config[key], nested, f"{prefix}{key}.")
+
+
+def _check_list(config: DictConfig, schema: type, prefix: str, key: str) -> None:
+    """Refuse lists and mappings in the place of a list's names."""
+    if _hints(schema)[key] != list[str] or OmegaConf.is_missing(config, key):
+        return
+    listed = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[call-overload,index]
+    wrong = [each for each in listed if not isinstance(each, str)] if isinstance(listed, list) else []
+    if wrong:
+        told = one_line(str(wrong[0]))[:60]
+        raise PipelineError(f"{prefix}{key} holds {told}, which is no text; write '{prefix}{key}=[NAME,NAME]'")
 
 
 def _check_section(config: DictConfig, schema: type, prefix: str, key: str) -> None:
@@ -327,7 +345,7 @@ def validate(config: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, PipelineError):
             raise error.__cause__ from error
-        raise PipelineError(one_line(error)) from error
+        raise PipelineError(explain(error)) from error
     if not isinstance(run, RunConfig):
         raise PipelineError("the configuration was not composed on the schema; put 'schema' first in its defaults list")
     return run

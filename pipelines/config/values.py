@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,6 +43,17 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def _is_device(text: str) -> bool:
+    """Whether it is the path of something that reading would not end of: a device, a pipe, a socket."""
+    if "/" not in text:
+        return False
+    try:
+        mode = os.stat(text).st_mode
+    except (OSError, ValueError):  # nothing is there, or it can be no path
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def _wrong(key: str, value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return "is no finite number; give one"
@@ -48,6 +61,8 @@ def _wrong(key: str, value: Any) -> str | None:
         return "does not fit in 64 bits; give a smaller number"
     if isinstance(value, int) and key.rpartition(".")[2] == SEED and value < 0:
         return "is a negative seed, which numpy refuses; give one of at least 0"
+    if isinstance(value, str) and _is_device(value):
+        return "is neither a file nor a folder, but a device or a pipe; give a file or a folder"
     if isinstance(value, str) and any(each == "\0" or "\ud800" <= each <= "\udfff" for each in value):
         return "holds a character that no file and no name can; take it out"
     return None

@@ -89,11 +89,22 @@ def _jobs(folder: Path, names: list[str]) -> Iterator[Job]:
 
 def tell_place(sweep: Path) -> str:
     """Log where this process's job stands; returns what begins its lines about progress."""
-    number, pace = int(HydraConfig.get().job.num) + 1, pace_of(sweep)
+    config = HydraConfig.get()
+    number = position(sweep, Path(config.runtime.output_dir)) or int(config.job.num) + 1
+    pace = pace_of(sweep)
     if pace is None:
         return f"job {number}: "
     log.info("job %d of %d, %s", number, pace.total, pace)
     return f"job {number} of {pace.total}: "
+
+
+def position(sweep: Path, own: Path) -> int | None:
+    """Of the job in the folder `own` among the sweep's, from 1: a trial's number counts earlier commands too."""
+    try:
+        folders = [sweep / job.folder for job in load_sweep(sweep / SWEEP).jobs]
+    except (EvalError, OSError):
+        return None
+    return folders.index(own) + 1 if own in folders else None
 
 
 def tell_end(sweep: Path) -> Pace | None:

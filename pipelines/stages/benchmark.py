@@ -62,9 +62,14 @@ def open_run(config: RunConfig) -> Run:
     """
     table = with_own_stages(STAGES, config.stages)
     known = [stage.name for stage in table]
+    taken = {stage.name for stage in STAGES} - {SPEED.name}
     for name in config.stages:
         if name not in known:
             raise PipelineError(f"stages.{name} is no stage; {nearest(name, known)}")
+        if name in taken:
+            raise PipelineError(
+                f"stages.{name} takes no settings; leave it out (those of the benchmark are stages.{SPEED.name})"
+            )
     return Run(config, table)
 
 

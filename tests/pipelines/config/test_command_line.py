@@ -8,6 +8,7 @@ import pytest
 
 from segquant_bench.pipelines.config.arguments import check_overrides
 from segquant_bench.pipelines.config.flags import flags_and_overrides
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.searchpath import options
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import user_message
@@ -117,6 +118,40 @@ def test_values_that_are_wrong(override: str, words: str) -> None:
     message = user_message(raised.value)
     assert message is not None and words in message
     assert "full_key" not in message and "object_type" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("metric.metrics=[[psnr]]", "metric.metrics holds ['psnr'], which is no text; write 'metric"),
+        ("metric.metrics=[psnr,{a: 1}]", "metric.metrics holds {'a': 1}"),
+        ("objective=[[output_error]]", "objective holds"),
+        ("metric.metrics=[psnr,null]", "metric.metrics[1] is none of the values"),
+        ("quantize=[[denoiser]]", "quantize holds"),
+        ("logger.tags=[[a]]", "logger.tags holds ['a']"),
+        ("cache=", "cache is empty"),
+        ("prune_above=-1", "at least 0"),
+        ("dataset.archive=/dev/zero", "is neither a file nor a folder, but a device or a pipe"),
+        ("+quantizer.smoothing=[]", "quantizer.smoothing=[] holds nothing"),
+        ("+quantizer.name={}", "quantizer.name={} holds"),
+        ("cache=${oc.env:NOT_THERE_AT_ALL}", "cache: "),
+    ],
+)  # fmt: skip
+def test_values_that_validation_refuses(override: str, words: str) -> None:
+    with pytest.raises(Exception) as raised:  # OmegaConf's or ours
+        config = compose_config([override])
+        str(config.name)
+        validate(config)
+    message = user_message(raised.value)
+    assert message is not None and words in message, message
+
+
+@pytest.mark.parametrize("override", ["quantizer=[rtn,gptq]", "precision=[w8a8,w8a8]", "run=[]", "precision=[]"])
+def test_a_list_in_the_place_of_an_option(override: str) -> None:
+    group = override.partition("=")[0]
+    assert f"gives a list, and a run has one {group}; for a run each write -m {group}=" in _refusal(
+        override, sweeps=True
+    )
 
 
 def test_a_refused_run_says_so_once(command: Command, tmp_path: Path) -> None:

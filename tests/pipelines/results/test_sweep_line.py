@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from segquant_bench.eval.jobs import DONE, FAILED, JOB, this_process
-from segquant_bench.pipelines.results.sweep_line import Pace, pace_of
+from segquant_bench.pipelines.results.sweep_line import Pace, pace_of, position
 
 
 def _sweep(folder: Path, jobs: int, **changed: Any) -> None:
@@ -53,6 +53,16 @@ def test_the_end_and_jobs_that_come_later(tmp_path: Path) -> None:
     _job(tmp_path, 1, DONE, 10.0)
     pace = pace_of(tmp_path)
     assert pace is not None and pace.total == 5 and pace.left == pytest.approx(30, abs=1)
+
+
+def test_a_job_stands_where_its_sweep_lists_it(tmp_path: Path) -> None:
+    assert position(tmp_path, tmp_path / "5_rtn") is None
+    _sweep(tmp_path, 6)
+    path = tmp_path / ".sweep.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"jobs": record["jobs"][4:], "total": 2}))
+    assert position(tmp_path, tmp_path / "5_rtn") == 2  # trial 5 of a search that went on
+    assert position(tmp_path, tmp_path / "3_rtn") is None
 
 
 def test_records_that_are_damaged(tmp_path: Path) -> None:

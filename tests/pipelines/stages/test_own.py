@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from segquant_bench.pipelines.errors import PipelineError
-from segquant_bench.pipelines.stages.benchmark import STAGES
+from segquant_bench.pipelines.stages.benchmark import STAGES, open_run
 from segquant_bench.pipelines.stages.own import with_own_stages
 from segquant_bench.pipelines.stages.run import Stage
 
@@ -109,3 +109,11 @@ def test_the_code_of_compute_counts_wherever_it_is(
     file.write_text("def far(run, folder):\n    return 2222\n")
     assert stage.depends(run)["own_code"] != before
     sys.modules.pop(other)
+
+
+@pytest.mark.parametrize("value", [7, None, [1], {"a": 1}])
+def test_a_stage_without_settings_takes_none(value: object) -> None:
+    config: Any = SimpleNamespace(stages={"evaluate": value})
+    with pytest.raises(PipelineError, match="stages.evaluate takes no settings; leave it out"):
+        open_run(config)
+    assert open_run(cast(Any, SimpleNamespace(stages={"speed": {"repeats": 3}}))).table == STAGES
