@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from segquant_bench.pipelines.peers import Peer
 
 KEY = f"quantizer.{TARGET}"
+_FIELD = re.compile(r"[A-Za-z ]+: (\w+) is ")
 
 
 def build_method(config: RunConfig) -> Method | Peer:
@@ -79,8 +81,14 @@ def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Pee
     except TypeError as error:
         raise PipelineError(f"quantizer={name}: {error}") from error
     except ValueError as error:
-        raise PipelineError(str(error)) from error
+        raise PipelineError(_by_key(str(error), arguments)) from error
     return _checked(method, f"{package}.{function}")
+
+
+def _by_key(message: str, arguments: Mapping[str, Any]) -> str:
+    """What the library says of a part's field, with the key of the command line in its place."""
+    found = _FIELD.match(message)
+    return f"quantizer.{message[found.end() - len(found[1]) - 4 :]}" if found and found[1] in arguments else message
 
 
 def _checked(made: Any, target: str) -> Method | Peer:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -36,8 +35,9 @@ from segquant_bench.pipelines.config.sections import (
     MetricConfig,
     ModelConfig,
 )
+from segquant_bench.pipelines.config.shapes import check_list, refuse_extra
 from segquant_bench.pipelines.config.values import check_values
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, unknown_key
+from segquant_bench.pipelines.errors import PipelineError, at_least
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import zoo_path
 from segquant_bench.pipelines.sweeps import plugins
@@ -276,7 +276,7 @@ def method_label(*, _root_: DictConfig) -> str:
     name = label_of(quantizer)
     if name == "none":
         return name
-    _check_list(_root_, RunConfig, "", "quantize")  # or the name could not be told
+    check_list(_root_, RunConfig, "", "quantize")  # or the name could not be told
     added = [] if correction in ("none", name) else [correction]
     parts = [part for part in _root_.quantize if part != DENOISER]
     if DENOISER not in _root_.quantize:
@@ -289,51 +289,13 @@ def _engine_label(*, _root_: DictConfig) -> str:
     return "" if name == AUTO else f"_{name}"
 
 
-def _refuse_extra(config: DictConfig, schema: type, prefix: str) -> None:
-    # The preset checks the quantizer's own keys.
-    known = {item.name for item in fields(schema)}
-    for key in map(str, config):
-        if key not in known:
-            raise PipelineError(unknown_key(f"{prefix}{key}", known))
-        _check_section(config, schema, prefix, key)
-        _check_list(config, schema, prefix, key)
-        nested = OmegaConf.get_type(config, key)
-        if not OmegaConf.is_missing(config, key) and is_dataclass(nested):
-            _refuse_extra(config[key], nested, f"{prefix}{key}.")
-
-
-def _check_list(config: DictConfig, schema: type, prefix: str, key: str) -> None:
-    """Refuse lists and mappings in the place of a list's names."""
-    if _hints(schema)[key] != list[str] or OmegaConf.is_missing(config, key):
-        return
-    listed = OmegaConf.to_container(config, resolve=False)[key]  # type: ignore[call-overload,index]
-    wrong = [each for each in listed if not isinstance(each, str)] if isinstance(listed, list) else []
-    if wrong:
-        told = one_line(str(wrong[0]))[:60]
-        raise PipelineError(f"{prefix}{key} holds {told}, which is no text; write '{prefix}{key}=[NAME,NAME]'")
-
-
-def _check_section(config: DictConfig, schema: type, prefix: str, key: str) -> None:
-    """Refuse a value in the place of a section, as by ${…}."""
-    hint = _hints(schema)[key]
-    is_section = hint is dict or get_origin(hint) is dict or is_dataclass(hint)
-    if is_section and not OmegaConf.is_missing(config, key) and not isinstance(config[key], DictConfig):
-        told = one_line(str(config[key]))[:60]
-        raise PipelineError(f"{prefix}{key}={told} is no section; set {prefix}{key}.KEY=VALUE")
-
-
-@functools.cache
-def _hints(schema: type) -> dict[str, Any]:
-    return get_type_hints(schema)
-
-
 def validate(config: DictConfig) -> RunConfig:
     """The checked run configuration.
 
     Raises:
         PipelineError: a missing key, a wrong type, or out of range.
     """
-    _refuse_extra(config, RunConfig, "")
+    refuse_extra(config, RunConfig, "")
     # whole sections first: interpolations into a missing one cannot even be looked at
     missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
     missing = missing or sorted(OmegaConf.missing_keys(config))

@@ -256,3 +256,13 @@ def test_the_hash_knows_settings_of_stages_and_no_polarity() -> None:
 
     assert hashed() == hashed("polarity=true")
     assert len({hashed(), hashed("+stages.count.more=1"), hashed("+stages.count.more=2")}) == 3
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("quantizer.seglinear=no", "quantizer.seglinear is 'no'; give True or False"),
+    ("quantizer.alpha=true", "quantizer.alpha is True; give "),
+])  # fmt: skip
+def test_a_refused_setting_is_called_by_its_key(override: str, words: str) -> None:
+    with pytest.raises(PipelineError) as raised:
+        build_method(validate(compose_config(["quantizer=segquant_g", override])))
+    assert str(raised.value).startswith(words)
