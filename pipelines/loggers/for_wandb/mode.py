@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import netrc
 import os
+import re
 import urllib.error
 import urllib.request
 from functools import lru_cache
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 HOST = "api.wandb.ai"
 FORBIDDEN = "/\\#?%:"
 """Characters that no project has."""
+ENTITY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 PATIENCE = 5.0
 """Seconds to wait for the host."""
 
@@ -32,10 +34,15 @@ def check_logger(config: LoggerConfig) -> Any:
         PipelineError: wandb is not installed, or does not take a name.
     """
     check_installed()
-    if len(config.project) > LONGEST or any(character in FORBIDDEN for character in config.project):
+    if not 0 < len(config.project.strip()) <= LONGEST or any(character in FORBIDDEN for character in config.project):
         raise PipelineError(
             f"logger.project={config.project!r} is no name for W&B; use at most {LONGEST} characters, and none of "
             f"{' '.join(FORBIDDEN)}"
+        )
+    if config.entity is not None and ENTITY.fullmatch(config.entity) is None:
+        raise PipelineError(
+            f"logger.entity={config.entity!r} is no user or team of W&B, whose names have letters, digits, - and _; "
+            "correct it, or leave it out for your own"
         )
     for key, tags in (("logger.tags", config.tags), ("WANDB_TAGS", environment_tags())):
         for tag in tags:

@@ -50,9 +50,12 @@ def test_a_long_name_without_network_and_the_same_run_again(
 
 
 def test_what_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    for project in ("p" * 129, "a/b", "50%"):
+    for project in ("p" * 129, "a/b", "50%", "", " "):
         with pytest.raises(PipelineError, match="is no name for W&B; use at most 128 characters, and none of"):
             find_logger(LoggerConfig("wandb", project=project))
+    for entity in ("a b/c", "", "é"):
+        with pytest.raises(PipelineError, match="is no user or team of W&B, whose names have letters, digits"):
+            find_logger(LoggerConfig("wandb", entity=entity))
     for tag, told in (("t" * 65, "65 characters"), ("", "0 characters")):
         with pytest.raises(PipelineError, match=f"logger.tags has a tag of {told}, W&B takes 64; shorten it or leave"):
             find_logger(LoggerConfig("wandb", tags=["short", tag]))
