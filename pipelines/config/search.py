@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "hydra_plugins.segquant_search"
 """As in `grids`."""
-PRUNED = "pruned"
-"""The key of what a job returns that made no pictures: its layer error."""
 
 
 class SearchSweeper(Sweeper):
@@ -78,6 +75,8 @@ class SearchSweeper(Sweeper):
                 listed(self, [[*fixed, *(f"{key}={value}" for key, value in values.items()), *pruning]], number)[0]
                 for number, values in asked
             ]
+            for (number, _), job in zip(asked, jobs, strict=True):
+                study.place(number, job.folder)
             results = launch.run(jobs, asked[0][0])
             for (number, _), job, result in zip(asked, jobs, results, strict=True):
                 self._tell(study, number, job.folder, result)
@@ -103,23 +102,8 @@ class SearchSweeper(Sweeper):
         if error is not None:
             study.tell_failed(number, error, folder)
             return
-        value = result.return_value
-        if isinstance(value, dict):
-            study.tell_pruned(number, value[PRUNED], folder)
-        else:
-            values = value if isinstance(value, list) else [value]
-            if None in values:
-                study.tell_failed(number, PipelineError("it has no value of an objective"), folder)
-            else:
-                study.tell(number, values, _layer_error(study.folder / folder) if folder else None, folder)
-        log.info("trial %d: %s", number, one_line(json.dumps(value)))
-
-
-def _layer_error(folder: Path) -> float | None:
-    """Of a finished run."""
-    raw = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    found = (raw.get("layer_error") or {}).get("geometric_mean")
-    return None if found is None else float(found)
+        study.tell_value(number, result.return_value, folder)
+        log.info("trial %d: %s", number, one_line(json.dumps(result.return_value)))
 
 
 def distribution(override: Override) -> Any:

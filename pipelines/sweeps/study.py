@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.files import save_json
+from segquant_bench.eval.jobs import DONE, JOB, PRUNED, Job, load_job
 from segquant_bench.eval.study import FILE
 from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of
+from segquant_bench.pipelines.sweeps.record import from_json
 
 NAME = "segquant"
 JOURNAL = "study.log"
@@ -64,7 +67,7 @@ class Study:
         asked = {"objectives": self.objectives, "space": self._space_text(optuna)}
         try:
             self.study = self._opened(optuna, sampler, seed, asked)
-            self._take_up()
+            self._take_up(optuna)
         except (PipelineError, OSError):
             raise
         except Exception as error:  # of a damaged journal, Optuna raises what its code runs into
@@ -100,9 +103,15 @@ class Study:
                 "choose another place with hydra.sweep.dir=DIRECTORY"
             )
 
-    def _take_up(self) -> None:
-        """Trials that a killed process left are drawn again."""
+    def _take_up(self, optuna: Any) -> None:
+        """Trials that a killed process left are drawn again, unless their job had ended."""
         for trial in self.study.get_trials(states=(self._states.RUNNING,)):
+            self.trials[trial.number] = optuna.trial.Trial(self.study, trial._trial_id)
+            folder = trial.user_attrs.get(FOLDER) or ""
+            job = _ended(self.folder / folder / JOB) if folder else None
+            if job is not None:
+                self.tell_value(trial.number, from_json(job.value), folder)
+                continue
             self.study.tell(trial.number, state=self._states.FAIL)
             self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
 
@@ -152,6 +161,21 @@ class Study:
             return None
         return float(self.prune * statistics.median(errors))
 
+    def place(self, number: int, folder: str) -> None:
+        """Where a trial's job runs, relative to the study's folder: behind a kill, the next process looks there."""
+        self._note(number, {FOLDER: folder})
+
+    def tell_value(self, number: int, value: Any, folder: str) -> None:
+        """What a job returned: its objectives, one or a list, or the layer error of one that was pruned."""
+        if isinstance(value, dict):
+            self.tell_pruned(number, value[PRUNED], folder)
+            return
+        values = value if isinstance(value, list) else [value]
+        if None in values:
+            self.tell_failed(number, PipelineError("it has no value of an objective"), folder)
+        else:
+            self.tell(number, values, _layer_error(self.folder / folder) if folder else None, folder)
+
     def tell(self, number: int, values: Sequence[float], layer_error: float | None, folder: str) -> None:
         self._note(number, {LAYER_ERROR: layer_error, FOLDER: folder})
         self.study.tell(self.trials[number], list(values))
@@ -187,6 +211,22 @@ class Study:
             if trial.state.is_finished() and not trial.user_attrs.get(REPEAT)
         ]  # fmt: skip
         save_json(self.folder / FILE, {"schema": 1, "objectives": self.objectives, "trials": trials})
+
+
+def _ended(path: Path) -> Job | None:
+    """The record of a job that came to a value; None of one that did not."""
+    try:
+        job = load_job(path)
+    except (EvalError, OSError):  # the kill came before it, or while it was written
+        return None
+    return job if job.outcome in (DONE, PRUNED) and job.value is not None else None
+
+
+def _layer_error(folder: Path) -> float | None:
+    """Of a finished run."""
+    raw = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    found = (raw.get("layer_error") or {}).get("geometric_mean")
+    return None if found is None else float(found)
 
 
 def _point(params: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from segquant_bench.eval.jobs import JOB, this_process
 from segquant_bench.eval.status import read_status
 from segquant_bench.eval.study import FILE, load_searches
 from segquant_bench.pipelines.config.objective import KNOWN, check_objective, directions
@@ -83,6 +84,25 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     (search,) = load_searches([tmp_path])
     states = {trial.number: trial.state for trial in search.trials}
     assert states == {0: "complete", 1: "complete", 2: "complete", 3: "fail", 4: "complete"}
+
+
+def test_a_job_that_ended_before_the_kill_is_not_run_again(tmp_path: Path) -> None:
+    _optuna()
+    study = _study(tmp_path)
+    (one, _), (other, _) = asked = [study.ask() for _ in range(2)]
+    for number, _ in asked:
+        study.place(number, f"{number}_rtn")
+        (tmp_path / f"{number}_rtn").mkdir()
+    record = {**this_process(), "sweep": "s", "began": 1.0, "ended": 2.0, "tries": 1, "outcome": "done", "value": 0.25}
+    (tmp_path / f"{one}_rtn" / JOB).write_text(json.dumps(record))
+    (tmp_path / f"{one}_rtn" / "results.json").write_text('{"layer_error": {"geometric_mean": 0.5}}')
+    (tmp_path / f"{other}_rtn" / JOB).write_text(json.dumps({**record, "outcome": None, "ended": None, "value": None}))
+    again = _study(tmp_path)  # behind a kill
+    assert again.finished == 1
+    (search,) = load_searches([tmp_path])
+    (told,) = [trial for trial in search.trials if trial.number == one]
+    assert (told.state, told.values, told.layer_error, told.folder) == ("complete", (0.25,), 0.5, f"{one}_rtn")
+    assert again.ask()[1] == asked[1][1]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
