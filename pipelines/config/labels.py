@@ -72,8 +72,8 @@ def check_name(key: str, name: str) -> None:
 def check_quantizer(quantizer: Mapping[str, Any]) -> None:
     """PipelineError for a quantizer that tables would call like another one of conf/quantizer, or like none."""
     name, target = label_of(quantizer), str(quantizer[TARGET])
-    for key, value in {}.items() if is_own(target) else quantizer.items():
-        if value in ([], {}) and key not in CONTAINERS:
+    for key, value in quantizer.items():
+        if value in ([], {}) and key not in CONTAINERS and not is_own(target):
             raise PipelineError(f"quantizer.{key}={value} holds nothing; give a value, or null for none")
     check_name("quantizer.name", name)
     if name.lower() == NONE and target != f"{PRESETS}.{NONE}":

@@ -41,9 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def make_cache(cache: Path) -> None:
-    """Raises:
-    PipelineError: there cannot be such a folder.
-    """
+    """PipelineError where there cannot be such a folder."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
