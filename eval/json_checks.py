@@ -16,6 +16,8 @@ Check = Callable[[Any, str], Iterator[str]]
 
 LARGEST = 1e100
 """Of a number. No measurement is larger, and sums and products of such ones stay finite."""
+WHOLE = 2**63
+"""Whole numbers are below it: databases and arrays hold no more."""
 DEEPEST = 100
 """Levels of nesting; recursion ends at some hundreds."""
 LONGEST = 60
@@ -70,7 +72,7 @@ def _stays(path: str) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return is_number(value) and isinstance(value, int) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < WHOLE
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _all_right(check: Check, values: Iterable[Any]) -> bool:
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 INSIDE = Kind("a path within its folder", lambda value: isinstance(value, str) and _stays(value))
-COUNT = Kind("a whole number, at least 0 and at most 1e100", _is_count)
+COUNT = Kind("a whole number, at least 0 and below 2^63", _is_count)
 AMOUNT = Kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0, 0.0)
 NUMBER = Kind("a number of at most 1e100", is_number, -LARGEST)
 VALUE = Kind(

@@ -21,7 +21,8 @@ from typing import Any
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.failures import Failure
 from segquant_bench.eval.files import publish
-from segquant_bench.eval.json_checks import is_deep
+from segquant_bench.eval.json_checks import LARGEST as LARGEST_NUMBER
+from segquant_bench.eval.json_checks import WHOLE, is_deep
 from segquant_bench.eval.results import RunResult, checked_results, result_of
 from segquant_bench.eval.results_file import check_results
 from segquant_bench.texts import plain
@@ -156,7 +157,9 @@ class Store:
 
 
 def _storable(value: Any) -> Any:
-    """Texts without the halves of characters (surrogates), which SQLite does not take."""
+    """Texts without the halves of characters (surrogates), whole numbers of 64 bits: SQLite takes no others."""
+    if isinstance(value, int) and abs(value) >= WHOLE:
+        return float(value) if abs(value) <= LARGEST_NUMBER else None
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
@@ -187,13 +190,16 @@ def _insert(connection: sqlite3.Connection, key: str, run: RunResult) -> None:
     connection.executemany(
         "INSERT INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            (row, _storable(m.name), m.value, *(m.interval or (None, None)), m.n, m.direction, _storable(m.unit))
+            tuple(map(_storable, (row, m.name, m.value, *(m.interval or (None, None)), m.n, m.direction, m.unit)))
             for m in run.metrics
         ],
     )
     connection.executemany(
         "INSERT INTO stages VALUES (?, ?, ?, ?)",
-        [(row, _storable(name), cost.get("seconds"), cost.get("peak_memory_mb")) for name, cost in run.stages.items()],
+        [
+            tuple(map(_storable, (row, name, cost.get("seconds"), cost.get("peak_memory_mb"))))
+            for name, cost in run.stages.items()
+        ],
     )
 
 

@@ -128,6 +128,25 @@ def test_a_broken_file_is_refused_and_the_store_stays(sweep: Path) -> None:
     assert store.path.read_bytes() == before
 
 
+def test_whole_numbers_beyond_64_bits(sweep: Path) -> None:
+    """Where a number may be broken it is stored as one, elsewhere the file is refused in a sentence."""
+    path = sweep / "none" / "results.json"
+    record = json.loads(path.read_text())
+    stages = {"generate": {"path": ".", "seconds": 10**29, "peak_memory_mb": 1, "key": "k", "cached": False}}
+    config = {**record["config"], "calibration": {"seed": 10**400}}
+    path.write_text(json.dumps(record | {"stages": stages, "config": config}))
+    assert main([str(sweep), "--tables"]) == 0
+    with sqlite3.connect(sweep / STORE) as connection:
+        assert connection.execute("SELECT seconds FROM stages").fetchall() == [(1e29,)]
+    for key in ("seed", "n_images", "weight_bytes"):
+        path.write_text(json.dumps(record | {key: 2**63}))
+        with pytest.raises(
+            EvalError, match=f"holds {key} = 9223372036854775808, which must be a whole number.*below 2"
+        ):
+            load_results([sweep])
+    assert main([str(sweep), "--tables", "--skip-unreadable"]) == 1
+
+
 def test_folder_and_store_move_together(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(sweep / STORE).load(_paths(sweep))
     shutil.copytree(sweep, tmp_path / "moved")  # which keeps the times
