@@ -137,12 +137,10 @@ def test_whole_numbers_beyond_64_bits(sweep: Path) -> None:
     path.write_text(json.dumps(record | {"stages": stages, "config": config}))
     assert main([str(sweep), "--tables"]) == 0
     with sqlite3.connect(sweep / STORE) as connection:
-        assert connection.execute("SELECT seconds FROM stages").fetchall() == [(1e29,)]
+        assert (1e29,) in connection.execute("SELECT seconds FROM stages").fetchall()
     for key in ("seed", "n_images", "weight_bytes"):
         path.write_text(json.dumps(record | {key: 2**63}))
-        with pytest.raises(
-            EvalError, match=f"holds {key} = 9223372036854775808, which must be a whole number.*below 2"
-        ):
+        with pytest.raises(EvalError, match=f"holds {key} = {2**63}, which must be a whole number, .* below 2"):
             load_results([sweep])
     assert main([str(sweep), "--tables", "--skip-unreadable"]) == 1
 
