@@ -201,6 +201,8 @@ class Layout:
                 raise ValueError(f"{asker}: its {side} format has no {min(missing)!r}")
         if "input" not in values["scheme"]:
             raise ValueError(f"{asker}: it has no input format, not even null")
+        if not isinstance(values["transforms"], list):
+            raise ValueError(f"{asker}: its transforms are {values['transforms']!r:.60}, which is no list")
         tuples = {key: tuple(values[key]) for key in ("rows", "columns", "dual", "branches")}
         tuples["folded_rows"] = tuple(map(tuple, values.get("folded_rows", ())))
         transforms = tuple(registry.from_dict("transform", entry, asker=asker) for entry in values["transforms"])

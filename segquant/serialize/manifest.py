@@ -26,8 +26,12 @@ _FIELDS: dict[str, Any] = {
     "bytes": int, "class": Mapping[str, str], "config": _Pairs | None, "aliases": Mapping[str, str],
     "layers": Mapping[str, _Pairs],
 }  # fmt: skip
-_LATER: dict[str, Any] = {"outside": list[str], "strides": Mapping[str, list[int]], "sha256": str}
-"""Fields that the first versions did not write."""
+_LATER: dict[str, Any] = {
+    "outside": list[str], "strides": Mapping[str, list[int]], "sha256": str, "versions": Mapping[str, str],
+    "method": _Pairs, "segments": Mapping[str, _Pairs], "passes": int, "extra": _Pairs, "folded": list[str],
+    "plan": list[_Pairs],
+}  # fmt: skip
+"""Fields that the first versions, or models of certain kinds, do not have."""
 _LAYER: dict[str, Any] = {"layout": _Pairs, "bias_dtype": str | None}
 _LAYER_LATER: dict[str, Any] = {"dtype": str | None, "window": _Pairs}
 
@@ -72,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by save_quantized"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # also: no UTF-8, numbers of thousands of digits
         raise QuantizationError(f"{path} is no valid JSON ({first_line(error)}); save the model again") from error
     if not isinstance(manifest, dict):
@@ -86,7 +90,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     _check(path, "class ", manifest["class"], {"module": str, "name": str}, {})
     for name, entry in manifest["layers"].items():
         _check(path, f"layer {name!r} ", entry, _LAYER, _LAYER_LATER)
+        if "" in (entry.get("dtype"), entry["bias_dtype"]):
+            raise QuantizationError(f"{path} is damaged: layer {name!r} has an empty dtype; save the model again")
     return manifest
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _check(path: Path, of: str, values: _Pairs, fields: _Pairs, later: _Pairs) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,28 @@ CLASSES = [
     ("torch.nn", "functional"),
     ("torch.nn.functional", "linear"), ("", ""), ("torch.nn.", "Linear"),
 ]  # fmt: skip
+
+
+WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
+    "versions": lambda m: m.update(versions=True), "segments": lambda m: m.update(segments=True),
+    "passes": lambda m: m.update(passes=True), "method": lambda m: m.update(method=-1),
+    "plan": lambda m: m.update(plan="x"), "a number that is none": lambda m: m.update(note=float("nan")),
+    "dtype": lambda m: m["layers"]["cut"].update(dtype=""),
+    "bias_dtype": lambda m: m["layers"]["cut"].update(bias_dtype=""),
+    "transforms": lambda m: m["layers"]["cut"]["layout"].update(transforms=""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_fields_of_another_type(field: str, folder: Path) -> None:
+    manifest = manifest_of(folder)
+    (folder / "quantized.json").write_text(json.dumps(manifest))
+    load_quantized(folder, Net())
+    WRONG[field](manifest)
+    (folder / "quantized.json").write_text(json.dumps(manifest))
+    with pytest.raises(QuantizationError, match="save the model again") as caught:
+        load_quantized(folder, Net())
+    assert is_sentence(caught.value)
 
 
 @pytest.mark.parametrize("module, name", CLASSES)
