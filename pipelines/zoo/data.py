@@ -1,6 +1,7 @@
 """Training pictures: two emoji sets, rendered at 64×64.
 
 npm packages: `@iconify-json/noto` (Google, Apache-2.0) and `@iconify-json/fluent-emoji-flat` (Microsoft, MIT).
+The decoder alone learns from more sets of coloured icons (`MORE_PACKAGES`), which are fetched and never shipped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,14 @@ from tqdm import tqdm
 from segquant_bench.pipelines.runtime.paths import ZOO
 
 PACKAGES = {"noto": "@iconify-json/noto@1.2.9", "fluent": "@iconify-json/fluent-emoji-flat@1.2.6"}
+MORE_PACKAGES = {
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",  # Google, Apache-2.0
+    "fluent-emoji": "@iconify-json/fluent-emoji@1.2.7",  # Microsoft, MIT
+    "fluent-color": "@iconify-json/fluent-color@1.2.21",  # Microsoft, MIT
+    "flat-color-icons": "@iconify-json/flat-color-icons@1.2.3",  # Icons8, MIT
+    "circle-flags": "@iconify-json/circle-flags@1.2.11",  # HatScripts, MIT
+    "meteocons": "@iconify-json/meteocons@1.2.4",  # Bas Milius, MIT
+}
 ARCHIVE = ZOO / "emoji.zip"
 SIZE = 64
 SKIN_TONE = re.compile(r"-(?:medium-light|medium-dark|light|medium|dark)(?:-skin-tone)?(?=-|$)")
@@ -58,8 +67,11 @@ def held_out(pictures: Sequence[Picture]) -> np.ndarray:
 
     By another hash of the name, for both styles alike.
     """
-    names = [picture.id.split("-", 1)[1] for picture in pictures]
-    return np.array([_share(f"decoder/{name}") < HELD_OUT_SHARE for name in names])
+    return np.array([_is_held_out(picture.id.split("-", 1)[1]) for picture in pictures])
+
+
+def _is_held_out(name: str) -> bool:
+    return _share(f"decoder/{name}") < HELD_OUT_SHARE
 
 
 def _share(name: str) -> float:
@@ -124,6 +136,22 @@ def build_archive(path: Path = ARCHIVE) -> list[Picture]:
         for name, blob in [("captions.jsonl", lines.encode()), ("LICENSE.txt", LICENSE.encode()), *blobs.items()]:
             archive.writestr(zipfile.ZipInfo(name, date_time=(2025, 1, 1, 0, 0, 0)), blob)
     partial.replace(path)
+    return pictures
+
+
+def more_pictures(path: Path) -> np.ndarray:
+    """uint8 [n, 64, 64, 3]: other drawings for the decoder, none of a held-out name; kept in the npz file `path`."""
+    if not path.exists():
+        found = []
+        for style, spec in MORE_PACKAGES.items():
+            icons = {name: svg for name, svg in load_icons(spec).items() if not _is_held_out(name)}
+            for svg in tqdm(icons.values(), desc=f"render {style}"):
+                image = np.asarray(render(svg))
+                if image.min() <= 250:
+                    found.append(image)
+        np.savez_compressed(path, pictures=np.stack(found))
+    with np.load(path, allow_pickle=False) as file:
+        pictures: np.ndarray = file["pictures"]
     return pictures
 
 

@@ -56,21 +56,32 @@ def moved(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
     return torch.stack([x.roll(by, (1, 2)) if go else x for x, by, go in zip(turned, shifts, roll, strict=True)])
 
 
+def _drawn(images: torch.Tensor, count: int, draw: torch.Generator) -> torch.Tensor:
+    return images[torch.randint(len(images), (count,), generator=draw)]
+
+
 def train(
-    source: AutoencoderKL, images: torch.Tensor, held_out: np.ndarray, recipe: Recipe, folder: Path, device: str
+    source: AutoencoderKL,
+    images: torch.Tensor,
+    held_out: np.ndarray,
+    more: torch.Tensor,
+    recipe: Recipe,
+    folder: Path,
+    device: str,
 ) -> AutoencoderKL:
     """Train a deeper decoder on the pictures that are not `held_out` [n]; 3 % of noise on the latents.
 
+    Half of a batch are `more` pictures, of other drawers, which narrows the gap between seen and held-out ones.
     Denoisers stay valid: the encoder is `source`'s.
     """
     seen = images[torch.from_numpy(~held_out)]
     model, source = deepened(source).to(device), source.to(device).eval()
-    noise = NOISE / source.config.scaling_factor
+    noise, half = NOISE / source.config.scaling_factor, recipe.batch // 2
     decoder = model.decoder.train()
 
     def loss(step: int) -> torch.Tensor:
         draw = torch.Generator().manual_seed(step + 3 * 10**6)
-        x = moved(seen[torch.randint(len(seen), (recipe.batch,), generator=draw)], draw).to(device)
+        x = moved(torch.cat([_drawn(seen, recipe.batch - half, draw), _drawn(more, half, draw)]), draw).to(device)
         with torch.autocast(device, torch.bfloat16):
             with torch.no_grad():
                 z = source.encode(x).latent_dist.mean.float()

@@ -32,7 +32,7 @@ STAGES = ("pictures", "vae", "text", "scorer", "denoiser", "decoder", "assemble"
 BOUNDED = ("decoder", "denoiser")
 RECIPES = {
     "vae": Recipe(steps=2600, batch=16, lr=2e-3, average=0.995),
-    "decoder": Recipe(steps=3600, batch=16, lr=2e-3, average=0.995, muon=True),
+    "decoder": Recipe(steps=12000, batch=16, lr=2e-3, average=0.995, muon=True),
     "text": Recipe(steps=350, batch=256, lr=1e-3, weight_decay=0.01),
     "scorer": Recipe(steps=900, batch=256, lr=1e-3, weight_decay=0.05),
     "denoiser": Recipe(steps=6000, batch=256, lr=2e-3, average=0.998, muon=True),
@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     def run_decoder() -> None:
         source = AutoencoderKL.from_pretrained(encoder_folder(args))
         unseen = data.held_out(listed)
-        model = decoder.train(source, images, unseen, recipe("decoder", args), args.work, args.device)
+        more = vae.to_tensor(data.more_pictures(args.work / "more.npz"))
+        model = decoder.train(source, images, unseen, more, recipe("decoder", args), args.work, args.device)
         held_out = vae.psnr(model, images[torch.from_numpy(unseen)])
         log.info("decoder: PSNR %.2f dB, held-out pictures %.2f dB", vae.psnr(model, images), held_out)
         model.cpu().save_pretrained(args.work / "vae_refined")

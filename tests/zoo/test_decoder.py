@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors import safe_open
 
 from segquant_bench.pipelines.zoo import card, data, decoder, train, vae
@@ -81,15 +82,46 @@ def test_held_out_pictures_teach_nothing_and_the_encoder_stays(tmp_path):
     images = torch.rand(6, 3, 32, 32) * 2 - 1
     mask = np.array([False, True, False, False, True, False])
     other = torch.where(torch.from_numpy(mask).view(-1, 1, 1, 1), torch.zeros(()), images)
+    more = torch.rand(3, 3, 32, 32) * 2 - 1
     recipe = Recipe(steps=3, batch=4, lr=1e-2, warmup=1, average=0.5, muon=True)
     first, second = (
-        decoder.train(source, x, mask, recipe, tmp_path / name, "cpu") for name, x in (("a", images), ("b", other))
+        decoder.train(source, x, mask, more, recipe, tmp_path / name, "cpu")
+        for name, x in (("a", images), ("b", other))
     )
     assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())
     assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in before.items())
     untrained = decoder.deepened(source).state_dict()
     changed = {name for name, tensor in first.state_dict().items() if not torch.equal(tensor, untrained[name])}
     assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_more_pictures_teach_too(tmp_path):
+    source, images, none = _small(), torch.rand(4, 3, 32, 32) * 2 - 1, np.zeros(4, bool)
+    recipe = Recipe(steps=1, batch=4, lr=1e-2, warmup=1, muon=True)
+    one, other = (
+        decoder.train(source, images, none, torch.full((2, 3, 32, 32), value), recipe, tmp_path / str(value), "cpu")
+        for value in (-0.5, 0.5)
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_more_pictures_have_no_held_out_names_and_are_fetched_once(tmp_path, monkeypatch):
+    names = [f"thing-{number}" for number in range(200)]
+    shown: list[str] = []
+    monkeypatch.setattr(data, "load_icons", lambda spec: {name: name for name in names})
+
+    def rendered(svg: str) -> Image.Image:
+        shown.append(svg)
+        return Image.new("RGB", (64, 64), (0 if svg != "thing-0" else 255, 20, 30))
+
+    monkeypatch.setattr(data, "render", rendered)
+    first = data.more_pictures(tmp_path / "more.npz")
+    listed = [data.Picture(f"noto-{name}", "", "", "") for name in names]
+    unseen = {name for name, out in zip(names, data.held_out(listed), strict=True) if out}
+    assert unseen and unseen.isdisjoint(shown) and unseen | set(shown) == set(names)
+    count = len(shown)
+    assert first.shape == (count, 64, 64, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, data.more_pictures(tmp_path / "more.npz")) and len(shown) == count
 
 
 def test_the_decoder_alone_is_placed_in_a_folder_in_half_precision(tmp_path):
