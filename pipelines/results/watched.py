@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def run_watched(
         log.info("results: %s", one_line(str(results)))
         record = read_json(results)
         for place in quantized_folders(record, folder):
-            log.info("quantized model, for load_quantized and segquant-export: %s", one_line(str(place)))
+            log.info("quantized model, for load_quantized and segquant-export: %s", one_line(os.path.normpath(place)))
         shown.ask(lambda logger: show_results(logger, record, folder))
     return results
 
