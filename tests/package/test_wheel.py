@@ -25,7 +25,8 @@ SOURCES = ("segquant", "segquant_bench", "pipelines", "eval", "conf")
 MEGABYTE = 2**20
 STAGES = r"\w+: (computing|\d+\.\d s, peak memory \d+ MB)"
 OURS = re.compile(
-    rf"\[\d\d:\d\d:\d\d\] ({STAGES}|loading |metric |results: |quantized model, |run=auto|CPU kernels: |the cache has no stage like )"
+    rf"\[\d\d:\d\d:\d\d\] ({STAGES}|loading |metric |results: |quantized model, |run=auto|CPU kernels: "
+    r"|the cache has no stage like )"
 )
 # Of the benchmark's packages those that segquant is most likely to lean on by mistake.
 FOREIGN = ("diffusers", "transformers", "accelerate", "hydra", "omegaconf", "torchvision", "tqdm", "scipy", "PIL")
