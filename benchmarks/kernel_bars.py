@@ -31,7 +31,6 @@ class Bar:
     subject: str
     best: tuple[str, ...]
     against: tuple[str, ...]
-    quantity: str = "speed"
 
 
 _FLOAT, _HALF = ("float32", "torch", "eager"), ("bfloat16", "torch")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 import segquant
 from benchmarks.kernels import emoji
 from benchmarks.outliers import spoil
-from benchmarks.tables import machine
+from benchmarks.tables import machine, write
 from benchmarks.twin_uniform import Twin, TwinLinear, choose_twin
 from segquant import presets
 from segquant.graph.segments import Segments
@@ -228,12 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = f"{machine()}\n\n{table(rows)}\n{ratio_table(ratios(rows))}"
     sys.stdout.write(text)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "table8.md").write_text(text, encoding="utf-8")
-        with (options.out / "table8.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(field.name for field in fields(Row))
-            writer.writerows([getattr(row, field.name) for field in fields(Row)] for row in rows)
+        write(options.out, "table8", text, rows)
 
 
 if __name__ == "__main__":

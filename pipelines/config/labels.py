@@ -12,7 +12,7 @@ import yaml
 
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
-from segquant_bench.pipelines.runtime.paths import CONF, ZOO
+from segquant_bench.pipelines.runtime.paths import CONF, FAMILIES, ZOO
 
 PRESETS = "segquant.presets"
 SHIPPED = "emoji_sd3"
@@ -40,7 +40,7 @@ def with_model_name(overrides: Sequence[str]) -> list[str]:
     """
     given = dict(each.lstrip("+").partition("=")[::2] for each in overrides)
     place = (given.get("model.path") or given.get("model.repo") or "").strip("'\"")
-    shipped = given.get("model", SHIPPED).startswith(SHIPPED.partition("_")[0] + "_")
+    shipped = given.get("model", SHIPPED) in FAMILIES.values()
     several = any(letter in place for letter in "$,(")
     if (
         place in ("", "null")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from segquant import QuantizationError, load_quantized, presets, quantize_, save_quantized
+from segquant.serialize.save import plain
 from tests.segquant.serialize.saved_net import Net, X, is_sentence, manifest_of
 
 
@@ -125,6 +126,13 @@ def test_fields_of_another_type(field: str, folder: Path) -> None:
     with pytest.raises(QuantizationError, match="save the model again") as caught:
         load_quantized(folder, Net())
     assert is_sentence(caught.value)
+
+
+def test_what_is_saved_can_be_read(folder: Path) -> None:
+    net = quantize_(Net(), presets.rtn("w8a8"), [(X,)])
+    with pytest.raises(QuantizationError, match="extra cannot be written as JSON"):
+        save_quantized(net, folder, extra={"least": float("inf")})
+    assert plain({"theta": [float("inf"), 1.5]}) == {"theta": ["inf", 1.5]}  # of a model's config
 
 
 @pytest.mark.parametrize("module, name", CLASSES)
