@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -105,7 +106,7 @@ def _index(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _json_ready(extra: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        json.dumps(extra)
+        json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise QuantizationError(f"extra cannot be written as JSON: {error}; give numbers, strings and lists") from error
     return dict(extra)
@@ -202,4 +203,6 @@ def plain(value: Any) -> Any:
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
