@@ -104,6 +104,8 @@ def _all_right(check: Check, values: Iterable[Any]) -> bool:
 
 
 TEXT = Kind("a text", lambda value: isinstance(value, str))
+NAME = Kind("a text, not an empty one", lambda value: isinstance(value, str) and value != "")
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 INSIDE = Kind("a path within its folder", lambda value: isinstance(value, str) and _stays(value))
 COUNT = Kind("a whole number, at least 0 and below 2^63", _is_count)
 AMOUNT = Kind("a number, at least 0 and at most 1e100", lambda value: is_number(value) and value >= 0, 0.0)

@@ -1,4 +1,4 @@
-"""What results.json must hold, as far as reports read it; other keys are free."""
+"""What results.json must hold: every key that runs write; `config` as far as reports read it. Other keys are free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from segquant_bench.eval.json_checks import (
     AMOUNT,
     ANYTHING,
     COUNT,
+    FLAG,
     INSIDE,
+    NAME,
     NUMBER,
     TEXT,
     VALUE,
@@ -39,14 +41,31 @@ METRIC = record(
     {"delta": VALUE, "delta_interval": _INTERVAL, "unit": TEXT},  # older results have no unit
 )
 
-_STAGE = record({}, {"seconds": AMOUNT, "peak_memory_mb": AMOUNT, "key": TEXT})
+_TEXTS = mapping_of(TEXT)
+_COUNTS = mapping_of(COUNT)
+_STAGE = record(
+    {},
+    {
+        **dict.fromkeys(("seconds", "peak_memory_mb", "peak_device_memory_mb"), AMOUNT),
+        **{"key": TEXT, "path": TEXT, "cached": FLAG},
+    },
+)
 _ERRORS = mapping_of(AMOUNT)
+_SUMMARY = record({}, dict.fromkeys(("mean", "median", "geometric_mean"), AMOUNT) | {"n": COUNT})
 _COMPONENT = record(
-    {"weight_bytes": COUNT}, {"weight_bytes_float": COUNT, "output_error": AMOUNT, "layer_errors": _ERRORS}
+    {"weight_bytes": COUNT},
+    {"weight_bytes_float": COUNT, "output_error": AMOUNT, "layer_errors": _ERRORS, "layer_error": _SUMMARY},
 )
 _PIECES = list_of(ANYTHING)
 _CUT = record(
-    {}, {"output": _PIECES, "input": _PIECES, "activation": TEXT, "input_activations": list_of(optional(TEXT))}
+    {},
+    {
+        "output": _PIECES,
+        "input": _PIECES,
+        "activation": TEXT,
+        "input_activations": list_of(optional(TEXT)),
+        "skip": FLAG,
+    },
 )
 _SIGNS = record(
     {"activation": TEXT, "channels": COUNT, "rows": COUNT}
@@ -61,11 +80,48 @@ def _name_or_path(value: Any, place: str) -> Iterator[str]:
     return (record({}, {"_target_": TEXT}) if isinstance(value, dict) else TEXT)(value, place)
 
 
+_SECONDS = ("seconds_per_step", "seconds_per_step_minimum", "seconds_per_call")
 _WAY = record(
     {},
-    dict.fromkeys(("seconds_per_step", "seconds_per_step_minimum", "speed", "forward_mb", "weights_mb"), AMOUNT),
+    {
+        **dict.fromkeys((*_SECONDS, "speed", "forward_mb", "weights_mb"), AMOUNT),
+        **{"every": list_of(AMOUNT), "n": COUNT},
+    },
 )
-_SPEED = record({}, {"measured": mapping_of(_WAY), "file_bytes": COUNT})
+_SPEED = record(
+    {},
+    {
+        **{"measured": mapping_of(_WAY), "processor": TEXT, "step_error": AMOUNT},
+        **dict.fromkeys(("file_bytes", "threads", "batch_size", "calls_per_step"), COUNT),
+    },
+)
+_HASHES = ("evaluation_hash", "calibration_hash", "held_out_hash")
+_SUBSET = record({}, {**dict.fromkeys(("name", "draw", *_HASHES), TEXT), **dict.fromkeys(("n", "of", "seed"), COUNT)})
+_OWN_CODE = mapping_of(record({}, {"path": TEXT, "code": TEXT}))
+_ENGINE = record(
+    {},
+    {
+        **dict.fromkeys(("name", "engine", "reason", "fallback", "attention", "rest", "remark"), TEXT),
+        **dict.fromkeys(("every_cpu", "bfloat16"), FLAG),
+        **dict.fromkeys(("threads", "file_bytes", "graph_breaks"), COUNT),
+        **{"layers": _TEXTS, "reasons": _TEXTS, "products": _COUNTS, "compiled": _COUNTS},
+    },
+)
+_CORRECTION = record(
+    {},
+    {
+        **dict.fromkeys(("name", "method", "trajectory", "scheduler", "noise"), TEXT),
+        **dict.fromkeys(("prediction_error", "prediction_error_corrected"), list_of(AMOUNT)),
+        **{"prompts": COUNT, "guidance_weights": list_of(NUMBER)},
+    },
+)
+_DEVICE = record(
+    {},
+    {
+        **dict.fromkeys(("name", "type", "machine", "system", "cpu_capability", "accelerator"), TEXT),
+        **dict.fromkeys(("cpus", "threads"), COUNT),
+    },
+)
 _CONFIG = record(
     {},
     {
@@ -82,7 +138,7 @@ _RUN = record(
     {
         "name": TEXT,
         "model": TEXT,
-        "quantizer": TEXT,
+        "quantizer": NAME,
         "precision": optional(TEXT),
         "dataset": TEXT,
         "seed": COUNT,
@@ -92,6 +148,13 @@ _RUN = record(
     },
     {
         "config_hash": TEXT,
+        "model_fingerprint": TEXT,
+        "subset": _SUBSET,
+        "own_code": _OWN_CODE,
+        "backend": TEXT,
+        "run": _ENGINE,
+        "correction": _CORRECTION,
+        "layer_error": _SUMMARY,
         "layer_errors": _ERRORS,
         "output_error": AMOUNT,
         "per_row_output_errors": list_of(AMOUNT),
@@ -107,9 +170,9 @@ _RUN = record(
         "components": mapping_of(_COMPONENT),
         "statistics": _STATISTICS,
         "speed": _SPEED,
-        "backend_layers": mapping_of(COUNT),
-        "versions": mapping_of(ANYTHING),
-        "device": mapping_of(ANYTHING),
+        "backend_layers": _COUNTS,
+        "versions": _TEXTS,
+        "device": _DEVICE,
         "git": TEXT,
         "config": _CONFIG,
     },

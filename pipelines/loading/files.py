@@ -15,6 +15,7 @@ from segquant_bench.hidden import visible
 from segquant_bench.pipelines.config.explain import no_room, not_had, pickles_only
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loading.settings import check_settings
 from segquant_bench.pipelines.runtime.digests import tree_digest
 from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO, ZOO_ADVICE
 
@@ -50,6 +51,7 @@ def resolve_part(name: str, part: PartConfig) -> Path:
     if not (directory / "config.json").is_file():
         help_text = _again(directory, f"set model.parts.{name}.path to the folder that has")
         raise PipelineError(f"{directory} is no {part.kind}, it has no config.json; {help_text}")
+    check_settings(directory)
     _check_weights(directory, part.kind, part.variant, f"model.parts.{name}")
     return directory
 
@@ -126,7 +128,7 @@ def components(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
 
 
 def check_directory(directory: Path, variant: str | None = None) -> None:
-    """Refuse missing components or parts of one."""
+    """Refuse missing components or parts of one, and settings that no model has."""
     index = read_index(directory)
     check_links(directory)
     for name, class_name in components(index):
@@ -135,6 +137,7 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
         folder = directory / name
         if not folder.is_dir():
             raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); {_again(directory)}")
+        check_settings(folder)
         if any(word in name for word in _WEIGHTLESS):
             continue
         _check_weights(folder, class_name, variant)

@@ -1,4 +1,7 @@
-"""Models are loaded whole or not at all: diffusers and transformers only warn of tensors that are missing or left."""
+"""Models are loaded whole or not at all: diffusers and transformers only warn of tensors that are missing or left.
+
+What they raise of a component's files is told with the file that it is of.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,14 @@ from segquant.modules.bounded import bounded_building
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.files import tensors_of
+from segquant_bench.pipelines.loading.settings import largest_setting, load_failure
 
 TABLES = 1 << 28
 """Numbers in buffers that no file stores (tables of positions)."""
 _NO_WEIGHTS = ("position_ids", "rotary_emb.inv_freq")
 """Endings of tensors that files of earlier versions hold, and that are no weights."""
+_Failures = dict[int, tuple[type, Path]]
+"""By the id of an error, what was being loaded, and from where."""
 
 
 @contextmanager
@@ -31,17 +37,31 @@ def whole_weights(folder: Path, parts: Iterable[Path], variant: str | None) -> I
         PipelineError: a tensor is missing, or is left, or has another shape; or whatever else its libraries raise.
     """
     found = [entry["shape"] for part in parts for entry in tensors_of(part, variant).values()]
+    failures: _Failures = {}
     try:
         with ExitStack() as stack:
             stack.enter_context(bounded_building(3 * len(found), 3 * sum(map(prod, found)) + TABLES))
             for kind in _model_classes():
-                stack.enter_context(_strict(kind))
+                stack.enter_context(_replaced(kind, _looking(kind, _loader(kind), failures)))
+            for kind in _other_classes():
+                stack.enter_context(_replaced(kind, _noting(_loader(kind), failures)))
             yield
     except PipelineError:
         raise
     except Exception as error:  # whatever diffusers, transformers and tokenizers raise of files that they never wrote
-        told = memory_message(error) or f"diffusers cannot load {folder}: {one_line(error) or type(error).__name__}"
-        raise PipelineError(told) from error
+        sizes = [size for shape in found for size in shape]
+        raise PipelineError(_told(error, folder, failures, 4 * max(sizes, default=0))) from error
+
+
+def _told(error: Exception, folder: Path, failures: _Failures, least: int) -> str:
+    """`least`: a setting above it may be why memory is short."""
+    kind, source = failures.get(id(error), (None, folder))
+    memory = memory_message(error)
+    if memory is not None:
+        return memory + largest_setting(source, least)
+    if kind is not None:
+        return load_failure(kind, source, error)
+    return f"diffusers cannot load {folder}: {one_line(error) or type(error).__name__}"
 
 
 def _model_classes() -> tuple[Any, ...]:
@@ -52,18 +72,48 @@ def _model_classes() -> tuple[Any, ...]:
     return ModelMixin, PreTrainedModel
 
 
-@contextmanager
-def _strict(kind: Any) -> Iterator[None]:
-    """Let `kind.from_pretrained` look at what its loading tells, which only its warnings say otherwise."""
+def _other_classes() -> tuple[Any, ...]:
+    # put off: as above
+    from diffusers import SchedulerMixin
+    from transformers import PreTrainedTokenizerBase
+
+    return SchedulerMixin, PreTrainedTokenizerBase
+
+
+def _loader(kind: Any) -> Callable[..., Any]:
     original: classmethod[Any, Any, Any] = vars(kind)["from_pretrained"]
-    kind.from_pretrained = classmethod(_looking(kind, original.__func__))
+    return original.__func__
+
+
+@contextmanager
+def _replaced(kind: Any, load: Callable[..., Any]) -> Iterator[None]:
+    """Let `load` be `kind.from_pretrained`."""
+    original = vars(kind)["from_pretrained"]
+    kind.from_pretrained = classmethod(load)
     try:
         yield
     finally:
         kind.from_pretrained = original
 
 
-def _looking(kind: Any, load: Callable[..., Any]) -> Callable[..., Any]:
+def _noting(load: Callable[..., Any], failures: _Failures) -> Callable[..., Any]:
+    """The same, of which `failures` knows what failed; errors stay what they are, as libraries look at their types."""
+
+    def from_pretrained(cls: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(cls, source, *args, **kwargs)
+        except Exception as error:
+            if Path(str(source)).is_dir():
+                failures.setdefault(id(error), (cls, Path(str(source))))
+            raise
+
+    return from_pretrained
+
+
+def _looking(kind: Any, original: Callable[..., Any], failures: _Failures) -> Callable[..., Any]:
+    """Looks at what loading tells, which only its warnings say otherwise."""
+    load = _noting(original, failures)
+
     def from_pretrained(cls: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.pop("output_loading_info", False):
             return load(cls, source, *args, output_loading_info=True, **kwargs)

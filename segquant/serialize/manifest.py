@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from segquant.checks import checked, described, fits
 from segquant.errors import QuantizationError, first_line
 from segquant.quantize.outcome import Outcome
+from segquant.serialize.method_fields import wrong_fields
 
 WEIGHTS = "quantized.safetensors"
 MANIFEST = "quantized.json"
@@ -76,7 +78,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by save_quantized"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # also: no UTF-8, numbers of thousands of digits
         raise QuantizationError(f"{path} is no valid JSON ({first_line(error)}); save the model again") from error
     if not isinstance(manifest, dict):
@@ -92,10 +94,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _check(path, f"layer {name!r} ", entry, _LAYER, _LAYER_LATER)
         if "" in (entry.get("dtype"), entry["bias_dtype"]):
             raise QuantizationError(f"{path} is damaged: layer {name!r} has an empty dtype; save the model again")
+    for place, value in wrong_fields(manifest):
+        raise QuantizationError(f"{path} is damaged: it has {described(value)} as its {place!r}; save the model again")
     return manifest
 
 
-def _no_number(constant: str) -> None:
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 

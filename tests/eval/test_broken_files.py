@@ -200,7 +200,7 @@ def test_any_key_of_any_type_makes_a_report(beside: Path) -> None:
         (("git",), ["x" * 999], "holds git = a list, which must be a text"),
         (("name",), None, "holds name = null, which must be a text"),
         (("config",), None, None),
-        (("versions",), {"torch": [1, {}]}, None),
+        (("versions",), {"torch": [1, {}]}, "holds versions.torch = a list, which must be a text"),
         (("schema",), True, "has schema true, this version reads schema 1"),
         (("schema",), GONE, "has schema null, this version reads schema 1"),
     ],

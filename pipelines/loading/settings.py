@@ -1,0 +1,118 @@
+"""Settings of a model's components (config.json, scheduler_config.json): refused, or named where loading fails."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from segquant.modules.bounded import TooLarge
+from segquant_bench.pipelines.errors import PipelineError, one_line
+
+CONFIGS = ("config.json", "scheduler_config.json")
+LARGEST = 1 << 26
+"""Of whole numbers: no size, count or position of a model is larger (vocabularies of 20 million exist)."""
+POSITIVE = frozenset(
+    ("attention_head_dim", "hidden_size", "norm_num_groups", "num_attention_heads", "num_train_timesteps", "patch_size",
+     "scaling_factor")
+)  # fmt: skip
+"""Numbers by which others are divided."""
+RESTORE = "restore the file, or take another folder"
+_SHOWN = 60
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse a component's numbers with which it would be built for ever, in all memory, or not at all.
+
+    Raises:
+        PipelineError: with file and field; or the file is no mapping in JSON.
+    """
+    for file in filter(Path.is_file, (folder / name for name in CONFIGS)):
+        for place, key, value in _leaves(_read(file)):
+            if (why := _wrong(key, value)) is not None:
+                raise PipelineError(f"{file} has {place} = {_shown(value)}, {why}; {RESTORE}")
+
+
+def load_failure(kind: type, folder: Path, error: Exception) -> str:
+    """What to say of a component that its class cannot load: the file, and the field where one is odd."""
+    told = one_line(error) or type(error).__name__
+    file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
+    if file is not None:
+        odd = _odd(kind, _read(file)) or (_most(file)[1] if isinstance(error, TooLarge) else "")
+        return f"diffusers cannot load {file}{f', whose {odd}' if odd else ''}: {told}; {RESTORE}"
+    empty = sorted(each.name for each in folder.glob("*.json") if each.read_bytes().split() in ([], [b"{}"]))
+    files = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else "a file of it is damaged"
+    return f"{kind.__name__} cannot be loaded from {folder} ({told}): {files}; restore it, or take another folder"
+
+
+def largest_setting(folder: Path, least: int) -> str:
+    """ "; or FILE is damaged: …" where a whole number is larger than `least`, which would take the memory; else ""."""
+    for file in filter(Path.is_file, (folder / name for name in CONFIGS)):
+        value, told = _most(file)
+        if value > least:
+            return f"; or {file} is damaged, whose {told}"
+    return ""
+
+
+def _most(file: Path) -> tuple[int, str]:
+    """The largest size that a file asks for, and its field."""
+    sizes = [(value, f"{place} is {value}") for place, key, value in _leaves(_read(file)) if _is_size(key, value)]
+    return max(sizes, default=(0, ""))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
+    if not isinstance(values, dict):
+        raise PipelineError(f"{file} holds no settings, but {_shown(values)}; fetch the model again")
+    return values
+
+
+def _leaves(values: Any) -> Iterator[tuple[str, str, Any]]:
+    """Every place, the last key of it, and what is there; without recursion, as files may be deep."""
+    left = [("", "", values)]
+    while left:
+        place, key, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{place}.{name}" if place else name, name, each) for name, each in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{place}[{index}]", key, each) for index, each in enumerate(value)]
+        else:
+            yield place, key, value
+
+
+def _wrong(key: str, value: Any) -> str | None:
+    if _is_size(key, value) and abs(value) > LARGEST:
+        return f"more than the {LARGEST:,} that any model has"
+    if key in POSITIVE and value is not None and not (_is_number(value) and value > 0):
+        return "which must be a number above 0"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(key: str, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and not key.endswith("theta")  # a base of angles
+
+
+def _odd(kind: type, values: Mapping[str, Any]) -> str:
+    """The first setting that is no number, or none above 0, where the class has such a one by itself; "" without."""
+    maker = getattr(kind, "config_class", None) or kind
+    for name, parameter in inspect.signature(maker).parameters.items():
+        default: Any = parameter.default
+        value: Any = values.get(name)
+        if name not in values or not _is_number(default) or isinstance(value, dict | list):
+            continue
+        if not _is_number(value) or (default > 0 and value <= 0):
+            return f"{name} is {_shown(value)}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return one_line(json.dumps(value)[:_SHOWN])
