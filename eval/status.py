@@ -40,7 +40,7 @@ class Status:
     Attributes:
         sweep: None where nothing is recorded of one (single runs, earlier versions).
         total: how many jobs were asked for; those that were found, without a sweep.
-        others: runs of earlier sweeps in the same folder.
+        others: runs of earlier commands in the same folder: other sweeps, or this search before it was gone on with.
         problems: sentences about what is damaged beside the jobs.
     """
 

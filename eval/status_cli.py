@@ -50,7 +50,8 @@ def _lines(status: Status) -> Iterator[str]:
                 yield f"  {state}: {job.name}{_since(job)}{f': {job.why}' if job.why else ''}"
     yield from (f"  {DAMAGED}: {sentence}" for sentence in status.problems)
     if status.others:
-        yield f"  and {status.others} runs of earlier sweeps"
+        runs = f"{status.others} run{'s' if status.others != 1 else ''}"
+        yield f"  and {runs} of earlier commands (a search that was gone on with, other sweeps)"
 
 
 def _asked(status: Status) -> str:

@@ -110,6 +110,7 @@ def set_backend_(
         assert backend is not None
         layers[layer_name].backend = backend
         layers[layer_name].forget_packed()
+        layers[layer_name].pack_early()
         choices.append(BackendChoice(layer_name, backend.name, "; ".join(before)))
     for module_name, module in modules.items():
         reason = reasons.get(module_name)

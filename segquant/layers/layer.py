@@ -141,6 +141,12 @@ class QuantLayer(Replaced, nn.Module):
             self._packed, self._packed_of = packed, now
         return packed
 
+    def pack_early(self) -> None:
+        """Pack before the first call where that makes no float weight: a compiler that met a layer without a pack would
+        put the packing into its graph, and compile again at the next call."""
+        if self.keep_packed is not False and not self.codes.is_meta and not self.backend.float_bytes(self.layout):
+            self._ready()
+
     def _keeps(self, compiling: bool) -> bool:
         """Whether what was packed stays. Compilers cannot ask the system what is free."""
         if self.keep_packed is not None or compiling:

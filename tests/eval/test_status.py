@@ -157,7 +157,7 @@ def test_a_sweep_that_is_lost_or_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([str(over)]) == 0
     out = capsys.readouterr().out
     assert "2 jobs: 2 done, 0 running, 0 waiting, 0 failed\n  ended after 10 min\n" in out
-    assert "and 1 runs of earlier sweeps" in out
+    assert "  and 1 run of earlier commands (" in out
 
 
 def test_folders_of_which_no_sweep_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

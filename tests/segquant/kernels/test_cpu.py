@@ -351,3 +351,14 @@ def test_compilers_and_exporters_take_the_operators() -> None:
         assert errors(compiled(x), expected[0])[1] < 1e-6 and errors(compiled(other), expected[1])[1] < 1e-6
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
     assert errors(program.module()(other), expected[1])[1] < 1e-6
+
+
+def test_a_layer_is_compiled_once_though_never_called() -> None:
+    """Compilers that met it unpacked put the packing into the graph, and compiled anew at the second call."""
+    model: Any = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16))
+    segquant.quantize_(model, presets.rtn("w8a8_dynamic"), [inputs(6, 16)])
+    segquant.set_backend_(model, "cpu")
+    torch._dynamo.reset()
+    compiled, x = torch.compile(model, fullgraph=True, backend="eager"), inputs(6, 16)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(compiled(x), compiled(x))
