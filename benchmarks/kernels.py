@@ -189,7 +189,7 @@ def _runs(
 
 
 def _alone(model: nn.Module) -> Callable[..., Any]:
-    """The model's call in code of its own: ways that share code would, at every call, check the guards of all others."""
+    """The model's call in code of its own: ways that share code would check the guards of all others at every call."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
