@@ -23,6 +23,8 @@ def _records(path: Path) -> Iterator[bytes]:
             continue
         _, length, kind = struct.unpack_from("<IHB", raw, position)
         data = raw[position + HEADER : position + HEADER + length]
+        if len(data) < length:  # still being written
+            return
         position += HEADER + length
         parts = data if kind in (1, 2) else parts + data
         if kind in (1, 4):
