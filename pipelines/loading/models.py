@@ -24,6 +24,7 @@ from segquant_bench.pipelines.loading.files import (
     resolve_directory,
     resolve_part,
 )
+from segquant_bench.pipelines.loading.ready import check_ready
 from segquant_bench.pipelines.loading.whole import whole_weights
 from segquant_bench.pipelines.runtime import own_code
 
@@ -105,6 +106,7 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     check_call(type(pipeline), config)
     _set_scheduler(pipeline, config)
+    check_ready(pipeline, directory, config.call.arguments().get("num_inference_steps"))
     return _placed(pipeline, config, device, given) if place else pipeline
 
 

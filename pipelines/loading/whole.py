@@ -15,7 +15,8 @@ from segquant.modules.bounded import bounded_building
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.files import tensors_of
-from segquant_bench.pipelines.loading.settings import largest_setting, load_failure
+from segquant_bench.pipelines.loading.kinds import check_kinds
+from segquant_bench.pipelines.loading.settings import largest_setting, load_failure, read_settings
 
 TABLES = 1 << 28
 """Numbers in buffers that no file stores (tables of positions)."""
@@ -101,6 +102,7 @@ def _noting(load: Callable[..., Any], failures: _Failures) -> Callable[..., Any]
 
     def from_pretrained(cls: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
         try:
+            _check_kinds(cls, Path(str(source)))
             return load(cls, source, *args, **kwargs)
         except Exception as error:
             if Path(str(source)).is_dir():
@@ -108,6 +110,13 @@ def _noting(load: Callable[..., Any], failures: _Failures) -> Callable[..., Any]
             raise
 
     return from_pretrained
+
+
+def _check_kinds(kind: Any, folder: Path) -> None:
+    """Of what diffusers makes from settings; transformers looks at them itself."""
+    file = folder / str(getattr(kind, "config_name", None))
+    if hasattr(kind, "load_config") and file.is_file():
+        check_kinds(kind, file, read_settings(file))
 
 
 def _looking(kind: Any, original: Callable[..., Any], failures: _Failures) -> Callable[..., Any]:
