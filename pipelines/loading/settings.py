@@ -20,10 +20,14 @@ COUNTS = frozenset(
     ("attention_head_dim", "hidden_size", "norm_num_groups", "num_attention_heads", "num_train_timesteps", "patch_size")
 )
 """Whole numbers by which others are divided."""
+WIDTHS = COUNTS - {"num_train_timesteps"}
+"""Those of them that are no larger than a tensor's size."""
 NAMES = ("_class_name", "architectures", "model_type")
 """Of which every component's settings have one: without, a class has its own settings, which are no model's."""
 RESTORE = "restore the file, or take another folder"
 _SHOWN, _TOLD = 60, 200
+_ADVICE = ". If you want to instead overwrite"
+"""Of diffusers, for whoever writes a script."""
 
 
 def check_settings(folder: Path) -> None:
@@ -43,9 +47,24 @@ def check_settings(folder: Path) -> None:
                 raise PipelineError(f"{file} has {place} = {_shown(value)}, {why}; {RESTORE}")
 
 
+def check_widths(folder: Path, largest: int) -> None:
+    """Refuse widths above the `largest` size of the component's tensors, of which tables would be made first.
+
+    Raises:
+        PipelineError: with file and field.
+    """
+    file = folder / CONFIGS[0]
+    for place, key, value in _leaves(read_settings(file)) if largest and file.is_file() else ():
+        if key in WIDTHS and _is_size(key, value) and value > largest:
+            raise PipelineError(
+                f"{file} has {place} = {value}, more than any size of its tensors, of which {largest} is the largest; "
+                f"{RESTORE}"
+            )
+
+
 def load_failure(kind: type, folder: Path, error: Exception) -> str:
     """What to say of a component that its class cannot load: the file, and the field where one is odd."""
-    told = one_line(error)[:_TOLD] or type(error).__name__
+    told = one_line(error).partition(_ADVICE)[0][:_TOLD] or type(error).__name__
     file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     if file is not None:
         odd = _odd(kind, read_settings(file)) or (_most(file)[1] if isinstance(error, TooLarge) else "")
