@@ -23,6 +23,8 @@ READS = (1, 2)
 """Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What code raises that is given values which it never wrote."""
+_DIGITS = 20
+"""Of whole numbers: of 64 bits, and a sign."""
 _Pairs = Mapping[str, Any]
 _FIELDS: dict[str, Any] = {
     "bytes": int, "class": Mapping[str, str], "config": _Pairs | None, "aliases": Mapping[str, str],
@@ -78,7 +80,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by save_quantized"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        manifest = json.loads(path.read_text(encoding="utf-8"), **NUMBERS)
     except (ValueError, RecursionError) as error:  # also: no UTF-8, numbers of thousands of digits
         raise QuantizationError(f"{path} is no valid JSON ({first_line(error)}); save the model again") from error
     if not isinstance(manifest, dict):
@@ -99,12 +101,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= _DIGITS else _no_number(f"{text[:_DIGITS]}… of {len(text)} digits")
+
+
 def _finite(text: str) -> float:
     return float(text) if math.isfinite(float(text)) else _no_number(text)
 
 
 def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+NUMBERS: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite, "parse_int": _whole}
+"""Keywords of `json.loads` that refuse NaN, infinities, and whole numbers that no field has."""
 
 
 def _check(path: Path, of: str, values: _Pairs, fields: _Pairs, later: _Pairs) -> None:
