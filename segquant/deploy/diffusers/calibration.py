@@ -111,8 +111,9 @@ def _tree(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         return {type(value).__name__ if type(value) in (list, tuple) else "tuple": entries}
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return {"value": value}
+    what = value if isinstance(value, float) else f"a {type(value).__name__}"
     raise QuantizationError(
-        f"{where}: {value if isinstance(value, float) else f'a {type(value).__name__}'} cannot be written to a calibration file; give tensors, finite numbers, "
+        f"{where}: {what} cannot be written to a calibration file; give tensors, finite numbers, "
         "strings, None, lists or dicts of these"
     )
 
