@@ -48,6 +48,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 100
+"""Characters of a name in a sentence."""
 DENOISERS = ("transformer", "unet")
 
 
@@ -146,7 +148,7 @@ def diffusers_class(name: str, key: str) -> Any:
     found = getattr(class_prompts, name, None) or getattr(diffusers, name, None)
     if not inspect.isclass(found) or not hasattr(found, "load_config"):
         kinds = [item for item in dir(diffusers) if item.endswith(("Pipeline", "Model", "Scheduler"))]
-        raise PipelineError(f"{key}={name} is no class of diffusers; {nearest(name, kinds)}")
+        raise PipelineError(f"{key}={name[:_SHOWN]} is no class of diffusers; {nearest(name[:_SHOWN], kinds)}")
     return found
 
 
