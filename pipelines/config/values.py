@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
@@ -33,6 +33,22 @@ def check_values(config: DictConfig) -> None:
         if (why := _wrong(key, value)) is not None:
             shown = one_line(repr(value))
             raise PipelineError(f"{key}={shown[:_SHOWN]}{'…' * (len(shown) > _SHOWN)} {why}")
+
+
+def check_references(config: DictConfig, prefix: str = "") -> None:
+    """Refuse a reference to another type in the place of a list or mapping, which the schema lets through."""
+    for key in map(str, config):
+        node = config._get_node(key)
+        if not isinstance(node, ListConfig | DictConfig) or node._is_missing():
+            continue
+        if node._is_interpolation():
+            found = config[key]
+            if found is not None and not isinstance(found, type(node)):
+                what = "list" if isinstance(node, ListConfig) else "mapping"
+                shown = one_line(repr(found))[:_SHOWN]
+                raise PipelineError(f"{prefix}{key} refers to {shown}, which is no {what}; give one")
+        elif isinstance(node, DictConfig) and not node._is_none():
+            check_references(node, f"{prefix}{key}.")
 
 
 def check_empty(config: DictConfig) -> None:

@@ -78,3 +78,8 @@ def test_long_names_are_cut() -> None:
 def test_the_shipped_configuration_has_none(tiny: Tiny, tmp_path: Path) -> None:
     for extra in ([], ["quantizer=auto", "logger=wandb"], ["precision=custom", "calibration=loss"]):
         validate(compose_config([*tiny.overrides(tmp_path), *extra]))
+
+
+@pytest.mark.parametrize("key", ["logger.tags", "quantize", "metric.metrics", "objective"])
+def test_references_to_another_type(base: DictConfig, key: str) -> None:
+    assert _refusal(base, key, "${seed}") == f"{key} refers to 0, which is no list; give one"
