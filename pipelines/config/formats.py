@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.errors import PipelineError
 
 SIDES = ("weight", "input")
@@ -43,6 +44,8 @@ class FormatConfig:
             PipelineError: other fields and no dtype, or bits of a dtype that has its own.
         """
         given, key = self.given(), f"precision.{side}"
+        for name in ("dtype", "granularity", "scale_dtype"):
+            _check_named(f"{key}.{name}", name, given.get(name))
         if not given:
             return None
         if self.dtype is None:
@@ -68,6 +71,18 @@ class FormatConfig:
     def fields(self) -> dict[str, Any]:
         """Of a settled one: the arguments of a `QuantSpec`."""
         return {key: value for key, value in asdict(self).items() if key != "bits"}
+
+
+def _check_named(key: str, name: str, value: str | None) -> None:
+    """Names of formats are looked up where they are made; an empty one would be taken for null."""
+    if value is None or value.strip():
+        return
+    from segquant.numerics.formats import DTYPES, GRANULARITIES  # torch: only for the sentence
+    from segquant.numerics.scales import SCALE_DTYPES
+
+    known = {"dtype": DTYPES, "granularity": GRANULARITIES, "scale_dtype": SCALE_DTYPES}[name]
+    what = "for floating point" if name == "dtype" else "for what follows from the other fields"
+    raise PipelineError(f"{key} is empty; {nearest(value, known)}; give one of them, or null {what}")
 
 
 def _of_width(key: str, dtype: str, bits: int) -> str:

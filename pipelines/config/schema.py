@@ -36,7 +36,7 @@ from segquant_bench.pipelines.config.sections import (
     ModelConfig,
 )
 from segquant_bench.pipelines.config.shapes import check_list, refuse_extra
-from segquant_bench.pipelines.config.values import check_values
+from segquant_bench.pipelines.config.values import check_empty, check_references, check_values
 from segquant_bench.pipelines.errors import PipelineError, at_least
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import zoo_path
@@ -296,6 +296,7 @@ def validate(config: DictConfig) -> RunConfig:
         PipelineError: a missing key, a wrong type, or out of range.
     """
     refuse_extra(config, RunConfig, "")
+    check_references(config)
     # whole sections first: interpolations into a missing one cannot even be looked at
     missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
     missing = missing or sorted(OmegaConf.missing_keys(config))
@@ -304,6 +305,7 @@ def validate(config: DictConfig) -> RunConfig:
     try:
         check_values(config)
         run = OmegaConf.to_object(config)
+        check_empty(config)  # behind what knows which values there are
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, PipelineError):
             raise error.__cause__ from error

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
@@ -16,6 +16,10 @@ LARGEST = 2**63
 """Of whole numbers: what torch, numpy and JSON's readers all take is below."""
 SEED = "seed"
 """Keys of this name are seeds, of which numpy takes no negative ones."""
+TEXTS = ("negative_prompt",)
+"""Last parts of keys whose texts may be empty."""
+OWN = ("quantizer", "components", "stages", "arguments", "scheduler_settings")
+"""Parts of keys below which values are those of somebody's function, which looks at them itself."""
 _SHOWN = 60
 
 
@@ -29,6 +33,34 @@ def check_values(config: DictConfig) -> None:
         if (why := _wrong(key, value)) is not None:
             shown = one_line(repr(value))
             raise PipelineError(f"{key}={shown[:_SHOWN]}{'…' * (len(shown) > _SHOWN)} {why}")
+
+
+def check_references(config: DictConfig, prefix: str = "") -> None:
+    """Refuse a reference to another type in the place of a list or mapping, which the schema lets through."""
+    for key in map(str, config):
+        node = config._get_node(key)
+        if not isinstance(node, ListConfig | DictConfig) or node._is_missing():
+            continue
+        if node._is_interpolation():
+            found = config[key]
+            if found is not None and not isinstance(found, type(node)):
+                what = "list" if isinstance(node, ListConfig) else "mapping"
+                shown = one_line(repr(found))[:_SHOWN]
+                raise PipelineError(f"{prefix}{key} refers to {shown}, which is no {what}; give one")
+        elif isinstance(node, DictConfig) and not node._is_none():
+            check_references(node, f"{prefix}{key}.")
+
+
+def check_empty(config: DictConfig) -> None:
+    """Refuse empty texts, which some keys would take for null and others for a folder.
+
+    Raises:
+        PipelineError: with the key of the first one.
+    """
+    for key, value in _leaves(OmegaConf.to_container(config, resolve=True, throw_on_missing=False), ""):
+        parts = key.split(".")
+        if isinstance(value, str) and not value.strip() and parts[-1] not in TEXTS and not set(parts[:-1]) & {*OWN}:
+            raise PipelineError(f"{key} is empty; give it a value, for example a name, or leave {key}= out")
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

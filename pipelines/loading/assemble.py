@@ -35,10 +35,10 @@ def _empty_components(config: ModelConfig, directory: Path) -> dict[str, Any]:
     for name, entry in read_index(directory).items():
         folder = directory / name
         if isinstance(entry, list) and entry[0] == "diffusers" and (folder / "config.json").is_file():
-            empty[name] = empty_module(diffusers_class(entry[1], f"the class of {name}"), folder, dtype)
+            empty[name] = empty_module(diffusers_class(entry[1], f"the class of {name}"), folder, dtype, config.variant)
     for name, part in config.parts.items():
         kind = named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
-        empty[name] = empty_module(kind, resolve_part(name, part), dtype)
+        empty[name] = empty_module(kind, resolve_part(name, part), dtype, part.variant)
     return empty
 
 

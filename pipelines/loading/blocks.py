@@ -20,20 +20,24 @@ from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.files import weight_files
 from segquant_bench.pipelines.loading.models import denoiser_class, resolve_device
+from segquant_bench.pipelines.loading.whole import built_from, check_tensors
 from segquant_bench.pipelines.runtime.progress import progress_bar
 
 
-def empty_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def empty_module(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
     """A diffusers model with parameters on the meta device, buffers as initialised.
 
     Args:
         kind: its class, maybe one that diffusers has split up.
         folder: with config.json.
+        variant: of its weights, which say how large it may be.
+
+    Raises:
+        PipelineError: its settings are not those of its weights, or cannot be built.
     """
-    config = kind.load_config(folder)
-    kind = _successor(kind, config)
-    with _default_dtype(dtype), init_empty_weights():
-        module: nn.Module = kind.from_config(config).eval()
+    with built_from(kind, folder, variant), _default_dtype(dtype), init_empty_weights():
+        config = kind.load_config(folder)
+        module: nn.Module = _successor(kind, config).from_config(config).eval()
         return module
 
 
@@ -58,14 +62,14 @@ def offloaded_denoiser(config: ModelConfig, directory: Path) -> Offloaded:
     """The denoiser with its blocks on disk; same numbers.
 
     Raises:
-        PipelineError: a weight is missing or misshapen, or there are no blocks.
+        PipelineError: a weight is missing, misshapen or left, settings that cannot be built, or there are no blocks.
     """
     kind, folder = denoiser_class(config, directory)
     dtype, device = getattr(torch, config.dtype), resolve_device(config.device)
-    model = empty_module(kind, folder, dtype)
+    model = empty_module(kind, folder, dtype, config.variant)
+    check_tensors(model, folder, config.variant)
     try:
         weights = FileWeights(weight_files(folder, config.variant))
-        weights.check(name for name, _ in model.named_parameters())
         _fill_buffers(model, weights, dtype)
         _keep_precise(model)
         return Offloaded(model, weights, device)
@@ -114,7 +118,7 @@ def quantize_from_disk(
 def load_offloaded(config: ModelConfig, directory: Path, folder: Path) -> nn.Module:
     """A stored quantized denoiser, without float weights."""
     kind, source = denoiser_class(config, directory)
-    model = empty_module(kind, source, getattr(torch, config.dtype))
+    model = empty_module(kind, source, getattr(torch, config.dtype), config.variant)
     return drop_cached_weights_(segquant.load_quantized(folder, model))
 
 

@@ -24,6 +24,7 @@ from segquant_bench.pipelines.loading.files import (
     resolve_directory,
     resolve_part,
 )
+from segquant_bench.pipelines.loading.ready import check_ready
 from segquant_bench.pipelines.loading.whole import whole_weights
 from segquant_bench.pipelines.runtime import own_code
 
@@ -47,6 +48,8 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 100
+"""Characters of a name in a sentence."""
 DENOISERS = ("transformer", "unet")
 
 
@@ -105,6 +108,7 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     check_call(type(pipeline), config)
     _set_scheduler(pipeline, config)
+    check_ready(pipeline, directory, config.call.arguments().get("num_inference_steps"))
     return _placed(pipeline, config, device, given) if place else pipeline
 
 
@@ -144,7 +148,7 @@ def diffusers_class(name: str, key: str) -> Any:
     found = getattr(class_prompts, name, None) or getattr(diffusers, name, None)
     if not inspect.isclass(found) or not hasattr(found, "load_config"):
         kinds = [item for item in dir(diffusers) if item.endswith(("Pipeline", "Model", "Scheduler"))]
-        raise PipelineError(f"{key}={name} is no class of diffusers; {nearest(name, kinds)}")
+        raise PipelineError(f"{key}={name[:_SHOWN]} is no class of diffusers; {nearest(name[:_SHOWN], kinds)}")
     return found
 
 

@@ -5,6 +5,7 @@ What they raise of a component's files is told with the file that it is of.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import prod
@@ -15,7 +16,8 @@ from segquant.modules.bounded import bounded_building
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.files import tensors_of
-from segquant_bench.pipelines.loading.settings import largest_setting, load_failure
+from segquant_bench.pipelines.loading.kinds import check_kinds
+from segquant_bench.pipelines.loading.settings import check_widths, largest_setting, load_failure, read_settings
 
 TABLES = 1 << 28
 """Numbers in buffers that no file stores (tables of positions)."""
@@ -36,15 +38,58 @@ def whole_weights(folder: Path, parts: Iterable[Path], variant: str | None) -> I
     Raises:
         PipelineError: a tensor is missing, or is left, or has another shape; or whatever else its libraries raise.
     """
-    found = [entry["shape"] for part in parts for entry in tensors_of(part, variant).values()]
     failures: _Failures = {}
+    with _bounded(folder, parts, variant, failures), ExitStack() as stack:
+        for kind in _model_classes():
+            stack.enter_context(_replaced(kind, _looking(kind, _loader(kind), failures)))
+        for kind in _other_classes():
+            stack.enter_context(_replaced(kind, _noting(_loader(kind), failures)))
+        yield
+
+
+@contextmanager
+def built_from(kind: Any, folder: Path, variant: str | None) -> Iterator[None]:
+    """Inside, one component of diffusers is built from its settings, without weights; as `whole_weights`.
+
+    Raises:
+        PipelineError: its settings are not those of its files, or cannot be built.
+    """
+    failures: _Failures = {}
+    with _bounded(folder, [folder], variant, failures):
+        try:
+            _check_kinds(kind, folder)
+            yield
+        except Exception as error:
+            failures[id(error)] = (kind, folder)
+            raise
+
+
+def check_tensors(model: Any, folder: Path, variant: str | None) -> None:
+    """Refuse files whose tensors are not those of a model that was built without them; headers alone are read.
+
+    Raises:
+        PipelineError: as `whole_weights`.
+    """
+    found = {name: tuple(entry["shape"]) for name, entry in tensors_of(folder, variant).items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    unused = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    told = {
+        "missing_keys": wanted.keys() - found.keys(),
+        "unexpected_keys": [n for n in found.keys() - wanted.keys() if not any(re.search(each, n) for each in unused)],
+        "mismatched_keys": [name for name, shape in wanted.items() if name in found and found[name] != shape],
+    }
+    _check(f"{type(model).__name__} in {folder}", told, True)
+
+
+@contextmanager
+def _bounded(folder: Path, parts: Iterable[Path], variant: str | None, failures: _Failures) -> Iterator[None]:
+    found: list[list[int]] = []
+    for part in parts:
+        own = [entry["shape"] for entry in tensors_of(part, variant).values()]
+        check_widths(part, max((size for shape in own for size in shape), default=0))
+        found += own
     try:
-        with ExitStack() as stack:
-            stack.enter_context(bounded_building(3 * len(found), 3 * sum(map(prod, found)) + TABLES))
-            for kind in _model_classes():
-                stack.enter_context(_replaced(kind, _looking(kind, _loader(kind), failures)))
-            for kind in _other_classes():
-                stack.enter_context(_replaced(kind, _noting(_loader(kind), failures)))
+        with bounded_building(3 * len(found), 3 * sum(map(prod, found)) + TABLES):
             yield
     except PipelineError:
         raise
@@ -101,6 +146,7 @@ def _noting(load: Callable[..., Any], failures: _Failures) -> Callable[..., Any]
 
     def from_pretrained(cls: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
         try:
+            _check_kinds(cls, Path(str(source)))
             return load(cls, source, *args, **kwargs)
         except Exception as error:
             if Path(str(source)).is_dir():
@@ -108,6 +154,13 @@ def _noting(load: Callable[..., Any], failures: _Failures) -> Callable[..., Any]
             raise
 
     return from_pretrained
+
+
+def _check_kinds(kind: Any, folder: Path) -> None:
+    """Of what diffusers makes from settings; transformers looks at them itself."""
+    file = folder / str(getattr(kind, "config_name", None))
+    if hasattr(kind, "load_config") and file.is_file():
+        check_kinds(kind, file, read_settings(file))
 
 
 def _looking(kind: Any, original: Callable[..., Any], failures: _Failures) -> Callable[..., Any]:

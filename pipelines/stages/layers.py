@@ -9,6 +9,7 @@ from segquant.method.spec import Method
 from segquant.method.targets import layer_methods, targets
 from segquant.modules.layers import as_linear, taps_of
 from segquant.solve.lay_out import lay_out_layer
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.files import read_index
 from segquant_bench.pipelines.loading.models import denoiser_class, denoiser_in_index
 from segquant_bench.pipelines.peers import Peer
@@ -57,6 +58,6 @@ def _empty_denoiser(run: Run) -> nn.Module | None:
         return None
     kind, folder = denoiser_class(config, run.directory)
     try:
-        return empty_module(kind, folder, getattr(torch, config.dtype))
-    except (OSError, ValueError, TypeError):
+        return empty_module(kind, folder, getattr(torch, config.dtype), config.variant)
+    except PipelineError:
         return None

@@ -100,7 +100,7 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     if "deploy" in changes:
         engine = changes.pop("deploy")
         check_choice("deploy", engine, tuple(DEPLOY))
-        changes = {**changes, **{key: changes.get(key) or value for key, value in DEPLOY[engine].items()}}
+        changes |= {key: value for key, value in DEPLOY[engine].items() if changes.get(key) is None}
     for key in DEPLOY["none"]:
         if changes.get(key, "") is None:  # what `deploy` says, else what it is
             del changes[key]

@@ -15,7 +15,7 @@ from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.protocol import Calibrator
 from segquant.checks import check_fields, check_set_fields, checked, described, require
 from segquant.errors import QuantizationError, nearest
-from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, value_of
+from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, settings, value_of
 from segquant.method.parts import SEARCH, Budget, Cuts, Targets, check_headroom
 from segquant.modules.state import check_seed
 from segquant.numerics.formats import QuantScheme, refuse_unknown
@@ -221,6 +221,8 @@ class Method:
                 parts[key] = registry.build(kind, values[key])
         found = cls(**{**values, **parts, "spare": {}})
         spare = dict(values.get("spare") or {})
+        for key in spare.keys() - settings().keys():
+            raise ValueError(f"spare has {described(key)}, which is no setting of a member; {nearest(key, settings())}")
         if earlier and values.get("ranges", {}).get("name") != Percentile.name:
             spare = {"percentile": EARLIER_PERCENTILE, **spare}
         return _as_earlier(changed(found, spare) if spare else found, earlier)

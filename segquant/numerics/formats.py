@@ -69,11 +69,11 @@ class QuantSpec:
         check_choice("scale_dtype", self.scale_dtype, SCALE_DTYPES)
         if (self.granularity == "group") != (self.group_size is not None):
             raise ValueError(
-                f"granularity {self.granularity!r} with group_size={self.group_size}; "
+                f"granularity {self.granularity!r} with group_size={described(self.group_size)}; "
                 "give a group_size with granularity 'group' and with no other"
             )
         if self.group_size is not None and self.group_size < 1:
-            raise ValueError(f"group_size must be at least 1, not {self.group_size}")
+            raise ValueError(f"group_size must be at least 1, not {described(self.group_size)}")
         self._settle_symmetry()
         self._check_scales()
 

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from segquant.errors import QuantizationError
-from segquant.serialize.manifest import QUANT_METHOD, READS, SCHEMA
+from segquant.checks import described, listed
+from segquant.errors import QuantizationError, first_line
+from segquant.serialize.manifest import QUANT_METHOD, READS, SCHEMA, check_parts
 
 PARTS = ("aliases", "outside", "strides")
 
@@ -33,17 +34,29 @@ def from_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         QuantizationError: another schema, or entries are missing.
     """
-    if config.get("schema") not in READS:
+    schema = config.get("schema")
+    if type(schema) is not int or schema not in READS:
         raise QuantizationError(
-            f"the quantization_config of {where} has schema {config.get('schema')}, this version of segquant reads "
+            f"the quantization_config of {where} has schema {described(schema)}, this version of segquant reads "
             f"{SCHEMA}; save the model again, or install the version that wrote it"
         )
     try:
-        layouts = config["layouts"]
-        layers = {name: {**entry, "layout": layouts[entry["layout"]]} for name, entry in config["layers"].items()}
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        layouts = listed("layouts", config["layouts"])
+        layers = {
+            name: {**entry, "layout": _shared(layouts, entry["layout"])} for name, entry in config["layers"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise QuantizationError(
-            f"the quantization_config of {where} cannot be read ({type(error).__name__}: {error}); save the model again"
+            f"the quantization_config of {where} cannot be read ({type(error).__name__}: {first_line(error)}); save "
+            "the model again"
         ) from error
     empty: dict[str, Any] = {"aliases": {}, "outside": [], "strides": {}}
-    return {**empty, **{part: config[part] for part in PARTS if part in config}, "layers": layers}
+    found = {**empty, **{part: config[part] for part in PARTS if part in config}, "layers": layers}
+    check_parts(f"the quantization_config of {where}", found)
+    return found
+
+
+def _shared(layouts: list[Any], index: Any) -> Any:
+    if type(index) is not int or not 0 <= index < len(layouts):
+        raise ValueError(f"{described(index)} is the place of none of {len(layouts)} layouts")
+    return layouts[index]

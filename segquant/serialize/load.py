@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -246,8 +247,12 @@ def _empty_layer(name: str, entry: Mapping[str, Any], old: nn.Module | None, bia
 
 def _check_window(window: Window | None, layout: Layout, old: nn.Module) -> None:
     taps = 1 if window is None else window.taps
-    if layout.taps != taps or (window is not None and window.kernel != old.kernel_size):
-        raise ValueError(f"{layout.taps} taps and kernel {window and window.kernel} do not fit the model's layer")
+    if layout.taps != taps:
+        raise ValueError(f"{layout.taps} taps do not fit the model's layer")
+    if window is not None and isinstance(old, nn.Conv2d) and window != Window.of(old):
+        told, own = dataclasses.asdict(window), dataclasses.asdict(Window.of(old))
+        key = next(key for key in told if told[key] != own[key])
+        raise ValueError(f"its {key} {told[key]} is not the model's {own[key]}")
 
 
 def _dtypes(entry: Mapping[str, Any], old: nn.Module, other: str | None) -> dict[str, torch.dtype]:

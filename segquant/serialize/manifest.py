@@ -23,6 +23,8 @@ READS = (1, 2)
 """Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What code raises that is given values which it never wrote."""
+_DIGITS = 20
+"""Of whole numbers: of 64 bits, and a sign."""
 _Pairs = Mapping[str, Any]
 _FIELDS: dict[str, Any] = {
     "bytes": int, "class": Mapping[str, str], "config": _Pairs | None, "aliases": Mapping[str, str],
@@ -34,6 +36,8 @@ _LATER: dict[str, Any] = {
     "plan": list[_Pairs],
 }  # fmt: skip
 """Fields that the first versions, or models of certain kinds, do not have."""
+_PARTS = ("layers", "aliases", "outside", "strides")
+"""Fields that make a model's layers, which diffusers' config.json has too."""
 _LAYER: dict[str, Any] = {"layout": _Pairs, "bias_dtype": str | None}
 _LAYER_LATER: dict[str, Any] = {"dtype": str | None, "window": _Pairs}
 
@@ -78,7 +82,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no quantized model: {MANIFEST} is missing; give a folder written by save_quantized"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
+        manifest = json.loads(path.read_text(encoding="utf-8"), **NUMBERS)
     except (ValueError, RecursionError) as error:  # also: no UTF-8, numbers of thousands of digits
         raise QuantizationError(f"{path} is no valid JSON ({first_line(error)}); save the model again") from error
     if not isinstance(manifest, dict):
@@ -90,13 +94,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     _check(path, "", manifest, _FIELDS, _LATER)
     _check(path, "class ", manifest["class"], {"module": str, "name": str}, {})
-    for name, entry in manifest["layers"].items():
-        _check(path, f"layer {name!r} ", entry, _LAYER, _LAYER_LATER)
-        if "" in (entry.get("dtype"), entry["bias_dtype"]):
-            raise QuantizationError(f"{path} is damaged: layer {name!r} has an empty dtype; save the model again")
+    _check_layers(path, manifest["layers"])
     for place, value in wrong_fields(manifest):
         raise QuantizationError(f"{path} is damaged: it has {described(value)} as its {place!r}; save the model again")
     return manifest
+
+
+def check_parts(where: str, parts: _Pairs) -> None:
+    """As `read_manifest`, of what makes the layers: "layers", "aliases", "outside" and "strides".
+
+    Raises:
+        QuantizationError: a field is missing or of another type.
+    """
+    _check(where, "", parts, {key: {**_FIELDS, **_LATER}[key] for key in _PARTS}, {})
+    if not parts["layers"]:
+        raise QuantizationError(f"{where} is damaged: it names no layer; save the model again")
+    _check_layers(where, parts["layers"])
+
+
+def _check_layers(where: str | Path, layers: Mapping[str, _Pairs]) -> None:
+    for name, entry in layers.items():
+        _check(where, f"layer {name!r} ", entry, _LAYER, _LAYER_LATER)
+        if "" in (entry.get("dtype"), entry["bias_dtype"]):
+            raise QuantizationError(f"{where} is damaged: layer {name!r} has an empty dtype; save the model again")
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= _DIGITS else _no_number(f"{text[:_DIGITS]}… of {len(text)} digits")
 
 
 def _finite(text: str) -> float:
@@ -107,7 +131,11 @@ def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _check(path: Path, of: str, values: _Pairs, fields: _Pairs, later: _Pairs) -> None:
+NUMBERS: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite, "parse_int": _whole}
+"""Keywords of `json.loads` that refuse NaN, infinities, and whole numbers that no field has."""
+
+
+def _check(path: str | Path, of: str, values: _Pairs, fields: _Pairs, later: _Pairs) -> None:
     """QuantizationError for a field that is missing (but of `later`) or of another type."""
     for key, hint in {**fields, **later}.items():
         if key not in values and key in fields:

@@ -12,9 +12,12 @@ import torch
 
 from segquant.checks import check_fields, described
 from segquant.errors import QuantizationError, first_line
+from segquant.serialize.manifest import NUMBERS
 
 KEY = "segquant"
 SCHEMA = 1
+LARGEST = 2**63 - 1
+"""Of sizes."""
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
 
@@ -36,6 +39,12 @@ class Dimension:
         check_fields(self)
         if self.multiple < 1:
             raise QuantizationError(f"Dimension: multiple is {self.multiple}; give at least 1")
+        if not 0 <= self.low <= LARGEST or not self.low <= (self.low if self.high is None else self.high) <= LARGEST:
+            raise QuantizationError(
+                f"Dimension: sizes from {self.low} to {self.high}; give at least 0, the lower first"
+            )
+        if self.name == "" or (self.name is None and self.high not in (None, self.low)):
+            raise QuantizationError("Dimension: sizes that may differ have a name; give one, or low alone")
 
     def __str__(self) -> str:
         if self.name is None:
@@ -92,10 +101,15 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        names = [each.name for each in self.inputs]
+        if len(set(names)) < len(names):
+            raise QuantizationError("Manifest: two inputs have one name; give each a name of its own")
+        if self.data < 0:
+            raise QuantizationError(f"Manifest: data is {self.data}; give bytes, 0 without a file")
 
     def dumped(self) -> str:
         """As JSON."""
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
 
     @staticmethod
     def loaded(text: str | None, source: str) -> Manifest:
@@ -107,10 +121,12 @@ class Manifest:
         if text is None:
             raise QuantizationError(f"{source} was not written by export_onnx; export the model again")
         try:
-            values = json.loads(text)
-            if values.get("schema") != SCHEMA:
+            values = json.loads(text, **NUMBERS)
+            if type(values.get("schema")) is not int or values["schema"] != SCHEMA:
                 found = described(values.get("schema"))
                 raise QuantizationError(f"{source} has schema {found}, this version reads {SCHEMA}; export again")
+            if not values["outputs"]:
+                raise ValueError("no outputs")
             namedtuple("Output", values["outputs"])  # as which it will be returned
             inputs = [
                 Input(each["name"], each["dtype"], tuple(Dimension(**size) for size in each["dimensions"]))

@@ -77,9 +77,27 @@ def read_manifest(path: Path) -> Manifest:
         raise QuantizationError(f"{path} is damaged ({first_line(error)}); export or copy it again") from error
     texts = {entry.key: entry.value for entry in model.metadata_props}
     manifest = Manifest.loaded(texts.get(KEY), str(path))
+    _check_graph(path, model.graph, manifest)
     data = path.with_name(DATA)
     size = data.stat().st_size if data.is_file() else 0
     if manifest.data and size != manifest.data:
         state = f"has {size} bytes instead of {manifest.data}" if size else "is missing"
         raise QuantizationError(f"{data} {state}; it holds the weights of {path}: copy the whole folder")
     return manifest
+
+
+def _check_graph(path: Path, graph: Any, manifest: Manifest) -> None:
+    """The graph has the inputs and outputs that the manifest tells; engines would say so at the first call."""
+    from onnx import helper  # put off as above
+
+    told = {each.name.replace(".", "_"): (each.dtype, len(each.dimensions)) for each in manifest.inputs}
+    kinds = {each.name: each.type.tensor_type for each in graph.input}
+    found = {
+        name: (helper.tensor_dtype_to_np_dtype(kind.elem_type).name, len(kind.shape.dim))
+        for name, kind in kinds.items()
+    }
+    if found != told or len(graph.output) != len(manifest.outputs):
+        other = next((name for name in (*told, *found) if told.get(name) != found.get(name)), "its outputs")
+        raise QuantizationError(
+            f"{path} is damaged: what it says of {other} is not what its graph has; export or copy it again"
+        )

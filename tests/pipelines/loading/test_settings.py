@@ -79,6 +79,7 @@ def test_what_models_have_is_let_through(tmp_path: Path) -> None:
     for _ in range(500):
         deep = [deep]
     settings = {
+        "_class_name": "Model",
         "rope_theta": 10**9,
         "attention_head_dim": [5, 10],
         "num_attention_heads": None,
@@ -97,7 +98,6 @@ def test_what_models_have_is_let_through(tmp_path: Path) -> None:
         ("transformer/config.json", {"patch_size": None}, ", whose patch_size is null: "),
         ("transformer/config.json", {"in_channels": -1}, ", whose in_channels is -1: "),
         ("transformer/config.json", {"num_layers": 10**7}, ", whose num_layers is 10000000: "),
-        (SCHEDULER, {"shift": "x"}, ', whose shift is "x": '),
     ],
 )
 def test_what_loading_fails_of_is_named(

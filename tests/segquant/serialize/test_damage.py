@@ -119,3 +119,16 @@ def test_a_field_that_only_some_readings_need(field: dict[str, Any], folder: Pat
 def test_a_model_saved_without_its_outcome_has_none(folder: Path, tmp_path: Path) -> None:
     model = load_quantized(folder, Net())
     assert read_outcome(folder) == OUTCOME and read_outcome(save_quantized(model, tmp_path / "bare")) is None
+
+
+@pytest.mark.parametrize("field", ["stride", "padding", "dilation"])
+def test_a_window_that_is_not_the_models(folder: Path, field: str) -> None:
+    manifest = manifest_of(folder)
+    window = manifest["layers"]["conv"]["window"]
+    window[field] = [size + 1 for size in window[field]]
+    (folder / "quantized.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        QuantizationError, match=rf"layer 'conv' cannot be read .*its {field} .* is not the model's"
+    ) as caught:
+        load_quantized(folder, Net())
+    assert is_sentence(caught.value)
