@@ -54,6 +54,8 @@ class BackendTable:
         return len(self.choices)
 
     def __str__(self) -> str:
+        if not self.choices:
+            return "no quantized layer: quantize_ makes them"
         counts: dict[tuple[str, str, str], int] = {}
         for choice in self.choices:
             line = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", choice.layer), choice.backend, choice.reason
@@ -86,8 +88,9 @@ def set_backend_(
     Args:
         name: a backend; or "auto": the fastest that can run each layer, "reference" where none can. "auto" prints the
             table.
-        fallback: of a named backend, runs layers that it cannot.
-        strict: with "auto", raise where a layer is left to the reference, or attention to torch.
+        fallback: of a named backend, runs layers that it cannot; "auto" has its own.
+        strict: raise where "auto" leaves a layer to the reference or attention to torch, where a named backend leaves
+            one to its fallback, and where there is no quantized layer.
         attention: with "auto" and "cpu", what computes softmax(q kᵀ) v in diffusers' attention modules: "torch", or the
             CPU's kernel with products of floats ("float"; another rounding) or of 8-bit codes ("int8"). Processors that
             are set afterwards are torch's again.
@@ -100,10 +103,18 @@ def set_backend_(
             has; nothing is changed then.
     """
     layers = _layers(model)
+    if name == AUTO and fallback is not None:
+        raise QuantizationError(
+            f'"auto" falls back to "{LAST}" by itself, and fallback={fallback!r} is given; leave one of them out'
+        )
     found = {layer_name: _first(layer, _order(layer, name, fallback)) for layer_name, layer in layers.items()}
     _order(None, name, fallback)  # an unknown name raises without layers too
     modules = _attentions(model, name, attention)
     reasons = {} if attention == TORCH else {each: attentions.why_not(module) for each, module in modules.items()}
+    if strict and not layers and attention == TORCH:
+        raise QuantizationError(
+            f"{type(model).__name__} has no quantized layer; quantize it, or give the model that is"
+        )
     _refuse(name, fallback, strict, found, reasons)
     choices = []
     for layer_name, (backend, before) in found.items():
@@ -135,15 +146,16 @@ def _refuse(
     refused = [
         f"{layer} ({'; '.join(before)})"
         for layer, (backend, before) in layers.items()
-        if backend is None or (strict and name == AUTO and backend.name == LAST)
+        if backend is None or (strict and (backend.name == LAST if name == AUTO else bool(before)))
     ]
-    if strict if name == AUTO else fallback is None:
+    if strict or (name != AUTO and fallback is None):
         refused += [f"the attention of {module} ({reason})" for module, reason in reasons.items() if reason is not None]
     if not refused:
         return
     more = f" and {len(refused) - NAMED} more" if len(refused) > NAMED else ""
     advice = "name another fallback" if fallback else "name a fallback, for example fallback='reference'"
-    advice = "leave strict out to run them by 'reference'" if name == AUTO else advice
+    advised = LAST if name == AUTO else fallback
+    advice = f"leave strict out to run them by {advised!r}" if strict and advised else advice
     raise QuantizationError(f"backend {name!r} cannot run {', '.join(refused[:NAMED])}{more}; {advice}")
 
 

@@ -38,6 +38,7 @@ class QuantLayer(Replaced, nn.Module):
     there is room for that."""
     backend: Backend = REFERENCE
     """How the layer runs; see `segquant.set_backend_`."""
+    _packs_early = False
     codes: Tensor
     weight_scale: Tensor
     bias: Any
@@ -96,7 +97,16 @@ class QuantLayer(Replaced, nn.Module):
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the input's dtype; gradients pass as if nothing were rounded."""
+        """[..., in] -> [..., out], in the input's dtype; gradients pass as if nothing were rounded.
+
+        Raises:
+            QuantizationError: an input of another width.
+        """
+        if not input.dim() or input.shape[-1] != self.layout.in_features:  # kernels would read other rows of it
+            raise QuantizationError(
+                f"the input has the shape {list(input.shape)}, and this quantized linear takes "
+                f"[..., {self.in_features}]"
+            )
         output = self.backend.linear(input.detach(), self.layout, self._ready())
         if not (input.requires_grad and torch.is_grad_enabled()):
             return output
@@ -143,8 +153,12 @@ class QuantLayer(Replaced, nn.Module):
 
     def pack_early(self) -> None:
         """Pack before the first call where that makes no float weight: a compiler that met a layer without a pack would
-        put the packing into its graph, and compile again at the next call."""
-        if self.keep_packed is not False and not self.codes.is_meta and not self.backend.float_bytes(self.layout):
+        put the packing into its graph, and compile again at the next call. Copies and moved layers do as this one."""
+        self._packs_early = True
+        device = self.tensors()["codes"].device
+        if self.keep_packed is False or device.type == "meta" or self.backend.float_bytes(self.layout):
+            return
+        if self.backend.why_not(self.layout, device) is None:  # a call says why
             self._ready()
 
     def _keeps(self, compiling: bool) -> bool:
@@ -206,8 +220,14 @@ class QuantLayer(Replaced, nn.Module):
             return tensor.to(moved.device) if id(tensor) in fixed and moved.dtype != tensor.dtype else moved
 
         super()._apply(fitted, recurse)  # type: ignore[no-untyped-call]
-        self.forget_packed()
+        self._pack_again()
         return self
+
+    def _pack_again(self) -> None:
+        """Of new tensors: early where the old ones were."""
+        self.forget_packed()
+        if self._packs_early:
+            self.pack_early()
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         refuse_foreign_save()
@@ -271,6 +291,10 @@ class QuantLayer(Replaced, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None, "_packed_of": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._pack_again()
+
 
 class _StraightThrough(torch.autograd.Function):
     """The output, with the gradient of the float product: rounding has none, and adapters before a layer need one."""
@@ -287,4 +311,4 @@ class _StraightThrough(torch.autograd.Function):
 
 def _forget(module: nn.Module, _: Any) -> None:
     if isinstance(module, QuantLayer):
-        module.forget_packed()
+        module._pack_again()

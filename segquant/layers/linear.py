@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segquant.arguments import GivenMethod, method_of
 from segquant.checks import checked
+from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.layers.layer import QuantLayer
 from segquant.method.targets import layer_method
@@ -108,7 +109,16 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return self.out_channels, self.in_channels, *self.window.kernel
 
     def forward(self, input: Tensor) -> Tensor:
-        """[batch, in, h, w] -> [batch, out, h', w'], or without the batch, in the input's dtype."""
+        """[batch, in, h, w] -> [batch, out, h', w'], or without the batch, in the input's dtype.
+
+        Raises:
+            QuantizationError: an input of other channels, or without pixels.
+        """
+        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels or 0 in input.shape[-2:]:
+            raise QuantizationError(
+                f"the input has the shape {list(input.shape)}, and this quantized convolution takes "
+                f"[batch, {self.in_channels}, height, width]"
+            )
         if input.requires_grad and torch.is_grad_enabled():  # gradients pass through patches
             return self.window.apply(super().forward, input)
         return self.backend.convolution(input.detach(), self.layout, self.window, self._ready())

@@ -44,8 +44,9 @@ def choose_scale(amax: Tensor, dtype: str, scale_dtype: str = "float32") -> Tens
 
 
 def _power_scale(amax: Tensor, exponent: int) -> Tensor:
-    """2^(⌊log2 amax⌋ − exponent), within the powers that float32 has."""
-    return power_of_two((exponent_of(amax) - exponent).clamp_(-126, 127)).to(amax.dtype)
+    """2^(⌊log2 amax⌋ − exponent), within the powers that float32 has; NaN where amax is infinite or NaN."""
+    power = power_of_two((exponent_of(amax) - exponent).clamp_(-126, 127)).to(amax.dtype)
+    return torch.where(amax.isfinite(), power, torch.full_like(power, torch.nan))
 
 
 def round_scales(scale: Tensor, used: Tensor, scale_dtype: str) -> Tensor:
@@ -82,6 +83,7 @@ def choose_zero_point(
     positive, negative = computed(positive), computed(negative)
     levels = code_max(dtype) - code_min(dtype)
     width = (positive + negative).clamp_max_(torch.finfo(positive.dtype).max)
+    width = torch.maximum(width, torch.maximum(positive, negative))  # an infinite input stays one
     if scale_dtype == "e8m0":  # as for numbers that reach up to `levels`
         scale = _power_scale(width, math.floor(math.log2(levels)))
     else:

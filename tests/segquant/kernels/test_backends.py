@@ -137,3 +137,14 @@ def test_what_is_no_float_weight_is_kept_though_memory_is_short(monkeypatch: pyt
     segquant.set_backend_(model, "cpu")
     model.up(x)
     assert model.up._packed is not None
+
+
+def test_arguments_that_say_nothing_are_refused() -> None:
+    model = quantized("fp8")
+    with pytest.raises(QuantizationError, match="falls back to"):
+        segquant.set_backend_(model, "auto", fallback="nope")
+    with pytest.raises(QuantizationError, match="has no quantized layer"):
+        segquant.set_backend_(torch.nn.Linear(4, 4), "auto", strict=True)
+    with pytest.raises(QuantizationError, match="leave strict out to run them by 'reference'"):
+        segquant.set_backend_(model, "cpu", "reference", strict=True)
+    assert "no quantized layer" in str(segquant.set_backend_(torch.nn.Linear(4, 4), "auto"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -353,12 +354,53 @@ def test_compilers_and_exporters_take_the_operators() -> None:
     assert errors(program.module()(other), expected[1])[1] < 1e-6
 
 
-def test_a_layer_is_compiled_once_though_never_called() -> None:
-    """Compilers that met it unpacked put the packing into the graph, and compiled anew at the second call."""
+@pytest.mark.parametrize("change", ["none", "copied", "pickled", "moved", "loaded", "assigned"])
+def test_a_second_batch_size_is_not_compiled_again(change: str) -> None:
     model: Any = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 16))
     segquant.quantize_(model, presets.rtn("w8a8_dynamic"), [inputs(6, 16)])
     segquant.set_backend_(model, "cpu")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if change in ("copied", "pickled"):
+        model = copy.deepcopy(model) if change == "copied" else pickle.loads(pickle.dumps(model))
+    elif change == "moved":
+        model.to(torch.bfloat16).to(torch.float32)
+    elif change in ("loaded", "assigned"):
+        model.load_state_dict(state, assign=change == "assigned")
     torch._dynamo.reset()
-    compiled, x = torch.compile(model, fullgraph=True, backend="eager"), inputs(6, 16)
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
     with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        assert torch.equal(compiled(x), compiled(x))
+        for rows in (9, 5, 7):
+            x = inputs(rows, 16)
+            assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_inputs_of_other_shapes_are_refused(backend: str) -> None:
+    """The kernel would cut rows otherwise: 5 rows of 130 are 10 of 65."""
+    method = presets.rtn("w8a8_dynamic", convolutions=True)
+    linear: Any = segquant.quantize_(nn.Sequential(nn.Linear(65, 31)), method, [inputs(6, 65)])
+    convolution: Any = segquant.quantize_(nn.Sequential(nn.Conv2d(4, 6, 3)), method, [tensor(1, 4, 9, 9)])
+    model = nn.Sequential(linear, convolution)
+    segquant.set_backend_(model, backend)
+    for shape in ((5, 130), (65, 64), (2, 30), ()):
+        with pytest.raises(QuantizationError, match=r"takes \[..., 65\]"):
+            model[0](torch.zeros(shape))
+    for shape in ((2, 8, 9, 9), (2, 4, 0, 8), (4, 9), (1, 1, 4, 9, 9)):
+        with pytest.raises(QuantizationError, match=r"takes \[batch, 4, height, width\]"):
+            model[1](torch.zeros(shape))
+    assert model[0](torch.zeros(65)).shape == (31,) and model[1](torch.zeros(0, 4, 9, 9)).shape == (0, 6, 7, 7)
+
+
+@pytest.mark.parametrize("negative", ["dual", "zero_point"])
+def test_an_infinite_input_is_no_number_by_any_backend(negative: str) -> None:
+    """With scales of its row: neither the definition nor the kernel makes finite numbers of it."""
+    x = inputs(4, 16)
+    x[1, 3], x[2, 5] = torch.inf, -torch.inf
+    model: Any = nn.Sequential(nn.GELU(), nn.Linear(16, 8))
+    method = presets.rtn("w8a8_dynamic", dualscale=True, negative=negative)
+    segquant.quantize_(model, method, [inputs(6, 16)])
+    found = {}
+    for backend in ("reference", "cpu"):
+        segquant.set_backend_(model, backend)
+        found[backend] = model[1](x).isfinite().all(1).tolist()
+    assert found == dict.fromkeys(found, [True, False, False, True])
