@@ -39,7 +39,9 @@ def export_package(
 
     `torch._inductor.aoti_load_package(path)` gives the compiled model in a process that has torch alone: not the float
     model, not segquant, not diffusers. It takes arguments like the given ones and computes what backend "reference"
-    does; weights stay codes in the file. It runs on the kind of machine it was compiled on.
+    does; weights stay codes in the file. It runs on the kind of machine it was compiled on. Packages read inputs of
+    other widths and dtypes as if they were the given ones; torch refuses them where the process has
+    AOTI_RUNTIME_CHECK_INPUTS=1 in its environment.
 
     Args:
         model: quantized, on its final device; unchanged afterwards.
@@ -49,11 +51,16 @@ def export_package(
         dynamic_batch: let the first dimension of the arguments' tensors vary.
 
     Raises:
-        QuantizationError: the model cannot be captured or compiled; why.
+        QuantizationError: no quantized layer, or the model cannot be captured or compiled; why.
     """
     target = Path(path)
     if target.suffix != SUFFIX:
         raise QuantizationError(f"path is {str(path)!r}; torch reads packages whose names end in {SUFFIX}")
+    with unwrapped(model) as inner:
+        if not any(isinstance(module, QuantLayer) for module in inner.modules()):
+            raise QuantizationError(
+                "the model has no quantized layer; run quantize_ first, or use torch's own compiler"
+            )
     given = (tuple(args), dict(kwargs or {}))
     with unwrapped(model) as inner, evaluating(inner), _capturable(inner), torchs(inner), torch.no_grad():
         program = _captured(inner, given, _shapes(given) if dynamic_batch else None)
@@ -130,4 +137,4 @@ def _capturable(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, (backend, keep) in zip(layers, before, strict=True):
             layer.backend, layer.keep_packed = backend, keep
-            layer.forget_packed()
+            layer.repack()

@@ -220,10 +220,10 @@ class QuantLayer(Replaced, nn.Module):
             return tensor.to(moved.device) if id(tensor) in fixed and moved.dtype != tensor.dtype else moved
 
         super()._apply(fitted, recurse)  # type: ignore[no-untyped-call]
-        self._pack_again()
+        self.repack()
         return self
 
-    def _pack_again(self) -> None:
+    def repack(self) -> None:
         """Of new tensors: early where the old ones were."""
         self.forget_packed()
         if self._packs_early:
@@ -293,7 +293,7 @@ class QuantLayer(Replaced, nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._pack_again()
+        self.repack()
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -311,4 +311,4 @@ class _StraightThrough(torch.autograd.Function):
 
 def _forget(module: nn.Module, _: Any) -> None:
     if isinstance(module, QuantLayer):
-        module._pack_again()
+        module.repack()

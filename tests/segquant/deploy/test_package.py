@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,8 @@ def test_bad_input_is_one_sentence(
         segquant.export_package(model, tmp_path / "x.pt2", kwargs={key: value[:1] for key, value in BATCH.items()})
     with pytest.raises(QuantizationError, match="is given no tensor"):
         segquant.export_package(model, tmp_path / "x.pt2")
+    with pytest.raises(QuantizationError, match="has no quantized layer"):
+        segquant.export_package(Block(), tmp_path / "x.pt2", kwargs=BATCH)
     with pytest.raises(QuantizationError, match="Block cannot be captured"):
         segquant.export_package(model, tmp_path / "x.pt2", [BATCH["x"]])
 
@@ -98,3 +101,8 @@ def test_a_whole_denoiser_runs_in_a_process_with_torch_alone(tmp_path: Path) -> 
     command = [sys.executable, "-c", RUN, str(tmp_path / "model.pt2"), str(tmp_path / "expected.pt")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    wrong = {**inputs(9), "hidden_states": inputs(9)["hidden_states"].bfloat16()}
+    torch.save([(wrong, expected[0][1])], tmp_path / "expected.pt")
+    own = {**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=own)
+    assert done.returncode != 0 and "unmatched dtype" in done.stderr
