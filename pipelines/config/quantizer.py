@@ -37,6 +37,16 @@ def build_method(config: RunConfig) -> Method | Peer:
     return method
 
 
+def check_one_precision(config: RunConfig) -> None:
+    """PipelineError for a quantizer with another precision than the run's, under which its results would stand."""
+    given = config.quantizer.get("precision", config.precision.name)
+    if given != config.precision.name:
+        raise PipelineError(
+            f"quantizer.precision={given} is not the run's precision, {config.precision.name}, under which its results "
+            f"would stand; set precision={given} and leave quantizer.precision out"
+        )
+
+
 def check_used(run: RunConfig) -> None:
     """PipelineError for formats of a run that quantizes nothing; a name alone is let through."""
     if run.is_float and run.precision.has_fields and run.precision.name not in shipped_precisions():

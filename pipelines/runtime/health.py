@@ -74,12 +74,12 @@ def settle(folder: Path) -> None:
 
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
+    if path.exists() and not path.is_file():  # reading a pipe waits for ever
+        raise Damaged(f"{RECORD} is {'a folder' if path.is_dir() else 'no file'}")
     try:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise Damaged(f"{RECORD} is missing") from error
-    except IsADirectoryError as error:
-        raise Damaged(f"{RECORD} is a folder") from error
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{RECORD} is not readable JSON ({one_line(error)})") from error
     record = raw if isinstance(raw, dict) else {}

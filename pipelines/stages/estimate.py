@@ -82,7 +82,8 @@ def _records(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     found = []
     for path in folder.glob(f"{name}-*/{RECORD}"):
         try:
-            found.append((path.stat().st_mtime, path))
+            if path.is_file():  # no pipe, of which there is no end
+                found.append((path.stat().st_mtime, path))
         except OSError:
             continue
     for _, path in heapq.nlargest(LOOKED_AT, found):

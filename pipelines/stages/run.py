@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segquant_bench.pipelines.config.quantizer import build_method
+from segquant_bench.pipelines.config.quantizer import build_method, check_one_precision
 from segquant_bench.pipelines.config.schema import RunConfig
 from segquant_bench.pipelines.data.datasets import Dataset, load_dataset
 from segquant_bench.pipelines.loading.files import fingerprint, resolve_directory, resolve_part
@@ -177,8 +177,10 @@ class Run:
 
     @cached_property
     def method(self) -> Method | Peer:
-        """A precision that it cannot do is refused."""
-        return build_method(self.config)
+        """A precision that it cannot do is refused, and one that is not the run's."""
+        made = build_method(self.config)
+        check_one_precision(self.config)
+        return made
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -84,7 +86,7 @@ def refuse_lazy(module: nn.Module, name: str) -> None:
 
 def width_of(module: nn.Module) -> int:
     assert isinstance(module.weight, Tensor)
-    return module.weight[0].numel()
+    return math.prod(module.weight.shape[1:])  # also of a layer without outputs
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:

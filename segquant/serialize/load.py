@@ -79,8 +79,9 @@ def _fill(
     swap_empty(model, manifest)
     try:
         model.load_state_dict(tensors, assign=True, strict=True)
-    except RuntimeError as error:
-        raise QuantizationError(f"{folder} does not fit this model: {str(error).splitlines()[-1].strip()}") from error
+    except DAMAGE as error:  # beside RuntimeError what built layers raise that are of no size
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise QuantizationError(f"{folder} does not fit this model: {told[-1].strip()}") from error
     _check_dtypes(model, folder)
     for name, tensor in outside.items():
         set_buffer(model, name, tensor, folder)

@@ -76,6 +76,8 @@ def test_precision_that_a_quantizer_cannot_do(command: Command, tiny: Tiny, tmp_
     _assert_refused(outcome, "smoothquant", "w4a16")
     outcome = command(*tiny.overrides(tmp_path / "cache"), "quantizer=rtn", "quantizer.precision=w8a9")
     _assert_refused(outcome, "w8a9", "w8a8")
+    outcome = command(*tiny.overrides(tmp_path / "cache"), "quantizer=rtn", "quantizer.precision=w4a8")
+    _assert_refused(outcome, "quantizer.precision=w4a8", "under which its results would stand; set precision=w4a8")
 
 
 @pytest.mark.parametrize(

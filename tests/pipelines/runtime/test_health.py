@@ -102,13 +102,17 @@ def test_a_broken_record_is_healed(
     assert sentence in told and "\n" not in told
 
 
-def test_a_folder_in_the_place_of_the_record_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("put", "told"), [(Path.mkdir, "a folder"), (os.mkfifo, "no file")])
+def test_what_is_no_file_in_the_place_of_the_record_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, put: Callable[[Path], None], told: str
+) -> None:
+    """A pipe would be read for ever."""
     folder = _stored(tmp_path)
     (folder / "stage.json").unlink()
-    (folder / "stage.json").mkdir()
+    put(folder / "stage.json")
     with caplog.at_level(logging.WARNING):
         assert not run_stage("generate", tmp_path, {}, _write).cached
-    assert "stage.json is a folder" in caplog.text
+    assert f"stage.json is {told}" in caplog.text
     assert run_stage("generate", tmp_path, {}, _fail).cached
 
 

@@ -193,3 +193,17 @@ def test_an_extra_state_is_saved_as_a_tensor_or_refused(tmp_path: Path) -> None:
     model = quantize_(WithState(torch.arange(3)), presets.rtn("w8a8_dynamic"), [])
     loaded = load_quantized(save_quantized(model, tmp_path / "model"), WithState())
     assert torch.equal(loaded.state, torch.arange(3)) and torch.equal(loaded(X), model(X))
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "out_channels"])
+def test_a_config_with_layers_of_no_size(tmp_path: Path, key: str) -> None:
+    pytest.importorskip("diffusers")
+    from tests.segquant.deploy.tiny import inputs, small
+
+    model = quantize_(small(), presets.rtn("w8a8"), [inputs(1)])
+    save_quantized(model, tmp_path / "saved")
+    manifest = json.loads((tmp_path / "saved" / "quantized.json").read_text())
+    manifest["config"][key] = 0
+    (tmp_path / "saved" / "quantized.json").write_text(json.dumps(manifest))
+    with pytest.raises(QuantizationError, match="does not fit"):
+        load_quantized(tmp_path / "saved")
