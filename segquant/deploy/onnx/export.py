@@ -79,7 +79,7 @@ def export_onnx(
     Inputs are the example's tensors by the names of the forward's arguments, all other arguments are built in.
 
     Args:
-        args: example arguments, and `kwargs`: two in each dimension that is to vary (batches, sizes), not one.
+        args: example arguments, and `kwargs`; tokens, heights and widths that are to vary of two at least.
         profile: "ort" (ONNX Runtime), "openvino" or "tensorrt".
         dynamic: let every dimension vary that the model lets vary.
         every_cpu: for "ort", weights that are exact on CPUs without VNNI too; False is faster on those with it.
@@ -143,14 +143,14 @@ def _graph(
     every_cpu: bool,
 ) -> tuple[ir.Model, Manifest, tuple[str, ...]]:
     # Put off: onnx and onnxscript take seconds to import and may not be installed.
-    from segquant.deploy.onnx.dimensions import inputs_of, unwillingly_fixed
-    from segquant.deploy.onnx.write import as_onnx, traced, write_out
+    from segquant.deploy.onnx.dimensions import unwillingly_fixed
+    from segquant.deploy.onnx.free import traced_fixed, traced_free
+    from segquant.deploy.onnx.write import as_onnx, write_out
 
-    program = traced(model, layers, forms, arguments, dynamic)
+    program, inputs = (traced_free if dynamic else traced_fixed)(model, layers, forms, arguments)
     count = len(program.graph_signature.user_outputs)
     first = "sample" if "return_dict" in arguments.parameters else "output"
     outputs = [first, *(f"{first}_{index}" for index in range(1, count))]
-    inputs = inputs_of(program, arguments.names)
     graph = as_onnx(program, arguments, outputs)
     write_out(graph, layers, forms, profile, every_cpu)
     if profile.symmetric:
