@@ -29,6 +29,7 @@ def load_exported(
 
     Args:
         engine: "ort" (ONNX Runtime) or "openvino".
+        threads: None: as many as the engine takes by itself.
         options: `bfloat16=True`: OpenVINO runs what is not quantized in bfloat16; `fixed=True`: it compiles for the
             sizes of a call, anew where they change, which takes seconds and makes the calls faster.
 
@@ -38,6 +39,8 @@ def load_exported(
     """
     if engine not in ENGINES:
         raise QuantizationError(f"no engine {engine!r}; {nearest(engine, ENGINES)}")
+    if threads is not None and threads < 1:
+        raise QuantizationError(f"threads is {threads}; give at least 1, or None for as many as the engine takes")
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
     if missing:
         raise QuantizationError(f"engine {engine!r} needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
