@@ -17,6 +17,7 @@ from segquant.checks import checked
 from segquant.deploy.onnx.forms import FLOAT, INT8, Profile, float_bytes, form_of, profile_of, why_not
 from segquant.deploy.onnx.inputs import Arguments, refuse_half
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
+from segquant.deploy.onnx.stamp import UNSTAMPED, stamp
 from segquant.errors import QuantizationError
 from segquant.files import make_folder_beside, publish
 from segquant.layers.attention import torchs
@@ -195,9 +196,11 @@ def _publish(graph: ir.Model, manifest: Manifest, target: Path, external: bool |
         if apart:
             graph.metadata_props[KEY] = manifest.dumped()
             ir.save(graph, folder / MODEL, external_data=DATA)
-            manifest = dataclasses.replace(manifest, data=(folder / DATA).stat().st_size)
+            manifest = dataclasses.replace(manifest, data=(folder / DATA).stat().st_size, data_sha256=UNSTAMPED)
+        manifest = dataclasses.replace(manifest, sha256=UNSTAMPED)
         graph.metadata_props[KEY] = manifest.dumped()
         ir.save(graph, folder / MODEL, external_data=DATA if apart else None)
+        stamp(folder / MODEL, folder / DATA)
         written = sum(file.stat().st_size for file in folder.iterdir())
         publish(folder, target)
     finally:
