@@ -15,6 +15,9 @@ from segquant.deploy.onnx.manifest import Input, Manifest
 from segquant.deploy.run.engine import Array, Engine, cause
 from segquant.errors import QuantizationError, nearest
 
+MASK = "mask"
+"""In the names of inputs that are added to scores of attention, where -inf says "not this one"."""
+
 
 class Config(dict[str, Any]):
     """A configuration, its keys as attributes too."""
@@ -136,6 +139,11 @@ def _array(wanted: Input, value: Tensor) -> Array:
         raise QuantizationError(
             f"{wanted.name} is {value.dtype}, not of whole numbers, and the export takes {wanted.dtype}; round it, or "
             f"export the model with an example whose {wanted.name} is {value.dtype}"
+        )
+    if value.is_floating_point() and MASK not in wanted.name and not value.isfinite().all():
+        raise QuantizationError(
+            f"{wanted.name} holds NaN or infinity, which integers do not carry on: the output would not tell; give "
+            "finite values"
         )
     found: Array = value.detach().cpu().to(kind).contiguous().numpy()
     return found

@@ -14,7 +14,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from segquant import QuantizationError, export_onnx, presets, quantize_
+from segquant.deploy.onnx.manifest import Dimension, Input
 from segquant.deploy.run import load_exported
+from segquant.deploy.run.denoiser import _array
 from tests.segquant.deploy.support import traced_once
 from tests.segquant.serialize.saved_net import is_sentence
 
@@ -78,3 +80,18 @@ def test_whole_numbers_of_another_type(exports: Path) -> None:
 def test_threads(exports: Path, engine: str, threads: int) -> None:
     with pytest.raises(QuantizationError, match=rf"^threads is {threads}; give at least 1, or None"):
         load_exported(exports / engine, engine, threads=threads)
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_integers_do_not_carry_on(exports: Path, engine: str, value: float) -> None:
+    """Engines make numbers of them: what would be NaN in the model is not seen in the output."""
+    running, given = load_exported(exports / engine, engine, threads=1), _call()
+    given["sample"][1, 2, 3, 4] = value
+    with pytest.raises(QuantizationError, match=r"^sample holds NaN or infinity, .*; give finite values$"):
+        running(**given)
+
+
+def test_masks_may_hold_infinity() -> None:
+    mask = Input("encoder_attention_mask", "float32", (Dimension(None, 2),))
+    assert _array(mask, torch.tensor([0.0, float("-inf")])).tolist() == [0.0, float("-inf")]
