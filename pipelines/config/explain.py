@@ -59,10 +59,19 @@ def _wrong_value(error: OmegaConfBaseException) -> str:
     return f"{key}: {told}; correct its value"
 
 
+ELSEWHERE = {
+    ("run", "tensorrt"): "nothing here runs TensorRT; quantize with quantizer.deploy=tensorrt, and write its file with "
+    "`segquant-export DIR format=onnx profile=tensorrt`",
+}
+"""What is done otherwise, by group and option."""
+
+
 def _unknown_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if not error.options:
         return f"there is no configuration {error.missing_cfg_file!r}; look into conf/"
+    if (group, option) in ELSEWHERE:
+        return f"{group}={option} is no option of the group {group}: {ELSEWHERE[group, option]}"
     return (
         f"{group}={option} is no option of the group {group}; {nearest(option, error.options)} (options of your own "
         "need --config-dir DIRECTORY)"

@@ -23,6 +23,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "onnx": {"profile": "ort", "dynamic": True, "every_cpu": True, "rest": "refuse", "external_data": None},
 }
 """Settings of each format."""
+_PROFILES = ("ort", "openvino", "tensorrt")
 _EPILOG = """\
 settings:
   format=onnx                      a QDQ graph (opset 21) in OUT/model.onnx
@@ -50,6 +51,8 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
             raise PipelineError(f"{pair!r} sets nothing; give KEY=VALUE, for example format=onnx")
         given[key] = {"true": True, "false": False}.get(value.lower(), value)
     kind = str(given.pop("format", "onnx"))
+    if kind in _PROFILES:
+        raise PipelineError(f"no format {kind!r}: it is a profile of ONNX; give format=onnx profile={kind}")
     if kind not in _DEFAULTS:
         raise PipelineError(f"no format {kind!r}; {nearest(kind, _DEFAULTS)}")
     known = {"out": None, **_DEFAULTS[kind]}

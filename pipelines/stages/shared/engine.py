@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from segquant.deploy.onnx.manifest import Dimension, Input
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant.kernels.integers import why_no_integers, why_not_scales
@@ -293,12 +294,32 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
     # a run's calls have the size of its batches, and of the last one
     options: dict[str, Any] = {"bfloat16": engine.bfloat16, "fixed": True} if engine.name == OPENVINO else {}
     module = load_exported(folder, engine.name, threads=torch.get_num_threads(), **options)
+    _check_last_batch(run, module.manifest.inputs[0])
     about["products"], about["file_bytes"] = module.engine.products(), folder_bytes(folder)
     if module.engine.remark:
         about["remark"] = module.engine.remark
     layers = {name: f"{engine.name}: {form}" for name, form in module.manifest.layers.items()}
     others, reasons = _by_kernels(components, REFERENCE, None)
     return Placed(module, {**layers, **others}, reasons, about)
+
+
+def _check_last_batch(run: Run, first: Input) -> None:
+    """Refuse, before sampling, a file that takes the first batches and not the last, smaller one.
+
+    Args:
+        first: of the file's inputs.
+    """
+    batch, count = run.config.model.batch_size, len(run.dataset.evaluation)
+    whole, last = min(batch, count), count % batch or min(batch, count)
+    size = first.dimensions[0] if first.dimensions else Dimension("none", 1)
+    if last == whole or all(size.allows(each * last) for each in (1, 2)):  # a row a picture, or two with guidance
+        return
+    rows = int(denoiser_calls(run)[0][first.name].shape[0]) * last // whole
+    if not size.allows(rows):
+        raise PipelineError(
+            f"run={run.config.run.name}: the exported denoiser takes batches of {size}, and the last of {count} "
+            f"pictures has {rows}; set model.batch_size=1, or dataset.size to a multiple of {batch}"
+        )
 
 
 def folder_bytes(folder: Path) -> int:

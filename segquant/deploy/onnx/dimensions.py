@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sympy
@@ -12,29 +13,49 @@ from torch.utils._sympy.numbers import IntInfinity
 from segquant.deploy.onnx.manifest import Dimension, Input
 
 
-def inputs_of(program: ExportedProgram, names: list[str]) -> list[Input]:
-    """Every input with its dimensions."""
+def inputs_of(program: ExportedProgram, names: list[str], least: Mapping[str, int] | None = None) -> list[Input]:
+    """Every input with its dimensions.
+
+    Args:
+        least: sizes of symbols that are right below the program's own bounds.
+    """
+    found = []
+    for name, value in zip(names, values_of(program), strict=True):
+        dimensions = tuple(_dimension(size, program, least or {}) for size in value.shape)
+        found.append(Input(name, str(value.dtype).removeprefix("torch."), dimensions))
+    return found
+
+
+def values_of(program: ExportedProgram) -> list[Any]:
+    """Every input as it was traced, with symbols for sizes that vary."""
     nodes = {node.name: node for node in program.graph.nodes}
-    values = [nodes[name].meta["val"] for name in program.graph_signature.user_inputs]
-    return [
-        Input(name, str(value.dtype).removeprefix("torch."), tuple(_dimension(size, program) for size in value.shape))
-        for name, value in zip(names, values, strict=True)
-    ]
+    return [nodes[name].meta["val"] for name in program.graph_signature.user_inputs]
 
 
-def _dimension(size: int | torch.SymInt, program: ExportedProgram) -> Dimension:
+def plain_symbol(size: Any) -> tuple[sympy.Symbol | None, int]:
+    """The symbol of a size that is one, or a multiple of one, and the factor; None of any other size."""
+    symbols = sorted(size.free_symbols, key=str)
+    if len(symbols) != 1:
+        return None, 1
+    multiple = int(size.as_coeff_Mul()[0]) if size.is_Mul else 1
+    return (symbols[0], multiple) if size == multiple * symbols[0] else (None, 1)
+
+
+def _dimension(size: int | torch.SymInt, program: ExportedProgram, least: Mapping[str, int]) -> Dimension:
     if isinstance(size, int):
         return Dimension(None, size)
     expression: Any = size.node.expr
     symbols = sorted(expression.free_symbols, key=str)
     if not symbols:
         return Dimension(None, int(expression))
-    multiple = int(expression.as_coeff_Mul()[0]) if len(symbols) == 1 and expression.is_Mul else 1
-    low, high = _bounds(symbols[0], program) if expression in (symbols[0], multiple * symbols[0]) else (1, None)
-    return Dimension(str(symbols[0]), max(1, low) * multiple, None if high is None else high * multiple, multiple)
+    symbol, multiple = plain_symbol(expression)
+    low, high = (1, None) if symbol is None else bounds(symbol, program)
+    low = max(1, least.get(str(symbol), low))
+    return Dimension(str(symbols[0]), low * multiple, None if high is None else high * multiple, multiple)
 
 
-def _bounds(symbol: sympy.Symbol, program: ExportedProgram) -> tuple[int, int | None]:
+def bounds(symbol: sympy.Symbol, program: ExportedProgram) -> tuple[int, int | None]:
+    """The least and the greatest size by which torch.export traced; None: without end."""
     found = program.range_constraints.get(symbol)
     if found is None:
         return 1, None

@@ -17,6 +17,7 @@ from segquant.checks import checked
 from segquant.deploy.onnx.forms import FLOAT, INT8, Profile, float_bytes, form_of, profile_of, why_not
 from segquant.deploy.onnx.inputs import Arguments, refuse_half
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
+from segquant.deploy.onnx.stamp import UNSTAMPED, stamp
 from segquant.errors import QuantizationError
 from segquant.files import make_folder_beside, publish
 from segquant.layers.attention import torchs
@@ -79,7 +80,7 @@ def export_onnx(
     Inputs are the example's tensors by the names of the forward's arguments, all other arguments are built in.
 
     Args:
-        args: example arguments, and `kwargs`: two in each dimension that is to vary (batches, sizes), not one.
+        args: example arguments, and `kwargs`; tokens, heights and widths that are to vary of two at least.
         profile: "ort" (ONNX Runtime), "openvino" or "tensorrt".
         dynamic: let every dimension vary that the model lets vary.
         every_cpu: for "ort", weights that are exact on CPUs without VNNI too; False is faster on those with it.
@@ -143,14 +144,14 @@ def _graph(
     every_cpu: bool,
 ) -> tuple[ir.Model, Manifest, tuple[str, ...]]:
     # Put off: onnx and onnxscript take seconds to import and may not be installed.
-    from segquant.deploy.onnx.dimensions import inputs_of, unwillingly_fixed
-    from segquant.deploy.onnx.write import as_onnx, traced, write_out
+    from segquant.deploy.onnx.dimensions import unwillingly_fixed
+    from segquant.deploy.onnx.free import traced_fixed, traced_free
+    from segquant.deploy.onnx.write import as_onnx, write_out
 
-    program = traced(model, layers, forms, arguments, dynamic)
+    program, inputs = (traced_free if dynamic else traced_fixed)(model, layers, forms, arguments)
     count = len(program.graph_signature.user_outputs)
     first = "sample" if "return_dict" in arguments.parameters else "output"
     outputs = [first, *(f"{first}_{index}" for index in range(1, count))]
-    inputs = inputs_of(program, arguments.names)
     graph = as_onnx(program, arguments, outputs)
     write_out(graph, layers, forms, profile, every_cpu)
     if profile.symmetric:
@@ -195,9 +196,11 @@ def _publish(graph: ir.Model, manifest: Manifest, target: Path, external: bool |
         if apart:
             graph.metadata_props[KEY] = manifest.dumped()
             ir.save(graph, folder / MODEL, external_data=DATA)
-            manifest = dataclasses.replace(manifest, data=(folder / DATA).stat().st_size)
+            manifest = dataclasses.replace(manifest, data=(folder / DATA).stat().st_size, data_sha256=UNSTAMPED)
+        manifest = dataclasses.replace(manifest, sha256=UNSTAMPED)
         graph.metadata_props[KEY] = manifest.dumped()
         ir.save(graph, folder / MODEL, external_data=DATA if apart else None)
+        stamp(folder / MODEL, folder / DATA)
         written = sum(file.stat().st_size for file in folder.iterdir())
         publish(folder, target)
     finally:

@@ -85,6 +85,8 @@ class Manifest:
         layers: each quantized layer's form.
         every_cpu: no integer product saturates on CPUs without VNNI.
         data: bytes of the file of weights beside the model, 0: none.
+        sha256: of the model's file, these characters as zeros; empty in the first exports.
+        data_sha256: of the file of weights.
     """
 
     profile: str
@@ -98,6 +100,8 @@ class Manifest:
     every_cpu: bool
     data: int = 0
     schema: int = SCHEMA
+    sha256: str = ""
+    data_sha256: str = ""
 
     def __post_init__(self) -> None:
         check_fields(self)

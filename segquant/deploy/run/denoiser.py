@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from segquant.deploy.onnx.manifest import Input, Manifest
-from segquant.deploy.run.engine import Array, Engine
+from segquant.deploy.run.engine import Array, Engine, cause
 from segquant.errors import QuantizationError, nearest
+
+MASK = "mask"
+"""In the names of inputs that are added to scores of attention, where -inf says "not this one"."""
 
 
 class Config(dict[str, Any]):
@@ -52,8 +55,20 @@ class ExportedDenoiser(nn.Module):
         flat = dict(_flat(given))
         feeds = self._feeds(flat)
         self._check_rest(flat)
-        found = [torch.from_numpy(array) for array in self.engine.run(feeds)]
+        found = [torch.from_numpy(array) for array in self._run(feeds)]
         return self._output(*found) if named else tuple(found)
+
+    def _run(self, feeds: dict[str, Array]) -> list[Array]:
+        try:
+            return self.engine.run(feeds)
+        except (QuantizationError, MemoryError):
+            raise
+        except Exception as error:  # ONNX Runtime's have no common base
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise QuantizationError(
+                f"{self.engine.name} cannot run the exported {self.manifest.kind} with {sizes} ({cause(error)}); give "
+                "sizes that all halvings of the model divide, or export it with an example of these"
+            ) from error
 
     def _feeds(self, flat: dict[str, Any]) -> dict[str, Array]:
         found: dict[str, Tensor] = {}
@@ -116,7 +131,19 @@ def _flat(given: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _array(wanted: Input, value: Tensor) -> Array:
     kind: torch.dtype = getattr(torch, wanted.dtype)
-    if value.is_floating_point() and not kind.is_floating_point:
-        raise QuantizationError(f"{wanted.name} is {value.dtype}, and the export takes {wanted.dtype}")
+    if (
+        value.is_floating_point()
+        and not kind.is_floating_point
+        and not torch.equal(value.to(kind).to(value.dtype), value)
+    ):
+        raise QuantizationError(
+            f"{wanted.name} is {value.dtype}, not of whole numbers, and the export takes {wanted.dtype}; round it, or "
+            f"export the model with an example whose {wanted.name} is {value.dtype}"
+        )
+    if value.is_floating_point() and MASK not in wanted.name and not value.isfinite().all():
+        raise QuantizationError(
+            f"{wanted.name} holds NaN or infinity, which integers do not carry on: the output would not tell; give "
+            "finite values"
+        )
     found: Array = value.detach().cpu().to(kind).contiguous().numpy()
     return found

@@ -9,10 +9,12 @@ from typing import Any
 
 from segquant.checks import checked
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
+from segquant.deploy.onnx.stamp import is_as_stamped
 from segquant.deploy.run.denoiser import ExportedDenoiser
 from segquant.deploy.run.openvino import OpenVino
 from segquant.deploy.run.ort import Ort
 from segquant.errors import QuantizationError, first_line, nearest
+from segquant.files import sha256_of
 
 logger = logging.getLogger(__name__)
 ENGINES: dict[str, Any] = {"ort": Ort, "openvino": OpenVino}
@@ -29,6 +31,7 @@ def load_exported(
 
     Args:
         engine: "ort" (ONNX Runtime) or "openvino".
+        threads: None: as many as the engine takes by itself.
         options: `bfloat16=True`: OpenVINO runs what is not quantized in bfloat16; `fixed=True`: it compiles for the
             sizes of a call, anew where they change, which takes seconds and makes the calls faster.
 
@@ -38,6 +41,8 @@ def load_exported(
     """
     if engine not in ENGINES:
         raise QuantizationError(f"no engine {engine!r}; {nearest(engine, ENGINES)}")
+    if threads is not None and threads < 1:
+        raise QuantizationError(f"threads is {threads}; give at least 1, or None for as many as the engine takes")
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
     if missing:
         raise QuantizationError(f"engine {engine!r} needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
@@ -72,18 +77,36 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise QuantizationError(f"{path} is missing; give the folder that export_onnx wrote")
     try:
-        model = onnx.load(path, load_external_data=False)
+        content = path.read_bytes()
+        model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError, OSError) as error:
         raise QuantizationError(f"{path} is damaged ({first_line(error)}); export or copy it again") from error
     texts = {entry.key: entry.value for entry in model.metadata_props}
     manifest = Manifest.loaded(texts.get(KEY), str(path))
     _check_graph(path, model.graph, manifest)
+    if manifest.sha256 and not is_as_stamped(content, manifest.sha256):
+        raise QuantizationError(f"{path} is not as it was written (its sha256 is another); export or copy it again")
+    if manifest.data:
+        _check_data(path, manifest)
+    return manifest
+
+
+def _check_data(path: Path, manifest: Manifest) -> None:
     data = path.with_name(DATA)
     size = data.stat().st_size if data.is_file() else 0
-    if manifest.data and size != manifest.data:
+    if size != manifest.data:
         state = f"has {size} bytes instead of {manifest.data}" if size else "is missing"
         raise QuantizationError(f"{data} {state}; it holds the weights of {path}: copy the whole folder")
-    return manifest
+    if data.resolve().parent != path.parent.resolve():
+        raise QuantizationError(
+            f"{data} is a link out of its folder, which engines do not follow; copy the folder with the files "
+            "that its links lead to (cp -rL)"
+        )
+    if manifest.data_sha256 and sha256_of(data) != manifest.data_sha256:
+        raise QuantizationError(
+            f"{data} is not as it was written (its sha256 is another); it holds the weights of {path}: export or copy "
+            "the whole folder again"
+        )
 
 
 def _check_graph(path: Path, graph: Any, manifest: Manifest) -> None:

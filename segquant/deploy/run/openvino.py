@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from segquant.deploy.onnx.manifest import Manifest
-from segquant.deploy.run.engine import Array, Engine
+from segquant.deploy.run.engine import Array, Engine, cause
 from segquant.deploy.run.probe import is_exact, probe_input, saturating_model
 from segquant.deploy.run.signal_stack import kept_signal_stack
-from segquant.errors import QuantizationError, first_line, nearest
+from segquant.errors import QuantizationError, nearest
 
 GIVEN_INPUTS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """Else CPUs with VNNI round inputs to 8 bits in groups of 32 where weights alone are codes."""
@@ -77,7 +77,7 @@ class OpenVino(Engine):
         try:
             yield
         except RuntimeError as error:
-            raise QuantizationError(f"OpenVINO does not take {self._path}: {_cause(error)}") from error
+            raise QuantizationError(f"OpenVINO does not take {self._path}: {cause(error)}") from error
 
     def _start(self, model: Any) -> None:
         self._compiled = self._compile(model)
@@ -89,9 +89,8 @@ class OpenVino(Engine):
             return
         model = self._free.clone()
         self._compiled, self._request, self._sizes = None, None, {}  # two at once would take twice the memory
-        with self._told():
-            model.reshape(sizes)
-            self._start(model)
+        model.reshape(sizes)
+        self._start(model)
         self._sizes = sizes
 
     @kept_signal_stack()
@@ -116,13 +115,6 @@ def _word(operation: Any) -> str:
     if precision in ("u8", "i8") and not kernel.endswith("I8"):  # codes of weights alone, made floats in the kernel
         return "float32"
     return {"u8": "int8", "i8": "int8", "i4": "4-bit blocks", "u4": "4-bit blocks"}.get(precision, "float32")
-
-
-def _cause(error: RuntimeError) -> str:
-    """Without the lines that say where in OpenVINO it was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    plain = [line for line in lines if not line.startswith(("Exception from", "Check "))]
-    return plain[0] if plain else first_line(error)
 
 
 @lru_cache(maxsize=1)

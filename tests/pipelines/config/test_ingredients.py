@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra.errors import ConfigCompositionException
+from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from segquant import Method, presets
 from segquant.method.parts import Budget
@@ -93,4 +93,13 @@ def test_the_command_line_tells_the_reason_too(name: str, setting: str) -> None:
     assert (
         explain(caught.value)
         == f"there is no key 'quantizer.{setting}': {name} takes no {setting!r}: {REASONS[setting]}"
+    )
+
+
+def test_an_engine_that_only_reads_files_is_told_where_they_are_made() -> None:
+    with pytest.raises(MissingConfigException) as caught:
+        compose_config(["run=tensorrt"])
+    assert explain(caught.value) == (
+        "run=tensorrt is no option of the group run: nothing here runs TensorRT; quantize with "
+        "quantizer.deploy=tensorrt, and write its file with `segquant-export DIR format=onnx profile=tensorrt`"
     )

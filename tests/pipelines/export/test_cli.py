@@ -21,6 +21,7 @@ def test_settings_have_defaults_and_are_checked() -> None:
     assert settings_of(["format=onnx", "every_cpu=False", "out=here"])["every_cpu"] is False
     for pair, message in (
         ("profile", "'profile' sets nothing; give KEY=VALUE"),
+        ("format=tensorrt", "no format 'tensorrt': it is a profile of ONNX; give format=onnx profile=tensorrt"),
         ("format=onyx", "no format 'onyx'; did you mean 'onnx'"),
         ("profil=ort", "format=onnx has no setting 'profil'; did you mean 'profile'"),
     ):

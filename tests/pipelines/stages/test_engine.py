@@ -13,6 +13,7 @@ from torch import nn
 
 import segquant
 from segquant import presets
+from segquant.deploy.onnx.manifest import Dimension, Input
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
@@ -190,6 +191,19 @@ def test_missing_package_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(engine.PACKAGES, "ort", ("onnx", "no_such_package_at_all"))
     with pytest.raises(PipelineError, match=r"run=ort needs .*no_such_package_at_all; run pip install"):
         engine.check_engine(_run(tiny, "model.device=cpu", "run=ort"))
+
+
+def test_a_last_batch_that_a_file_does_not_take_is_refused_before_sampling(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, odd = (_run(tiny, "run=ort", "model.batch_size=2", f"dataset.size={size}") for size in (4, 3))
+    two = Input("x", "float32", (Dimension("batch", 2), Dimension(None, 4)))
+    engine._check_last_batch(run, two)
+    monkeypatch.setattr(engine, "denoiser_calls", lambda run: [{"x": torch.zeros(4, 4)}])
+    engine._check_last_batch(odd, two)  # with guidance there are two rows for a picture
+    monkeypatch.setattr(engine, "denoiser_calls", lambda run: [{"x": torch.zeros(2, 4)}])
+    with pytest.raises(PipelineError, match=r"batches of 2…, and the last of 3 pictures has 1; set model\.batch_size"):
+        engine._check_last_batch(odd, two)
 
 
 @needs_kernels
