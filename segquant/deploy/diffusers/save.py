@@ -11,7 +11,7 @@ from torch import nn
 from segquant.deploy.diffusers.config import SegQuantConfig
 from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
 from segquant.errors import QuantizationError
-from segquant.layers.layer import QuantLayer
+from segquant.layers.adapters import refuse_attached
 from segquant.modules.wrappers import unwrapped
 from segquant.serialize.config import to_config
 from segquant.serialize.manifest import MANIFEST
@@ -37,12 +37,7 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
             "weights; give another directory"
         )
     with unwrapped(model) as inner:
-        adapted = next((n for n, m in inner.named_modules() if isinstance(m, QuantLayer) and "base_layer" in n), None)
-        if adapted is not None:
-            raise QuantizationError(
-                f"{adapted.partition('.base_layer')[0]} has an adapter, which save_pretrained does not write; write it "
-                "by save_lora_weights, take it out by unload_lora_weights, then save the model"
-            )
+        refuse_attached(inner, "save_pretrained")
         stored, manifest = describe(inner)
         was = {name: vars(inner)[name] for name in ("hf_quantizer",) if name in vars(inner)}
         config: Any = inner.config
