@@ -40,7 +40,8 @@ def export_torchao(model: nn.Module, directory: str | Path, batch: Any = None, *
         rest: "refuse" raises where layers do not fit, "float" writes them dequantized.
 
     Raises:
-        QuantizationError: a package is missing, layers do not fit, adapters are attached, or static scales have no batch.
+        QuantizationError: a package is missing, layers do not fit, adapters are attached, or static scales have no
+            batch.
     """
     packages = _packages()
     with unwrapped(model) as inner:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from segquant.deploy.diffusers.calibration import load_calibration
 from segquant.errors import QuantizationError
-from segquant.layers.adapters import refuse_adapters_
+from segquant.layers.adapters import refuse_adapters_, refuse_without
 from segquant.layers.layer import QuantLayer
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.quantize.run import quantize_
@@ -141,6 +141,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             kept.extend([named] if isinstance(named, str) else named)
         if not self.pre_quantized:
             return
+        refuse_without(model, self._in_files, self._folder)
         swap_empty(model, self._manifest)
         fixed: set[str] = set()
         for layer in model.modules():
