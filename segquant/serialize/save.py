@@ -140,11 +140,7 @@ class StoredTensors:
                     f"{name} of the model is {described(tensor)}, and no tensor, which takes pickle to be saved; let "
                     "get_extra_state return a tensor and set_extra_state take it"
                 )
-            if tensor.device.type == "meta":
-                raise QuantizationError(
-                    f"{name} of the model has no values (it is on the meta device); bring the model into memory before "
-                    "it is saved, for example by accelerate.hooks.remove_hook_from_module(model, recurse=True)"
-                )
+            _refuse_meta(name, tensor)
             if name in others:
                 found.outside.append(name)
             if id(tensor) in seen:
@@ -155,6 +151,20 @@ class StoredTensors:
             if not tensor.is_contiguous() and torch.empty_like(tensor, device="meta").stride() == tensor.stride():
                 found.strides[name] = list(tensor.stride())
         return found
+
+
+def refuse_valueless(model: nn.Module) -> None:
+    """Raise if one of its tensors has no values."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _refuse_meta(name, tensor)
+
+
+def _refuse_meta(name: str, tensor: Tensor) -> None:
+    if tensor.device.type == "meta":
+        raise QuantizationError(
+            f"{name} of the model has no values (it is on the meta device); bring the model into memory before it is "
+            "saved, for example by accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
 
 
 def _float_likes(model: nn.Module) -> Iterator[str]:

@@ -9,6 +9,7 @@ from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUA
 from diffusers.utils import is_transformers_available
 
 from segquant.deploy.diffusers.config import SegQuantConfig
+from segquant.deploy.diffusers.pipelines import teach_pipelines
 from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
 from segquant.deploy.diffusers.save import save_pretrained
 from segquant.errors import QuantizationError
@@ -21,6 +22,7 @@ def register() -> None:
     AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = SegQuantQuantizer
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = SegQuantConfig
     teach_save_pretrained(ModelMixin, save_pretrained)
+    teach_pipelines()
     if is_transformers_available():
         # PipelineQuantizationConfig asks that both libraries know a backend, with the same arguments
         from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as OF_TRANSFORMERS
