@@ -155,7 +155,7 @@ def strided(name: str, tensor: Tensor, stride: list[int], folder: Path | str) ->
 
 
 def _check_dtypes(model: nn.Module, folder: Path) -> None:
-    """Codes and scales are of the dtypes that their layout says, which load_state_dict does not look at."""
+    """Codes and scales are of the dtypes that their layout says, and finite, which load_state_dict does not look at."""
     for name, layer in model.named_modules():
         for key, (_, dtype) in layer.layout.buffers().items() if isinstance(layer, QuantLayer) else ():
             found = layer.tensors()[key].dtype
@@ -164,6 +164,13 @@ def _check_dtypes(model: nn.Module, folder: Path) -> None:
                     f"{folder} is damaged: {name}.{key} is stored as {found}, its layout says {dtype}; save the model "
                     "again"
                 )
+            refuse_infinite(f"{name}.{key}", layer.tensors()[key], folder)
+
+
+def refuse_infinite(name: str, tensor: Tensor, folder: Path | str) -> None:
+    """Raise if a scale, or another of a quantized layer's numbers, is NaN or infinite, as none is that was solved."""
+    if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        raise QuantizationError(f"{folder} is damaged: {name} holds NaN or infinities; save or copy the model again")
 
 
 def _build(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:

@@ -25,6 +25,7 @@ from segquant.layers.saving import refuse_stale
 from segquant.modules.wrappers import unwrapped
 from segquant.quantize.outcome import Outcome
 from segquant.serialize.config import to_config
+from segquant.serialize.digest import digests
 from segquant.serialize.manifest import CONFIG, MANIFEST, SCHEMA, WEIGHTS
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -66,7 +67,7 @@ def save_quantized(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = make_folder_beside(target)
     try:
-        write_tensors(temporary / WEIGHTS, found.tensors)
+        write_tensors(temporary / WEIGHTS, found.tensors, digests(found.tensors))
         manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
         manifest["sha256"] = sha256_of(temporary / WEIGHTS)
         if config is not None:

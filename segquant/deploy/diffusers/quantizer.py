@@ -19,7 +19,8 @@ from segquant.layers.layer import QuantLayer
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.quantize.run import quantize_
 from segquant.serialize.config import from_config, to_config
-from segquant.serialize.load import set_buffer, strided, swap_empty
+from segquant.serialize.digest import check_digests, digests
+from segquant.serialize.load import refuse_infinite, set_buffer, strided, swap_empty
 from segquant.serialize.save import describe
 
 CALIBRATION = "write one by segquant.deploy.diffusers.save_calibration(batches, path)"
@@ -75,6 +76,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             return loaded_keys
         for file in files:
             self._in_files |= _dtypes(file)
+        check_digests(files, self._folder)
         outside = set(self._manifest["outside"])
         return [key for key in loaded_keys if key not in outside]
 
@@ -120,6 +122,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         owner, _, key = param_name.rpartition(".")
         layer = model.get_submodule(owner)
         assert isinstance(layer, QuantLayer)
+        refuse_infinite(param_name, param_value, self._folder)
         layer._buffers[key] = param_value.to(target_device, layer.layout.buffers()[key][1])
 
     def adjust_target_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
@@ -130,7 +133,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         self, state_dict: dict[str, Any], safe_serialization: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `save_quantized` would write."""
-        return dict(self.stored), {}
+        return dict(self.stored), digests(self.stored)
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, device_map: Any = None, keep_in_fp32_modules: list[str] | None = None, **kwargs: Any

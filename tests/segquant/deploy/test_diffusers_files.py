@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import segquant
 from segquant import QuantizationError, presets
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
-import segquant.deploy.diffusers  # noqa: E402
+from segquant.deploy.diffusers import SegQuantConfig  # noqa: E402
 from tests.segquant.deploy.tiny import inputs, out, small  # noqa: E402
 
 WITHOUT = dict.fromkeys(f"{kind}{of}" for kind in ("text_encoder", "tokenizer") for of in ("", "_2", "_3"))
@@ -91,3 +96,96 @@ def test_half_of_a_folder_is_told_without_the_plug_in(untaught: None, model: nn.
         pipeline(model).save_pretrained(tmp_path / "pipe")
     with pytest.raises(QuantizationError, match=r"parts by themselves$"):
         model.save_pretrained(tmp_path / "model")
+
+
+WRITERS: dict[str, Any] = {
+    "save_quantized": segquant.save_quantized,
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder),
+    "shards": lambda model, folder: model.save_pretrained(folder, max_shard_size="20KB"),
+}
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def zeroed(folder: Path) -> None:
+    """The last bytes of the last file."""
+    whole = files(folder)[-1].read_bytes()
+    files(folder)[-1].write_bytes(whole[:-500] + bytes(500))
+
+
+def rewritten(folder: Path, change: Callable[[str, Tensor], Tensor], keep: bool = True) -> None:
+    """As another tool does, with or without what the header says."""
+    for file in files(folder):
+        with safetensors.safe_open(file, "pt") as opened:
+            told = opened.metadata() if keep else {"format": "pt"}
+        save_file({name: change(name, t).contiguous() for name, t in load_file(file).items()}, file, told)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_damaged_weights_of_the_right_size(model: nn.Module, tmp_path: Path, writer: str) -> None:
+    folder = tmp_path / "m"
+    WRITERS[writer](model, folder)
+    zeroed(folder)
+    with pytest.raises(QuantizationError, match="m are damaged: their SHA-256 is not the one"):
+        read(folder)
+    rewritten(folder, lambda name, t: t * torch.nan if name.endswith("q.weight_scale") else t, keep=False)
+    with pytest.raises(QuantizationError, match=r"to_q.weight_scale holds NaN or infinities"):
+        read(folder)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_files_of_other_tools_are_not_taken_for_damaged(model: nn.Module, tmp_path: Path, keep: bool) -> None:
+    """In shards of another size, with the header's metadata or without, with biases of another dtype."""
+    model.save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    (tmp_path / "one").mkdir()
+    tensors: dict[str, Tensor] = {}
+    for file in files(tmp_path / "m"):
+        with safetensors.safe_open(file, "pt") as opened:
+            told = opened.metadata() if keep else None
+        tensors |= load_file(file)
+    save_file(tensors, tmp_path / "one" / "diffusion_pytorch_model.safetensors", told)
+    shutil.copy(tmp_path / "m" / "config.json", tmp_path / "one")
+    assert torch.equal(out(read(tmp_path / "one")), out(model))
+    rewritten(tmp_path / "m", lambda name, t: t.half() if name.endswith(".bias") else t, keep)
+    assert torch.allclose(out(read(tmp_path / "m", torch_dtype=torch.float32)), out(model), atol=1e-2)
+
+
+def test_two_variants_in_one_folder(model: nn.Module, tmp_path: Path) -> None:
+    other = copy.deepcopy(model)
+    other.proj_out.bias.data += 1
+    model.save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path, variant="other")
+    assert torch.equal(out(read(tmp_path)), out(model))
+    assert torch.equal(out(read(tmp_path, variant="other")), out(other))
+
+
+def test_files_of_two_models_are_not_mixed(model: nn.Module, tmp_path: Path) -> None:
+    other = copy.deepcopy(model)
+    other.transformer_blocks[0].attn.to_q.weight_scale.mul_(2)
+    for name, each in (("m", model), ("n", other)):
+        each.save_pretrained(tmp_path / name, max_shard_size="20KB")
+    shutil.copy(files(tmp_path / "n")[0], tmp_path / "m")
+    with pytest.raises(QuantizationError, match="the files in .*m are of several models"):
+        read(tmp_path / "m")
+
+
+@pytest.mark.parametrize("given", [{}, {"quantization_config": SegQuantConfig("rtn", "w8a8_dynamic")}])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_config_that_lost_its_part_never_gives_random_weights(
+    model: nn.Module, tmp_path: Path, writer: str, given: dict[str, Any]
+) -> None:
+    WRITERS[writer](model, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    for load in (read, diffusers.AutoModel.from_pretrained):
+        with pytest.raises(QuantizationError, match="m has quantized weights of .* layers .*no quantization_config"):
+            load(tmp_path / "m", **given)
+
+
+@pytest.mark.parametrize("precision", ["nvfp4", "mxfp6", "q5_1", "w4a8_asym"])
+def test_names_of_every_kind_of_scale_are_known(tmp_path: Path, precision: str) -> None:
+    model = segquant.quantize_(small(), presets.rtn(precision), [inputs(1)])
+    test_a_config_that_lost_its_part_never_gives_random_weights(model, tmp_path, "save_pretrained", {})
