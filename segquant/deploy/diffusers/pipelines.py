@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from segquant.deploy.diffusers.save import refuse_unsaveable
@@ -37,4 +37,5 @@ def _refuse(pipeline: Any, given: dict[str, Any]) -> None:
             own = vars(inner).get(METHOD)
             if isinstance(own, Refusal):  # of another library, as text encoders are
                 own()
-            refuse_unsaveable(inner, {**given, "save_directory": Path(given["save_directory"]) / name})
+            if isinstance(inner, ModelMixin):
+                refuse_unsaveable(inner, {**given, "save_directory": Path(given["save_directory"]) / name})

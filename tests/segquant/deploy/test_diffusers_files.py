@@ -83,6 +83,20 @@ def test_a_pipeline_is_refused_before_its_first_part(model: nn.Module, tmp_path:
     assert not (tmp_path / "pipe").exists()
 
 
+def test_a_quantized_text_encoder_is_refused_before_the_first_part(model: nn.Module, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=8, projection_dim=16, **size)).eval()
+    segquant.quantize_(encoder, presets.rtn("w8a8_dynamic"), [(torch.zeros(1, 4, dtype=torch.long),)])
+    found = pipeline(model)
+    found.register_modules(text_encoder_3=encoder)
+    with pytest.raises(
+        QuantizationError, match="does not know the quantized layers of this CLIPTextModel.*themselves$"
+    ):
+        found.save_pretrained(tmp_path / "pipe")
+    assert not (tmp_path / "pipe").exists()
+
+
 def test_other_pipelines_are_saved_as_ever(model: nn.Module, tmp_path: Path) -> None:
     for saved in (pipeline(small()), pipeline(model)):
         saved.save_pretrained(tmp_path / "pipe")
@@ -189,3 +203,10 @@ def test_a_config_that_lost_its_part_never_gives_random_weights(
 def test_names_of_every_kind_of_scale_are_known(tmp_path: Path, precision: str) -> None:
     model = segquant.quantize_(small(), presets.rtn(precision), [inputs(1)])
     test_a_config_that_lost_its_part_never_gives_random_weights(model, tmp_path, "save_pretrained", {})
+
+
+def test_low_cpu_mem_usage_is_what_the_page_says(model: nn.Module, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    assert torch.equal(out(read(tmp_path / "m", low_cpu_mem_usage=True)), out(model))
+    with pytest.raises(ValueError, match="cannot be False or None when using quantization"):
+        read(tmp_path / "m", low_cpu_mem_usage=False)
