@@ -30,10 +30,10 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     from safetensors.torch import save_file  # torch takes seconds to import, and many write text alone
 
-    write_whole(path, lambda partial: save_file(dict(tensors), partial))
+    write_whole(path, lambda partial: save_file(dict(tensors), partial, metadata))
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, settled: bool = False) -> None:

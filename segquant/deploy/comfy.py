@@ -17,6 +17,7 @@ from segquant.deploy.plain import byte_codes, has_zero_point, row_scales, why_no
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
 from segquant.files import write_whole
+from segquant.layers.adapters import refuse_attached
 from segquant.layers.layer import QuantLayer
 from segquant.modules.wrappers import unwrapped
 
@@ -54,13 +55,15 @@ def export_comfy(
         prefix: of every name, as "model.diffusion_model.".
 
     Raises:
-        QuantizationError: layers do not fit, no quantized layer is there, or ComfyUI's names are not known.
+        QuantizationError: layers do not fit, adapters are attached, no quantized layer is there, or ComfyUI's names are
+            not known.
     """
     if names not in NAMES:
         raise QuantizationError(f"names={names!r}; give 'comfy' or 'diffusers'")
     with unwrapped(model) as inner:
         if not any(isinstance(module, QuantLayer) for module in inner.modules()):
             raise QuantizationError("the model has no quantized linear; run quantize_ before export_comfy")
+        refuse_attached(inner, "export_comfy")
         where = places(inner) if names == "comfy" else _as_they_are(inner)
         groups = _groups(inner, where)
         reasons = {row.name: row.reason for rows in groups.values() for row in rows if row.reason}

@@ -14,6 +14,7 @@ from segquant.checks import checked
 from segquant.deploy.plain import bias_of, byte_codes, float_layer, has_zero_point, row_scales, why_not_plain, widened
 from segquant.deploy.report import ExportedLayer, ExportReport, refuse_unfit, size_of
 from segquant.errors import QuantizationError
+from segquant.layers.adapters import refuse_attached
 from segquant.layers.foreign import METHOD
 from segquant.layers.layer import QuantLayer
 from segquant.modules.calls import call
@@ -39,7 +40,8 @@ def export_torchao(model: nn.Module, directory: str | Path, batch: Any = None, *
         rest: "refuse" raises where layers do not fit, "float" writes them dequantized.
 
     Raises:
-        QuantizationError: a package is missing, layers do not fit, or static scales have no batch.
+        QuantizationError: a package is missing, layers do not fit, adapters are attached, or static scales have no
+            batch.
     """
     packages = _packages()
     with unwrapped(model) as inner:
@@ -49,6 +51,7 @@ def export_torchao(model: nn.Module, directory: str | Path, batch: Any = None, *
                 f"export_torchao writes a quantized model of diffusers, and this is a {type(inner).__name__} with "
                 f"{len(layers)} quantized layers; quantize a diffusers model first"
             )
+        refuse_attached(inner, "export_torchao")
         reasons = {name: why for name, layer in layers.items() if (why := why_not_plain(layer, TRANSFORMS))}
         refuse_unfit(reasons, rest, "torchao")
         kept = {name: layer for name, layer in layers.items() if name not in reasons}

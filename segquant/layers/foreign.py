@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -59,4 +60,17 @@ def refuse_save_pretrained(kind: str, taught: bool = False) -> NoReturn:
     raise QuantizationError(
         f"save_pretrained does not know the quantized layers of this {kind}: its files would load with random weights; "
         f"{first}save it by segquant.save_quantized(model, directory), and a pipeline's other parts by themselves"
+        + _half_written()
     )
+
+
+def _half_written() -> str:
+    """What to do about a folder into which a pipeline wrote other parts before it asked for this one."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        folder, owner = frame.f_locals.get("save_directory"), frame.f_locals.get("self")
+        ours = frame.f_code.co_name == METHOD and _module_of(frame).partition(".")[0] == PACKAGES[0]
+        if ours and not hasattr(owner, "state_dict") and folder is not None and Path(folder).is_dir():
+            return f"; {folder} holds some parts of the pipeline alone, delete what was written there"
+        frame = frame.f_back
+    return ""

@@ -37,11 +37,16 @@ def _adapters(model: nn.Module) -> set[int]:
     return {
         id(part)
         for module in model.modules()
-        if hasattr(module, "adapter_layer_names") and "base_layer" in module._modules
+        if has_adapter(module)
         for name, child in module.named_children()
         if name != "base_layer"
         for part in child.modules()
     }
+
+
+def has_adapter(module: nn.Module) -> bool:
+    """Whether peft put it around a layer."""
+    return hasattr(module, "adapter_layer_names") and "base_layer" in module._modules
 
 
 def as_linear(module: nn.Module) -> nn.Linear:

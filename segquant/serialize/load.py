@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segquant.checks import checked, described
 from segquant.errors import QuantizationError, first_line
 from segquant.files import sha256_of
-from segquant.layers.adapters import refuse_adapters_
+from segquant.layers.adapters import refuse_adapters_, refuse_without
 from segquant.layers.attention import TORCH, Attention
 from segquant.layers.backends import set_backend_
 from segquant.layers.layer import QuantLayer
@@ -76,6 +76,7 @@ def _fill(
     first = next((p for p in model.parameters() if p.device.type != "meta"), None)
     device = torch.device("cpu") if first is None else first.device
     outside = {name: tensors.pop(name) for name in manifest.get("outside", ()) if _require(name, tensors, folder)}
+    refuse_without(model, tensors, folder)
     swap_empty(model, manifest)
     try:
         model.load_state_dict(tensors, assign=True, strict=True)
@@ -155,7 +156,7 @@ def strided(name: str, tensor: Tensor, stride: list[int], folder: Path | str) ->
 
 
 def _check_dtypes(model: nn.Module, folder: Path) -> None:
-    """Codes and scales are of the dtypes that their layout says, which load_state_dict does not look at."""
+    """Codes and scales are of the dtypes that their layout says, and finite, which load_state_dict does not look at."""
     for name, layer in model.named_modules():
         for key, (_, dtype) in layer.layout.buffers().items() if isinstance(layer, QuantLayer) else ():
             found = layer.tensors()[key].dtype
@@ -164,6 +165,13 @@ def _check_dtypes(model: nn.Module, folder: Path) -> None:
                     f"{folder} is damaged: {name}.{key} is stored as {found}, its layout says {dtype}; save the model "
                     "again"
                 )
+            refuse_infinite(f"{name}.{key}", layer.tensors()[key], folder)
+
+
+def refuse_infinite(name: str, tensor: Tensor, folder: Path | str) -> None:
+    """Raise if a scale, or another of a quantized layer's numbers, is NaN or infinite, as none is that was solved."""
+    if tensor.is_floating_point() and not tensor.float().isfinite().all():
+        raise QuantizationError(f"{folder} is damaged: {name} holds NaN or infinities; save or copy the model again")
 
 
 def _build(manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:
@@ -224,8 +232,7 @@ def _empty_layer(name: str, entry: Mapping[str, Any], old: nn.Module | None, bia
     is_linear = "window" not in entry
     if not isinstance(old, nn.Linear if is_linear else nn.Conv2d):
         what = "linear" if is_linear else "convolution"
-        of = "with the saved adapters (peft)" if "base_layer" in name else "of the saved architecture"
-        raise QuantizationError(f"the model has no {what} {name!r}; pass a model {of}")
+        raise QuantizationError(f"the model has no {what} {name!r}; pass a model of the saved architecture")
     saved = tuple(entry["layout"].get(key) for key in ("in_features", "out_features"))
     found = _size(old)
     if found != saved:

@@ -25,6 +25,7 @@ from segquant.layers.saving import refuse_stale
 from segquant.modules.wrappers import unwrapped
 from segquant.quantize.outcome import Outcome
 from segquant.serialize.config import to_config
+from segquant.serialize.digest import digests
 from segquant.serialize.manifest import CONFIG, MANIFEST, SCHEMA, WEIGHTS
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -66,7 +67,7 @@ def save_quantized(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = make_folder_beside(target)
     try:
-        write_tensors(temporary / WEIGHTS, found.tensors)
+        write_tensors(temporary / WEIGHTS, found.tensors, digests(found.tensors))
         manifest["bytes"] = (temporary / WEIGHTS).stat().st_size
         manifest["sha256"] = sha256_of(temporary / WEIGHTS)
         if config is not None:
@@ -140,11 +141,7 @@ class StoredTensors:
                     f"{name} of the model is {described(tensor)}, and no tensor, which takes pickle to be saved; let "
                     "get_extra_state return a tensor and set_extra_state take it"
                 )
-            if tensor.device.type == "meta":
-                raise QuantizationError(
-                    f"{name} of the model has no values (it is on the meta device); bring the model into memory before "
-                    "it is saved, for example by accelerate.hooks.remove_hook_from_module(model, recurse=True)"
-                )
+            _refuse_meta(name, tensor)
             if name in others:
                 found.outside.append(name)
             if id(tensor) in seen:
@@ -155,6 +152,20 @@ class StoredTensors:
             if not tensor.is_contiguous() and torch.empty_like(tensor, device="meta").stride() == tensor.stride():
                 found.strides[name] = list(tensor.stride())
         return found
+
+
+def refuse_valueless(model: nn.Module) -> None:
+    """Raise if one of its tensors has no values."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _refuse_meta(name, tensor)
+
+
+def _refuse_meta(name: str, tensor: Tensor) -> None:
+    if tensor.device.type == "meta":
+        raise QuantizationError(
+            f"{name} of the model has no values (it is on the meta device); bring the model into memory before it is "
+            "saved, for example by accelerate.hooks.remove_hook_from_module(model, recurse=True)"
+        )
 
 
 def _float_likes(model: nn.Module) -> Iterator[str]:

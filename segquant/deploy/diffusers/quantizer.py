@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_map_only
 
 from segquant.deploy.diffusers.calibration import load_calibration
 from segquant.errors import QuantizationError
-from segquant.layers.adapters import refuse_adapters_
+from segquant.layers.adapters import refuse_adapters_, refuse_without
 from segquant.layers.layer import QuantLayer
 from segquant.layers.saving import refuse_save_pretrained_
 from segquant.quantize.run import quantize_
 from segquant.serialize.config import from_config, to_config
-from segquant.serialize.load import set_buffer, strided, swap_empty
+from segquant.serialize.digest import check_digests, digests
+from segquant.serialize.load import refuse_infinite, set_buffer, strided, swap_empty
 from segquant.serialize.save import describe
 
 CALIBRATION = "write one by segquant.deploy.diffusers.save_calibration(batches, path)"
@@ -75,6 +76,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             return loaded_keys
         for file in files:
             self._in_files |= _dtypes(file)
+        check_digests(files, self._folder)
         outside = set(self._manifest["outside"])
         return [key for key in loaded_keys if key not in outside]
 
@@ -120,6 +122,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         owner, _, key = param_name.rpartition(".")
         layer = model.get_submodule(owner)
         assert isinstance(layer, QuantLayer)
+        refuse_infinite(param_name, param_value, self._folder)
         layer._buffers[key] = param_value.to(target_device, layer.layout.buffers()[key][1])
 
     def adjust_target_dtype(self, torch_dtype: torch.dtype) -> torch.dtype:
@@ -130,7 +133,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         self, state_dict: dict[str, Any], safe_serialization: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `save_quantized` would write."""
-        return dict(self.stored), {}
+        return dict(self.stored), digests(self.stored)
 
     def _process_model_before_weight_loading(
         self, model: nn.Module, device_map: Any = None, keep_in_fp32_modules: list[str] | None = None, **kwargs: Any
@@ -141,6 +144,7 @@ class SegQuantQuantizer(DiffusersQuantizer):  # type: ignore[misc]
             kept.extend([named] if isinstance(named, str) else named)
         if not self.pre_quantized:
             return
+        refuse_without(model, self._in_files, self._folder)
         swap_empty(model, self._manifest)
         fixed: set[str] = set()
         for layer in model.modules():

@@ -9,8 +9,10 @@ from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUA
 from diffusers.utils import is_transformers_available
 
 from segquant.deploy.diffusers.config import SegQuantConfig
+from segquant.deploy.diffusers.pipelines import teach_pipelines
 from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
 from segquant.deploy.diffusers.save import save_pretrained
+from segquant.deploy.diffusers.unread import refuse_unread_weights
 from segquant.errors import QuantizationError
 from segquant.layers.saving import teach_save_pretrained
 from segquant.serialize.manifest import QUANT_METHOD
@@ -21,6 +23,8 @@ def register() -> None:
     AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = SegQuantQuantizer
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = SegQuantConfig
     teach_save_pretrained(ModelMixin, save_pretrained)
+    teach_pipelines()
+    refuse_unread_weights()
     if is_transformers_available():
         # PipelineQuantizationConfig asks that both libraries know a backend, with the same arguments
         from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as OF_TRANSFORMERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import nn
 from segquant.deploy.diffusers.config import SegQuantConfig
 from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
 from segquant.errors import QuantizationError
-from segquant.layers.layer import QuantLayer
+from segquant.layers.adapters import refuse_attached
 from segquant.modules.wrappers import unwrapped
 from segquant.serialize.config import to_config
 from segquant.serialize.manifest import MANIFEST
-from segquant.serialize.save import describe
+from segquant.serialize.save import describe, refuse_valueless
 
 
 def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -29,20 +30,8 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
             or a tensor has no values.
     """
     given = inspect.signature(own).bind(model, *args, **kwargs).arguments
-    if given.get("safe_serialization", True) is False or given.get("use_flashpack"):
-        raise QuantizationError("a quantized model is saved as safetensors alone; leave safe_serialization=True")
-    if (Path(given["save_directory"]) / MANIFEST).is_file():
-        raise QuantizationError(
-            f"{given['save_directory']} holds what save_quantized wrote, and its list of files would lead to the old "
-            "weights; give another directory"
-        )
     with unwrapped(model) as inner:
-        adapted = next((n for n, m in inner.named_modules() if isinstance(m, QuantLayer) and "base_layer" in n), None)
-        if adapted is not None:
-            raise QuantizationError(
-                f"{adapted.partition('.base_layer')[0]} has an adapter, which save_pretrained does not write; write it "
-                "by save_lora_weights, take it out by unload_lora_weights, then save the model"
-            )
+        refuse_unsaveable(inner, given)
         stored, manifest = describe(inner)
         was = {name: vars(inner)[name] for name in ("hf_quantizer",) if name in vars(inner)}
         config: Any = inner.config
@@ -57,3 +46,16 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
             del inner.hf_quantizer
             vars(inner).update(was)
             inner.register_to_config(quantization_config=before)  # type: ignore[operator]
+
+
+def refuse_unsaveable(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Raise, before anything is written, if this model cannot be saved by these arguments of `save_pretrained`."""
+    if given.get("safe_serialization", True) is False or given.get("use_flashpack"):
+        raise QuantizationError("a quantized model is saved as safetensors alone; leave safe_serialization=True")
+    if (Path(given["save_directory"]) / MANIFEST).is_file():
+        raise QuantizationError(
+            f"{given['save_directory']} holds what save_quantized wrote, and its list of files would lead to the old "
+            "weights; give another directory"
+        )
+    refuse_attached(model, "save_pretrained")
+    refuse_valueless(model)

@@ -229,3 +229,26 @@ def test_comfyui_says_what_it_cannot_hold(float_model: nn.Module, tmp_path: Path
         segquant.export_comfy(block, tmp_path / "c.safetensors", names="a1111")
     with pytest.raises(QuantizationError, match="no quantized linear"):
         segquant.export_comfy(Block(), tmp_path / "c.safetensors")
+
+
+WRITERS: dict[str, Any] = {
+    "export_torchao": lambda model, path: segquant.export_torchao(model, path, inputs(1), rest="float"),
+    "export_comfy": lambda model, path: segquant.export_comfy(model, path, rest="float"),
+    "export_comfy, own names": lambda model, path: segquant.export_comfy(model, path, rest="float", names="diffusers"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("beside", ["to_q", "proj_out"])
+def test_adapters_are_refused_before_a_file_is_written(
+    float_model: nn.Module, tmp_path: Path, writer: str, beside: str
+) -> None:
+    """Beside a quantized layer and beside one in float."""
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("torchao")
+    model = quantized(float_model, presets.rtn("w8a8_tensor", skip=("proj_out",)))
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=[beside]))
+    told = f"{beside} has an adapter, which {writer.partition(',')[0]} does not write; .*unload_lora_weights"
+    with pytest.raises(QuantizationError, match=told):
+        WRITERS[writer](model, tmp_path / "file")
+    assert not list(tmp_path.iterdir())

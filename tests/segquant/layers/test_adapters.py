@@ -110,5 +110,7 @@ def test_saved_with_its_adapter_and_told_if_there_is_none(tmp_path: Path) -> Non
     segquant.save_quantized(model, tmp_path / "model")
     again = segquant.load_quantized(tmp_path / "model", adapted(Block(seed=5), seed=5))
     assert torch.equal(out(again), out(model))
-    with pytest.raises(QuantizationError, match=r"no linear 'up.base_layer'; pass a model with the saved adapters"):
+    with pytest.raises(
+        QuantizationError, match="with an adapter at (up|down), .*; pass a model with the saved adapters"
+    ):
         segquant.load_quantized(tmp_path / "model", Block())

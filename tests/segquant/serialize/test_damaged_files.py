@@ -195,6 +195,7 @@ def test_an_extra_state_is_saved_as_a_tensor_or_refused(tmp_path: Path) -> None:
     assert torch.equal(loaded.state, torch.arange(3)) and torch.equal(loaded(X), model(X))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 @pytest.mark.parametrize("key", ["num_attention_heads", "out_channels"])
 def test_a_config_with_layers_of_no_size(tmp_path: Path, key: str) -> None:
     pytest.importorskip("diffusers")
