@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from segquant.files import write_tensors
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.pipeline_call import Stopped, told_by_sentence
 from segquant_bench.pipelines.runtime.reading import reading
 
 INDEX = "embeddings.json"
@@ -23,7 +24,7 @@ _PLACES = ("device",)
 """Arguments of `encode_prompt` that do not change what it returns."""
 
 
-class _EncodedError(Exception):
+class _EncodedError(Stopped):
     """All text is encoded."""
 
 
@@ -67,7 +68,8 @@ def _until_latents(pipeline: Any, recorder: _Recorder, prompt: str, call: Mappin
     stops = {name: _stop for name in dir(type(pipeline)) if name.startswith("prepare_")}
     vars(pipeline).update(stops, encode_prompt=recorder)
     try:
-        pipeline(prompt=[prompt], output_type="latent", **call)
+        with told_by_sentence(pipeline):
+            pipeline(prompt=[prompt], output_type="latent", **call)
     except _EncodedError:
         return
     finally:

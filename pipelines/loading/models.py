@@ -11,6 +11,7 @@ import torch
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loading.call_inputs import check_inputs
 from segquant_bench.pipelines.loading.code_names import check_names
 from segquant_bench.pipelines.loading.components import offload_components
 from segquant_bench.pipelines.loading.files import (
@@ -51,19 +52,32 @@ log = logging.getLogger(__name__)
 _SHOWN = 100
 """Characters of a name in a sentence."""
 DENOISERS = ("transformer", "unet")
+NO_DENOISERS = ("text_encoder", "image_encoder", "vae", "vqvae", "movq", "safety_checker", "controlnet", "adapter")
+"""Beginnings of the names of other components that have weights."""
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" is "cuda" where usable, else "cpu"; others must be usable."""
+    """ "auto" is "cuda" where usable, else "cpu"; others must be usable, and hold numbers."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PipelineError(
-            f"model.device={device!r} cannot be used here ({one_line(error)}); set model.device=cpu"
-        ) from error
+        found = torch.empty(0, device=device).device.type
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise _no_device(device) from error
+    if found == "meta":
+        raise _no_device(device)
     return device
+
+
+def _no_device(device: str) -> PipelineError:
+    """What torch itself says of one lists every kernel that it has."""
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    return PipelineError(
+        f"model.device={one_line(device)[:_SHOWN]!r} cannot be used here; set model.device to auto or one of "
+        f"{', '.join(there)}"
+    )
 
 
 def text_components(index: Mapping[str, Any]) -> dict[str, None]:
@@ -109,6 +123,7 @@ def load_pipeline(
     check_call(type(pipeline), config)
     _set_scheduler(pipeline, config)
     check_ready(pipeline, directory, config.call.arguments().get("num_inference_steps"))
+    check_inputs(pipeline, config.call.arguments())
     return _placed(pipeline, config, device, given) if place else pipeline
 
 
@@ -235,6 +250,7 @@ def denoiser_in_index(index: Mapping[str, Any], name: str | None) -> str:
 
 
 def _denoiser_among(pipeline: str, modules: Collection[str], name: str | None) -> str:
+    modules = [module for module in modules if not module.startswith(NO_DENOISERS)]
     for candidate in (name,) if name else DENOISERS:
         if candidate in modules:
             return candidate

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from segquant_bench.pipelines.runtime.pipeline_call import Stopped
 from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, run_batches
 
 
-class _Seen(Exception):
+class _Seen(Stopped):
     """The step is over."""
 
 

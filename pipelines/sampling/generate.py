@@ -16,6 +16,7 @@ from segquant_bench.bars import tqdm  # isort: skip - as if it were tqdm's, see 
 
 from segquant.files import write_whole
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.pipeline_call import told_by_sentence
 from segquant_bench.pipelines.sampling.clock import Clock, watched
 from segquant_bench.pipelines.sampling.draws import drawn_by_prompt
 from segquant_bench.pipelines.sampling.share import Share
@@ -155,7 +156,8 @@ def run_batches(
             ):
                 torch.manual_seed(prompt_seed(seed, start, stream))
                 arguments = {**arguments_for(batch, call), **own}
-                result = pipeline(generator=generators, output_type=output_type, **arguments)
+                with told_by_sentence(pipeline):
+                    result = pipeline(generator=generators, output_type=output_type, **arguments)
             yield indices, result.images
             bar.update(len(indices))
 

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.pipeline_call import Stopped, told_by_sentence
 from segquant_bench.pipelines.sampling.generate import PromptInputs, arguments_for, bound_inputs
 from segquant_bench.pipelines.sampling.samples import flat_tensors
 
 
-class _ReachedError(Exception):
+class _ReachedError(Stopped):
     """The module is called."""
 
 
@@ -46,7 +47,7 @@ def _first_tensors(
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     own = inputs(range(len(prompts))) if inputs is not None else {}
     try:
-        with torch.random.fork_rng([]):
+        with torch.random.fork_rng([]), told_by_sentence(pipeline):
             pipeline(output_type="latent", **{**arguments_for(prompts, call), **own})
     except _ReachedError:
         return found

@@ -33,7 +33,7 @@ from segquant_bench.pipelines.stages.shared.advice import advise
 from segquant_bench.pipelines.stages.shared.engine import check_engine
 from segquant_bench.pipelines.stages.shared.judgement import check_metrics, needs_real, without_real
 from segquant_bench.pipelines.stages.shared.together import check_processes
-from segquant_bench.pipelines.stages.speed import SPEED
+from segquant_bench.pipelines.stages.speed import SPEED, Settings
 
 STAGES: tuple[Stage, ...] = (
     EMBEDDINGS,
@@ -70,6 +70,9 @@ def open_run(config: RunConfig) -> Run:
             raise PipelineError(
                 f"stages.{name} takes no settings; leave it out (those of the benchmark are stages.{SPEED.name})"
             )
+    if SPEED.name in config.stages:
+        given = config.stages[SPEED.name]
+        Settings.of({} if given is None else given)  # also where it measures nothing
     return Run(config, table)
 
 

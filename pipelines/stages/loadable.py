@@ -11,8 +11,9 @@ from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.sections import ModelConfig
 from segquant_bench.pipelines.data.control import KINDS
 from segquant_bench.pipelines.errors import PipelineError, one_of
+from segquant_bench.pipelines.loading.call_inputs import check_components, check_takes
 from segquant_bench.pipelines.loading.code_names import check_names
-from segquant_bench.pipelines.loading.files import components, read_index, weight_files
+from segquant_bench.pipelines.loading.files import components, read_index, resolve_part, weight_files
 from segquant_bench.pipelines.loading.models import (
     check_call,
     denoiser_in_index,
@@ -41,7 +42,7 @@ def check_loadable(run: Run) -> None:
     denoiser_in_index({**index, **{name: [part.kind, part.kind] for name, part in model.parts.items()}}, model.denoiser)
     for name, part in model.parts.items():
         named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
-    check_call(_pipeline_class(model, index), model)
+    _check_pipeline(model, run.directory, index)
     _check_scheduler(model, index)
     _check_variant(model, run.directory, index)
     _check_size(model, run.directory, index)
@@ -51,6 +52,21 @@ def _pipeline_class(model: ModelConfig, index: Mapping[str, Any]) -> Any:
     if model.pipeline is not None:
         return named_class(model.pipeline, "model.pipeline", "DiffusionPipeline")
     return diffusers_class(str(index["_class_name"]), "the class in model_index.json")
+
+
+def _check_pipeline(model: ModelConfig, directory: Path, index: Mapping[str, Any]) -> None:
+    kind = _pipeline_class(model, index)
+    asked = f"model.pipeline={model.pipeline}" if model.pipeline else f"{kind.__name__} ({directory})"
+    check_call(kind, model)
+    check_takes(kind, asked, model.call.arguments(), control=model.control is not None)
+    if model.pipeline is None or kind.__name__ == index["_class_name"]:
+        return  # the folder's own, whose components are looked at one by one
+    import diffusers  # seconds; put off until a model is loaded
+
+    found = {name: getattr(diffusers, str(own), None) for name, own in components(index)}
+    for name, part in model.parts.items():
+        found[name] = named_class(part.kind, f"model.parts.{name}.kind", "ModelMixin")
+    check_components(kind, asked, found)
 
 
 def _check_scheduler(model: ModelConfig, index: Mapping[str, Any]) -> None:
@@ -82,12 +98,19 @@ def _check_size(model: ModelConfig, directory: Path, index: Mapping[str, Any]) -
     if not isinstance(levels, list) or not 0 < len(levels) < 10:
         return
     step = 2 ** (len(levels) - 1) * (patch if isinstance(patch, int) and 0 < patch <= 64 else 1)
+    bodies = [body, *(_settings(resolve_part(name, part)) for name, part in model.parts.items())]
+    places = [most for each in bodies if isinstance(most := each.get("pos_embed_max_size"), int) and most > 0]
     for key in ("height", "width"):
         size = getattr(model.call, key)
         if size % step:
             raise PipelineError(
                 f"model.call.{key}={size} is no multiple of {step} pixels, which is what the autoencoder and the "
                 f"denoiser of {directory} make; give {max(step, size // step * step)}"
+            )
+        if places and size > min(places) * step:
+            raise PipelineError(
+                f"model.call.{key}={size} is more than the {min(places) * step} pixels that the denoiser of "
+                f"{directory} has places for (pos_embed_max_size {min(places)}); give at most that"
             )
 
 

@@ -18,7 +18,7 @@ from segquant.layers.layer import QuantLayer
 from segquant.modules.tensors import stored_tensors
 from segquant_bench.pipelines.config.engine import COMPILE, EXPORTED
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_of, unknown_key
+from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of, unknown_key
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.growth import peak_growth_mb, resident_mb
 from segquant_bench.pipelines.sampling.generate import first_tensor
@@ -41,6 +41,8 @@ FILE = "speed.json"
 OURS, FLOAT32 = "run", "float32"
 AGAINST = ("bfloat16", "float32_compiled", "bfloat16_compiled")
 """What else may be measured beside the run's engine and float32 in plain torch."""
+MOST_REPEATS = 10_000
+"""Rounds of one kind, each of seconds."""
 MIB = 2**20
 
 
@@ -53,17 +55,31 @@ class Settings:
     against: tuple[str, ...] = ()
 
     @staticmethod
-    def of(given: Mapping[str, Any]) -> Settings:
+    def of(given: Any) -> Settings:
+        """PipelineError for an unknown key, a value of another type or out of range, or an unknown name."""
+        if not isinstance(given, Mapping):
+            raise PipelineError(f"stages.speed={given!r} is no section; set stages.speed.KEY=VALUE")
         known = [item.name for item in fields(Settings)]
         for key in given:
             if key not in known:
                 raise PipelineError(unknown_key(f"stages.speed.{key}", known))
-        found = Settings(**{**given, "against": tuple(given.get("against", ()))})
-        at_least("stages.speed.repeats", found.repeats, 1)
-        at_least("stages.speed.warmup", found.warmup, 1)
-        for name in found.against:
+        against = given.get("against", ())
+        if not isinstance(against, list | tuple) or not all(isinstance(name, str) for name in against):
+            raise PipelineError(
+                f"stages.speed.against={one_line(repr(against))[:60]} is no list of names; write "
+                f"'stages.speed.against=[{AGAINST[0]}]' with any of {', '.join(AGAINST)}"
+            )
+        for name in against:
             one_of("stages.speed.against", name, AGAINST)
-        return found
+        for key in ("repeats", "warmup"):
+            _check_rounds(f"stages.speed.{key}", given.get(key, 1))
+        return Settings(**{**given, "against": tuple(against)})
+
+
+def _check_rounds(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PipelineError(f"{key}={one_line(repr(value))[:60]} is no whole number; give one from 1 to {MOST_REPEATS}")
+    at_least(key, value, 1, MOST_REPEATS)
 
 
 def _settings(run: Run) -> Settings:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.runtime.pipeline_call import Stopped, told_by_sentence
 from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, prompt_seed
 from segquant_bench.pipelines.sampling.samples import Sample, cut_sample
 
 
-class _DenoiserReachedError(Exception):
+class _DenoiserReachedError(Stopped):
     """All text is encoded."""
 
 
@@ -91,7 +92,8 @@ def text_inputs(
 def _encode(pipeline: Any, prompt: str, call: Mapping[str, Any], seed: int) -> None:
     generators = [torch.Generator("cpu").manual_seed(seed)]
     try:
-        pipeline(prompt=[prompt], generator=generators, output_type="latent", **call)
+        with told_by_sentence(pipeline):
+            pipeline(prompt=[prompt], generator=generators, output_type="latent", **call)
     except _DenoiserReachedError:
         return
     raise PipelineError(f"{type(pipeline).__name__} never called its denoiser; check model.denoiser")

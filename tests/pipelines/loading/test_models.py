@@ -64,7 +64,7 @@ def test_pipeline_is_quiet_typed_and_has_a_denoiser(
     assert type(pipeline).__name__ == "StableDiffusion3Pipeline"
     assert {parameter.dtype for parameter in pipeline.transformer.parameters()} == {torch.bfloat16}
     assert denoiser_name(pipeline, None) == "transformer"
-    assert denoiser_name(pipeline, "vae") == "vae"
+    assert denoiser_name(pipeline, "transformer") == "transformer"
     with pytest.raises(PipelineError, match="'unet'; set model.denoiser to one of .*transformer"):
         denoiser_name(pipeline, "unet")
 

@@ -219,6 +219,11 @@ def test_settings_of_the_stage_are_checked(tiny: Tiny) -> None:
         ({"repeat": 3}, "there is no key 'stages.speed.repeat'"),
         ({"repeats": 0}, r"stages\.speed\.repeats=0 is out of range"),
         ({"against": ["int3"]}, r"stages\.speed\.against='int3' is not known"),
+        *(({"against": each}, "is no list of names") for each in (None, 5, [1], "float32", {"a": 1})),
+        *(({"repeats": each}, "is no whole number") for each in (None, "x", [7], 1.5, 1e9, True)),
+        ({"repeats": 10**10}, r"repeats=10000000000 is out of range; it must be from 1 to 10000"),
+        ({"warmup": 1.0}, r"stages\.speed\.warmup=1\.0 is no whole number"),
+        (5, "stages.speed=5 is no section"),
     ):
         with pytest.raises(PipelineError, match=sentence):
             speed.Settings.of(given)
@@ -293,3 +298,10 @@ def test_other_engines_make_the_same_pictures(
     else:
         assert results["run"]["products"] and results["speed"]["file_bytes"] == results["run"]["file_bytes"]
         assert len(results["run"]["layers"]) == len(results["layer_errors"])
+
+
+def test_settings_of_the_stage_are_checked_where_it_measures_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    for override in ("+stages.speed.against=null", "+stages.speed.repeats=true", "+stages.speed=0"):
+        config = validate(compose_config([*tiny.overrides(tmp_path), override]))
+        with pytest.raises(PipelineError, match=r"stages\.speed"):
+            open_run(config)
