@@ -16,7 +16,7 @@ from segquant.errors import QuantizationError
 KEY = "segquant_sha256"
 """Of the header's metadata. One alone: safetensors writes several in an order that changes from file to file.
 
-Two digests with a space between: of names, dtypes and shapes (if these differ, another tool changed the file on purpose),
+Two digests with a space between: of names, dtypes and shapes (if these differ, another tool changed the file),
 and of the bytes of all tensors, by name.
 """
 
