@@ -13,15 +13,17 @@ from torch import Tensor
 
 from segquant.errors import QuantizationError
 
-VALUES = "segquant_sha256"
-"""Of the header's metadata: over the bytes of all tensors, by name."""
-KINDS = "segquant_tensors"
-"""Over names, dtypes and shapes: if another tool changed these, it changed values on purpose."""
+KEY = "segquant_sha256"
+"""Of the header's metadata. One alone: safetensors writes several in an order that changes from file to file.
+
+Two digests with a space between: of names, dtypes and shapes (if these differ, another tool changed the file),
+and of the bytes of all tensors, by name.
+"""
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Metadata of a file of these tensors, or of each of the files that they are split into."""
-    return {KINDS: _kinds(tensors, tensors.__getitem__), VALUES: _values(tensors, tensors.__getitem__)}
+    return {KEY: f"{_kinds(tensors, tensors.__getitem__)} {_values(tensors, tensors.__getitem__)}"}
 
 
 def check_digests(files: Iterable[str | Path], folder: object) -> None:
@@ -32,8 +34,8 @@ def check_digests(files: Iterable[str | Path], folder: object) -> None:
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(safetensors.safe_open(file, "pt")) for file in files]
-        told = [file.metadata() or {} for file in opened]
-        if not told or not all(VALUES in each and KINDS in each for each in told):
+        told = [(file.metadata() or {}).get(KEY, "").split(" ") for file in opened]
+        if not told or any(len(each) != 2 for each in told):
             return
         places = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 
@@ -41,14 +43,15 @@ def check_digests(files: Iterable[str | Path], folder: object) -> None:
             found: Tensor = places[name].get_tensor(name)
             return found
 
-        if any(each[KINDS] != told[0][KINDS] for each in told) or _kinds(places, tensor) != told[0][KINDS]:
+        kinds, values = told[0]
+        if any(each[0] != kinds for each in told) or _kinds(places, tensor) != kinds:
             return
-        if any(each[VALUES] != told[0][VALUES] for each in told):
+        if any(each[1] != values for each in told):
             raise QuantizationError(f"the files in {folder} are of several models; save or copy the whole folder again")
-        if _values(places, tensor) != told[0][VALUES]:
+        if _values(places, tensor) != values:
             raise QuantizationError(
                 f"the weights in {folder} are damaged: their SHA-256 is not the one that they were saved with; save or "
-                f"copy them again, or drop {VALUES} from the file's metadata if they were changed on purpose"
+                f"copy them again, or drop {KEY} from the file's metadata if they were changed on purpose"
             )
 
 
