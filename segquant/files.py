@@ -89,3 +89,15 @@ def publish(folder: Path, target: Path) -> None:
     os.replace(target, old / "was")
     os.replace(folder, target)
     shutil.rmtree(old)
+
+
+def order_metadata(path: Path) -> None:
+    """Put the keys of a safetensors file's metadata in order, in place; safetensors writes several in a random one."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(ordered) == size:  # as long as safetensors writes JSON as Python does
+            file.seek(8)
+            file.write(ordered)

@@ -26,6 +26,11 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {KEY: f"{_kinds(tensors, tensors.__getitem__)} {_values(tensors, tensors.__getitem__)}"}
 
 
+def is_digested(file: str | Path) -> bool:
+    with safetensors.safe_open(file, "pt") as opened:
+        return KEY in (opened.metadata() or {})
+
+
 def check_digests(files: Iterable[str | Path], folder: object) -> None:
     """Raise if these files, together, hold other values than were written; those that have no digests are let through.
 

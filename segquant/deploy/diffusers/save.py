@@ -12,9 +12,11 @@ from torch import nn
 from segquant.deploy.diffusers.config import SegQuantConfig
 from segquant.deploy.diffusers.quantizer import SegQuantQuantizer
 from segquant.errors import QuantizationError
+from segquant.files import order_metadata
 from segquant.layers.adapters import refuse_attached
 from segquant.modules.wrappers import unwrapped
 from segquant.serialize.config import to_config
+from segquant.serialize.digest import is_digested
 from segquant.serialize.manifest import MANIFEST
 from segquant.serialize.save import describe, refuse_valueless
 
@@ -42,6 +44,9 @@ def save_pretrained(own: Any, model: nn.Module, *args: Any, **kwargs: Any) -> No
         inner.hf_quantizer = quantizer
         try:
             own(inner, *args, **kwargs)
+            for path in sorted(Path(given["save_directory"]).glob("*.safetensors")):
+                if is_digested(path):
+                    order_metadata(path)  # diffusers' key and ours: the same model in the same bytes
         finally:
             del inner.hf_quantizer
             vars(inner).update(was)
