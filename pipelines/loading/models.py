@@ -75,8 +75,7 @@ def _no_device(device: str) -> PipelineError:
     if torch.backends.mps.is_available():
         there.append("mps")
     return PipelineError(
-        f"model.device={one_line(device)[:_SHOWN]!r} cannot be used here; set model.device to auto or one of "
-        f"{', '.join(there)}"
+        f"model.device={one_line(device)[:_SHOWN]!r} cannot be used here; set model.device={', '.join(there)} or auto"
     )
 
 

@@ -205,7 +205,7 @@ def test_a_correction_is_fitted_with_control_pictures(families: dict[str, Family
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("sd3_canny", ["model.control=null"], "has a ControlNet and model.control does not say"),
+        ("sd3_canny", ["model.control=null"], "needs control_image.*set model.control to a kind"),
         ("sd3_canny", ["model.control=cany"], "model.control='cany' is not known.*canny"),
         ("flux1_dev", ["model.control=canny"], "has no ControlNet"),
         ("sd3_canny", ["quantizer=rtn", "quantize=[denoiser,vae]"], "'vae'.*neither text encoder nor ControlNet"),

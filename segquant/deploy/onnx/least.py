@@ -72,7 +72,7 @@ class _Picked(TracedLinear):
             window, dim = self.window, 1
             assert window is not None
             x = nnf.max_pool2d(nnf.pad(x, list(padding)), window.kernel, window.stride, 0, window.dilation)
-        return x.index_select(dim, torch.arange(count, device=x.device) * 7 % x.shape[dim])
+        return x.index_select(dim, torch.arange(count, dtype=torch.int64, device=x.device) * 7 % x.shape[dim])
 
 
 class _Graph(fx.Interpreter):
