@@ -234,7 +234,7 @@ def test_bad_directories(command: Command, pipeline: Path, tmp_path: Path) -> No
     assert "has no model_index.json" in sentence(f"model.path={tmp_path}")
     told = sentence(f"model.path={pipeline}", "model.denoiser=unet")
     assert "has no denoiser 'unet'; set model.denoiser to one of transformer\n" in told
-    assert "config.json is missing" in sentence(f"model.path={pipeline}", "model.denoiser=text_encoder")
+    assert "has no denoiser 'text_encoder'" in sentence(f"model.path={pipeline}", "model.denoiser=text_encoder")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert "names no class of diffusers" in sentence(f"model.path={tmp_path}")
     (tmp_path / "config.json").write_text('{"_class_name": "SD3Transformer3DModel"}')
