@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.loading.json_files import shown
 
 _KINDS: dict[type, str] = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
 _GROUPS: dict[type, str] = {list: "a list", tuple: "a list", dict: "a mapping"}
-_SHOWN = 60
 
 
 def check_kinds(kind: Any, file: Path, values: Mapping[str, Any]) -> None:
@@ -32,9 +31,8 @@ def check_kinds(kind: Any, file: Path, values: Mapping[str, Any]) -> None:
         value = values.get(name)
         wanted = _wanted(hints.get(name, Any), parameter.default)
         if value is not None and wanted and _told(type(value)) not in wanted:
-            shown = one_line(json.dumps(value)[:_SHOWN])
             raise PipelineError(
-                f"{file} has {name} = {shown}, which must be {' or '.join(sorted(wanted))} for {kind.__name__}; "
+                f"{file} has {name} = {shown(value)}, which must be {' or '.join(sorted(wanted))} for {kind.__name__}; "
                 "restore the file, or take another folder"
             )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from segquant.modules.bounded import TooLarge
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loading.json_files import read_mapping, shown
 from segquant_bench.pipelines.loading.token_files import check_tokens
 
 CONFIGS = ("config.json", "scheduler_config.json")
@@ -25,7 +25,7 @@ WIDTHS = COUNTS - {"num_train_timesteps"}
 NAMES = ("_class_name", "architectures", "model_type")
 """Of which every component's settings have one: without, a class has its own settings, which are no model's."""
 RESTORE = "restore the file, or take another folder"
-_SHOWN, _TOLD = 60, 200
+_TOLD = 200
 _ADVICE = ". If you want to instead overwrite"
 """Of diffusers, for whoever writes a script."""
 
@@ -38,13 +38,13 @@ def check_settings(folder: Path) -> None:
     """
     check_tokens(folder)
     for file in filter(Path.is_file, (folder / name for name in CONFIGS)):
-        values = read_settings(file)
+        values = read_mapping(file)
         if not any(name in values for name in NAMES):
             what = "is empty" if not values else f"names no class ({NAMES[0]})"
             raise PipelineError(f"{file} {what}, so other settings than the model's would be taken; {RESTORE}")
         for place, key, value in _leaves(values):
             if (why := _wrong(place, key, value)) is not None:
-                raise PipelineError(f"{file} has {place} = {_shown(value)}, {why}; {RESTORE}")
+                raise PipelineError(f"{file} has {place} = {shown(value)}, {why}; {RESTORE}")
 
 
 def check_widths(folder: Path, largest: int) -> None:
@@ -54,7 +54,7 @@ def check_widths(folder: Path, largest: int) -> None:
         PipelineError: with file and field.
     """
     file = folder / CONFIGS[0]
-    for place, key, value in _leaves(read_settings(file)) if largest and file.is_file() else ():
+    for place, key, value in _leaves(read_mapping(file)) if largest and file.is_file() else ():
         if key in WIDTHS and _is_size(key, value) and value > largest:
             raise PipelineError(
                 f"{file} has {place} = {value}, more than any size of its tensors, of which {largest} is the largest; "
@@ -67,7 +67,7 @@ def load_failure(kind: type, folder: Path, error: Exception) -> str:
     told = one_line(error).partition(_ADVICE)[0][:_TOLD] or type(error).__name__
     file = next((folder / name for name in CONFIGS if (folder / name).is_file()), None)
     if file is not None:
-        odd = _odd(kind, read_settings(file)) or (_most(file)[1] if isinstance(error, TooLarge) else "")
+        odd = _odd(kind, read_mapping(file)) or (_most(file)[1] if isinstance(error, TooLarge) else "")
         return f"diffusers cannot load {file}{f', whose {odd}' if odd else ''}: {told}; {RESTORE}"
     empty = sorted(each.name for each in folder.glob("*.json") if each.read_bytes().split() in ([], [b"{}"]))
     files = f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty" if empty else "a file of it is damaged"
@@ -86,19 +86,9 @@ def largest_setting(folder: Path, least: int) -> str:
 def _most(file: Path) -> tuple[int, str]:
     """The largest size that a file asks for, and its field."""
     sizes = [
-        (value, f"{place} is {value}") for place, key, value in _leaves(read_settings(file)) if _is_size(key, value)
+        (value, f"{place} is {value}") for place, key, value in _leaves(read_mapping(file)) if _is_size(key, value)
     ]
     return max(sizes, default=(0, ""))
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
-    if not isinstance(values, dict):
-        raise PipelineError(f"{file} holds no settings, but {_shown(values)}; fetch the model again")
-    return values
 
 
 def _leaves(values: Any) -> Iterator[tuple[str, str, Any]]:
@@ -145,9 +135,5 @@ def _odd(kind: type, values: Mapping[str, Any]) -> str:
         if name not in values or not _is_number(default) or isinstance(value, dict | list):
             continue
         if not _is_number(value) or (default > 0 and value <= 0):
-            return f"{name} is {_shown(value)}"
+            return f"{name} is {shown(value)}"
     return ""
-
-
-def _shown(value: Any) -> str:
-    return one_line(json.dumps(value)[:_SHOWN])

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
+from segquant_bench.pipelines.loading.json_files import read_mapping, shown
 
 TOLD = ("tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "vocab.json")
 """Mappings that say something in every model."""
 MAPPINGS = ("added_tokens.json", "generation_config.json")
 """Mappings that may be empty."""
 RESTORE = "restore the file, or take another folder"
-_SHOWN = 60
+_KEY = 60
 
 
 def check_tokens(folder: Path) -> None:
@@ -24,27 +24,17 @@ def check_tokens(folder: Path) -> None:
         PipelineError: with file and field.
     """
     for file in filter(Path.is_file, (folder / name for name in (*TOLD, *MAPPINGS))):
-        values = _mapping(file)
+        values = read_mapping(file)
         if not values and file.name in TOLD:
             raise PipelineError(f"{file} is empty, so others than the model's would be taken; {RESTORE}")
         for key, value in values.items():
             if (why := _wrong(file.name, key, value)) is not None:
-                raise PipelineError(f"{file} has {one_line(key[:_SHOWN])} = {_shown(value)}, {why}; {RESTORE}")
+                raise PipelineError(f"{file} has {one_line(key[:_KEY])} = {shown(value)}, {why}; {RESTORE}")
     if (folder / "vocab.json").is_file():
         _check_vocabulary(folder / "vocab.json")
     merges = folder / "merges.txt"
     if merges.is_file() and not merges.stat().st_size:
         raise PipelineError(f"{merges} is empty, so texts would be split otherwise; {RESTORE}")
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{file} is not readable JSON ({one_line(error)}); fetch the model again") from error
-    if not isinstance(values, dict):
-        raise PipelineError(f"{file} holds no mapping, but {_shown(values)}; fetch the model again")
-    return values
 
 
 def _wrong(name: str, key: str, value: Any) -> str | None:
@@ -60,10 +50,6 @@ def _wrong(name: str, key: str, value: Any) -> str | None:
 
 
 def _check_vocabulary(file: Path) -> None:
-    numbers = sorted(_mapping(file).values())
+    numbers = sorted(read_mapping(file).values())
     if numbers != list(range(len(numbers))):
         raise PipelineError(f"{file} does not number its {len(numbers)} tokens from 0 on, each once; {RESTORE}")
-
-
-def _shown(value: Any) -> str:
-    return one_line(json.dumps(value)[:_SHOWN])

@@ -16,8 +16,9 @@ from segquant.modules.bounded import bounded_building
 from segquant_bench.pipelines.config.explain import memory_message
 from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.loading.files import tensors_of
+from segquant_bench.pipelines.loading.json_files import read_mapping
 from segquant_bench.pipelines.loading.kinds import check_kinds
-from segquant_bench.pipelines.loading.settings import check_widths, largest_setting, load_failure, read_settings
+from segquant_bench.pipelines.loading.settings import check_widths, largest_setting, load_failure
 
 TABLES = 1 << 28
 """Numbers in buffers that no file stores (tables of positions)."""
@@ -160,7 +161,7 @@ def _check_kinds(kind: Any, folder: Path) -> None:
     """Of what diffusers makes from settings; transformers looks at them itself."""
     file = folder / str(getattr(kind, "config_name", None))
     if hasattr(kind, "load_config") and file.is_file():
-        check_kinds(kind, file, read_settings(file))
+        check_kinds(kind, file, read_mapping(file))
 
 
 def _looking(kind: Any, original: Callable[..., Any], failures: _Failures) -> Callable[..., Any]:
