@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -13,15 +14,26 @@ from torch.utils._sympy.numbers import IntInfinity
 from segquant.deploy.onnx.manifest import Dimension, Input
 
 
-def inputs_of(program: ExportedProgram, names: list[str], least: Mapping[str, int] | None = None) -> list[Input]:
-    """Every input with its dimensions.
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of a symbol's sizes beyond the program.
 
     Args:
-        least: sizes of symbols that are right below the program's own bounds.
+        name: of the dimension; symbols of one name have one size.
+        least: where it is right below the program's own bound.
+        step: sizes are multiples of it.
     """
+
+    name: str
+    least: int | None = None
+    step: int = 1
+
+
+def inputs_of(program: ExportedProgram, names: list[str], sizes: Mapping[str, Sizes] | None = None) -> list[Input]:
+    """Every input with its dimensions."""
     found = []
     for name, value in zip(names, values_of(program), strict=True):
-        dimensions = tuple(_dimension(size, program, least or {}) for size in value.shape)
+        dimensions = tuple(_dimension(size, program, sizes or {}) for size in value.shape)
         found.append(Input(name, str(value.dtype).removeprefix("torch."), dimensions))
     return found
 
@@ -41,7 +53,7 @@ def plain_symbol(size: Any) -> tuple[sympy.Symbol | None, int]:
     return (symbols[0], multiple) if size == multiple * symbols[0] else (None, 1)
 
 
-def _dimension(size: int | torch.SymInt, program: ExportedProgram, least: Mapping[str, int]) -> Dimension:
+def _dimension(size: int | torch.SymInt, program: ExportedProgram, sizes: Mapping[str, Sizes]) -> Dimension:
     if isinstance(size, int):
         return Dimension(None, size)
     expression: Any = size.node.expr
@@ -50,8 +62,10 @@ def _dimension(size: int | torch.SymInt, program: ExportedProgram, least: Mappin
         return Dimension(None, int(expression))
     symbol, multiple = plain_symbol(expression)
     low, high = (1, None) if symbol is None else bounds(symbol, program)
-    low = max(1, least.get(str(symbol), low))
-    return Dimension(str(symbols[0]), low * multiple, None if high is None else high * multiple, multiple)
+    known = sizes.get(str(symbol), Sizes(str(symbols[0])))
+    low, multiple = low if known.least is None else known.least, multiple * known.step
+    low, high = -(-max(1, low) // known.step), None if high is None else high // known.step
+    return Dimension(known.name, low * multiple, None if high is None else high * multiple, multiple)
 
 
 def bounds(symbol: sympy.Symbol, program: ExportedProgram) -> tuple[int, int | None]:

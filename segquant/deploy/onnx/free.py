@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from segquant.deploy.onnx import write
 from segquant.deploy.onnx.dimensions import inputs_of
 from segquant.deploy.onnx.inputs import Arguments
-from segquant.deploy.onnx.least import least_sizes
+from segquant.deploy.onnx.least import right_sizes
 from segquant.deploy.onnx.manifest import Input
 from segquant.errors import QuantizationError
 from segquant.layers.layer import QuantLayer
@@ -31,7 +31,7 @@ def traced_free(
             if given is arguments:
                 raise
             continue  # what was repeated is no batch
-        found = inputs_of(program, given.names, least_sizes(program, model, layers, forms, given))
+        found = inputs_of(program, given.names, right_sizes(program, model, layers, forms, given))
         if given is arguments or _takes(found, arguments):
             return program, found
     raise AssertionError("unreachable")

@@ -95,7 +95,7 @@ class ExportedDenoiser(nn.Module):
     def _reshaped(self, wanted: Input, value: Tensor, sizes: dict[str, int]) -> Tensor:
         """A timestep for the whole batch, or for each of its pictures."""
         if value.numel() == 1 and len(wanted.dimensions) < 2:
-            shape = [sizes.get(size.name, 1) if size.name else size.low for size in wanted.dimensions]
+            shape = [sizes.get(each.name, 1) * each.multiple if each.name else each.low for each in wanted.dimensions]
             return value.reshape(()).expand(shape)
         raise self._wrong(wanted, value)
 

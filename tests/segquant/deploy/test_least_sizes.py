@@ -1,4 +1,4 @@
-"""Sizes of 1, of which torch.export makes constants: free where the graph is right, refused where it is not."""
+"""Sizes of 1, of which torch.export makes constants, and odd ones: free where the graph is right, else refused."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from segquant import QuantizationError, export_onnx, presets, quantize_
+from segquant.deploy.onnx.least import step_of
 from segquant.deploy.run import load_exported
 from segquant.deploy.run.denoiser import ExportedDenoiser
 
@@ -46,6 +47,34 @@ class OfTwo(Net):
         if x.shape[1] > 1:
             x = x.softmax(1)
         return self.linear(x) + timestep[:, None, None]
+
+
+class Skip(Net):
+    """Which halves its tokens, doubles them and adds what was before: an odd number does not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halve = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        halved = self.halve(x.mT)
+        doubled = nn.functional.interpolate(halved, scale_factor=2.0, mode="nearest").mT
+        return self.linear(x) + doubled[:, : 2 * halved.shape[2]] + timestep[:, None, None]
+
+
+class Sized(Net):
+    """Whose second input has a batch that only fits the first's, as the sizes that SDXL takes."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self.linear(x) + timestep.reshape(x.shape[0], -1).sum(1)[:, None, None]
+
+
+class Pairs(Net):
+    """Whose batch is of pairs, as with guidance."""
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        first, second = self.linear(x).unflatten(0, (2, -1)).unbind(0)
+        return torch.cat([first - second, second]) + timestep[:, None, None]
 
 
 class Alone(Net):
@@ -106,3 +135,42 @@ def test_an_example_of_one_that_two_do_not_stand_for(
         model, running = _exported(kind(), tmp_path / "out", 1, 3)
     assert _takes(running) == ["1", "1…", str(WIDTH)] and _same(model, running, 1, 3) and _same(model, running, 1, 1)
     assert f"{kind.__name__} fixes dimension 0 of x (1), dimension 0 of timestep (1)" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", [4, 12])
+def test_sizes_that_must_be_even(tokens: int, tmp_path: Path) -> None:
+    model, running = _exported(Skip(), tmp_path / "out", 2, tokens)
+    assert _takes(running) == ["1…", "2… by 2", str(WIDTH)]
+    assert all(_same(model, running, *sizes) for sizes in ((1, 2), (3, 6), (1, 14)))
+    with pytest.raises(QuantizationError, match=r"x has the shape \[1, 5, 16\].* takes \[1…, 2… by 2, 16\]"):
+        running(**_call(1, 5))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_batches_that_vary_together(batch: int, tmp_path: Path) -> None:
+    model, running = _exported(Sized(), tmp_path / "out", batch, 3)
+    assert [str(each) for each in (d.name for d in running.manifest.inputs[1].dimensions)] == [
+        running.manifest.inputs[0].dimensions[0].name
+    ]
+    assert all(_same(model, running, *sizes) for sizes in ((1, 3), (2, 1), (5, 4)))
+    with pytest.raises(QuantizationError, match="timestep has the shape"):
+        running(x=_call(2, 3)["x"], timestep=torch.rand(4))
+
+
+def test_one_timestep_for_a_batch_of_pairs(tmp_path: Path) -> None:
+    model, running = _exported(Pairs(), tmp_path / "out", 4, 3)
+    assert running.manifest.inputs[0].dimensions[0].multiple == 2
+    x, time = _call(6, 3)["x"], torch.tensor([0.5])
+    with torch.no_grad():
+        wanted = model(x=x, timestep=time.expand(6))
+    assert bool((running(x=x, timestep=time)[0] - wanted).abs().max() < 1e-5 * wanted.abs().max())
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("size", range(1, 49))
+def test_the_step_of_a_size(size: int, multiple: int) -> None:
+    if size % multiple:
+        return  # no model takes its own example then
+    step = step_of(size, lambda other: other > 0 and other % multiple == 0)
+    assert size % step == 0 and step % multiple == 0  # no wrong size is allowed
+    assert step == multiple or multiple in (3, 6) or step == size  # and no right one refused, where sizes are halved
