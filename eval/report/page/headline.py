@@ -98,8 +98,8 @@ def _compared(comparisons: Sequence[Comparison], main: Quantity, adjustment: str
     number = len(comparisons)
     who = escape(", ".join(names[:METHODS])) + (f" and {len(names) - METHODS} more" if len(names) > METHODS else "")
     return (
-        f"Of {_count(len(told), 'paired comparison')} of {who} with other methods in {escape(_name(main))}, "
-        f"{ahead} are ahead (better with at most {100 * SHARE:g} % more bytes), {larger} better with more bytes, "
+        f"Of {_count(len(told), 'paired comparison')} of {who} with other methods in {escape(_name(main))}: "
+        f"{ahead} ahead (better with at most {100 * SHARE:g} % more bytes), {larger} better with more bytes, "
         f"{level} not distinguishable and {worse} worse, by {escape(adjustment)} over all {number} comparisons."
     )
 
