@@ -35,6 +35,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"there is no key {key!r}; {nearest(key.rpartition('.')[2], known)}"
 
 
+MOST_RETRIES = 1000
+"""Of a sweep's jobs: what has not mended by then does not."""
+
+
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:

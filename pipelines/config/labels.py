@@ -20,6 +20,7 @@ SHIPPED = "emoji_sd3"
 NAME = re.compile(r"[\w.-]+")
 """What names that become parts of folders' names are made of."""
 NONE = "none"
+_SHOWN = 60
 CONTAINERS = ("skip", "overrides", "reconstruction")
 """Settings of quantizers that may be an empty list or mapping."""
 PARTS = {
@@ -64,9 +65,12 @@ def label_of(quantizer: Mapping[str, Any]) -> str:
 
 
 def check_name(key: str, name: str) -> None:
-    """PipelineError for a name that cannot be part of a folder's."""
-    if NAME.fullmatch(name) is None:
-        raise PipelineError(f"{key}={name!r} cannot name a folder; use letters, digits and _ . - alone")
+    """PipelineError for a name that cannot be part of a folder's, or that commands would take for a flag."""
+    if NAME.fullmatch(name) is None or not name.strip(".") or name.startswith("-"):
+        shown = f"{name[:_SHOWN]!r}{'…' * (len(name) > _SHOWN)}"
+        raise PipelineError(
+            f"{key}={shown} cannot name a folder; use letters, digits and _ . - alone, not only dots, and no - first"
+        )
 
 
 def check_quantizer(quantizer: Mapping[str, Any]) -> None:

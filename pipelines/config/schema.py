@@ -37,7 +37,7 @@ from segquant_bench.pipelines.config.sections import (
 )
 from segquant_bench.pipelines.config.shapes import check_list, refuse_extra
 from segquant_bench.pipelines.config.values import check_empty, check_references, check_values
-from segquant_bench.pipelines.errors import PipelineError, at_least
+from segquant_bench.pipelines.errors import MOST_RETRIES, PipelineError, at_least
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import zoo_path
 from segquant_bench.pipelines.sweeps import plugins
@@ -86,7 +86,7 @@ class RunConfig:
     prune_above: float | None = None
 
     def __post_init__(self) -> None:
-        at_least("retries", self.retries, 0)
+        at_least("retries", self.retries, 0, MOST_RETRIES)
         if self.prune_above is not None:
             at_least("prune_above", self.prune_above, 0)
         if not self.cache.strip():
@@ -103,6 +103,7 @@ class RunConfig:
         if ".." in self.name.split("/"):
             raise PipelineError(f"name={self.name} leads out of the sweep's folder; leave .. out")
         check_name("precision.name", self.precision.name)
+        check_name("model.name", self.model.name)
         check_quantizer(self.quantizer)
         check_correction(self.correction.name, self.correction.method, CORRECTIONS)
 
@@ -112,6 +113,11 @@ class RunConfig:
             raise PipelineError(
                 f"correction.prompts={self.correction.prompts} is more than the {self.calibration.prompts} prompts "
                 "of the calibration; lower it, or raise calibration.prompts"
+            )
+        if self.calibration.timesteps == "loss" and self.calibration.pilot > self.calibration.prompts:
+            raise PipelineError(
+                f"calibration.pilot={self.calibration.pilot} is more than the {self.calibration.prompts} prompts of "
+                "the calibration; lower it, or raise calibration.prompts"
             )
 
     def _check_offload(self) -> None:

@@ -21,6 +21,8 @@ EMBEDDINGS = ("live", "cached")
 
 MOST_STEPS, MOST_REPLICATES = 1_000_000, 1_000_000
 """Of a schedule and of a bootstrap: beyond them memory ends before the work does."""
+MOST_BLOCKS = 4096
+"""Of a correction on an axis: as many as the latents of the largest pictures are long."""
 
 
 @dataclass
@@ -137,6 +139,7 @@ class CalibrationConfig:
         at_least("calibration.held_out", self.held_out, 1)
         at_least("calibration.batch_size", self.batch_size, 1)
         at_least("calibration.pilot", self.pilot, 1)
+        at_least("calibration.mean", self.mean, 0, 1)
         if self.std <= 0:
             raise PipelineError(f"calibration.std={self.std} is out of range; it must be positive")
         if (self.timesteps == "all") != (self.steps_per_prompt is None):
@@ -170,8 +173,8 @@ class CorrectionConfig:
         one_of("correction.method", self.method, CORRECTIONS)
         if self.prompts is not None:
             at_least("correction.prompts", self.prompts, 1)
-        at_least("correction.clip", self.clip, 0)
-        at_least("correction.grid", self.grid, 1)
+        at_least("correction.clip", self.clip, 0, 1)
+        at_least("correction.grid", self.grid, 1, MOST_BLOCKS)
         at_least("correction.ridge", self.ridge, 0)
 
 

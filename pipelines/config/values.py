@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 
 from segquant_bench.pipelines.errors import PipelineError, one_line
 
@@ -20,6 +21,8 @@ TEXTS = ("negative_prompt",)
 """Last parts of keys whose texts may be empty."""
 OWN = ("quantizer", "components", "stages", "arguments", "scheduler_settings")
 """Parts of keys below which values are those of somebody's function, which looks at them itself."""
+NAME = "name"
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _SHOWN = 60
 
 
@@ -36,9 +39,14 @@ def check_values(config: DictConfig) -> None:
 
 
 def check_references(config: DictConfig, prefix: str = "") -> None:
-    """Refuse a reference to another type in the place of a list or mapping, which the schema lets through."""
+    """Refuse a reference to another type in the place of a list, a mapping or a section's name.
+
+    The schema lets these through.
+    """
     for key in map(str, config):
         node = config._get_node(key)
+        if key == NAME and prefix:
+            _check_named(config, f"{prefix}{key}", node)
         if not isinstance(node, ListConfig | DictConfig) or node._is_missing():
             continue
         if node._is_interpolation():
@@ -49,6 +57,16 @@ def check_references(config: DictConfig, prefix: str = "") -> None:
                 raise PipelineError(f"{prefix}{key} refers to {shown}, which is no {what}; give one")
         elif isinstance(node, DictConfig) and not node._is_none():
             check_references(node, f"{prefix}{key}.")
+
+
+def _check_named(config: DictConfig, key: str, node: Any) -> None:
+    """A number would become a name that says nothing of what it names."""
+    match = _REFERENCE.fullmatch(str(node._value())) if isinstance(node, StringNode) else None
+    if match is None:
+        return
+    found = OmegaConf.select(config._get_root(), match[1])
+    if found is not None and not isinstance(found, str):
+        raise PipelineError(f"{key} refers to {match[1]}={one_line(repr(found))[:_SHOWN]}, which is no name; give one")
 
 
 def check_empty(config: DictConfig) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from segquant.checks import check_fields
 
+MOST_STEPS = 1_000_000
+"""A hundred times the steps of AdaRound's paper."""
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -46,6 +49,8 @@ class Reconstruction:
         for name in ("rows", "steps", "batch", "memory_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be at least 1")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"reconstruction steps={self.steps} must be at most {MOST_STEPS}")
         for name in ("lr", "beta_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be positive")

@@ -18,7 +18,7 @@ from tests.odd_texts import PROMPTS
 from tests.pipelines.conftest import Command, Tiny
 from tests.pipelines.loggers.offline import read_offline
 
-NAME = "<b>m</b> $x$ | 100% _a_ \u202e\u2028{0}"
+NAME = "m_a_.b-1"
 
 
 class _Page(HTMLParser):
