@@ -35,10 +35,6 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     return f"there is no key {key!r}; {nearest(key.rpartition('.')[2], known)}"
 
 
-MOST_RETRIES = 1000
-"""Of a sweep's jobs: what has not mended by then does not."""
-
-
 def one_of(key: str, value: str, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:
@@ -48,7 +44,7 @@ def one_of(key: str, value: str, known: Iterable[str]) -> None:
 def at_least(key: str, value: float, least: float, most: float = math.inf) -> None:
     """PipelineError for a value that is less, more than `most`, infinite or no number."""
     if not (least <= value < math.inf and value <= most):
-        wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+        wanted = f"at least {least:.12g}" if most == math.inf else f"from {least:.12g} to {most:.12g}"
         raise PipelineError(f"{key}={value} is out of range; it must be {wanted}")
 
 

@@ -18,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.eval.jobs import PRUNED
 from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
-from segquant_bench.pipelines.config.booleans import check_booleans
 from segquant_bench.pipelines.config.explain import below_null, explain, memory_message
 from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
 from segquant_bench.pipelines.config.labels import with_model_name
@@ -188,7 +187,6 @@ def _prepare() -> None:
     if COMPLETION not in flags:
         sweeps = MULTIRUN in flags or "hydra.mode=MULTIRUN" in overrides
         check_overrides(overrides, options([*folders, *flagged(flags)]), sweeps=sweeps)
-        check_booleans(overrides)
     sys.argv[1:] = [*flags, *with_open_keys(with_model_name(with_name(overrides)))]
 
 

@@ -90,13 +90,12 @@ def _check_choice(override: Override, argument: str, options: Collection[str]) -
         raise PipelineError(
             f"{argument} gives a list, and a run has one {group}; for a run each write -m {group}={names}"
         )
-    if not all(isinstance(value, str) for value in values_of(override)):
+    if not all(isinstance(value, str) for value in _values(override)):
         known = f"known are {', '.join(sorted(options))}" if options else f"write {group}=NAME"
         raise PipelineError(f"{argument} names no option of the group {group}; {known}")
 
 
-def values_of(override: Override) -> list[Any]:
-    """What an argument gives its key, of a sweep every value; of ranges and patterns none."""
+def _values(override: Override) -> list[Any]:
     if override.is_sweep_override():
         return [] if _glob(override) is not None or not override.is_discrete_sweep() else [*override.sweep_iterator()]
     value = override.value()

@@ -1,49 +1,38 @@
-"""Keys that are true or false: OmegaConf alone takes 2, yes and on for true."""
+"""Keys that are true or false, on the command line and in files: OmegaConf alone takes 2, yes and on for true."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import is_dataclass
-from functools import cache
-from typing import Any, get_args, get_type_hints
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from segquant_bench.pipelines.errors import PipelineError, one_line
 
-from segquant_bench.pipelines.config.arguments import values_of
-from segquant_bench.pipelines.errors import PipelineError
+if TYPE_CHECKING:
+    Flag = bool
+    FlagOrNull = bool | None
+else:
+    Flag = FlagOrNull = Any  # what is given comes here as it is
+_SHOWN = 60
 
 
-def check_booleans(arguments: Sequence[str]) -> None:
-    """Refuse other values of such keys, as quantizers do of theirs.
+def check_flags(section: Any, prefix: str) -> None:
+    """Of a section's dataclass, whose fields of this kind are annotated `Flag` or `FlagOrNull`.
 
     Raises:
-        PipelineError: with the first argument.
+        PipelineError: with the key of the first value that is neither true nor false.
     """
-    for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+")
-        if "=" not in argument or key not in boolean_keys():
-            continue
-        (override,) = OverridesParser.create().parse_overrides([argument])
-        for value in values_of(override):
-            refers = isinstance(value, str) and value.startswith("${")
-            if not refers and isinstance(value, str | int | float) and not isinstance(value, bool):
-                raise PipelineError(f"{argument} is neither true nor false; write {key}=true or {key}=false")
+    for name in flags(type(section)):
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if not (isinstance(value, bool) or (value is None and kind_of(type(section), name) == "FlagOrNull")):
+            told = "null" if value is None else one_line(str(value))[:_SHOWN]
+            raise PipelineError(f"{key}={told} is neither true nor false; write {key}=true or {key}=false")
 
 
-@cache
-def boolean_keys() -> frozenset[str]:
-    """Of the schema of a run."""
-    from segquant_bench.pipelines.config.schema import RunConfig  # imports what imports this module's neighbours
-
-    return frozenset(_keys(RunConfig, ""))
+def flags(schema: type) -> tuple[str, ...]:
+    """Names of these fields."""
+    return tuple(item.name for item in fields(schema) if kind_of(schema, item.name) in ("Flag", "FlagOrNull"))
 
 
-def _keys(schema: Any, prefix: str) -> list[str]:
-    found: list[str] = []
-    for name, hint in get_type_hints(schema).items():
-        if hint is bool or bool in get_args(hint):
-            found.append(f"{prefix}{name}")
-        for each in (hint, *get_args(hint)):
-            if is_dataclass(each) and not str(hint).startswith("dict"):
-                found += _keys(each, f"{prefix}{name}.")
-    return found
+def kind_of(schema: type, name: str) -> str:
+    """The annotation as it is written."""
+    return next(str(item.type) for item in fields(schema) if item.name == name)

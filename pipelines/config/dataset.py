@@ -5,7 +5,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
+from segquant_bench.pipelines.bounds import check_bounds
+from segquant_bench.pipelines.config.booleans import Flag, check_flags
+from segquant_bench.pipelines.errors import PipelineError, one_of
 
 LAYOUTS = ("mjhq", "coco", "dci", "sdci", "folder")
 DRAWS = ("permutation", "shuffle", "first")
@@ -37,7 +39,7 @@ class DatasetConfig:
     evaluation_prompts: str | None = None
     calibration_prompts: str | None = None
     real: str | None = None
-    pictures: bool = True
+    pictures: Flag = True
     fit: str | None = None
     draw: str = "permutation"
     size: int | None = None
@@ -58,8 +60,8 @@ class DatasetConfig:
         one_of("dataset.draw", self.draw, DRAWS)
         if self.fit is not None:
             one_of("dataset.fit", self.fit, FITS)
-        if self.size is not None:
-            at_least("dataset.size", self.size, 1)
+        check_bounds(self, "dataset.")
+        check_flags(self, "dataset.")
 
     def _check_own(self) -> None:
         foreign = ("layout", "root", "table", "split", "calibration_split", "caption", "archive", "real")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from segquant_bench.pipelines.config.booleans import Flag, check_flags
 from segquant_bench.pipelines.errors import PipelineError, one_of
 
 AUTO = "auto"
@@ -36,12 +37,13 @@ class EngineConfig:
     name: str = "reference"
     fallback: str | None = None
     rest: str = "refuse"
-    every_cpu: bool = True
-    bfloat16: bool = False
+    every_cpu: Flag = True
+    bfloat16: Flag = False
     attention: str = ATTENTIONS[0]
 
     def __post_init__(self) -> None:
         one_of("run.name", self.name, tuple(SETTINGS))
+        check_flags(self, "run.")
         one_of("run.rest", self.rest, RESTS)
         one_of("run.attention", self.attention, ATTENTIONS)
         for item in fields(self):

@@ -9,10 +9,12 @@ from typing import Any
 from omegaconf import MISSING
 
 from segquant_bench.hints import nearest
+from segquant_bench.pipelines.bounds import BOUNDS, within
+from segquant_bench.pipelines.config.booleans import FlagOrNull, check_flags
 from segquant_bench.pipelines.errors import PipelineError
 
 SIDES = ("weight", "input")
-LEAST_BITS, MOST_BITS = 2, 8
+LEAST_BITS, MOST_BITS = BOUNDS["precision.weight.bits"]
 _INTEGER = re.compile(r"(u?int)\d*")
 
 
@@ -29,9 +31,9 @@ class FormatConfig:
     bits: int | None = None
     granularity: str | None = None
     group_size: int | None = None
-    dynamic: bool | None = None
+    dynamic: FlagOrNull = None
     scale_dtype: str | None = None
-    symmetric: bool | None = None
+    symmetric: FlagOrNull = None
 
     def given(self) -> dict[str, Any]:
         """The fields that are not null."""
@@ -46,8 +48,11 @@ class FormatConfig:
         given, key = self.given(), f"precision.{side}"
         for name in ("dtype", "granularity", "scale_dtype"):
             _check_named(f"{key}.{name}", name, given.get(name))
+        check_flags(self, f"{key}.")
         if not given:
             return None
+        if self.group_size is not None:
+            within(f"{key}.group_size", self.group_size)
         if self.dtype is None:
             told = ", ".join(f"{name}={value}" for name, value in given.items())
             raise PipelineError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 
 import yaml
 
-from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import CONF, FAMILIES, ZOO
 
 PRESETS = "segquant.presets"
 SHIPPED = "emoji_sd3"
 """The model where none is named."""
-NAME = re.compile(r"[\w.-]+")
-"""What names that become parts of folders' names are made of."""
+PARTS_OF_NAMES, PARTS_OF_TITLES = "_.-", " _.-+"
+"""Beside letters, their marks and digits of any script: of methods, which "+" and "@" join; of models and formats."""
+LONGEST = 120
+"""Characters of a name: several are put together to that of a folder, which has room for 255 bytes."""
 NONE = "none"
 _SHOWN = 60
 CONTAINERS = ("skip", "overrides", "reconstruction")
@@ -64,13 +67,26 @@ def label_of(quantizer: Mapping[str, Any]) -> str:
     return str(quantizer.get("name") or str(quantizer[TARGET]).rpartition(".")[2])
 
 
-def check_name(key: str, name: str) -> None:
-    """PipelineError for a name that cannot be part of a folder's, or that commands would take for a flag."""
-    if NAME.fullmatch(name) is None or not name.strip(".") or name.startswith("-"):
-        shown = f"{name[:_SHOWN]!r}{'…' * (len(name) > _SHOWN)}"
+def check_name(key: str, name: str, others: str = PARTS_OF_NAMES) -> None:
+    """PipelineError for a name that cannot be part of a folder's, is hidden, or would be taken for a flag."""
+    if (
+        not name
+        or len(name) > LONGEST
+        or name[0] in ".-"
+        or name != name.strip()
+        or not all(each in others or each.isalnum() or unicodedata.category(each).startswith("M") for each in name)
+    ):
+        shown = f"{one_line(name[:_SHOWN])!r}{'…' * (len(name) > _SHOWN)}"
+        kinds = f"{'spaces ' * (' ' in others)}{' '.join(others.strip())}"
         raise PipelineError(
-            f"{key}={shown} cannot name a folder; use letters, digits and _ . - alone, not only dots, and no - first"
+            f"{key}={shown} cannot name a folder; use letters, digits and {kinds} alone, no . - or space first, and at "
+            f"most {LONGEST} characters"
         )
+
+
+def check_title(key: str, name: str) -> None:
+    """As `check_name`, of what may have spaces: "SD3.5 medium"."""
+    check_name(key, name, PARTS_OF_TITLES)
 
 
 def check_quantizer(quantizer: Mapping[str, Any]) -> None:

@@ -10,7 +10,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from segquant_bench.pipelines.bounds import check_bounds
 from segquant_bench.pipelines.config import grids, search
+from segquant_bench.pipelines.config.booleans import Flag, check_flags
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.engine import AUTO, COMPILE, KERNELS, EngineConfig
 from segquant_bench.pipelines.config.explain import explain
@@ -19,9 +21,9 @@ from segquant_bench.pipelines.config.help import options_page
 from segquant_bench.pipelines.config.labels import (
     PRESETS,
     check_correction,
-    check_name,
     check_part,
     check_quantizer,
+    check_title,
     label_of,
 )
 from segquant_bench.pipelines.config.objective import check_objective
@@ -37,10 +39,11 @@ from segquant_bench.pipelines.config.sections import (
 )
 from segquant_bench.pipelines.config.shapes import check_list, refuse_extra
 from segquant_bench.pipelines.config.values import check_empty, check_references, check_values
-from segquant_bench.pipelines.errors import MOST_RETRIES, PipelineError, at_least
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import zoo_path
 from segquant_bench.pipelines.sweeps import plugins
+from segquant_bench.texts import plain
 
 PEERS = "segquant_bench.pipelines.peers"
 REFERENCE = "reference"
@@ -76,19 +79,18 @@ class RunConfig:
     backend: Any = REFERENCE
     run: EngineConfig = field(default_factory=EngineConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
-    polarity: bool = False
-    speed: bool = False
+    polarity: Flag = False
+    speed: Flag = False
     seed: int = 0
     cache: str = "outputs/cache"
-    report: bool = True
+    report: Flag = True
     retries: int = 1
     objective: list[str] = field(default_factory=lambda: ["output_error"])
     prune_above: float | None = None
 
     def __post_init__(self) -> None:
-        at_least("retries", self.retries, 0, MOST_RETRIES)
-        if self.prune_above is not None:
-            at_least("prune_above", self.prune_above, 0)
+        check_bounds(self, "")
+        check_flags(self, "")
         if not self.cache.strip():
             raise PipelineError("cache is empty; give a folder, cache=DIRECTORY")
         check_objective(self.objective, self.metric.metrics)
@@ -102,8 +104,13 @@ class RunConfig:
     def _check_names(self) -> None:
         if ".." in self.name.split("/"):
             raise PipelineError(f"name={self.name} leads out of the sweep's folder; leave .. out")
-        check_name("precision.name", self.precision.name)
-        check_name("model.name", self.model.name)
+        check_title("precision.name", self.precision.name)
+        check_title("model.name", self.model.name)
+        if plain(self.name) != self.name:
+            raise PipelineError(
+                f"name={one_line(self.name)[:60]} has a line break or a control character, which no folder's name "
+                "should; take it out"
+            )
         check_quantizer(self.quantizer)
         check_correction(self.correction.name, self.correction.method, CORRECTIONS)
 

@@ -17,10 +17,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from segquant_bench.pipelines.bounds import within
 from segquant_bench.pipelines.config.arguments import with_open_keys
 from segquant_bench.pipelines.config.objective import check_objective, directions
 from segquant_bench.pipelines.config.sweeping import listed, opened
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_line
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.sweeps.launch import failure_of
 from segquant_bench.pipelines.sweeps.study import Study, import_optuna
 
@@ -44,8 +45,8 @@ class SearchSweeper(Sweeper):
     def __init__(
         self, n_trials: int, n_jobs: int = 1, params: Mapping[str, Any] | None = None, **settings: Any
     ) -> None:
-        at_least("hydra.sweeper.n_trials", n_trials, 1)
-        at_least("hydra.sweeper.n_jobs", n_jobs, 1)
+        within("hydra.sweeper.n_trials", n_trials)
+        within("hydra.sweeper.n_jobs", n_jobs)
         self.n_trials, self.n_jobs, self.params, self.settings = n_trials, n_jobs, dict(params or {}), settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

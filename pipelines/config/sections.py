@@ -7,7 +7,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_of
+from segquant_bench.pipelines.bounds import check_bounds
+from segquant_bench.pipelines.config.booleans import Flag, FlagOrNull, check_flags
+from segquant_bench.pipelines.errors import PipelineError, one_of
 from segquant_bench.pipelines.runtime.own_code import TARGET
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -17,12 +19,6 @@ TIMESTEPS = ("uniform", "normal", "all", "loss")
 CORRECTIONS = ("none", "ptqd", "tac", "affine")
 OFFLOADS = ("none", "components", "blocks")
 EMBEDDINGS = ("live", "cached")
-
-
-MOST_STEPS, MOST_REPLICATES = 1_000_000, 1_000_000
-"""Of a schedule and of a bootstrap: beyond them memory ends before the work does."""
-MOST_BLOCKS = 4096
-"""Of a correction on an axis: as many as the latents of the largest pictures are long."""
 
 
 @dataclass
@@ -37,16 +33,12 @@ class CallConfig:
     negative_prompt: str | None = None
     true_cfg_scale: float | None = None
     controlnet_conditioning_scale: float | None = None
-    use_resolution_binning: bool | None = None
-    clean_caption: bool | None = None
+    use_resolution_binning: FlagOrNull = None
+    clean_caption: FlagOrNull = None
 
     def __post_init__(self) -> None:
-        at_least("model.call.num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
-        at_least("model.call.guidance_scale", self.guidance_scale, 0)
-        at_least("model.call.height", self.height, 8)
-        at_least("model.call.width", self.width, 8)
-        if self.max_sequence_length is not None:
-            at_least("model.call.max_sequence_length", self.max_sequence_length, 0)
+        check_bounds(self, "model.call.")
+        check_flags(self, "model.call.")
 
     def arguments(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -93,7 +85,7 @@ class ModelConfig:
     scheduler_settings: dict[str, Any] = field(default_factory=dict)
     embeddings: str = "live"
     offload: str = "none"
-    convolutions: bool = False
+    convolutions: Flag = False
     control: str | None = None
     call: CallConfig = MISSING
 
@@ -105,7 +97,8 @@ class ModelConfig:
         one_of("model.dtype", self.dtype, DTYPES)
         one_of("model.embeddings", self.embeddings, EMBEDDINGS)
         one_of("model.offload", self.offload, OFFLOADS)
-        at_least("model.batch_size", self.batch_size, 1)
+        check_bounds(self, "model.")
+        check_flags(self, "model.")
 
 
 @dataclass
@@ -135,20 +128,12 @@ class CalibrationConfig:
             raise PipelineError(
                 f"calibration.timesteps={self.timesteps} has no {TARGET}; give it one, their_pkg.function"
             )
-        at_least("calibration.prompts", self.prompts, 1)
-        at_least("calibration.held_out", self.held_out, 1)
-        at_least("calibration.batch_size", self.batch_size, 1)
-        at_least("calibration.pilot", self.pilot, 1)
-        at_least("calibration.mean", self.mean, 0, 1)
-        if self.std <= 0:
-            raise PipelineError(f"calibration.std={self.std} is out of range; it must be positive")
+        check_bounds(self, "calibration.")
         if (self.timesteps == "all") != (self.steps_per_prompt is None):
             raise PipelineError(
                 f"calibration.timesteps={self.timesteps} with calibration.steps_per_prompt={self.steps_per_prompt}: "
                 "timesteps=all takes every step (steps_per_prompt=null), the others need a number of steps"
             )
-        if self.steps_per_prompt is not None:
-            at_least("calibration.steps_per_prompt", self.steps_per_prompt, 1)
 
 
 @dataclass
@@ -163,19 +148,16 @@ class CorrectionConfig:
     name: str = MISSING
     method: str = MISSING
     prompts: int | None = None
-    variance: bool = True
+    variance: Flag = True
     clip: float = 0.2
-    input_bias: bool = True
+    input_bias: Flag = True
     grid: int = 8
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
         one_of("correction.method", self.method, CORRECTIONS)
-        if self.prompts is not None:
-            at_least("correction.prompts", self.prompts, 1)
-        at_least("correction.clip", self.clip, 0, 1)
-        at_least("correction.grid", self.grid, 1, MOST_BLOCKS)
-        at_least("correction.ridge", self.ridge, 0)
+        check_bounds(self, "correction.")
+        check_flags(self, "correction.")
 
 
 @dataclass
@@ -194,8 +176,7 @@ class BackendsConfig:
     def __post_init__(self) -> None:
         one_of("metric.backends.fid", self.fid, FID_EXTRACTORS)
         one_of("metric.backends.lpips", self.lpips, LPIPS_TRUNKS)
-        at_least("metric.backends.candidates", self.candidates, 2)
-        at_least("metric.backends.batch_size", self.batch_size, 1)
+        check_bounds(self, "metric.backends.")
 
 
 @dataclass
@@ -211,7 +192,7 @@ class MetricConfig:
     def __post_init__(self) -> None:
         if not self.metrics:
             raise PipelineError("metric.metrics is empty; name at least one metric, for example psnr")
-        at_least("metric.bootstrap", self.bootstrap, 1, MOST_REPLICATES)
+        check_bounds(self, "metric.")
 
 
 @dataclass
@@ -221,7 +202,7 @@ class GenerateConfig:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        at_least("generate.processes", self.processes, 1)
+        check_bounds(self, "generate.")
 
 
 @dataclass
@@ -238,10 +219,11 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     mode: str = "auto"
     images: int = 32
-    artifact: bool = True
+    artifact: Flag = True
     _target_: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         one_of("logger.mode", self.mode, ("auto", "offline", "online"))
-        at_least("logger.images", self.images, 0)
+        check_bounds(self, "logger.")
+        check_flags(self, "logger.")

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.eval.jobs import Listed
-from segquant_bench.pipelines.errors import MOST_RETRIES, PipelineError, at_least
+from segquant_bench.pipelines.bounds import within
+from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sweeps.launch import Launch
 from segquant_bench.pipelines.sweeps.record import SweepRecord
 
@@ -24,9 +25,9 @@ def opened(sweeper: Sweeper, batch: int | None = None) -> Launch:
     config, launcher = sweeper.config, sweeper.launcher
     assert config is not None and launcher is not None  # by `setup`
     retries = int(config.retries)
-    at_least("retries", retries, 0, MOST_RETRIES)
+    within("retries", retries)
     if batch is not None:
-        at_least("hydra.sweeper.max_batch_size", batch, 1)
+        within("hydra.sweeper.max_batch_size", batch)
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from segquant.bounds import at_most
 from segquant_bench.pipelines.peers.peer import Apply, Forward, Peer, check_installed, check_precision, linear_at
 
 PACKAGE = "bitsandbytes"
@@ -38,6 +39,7 @@ def bnb_int8(precision: str, *, threshold: float = 6.0, skip: Sequence[str] = ()
     """
     if not threshold >= 0:
         raise ValueError(f"threshold must be at least 0, not {threshold}; 6 is the paper's, 0 leaves no channel out")
+    at_most("threshold", threshold)
     apply = functools.partial(_eight_bits, threshold=threshold)
     return _peer("bnb_int8", precision, "w8a8_dynamic", apply, {"threshold": threshold}, skip, seed)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from segquant import PRECISIONS, QuantScheme, QuantSpec, model_weight_bytes
+from segquant.bounds import at_most
 from segquant.modules.calls import call
 from segquant.modules.tensors import stored_tensors
 from segquant.numerics.precisions import scheme_of
@@ -218,9 +219,10 @@ def branch_rank(model: nn.Module, names: Iterable[str], rank: int | None) -> int
 
 
 def check_rank(rank: int | None) -> None:
-    """ValueError below 1; None means `branch_rank`."""
+    """ValueError below 1, and for more than a branch can have; None means `branch_rank`."""
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
+    at_most("rank", rank)
 
 
 def tensors_digest(model: nn.Module) -> str:

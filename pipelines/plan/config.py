@@ -14,6 +14,7 @@ from segquant_bench.hidden import visible
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.architectures import architecture_names
 from segquant_bench.pipelines.config.arguments import with_open_keys
+from segquant_bench.pipelines.config.booleans import check_flags
 from segquant_bench.pipelines.config.formats import SIDES, PrecisionConfig
 from segquant_bench.pipelines.config.precision import register_precision, with_name
 from segquant_bench.pipelines.config.quantizer import build_quantizer
@@ -50,6 +51,7 @@ class PlanModel(ModelConfig):
 
     def __post_init__(self) -> None:
         """No weights needed; `compose_plan` checks."""
+        check_flags(self, "model.")
 
 
 @dataclass

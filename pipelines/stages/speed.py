@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_map_only
 from segquant.files import write_json
 from segquant.layers.layer import QuantLayer
 from segquant.modules.tensors import stored_tensors
+from segquant_bench.pipelines.bounds import within
 from segquant_bench.pipelines.config.engine import COMPILE, EXPORTED
 from segquant_bench.pipelines.config.schema import RunConfig
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of, unknown_key
+from segquant_bench.pipelines.errors import PipelineError, one_line, one_of, unknown_key
 from segquant_bench.pipelines.runtime import provenance
 from segquant_bench.pipelines.runtime.growth import peak_growth_mb, resident_mb
 from segquant_bench.pipelines.sampling.generate import first_tensor
@@ -41,8 +42,6 @@ FILE = "speed.json"
 OURS, FLOAT32 = "run", "float32"
 AGAINST = ("bfloat16", "float32_compiled", "bfloat16_compiled")
 """What else may be measured beside the run's engine and float32 in plain torch."""
-MOST_REPEATS = 10_000
-"""Rounds of one kind, each of seconds."""
 MIB = 2**20
 
 
@@ -72,14 +71,8 @@ class Settings:
         for name in against:
             one_of("stages.speed.against", name, AGAINST)
         for key in ("repeats", "warmup"):
-            _check_rounds(f"stages.speed.{key}", given.get(key, 1))
+            within(f"stages.speed.{key}", given.get(key, 1))
         return Settings(**{**given, "against": tuple(against)})
-
-
-def _check_rounds(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PipelineError(f"{key}={one_line(repr(value))[:60]} is no whole number; give one from 1 to {MOST_REPEATS}")
-    at_least(key, value, 1, MOST_REPEATS)
 
 
 def _settings(run: Run) -> Settings:

@@ -13,7 +13,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_line
+from segquant_bench.pipelines.bounds import within
+from segquant_bench.pipelines.errors import PipelineError, one_line
 from segquant_bench.pipelines.sweeps.launch import LostJob, lost
 from segquant_bench.pipelines.sweeps.task import Task
 
@@ -37,9 +38,9 @@ class RayLauncher(Launcher):
     def __init__(
         self, address: str | None, cpus: float, gpus: float, parallel: int, init: Mapping[str, Any] | None = None
     ) -> None:
-        at_least("hydra.launcher.parallel", parallel, 1)
-        at_least("hydra.launcher.cpus", cpus, 0)
-        at_least("hydra.launcher.gpus", gpus, 0)
+        within("hydra.launcher.parallel", parallel)
+        within("hydra.launcher.cpus", cpus)
+        within("hydra.launcher.gpus", gpus)
         self.address, self.cpus, self.gpus, self.parallel = address, cpus, gpus, parallel
         self.init: dict[str, Any] = {
             str(key): OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -15,7 +15,8 @@ from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.files import save_json
 from segquant_bench.eval.jobs import DONE, JOB, PRUNED, Job, load_job
 from segquant_bench.eval.study import FILE
-from segquant_bench.pipelines.errors import PipelineError, at_least, one_line, one_of
+from segquant_bench.pipelines.bounds import within
+from segquant_bench.pipelines.errors import PipelineError, one_line, one_of
 from segquant_bench.pipelines.sweeps.record import from_json
 
 NAME = "segquant"
@@ -57,9 +58,9 @@ class Study:
     ) -> None:  # fmt: skip
         optuna = import_optuna()
         one_of("hydra.sweeper.sampler", sampler, SAMPLERS)
-        at_least("hydra.sweeper.warm_up", warm_up, 1)
+        within("hydra.sweeper.warm_up", warm_up)
         if prune is not None:
-            at_least("hydra.sweeper.prune", prune, 1)
+            within("hydra.sweeper.prune", prune)
         self.folder, self.objectives, self.space = folder, dict(objectives), dict(space)
         self.prune, self.warm_up, self._states, self._seed = prune, warm_up, optuna.trial.TrialState, seed
         self.choices = {key: _choices(each) for key, each in self.space.items()}

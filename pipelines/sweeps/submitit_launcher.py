@@ -17,7 +17,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from segquant_bench.pipelines.errors import at_least, one_line
+from segquant_bench.pipelines.bounds import within
+from segquant_bench.pipelines.errors import one_line
 from segquant_bench.pipelines.sweeps.launch import LostJob, lost
 from segquant_bench.pipelines.sweeps.task import Task, threads_per_job
 
@@ -44,7 +45,7 @@ class SubmititLauncher(Launcher):
         self, cluster: str, folder: str, parallel: int, threads: int | None = None, poll: float = 0.5,
         max_num_timeout: int = 0, **parameters: Any,
     ) -> None:  # fmt: skip
-        at_least("hydra.launcher.parallel", parallel, 1)
+        within("hydra.launcher.parallel", parallel)
         self.cluster, self.folder, self.parallel, self.threads, self.poll = cluster, folder, parallel, threads, poll
         self.max_num_timeout = max_num_timeout
         self.parameters = {

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segquant.bounds import check_most
 from segquant.calibrators.protocol import Calibrator, Inputs
 from segquant.checks import check_fields
 from segquant.errors import QuantizationError
@@ -143,6 +144,7 @@ class Gptq(Calibrator):
         check_fields(self)
         if not self.damp > 0:
             raise ValueError(f"damp must be positive, not {self.damp}")
+        check_most(self)
 
     def prepare(self, inputs: Inputs) -> Factor:
         assert inputs.gram is not None

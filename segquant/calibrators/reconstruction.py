@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from segquant.bounds import check_most
 from segquant.checks import check_fields
-
-MOST_STEPS = 1_000_000
-"""A hundred times the steps of AdaRound's paper."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ class Reconstruction:
         for name in ("rows", "steps", "batch", "memory_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be at least 1")
-        if self.steps > MOST_STEPS:
-            raise ValueError(f"reconstruction steps={self.steps} must be at most {MOST_STEPS}")
+        check_most(self, "reconstruction ")
         for name in ("lr", "beta_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be positive")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from segquant.bounds import check_most
 from segquant.checks import check_fields, described, listed
 from segquant.errors import QuantizationError
 from segquant.numerics.formats import check_choice
@@ -113,6 +114,7 @@ class Budget:
     def __post_init__(self) -> None:
         check_fields(self)
         check_choice("budget over", self.over, (METHODS, FORMATS))
+        check_most(self, "budget ")
         if not self.bytes >= 1 or not self.operations >= 1:
             raise ValueError(
                 f"budget bytes={self.bytes}, operations={self.operations}: both are multiples of plain "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segquant import registry
+from segquant.bounds import check_most
 from segquant.calibrators.gptq import SHRINKAGE
 from segquant.calibrators.nearest import Nearest
 from segquant.calibrators.protocol import Calibrator
@@ -81,6 +82,7 @@ class Method:
         check_headroom(self.headroom)
         if not 0 <= self.gram_shrinkage < math.inf:
             raise ValueError(f"gram_shrinkage must be at least 0, not {self.gram_shrinkage}")
+        check_most(self)
         if "second_pass" in self.calibrator.needs and self.bias_correction:
             raise ValueError(
                 f"bias_correction has nothing to add to calibrator {self.calibrator.name!r}; switch one of them off"

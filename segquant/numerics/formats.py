@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from segquant.bounds import at_most
 from segquant.checks import check_fields, described, require
 from segquant.errors import nearest
 from segquant.numerics.grids import GRIDS, Grid
@@ -74,6 +75,7 @@ class QuantSpec:
             )
         if self.group_size is not None and self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, not {described(self.group_size)}")
+        at_most("group_size", self.group_size)
         self._settle_symmetry()
         self._check_scales()
 

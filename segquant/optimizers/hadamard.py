@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from segquant.bounds import check_most
 from segquant.checks import check_fields
 from segquant.numerics.hadamard import random_signs, regular_block
 from segquant.numerics.layout import Layout
@@ -45,6 +46,7 @@ class Regular(Rotation):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_most(self)
         regular_block(self.rotation_group, self.rotation_group)
 
     @property

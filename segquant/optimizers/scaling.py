@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from segquant.bounds import check_most
 from segquant.checks import check_fields
 from segquant.numerics.formats import check_choice
 from segquant.numerics.transform import Transform
@@ -67,6 +68,7 @@ class SmoothQuant(Optimizer):
     def __post_init__(self) -> None:
         check_fields(self)
         check_alpha(self.alpha)
+        check_most(self)
         check_choice("alpha_rows", self.alpha_rows, ALPHA_ROWS)
 
     @property

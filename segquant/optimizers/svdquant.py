@@ -36,10 +36,6 @@ class Split:
     down: Tensor
 
 
-MOST_ITERATIONS = 1000
-"""Refits, each a decomposition of every layer."""
-
-
 @register
 @dataclass(frozen=True)
 class SvdQuant(SmoothQuant):
@@ -65,8 +61,6 @@ class SvdQuant(SmoothQuant):
         check_choice("svd", self.svd, SVDS)
         if (self.rank is not None and self.rank < 1) or self.iterations < 0:
             raise ValueError(f"rank={self.rank}, iterations={self.iterations}: rank is at least 1, iterations 0")
-        if self.iterations > MOST_ITERATIONS:
-            raise ValueError(f"iterations={self.iterations} must be at most {MOST_ITERATIONS}")
         if self.rank_limit < 1 or not 0 < self.rank_fraction <= 1:
             raise ValueError(
                 f"rank_limit={self.rank_limit}, rank_fraction={self.rank_fraction}: the limit is at least 1, and the "

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from segquant.bounds import check_most
 from segquant.checks import check_fields
 from segquant.numerics.formats import QuantSpec
 from segquant.ranges.mse import Mse, mse_weight_extremes, mse_weight_scale
@@ -35,6 +36,7 @@ class Clip(Mse):
         check_fields(self)
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, not {self.clip_norm}")
+        check_most(self)
 
     def weight_scale(
         self,
