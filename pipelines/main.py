@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.eval.jobs import PRUNED
-from segquant_bench.pipelines.config.arguments import check_overrides, check_text, with_open_keys
+from segquant_bench.pipelines.config.arguments import check_environment, check_overrides, check_text, with_open_keys
 from segquant_bench.pipelines.config.explain import below_null, explain, memory_message
 from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_and_overrides
 from segquant_bench.pipelines.config.labels import with_model_name
@@ -81,7 +81,8 @@ def job(config: DictConfig) -> Value:
 
 
 def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
-    message, overrides, cause = user_message(error), list(HydraConfig.get().overrides.task), mendable(error)
+    told: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # ${…} may lead nowhere
+    message, overrides, cause = user_message(error), [*map(str, told)], mendable(error)
     if folder is not None:
         tries = max(1, tries_before(folder, SweepFolder.sweep))
         write_failure(folder, config, overrides, message or f"{type(error).__name__}: {error}", cause, tries)
@@ -93,9 +94,9 @@ def _fail(config: DictConfig, folder: Path | None, error: Exception) -> None:
         _refused.append(PipelineError(message))
         return
     log.error("%s", line)
-    told = PipelineError(message)
-    told.mendable = cause
-    raise told from error
+    refused = PipelineError(message)
+    refused.mendable = cause
+    raise refused from error
 
 
 def _job(config: DictConfig, folder: Path) -> Value:
@@ -183,6 +184,7 @@ def _succeeds(work: Callable[[], Any], prefix: str = "") -> bool:
 def _prepare() -> None:
     check_text(sys.argv[1:])
     flags, overrides = flags_and_overrides(sys.argv[1:])
+    check_environment(overrides)
     folders = check_search_path([*flags, *overrides])
     if COMPLETION not in flags:
         sweeps = MULTIRUN in flags or "hydra.mode=MULTIRUN" in overrides

@@ -1,4 +1,4 @@
-"""The library's one exception."""
+"""The library's exception."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class QuantizationError(ValueError):
     """A layer, calibration set or file that cannot be quantized; the message says what to do."""
+
+
+class UnknownHereError(QuantizationError):
+    """A file names what this process does not know: a part that nobody registered, or a field of a newer version."""
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from segquant.checks import described
-from segquant.errors import QuantizationError, nearest
+from segquant.errors import QuantizationError, UnknownHereError, nearest
 
 Part = TypeVar("Part")
 
@@ -66,7 +66,7 @@ def find(slot: str, name: str, *, asker: str | None = None) -> Any:
     if found is None and asker is None:
         raise QuantizationError(f"unknown {slot} {described(name)}; {nearest(str(name), _TABLES[slot])}")
     if found is None:
-        raise QuantizationError(
+        raise UnknownHereError(
             f"{asker} was made with {slot} {name!r}, which is not registered here; import the package that defines it "
             "first"
         )
@@ -105,7 +105,7 @@ def build(kind: type, values: Mapping[str, Any]) -> Any:
     known = fields_of(kind)
     for key in values:
         if key not in known:
-            raise QuantizationError(f"{kind.__name__} has no field {described(key)}; {nearest(str(key), known)}")
+            raise UnknownHereError(f"{kind.__name__} has no field {described(key)}; {nearest(str(key), known)}")
     return kind(**{key: _plain(known[key], value) for key, value in values.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ OPEN = (
 """Keys whose value is a mapping with keys of the user's own."""
 EXPERIMENT = "experiment"
 _KEY = re.compile(r"([^+~=][^=]*)=")
+_VARIABLE = re.compile(r"\$\{oc\.env:\s*([^,\s{}]+)\s*\}")
 _QUOTED_KEY = re.compile(r"""[{,]\s*(["'])[^"']*\1\s*:""")
 
 
@@ -45,6 +47,20 @@ def check_text(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise PipelineError(f"{argument} is no UTF-8; write it so, or rename what it names")
+
+
+def check_environment(arguments: Sequence[str]) -> None:
+    """PipelineError for an argument with ${oc.env:NAME}, without a default, of a variable that is not set.
+
+    What refers to its key, as the folder of a run does, would be told of in its place.
+    """
+    for argument in arguments:
+        missing = [name for name in _VARIABLE.findall(argument) if name not in os.environ]
+        if missing:
+            raise PipelineError(
+                f"{argument}: the environment has no variable {missing[0]}; set it, or write "
+                f"${{oc.env:{missing[0]},VALUE}} with a value for where it is not set"
+            )
 
 
 def quotes_hint(override: str) -> str:

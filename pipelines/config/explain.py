@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -20,6 +21,9 @@ from segquant_bench.pipelines.config.arguments import open_key, quotes_hint
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, causes, is_memory, one_line, unknown_key
 
+PARTS = "model.parts."
+QUOTES = "'\""
+_MERGING = "Error merging override "
 _ASKED = re.compile(r"(?:[Tt]ried to|Unable to) allocate (\d[\d.]*) ?(bytes|[KMGTP]?i?B)")
 _FREE = re.compile(r"of which (\d[\d.]* ?[KMGTP]?i?B) is free")
 
@@ -41,12 +45,39 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         return _unknown_key(cause)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return _wrong_value(cause)
+        return _of_part(error) or _wrong_value(cause, _given(error))
     return one_line(cause or error)
 
 
-def _wrong_value(error: OmegaConfBaseException) -> str:
+def _given(error: BaseException) -> tuple[str, str]:
+    """Key and value of the argument that does not go with the rest, as Hydra's message has them; else empty."""
+    key, _, value = one_line(error).removeprefix(_MERGING).partition("=")
+    return (key.lstrip("+"), value) if str(error).startswith(_MERGING) else ("", "")
+
+
+def _of_part(error: BaseException) -> str:
+    """Of a component from elsewhere that is not there yet, which takes all of its keys at once; else empty."""
+    key, value = _given(error)
+    names = key.removeprefix(PARTS).split(".")
+    if not key.startswith(PARTS):
+        return ""
+    if names[1:] and names[1] not in {item.name for item in fields(PartConfig)}:
+        return unknown_key(key, [item.name for item in fields(PartConfig)])
+    place = f"{names[1]}: {value}" if names[1:] and names[1] != "kind" else "path: DIRECTORY"
+    kind = value if names[1:] == ["kind"] else "CLASS"
+    return (
+        f"{key} is of a part that the model has not: model.parts takes one whole; write 'model.parts={{{names[0]}: "
+        f"{{kind: {kind}, {place}}}}}' with the name of its class in diffusers"
+    )
+
+
+def _wrong_value(error: OmegaConfBaseException, given: tuple[str, str]) -> str:
     key, told = str(error.full_key), one_line(str(error.msg).partition("\n")[0])
+    if told.endswith("is not a ListConfig, list or tuple."):
+        value = given[1] if given[0] == key and given[1] else "VALUE"
+        return f"{key} takes a list; write '{key}=[{value.strip(QUOTES)}]'"
+    if told.endswith("is not Optional"):
+        return f"{key} cannot be null; leave {key}=null out, or give it a value"
     if told == "Cannot merge DictConfig with ListConfig":
         return f"{key} got a list for settings or the other way round; write '{key}={{KEY: VALUE}}' or '{key}=[VALUE]'"
     if "is not a subclass of" in told and key.endswith("]"):
@@ -66,8 +97,17 @@ ELSEWHERE = {
 """What is done otherwise, by group and option."""
 
 
+def _group_and_option(file: str) -> tuple[str, str]:
+    ours, _, rest = file.partition("/")
+    if ours != "hydra":
+        return (ours, rest) if rest else ("", file)
+    inner, _, option = rest.partition("/")
+    return f"{ours}/{inner}", option
+
+
 def _unknown_option(error: MissingConfigException) -> str:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    # what follows a group's name is what was given, also where that has a "/" of its own
+    group, option = _group_and_option(str(error.missing_cfg_file))
     if not error.options:
         return f"there is no configuration {error.missing_cfg_file!r}; look into conf/"
     if (group, option) in ELSEWHERE:

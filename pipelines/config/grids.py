@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from segquant_bench.pipelines.config.arguments import with_open_keys
 from segquant_bench.pipelines.config.sweeping import listed, opened
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.sweeps.launch import raise_failure
 
 # Hydra instantiates plugins of its own namespace only, so `register` puts this module there under this name.
 NAMESPACE = "hydra_plugins.segquant"
@@ -72,7 +73,7 @@ class GridSweeper(Sweeper):
             raise PipelineError(f"no job of the sweep has {' '.join(arguments)}; leave out or change what none has")
         results = opened(self, self.max_batch_size).run(listed(self, jobs))
         for result in results:
-            result.return_value  # noqa: B018 - raises where the job failed
+            raise_failure(result)
         return [results]
 
     def jobs(self, arguments: Sequence[str]) -> list[list[str]]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.labels import PRESETS
 from segquant_bench.pipelines.config.precision import register_precision, scheme_from, shipped_precisions
 from segquant_bench.pipelines.config.schema import PEERS, RunConfig
@@ -79,9 +81,11 @@ def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Pee
     from segquant.presets.settings import why_not  # torch: not for `segquant --help`
 
     package, _, function = target.rpartition(".")
-    preset = getattr(importlib.import_module(package), function, None)
-    if preset is None:
-        raise PipelineError(f"{target} does not exist; choose one of conf/quantizer")
+    module = importlib.import_module(package)
+    functions = [each for each in module.__all__ if inspect.isfunction(getattr(module, each))]
+    if function not in functions:
+        raise PipelineError(f"{KEY}={target} is no function of {package}; {nearest(function, functions)}")
+    preset = getattr(module, function)
     known = own_code.known_arguments(preset) or set()
     for key in arguments:
         if key not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +41,7 @@ from segquant_bench.pipelines.config.sections import (
 from segquant_bench.pipelines.config.shapes import check_list, refuse_extra
 from segquant_bench.pipelines.config.values import check_empty, check_references, check_values
 from segquant_bench.pipelines.errors import PipelineError, one_line
-from segquant_bench.pipelines.runtime.own_code import TARGET
+from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
 from segquant_bench.pipelines.runtime.paths import zoo_path
 from segquant_bench.pipelines.sweeps import plugins
 from segquant_bench.texts import plain
@@ -50,6 +51,8 @@ REFERENCE = "reference"
 """The backend that computes what every other one is measured against."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
+_DUNDER = re.compile("__.*__")
+_SHOWN = 100
 
 
 @dataclass
@@ -259,6 +262,17 @@ def _check_target(quantizer: Any) -> None:
         raise PipelineError(
             "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn, or give "
             "quantizer._target_=their_pkg.module.function"
+        )
+    target = quantizer[TARGET]
+    parts = target.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() and not _DUNDER.fullmatch(part) for part in parts):
+        raise PipelineError(
+            f"quantizer.{TARGET}={one_line(target)[:_SHOWN]} is no dotted path of a function; give for example "
+            f"quantizer.{TARGET}=their_pkg.module.function"
+        )
+    if not is_own(target) and target.rpartition(".")[0] not in (PRESETS, PEERS):
+        raise PipelineError(
+            f"quantizer.{TARGET}={target[:_SHOWN]} is no quantizer; it must name a function of {PRESETS} or {PEERS}"
         )
 
 

@@ -22,7 +22,7 @@ from segquant_bench.pipelines.config.arguments import with_open_keys
 from segquant_bench.pipelines.config.objective import check_objective, directions
 from segquant_bench.pipelines.config.sweeping import listed, opened
 from segquant_bench.pipelines.errors import PipelineError, one_line
-from segquant_bench.pipelines.sweeps.launch import failure_of
+from segquant_bench.pipelines.sweeps.launch import failure_of, raise_failure
 from segquant_bench.pipelines.sweeps.study import Study, import_optuna
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class SearchSweeper(Sweeper):
                 self._tell(study, number, job.folder, result)
             failed += [result for result in results if failure_of(result) is not None]
         for result in failed:
-            result.return_value  # noqa: B018 - raises
+            raise_failure(result)
         return []
 
     def _parsed(self, overrides: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -21,7 +21,12 @@ TEXTS = ("negative_prompt",)
 """Last parts of keys whose texts may be empty."""
 OWN = ("quantizer", "components", "stages", "arguments", "scheduler_settings")
 """Parts of keys below which values are those of somebody's function, which looks at them itself."""
+FILES = ("path", "root", "table", "archive", "evaluation_prompts", "calibration_prompts", "real", "inception",
+         "clip_path", "cache")  # fmt: skip
+"""Last parts of keys that name files or folders."""
+REPO = "repo"
 NAME = "name"
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _SHOWN = 60
 
@@ -111,6 +116,11 @@ def _wrong(key: str, value: Any) -> str | None:
         return "does not fit in 64 bits; give a smaller number"
     if isinstance(value, int) and key.rpartition(".")[2] == SEED and value < 0:
         return "is a negative seed, which numpy refuses; give one of at least 0"
+    if isinstance(value, str) and _ADDRESS.match(value):
+        if key.rpartition(".")[2] in FILES and not set(key.split(".")[:-1]) & {*OWN}:
+            return "is an address, and nothing is downloaded: only local files are read; download it, and give its path"
+        if key.rpartition(".")[2] == REPO:
+            return "is an address; give a repository of the hub as OWNER/NAME"
     if isinstance(value, str) and _is_device(value):
         return "is neither a file nor a folder, but a device or a pipe; give a file or a folder"
     if isinstance(value, str) and any(each == "\0" or "\ud800" <= each <= "\udfff" for each in value):

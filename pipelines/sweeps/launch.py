@@ -158,6 +158,16 @@ def failure_of(result: JobReturn) -> BaseException | None:
     return failed if isinstance(failed, BaseException) else None
 
 
+def raise_failure(result: JobReturn) -> None:
+    """Raise why a job failed, if it did, without the line that Hydra would print beside its sentence."""
+    error = failure_of(result)
+    if error is None:
+        return
+    if not isinstance(error, PipelineError):
+        log.error("a fault in the job %s", one_line(" ".join(result.overrides or ())))
+    raise error
+
+
 def _subdir(folder: str) -> str:
     escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
     return f"hydra.sweep.subdir='{escaped}'"

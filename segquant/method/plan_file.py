@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant.checks import check_fields
+from segquant.errors import QuantizationError
 from segquant.files import write_json
 from segquant.method.spec import Method
 
@@ -42,6 +43,10 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("error", "bytes", "operations", "plain", "gain"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise QuantizationError(f"LayerPlan: {name} is {value}; give at least 0, or None")
 
 
 def plan_method(base: Method, layers: Sequence[LayerPlan], name: str = "plan") -> Method:

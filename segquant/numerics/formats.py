@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from segquant.bounds import at_most
 from segquant.checks import check_fields, described, require
-from segquant.errors import nearest
+from segquant.errors import UnknownHereError, nearest
 from segquant.numerics.grids import GRIDS, Grid
 from segquant.numerics.scales import K_BITS, SCALE_DTYPES, SUPER
 
@@ -31,7 +31,7 @@ def refuse_unknown(kind: type, values: Mapping[str, Any]) -> None:
     names = {field.name for field in dataclasses.fields(kind)}
     for key in values:
         if key not in names:
-            raise ValueError(f"{kind.__name__} has no field {described(key)}; {nearest(str(key), names)}")
+            raise UnknownHereError(f"{kind.__name__} has no field {described(key)}; {nearest(str(key), names)}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segquant.checks import check_fields, require
+from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
@@ -33,6 +34,8 @@ class Outcome:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.passes < 0:
+            raise QuantizationError(f"Outcome: passes is {self.passes}; give at least 0")
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {

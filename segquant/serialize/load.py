@@ -30,7 +30,8 @@ from segquant.modules.swap import swap_
 from segquant.modules.window import Window
 from segquant.modules.wrappers import unwrapped
 from segquant.numerics.layout import Layout
-from segquant.serialize.manifest import DAMAGE, MANIFEST, WEIGHTS, read_manifest
+from segquant.serialize.manifest import MANIFEST, WEIGHTS, read_manifest
+from segquant.serialize.method_fields import DAMAGE
 
 PACKAGES = ("diffusers", "transformers", "torch.nn")
 """Packages whose classes load_quantized may import by the name found in a manifest."""

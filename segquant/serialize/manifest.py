@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from segquant.checks import checked, described, fits
 from segquant.errors import QuantizationError, first_line
 from segquant.quantize.outcome import Outcome
-from segquant.serialize.method_fields import wrong_fields
+from segquant.serialize.method_fields import DAMAGE, unreadable, wrong_fields, wrong_layout
 
 WEIGHTS = "quantized.safetensors"
 MANIFEST = "quantized.json"
@@ -21,8 +21,6 @@ QUANT_METHOD = "segquant"
 SCHEMA = 2
 READS = (1, 2)
 """Schemas that load_quantized reads; 1 named smoothing, rotation and ranks in every layout, and had a flat method."""
-DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-"""What code raises that is given values which it never wrote."""
 _DIGITS = 20
 """Of whole numbers: of 64 bits, and a sign."""
 _Pairs = Mapping[str, Any]
@@ -97,6 +95,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     _check_layers(path, manifest["layers"])
     for place, value in wrong_fields(manifest):
         raise QuantizationError(f"{path} is damaged: it has {described(value)} as its {place!r}; save the model again")
+    for place, why in unreadable(manifest):
+        raise QuantizationError(
+            f"{path} is damaged: its {place!r} cannot be read ({type(why).__name__}: {first_line(why)}); save the "
+            "model again"
+        ) from why
     return manifest
 
 
@@ -117,6 +120,10 @@ def _check_layers(where: str | Path, layers: Mapping[str, _Pairs]) -> None:
         _check(where, f"layer {name!r} ", entry, _LAYER, _LAYER_LATER)
         if "" in (entry.get("dtype"), entry["bias_dtype"]):
             raise QuantizationError(f"{where} is damaged: layer {name!r} has an empty dtype; save the model again")
+        for place, value in wrong_layout(entry["layout"], f"layers.{name}.layout."):
+            raise QuantizationError(
+                f"{where} is damaged: it has {described(value)} as its {place!r}; save the model again"
+            )
 
 
 def _whole(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Types of what a manifest says of the method, which loading does not read and `read_outcome` does."""
+"""What a manifest says of the method, which loading does not need and `read_outcome` reads; and of layouts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import Any
 
 from segquant import registry
 from segquant.checks import fits
+from segquant.errors import UnknownHereError
 from segquant.graph.segments import Segments
 from segquant.method.flat import CUTS, MEMBERS, OWN, TARGETS, settings
 from segquant.method.parts import Cuts, Targets
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
 from segquant.numerics.formats import QuantScheme
+from segquant.numerics.layout import Layout
+from segquant.quantize.outcome import Outcome
 
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What code raises that is given values which it never wrote."""
 Wrong = Iterator[tuple[str, Any]]
 """Places and what is there. Keys that are absent are right, as older files lack some, and so are unknown ones."""
 _FIXED = {"scheme", "precision", "deploy"}
@@ -44,6 +49,37 @@ def wrong_fields(manifest: Mapping[str, Any]) -> Wrong:
     for index, entry in enumerate(manifest.get("plan", ())):
         wrong = list(_wrong(entry, _hints(LayerPlan), f"plan[{index}]."))
         yield from wrong or _wrong_settings(entry.get("choice", {}), f"plan[{index}].choice.")
+
+
+def wrong_layout(layout: Mapping[str, Any], place: str) -> Wrong:
+    """Of a layer, without its transforms' own fields."""
+    yield from _wrong(layout, {**_hints(Layout), "transforms": tuple[Mapping[str, Any], ...]}, place)
+
+
+def unreadable(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Exception]]:
+    """Places of the outcome whose values are of their types and yet none that there are, and what reading them raises.
+
+    What is not known here is right, as in `wrong_fields`.
+    """
+    readers: dict[str, Callable[[], Any]] = {}
+    if "method" in manifest:
+        readers["method"] = lambda: Method.from_dict(manifest["method"])
+        readers["passes"] = lambda: Outcome(Method.of("any", "w8a8"), passes=manifest.get("passes", 0))
+    for layer, entry in manifest.get("segments", {}).items():
+        readers[f"segments.{layer}"] = functools.partial(_made, Segments, entry)
+    for index, entry in enumerate(manifest.get("plan", ())):
+        readers[f"plan[{index}]"] = functools.partial(_made, LayerPlan, entry)
+    for place, read in readers.items():
+        try:
+            read()
+        except UnknownHereError:
+            continue
+        except DAMAGE as error:
+            yield place, error
+
+
+def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+    return kind(**{key: value for key, value in values.items() if key in _hints(kind)})
 
 
 def _wrong(values: Mapping[str, Any], hints: Mapping[str, Any], place: str) -> Wrong:

@@ -48,7 +48,7 @@ OUTCOME = Outcome(
 
 
 def is_sentence(error: BaseException) -> bool:
-    return type(error) is QuantizationError and "\n" not in str(error) and len(str(error)) < 600
+    return isinstance(error, QuantizationError) and "\n" not in str(error) and len(str(error)) < 600
 
 
 def manifest_of(folder: Path) -> Any:
