@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from segquant_bench.eval.jobs import DONE, ENDED, FAILED, JOB, PRUNED, SWEEP, Jo
 from segquant_bench.eval.json_checks import read_checked
 from segquant_bench.eval.results import RESULTS
 from segquant_bench.eval.results_file import check_results
+from segquant_bench.eval.study import FILE as STUDY
+from segquant_bench.eval.study import load_searches
 
 RUNNING, STOPPED, WAITING, DAMAGED = "running", "stopped", "waiting", "damaged"
 AGAIN = "the same command goes on there"
@@ -40,6 +42,7 @@ class Status:
     Attributes:
         sweep: None where nothing is recorded of one (single runs, earlier versions).
         total: how many jobs were asked for; those that were found, without a sweep.
+        killed: jobs of this search that a kill ended; their points were drawn again, as other jobs.
         others: runs of earlier commands in the same folder: other sweeps, or this search before it was gone on with.
         problems: sentences about what is damaged beside the jobs.
     """
@@ -50,6 +53,7 @@ class Status:
     total: int
     others: int
     problems: tuple[str, ...]
+    killed: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -95,8 +99,28 @@ def read_status(folder: Path) -> Status:
     known = {(folder / each.folder).resolve() for each in sweep.jobs}
     more = [_state(folder, place, sweep) for place in places if place.resolve() not in known]
     refused = [each for each in more if each.name.startswith("refused_") and each.state == FAILED]
-    total = max(sweep.total, len(mine))
-    return Status(folder, sweep, (*mine, *refused), total, len(more) - len(refused), tuple(problems))
+    killed = _killed(folder, more)
+    total, others = max(sweep.total, len(mine)), len(more) - len(refused) - len(killed)
+    return Status(folder, sweep, (*mine, *refused), total, others, tuple(problems), killed)
+
+
+def _killed(folder: Path, places: Iterable[State]) -> tuple[str, ...]:
+    """Folders of a search's jobs that never ended, as a search that was gone on with leaves them."""
+    if not (folder / STUDY).exists():
+        return ()
+    try:
+        trials = {trial.folder for search in load_searches([folder]) for trial in search.trials}
+    except (EvalError, OSError):  # told of by the report; which jobs ran can be told without it
+        return ()
+    return tuple(each.name for each in places if each.name in trials and _is_killed(folder / each.name))
+
+
+def _is_killed(place: Path) -> bool:
+    try:
+        job = load_job(place / JOB)
+    except (EvalError, OSError):
+        return False
+    return job.ended is None and not job.is_alive
 
 
 def _sweep(folder: Path) -> tuple[Sweep | None, list[str]]:

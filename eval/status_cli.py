@@ -49,6 +49,9 @@ def _lines(status: Status) -> Iterator[str]:
             if job.state == state:
                 yield f"  {state}: {job.name}{_since(job)}{f': {job.why}' if job.why else ''}"
     yield from (f"  {DAMAGED}: {sentence}" for sentence in status.problems)
+    if status.killed:
+        jobs = f"{len(status.killed)} job{'s' if len(status.killed) != 1 else ''}"
+        yield f"  and {jobs} of this search that a kill ended, and that it drew again: {', '.join(status.killed)}"
     if status.others:
         runs = f"{status.others} run{'s' if status.others != 1 else ''}"
         yield f"  and {runs} of earlier commands (a search that was gone on with, other sweeps)"
@@ -107,7 +110,7 @@ def _record(status: Status) -> dict[str, object]:
     return {
         "folder": str(status.folder), "total": status.total, **status.counts, "over": status.is_over,
         "seconds_left": None if left is None else round(left), "jobs": jobs, "problems": list(status.problems),
-        "earlier": status.others,
+        "killed": list(status.killed), "earlier": status.others,
     }  # fmt: skip
 
 

@@ -65,9 +65,10 @@ def _of_part(error: BaseException) -> str:
         return unknown_key(key, [item.name for item in fields(PartConfig)])
     place = f"{names[1]}: {value}" if names[1:] and names[1] != "kind" else "path: DIRECTORY"
     kind = value if names[1:] == ["kind"] else "CLASS"
+    whole = value if not names[1:] and value.startswith("{") else f"{{kind: {kind}, {place}}}"
     return (
         f"{key} is of a part that the model has not: model.parts takes one whole; write 'model.parts={{{names[0]}: "
-        f"{{kind: {kind}, {place}}}}}' with the name of its class in diffusers"
+        f"{whole}}}', where kind is the name of its class in diffusers"
     )
 
 
@@ -100,7 +101,7 @@ ELSEWHERE = {
 def _group_and_option(file: str) -> tuple[str, str]:
     ours, _, rest = file.partition("/")
     if ours != "hydra":
-        return (ours, rest) if rest else ("", file)
+        return (ours, rest) if "/" in file else ("", file)
     inner, _, option = rest.partition("/")
     return f"{ours}/{inner}", option
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.labels import PRESETS
 from segquant_bench.pipelines.config.precision import register_precision, scheme_from, shipped_precisions
-from segquant_bench.pipelines.config.schema import PEERS, RunConfig
+from segquant_bench.pipelines.config.schema import RunConfig
+from segquant_bench.pipelines.config.target import PEERS
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.runtime import own_code
 from segquant_bench.pipelines.runtime.own_code import TARGET

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,20 +37,18 @@ from segquant_bench.pipelines.config.sections import (
     ModelConfig,
 )
 from segquant_bench.pipelines.config.shapes import check_list, refuse_extra
+from segquant_bench.pipelines.config.target import check_target
 from segquant_bench.pipelines.config.values import check_empty, check_references, check_values
 from segquant_bench.pipelines.errors import PipelineError, one_line
-from segquant_bench.pipelines.runtime.own_code import TARGET, is_own
+from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import zoo_path
 from segquant_bench.pipelines.sweeps import plugins
 from segquant_bench.texts import plain
 
-PEERS = "segquant_bench.pipelines.peers"
 REFERENCE = "reference"
 """The backend that computes what every other one is measured against."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
-_DUNDER = re.compile("__.*__")
-_SHOWN = 100
 
 
 @dataclass
@@ -97,7 +93,7 @@ class RunConfig:
         if not self.cache.strip():
             raise PipelineError("cache is empty; give a folder, cache=DIRECTORY")
         check_objective(self.objective, self.metric.metrics)
-        _check_target(self.quantizer)
+        check_target(self.quantizer)
         self._check_names()
         self._check_parts()
         self._check_offload()
@@ -257,25 +253,6 @@ class RunConfig:
         return self.model.dtype if self.is_float else self.precision.name
 
 
-def _check_target(quantizer: Any) -> None:
-    if not isinstance(quantizer, Mapping) or not isinstance(quantizer.get(TARGET), str):
-        raise PipelineError(
-            "the quantizer has no _target_; choose one of conf/quantizer, for example quantizer=rtn, or give "
-            "quantizer._target_=their_pkg.module.function"
-        )
-    target = quantizer[TARGET]
-    parts = target.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() and not _DUNDER.fullmatch(part) for part in parts):
-        raise PipelineError(
-            f"quantizer.{TARGET}={one_line(target)[:_SHOWN]} is no dotted path of a function; give for example "
-            f"quantizer.{TARGET}=their_pkg.module.function"
-        )
-    if not is_own(target) and target.rpartition(".")[0] not in (PRESETS, PEERS):
-        raise PipelineError(
-            f"quantizer.{TARGET}={target[:_SHOWN]} is no quantizer; it must name a function of {PRESETS} or {PEERS}"
-        )
-
-
 def register() -> None:
     """Make the schema known to Hydra as `schema`, and five resolvers to OmegaConf.
 
@@ -299,7 +276,7 @@ def method_label(*, _root_: DictConfig) -> str:
     "rtn@controlnet" leaves the denoiser out, "rtn+controlnet" does not. PipelineError for a quantizer that is none.
     """
     quantizer, correction = _root_.quantizer, _root_.correction.name
-    _check_target(quantizer)
+    check_target(quantizer)
     name = label_of(quantizer)
     if name == "none":
         return name

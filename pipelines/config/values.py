@@ -118,7 +118,7 @@ def _wrong(key: str, value: Any) -> str | None:
         return "is a negative seed, which numpy refuses; give one of at least 0"
     if isinstance(value, str) and _ADDRESS.match(value):
         if key.rpartition(".")[2] in FILES and not set(key.split(".")[:-1]) & {*OWN}:
-            return "is an address, and nothing is downloaded: only local files are read; download it, and give its path"
+            return "is an address, and only local files are read; download it, and give its path"
         if key.rpartition(".")[2] == REPO:
             return "is an address; give a repository of the hub as OWNER/NAME"
     if isinstance(value, str) and _is_device(value):

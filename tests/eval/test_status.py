@@ -160,6 +160,29 @@ def test_a_sweep_that_is_lost_or_over(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "  and 1 run of earlier commands (" in out
 
 
+def _trial(number: int, folder: str, state: str) -> dict[str, Any]:
+    return {"number": number, "folder": folder, "params": {}, "state": state, "values": [], "layer_error": None}
+
+
+def test_a_killed_job_of_a_search_is_of_this_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = _sweep(tmp_path, ["2_a"], ended=NOW)
+    _done(root / "2_a")
+    _job(root / "0_a", sweep="before", ended=NOW - 50, outcome="done")
+    _job(root / "1_a", sweep="before", pid=_dead())
+    _job(root / "of_another", sweep="before", pid=_dead())
+    trials = [_trial(0, "0_a", "complete"), _trial(1, "1_a", "fail"), _trial(2, "2_a", "complete")]
+    study = {"schema": 1, "objectives": {"output_error": "minimize"}, "trials": trials}
+    _write(root / "study.json", study)
+    assert read_status(root).killed == ("1_a",) and main([str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "  and 1 job of this search that a kill ended, and that it drew again: 1_a\n" in out
+    assert "  and 2 runs of earlier commands (" in out
+    main([str(root), "--json"])
+    assert json.loads(capsys.readouterr().out)[0]["killed"] == ["1_a"]
+    (root / "study.json").write_text("{")
+    assert read_status(root).killed == () and read_status(root).others == 3
+
+
 def test_folders_of_which_no_sweep_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As earlier versions left them, and of single runs."""
     (tmp_path / "old").mkdir()

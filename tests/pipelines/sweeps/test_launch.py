@@ -22,7 +22,7 @@ from segquant_bench.eval.tables.render_markdown import to_markdown
 from segquant_bench.pipelines.errors import PipelineError, mendable
 from segquant_bench.pipelines.stages import benchmark
 from segquant_bench.pipelines.stages.run import Run
-from segquant_bench.pipelines.sweeps.launch import Launch, LostJob, failure_of, lost
+from segquant_bench.pipelines.sweeps.launch import Launch, LostJob, failure_of, lost, raise_failure
 from segquant_bench.pipelines.sweeps.record import MARK, SweepRecord, job_record
 from tests.pipelines.conftest import Command, Tiny
 
@@ -235,3 +235,29 @@ def test_retries_out_of_range(command: Command, tiny: Tiny, cache: Path) -> None
     for arguments in (["retries=-1"], ["-m", "retries=-1", "quantizer=rtn"]):
         outcome = command(*tiny.overrides(cache), *arguments)
         assert outcome.code == 1 and "retries=-1 is out of range; it must be at least 0" in outcome.sentence
+
+
+def test_a_failure_is_raised_without_a_line_of_hydras(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    done = JobReturn(status=JobStatus.COMPLETED)
+    done.return_value = 1.0
+    raise_failure(done)
+    with pytest.raises(PipelineError, match="seed=-1 is none"):
+        raise_failure(lost(PipelineError("seed=-1 is none")))
+    assert capfd.readouterr().err == "" and not caplog.records
+    fault = JobReturn(status=JobStatus.FAILED, overrides=["seed=1", "a=b"])
+    fault.return_value = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        raise_failure(fault)
+    assert caplog.messages == ["a fault in the job seed=1 a=b"]
+
+
+@pytest.mark.slow
+def test_the_sentences_of_jobs_in_other_processes(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
+    given = ["hydra/launcher=joblib", "logger=none", f"cache={tmp_path / 'cache'}"]
+    outcome = command("-m", *given, "quantizer=rtn,gptq", "correction=tac", "correction.clip=7")
+    assert outcome.code == 1 and "Error executing job" not in outcome.err and "Traceback" not in outcome.err
+    assert outcome.sentence == "segquant: correction.clip=7.0 is out of range; it must be from 0 to 1"
+    assert len(load_failures([outcome.folder])) == 2
