@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from segquant_bench.pipelines.config.engine import AUTO
-from segquant_bench.pipelines.config.schema import PEERS, REFERENCE, RunConfig
+from segquant_bench.pipelines.config.schema import REFERENCE, RunConfig
+from segquant_bench.pipelines.config.target import PEERS
 from segquant_bench.pipelines.runtime.own_code import TARGET
 
 
