@@ -83,7 +83,7 @@ def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Pee
 
     package, _, function = target.rpartition(".")
     module = importlib.import_module(package)
-    functions = [each for each in module.__all__ if inspect.isfunction(getattr(module, each))]
+    functions = [each for each in module.__all__ if _makes_method(getattr(module, each))]
     if function not in functions:
         raise PipelineError(f"{KEY}={target} is no function of {package}; {nearest(function, functions)}")
     preset = getattr(module, function)
@@ -98,6 +98,10 @@ def _built(target: str, name: str, arguments: Mapping[str, Any]) -> Method | Pee
     except ValueError as error:
         raise PipelineError(_by_key(str(error), arguments)) from error
     return _checked(method, f"{package}.{function}")
+
+
+def _makes_method(found: Any) -> bool:
+    return inspect.isfunction(found) and "precision" in inspect.signature(found).parameters
 
 
 def _by_key(message: str, arguments: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def _assert_nothing_half_written(cache: Path) -> None:
         ("+quantizer.dualscail=true", ("dualscail", "nearest: dualscale")),
         ("seed=abc", ("seed", "Integer")),
         ("seed=[1", ("seed=[1",)),
-        ("model.batch_size=0", ("model.batch_size=0", "at least 1")),
+        ("model.batch_size=0", ("model.batch_size=0", "from 1 to 65536")),
         ("model.dtype=float12", ("model.dtype", "'float32'")),
         ("quantizer.alpha=1.5", ("alpha", "1.5")),
         ("quantizer._target_=os.system", ("os.system takes no", "known are command")),
@@ -83,7 +83,7 @@ def test_precision_that_a_quantizer_cannot_do(command: Command, tiny: Tiny, tmp_
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("calibration.prompts=0", ("calibration.prompts=0", "at least 1")),
+        ("calibration.prompts=0", ("calibration.prompts=0", "from 1 to 1000000")),
         ("calibration.prompts=7", ("9 calibration prompts", "has 8", "lower calibration.prompts")),
         ("calibration.steps_per_prompt=5", ("calibration.steps_per_prompt=5", "4 steps")),
         ("dataset.size=9", ("9 evaluation prompts", "has 8", "lower dataset.size")),

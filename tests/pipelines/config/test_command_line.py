@@ -108,7 +108,7 @@ def _refusal(override: str, *, sweeps: bool) -> str:
         ("quantizer.overrides=[a]", "write 'quantizer.overrides={KEY: VALUE}'"),
         ("stages=[a]", "write 'stages={KEY: VALUE}'"),
         ("metric.metrics={a: 1}", "'metric.metrics=[VALUE]'"),
-        ("model.name=null", "model.name: field 'model.name' is not Optional"),
+        ("model.name=null", "model.name cannot be null; leave model.name=null out"),
         ("name='${nowhere}'", "Interpolation key 'nowhere' not found"),
     ],
 )
@@ -130,7 +130,7 @@ def test_values_that_are_wrong(override: str, words: str) -> None:
         ("quantize=[[denoiser]]", "quantize holds"),
         ("logger.tags=[[a]]", "logger.tags holds ['a']"),
         ("cache=", "cache is empty"),
-        ("prune_above=-1", "at least 0"),
+        ("prune_above=-1", "from 0 to"),
         ("dataset.archive=/dev/zero", "is neither a file nor a folder, but a device or a pipe"),
         ("+quantizer.smoothing=[]", "quantizer.smoothing=[] holds nothing"),
         ("+quantizer.name={}", "quantizer.name={} holds"),

@@ -174,6 +174,7 @@ def test_a_target_that_makes_no_method_is_refused(monkeypatch: pytest.MonkeyPatc
     from segquant import presets
 
     monkeypatch.setattr(presets, "number", lambda precision: 3, raising=False)
+    monkeypatch.setattr(presets, "__all__", [*presets.__all__, "number"])
     with pytest.raises(PipelineError, match="no segquant.Method; set quantizer._target_"):
         build_quantizer({"_target_": "segquant.presets.number", "precision": "w8a8"})
 

@@ -157,7 +157,7 @@ def test_an_interrupt_ends_all(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        (["generate.processes=0"], r"generate\.processes=0 is out of range; it must be at least 1"),
+        (["generate.processes=0"], r"generate\.processes=0 is out of range; it must be from 1 to 1024"),
         (
             ["quantizer=quanto", "precision=w8a16"],
             "needs the same model in every process.*quanto.*set generate",

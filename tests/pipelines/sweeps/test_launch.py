@@ -234,7 +234,7 @@ def test_a_sweep_tries_again_and_says_so(
 def test_retries_out_of_range(command: Command, tiny: Tiny, cache: Path) -> None:
     for arguments in (["retries=-1"], ["-m", "retries=-1", "quantizer=rtn"]):
         outcome = command(*tiny.overrides(cache), *arguments)
-        assert outcome.code == 1 and "retries=-1 is out of range; it must be at least 0" in outcome.sentence
+        assert outcome.code == 1 and "retries=-1 is out of range; it must be from 0 to 1000" in outcome.sentence
 
 
 def test_a_failure_is_raised_without_a_line_of_hydras(
