@@ -147,7 +147,8 @@ def test_without_ray(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("setting", ["submitit_local", "submitit_slurm", "ray"])
 def test_no_job_at_once(command: Command, setting: str) -> None:
     outcome = command("-m", f"hydra/launcher={setting}", "hydra.launcher.parallel=0", "quantizer=rtn,mse")
-    assert outcome.code == 1 and "hydra.launcher.parallel=0 is out of range; it must be from 1 to 10000" in outcome.sentence
+    assert outcome.code == 1
+    assert "hydra.launcher.parallel=0 is out of range; it must be from 1 to 10000" in outcome.sentence
 
 
 def test_threads_are_shared_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
