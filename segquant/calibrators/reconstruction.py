@@ -47,7 +47,6 @@ class Reconstruction:
         for name in ("rows", "steps", "batch", "memory_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be at least 1")
-        check_most(self, "reconstruction ")
         for name in ("lr", "beta_end"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"reconstruction {name}={getattr(self, name)} must be positive")
@@ -60,6 +59,7 @@ class Reconstruction:
             raise ValueError(
                 f"reconstruction warmup={self.warmup}, held_out={self.held_out}: both are shares in [0, 1)"
             )
+        check_most(self, "reconstruction ")
 
     def beta(self, step: int) -> float:
         done = math.pi * step / max(self.steps - 1, 1)

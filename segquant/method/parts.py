@@ -114,7 +114,6 @@ class Budget:
     def __post_init__(self) -> None:
         check_fields(self)
         check_choice("budget over", self.over, (METHODS, FORMATS))
-        check_most(self, "budget ")
         if not self.bytes >= 1 or not self.operations >= 1:
             raise ValueError(
                 f"budget bytes={self.bytes}, operations={self.operations}: both are multiples of plain "
@@ -122,6 +121,7 @@ class Budget:
             )
         if self.average_bits is not None and not 2 <= self.average_bits <= 8:
             raise ValueError(f"budget average_bits must lie in [2, 8], not {self.average_bits}")
+        check_most(self, "budget ")
 
 
 def check_headroom(headroom: float | str) -> None:
