@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -11,29 +10,17 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils._sympy.numbers import IntInfinity
 
+from segquant.deploy.onnx.inputs import Arguments
 from segquant.deploy.onnx.manifest import Dimension, Input
+from segquant.deploy.onnx.trials import Sizes
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is known of a symbol's sizes beyond the program.
-
-    Args:
-        name: of the dimension; symbols of one name have one size.
-        least: where it is right below the program's own bound.
-        step: sizes are multiples of it.
-    """
-
-    name: str
-    least: int | None = None
-    step: int = 1
-
-
-def inputs_of(program: ExportedProgram, names: list[str], sizes: Mapping[str, Sizes] | None = None) -> list[Input]:
+def inputs_of(program: ExportedProgram, arguments: Arguments, sizes: Mapping[str, Sizes] | None = None) -> list[Input]:
     """Every input with its dimensions."""
     found = []
-    for name, value in zip(names, values_of(program), strict=True):
-        dimensions = tuple(_dimension(size, program, sizes or {}) for size in value.shape)
+    for name, tensor, value in zip(arguments.names, arguments.tensors, values_of(program), strict=True):
+        both = zip(value.shape, tensor.shape, strict=True)
+        dimensions = tuple(_dimension(size, count, program, sizes or {}) for size, count in both)
         found.append(Input(name, str(value.dtype).removeprefix("torch."), dimensions))
     return found
 
@@ -53,7 +40,9 @@ def plain_symbol(size: Any) -> tuple[sympy.Symbol | None, int]:
     return (symbols[0], multiple) if size == multiple * symbols[0] else (None, 1)
 
 
-def _dimension(size: int | torch.SymInt, program: ExportedProgram, sizes: Mapping[str, Sizes]) -> Dimension:
+def _dimension(
+    size: int | torch.SymInt, example: int, program: ExportedProgram, sizes: Mapping[str, Sizes]
+) -> Dimension:
     if isinstance(size, int):
         return Dimension(None, size)
     expression: Any = size.node.expr
@@ -63,6 +52,8 @@ def _dimension(size: int | torch.SymInt, program: ExportedProgram, sizes: Mappin
     symbol, multiple = plain_symbol(expression)
     low, high = (1, None) if symbol is None else bounds(symbol, program)
     known = sizes.get(str(symbol), Sizes(str(symbols[0])))
+    if known.fixed:
+        return Dimension(None, example)
     low, multiple = low if known.least is None else known.least, multiple * known.step
     low, high = -(-max(1, low) // known.step), None if high is None else high // known.step
     return Dimension(known.name, low * multiple, None if high is None else high * multiple, multiple)

@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 from segquant.deploy.onnx import write
 from segquant.deploy.onnx.dimensions import inputs_of
 from segquant.deploy.onnx.inputs import Arguments
-from segquant.deploy.onnx.least import right_sizes
 from segquant.deploy.onnx.manifest import Input
+from segquant.deploy.onnx.sizes import right_sizes
 from segquant.errors import QuantizationError
 from segquant.layers.layer import QuantLayer
 
@@ -31,7 +31,7 @@ def traced_free(
             if given is arguments:
                 raise
             continue  # what was repeated is no batch
-        found = inputs_of(program, given.names, right_sizes(program, model, layers, forms, given))
+        found = inputs_of(program, given, right_sizes(program, model, layers, forms, given))
         if given is arguments or _takes(found, arguments):
             return program, found
     raise AssertionError("unreachable")
@@ -42,7 +42,7 @@ def traced_fixed(
 ) -> tuple[ExportedProgram, list[Input]]:
     """The program of the example's sizes alone."""
     program = write.traced(model, layers, forms, arguments, False)
-    return program, inputs_of(program, arguments.names)
+    return program, inputs_of(program, arguments)
 
 
 def doubled(arguments: Arguments) -> Arguments | None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+
 from segquant import QuantizationError, export_onnx, presets, quantize_
-from segquant.deploy.onnx.least import step_of
 from segquant.deploy.run import load_exported
 from segquant.deploy.run.denoiser import ExportedDenoiser
 
@@ -160,17 +160,7 @@ def test_batches_that_vary_together(batch: int, tmp_path: Path) -> None:
 def test_one_timestep_for_a_batch_of_pairs(tmp_path: Path) -> None:
     model, running = _exported(Pairs(), tmp_path / "out", 4, 3)
     assert running.manifest.inputs[0].dimensions[0].multiple == 2
-    x, time = _call(6, 3)["x"], torch.tensor([0.5])
+    x, time = _call(6, 3)["x"], torch.tensor(0.5)
     with torch.no_grad():
         wanted = model(x=x, timestep=time.expand(6))
     assert bool((running(x=x, timestep=time)[0] - wanted).abs().max() < 1e-5 * wanted.abs().max())
-
-
-@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize("size", range(1, 49))
-def test_the_step_of_a_size(size: int, multiple: int) -> None:
-    if size % multiple:
-        return  # no model takes its own example then
-    step = step_of(size, lambda other: other > 0 and other % multiple == 0)
-    assert size % step == 0 and step % multiple == 0  # no wrong size is allowed
-    assert step == multiple or multiple in (3, 6) or step == size  # and no right one refused, where sizes are halved
