@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.numpy import save_file
 
-from segquant_bench.pipelines.config.schema import register
+from segquant_bench.pipelines.config.resolvers import register
 from segquant_bench.pipelines.main import CONF
 
 METHODS = (

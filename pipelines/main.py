@@ -23,7 +23,8 @@ from segquant_bench.pipelines.config.flags import COMPLETION, MULTIRUN, flags_an
 from segquant_bench.pipelines.config.labels import with_model_name
 from segquant_bench.pipelines.config.precision import with_name
 from segquant_bench.pipelines.config.quantizer import check_used
-from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.resolvers import register
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, mendable, one_line, unwritable

@@ -65,7 +65,7 @@ def segquant() -> None:
     _require_benchmark("segquant")
     if sys.argv[1:] in (["--help"], ["-h"]):  # with further arguments Hydra prints the same page
         from segquant_bench.pipelines.config.help import help_page
-        from segquant_bench.pipelines.config.schema import register
+        from segquant_bench.pipelines.config.resolvers import register
 
         register()
         with _read_in_part():

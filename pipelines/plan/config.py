@@ -18,8 +18,8 @@ from segquant_bench.pipelines.config.booleans import check_flags
 from segquant_bench.pipelines.config.formats import SIDES, PrecisionConfig
 from segquant_bench.pipelines.config.precision import register_precision, with_name
 from segquant_bench.pipelines.config.quantizer import build_quantizer
+from segquant_bench.pipelines.config.resolvers import register as register_run
 from segquant_bench.pipelines.config.schema import DENOISER
-from segquant_bench.pipelines.config.schema import register as register_run
 from segquant_bench.pipelines.config.searchpath import check_search_path
 from segquant_bench.pipelines.config.sections import DTYPES, ModelConfig
 from segquant_bench.pipelines.errors import PipelineError, one_line, one_of

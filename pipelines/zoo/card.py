@@ -18,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from segquant_bench.eval import Backends, EvalResult, retrieval_accuracy
-from segquant_bench.pipelines.config.schema import RunConfig, register, validate
+from segquant_bench.pipelines.config.resolvers import register
+from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.data.canny import control_picture
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading.files import resolve_directory

@@ -19,7 +19,8 @@ from segquant import presets
 from segquant_bench.eval.cli import main as report
 from segquant_bench.eval.status_cli import main as status
 from segquant_bench.pipelines.config.quantizer import build_method
-from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.resolvers import register
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.plan.config import compose_plan
 from segquant_bench.pipelines.runtime.paths import CONF
 from tests.docs.pages import PAGES, ROOT, commands, read, words

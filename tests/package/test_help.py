@@ -16,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from segquant_bench.commands import segquant
 from segquant_bench.pipelines.config.help import QUESTIONS, WIDTH, describe
 from segquant_bench.pipelines.config.quantizer import build_method
-from segquant_bench.pipelines.config.schema import register, validate
+from segquant_bench.pipelines.config.resolvers import register
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.runtime.paths import CONF
 
 A_SCREEN = 48  # beside the lines of options, one each

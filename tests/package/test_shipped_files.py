@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from segquant_bench.pipelines.config import shipped
-from segquant_bench.pipelines.config.schema import RunConfig, register, validate
+from segquant_bench.pipelines.config.resolvers import register
+from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.loading import files

@@ -45,7 +45,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def finished_cache(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache in which reference, calibration and graph of the tiny run are finished; copy, never write to it."""
-    from segquant_bench.pipelines.config.schema import register, validate
+    from segquant_bench.pipelines.config.resolvers import register
+    from segquant_bench.pipelines.config.schema import validate
     from segquant_bench.pipelines.stages.benchmark import open_run
 
     register()
@@ -68,7 +69,7 @@ def compose_config(overrides: list[str]):
     """The configuration of a command line."""
     from hydra import compose, initialize_config_dir
 
-    from segquant_bench.pipelines.config.schema import register
+    from segquant_bench.pipelines.config.resolvers import register
     from segquant_bench.pipelines.main import CONF
 
     register()

@@ -132,7 +132,7 @@ def test_a_config_directory_in_the_package(package: Path, command: Command, tiny
 def _compose(package: Path, tiny: Tiny, *overrides: str) -> RunConfig:
     from hydra import compose, initialize_config_dir
 
-    from segquant_bench.pipelines.config.schema import register
+    from segquant_bench.pipelines.config.resolvers import register
     from segquant_bench.pipelines.main import CONF
 
     register()

@@ -18,7 +18,8 @@ from segquant.method.parts import DEPLOY
 from segquant_bench.pipelines.config.dataset import DatasetConfig
 from segquant_bench.pipelines.config.grids import GridSweeper
 from segquant_bench.pipelines.config.quantizer import build_method
-from segquant_bench.pipelines.config.schema import RunConfig, register, validate
+from segquant_bench.pipelines.config.resolvers import register
+from segquant_bench.pipelines.config.schema import RunConfig, validate
 from segquant_bench.pipelines.config.sections import CalibrationConfig
 from segquant_bench.pipelines.data.datasets import load_dataset
 from segquant_bench.pipelines.errors import PipelineError

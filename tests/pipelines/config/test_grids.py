@@ -12,7 +12,7 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
 from segquant_bench.pipelines.config.grids import GridSweeper, GridSweeperConf
-from segquant_bench.pipelines.config.schema import register
+from segquant_bench.pipelines.config.resolvers import register
 from segquant_bench.pipelines.main import CONF
 from tests.pipelines.conftest import Command, Tiny
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from segquant_bench.pipelines.config.schema import register
+from segquant_bench.pipelines.config.resolvers import register
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.results.sweep import LOCK, SweepFolder, claimed

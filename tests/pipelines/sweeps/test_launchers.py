@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import OmegaConf, open_dict
 
-from segquant_bench.pipelines.config.schema import register
+from segquant_bench.pipelines.config.resolvers import register
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import CONF
 from segquant_bench.pipelines.sweeps.launch import LostJob, failure_of

@@ -17,7 +17,7 @@ from segquant_bench.eval.report.runs.groups import sort_runs
 from segquant_bench.eval.report.runs.labels import labels, places
 from segquant_bench.eval.report.runs.leaves import fewest, leaves, shown, told
 from segquant_bench.eval.results import RunResult
-from segquant_bench.pipelines.config.schema import register
+from segquant_bench.pipelines.config.resolvers import register
 from tests.pipelines.conftest import compose_config
 
 
