@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--tables", action="store_true", help="tables and comparisons alone: no figures, no pictures, no report.html"
     )
     parser.add_argument(
-        "--skip-unreadable", action="store_true", help="report the other runs, and broken files as failed (exit code 1)"
-    )
+        "--strict", action="store_true", help="end at the first broken file and write nothing (exit code 2); "
+        "otherwise they stand among the failed runs (exit code 1)",
+    )  # fmt: skip
+    parser.add_argument("--skip-unreadable", action="store_true", help=argparse.SUPPRESS)  # what is done anyway
     parser.add_argument(
         "--baseline", metavar="NAME", help="compare every method with this one (as tables call it, or 'NAME at w4a8')"
     )
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.rows < 1:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
-        skipped = find_unreadable(options.directories) if options.skip_unreadable else []
+        skipped = [] if options.strict else find_unreadable(options.directories)
         if options.query is not None:
             _query(options.directories, options.output, skipped, options.query)
             return _told(skipped)

@@ -9,8 +9,7 @@ from segquant_bench.eval.files import find_named
 from segquant_bench.eval.json_checks import COUNT, SCALAR, TEXT, list_of, read_checked, record
 
 FILE = "failure.json"
-SKIP = ", or leave it out with --skip-unreadable"
-AGAIN = f"run that job again{SKIP}"
+AGAIN = "run that job again"
 """What to do about a broken file."""
 _KNOWN = ("name", "model", "dataset", "precision", "seed")
 _FAILURE = record(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segquant_bench.eval.errors import EvalError
-from segquant_bench.eval.failures import AGAIN, SKIP, Failure, find_failures, load_failure, load_failures
+from segquant_bench.eval.failures import AGAIN, Failure, find_failures, load_failure, load_failures
 from segquant_bench.eval.failures import FILE as FAILURE
 from segquant_bench.eval.files import find_named
 from segquant_bench.eval.json_checks import read_checked, require
@@ -272,7 +272,8 @@ def load_results(
     if not paths:
         asked = ", ".join(str(d) for d in directories)
         failed = [*load_failures(directories, broken), *skipped]
-        why = f" ({len(failed)} runs failed, the first with: {failed[0].message})" if failed else ""
+        runs = f"{len(failed)} run{'s' * (len(failed) > 1)}"
+        why = f" ({runs} failed, the first with: {failed[0].message})" if failed else ""
         raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
     return _told_apart(_drop_repeats(load(paths)))
 
@@ -285,7 +286,7 @@ def find_unreadable(directories: Sequence[Path]) -> list[Failure]:
             try:
                 load(path)
             except EvalError as error:
-                found.append(Failure(path, "", "", "", "", "", (), str(error).removesuffix(SKIP)))
+                found.append(Failure(path, "", "", "", "", "", (), str(error)))
     return found
 
 

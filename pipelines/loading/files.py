@@ -137,7 +137,7 @@ def check_directory(directory: Path, variant: str | None = None) -> None:
         folder = directory / name
         if not folder.is_dir():
             raise PipelineError(f"{directory} lacks its component {name!r} ({class_name}); {_again(directory)}")
-        check_settings(folder)
+        check_settings(folder, class_name)
         if any(word in name for word in _WEIGHTLESS):
             continue
         _check_weights(folder, class_name, variant)

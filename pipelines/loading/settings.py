@@ -30,11 +30,15 @@ _ADVICE = ". If you want to instead overwrite"
 """Of diffusers, for whoever writes a script."""
 
 
-def check_settings(folder: Path) -> None:
+def check_settings(folder: Path, class_name: str | None = None) -> None:
     """Refuse a component's numbers with which it would be built for ever, in all memory, or not at all.
 
+    Args:
+        class_name: what the pipeline's index says that the component is.
+
     Raises:
-        PipelineError: with file and field; or the file is no mapping in JSON, or names no class.
+        PipelineError: with file and field; or the file is no mapping in JSON, names no class, or one that is neither
+            diffusers' nor the index's.
     """
     check_tokens(folder)
     for file in filter(Path.is_file, (folder / name for name in CONFIGS)):
@@ -42,9 +46,21 @@ def check_settings(folder: Path) -> None:
         if not any(name in values for name in NAMES):
             what = "is empty" if not values else f"names no class ({NAMES[0]})"
             raise PipelineError(f"{file} {what}, so other settings than the model's would be taken; {RESTORE}")
+        told = values.get(NAMES[0], class_name)
+        if class_name is not None and told != class_name and not _is_class(told):
+            raise PipelineError(
+                f"{file} has {NAMES[0]} = {shown(told)}, which diffusers does not have, and the pipeline's index says "
+                f"{class_name}: the settings are another's; {RESTORE}"
+            )
         for place, key, value in _leaves(values):
             if (why := _wrong(place, key, value)) is not None:
                 raise PipelineError(f"{file} has {place} = {shown(value)}, {why}; {RESTORE}")
+
+
+def _is_class(name: Any) -> bool:
+    import diffusers  # put off: slow, and hardly ever needed
+
+    return isinstance(name, str) and hasattr(diffusers, name)
 
 
 def check_widths(folder: Path, largest: int) -> None:

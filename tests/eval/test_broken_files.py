@@ -142,7 +142,7 @@ def _told(path: Path, keys: Keys) -> str | None:
         told = str(error)
         assert told.startswith(f"{path} ") and "\n" not in told and len(told) < len(str(path)) + 250, told
         assert any(str(key) in told for key in keys), (keys, told)
-        assert told.endswith("; run that job again, or leave it out with --skip-unreadable"), told
+        assert told.endswith("; run that job again"), told
         return told
     return None
 
@@ -230,7 +230,7 @@ WHOLE = (
 @pytest.mark.parametrize("content", WHOLE, ids=range(len(WHOLE)))
 def test_any_content(beside: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes) -> None:
     path = write(beside / "own" / name, content)
-    assert main([str(beside), "--no-grid"]) == 2
+    assert main([str(beside), "--no-grid", "--strict"]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"segquant-report: {path} ") and told.count("\n") == 1 and len(told) < 300 + len(str(path))
     assert sorted(each.name for each in beside.iterdir()) == ["good", "own"]
@@ -266,7 +266,9 @@ def test_the_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[
     write(beside / "good" / "results.json", good)
     broken = write(beside / "own" / "results.json", whole_record() | {"seed": "x"})
     failed = write(beside / "failed" / "failure.json", b"{")
-    assert main([str(beside), "--no-grid", "--skip-unreadable"]) == 1
+    assert main([str(beside), "--no-grid", "--strict"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (beside / "table.md").exists()
+    assert main([str(beside), "--no-grid"]) == 1
     told = capsys.readouterr()
     assert str(beside / "table.md") in told.out
     assert [line.partition(" ")[0] for line in told.err.splitlines()] == ["segquant-report:"] * 2
@@ -274,15 +276,14 @@ def test_the_report_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[
     for name in ("table.md", "report.html", "table.csv"):
         text = (beside / name).read_text()
         assert "float32" in text and "which must be a whole number" in text and "is not readable JSON" in text
-    assert main([str(beside), "--no-grid"]) == 2
     (beside / "good" / "results.json").unlink()
-    assert main([str(beside), "--no-grid", "--skip-unreadable"]) == 2
+    assert main([str(beside), "--no-grid"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "(2 runs failed, the first with: " in last and "--skip-unreadable" not in last  # which was given
+    assert "(2 runs failed, the first with: " in last
     broken.unlink()
     failed.unlink()
     write(beside / "good" / "results.json", good)
-    assert main([str(beside), "--no-grid", "--skip-unreadable"]) == 0
+    assert main([str(beside), "--no-grid"]) == 0
 
 
 @pytest.fixture

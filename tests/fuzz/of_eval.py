@@ -56,7 +56,7 @@ def _report(folder: Path) -> None:
     """The whole command: exit code 0, or 1 or 2 with sentences."""
     told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
-        code = main([str(folder), "--skip-unreadable", "--figures", "none"])
+        code = main([str(folder), "--figures", "none"])
     lines = told.getvalue().splitlines()
     if code == 2 and not (lines and lines[-1].startswith("segquant-report: ")):
         raise AssertionError(f"exit code {code} and {lines}")
@@ -149,7 +149,7 @@ def _unreadable(folder: Path) -> None:
 TARGETS = (
     Target("results.json", _save_results, _render, (EvalError,), ("own/results.json",)),
     Target("results.json by segquant-report", _save_pictures, _report, (), ("*.json", "*.png")),
-    Target("results.json by --skip-unreadable", _save_results, _unreadable, (), ("own/results.json",)),
+    Target("results.json beside another", _save_results, _unreadable, (), ("own/results.json",)),
     Target("failure.json", _save_failure, _read_failure, (EvalError,)),
     Target("comparisons of pictures", _save_evaluation, _read_evaluation, (EvalError,), ("*/evaluation/*",)),
     Target("segquant-status", _save_sweep, _status, (EvalError,)),

@@ -152,3 +152,17 @@ def test_schedules_that_can_be_taken(scheduler: Any) -> None:
     for steps in (1, 8):
         check_schedule(scheduler, Path("scheduler_config.json"), steps)
     assert {key: value is before[key] for key, value in vars(scheduler).items()} == dict.fromkeys(before, True)
+
+
+@pytest.mark.parametrize("value", ["Nope", 3, None])
+@pytest.mark.parametrize("file", [SCHEDULER, "transformer/config.json"])
+def test_settings_of_a_class_that_is_none(model: Path, file: str, value: Any) -> None:
+    _change(model / file, "_class_name", value)
+    with pytest.raises(PipelineError, match="_class_name") as caught:
+        check_directory(model)
+    assert "which diffusers does not have, and the pipeline's index says " in _sentence(caught, model / file)
+
+
+def test_settings_of_another_scheduler_are_read_as_diffusers_does(model: Path) -> None:
+    _change(model / SCHEDULER, "_class_name", "DDIMScheduler")
+    check_directory(model)
