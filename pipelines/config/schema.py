@@ -43,6 +43,8 @@ REFERENCE = "reference"
 """The backend that computes what every other one is measured against."""
 DENOISER = "denoiser"
 TEXT_ENCODER = "text_encoder"
+LONGEST_FOLDER = 240
+"""Bytes: file systems have room for 255, and numbers are put before and behind."""
 
 
 @dataclass
@@ -103,6 +105,12 @@ class RunConfig:
             raise PipelineError(
                 f"name={one_line(self.name)[:60]} has a line break or a control character, which no folder's name "
                 "should; take it out"
+            )
+        longest = max(len(part.encode()) for part in self.name.split("/"))
+        if longest > LONGEST_FOLDER:
+            raise PipelineError(
+                f"name={self.name[:60]}… is {longest} bytes long, and folders are named by it; give at most "
+                f"{LONGEST_FOLDER}"
             )
         check_quantizer(self.quantizer)
         check_correction(self.correction.name, self.correction.method, CORRECTIONS)

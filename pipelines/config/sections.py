@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from segquant_bench.pipelines.bounds import check_bounds
 from segquant_bench.pipelines.config.booleans import Flag, FlagOrNull, check_flags
-from segquant_bench.pipelines.errors import PipelineError, one_of
+from segquant_bench.pipelines.errors import PipelineError, one_line, one_of
 from segquant_bench.pipelines.runtime.own_code import TARGET
 
 DTYPES = ("float32", "bfloat16", "float16")
 FID_EXTRACTORS = ("auto", "inception", "effnet_lite0")
+INCEPTION_FILE = "inception-2015-12-05.pt"
 LPIPS_TRUNKS = ("alex", "vgg", "squeeze")
 TIMESTEPS = ("uniform", "normal", "all", "loss")
 CORRECTIONS = ("none", "ptqd", "tac", "affine")
@@ -176,6 +178,11 @@ class BackendsConfig:
     def __post_init__(self) -> None:
         one_of("metric.backends.fid", self.fid, FID_EXTRACTORS)
         one_of("metric.backends.lpips", self.lpips, LPIPS_TRUNKS)
+        if self.inception and self.inception.strip() and not Path(self.inception).exists():
+            raise PipelineError(
+                f"metric.backends.inception={one_line(self.inception)[:200]} is not there; give {INCEPTION_FILE} or its "
+                "folder, or null"
+            )
         check_bounds(self, "metric.backends.")
 
 

@@ -61,7 +61,10 @@ def test_every_value(settings: tuple[str, ...], tiny: Tiny, tmp_path: Path) -> N
         ("seed=9223372036854775808", "does not fit in 64 bits"),
         ("backend=null", "backend=None is no backend"),
         ("stages='${seed}'", "stages=0 is no section"),
-        ("metric.backends.inception=/nonexistent", "is not in /nonexistent"),
+        (
+            "metric.backends.inception=/nonexistent",
+            "metric.backends.inception=/nonexistent is not there; give inception-",
+        ),
         ("quantizer.seglinear=maybe", "seglinear"),
         ("name=../../x", "leads out of the sweep's folder"),
     ],
@@ -69,7 +72,7 @@ def test_every_value(settings: tuple[str, ...], tiny: Tiny, tmp_path: Path) -> N
 def test_refused_before_any_work(override: str, words: str, tiny: Tiny, tmp_path: Path) -> None:
     from segquant_bench.pipelines.config.schema import validate
 
-    metrics = ["metric.metrics=[fid_ref,psnr]"] if "inception" in override else []
+    metrics = ["metric.metrics=[psnr]"] if "inception" in override else []  # refused though nothing reads it
     with pytest.raises(Exception) as raised:  # of any kind that becomes a sentence
         check_run(open_run(validate(compose_config([*tiny.overrides(tmp_path / "cache"), *metrics, override]))))
     message = user_message(raised.value)

@@ -133,6 +133,14 @@ def test_a_run_of_two_lines(name: str) -> None:
         validate(_with("name", name))
 
 
+@pytest.mark.parametrize("name", ["x" * 241, "模" * 81, f"a/{'x' * 500}"])
+def test_a_name_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(PipelineError, match=r"bytes long, and folders are named by it; give at most 240$") as caught:
+        validate(_with("name", name))
+    assert len(str(caught.value)) < 200
+    assert validate(_with("name", name[:80])).name == name[:80]
+
+
 def test_a_name_is_no_reference_to_a_number() -> None:
     with pytest.raises(PipelineError, match=r"precision\.name refers to seed=0, which is no name"):
         validate(compose_config(["precision.name=${seed}"]))
