@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.eval.jobs import Listed
@@ -49,6 +52,50 @@ def listed(sweeper: Sweeper, jobs: Sequence[Sequence[str]], first: int = 0) -> l
     if SweepRecord.current is not None:
         SweepRecord.current.add(found)
     return found
+
+
+def refuse_hopeless(sweeper: Sweeper, jobs: Sequence[Sequence[str]]) -> None:
+    """Say once, before the first job, what every job would be refused for: a key or a value that all of them have.
+
+    Raises:
+        PipelineError: all jobs' configurations are refused with one sentence.
+        HydraException: one does not compose.
+    """
+    from segquant_bench.pipelines.config.schema import validate  # put off: it registers the sweepers
+
+    assert sweeper.config is not None and sweeper.hydra_context is not None  # by `setup`
+    loader, told = sweeper.hydra_context.config_loader, None
+    for overrides in jobs:
+        error = _refusal(loader.load_sweep_config(sweeper.config, list(overrides)), validate)
+        if error is None or (told is not None and str(error) != str(told)):
+            return
+        told = error
+    if told is not None:
+        raise told
+
+
+def _refusal(config: DictConfig, validate: Callable[[DictConfig], Any]) -> PipelineError | None:
+    """Why a job would not begin, as far as its configuration says."""
+    known, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    _folder(config, 0)
+    known.set_config(config)
+    try:
+        own = copy.deepcopy(config)
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        checked = validate(own)
+        if checked.stages:
+            # put off: torch, which most command lines do without until a job begins
+            from segquant_bench.pipelines.stages.benchmark import open_run
+
+            open_run(checked)
+    except PipelineError as error:
+        return error
+    except OmegaConfBaseException:  # a job says it
+        return None
+    finally:
+        known.cfg = before
+    return None
 
 
 def _folder(config: DictConfig, number: int) -> str:
