@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.sweeper import Sweeper
@@ -54,6 +54,17 @@ def listed(sweeper: Sweeper, jobs: Sequence[Sequence[str]], first: int = 0) -> l
     return found
 
 
+class JobCheck:
+    """What refuses a job by its configuration alone.
+
+    Attributes:
+        of: called with a job's configuration, raises PipelineError; set by the program, since what checks a
+            configuration knows the sweepers.
+    """
+
+    of: ClassVar[Callable[[DictConfig], None] | None] = None
+
+
 def refuse_hopeless(sweeper: Sweeper, jobs: Sequence[Sequence[str]]) -> None:
     """Say once, before the first job, what every job would be refused for: a key or a value that all of them have.
 
@@ -61,12 +72,10 @@ def refuse_hopeless(sweeper: Sweeper, jobs: Sequence[Sequence[str]]) -> None:
         PipelineError: all jobs' configurations are refused with one sentence.
         HydraException: one does not compose.
     """
-    from segquant_bench.pipelines.config.schema import validate  # put off: it registers the sweepers
-
     assert sweeper.config is not None and sweeper.hydra_context is not None  # by `setup`
     loader, told = sweeper.hydra_context.config_loader, None
     for overrides in jobs:
-        error = _refusal(loader.load_sweep_config(sweeper.config, list(overrides)), validate)
+        error = _refusal(loader.load_sweep_config(sweeper.config, list(overrides)))
         if error is None or (told is not None and str(error) != str(told)):
             return
         told = error
@@ -74,7 +83,7 @@ def refuse_hopeless(sweeper: Sweeper, jobs: Sequence[Sequence[str]]) -> None:
         raise told
 
 
-def _refusal(config: DictConfig, validate: Callable[[DictConfig], Any]) -> PipelineError | None:
+def _refusal(config: DictConfig) -> PipelineError | None:
     """Why a job would not begin, as far as its configuration says."""
     known, before = HydraConfig.instance(), HydraConfig.instance().cfg
     _folder(config, 0)
@@ -83,12 +92,8 @@ def _refusal(config: DictConfig, validate: Callable[[DictConfig], Any]) -> Pipel
         own = copy.deepcopy(config)
         with read_write(own), open_dict(own):
             del own["hydra"]
-        checked = validate(own)
-        if checked.stages:
-            # put off: torch, which most command lines do without until a job begins
-            from segquant_bench.pipelines.stages.benchmark import open_run
-
-            open_run(checked)
+        if JobCheck.of is not None:
+            JobCheck.of(own)
     except PipelineError as error:
         return error
     except OmegaConfBaseException:  # a job says it
