@@ -136,7 +136,7 @@ def test_two_parallel_jobs_in_one_folder(tiny: Tiny, tmp_path: Path) -> None:
     [
         ("stages.speed.rounds=3", "there is no key 'stages.speed.rounds'; known are against, repeats, warmup"),
         ("stages.speeed.repeats=3", "stages.speeed is no stage; did you mean 'speed'?"),
-        ("metric.metrics=7", "metric.metrics"),
+        ("metric.metrics=7", "metric.metrics takes a list; write"),
     ],
 )
 def test_what_every_job_would_be_refused_for_is_said_once_before_the_first(
