@@ -27,6 +27,7 @@ from segquant_bench.pipelines.config.resolvers import register
 from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
+from segquant_bench.pipelines.config.sweeping import JobCheck
 from segquant_bench.pipelines.errors import PipelineError, is_disk_full, mendable, one_line, unwritable
 from segquant_bench.pipelines.loggers.find import find_logger
 from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
@@ -153,6 +154,17 @@ def _is_library_error(error: BaseException) -> bool:
     return False
 
 
+def check_job(config: DictConfig) -> None:
+    """PipelineError for a configuration that no job can begin with, wherever it would run."""
+    checked = validate(config)
+    if checked.stages:
+        # put off: torch, as in a job
+        from segquant_bench.pipelines.stages.benchmark import open_run
+
+        open_run(checked)
+
+
+JobCheck.of = staticmethod(check_job)
 _run_hydra = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(job)
 
 

@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from segquant_bench.pipelines.config.arguments import with_open_keys
-from segquant_bench.pipelines.config.sweeping import listed, opened
+from segquant_bench.pipelines.config.sweeping import listed, opened, refuse_hopeless
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sweeps.launch import raise_failure
 
@@ -71,6 +71,7 @@ class GridSweeper(Sweeper):
         jobs = self.jobs(arguments)
         if not jobs:
             raise PipelineError(f"no job of the sweep has {' '.join(arguments)}; leave out or change what none has")
+        refuse_hopeless(self, jobs)
         results = opened(self, self.max_batch_size).run(listed(self, jobs))
         for result in results:
             raise_failure(result)

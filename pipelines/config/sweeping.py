@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from segquant_bench.eval.jobs import Listed
@@ -49,6 +52,55 @@ def listed(sweeper: Sweeper, jobs: Sequence[Sequence[str]], first: int = 0) -> l
     if SweepRecord.current is not None:
         SweepRecord.current.add(found)
     return found
+
+
+class JobCheck:
+    """What refuses a job by its configuration alone.
+
+    Attributes:
+        of: called with a job's configuration, raises PipelineError; set by the program, since what checks a
+            configuration knows the sweepers.
+    """
+
+    of: ClassVar[Callable[[DictConfig], None] | None] = None
+
+
+def refuse_hopeless(sweeper: Sweeper, jobs: Sequence[Sequence[str]]) -> None:
+    """Say once, before the first job, what every job would be refused for: a key or a value that all of them have.
+
+    Raises:
+        PipelineError: all jobs' configurations are refused with one sentence.
+        HydraException: one does not compose.
+    """
+    assert sweeper.config is not None and sweeper.hydra_context is not None  # by `setup`
+    loader, told = sweeper.hydra_context.config_loader, None
+    for overrides in jobs:
+        error = _refusal(loader.load_sweep_config(sweeper.config, list(overrides)))
+        if error is None or (told is not None and str(error) != str(told)):
+            return
+        told = error
+    if told is not None:
+        raise told
+
+
+def _refusal(config: DictConfig) -> PipelineError | None:
+    """Why a job would not begin, as far as its configuration says."""
+    known, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    _folder(config, 0)
+    known.set_config(config)
+    try:
+        own = copy.deepcopy(config)
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        if JobCheck.of is not None:
+            JobCheck.of(own)
+    except PipelineError as error:
+        return error
+    except OmegaConfBaseException:  # a job says it
+        return None
+    finally:
+        known.cfg = before
+    return None
 
 
 def _folder(config: DictConfig, number: int) -> str:

@@ -129,3 +129,25 @@ def test_two_parallel_jobs_in_one_folder(tiny: Tiny, tmp_path: Path) -> None:
     )  # fmt: skip
     assert finished.returncode == 1 and "another job's folder already" in finished.stdout + finished.stderr
     assert len(_results(tmp_path / "sweep")) == len(list((tmp_path / "sweep").glob("refused_*/failure.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("stages.speed.rounds=3", "there is no key 'stages.speed.rounds'; known are against, repeats, warmup"),
+        ("stages.speeed.repeats=3", "stages.speeed is no stage; did you mean 'speed'?"),
+        ("metric.metrics=7", "metric.metrics takes a list; write"),
+    ],
+)
+def test_what_every_job_would_be_refused_for_is_said_once_before_the_first(
+    command: Command, tiny: Tiny, cache: Path, argument: str, told: str
+) -> None:
+    outcome = command("-m", *tiny.overrides(cache), "quantizer=rtn", "precision=w8a8,w4a8", argument)
+    assert outcome.code == 1 and told in outcome.sentence
+    assert outcome.err.count(told) == 1 and "job 1 of 2" not in outcome.err and not outcome.folder.exists()
+
+
+def test_what_some_jobs_are_refused_for_leaves_the_others(command: Command, tiny: Tiny, cache: Path) -> None:
+    outcome = command("-m", *tiny.overrides(cache), "quantizer=rtn", "precision=w8a8", "stages.speed.repeats=0,1")
+    assert outcome.code == 1 and "stages.speed.repeats=0 is out of range" in outcome.sentence
+    assert len(_results(outcome.folder)) == 1

@@ -42,7 +42,8 @@ class Exported:
 
     Attributes:
         path: of the model's file.
-        layers: each quantized layer's form: "int8", "4-bit blocks", "weights", "fp8", or "float" by rest="float".
+        layers: each quantized layer's form: "int8", "4-bit blocks", "8-bit blocks" (TensorRT has no tensor for
+            4 bits there), "weights", "fp8", or "float" by rest="float".
         fixed: dimensions that only the example's size fits, though `dynamic` was asked for.
         bytes: of all files; `float_bytes` of them in layers left in float.
     """

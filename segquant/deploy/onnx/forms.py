@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segquant.errors import QuantizationError, nearest
+from segquant.kernels.integers import kernel_bits
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
 from segquant.numerics.formats import QuantSpec
@@ -19,6 +20,8 @@ INT8 = "int8"
 """8-bit codes of inputs and weights, integer products."""
 BLOCKS = "4-bit blocks"
 """4-bit weights with a scale per block; the engine multiplies them as it likes."""
+WIDE_BLOCKS = "8-bit blocks"
+"""The same where TensorRT has no 4-bit tensor for the codes; see `holds_four_bits`."""
 WEIGHTS = "weights"
 """Codes of weights, float products: the inputs are not quantized."""
 FP8 = "fp8"
@@ -65,11 +68,20 @@ def profile_of(name: str) -> Profile:
 def form_of(layer: QuantLayer, profile: Profile) -> str:
     """The form of a layer that `why_not` does not refuse."""
     weight, given = layer.layout.weight_spec, layer.layout.scheme.input
-    if given is None:
-        return BLOCKS if _in_blocks(layer, profile) else WEIGHTS
-    if weight.dtype == "fp8":
+    if weight.dtype == "fp8" and given is not None:
         return FP8
-    return BLOCKS if _in_blocks(layer, profile) else INT8
+    if not _in_blocks(layer, profile):
+        return WEIGHTS if given is None else INT8
+    fours = all(holds_four_bits(weight, profile, size) for size in layer.layout.branches)
+    return BLOCKS if fours else WIDE_BLOCKS
+
+
+def holds_four_bits(spec: QuantSpec, profile: Profile, rows: int) -> bool:
+    """Whether codes of at most 4 bits in groups are stored as such; `rows`: of a branch.
+
+    TensorRT takes them signed, and an even number side by side.
+    """
+    return not profile.symmetric or (kernel_bits(spec) == 4 and rows % 2 == 0)
 
 
 def float_bytes(layer: QuantLayer, profile: Profile) -> int:
@@ -106,7 +118,8 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
         return reason
     zeros = layout.input_grid is not None and layout.input_grid.zero_point
     if profile.symmetric and zeros:
-        return f"{profile.name} takes zero points of 0 alone; quantize with deploy='tensorrt'"
+        advice = f"int{given.bits} inputs are" if given.zero_point else "deploy='tensorrt' when quantizing is"
+        return f"{profile.name} takes zero points of 0 alone; {advice} the nearest"
     if isinstance(layer, QuantConv2d):
         if given.granularity in ("token", "group"):
             return "no engine has integer convolutions with a scale per patch; use w8a8 (static inputs)"
@@ -137,7 +150,7 @@ def _why_no_product(layout: Layout, weight: QuantSpec, given: QuantSpec, profile
 def as_image(layer: QuantLayer, form: str) -> bool:
     """Whether a layer is written as a convolution, and not as a linear (on patches)."""
     kept = all(isinstance(transform, (Smoothing, LowRank, Shift)) for transform in layer.layout.transforms)
-    return isinstance(layer, QuantConv2d) and kept and form != BLOCKS
+    return isinstance(layer, QuantConv2d) and kept and form not in (BLOCKS, WIDE_BLOCKS)
 
 
 def _in_blocks(layer: QuantLayer, profile: Profile) -> bool:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from segquant.deploy.onnx.forms import BLOCKS, FP8, INT8, why_no_codes
+from segquant.deploy.onnx.forms import BLOCKS, FP8, INT8, WIDE_BLOCKS, why_no_codes
 from segquant.deploy.onnx.quantizers import Codes, codes_of, rounded_groups
 from segquant.deploy.onnx.tape import Array, array, fp8
 from segquant.deploy.onnx.work import CENTRE, Piece, Work
@@ -30,7 +30,7 @@ def linear(work: Work, x: ir.Value, rank: int, form: str) -> ir.Value:
     missing = max(0, 3 - rank)
     if missing:
         x = tape.op("Unsqueeze", x, tape.whole(*range(missing)))
-    if form == BLOCKS:
+    if form in (BLOCKS, WIDE_BLOCKS):
         out = _blocks(work, x)
     elif form == INT8:
         out = _integer(work, x)
@@ -160,11 +160,11 @@ def float_weight(work: Work) -> ir.Value:
         )
     codes, group = work.codes(signed=False), layout.weight_spec.group_size
     if group:
-        stored = tape.constant(f"{work.label}.codes", lambda: work.stored(codes.T))
+        stored = tape.constant(f"{work.label}.codes", lambda: work.stored_block(codes.T))
         constant = tape.constant if work.profile.symmetric else tape.narrow  # TensorRT's parser wants a scale as it is
         scale = constant(f"{work.label}.weight_scale", lambda: array(work.blocks(work.scales.scale).T))
         zeros = work.zeros(codes)
-        zero = _zero(work, work.label, None if zeros is None else work.stored(work.blocks(zeros).T))
+        zero = _zero(work, work.label, None if zeros is None else work.stored_block(work.blocks(zeros).T))
         return tape.op("DequantizeLinear", stored, scale, *zero, axis=0, block_size=group)
     parts = []
     for number, columns in enumerate(slices(layout.weight_columns)):

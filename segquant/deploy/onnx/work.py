@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from segquant.deploy.onnx.forms import FLOATS, Profile
+from segquant.deploy.onnx.forms import FLOATS, Profile, holds_four_bits
 from segquant.deploy.onnx.tape import Array, Tape, array, fp8, int4, uint4
 from segquant.kernels.integers import kernel_bits, signed_bits, signed_codes
 from segquant.numerics import functional as F
@@ -143,6 +143,12 @@ class Work:
         if codes.dtype == torch.uint8:
             return uint4(codes) if spec.bits <= 4 else array(codes)
         return int4(codes) if kernel_bits(spec) == 4 and not self.profile.symmetric else array(codes)
+
+    def stored_block(self, codes: Tensor) -> Array:
+        """Likewise [in, rows], of weights in groups."""
+        spec, symmetric = self.layout.weight_spec, self.profile.symmetric
+        fours = symmetric and spec.bits <= 4 and holds_four_bits(spec, self.profile, codes.shape[-1])
+        return int4(codes) if fours else self.stored(codes)
 
     def bias(self, *shape: int) -> ir.Value | None:
         """Float32, of `shape` (−1: the rows)."""

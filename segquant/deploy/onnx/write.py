@@ -19,6 +19,7 @@ from segquant.deploy.onnx.forms import Profile
 from segquant.deploy.onnx.inputs import Arguments, Wrapped
 from segquant.deploy.onnx.products import linear
 from segquant.deploy.onnx.rewrites import rewrite
+from segquant.deploy.onnx.squeezes import explicit_squeezes
 from segquant.deploy.onnx.tape import Tape
 from segquant.deploy.onnx.traced import CONVOLUTION, DOMAIN, TracedLinear
 from segquant.deploy.onnx.work import Work
@@ -62,6 +63,7 @@ def traced(
 def as_onnx(program: ExportedProgram, arguments: Arguments, outputs: list[str]) -> ir.Model:
     """The graph, products not written out; an output that is named as an input gets "_out"."""
     names = [name.replace(".", "_") for name in arguments.names]
+    explicit_squeezes(program)
     with _quiet():
         found = torch.onnx.export(
             program,

@@ -67,7 +67,7 @@ class ExportedDenoiser(nn.Module):
             sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise QuantizationError(
                 f"{self.engine.name} cannot run the exported {self.manifest.kind} with {sizes} ({cause(error)}); give "
-                "sizes that all halvings of the model divide, or export it with an example of these"
+                "sizes like the example's, or export it with an example of these"
             ) from error
 
     def _feeds(self, flat: dict[str, Any]) -> dict[str, Array]:
@@ -103,7 +103,7 @@ class ExportedDenoiser(nn.Module):
         allowed = ", ".join(map(str, wanted.dimensions))
         return QuantizationError(
             f"{wanted.name} has the shape {list(value.shape)}, and the exported {self.manifest.kind} takes "
-            f"[{allowed}], sizes of other inputs alike; export it with an example of other sizes"
+            f"[{allowed}], sizes of other inputs alike; export it with an example of these sizes"
         )
 
     def _check_rest(self, flat: Mapping[str, Any]) -> None:

@@ -29,7 +29,9 @@ def test_layers_that_a_profile_cannot_hold_are_named(tmp_path: Path) -> None:
     ):
         export_onnx(quantized("fp8"), tmp_path / "out", (), EXAMPLE)
     model = quantized(dualscale=True, negative="zero_point")
-    with pytest.raises(QuantizationError, match=r"tensorrt cannot hold ada \(tensorrt takes zero points of 0 alone"):
+    with pytest.raises(
+        QuantizationError, match=r"tensorrt cannot hold ada \(tensorrt takes zero points of 0 alone; deploy="
+    ):
         export_onnx(model, tmp_path / "out", (), EXAMPLE, profile="tensorrt")
     assert not list(tmp_path.iterdir())
 
@@ -45,6 +47,7 @@ WEIGHTS: dict[tuple[str, str], str] = {
     ("openvino", "q4_1"): "openvino has no weights that count from a least value, as uint4 with scale_dtype 'q1' does; "
     "int4 is the nearest",
     ("tensorrt", "w8a8_asym"): "tensorrt takes zero points of 0 alone; int8 is the nearest",
+    ("tensorrt", "w4a8_asym"): "tensorrt takes zero points of 0 alone; int8 inputs are the nearest",
     ("tensorrt", "q4_0"): "tensorrt takes positive scales alone, and those of scale_dtype 'q0' are not; use float16",
     ("ort", "w8a8_asym"): "ort has no integer convolutions with zero points of weights; use w8a8, or "
     "profile='openvino'",

@@ -153,6 +153,15 @@ def test_large_scores_and_constant_values() -> None:
         assert torch.equal(flipped, operators.attention(-q, k, v, 0.1, each))
 
 
+@pytest.mark.parametrize("small", [1e-36, 1e-39, 1e-41, 1e-42])
+def test_values_have_codes_however_small(small: float) -> None:
+    q, k, v = qkv(1, 2, 20, 300, 64)
+    v = (v - v.mean(2, keepdim=True)) * small
+    for each, bound in ((False, 1e-2), (True, 0.04)):  # a float of 1e-42 has ten bits
+        found = operators.attention(q, k, v, 0.1, each).double() / small
+        assert apart(found, brute(q, k, v, 0.1) / small)[1] < bound
+
+
 def test_what_is_no_number_spreads_as_torch_spreads_it() -> None:
     for which, place in ((0, (0, 1, 3, 5)), (1, (0, 0, 200, 5)), (2, (0, 1, 0, 7))):
         tensors = list(qkv(1, 2, 20, 300, 64))

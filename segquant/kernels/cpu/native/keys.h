@@ -4,8 +4,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "input.h"
 #include "lanes.h"
@@ -104,8 +106,13 @@ inline void channel_means(const Tokens& from, const HeadSize& size, float* row, 
   for (int64_t c = 0; c < size.row(); c += kLanes) store_floats(mean + c, times(load_floats(mean + c), by));
 }
 
-// Scale of codes -127 … 127 up to `most`; NaN where that is.
-inline float code_scale(float most) { return most > 0 ? not_denormal(most / 127) : most == 0 ? 1.0f : most; }
+// Scale of codes -127 … 127 up to `most`; NaN where that is. Denormal where values are: a user divides by it.
+inline float code_scale(float most) {
+  const float scale = most / 127;
+  // among the smallest floats, the nearest one may be so much too small that codes are more than 127
+  const float above = scale < std::numeric_limits<float>::min() && scale * 127 < most ? std::nextafter(scale, most) : scale;
+  return most > 0 ? above : most == 0 ? 1.0f : most;
+}
 
 // Codes of a row of a multiple of 16 values; returns their scale. Codes are stored plus `lift`.
 template <class T>
