@@ -180,8 +180,8 @@ class BackendsConfig:
         one_of("metric.backends.lpips", self.lpips, LPIPS_TRUNKS)
         if self.inception and self.inception.strip() and not Path(self.inception).exists():
             raise PipelineError(
-                f"metric.backends.inception={one_line(self.inception)[:200]} is not there; give {INCEPTION_FILE} or its "
-                "folder, or null"
+                f"metric.backends.inception={one_line(self.inception)[:200]} is not there; give {INCEPTION_FILE} or a "
+                "folder with it, or null"
             )
         check_bounds(self, "metric.backends.")
 
