@@ -54,7 +54,7 @@ def test_two_jobs_in_one_folder(command: Command, tiny: Tiny, cache: Path) -> No
 
 def test_folders_that_cannot_be_made(command: Command, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for more in (f"name={'n' * 300}", "hydra.sweep.subdir=../file/x"):
+    for more in (f"hydra.sweep.subdir={'n' * 300}", "hydra.sweep.subdir=../file/x"):
         outcome = command("-m", *tiny.overrides(tmp_path / "cache"), more)
         assert outcome.code == 1 and "Traceback" not in outcome.err
         assert (
@@ -110,7 +110,7 @@ def test_a_run_that_failed_later_is_not_shown_as_finished(runs: Path, capsys: py
     assert "the disk &lt;b&gt;is&lt;/b&gt; full" in written["report.html"].read_text()
     shutil.rmtree(runs / "mse")
     assert report([str(runs)]) == 2
-    assert "(1 runs failed, the first with: the disk <b>is</b> full); give the run" in capsys.readouterr().err
+    assert "(1 run failed, the first with: the disk <b>is</b> full); give the run" in capsys.readouterr().err
     (runs / "a" / "rtn" / "failure.json").write_text("{")
     with pytest.raises(EvalError, match=r"failure\.json is not readable JSON"):
         write_report([runs])

@@ -22,7 +22,7 @@ CALL = ("height", "width", "num_inference_steps", "guidance_scale")
     ("override", "words"),
     [
         ("model.call.max_sequence_length=100000", "refuses model.call.max_sequence_length=100000"),
-        ("model.call.height=100000", "model.call.height=100000 is more than the 64 pixels"),
+        ("model.call.height=10000", "model.call.height=10000 is more than the 64 pixels"),
         ("model.pipeline=StableDiffusion3Img2ImgPipeline", "needs image, which the benchmark does not give"),
         ("model.pipeline=FluxPipeline", "needs a FluxTransformer2DModel as its transformer"),
         ("model.denoiser=text_encoder", "no denoiser 'text_encoder'; set model.denoiser to one of transformer"),

@@ -104,7 +104,7 @@ def test_wrong_values_are_found_before_the_first_stage_computes(
     [(["metric.metrics=[psnr,caption_top1]", "metric.backends.candidates=100"],
       r"caption_top1 among 100 captions was asked for, but there are only 4"),
      (["metric.metrics=[fid_ref]", "dataset.size=1"], r"at least 2 pictures, 1 was asked for"),
-     (["metric.metrics=[fid_ref]", "metric.backends.fid=inception", "metric.backends.inception=/nowhere"],
+     (["metric.metrics=[fid_ref]", "metric.backends.fid=inception", "metric.backends.inception=/"],
       r"FID with Inception was asked for"),
      (["metric.metrics=[lpips]"], r"lpips with the alex trunk was asked for"),
      (["metric.metrics=[clip_score]", "metric.backends.clip=ViT-L-14", "metric.backends.clip_path=null"],

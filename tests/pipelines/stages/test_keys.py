@@ -42,6 +42,8 @@ VALUES = (
     "pipelines.stages.components.methods",  # which components, and their methods
     "segquant.arguments",  # the method that they make is in the keys
     "segquant.checks",  # what is refused, not what is computed
+    "segquant.bounds",
+    "pipelines.bounds",
     "segquant.errors",
     "segquant.files",
     "segquant.presets",  # the method that they make is in the keys
