@@ -257,7 +257,7 @@ def test_a_failure_is_raised_without_a_line_of_hydras(
 def test_the_sentences_of_jobs_in_other_processes(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
     given = ["hydra/launcher=joblib", "logger=none", f"cache={tmp_path / 'cache'}"]
-    outcome = command("-m", *given, "quantizer=rtn,gptq", "correction=tac", "correction.clip=7")
+    outcome = command("-m", *given, "quantizer=rtn,gptq", f"model.path={tmp_path / 'none'}")  # seen by jobs alone
     assert outcome.code == 1 and "Error executing job" not in outcome.err and "Traceback" not in outcome.err
-    assert outcome.sentence == "segquant: correction.clip=7.0 is out of range; it must be from 0 to 1"
+    assert outcome.sentence.startswith(f"segquant: model directory {tmp_path / 'none'} does not exist; ")
     assert len(load_failures([outcome.folder])) == 2
