@@ -7,6 +7,7 @@ import csv
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from segquant_bench.eval.errors import EvalError
@@ -15,7 +16,7 @@ from segquant_bench.eval.render import LatexTable, read_runs, report_folder, wri
 from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS
 from segquant_bench.eval.report.comparing.choose import Choice
 from segquant_bench.eval.report.drawing.canvas import FORMATS
-from segquant_bench.eval.results import find_unreadable
+from segquant_bench.eval.results import beside_broken
 from segquant_bench.eval.store import STORE, Store
 from segquant_bench.texts import plain
 
@@ -59,27 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.rows < 1:
             raise EvalError(f"--rows must be at least 1, {options.rows} was asked for")
-        skipped = [] if options.strict else find_unreadable(options.directories)
-        if options.query is not None:
-            _query(options.directories, options.output, skipped, options.query)
-            return _told(skipped)
-        grid = not (options.no_grid or options.tables)
-        written = write_report(
-            options.directories, options.output, grid=grid, rows=options.rows, skipped=skipped,
-            choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
-            figures=() if options.tables else _figures(options.figures), latex=_latex(options),
-            page=not options.tables,
-        )  # fmt: skip
+        work = partial(_render if options.query is None else _query, options)
+        written, skipped = (work([]), []) if options.strict else beside_broken(options.directories, work)
     except (EvalError, OSError) as error:
         sys.stderr.write(f"segquant-report: {plain(str(error))}\n")
         return 2
-    sys.stdout.writelines(f"{path}\n" for path in written.values())
-    return _told(skipped)
-
-
-def _told(skipped: Sequence[Failure]) -> int:
+    sys.stdout.writelines(f"{path}\n" for path in written)
     sys.stderr.writelines(f"segquant-report: skipped: {plain(each.message)}\n" for each in skipped)
     return 1 if skipped else 0
+
+
+def _render(options: argparse.Namespace, skipped: Sequence[Failure]) -> list[Path]:
+    written = write_report(
+        options.directories, options.output, grid=not (options.no_grid or options.tables), rows=options.rows,
+        skipped=skipped, choice=Choice(options.baseline, tuple(options.pairs)), adjustment=options.adjust,
+        figures=() if options.tables else _figures(options.figures), latex=_latex(options), page=not options.tables,
+    )  # fmt: skip
+    return list(written.values())
 
 
 def _add_forms(parser: argparse.ArgumentParser) -> None:
@@ -107,12 +104,13 @@ def _latex(options: argparse.Namespace) -> LatexTable | None:
     return None if table == LatexTable() else table
 
 
-def _query(directories: Sequence[Path], output: Path | None, skipped: Sequence[Failure], sql: str) -> None:
-    folder = report_folder(directories, output)
-    *_, update = read_runs(directories, folder, skipped)
+def _query(options: argparse.Namespace, skipped: Sequence[Failure]) -> list[Path]:
+    folder = report_folder(options.directories, options.output)
+    *_, update = read_runs(options.directories, folder, skipped)
     update()
-    heads, rows = Store(folder / STORE).query(sql)
+    heads, rows = Store(folder / STORE).query(options.query)
     csv.writer(sys.stdout, lineterminator="\n").writerows([heads, *rows])
+    return []
 
 
 if __name__ == "__main__":

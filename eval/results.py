@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.failures import AGAIN, Failure, find_failures, load_failure, load_failures
@@ -23,6 +23,7 @@ REFERENCE = "reference"
 AUTO = "auto"
 """Kernels of the CPU for what segquant quantized, else the reference."""
 Interval = tuple[float, float]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,24 @@ def load_results(
         why = f" ({runs} failed, the first with: {failed[0].message})" if failed else ""
         raise EvalError(f"no results.json below {asked}{why}; give the run or sweep folder of a finished run")
     return _told_apart(_drop_repeats(load(paths)))
+
+
+def beside_broken(directories: Sequence[Path], work: Callable[[Sequence[Failure]], T]) -> tuple[T, list[Failure]]:
+    """What `work` gives beside broken files, and these; they are looked for only where it meets one.
+
+    Args:
+        work: called with the broken files that it is to leave out.
+
+    Raises:
+        EvalError: what `work` raises with them left out, or where there are none.
+    """
+    try:
+        return work([]), []
+    except EvalError:
+        skipped = find_unreadable(directories)
+        if not skipped:
+            raise
+    return work(skipped), skipped
 
 
 def find_unreadable(directories: Sequence[Path]) -> list[Failure]:

@@ -1,4 +1,4 @@
-"""The library's exception."""
+"""The library's exceptions."""
 
 from __future__ import annotations
 

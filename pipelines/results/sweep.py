@@ -151,12 +151,12 @@ def report_sweep() -> Path | None:
     # put off: matplotlib, which single runs and `segquant --help` do without
     from segquant_bench.eval.files import find_named
     from segquant_bench.eval.render import write_report
-    from segquant_bench.eval.results import RESULTS, find_unreadable
+    from segquant_bench.eval.results import RESULTS, beside_broken
 
     if not find_named(folder, RESULTS):
         log.warning("no report, because no run below %s finished", one_line(str(folder)))
         return None
-    write_report([folder], folder, skipped=find_unreadable([folder]))
+    beside_broken([folder], lambda broken: write_report([folder], folder, skipped=broken))
     if SweepFolder.shown is not None:
         SweepFolder.shown.show_report()
     return folder

@@ -322,3 +322,12 @@ def test_replicates_of_any_shape(evaluated: Callable[[str, Any], Any], drawn: np
     save_tensors(run.path.parent / "evaluation" / "features.safetensors", {"replicates/fid": drawn})
     with pytest.raises(EvalError, match=r"features\.safetensors has no finite numbers as the resamples of fid"):
         read_replicates(run, "fid")
+
+
+def test_files_are_looked_at_twice_only_beside_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "good" / "results.json", run_record("none", "w8a8_tensor", 0.0, ["a"], []))
+    looked: list[object] = []
+    monkeypatch.setattr("segquant_bench.eval.results.find_unreadable", lambda folders: looked.append(folders) or [])
+    assert main([str(tmp_path), "--tables"]) == 0 and not looked
+    write(tmp_path / "own" / "results.json", b"{")
+    assert main([str(tmp_path), "--tables"]) == 2 and len(looked) == 1

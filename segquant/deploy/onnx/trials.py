@@ -15,7 +15,7 @@ from itertools import combinations
 LARGEST = 8
 """Greater bounds are of the model, and not lowered."""
 DOUBLED = 64
-"""Larger sizes are not doubled: attention is quadratic."""
+"""Larger sizes are doubled only where none beside them runs: attention is quadratic."""
 TOGETHER = 3
 """Symbols of one size, of which every choice is tried; more vary all together."""
 
