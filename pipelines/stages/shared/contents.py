@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segquant_bench.pipelines.config.sections import BackendsConfig
+from segquant_bench.eval.metrics.networks.clip_source import CONFIG_FILE
+from segquant_bench.pipelines.config.sections import INCEPTION_FILE, BackendsConfig
 from segquant_bench.pipelines.runtime import digests
 from segquant_bench.pipelines.runtime.paths import is_shipped
 from segquant_bench.pipelines.stages.shared.inputs import STREAMS
@@ -19,12 +20,18 @@ WEIGHTS = (".json", ".safetensors", ".txt", ".bpe", ".gz", ".pt", ".bin")
 
 def network_digests(backends: BackendsConfig) -> dict[str, str]:
     """By key, a hash of each network that has a path; of one that is not there, the path."""
-    named = {key: getattr(backends, key) for key in ("inception", "clip_path")}
-    return {key: _digest(Path(path)) for key, path in named.items() if path is not None}
+    found = {}
+    if backends.inception is not None:
+        path = Path(backends.inception)
+        found["inception"] = _digest(path / INCEPTION_FILE if path.is_dir() else path)
+    if backends.clip_path is not None:
+        found["clip_path"] = _digest(Path(backends.clip_path))
+    return found
 
 
 def _digest(path: Path) -> str:
-    if path.is_dir():
+    # A folder without a scorer is refused later: it may be anything, the whole disk too.
+    if path.is_dir() and (path / CONFIG_FILE).is_file():
         return digests.tree_digest(path, WEIGHTS)
     return digests.file_digest(path) if path.is_file() else str(path)
 

@@ -69,10 +69,18 @@ def test_networks_by_folder_and_by_file(tiny: Tiny, tmp_path: Path, key: str, na
         folder = tmp_path / place / "network"
         folder.mkdir(parents=True)
         (folder / name).write_bytes(content)
+        (folder / "open_clip_config.json").write_text("{}")
         hashes = [hashed(path) for path in (folder, folder / name)]
         stage = network_digests(BackendsConfig(**{key: str(folder)}))
         found.append((*hashes, stage[key]))
     assert found[0] == found[1] and all(a != b for a, b in zip(found[0], found[2], strict=True))
+
+
+def test_a_folder_of_no_network_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the whole disk; it is refused later."""
+    monkeypatch.setattr("segquant_bench.pipelines.runtime.digests.tree_digest", lambda *_: pytest.fail("walked"))
+    for key in ("inception", "clip_path"):
+        assert str(tmp_path) in network_digests(BackendsConfig(**{key: str(tmp_path)}))[key]
 
 
 def test_shipped_files_count_by_name_as_they_did() -> None:
