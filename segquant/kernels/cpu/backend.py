@@ -31,6 +31,7 @@ class Cpu(FusedBackend):
 
     name: ClassVar[str] = "cpu"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.bfloat16)
+    half_scales: ClassVar[bool] = True
 
     def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:
         if device.type != "cpu":
@@ -43,9 +44,10 @@ class Cpu(FusedBackend):
         packed = super().pack(layout, tensors)
         if packed.down is None:
             return packed
-        ups = [up.reshape(-1) for up in packed.ups]
-        up = ups[0] if len(ups) == 1 else torch.cat(ups)
-        return replace(packed, ups=(up,), extra=[up.shape[1] for up in packed.ups])
+        up = tensors["low_rank_up"]  # as it is kept: the operator reads 16 bits, and no copy is made
+        if up.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            up = up.float()
+        return replace(packed, ups=(up.contiguous(),), extra=[each.shape[1] for each in packed.ups])
 
     def added(self, beside: Tensor | None, inner: Tensor | None, packed: Packed) -> tuple[Any, ...]:
         """The operator multiplies branches itself: what they add would be as large as the output."""

@@ -25,7 +25,7 @@ if sys.platform != "win32":
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "native"
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-march=native", "-mavx2", "-mfma")
+FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-march=native", "-mavx2", "-mfma", "-mf16c")
 LIBRARIES = ("torch_cpu", "c10")
 TORCH = Path(torch.__file__).parent
 CAPABLE = ("AVX2", "AVX512")

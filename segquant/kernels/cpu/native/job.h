@@ -13,6 +13,7 @@
 #include "panel.h"
 #include "patches.h"
 #include "plan.h"
+#include "reals.h"
 #include "tile.h"
 
 namespace segquant {
@@ -24,7 +25,7 @@ constexpr int64_t kTogether = 8 * kRows;  // rows that are stored together
 struct LowRank {
   const float* inner = nullptr;  // [rows][words], of which `rank`
   int64_t words = 0;
-  const float* up = nullptr;  // [outputs][rank]
+  Reals up;  // [outputs][rank]
   int64_t rank = 0;
 
   // Columns `first` …, [rank][kColumns].

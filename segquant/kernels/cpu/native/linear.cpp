@@ -45,6 +45,20 @@ void check(const Maybe& tensor, int64_t count, const char* name) {
                   name, " must be contiguous float32 of ", count, " elements");
 }
 
+// Likewise of what may be kept in 16 bits.
+void check_reals(const Tensor& tensor, int64_t count, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == count &&
+                      (type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half),
+                  name, " must be contiguous float32, bfloat16 or float16 of ", count, " elements");
+}
+
+Reals reals(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  const Kept kept = type == ScalarType::BFloat16 ? Kept::kBfloat : type == ScalarType::Half ? Kept::kHalf : Kept::kFloat;
+  return {tensor.const_data_ptr(), kept};
+}
+
 void check_low_rank(const Layer& layer, int64_t rows) {
   const bool given = !layer.ranks.empty();
   STD_TORCH_CHECK(given == layer.inner.has_value() && given == layer.up.has_value() &&
@@ -56,7 +70,7 @@ void check_low_rank(const Layer& layer, int64_t rows) {
     words += layer.ranks[branch], factors += layer.ranks[branch] * layer.branches[branch];
   }
   check(layer.inner, rows * words, "inner");
-  check(layer.up, factors, "up");
+  if (layer.up) check_reals(*layer.up, factors, "up");
 }
 
 void check(const Layer& layer, int64_t rows) {
@@ -71,7 +85,7 @@ void check(const Layer& layer, int64_t rows) {
                   "codes must be contiguous, of ", bytes, " bytes a row");
   STD_TORCH_CHECK(covered == outputs && grouped == shape.columns && shape.dual.size() == shape.pieces.size(),
                   "branches, groups and pieces do not fit the layer");
-  check(layer.weight_scale, outputs * groups, "weight_scale");
+  check_reals(layer.weight_scale, outputs * groups, "weight_scale");
   check(layer.bias, outputs, "bias");
   check(layer.beside, rows * outputs, "beside");
   check_low_rank(layer, rows);
@@ -128,7 +142,7 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
   Plan plan = plan_of(layer.shape);
   const bool half = x.scalar_type() == ScalarType::BFloat16;
   Weights weights{static_cast<const uint8_t*>(layer.codes.const_data_ptr()), layer.codes.size(1),
-                  static_cast<const float*>(layer.weight_scale.const_data_ptr()), layer.weight_scale.size(1),
+                  reals(layer.weight_scale), layer.weight_scale.size(1),
                   layer.codes.size(0)};
   Shape shape = layer.shape;
   thread_local Images images;
@@ -139,7 +153,7 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
   const int64_t pieces = static_cast<int64_t>(layer.shape.pieces.size());
   int64_t first = 0, words = 0;
   for (const int64_t rank : layer.ranks) words += rank;
-  LowRank low_rank{floats(layer.inner), words, floats(layer.up), 0};
+  LowRank low_rank{floats(layer.inner), words, layer.up ? reals(*layer.up) : Reals{}, 0};
   Source source;
   for (size_t branch = 0; branch < layer.branches.size(); ++branch) {
     const int64_t size = layer.branches[branch], at = static_cast<int64_t>(branch);
@@ -157,7 +171,7 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
         rows, values, out.mutable_data_ptr(), half, source}
         .run();
     first += size;
-    if (low_rank.rank) low_rank.inner += low_rank.rank, low_rank.up += size * low_rank.rank;
+    if (low_rank.rank) low_rank.inner += low_rank.rank, low_rank.up.skip(size * low_rank.rank);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "lanes.h"
 #include "plan.h"
+#include "reals.h"
 #include "taps.h"
 
 namespace segquant {
@@ -16,7 +17,7 @@ namespace segquant {
 struct Weights {
   const uint8_t* codes;  // [outputs][bytes]: s8, or s4 two per byte, even columns in the low half
   int64_t bytes;
-  const float* scale;  // [outputs][groups]
+  Reals scale;  // [outputs][groups]
   int64_t groups;
   int64_t outputs;
 };
