@@ -9,7 +9,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Row:
     """A way to run a subject. Milliseconds; times as fast as float32 eager; relative error of the output against
-    float32; bytes per weight of the quantized layers."""
+    float32; bytes that the quantized layers hold per weight, after a call, biases left out."""
 
     subject: str
     precision: str
@@ -65,15 +65,29 @@ def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
     return found
 
 
+MOST = {"w8": 1.1, "w4": 0.7}
+"""Bytes held per weight, by the beginning of a precision's name."""
+
+
+def memory_bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+    """The most that was to be held per weight, and what is."""
+    return [
+        (f"{row.subject} {row.precision} {row.form} bytes a weight", MOST[row.precision[:2]], row.bytes)
+        for row in rows
+        if row.engine == "cpu" and row.run == "eager" and row.precision[:2] in MOST
+    ]
+
+
 def _fastest(rows: Sequence[Row], subject: str, names: tuple[str, ...]) -> float:
     fitting = [row.speed for row in rows if row.subject == subject
                and all(name in (row.precision, row.form, row.engine, row.run) for name in names)]  # fmt: skip
     return max(fitting, default=0.0)
 
 
-def bar_table(found: Sequence[tuple[str, float, float]]) -> str:
-    """Markdown."""
+def bar_table(found: Sequence[tuple[str, float, float]], least: bool = True) -> str:
+    """Markdown; of bars that are the least or the most wanted."""
     lines = ["| bar | wanted | reached | |", "|---|---:|---:|---|"]
     for what, wanted, reached in found:
-        lines.append(f"| {what} | {wanted:g} | {reached:.2f} | {'held' if reached >= wanted else 'not held'} |")
+        held = reached >= wanted if least else reached <= wanted
+        lines.append(f"| {what} | {wanted:g} | {reached:.2f} | {'held' if held else 'not held'} |")
     return "\n".join(lines) + "\n"

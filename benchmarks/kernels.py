@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 import segquant
-from benchmarks.kernel_bars import Row, bar_table, bars
+from benchmarks.kernel_bars import Row, bar_table, bars, memory_bars
 from benchmarks.outliers import spoil
 from benchmarks.tables import machine, table, write
 from segquant import presets
 from segquant.kernels.cpu.operators import why_not_exact
+from segquant.layers.layer import QuantLayer
 
 PRECISIONS = ("w8a8_tensor", "w8a8", "w8a8_dynamic", "fp8", "w4a8_channel", "w4a8", "w4a4", "w4a16")
 EMOJI = Path(__file__).parents[1] / "pipelines" / "zoo" / "emoji_sd3" / "transformer"
@@ -126,14 +127,16 @@ def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
                 continue
             form = "zero_point" if deploy == "cpu" else "dual"
             plain = copy.deepcopy(quantized)
-            found += _runs((precision, form, "reference"), plain, calls[0], False, _bytes(plain, 4))
+            found += _runs((precision, form, "reference"), plain, calls[0], False, _bytes(plain, calls[0]))
             with contextlib.redirect_stdout(io.StringIO()):
                 table = segquant.set_backend_(quantized, "auto")
             engine = "cpu" if any(each.backend == "cpu" for each in table) else "reference"
             if engine != "reference":
-                found += _runs((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, 0))
+                found += _runs((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, calls[0]))
             if engine != "reference" and precision == "w8a8" and subject in WITH_ATTENTION:
-                found += _by_attention((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, 0))
+                found += _by_attention(
+                    (precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, calls[0])
+                )
     return found
 
 
@@ -157,16 +160,14 @@ def _method(precision: str, deploy: str, convolutions: bool) -> Any:
     return presets.segquant_a(precision, alpha=0.5, rank=16 if "4" in precision else None, **common)
 
 
-def _bytes(model: nn.Module, extra: int) -> float:
-    layers = [layer for layer in model.modules() if isinstance(layer, segquant.QuantLinear)]
+def _bytes(model: nn.Module, call: dict[str, Any]) -> float:
+    """That quantized layers hold per weight once they ran, biases left out."""
+    with torch.inference_mode():
+        model(**call)
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]
     weights = sum(layer.in_features * layer.out_features for layer in layers)
-    held = sum(
-        buffer.nbytes
-        for layer in layers
-        for name, buffer in layer.named_buffers(recurse=False)
-        if name.startswith(("codes", "weight_"))
-    )
-    return held / max(1, weights) + extra
+    biases = sum(layer.bias.nbytes for layer in layers if layer.bias is not None)
+    return (sum(layer.held_bytes() for layer in layers) - biases) / max(1, weights)
 
 
 def _half(call: dict[str, Any]) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch._dynamo.reset()
         rows += measure(subject, options.precisions, not options.eager, options.rounds)
         sys.stderr.write(table([row for row in rows if row.subject == subject]))
-    text = f"{machine()}\n\n{table(rows)}\n{bar_table(bars(rows))}"
+    text = f"{machine()}\n\n{table(rows)}\n{bar_table(bars(rows))}\n{bar_table(memory_bars(rows), least=False)}"
     sys.stdout.write(text)
     if options.out:
         write(options.out, "kernels", text, rows)

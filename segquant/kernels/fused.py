@@ -14,18 +14,23 @@ from segquant.kernels.backend import Backend
 from segquant.kernels.integers import kernel_bits, kernel_codes, row_scales
 from segquant.modules.state import exact_products
 from segquant.numerics.layout import Layout
-from segquant.transforms.chain import Chain, chain_of
+from segquant.transforms.chain import chain_of
 from segquant.transforms.low_rank import LowRank
 from segquant.transforms.smoothing import Smoothing
+
+First = tuple[Tensor, Tensor | None, Tensor | None]
+"""Of low-rank branches: the first factor as it is kept, [ranks, in]; the smoothing before it, [branches, in], or none;
+the branch of each rank, if there are several."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The layer's own tensors, its weight's codes and scales as the operator reads them, and the rest in float32.
+    """The layer's own tensors, its weight's codes and scales as the operator reads them, and the bias in float32.
 
     Args:
         codes: see `kernel_codes`; `weight_scale`: [out, groups].
-        down: of all branches, on the input as it comes, [ranks, in].
+        ranks: of the low-rank branches beside the operator's product, or none.
+        first: what `first_factor` takes; with `ranks`.
         form: the operator's last arguments, if it does all of the input's part.
         extra: what only one backend needs.
     """
@@ -33,8 +38,8 @@ class Packed:
     tensors: Mapping[str, Tensor]
     codes: Tensor
     weight_scale: Tensor
-    down: Tensor | None
-    ups: tuple[Tensor, ...]
+    ranks: tuple[int, ...]
+    first: First | None
     bias: Tensor | None
     form: tuple[Any, ...] | None = None
     extra: Any = None
@@ -70,14 +75,14 @@ class FusedBackend(Backend):
     def extra_of(self, layout: Layout, codes: Tensor) -> Any:
         """What only this backend needs, made once."""
 
-    def added(self, beside: Tensor | None, inner: Tensor | None, packed: Packed) -> tuple[Any, ...]:
+    def added(self, beside: Tensor | None, inner: Tensor | None, layout: Layout, packed: Packed) -> tuple[Any, ...]:
         """The operator's arguments of what is added to the product.
 
         Args:
             beside: [rows, out], or none.
             inner: low-rank branches' part of the way, [rows, ranks]; never with `beside`.
         """
-        return (beside if inner is None else beside_of(inner, packed),)
+        return (beside if inner is None else beside_of(inner, layout, packed),)
 
     def extra_part(self, extra: Any, cut: slice) -> Any:
         """`extra` for some of the outputs."""
@@ -85,10 +90,11 @@ class FusedBackend(Backend):
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         codes, scale = kernel_codes(layout, tensors), row_scales(layout, tensors, self.half_scales)
         inside = _is_inside(layout)
-        down, ups = _factors(layout, tensors) if inside else (None, ())
         bias = tensors["bias"].float() if layout.bias else None
         form = _form(layout, tensors.get("smooth"), _static(tensors), layout.branches) if inside else None
-        return Packed(tensors, codes, scale, down, ups, bias, form, self.extra_of(layout, codes))
+        ranks = _ranks(layout) if inside else ()
+        first = _first(tensors, ranks) if ranks else None
+        return Packed(tensors, codes, scale, ranks, first, bias, form, self.extra_of(layout, codes))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         with exact_products(x.device):
@@ -96,7 +102,7 @@ class FusedBackend(Backend):
             if packed.form is None:
                 out = self._by_branch(rows, layout, packed)
             else:
-                added = self.added(None, self._low_rank(rows, packed), packed)
+                added = self.added(None, self._low_rank(rows, packed), layout, packed)
                 out = self.product(rows, packed.arguments(added), packed.extra)
             if x.dim() != 2:
                 out = out.reshape(*x.shape[:-1], layout.out_features)
@@ -108,10 +114,10 @@ class FusedBackend(Backend):
 
     def _low_rank(self, rows: Tensor, packed: Packed) -> Tensor | None:
         """[rows, ranks] of all branches."""
-        if packed.down is None:
+        if packed.first is None:
             return None
         kind = torch.bfloat16 if self.half_branch and rows.dtype == torch.bfloat16 else torch.float32
-        return rows.to(kind) @ packed.down.to(kind).T
+        return rows.to(kind) @ first_factor(packed.first).to(kind).T
 
     def _by_branch(self, rows: Tensor, layout: Layout, packed: Packed) -> Tensor:
         """Transforms in plain torch, the rest in the operator."""
@@ -126,9 +132,9 @@ class FusedBackend(Backend):
                 constant = [*constant, packed.bias[cut]]
             bias = sum(constant[1:], constant[0]) if constant else None
             form = _form(layout, None, _scales_of(x, layout, packed, branch), (size,))
-            part = Packed({}, packed.codes[cut], packed.weight_scale[cut], None, (), bias, form)
+            part = Packed({}, packed.codes[cut], packed.weight_scale[cut], (), None, bias, form)
             extra = self.extra_part(packed.extra, cut)
-            outputs.append(self.product(x.contiguous(), part.arguments(self.added(beside, None, part)), extra))
+            outputs.append(self.product(x.contiguous(), part.arguments(self.added(beside, None, layout, part)), extra))
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
         return out.to(rows.dtype)
 
@@ -141,10 +147,38 @@ def _is_inside(layout: Layout) -> bool:
     return not of_all and known in ([], [Smoothing], [LowRank], [Smoothing, LowRank])
 
 
-def beside_of(inner: Tensor, packed: Packed) -> Tensor:
+def _ranks(layout: Layout) -> tuple[int, ...]:
+    low_rank = layout.transform("low_rank")
+    return low_rank.ranks if isinstance(low_rank, LowRank) and any(low_rank.ranks) else ()
+
+
+def _first(tensors: Mapping[str, Tensor], ranks: tuple[int, ...]) -> First:
+    down, smooth = tensors["low_rank_down"], tensors.get("smooth")
+    if smooth is None or len(ranks) == 1:
+        return down, smooth, None
+    counts = torch.tensor(ranks, dtype=torch.int64, device=smooth.device)
+    return down, smooth, torch.arange(len(ranks), dtype=torch.int64, device=smooth.device).repeat_interleave(counts)
+
+
+def first_factor(first: First) -> Tensor:
+    """Of all branches, on the input as it comes, float32 [ranks, in].
+
+    Made at each call, with the smoothing undone: a float32 copy would be twice what the layer keeps, and one of 16 bits
+    rounded once more.
+    """
+    down, smooth, branches = first
+    if smooth is None:
+        return down.float()
+    return down / (smooth if branches is None else smooth[branches])
+
+
+def beside_of(inner: Tensor, layout: Layout, packed: Packed) -> Tensor:
     """What low-rank branches add, [rows, out], from [rows, ranks]."""
-    parts = inner.split([up.shape[1] for up in packed.ups], 1)
-    found = [part @ up.to(part.dtype).T for part, up in zip(parts, packed.ups, strict=True)]
+    low_rank, found = layout.transform("low_rank"), []
+    assert isinstance(low_rank, LowRank)
+    for branch, part in enumerate(inner.split(list(packed.ranks), 1)):
+        up = low_rank.factors(layout.place(packed.tensors, branch))[1]
+        found.append(part @ up.to(part.dtype).T)
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
@@ -172,19 +206,3 @@ def _form(layout: Layout, smooth: Tensor | None, scales: Scales, branches: tuple
         smooth, *scales, branches, pieces, dual, layout.weight_columns,
         kernel_bits(layout.weight_spec), bits, grid is not None and grid.zero_point,
     )  # fmt: skip
-
-
-def _factors(layout: Layout, tensors: Mapping[str, Tensor]) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """Low-rank factors, with the smoothing before them undone in the first."""
-    low_rank = layout.transform("low_rank")
-    if not isinstance(low_rank, LowRank) or not any(low_rank.ranks):
-        return None, ()
-    downs: list[Tensor] = []
-    ups: list[Tensor] = []
-    for branch in range(len(low_rank.ranks)):
-        place = layout.place(tensors, branch)
-        down, up = low_rank.factors(place)
-        before = Chain(tuple(each for each in layout.transforms if each is not low_rank), place)
-        downs.append(before.undo(down))
-        ups.append(up.contiguous())
-    return torch.cat(downs).contiguous(), tuple(ups)

@@ -15,7 +15,7 @@ from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
 from segquant.layers.foreign import refuse_foreign_adapter, refuse_foreign_save
 from segquant.layers.guarded import Handed, Parameters, plain_of, refuse_reparametrized
-from segquant.layers.packs import has_place, is_same_pack, is_unchanged, versions
+from segquant.layers.packs import has_place, held_bytes, is_same_pack, is_unchanged, versions
 from segquant.layers.weight import READ_ONLY, QuantWeight
 from segquant.modules.layers import Replaced
 from segquant.modules.state import outside_inference
@@ -95,6 +95,10 @@ class QuantLayer(Replaced, nn.Module):
     def weight_bytes(self) -> int:
         """Bytes of codes, scales, the transforms' tensors and bias."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+    def held_bytes(self) -> int:
+        """Bytes of memory that the layer holds now: its tensors, and what its backend packed of them and keeps."""
+        return held_bytes(self.tensors(), self._packed)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the input's dtype; gradients pass as if nothing were rounded.

@@ -1,4 +1,4 @@
-"""What backends packed: whether it is still right, whether two packs are the same, whether there is room for one."""
+"""What backends packed: whether it is still right, whether two are the same, their bytes, and room for them."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def _tell_once(device: str) -> None:
         "keep_packed=True of a layer keeps its weight",
         device,
     )
+
+
+def held_bytes(tensors: Mapping[str, Tensor], pack: Any) -> int:
+    """Of the memory behind these tensors and those of a pack, each piece counted once."""
+    leaves = [leaf for leaf in _leaves([tensors, pack]) if isinstance(leaf, Tensor)]
+    storages = [leaf.untyped_storage() for leaf in leaves]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def is_same_pack(one: Any, other: Any, layout: Layout, backend: Backend) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 
 from benchmarks import formats, random_models
-from benchmarks.kernel_bars import Row, bar_table, bars
+from benchmarks.kernel_bars import Row, bar_table, bars, memory_bars
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
 from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
@@ -121,3 +121,7 @@ def test_bars_of_kernels_are_against_plain_torch() -> None:
     assert "sd35_block: int8 over bfloat16" not in found
     assert "| sd35_block: int8 over float32 eager | 2.5 | 2.60 | held |" in bar_table(bars(rows))
     assert "| 2.5 | 2.40 | not held |" in bar_table([("it", 2.5, 2.4)])
+    held = memory_bars(rows)
+    assert held == [(f"sd35_block w8a8 {form} bytes a weight", 1.1, 1.0) for form in ("dual", "zero_point")]
+    assert "| 1.1 | 1.00 | held |" in bar_table(held, least=False)
+    assert "| 0.7 | 0.81 | not held |" in bar_table([("it", 0.7, 0.81)], least=False)

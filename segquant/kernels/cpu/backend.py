@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu import operators
-from segquant.kernels.fused import FusedBackend, Packed
+from segquant.kernels.fused import FusedBackend, Packed, first_factor
 from segquant.kernels.integers import why_no_integers, why_not_scales
 from segquant.modules.state import exact_products
 from segquant.modules.window import Window
@@ -42,18 +42,16 @@ class Cpu(FusedBackend):
         if not torch.compiler.is_compiling() and (reason := operators.why_not_exact()) is not None:
             raise QuantizationError(f"backend {self.name!r} {reason}")  # of a layer copied from another process
         packed = super().pack(layout, tensors)
-        if packed.down is None:
+        if not packed.ranks:
             return packed
-        up = tensors["low_rank_up"]  # as it is kept: the operator reads 16 bits, and no copy is made
-        if up.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            up = up.float()
-        return replace(packed, ups=(up.contiguous(),), extra=[each.shape[1] for each in packed.ups])
+        up = tensors["low_rank_up"]  # as it is kept: the operator reads 16 bits
+        return replace(packed, extra=(up.contiguous(), list(packed.ranks)))
 
-    def added(self, beside: Tensor | None, inner: Tensor | None, packed: Packed) -> tuple[Any, ...]:
+    def added(self, beside: Tensor | None, inner: Tensor | None, layout: Layout, packed: Packed) -> tuple[Any, ...]:
         """The operator multiplies branches itself: what they add would be as large as the output."""
         if inner is None:
             return beside, None, None, []
-        return beside, inner.contiguous(), packed.ups[0], packed.extra
+        return beside, inner.contiguous(), *packed.extra
 
     def product(self, rows: Tensor, arguments: tuple[Any, ...], extra: Any) -> Tensor:
         return operators.linear(rows, *arguments)
@@ -63,13 +61,13 @@ class Cpu(FusedBackend):
             return super().convolution(x, layout, window, packed)
         with exact_products(x.device):
             alone, inner, padding = x.dim() == 3, None, window.padding
-            if packed.down is not None or window.mode != "zeros":
+            if packed.ranks or window.mode != "zeros":
                 x, padding = window.padded(x), (0, 0, 0, 0)
             images = self.known(x if x.dim() == 4 else x.unsqueeze(0)).contiguous()
-            if packed.down is not None:
-                kernels = packed.down.unflatten(1, (-1, *window.kernel))
+            if packed.first is not None:
+                kernels = first_factor(packed.first).unflatten(1, (-1, *window.kernel))
                 inner = nnf.conv2d(images.float(), kernels, None, window.stride, 0, window.dilation)
                 inner = inner.permute(0, 2, 3, 1).flatten(0, 2)
             place = padding, window.kernel, window.stride, window.dilation
-            out = operators.convolution(images, *packed.arguments(self.added(None, inner, packed)), *place)
+            out = operators.convolution(images, *packed.arguments(self.added(None, inner, layout, packed)), *place)
             return (out.squeeze(0) if alone else out).to(x.dtype)

@@ -277,15 +277,30 @@ def test_threads_change_no_bit() -> None:
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
-def test_no_float_copy_of_the_weight_stays() -> None:
-    for precision, most in (("w8a8", 1.1), ("w4a8", 0.7), ("w4a4", 0.7), ("w4a16", 0.7)):
-        layer = layer_of(precision, Segments(), (384, 256))
-        layer.backend = Cpu()
-        layer(inputs(2, 384))
-        packed = layer._packed
-        held = [*layer.buffers(), packed.weight_scale, *packed.ups]
-        found = {each.data_ptr(): each.nbytes for each in held if each.data_ptr() != layer.bias.data_ptr()}
-        assert sum(found.values()) <= most * 384 * 256
+@pytest.mark.parametrize(("precision", "rank", "most"), [
+    *[(precision, 0, 1.1) for precision in ("w8a8_tensor", "w8a8", "w8a8_dynamic", "q8_0")],
+    *[(precision, rank, 0.7) for precision in ("w4a8_channel", "w4a8", "w4a4", "w4a16", "q4_0") for rank in (0, 16)],
+])  # fmt: skip
+def test_no_float_copy_of_anything_stays(precision: str, rank: int, most: float) -> None:
+    """Of weights, scales and branches; also once it ran: what its tensors take is all it holds."""
+    branch: dict[str, Any] = {"optimizer": "svd", "alpha": 0.5, "rank": rank} if rank else {}
+    layer = layer_of(precision, Segments(), (512, 1024), **branch)
+    layer.backend = Cpu()
+    layer(inputs(2, 512))
+    assert layer.bias is not None
+    assert layer.held_bytes() == pytest.approx(layer.weight_bytes(), rel=0.01)  # one scale is spread over all rows
+    assert layer.held_bytes() - layer.bias.nbytes <= most * 512 * 1024
+
+
+def test_held_bytes_count_what_was_packed_once() -> None:
+    layer = layer_of("w6a6", Segments(), (384, 256))
+    layer.backend = Cpu()
+    assert layer.held_bytes() == layer.weight_bytes()
+    layer(inputs(2, 384))
+    spread = layer._packed.codes
+    assert spread.nbytes == 384 * 256 and layer.held_bytes() == layer.weight_bytes() + spread.nbytes
+    layer.forget_packed()
+    assert layer.held_bytes() == layer.weight_bytes()
 
 
 def test_the_model_loses_nothing_and_packs_again() -> None:
