@@ -93,6 +93,8 @@ def _apart(scheme: QuantScheme, base: QuantScheme) -> tuple[QuantScheme, QuantSc
     """The base with the scheme's width, and with its group, where these two are what they differ in."""
     one, own = scheme.weight, base.weight
     assert one is not None and own is not None
+    if (one.grid.kind, one.scale_dtype) != (own.grid.kind, own.scale_dtype):  # as between GGUF's blocks
+        return None
     width, group = replace(own, dtype=one.dtype), replace(own, group_size=one.group_size)
     if own in (width, group) or one != replace(width, group_size=one.group_size):
         return None

@@ -180,6 +180,19 @@ def test_one_fold_is_not_enough() -> None:
         layer_candidates(Block().down, presets.gptq_mixed("w4a8"), stats, None, name="down")
 
 
+@pytest.mark.parametrize("precision", [*(name for name in PRECISIONS if name[0] == "q"), "w4a8_asym", "mxfp4"])
+def test_a_layer_as_wide_as_a_super_block_has_every_format(precision: str) -> None:
+    """Blocks with and without a least value are no widths and groups of one another."""
+    stats = InputStats("one", 256, keep_gram=True, split_gram=True)
+    for call in range(4):
+        stats.update(tensor(12, 256, seed=call), call)
+    linear = torch.nn.Linear(256, 8)
+    found = layer_candidates(linear, presets.gptq_mixed(precision), stats, None, name="one").candidates
+    formats = {candidate.change.get("precision", precision) for candidate in found}
+    assert len(formats) == len(formats_of(PRECISIONS[precision], 256)) == len(found)
+    assert all(0 < candidate.error < 1.5 for candidate in found)
+
+
 def test_unknown_choices_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown budget over 'format'.*formats"):
         presets.gptq_mse("w4a8", budget={"over": "format"})
