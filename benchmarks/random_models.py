@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
 from benchmarks.random_unet import random_unet, unet_inputs
-from segquant import PRECISIONS, Segments, find_segments, output_error, presets, quantize_
+from segquant import PRECISIONS, Segments, find_segments, model_weight_bytes, output_error, presets, quantize_
 from segquant_bench.pipelines import peers
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[dict[str, Any]]]]] = {
@@ -34,7 +34,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[..., list[dict[str, An
 }
 OURS = (
     "rtn", "gptq", "gptq_mse", "quarot", "quarot_mse", "convrot", "smoothquant_gptq", "svdquant_gptq", "segquant_a",
-    "segquant_g", "segquant_plus", "segquant_r",
+    "segquant_g", "segquant_plus", "segquant_r", "gptq_mixed", "auto",
 )  # fmt: skip
 PEERS = ("torchao_int8_dynamic", "sdnq", "modelopt_int8")
 
@@ -52,8 +52,8 @@ def quantized(
 
 def errors(
     kind: str, names: Sequence[str], precision: str, calls: int, fresh: int, convolutions: bool
-) -> dict[str, tuple[float, float]]:
-    """Relative output error and processor seconds by quantizer."""
+) -> dict[str, tuple[float, float, float]]:
+    """Relative output error, MB of weights and processor seconds by quantizer."""
     make, draw = MODELS[kind]
     model = make()
     inputs, judge = draw(model, calls, 1), draw(model, fresh, 2)
@@ -62,7 +62,8 @@ def errors(
     for name in tqdm(names, desc=kind):
         start = time.process_time()
         copied = quantized(model, name, precision, inputs, segments, convolutions)
-        found[name] = output_error(model, copied, judge), time.process_time() - start
+        seconds = time.process_time() - start
+        found[name] = output_error(model, copied, judge), model_weight_bytes(copied) / 1e6, seconds
     return found
 
 
@@ -77,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--convolutions", action="store_true")
     options = parser.parse_args(argv)
     torch.manual_seed(0)
-    lines = ["| model | quantizer | precision | error | CPU s |", "|---|---|---|---:|---:|"]
+    lines = ["| model | quantizer | precision | error | MB | CPU s |", "|---|---|---|---:|---:|---:|"]
     for kind in options.models:
         found = errors(
             kind, options.quantizers, options.precision, options.calls, options.fresh, options.convolutions
         )  # fmt: skip
         lines += [
-            f"| {kind} | {name} | {options.precision} | {error:.4f} | {seconds:.1f} |"
-            for name, (error, seconds) in found.items()
+            f"| {kind} | {name} | {options.precision} | {error:.4f} | {size:.2f} | {seconds:.1f} |"
+            for name, (error, size, seconds) in found.items()
         ]
     sys.stdout.write("\n".join(lines) + "\n")
 
