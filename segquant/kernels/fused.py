@@ -25,12 +25,13 @@ the branch of each rank, if there are several."""
 
 @dataclass(frozen=True)
 class Packed:
-    """The layer's own tensors, its weight's codes and scales as the operator reads them, and the bias in float32.
+    """The layer's own tensors, and its weight's codes and scales as the operator reads them.
 
     Args:
         codes: see `kernel_codes`; `weight_scale`: [out, groups].
         ranks: of the low-rank branches beside the operator's product, or none.
         first: what `first_factor` takes; with `ranks`.
+        bias: as it is kept, so that what is written to it holds.
         form: the operator's last arguments, if it does all of the input's part.
         extra: what only one backend needs.
     """
@@ -47,7 +48,8 @@ class Packed:
     def arguments(self, added: tuple[Any, ...]) -> tuple[Any, ...]:
         """Of the operator, after the input; see `FusedBackend.added`."""
         form: Any = self.form
-        return self.codes, self.weight_scale, self.bias, *added, *form
+        bias = None if self.bias is None else self.bias.float()
+        return self.codes, self.weight_scale, bias, *added, *form
 
 
 Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -90,7 +92,7 @@ class FusedBackend(Backend):
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         codes, scale = kernel_codes(layout, tensors), row_scales(layout, tensors, self.half_scales)
         inside = _is_inside(layout)
-        bias = tensors["bias"].float() if layout.bias else None
+        bias = tensors["bias"] if layout.bias else None
         form = _form(layout, tensors.get("smooth"), _static(tensors), layout.branches) if inside else None
         ranks = _ranks(layout) if inside else ()
         first = _first(tensors, ranks) if ranks else None
@@ -156,8 +158,8 @@ def _first(tensors: Mapping[str, Tensor], ranks: tuple[int, ...]) -> First:
     down, smooth = tensors["low_rank_down"], tensors.get("smooth")
     if smooth is None or len(ranks) == 1:
         return down, smooth, None
-    counts = torch.tensor(ranks, dtype=torch.int64, device=smooth.device)
-    return down, smooth, torch.arange(len(ranks), dtype=torch.int64, device=smooth.device).repeat_interleave(counts)
+    branches = [branch for branch, rank in enumerate(ranks) for _ in range(rank)]
+    return down, smooth, torch.tensor(branches, dtype=torch.int64, device=smooth.device)
 
 
 def first_factor(first: First) -> Tensor:

@@ -107,6 +107,8 @@ def set_backend_(
         raise QuantizationError(
             f'"auto" falls back to "{LAST}" by itself, and fallback={fallback!r} is given; leave one of them out'
         )
+    if fallback == name:
+        raise QuantizationError(f"fallback={fallback!r} is the backend itself; name another, or leave it out")
     found = {layer_name: _first(layer, _order(layer, name, fallback)) for layer_name, layer in layers.items()}
     _order(None, name, fallback)  # an unknown name raises without layers too
     modules = _attentions(model, name, attention)

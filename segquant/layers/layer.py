@@ -14,8 +14,9 @@ from segquant.errors import QuantizationError
 from segquant.kernels.backend import Backend
 from segquant.kernels.reference import REFERENCE
 from segquant.layers.foreign import refuse_foreign_adapter, refuse_foreign_save
+from segquant.layers.fusing import guard_fusing
 from segquant.layers.guarded import Handed, Parameters, plain_of, refuse_reparametrized
-from segquant.layers.packs import has_place, held_bytes, is_same_pack, is_unchanged, versions
+from segquant.layers.packs import has_place, held_bytes, is_same_pack, is_unchanged, keep_sizes, versions
 from segquant.layers.weight import READ_ONLY, QuantWeight
 from segquant.modules.layers import Replaced
 from segquant.modules.state import outside_inference
@@ -76,6 +77,7 @@ class QuantLayer(Replaced, nn.Module):
         """The float weight [out, in, …], transforms undone, in the float layer's dtype; read-only."""
         if torch.compiler.is_compiling():  # a plain tensor is what compilers know
             return self._float_weight()
+        guard_fusing()  # whoever puts an adapter beside the layer looks at its weight
         if self.layout.folded or self.layout.folded_rows:
             refuse_foreign_adapter()
         return QuantWeight.of(self._float_weight, self._weight_shape(), None, self.float_like.dtype, self.codes.device)
@@ -151,6 +153,8 @@ class QuantLayer(Replaced, nn.Module):
                 self._settle()
             now = None if compiling else versions(self.tensors())
             packed = self.backend.pack(self.layout, self.tensors())
+        if not compiling:
+            keep_sizes(packed)
         if self._keeps(compiling):
             self._packed, self._packed_of = packed, now
         return packed
@@ -276,6 +280,8 @@ class QuantLayer(Replaced, nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":  # nn.Module would not get as far as the property
             raise QuantizationError(READ_ONLY)
+        if name == "backend":  # another cannot read what this one packed
+            self.forget_packed()
         if name in self.__dict__.get("_buffers", ()):
             value = self._fitting(name, value)
             self.forget_packed()

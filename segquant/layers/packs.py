@@ -64,6 +64,16 @@ def held_bytes(tensors: Mapping[str, Tensor], pack: Any) -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
+def keep_sizes(pack: Any) -> None:
+    """Tell torch.compile that a pack's sizes are constants, as a module's buffers' are.
+
+    With dynamic=True it would else take one that equals the first batch's for the batch, and compile the next anew.
+    """
+    leaves = [leaf for leaf in _leaves(pack) if isinstance(leaf, Tensor)]
+    for leaf in (*leaves, *(leaf._base for leaf in leaves if leaf._base is not None)):
+        torch._dynamo.mark_static(leaf)
+
+
 def is_same_pack(one: Any, other: Any, layout: Layout, backend: Backend) -> bool:
     """By the bits of their tensors; where a pack hides what it holds (objects of kernels), by what they compute."""
     pairs = list(zip(_leaves(one), _leaves(other), strict=True))

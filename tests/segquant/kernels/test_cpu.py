@@ -390,6 +390,49 @@ def test_a_second_batch_size_is_not_compiled_again(change: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_size_of_a_layer_is_taken_for_the_batch(backend: str) -> None:
+    """First batches as large as its outputs, inputs, ranks and branches."""
+    method = {"optimizer": "svd", "alpha": 0.5, "rank": 5}
+    layers = [(layer_of("w4a8", Segments(), (64, 33)), (33, 64, 9)),
+              (layer_of("w4a8", Segments(), (64, 33), **method), (5, 9, 10)),
+              (layer_of("w4a8", Segments(output=(13, 20)), (64, 33), **method), (2, 9, 10))]  # fmt: skip
+    for layer, counts in layers:
+        model = nn.Sequential(layer)
+        segquant.set_backend_(model, backend)
+        model(inputs(7, 64))
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+        with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+            for rows in counts:
+                x = inputs(rows, 64)
+                assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_written_to_a_bias_holds(dtype: torch.dtype) -> None:
+    model = nn.Sequential(layer_of("w4a8", Segments(), (64, 33))).to(dtype)
+    segquant.set_backend_(model, "cpu")
+    x = inputs(6, 64).to(dtype)
+    before = model(x).float()
+    model[0].bias.data.add_(8.0)  # which no version counts
+    assert (model(x).float() - before).mean() == pytest.approx(8.0, abs=0.05)
+
+
+def test_another_backend_packs_anew() -> None:
+    layer = layer_of("w4a8", Segments(), (64, 33))
+    x = inputs(6, 64)
+    expected = layer(x)
+    layer.backend = Cpu()
+    assert errors(layer(x), expected)[1] < 1e-6
+
+
+def test_a_fallback_is_another_backend() -> None:
+    model = nn.Sequential(layer_of("w4a8", Segments(), (64, 33)))
+    with pytest.raises(QuantizationError, match="fallback='cpu' is the backend itself; name another"):
+        segquant.set_backend_(model, "cpu", "cpu")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_inputs_of_other_shapes_are_refused(backend: str) -> None:
     """The kernel would cut rows otherwise: 5 rows of 130 are 10 of 65."""
     method = presets.rtn("w8a8_dynamic", convolutions=True)

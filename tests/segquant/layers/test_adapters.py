@@ -80,6 +80,22 @@ def test_merging_is_refused_and_changes_nothing(safe: bool) -> None:
     assert torch.equal(out(model), before) and not model.up.merged
 
 
+@pytest.mark.parametrize("name", ["merge_adapter", "merge_and_unload"])
+def test_nothing_is_merged_where_something_cannot_be(name: str) -> None:
+    """Float layers come first here, and would be merged before a quantized one is met."""
+    model = segquant.quantize_(Block(), METHODS["rtn"].changed(skip=("up",)), block_batches(4, seed=1))
+    plain, config = out(model), peft.LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
+    tuner = peft.get_peft_model(model, config).base_model
+    before = out(model)
+    with pytest.raises(QuantizationError, match=rf"{name} would add the adapter to the weights of \S*down, which"):
+        getattr(tuner, name)()
+    assert torch.equal(out(model), before) and not tuner.model.up.merged
+    assert torch.equal(out(tuner.unload()), plain)
+    float_tuner = peft.get_peft_model(Block(), config).base_model
+    merged = out(float_tuner.model)
+    assert error(out(getattr(float_tuner, name)() or float_tuner.model), merged) < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_adapters_are_trained_exchanged_and_taken_out() -> None:
     model = quantized(Block())

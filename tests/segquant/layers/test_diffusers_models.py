@@ -95,9 +95,12 @@ def test_adapters_of_diffusers(model: nn.Module) -> None:
     model.disable_adapters()
     assert torch.equal(out(model), plain)
     model.enable_adapters()
-    with pytest.raises(QuantizationError, match="an adapter that is not fused"):
-        model.fuse_lora()
-    assert torch.equal(out(model), adapted)
+    for scale in (1.0, 0.5):  # which diffusers writes to the first adapters before it fuses them
+        with pytest.raises(
+            QuantizationError, match=r"fuse_lora would add .* of transformer_blocks\.0\.\S+ and \d more"
+        ):
+            model.fuse_lora(lora_scale=scale)
+        assert torch.equal(out(model), adapted)
     model.unload_lora()
     assert torch.equal(out(model), plain) and isinstance(model.transformer_blocks[0].attn.to_q, QuantLinear)
 
