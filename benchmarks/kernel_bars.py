@@ -55,9 +55,12 @@ def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
         best, against = (_fastest(rows, bar.subject, names) for names in (bar.best, bar.against))
         if best and against:
             found.append((f"{bar.subject}: {bar.what}", bar.wanted, best / against))
-    own = [row for row in rows if row.precision not in ("float32", "bfloat16") and row.engine != "reference"]
+    quantized = [row for row in rows if row.precision not in ("float32", "bfloat16")]
+    kernels = {(row.subject, row.precision, row.form) for row in quantized if row.engine != "reference"}
+    own = [row for row in quantized
+           if row.engine != "reference" or (row.subject, row.precision, row.form) not in kernels]  # fmt: skip
     for row in own:
-        twins = [r for r in rows if (r.subject, r.precision, r.form, r.run) == (
+        twins = [r for r in rows if r is not row and (r.subject, r.precision, r.form, r.run) == (
             row.subject, row.precision, row.form, "eager") and r.engine == "reference"]  # fmt: skip
         label = f"{row.subject} {row.precision} {row.form} {row.engine} {row.run}"
         found.append((f"{label} over float32 eager", 1.0, row.speed))

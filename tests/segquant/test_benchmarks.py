@@ -113,12 +113,17 @@ def test_bars_of_kernels_are_against_plain_torch() -> None:
         row("float32", "", "torch", "eager", 1.0), row("float32", "", "torch, attention int8", "eager", 1.1),
         row("w8a8", "dual", "reference", "eager", 0.5), row("w8a8", "dual", "cpu", "eager", 2.0),
         row("w8a8", "zero_point", "cpu", "eager", 2.4), row("w8a8", "zero_point", "cpu", "compiled", 2.6),
+        row("fp8", "dual", "reference", "eager", 0.9),
     ]  # fmt: skip
     found = {what: (wanted, reached) for what, wanted, reached in bars(rows)}
     assert found["sd35_block: int8 over float32 eager"] == (2.5, 2.6)  # not over what our own kernel quickens
     assert found["sd35_block: zero point over two products"] == (1.12, 1.3)
     assert found["sd35_block w8a8 dual cpu eager over the reference"] == (1.0, 4.0)
     assert "sd35_block: int8 over bfloat16" not in found
+    # what has no kernel is judged as it runs, what has one by that
+    assert found["sd35_block fp8 dual reference eager over float32 eager"] == (1.0, 0.9)
+    assert "sd35_block w8a8 dual reference eager over float32 eager" not in found
+    assert "sd35_block fp8 dual reference eager over the reference" not in found
     assert "| sd35_block: int8 over float32 eager | 2.5 | 2.60 | held |" in bar_table(bars(rows))
     assert "| 2.5 | 2.40 | not held |" in bar_table([("it", 2.5, 2.4)])
     held = memory_bars(rows)
