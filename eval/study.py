@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from segquant_bench.eval.json_checks import (
     read_checked,
     record,
 )
+from segquant_bench.eval.tables.numbers import short
 from segquant_bench.eval.tables.table import Cell, Column, Table
 
 FILE = "study.json"
@@ -67,6 +68,11 @@ class Search:
             if not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in losses)
         ]
 
+    def told(self, trial: Trial) -> dict[str, str]:
+        """Its parameters as texts, with as many digits as tell them from those of other trials."""
+        every = [each.params for each in self.trials]
+        return {key: short(value, [each.get(key) for each in every]) for key, value in trial.params.items()}
+
     def _losses(self, trial: Trial) -> tuple[float, ...]:
         ways = self.objectives.values()
         return tuple(-v if way == "maximize" else v for v, way in zip(trial.values, ways, strict=True))
@@ -93,7 +99,8 @@ def _load(path: Path) -> Search:
 def front_table(search: Search) -> Table:
     """The front, by the first objective."""
     sign = -1.0 if "maximize" in list(search.objectives.values())[:1] else 1.0
-    return _table(search, sorted(search.front(), key=lambda trial: sign * trial.values[0]), _title(search))
+    best = sorted(search.front(), key=lambda trial: sign * trial.values[0])
+    return _table(search, [replace(trial, params=search.told(trial)) for trial in best], _title(search))
 
 
 def trials_table(search: Search) -> Table:

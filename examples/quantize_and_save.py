@@ -31,7 +31,7 @@ model = SD3Transformer2DModel(num_attention_heads=2, attention_head_dim=32, **si
 before = segquant.model_weight_bytes(model)
 
 segquant.quantize_(model, segquant.presets.segquant_g(precision="w8a8"), [batch(seed) for seed in range(8)])
-folder = segquant.save_quantized(model, sys.argv[1] if len(sys.argv) > 1 else "quantized")
+folder = segquant.save_quantized(model, sys.argv[1] if len(sys.argv) > 1 else "outputs/quantized")
 
 loaded = segquant.load_quantized(folder)
 with torch.no_grad():

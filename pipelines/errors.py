@@ -64,16 +64,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 _UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
-def unwritable(error: BaseException) -> str | None:
-    """The sentence for a place that cannot be written to; else None."""
+OF_RUNS = "hydra.run.dir=DIRECTORY (of a sweep: hydra.sweep.dir) and cache=DIRECTORY, or a shorter name=NAME"
+"""What says where a run writes."""
+
+
+def unwritable(error: BaseException, places: str = OF_RUNS) -> str | None:
+    """The sentence for a place that cannot be written to, with the settings that choose another; else None."""
     if not isinstance(error, OSError) or not error.filename:
         return None
     if error.errno not in _UNWRITABLE and not (error.errno == errno.ENOENT and _is_making_folder(error)):
         return None
-    return (
-        f"{one_line(str(error.filename))} cannot be written ({error.strerror}); choose another place with "
-        "hydra.run.dir=DIRECTORY (of a sweep: hydra.sweep.dir) and cache=DIRECTORY, or a shorter name=NAME"
-    )
+    return f"{one_line(str(error.filename))} cannot be written ({error.strerror}); choose another place with {places}"
 
 
 def _is_making_folder(error: OSError) -> bool:

@@ -28,7 +28,7 @@ from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.config.searchpath import check_search_path, flagged, options
 from segquant_bench.pipelines.config.shipped import check_shipped
 from segquant_bench.pipelines.config.sweeping import JobCheck
-from segquant_bench.pipelines.errors import PipelineError, is_disk_full, mendable, one_line, unwritable
+from segquant_bench.pipelines.errors import OF_RUNS, PipelineError, is_disk_full, mendable, one_line, unwritable
 from segquant_bench.pipelines.loggers.find import find_logger
 from segquant_bench.pipelines.results.failure import clear_failure, log_to_file, write_failure
 from segquant_bench.pipelines.results.sweep import (
@@ -132,17 +132,20 @@ def group(folder: Path) -> str:
     return Path(hydra_config.sweep.dir).name if hydra_config.mode is RunMode.MULTIRUN else folder.name
 
 
-def user_message(error: BaseException) -> str | None:
-    """The sentence for an error that the user can mend; None for a program's fault."""
+def user_message(error: BaseException, places: str = OF_RUNS, room: str = "cache=DIRECTORY") -> str | None:
+    """The sentence for an error that the user can mend; None for a program's fault.
+
+    `places` and `room` are the command's settings of where it writes: for a folder that refuses, for a full disk.
+    """
     if isinstance(error, PipelineError):
         return one_line(error)
     if is_disk_full(error):
-        return f"the disk is full ({one_line(error)}); free some space or set cache=DIRECTORY on another disk"
+        return f"the disk is full ({one_line(error)}); free some space or set {room} on another disk"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain(error)
     if _is_library_error(error):
         return one_line(error)
-    return unwritable(error) or memory_message(error) or below_null(error)
+    return unwritable(error, places) or memory_message(error) or below_null(error)
 
 
 def _is_library_error(error: BaseException) -> bool:

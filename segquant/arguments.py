@@ -20,6 +20,8 @@ PRESETS: dict[str, Callable[..., Method]] = {
     if inspect.isfunction(value)
 }
 _ADVICE = "give a method, for example presets.segquant_g('w8a8_tensor'), or the name of one"
+_ELSEWHERE = "the benchmark's own (other tools, corrections) are no methods here: segquant quantizer=NAME sets them"
+"""In the command line of segquant_bench, which the library does not know."""
 
 
 def method_of(given: GivenMethod) -> Method:
@@ -49,7 +51,7 @@ def _called(name: str, settings: Mapping[str, Any]) -> Method:
     if name in PRECISIONS:
         raise QuantizationError(f"{name!r} is a precision, not a method; write presets.segquant_g({name!r})")
     if name not in PRESETS:
-        raise QuantizationError(f"unknown method {name!r}; {nearest(name, PRESETS)}")
+        raise QuantizationError(f"unknown method {name!r}; {nearest(name, PRESETS)}; {_ELSEWHERE}")
     return _told(lambda: PRESETS[name](**settings), f"method {name!r}")
 
 

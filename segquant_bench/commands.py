@@ -37,7 +37,7 @@ def _require_benchmark(command: str) -> None:
     if missing:
         sys.exit(
             f"{command}: this is the library alone, without {', '.join(missing)}; "
-            "run pip install 'segquant[bench]' for the benchmark"
+            "run pip install '.[bench]' in a clone of segquant for the benchmark"
         )
 
 

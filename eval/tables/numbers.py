@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from segquant_bench.eval.results import Interval
 
@@ -56,6 +58,18 @@ def format_ratio(value: float, interval: Interval) -> str:
     '×0.720 [0.680, 0.770]'
     """
     return f"×{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def short(value: Any, others: Iterable[Any] = ()) -> str:
+    """A setting: floats with six significant digits, with all of them where one of `others` would look the same.
+
+    >>> short(0.5841694527491272), short(0.5), short(0.1234567, [0.1234568])
+    ('0.584169', '0.5', '0.1234567')
+    """
+    if not isinstance(value, float) or float(found := f"{value:.6g}") == value:
+        return str(value)
+    alike = any(str(o) == found or (isinstance(o, float) and f"{o:.6g}" == found) for o in others if o != value)
+    return str(value) if alike else found
 
 
 def joined(*parts: str) -> str:

@@ -18,6 +18,7 @@ from omegaconf.errors import (
 
 from segquant_bench.hints import nearest
 from segquant_bench.pipelines.config.arguments import open_key, quotes_hint
+from segquant_bench.pipelines.config.precision import arguments_of
 from segquant_bench.pipelines.config.sections import ModelConfig, PartConfig
 from segquant_bench.pipelines.errors import PipelineError, causes, is_memory, one_line, unknown_key
 
@@ -113,6 +114,11 @@ def _unknown_option(error: MissingConfigException) -> str:
         return f"there is no configuration {error.missing_cfg_file!r}; look into conf/"
     if (group, option) in ELSEWHERE:
         return f"{group}={option} is no option of the group {group}: {ELSEWHERE[group, option]}"
+    if group == "precision" and (arguments := arguments_of(option)):
+        return (
+            f"precision={option} is no option of the group precision, though it names a format of overrides and of "
+            f"Python; write {' '.join(arguments)}"
+        )
     return (
         f"{group}={option} is no option of the group {group}; {nearest(option, error.options)} (options of your own "
         "need --config-dir DIRECTORY)"

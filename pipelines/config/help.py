@@ -58,7 +58,7 @@ def _group_lines(name: str, folders: list[Path], chosen: str | None) -> Iterator
 
 
 def describe(file: Path, width: int) -> str:
-    """The first sentence of a file's comment, cut at a clause to `width`."""
+    """The first sentence of a file's comment, cut at a clause to `width`, with an ellipsis."""
     words: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @"):
@@ -69,7 +69,7 @@ def describe(file: Path, width: int) -> str:
     sentence = re.split(r"(?<=[\w)])\. ", " ".join(words))[0].rstrip(".")
     if len(sentence) <= width:
         return sentence
-    clause = re.match(rf"(.{{{width // 2},{width}}})(?=[:;,] )", sentence)
+    clause = re.match(rf"(.{{{width // 2},{width - 2}}})(?=[:;,] )", sentence)
     if clause is not None and clause[1].count("(") == clause[1].count(")"):
-        return clause[1]
+        return f"{clause[1]} …"
     return sentence[: width - 1].rpartition(" ")[0].rstrip(",;:") + " …"

@@ -17,7 +17,7 @@ from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.paths import CONF
 
 if TYPE_CHECKING:
-    from segquant import QuantScheme
+    from segquant import QuantScheme, QuantSpec
 
 KEY = f"precision.{TARGET}"
 CUSTOM = "custom"
@@ -82,6 +82,43 @@ def with_name(overrides: Sequence[str]) -> list[str]:
     if not changed or not own or any(key == "precision.name" for key, _ in pairs):
         return list(overrides)
     return [*overrides, f"precision.name=${{precision:{CUSTOM}}}"]
+
+
+def arguments_of(name: str) -> list[str]:
+    """What to write in place of a format called by its fields ("w6g32_a8token"); empty for any other name.
+
+    >>> arguments_of("w6g32_a8token")
+    ['precision=custom', 'precision.weight.dtype=int6', 'precision.weight.group_size=32']
+    """
+    if not name.startswith("w") or "_a" not in name:
+        return []
+    from segquant.numerics.precisions import precision_name, scheme_of  # torch: only for names like these
+
+    try:
+        scheme = scheme_of(name)
+    except ValueError:
+        return []
+    if (shipped := precision_name(scheme)) in shipped_precisions():
+        return [f"precision={shipped}"]
+    specs = (scheme.weight, scheme.input)
+    return [
+        "precision=custom",
+        *(text for side, spec in zip(SIDES, specs, strict=True) for text in _fields(side, spec)),
+    ]
+
+
+def _fields(side: str, spec: QuantSpec | None) -> list[str]:
+    """Those that differ from the ones of `CUSTOM`, int8, and from what follows from the others."""
+    if spec is None:
+        return [f"precision.{side}=null"]
+    names = ("dtype", "granularity", "group_size", "dynamic", "scale_dtype")
+    given = {name: getattr(spec, name) for name in names if getattr(spec, name) is not None}
+    whole = FormatConfig(**given).settled(side)
+    for name in ("dynamic", "scale_dtype", "granularity"):
+        less = {key: value for key, value in given.items() if key != name}
+        given = less if FormatConfig(**less).settled(side) == whole else given
+    told = {key: str(value).lower() for key, value in given.items() if (key, value) != ("dtype", "int8")}
+    return [f"precision.{side}.{key}={value}" for key, value in told.items()]
 
 
 def precision_record(config: PrecisionConfig) -> dict[str, Any]:

@@ -23,16 +23,18 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "onnx": {"profile": "ort", "dynamic": True, "every_cpu": True, "rest": "refuse", "external_data": None},
 }
 """Settings of each format."""
+_PLACE = "out=DIRECTORY"
+"""What says where the file goes."""
 _PROFILES = ("ort", "openvino", "tensorrt")
 _EPILOG = """\
 settings:
-  format=onnx                      a QDQ graph (opset 21) in OUT/model.onnx
+  format=onnx                      a QDQ graph (opset 21) in DIRECTORY/model.onnx
   profile=ort|openvino|tensorrt    who is to run it
   rest=refuse|float                what becomes of layers that the profile has no form for
   every_cpu=true|false             ort: exact without VNNI too, or faster with it
   dynamic=true|false               batches and sizes of any number, or those of the example
   external_data=true|false         weights in a file of their own; by default above 1.9 GB
-  out=FOLDER                       by default DIR-FORMAT-PROFILE
+  out=DIRECTORY                    by default DIR-FORMAT-PROFILE
 
   segquant-export quantized format=onnx profile=openvino out=exported
 """
@@ -133,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         sys.exit(exit_code(error))
     except Exception as error:
-        message = user_message(error)
+        message = user_message(error, places=_PLACE, room=_PLACE)
         if message is None:
             raise
         print(f"segquant-export: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Other tools as quantizers: `pip install 'segquant[peers]'`."""
+"""Other tools as quantizers: `pip install '.[peers]'` in a clone."""
 
 from __future__ import annotations
 

@@ -188,7 +188,8 @@ def check_installed(name: str, package: str) -> None:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
         raise PipelineError(
-            f"quantizer={name} needs {package}, which is not installed; run pip install 'segquant[peers]'"
+            f"quantizer={name} needs {package}, which is not installed; run pip install '.[peers]' in a clone of "
+            "segquant"
         ) from error
 
 

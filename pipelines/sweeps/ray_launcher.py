@@ -68,8 +68,8 @@ class RayLauncher(Launcher):
             import ray  # 240 MB, which only this launcher needs
         except ImportError as error:
             raise PipelineError(
-                "hydra/launcher=ray needs Ray, which is not installed; run pip install 'segquant[ray]', or choose "
-                "hydra/launcher=joblib"
+                "hydra/launcher=ray needs Ray, which is not installed; run pip install '.[ray]' in a clone of "
+                "segquant, or choose hydra/launcher=joblib"
             ) from error
         if self.address is not None:
             _require_answer(self.address)

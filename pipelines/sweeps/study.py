@@ -34,7 +34,8 @@ def import_optuna() -> Any:
         import optuna  # an extra, which takes a second
     except ImportError as error:
         raise PipelineError(
-            "hydra/sweeper=optuna needs Optuna, which is not installed; run pip install 'segquant[search]'"
+            "hydra/sweeper=optuna needs Optuna, which is not installed; run pip install '.[search]' in a "
+            "clone of segquant"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

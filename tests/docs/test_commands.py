@@ -117,7 +117,7 @@ def test_make_targets_exist() -> None:
 
 def test_extras_exist() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {extra for page in PAGES for extra in re.findall(r"pip install '(?:\.|segquant)\[(\w+)\]'", read(page))}
+    named = {extra for page in PAGES for extra in re.findall(r"pip install '\.\[(\w+)\]'", read(page))}
     assert named and named <= set(project["optional-dependencies"])
 
 
@@ -136,3 +136,13 @@ def test_every_option_has_its_place(group: str, page: str) -> None:
     named = set(re.findall(r"[\w*]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
     missing = {option for option in options if not any(fnmatchcase(option, name) for name in named - {"*"})}
     assert options and not missing
+
+
+def test_nothing_is_installed_by_name() -> None:
+    """The package is on no index: pages, sentences and files say how it is installed from a clone."""
+    folders = ("segquant", "segquant_bench", "pipelines", "eval", "conf", "docs", "examples", "benchmarks")
+    files = [ROOT / page for page in PAGES] + [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md")
+    ]
+    assert len(files) > 300
+    assert [str(path) for path in files if re.search(r"install '?segquant\b", path.read_text(encoding="utf-8"))] == []

@@ -14,7 +14,8 @@ import pytest
 
 from segquant_bench.eval.errors import EvalError
 from segquant_bench.eval.render import write_report
-from segquant_bench.eval.study import FILE, Search, Trial, load_searches
+from segquant_bench.eval.report.page.searches import searches_data
+from segquant_bench.eval.study import FILE, Search, Trial, front_table, load_searches, trials_table
 from tests.eval.sweep import run_record
 
 
@@ -67,6 +68,17 @@ def test_the_report_has_the_front(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO((tmp_path / "study.csv").read_text())))
     assert [row["front"] for row in rows] == ["", "yes", "", "yes", "", ""]
     assert rows[4]["state"] == "pruned" and rows[5]["components.x.y"] == "0.5"
+
+
+def test_tables_have_six_digits_and_the_csv_all(tmp_path: Path) -> None:
+    alphas = [0.5841694527491272, 0.25, 0.7654321, 0.7654322]
+    trials = [_record(number, [0.1, 20.0], **{"quantizer.alpha": alpha}) for number, alpha in enumerate(alphas)]
+    (search,) = load_searches([_write(tmp_path, trials)])
+    told = [[cell.text for cell in row[:2]] for row in front_table(search).rows]
+    assert told == [["0", "0.584169"], ["1", "0.25"], ["2", "0.7654321"], ["3", "0.7654322"]]
+    assert trials_table(search).rows[0][1].text == "0.5841694527491272"
+    page = searches_data([search], {}, tmp_path)
+    assert [each["told"] for each in page[0]["trials"]][0] == "quantizer.alpha=0.584169"
 
 
 @pytest.mark.parametrize(("key", "value"), list(itertools.product(

@@ -89,7 +89,7 @@ def test_options_of_a_configuration_directory_of_ones_own(tmp_path: Path) -> Non
     [
         ("# Short (a.b 2.5). More.\nname: x\n", "Short (a.b 2.5)"),
         ("# @package _global_\n# Over two\n# lines.\nname: x\n", "Over two lines"),
-        ("# A first clause of some words, and a second that does not fit into it.\n", "A first clause of some words"),
+        ("# A first clause of some words, and a second that does not fit into it.\n", "A first clause of some words …"),
         ("# In brackets (a first, a second, a third, a fourth one).\n", "In brackets (a first, a second, a third …"),
         ("name: x\n", ""),
     ],

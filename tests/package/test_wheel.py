@@ -203,4 +203,4 @@ def test_commands_of_the_library_alone(wheel: Path, tmp_path: Path) -> None:
         assert done.returncode == 1 and done.stdout == ""
         (sentence,) = done.stderr.splitlines()
         assert sentence.startswith(f"{command[0]}: ") and "hydra-core" in sentence
-        assert "pip install 'segquant[bench]'" in sentence
+        assert "pip install '.[bench]' in a clone of segquant" in sentence

@@ -86,6 +86,8 @@ def test_methods_by_name_and_as_dictionaries() -> None:
     [
         (presets.rtn, r"method is the function rtn; call it: presets.rtn\('w8a8_tensor'\)"),
         ("segquant_q", "unknown method 'segquant_q'; nearest: segquant_"),
+        ("torchao_int4", r"unknown method 'torchao_int4'; known: .*quantizer=NAME"),
+        ("ptqd", r"unknown method 'ptqd'; nearest: .*; the benchmark's own \(other tools, corrections\)"),
         ("w4a8", r"'w4a8' is a precision, not a method; write presets.segquant_g\('w4a8'\)"),
         (SCHEME, "method is a QuantScheme; give a method, for example presets"),
         (None, "method is None; give a method, for example presets"),

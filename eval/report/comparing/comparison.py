@@ -14,6 +14,8 @@ from segquant_bench.eval.tables.numbers import format_difference, format_ratio, 
 PICTURES, LAYERS, PROMPTS = "pictures", "layers", "prompts"
 BETTER_ONE = {"better": "a", "worse": "b"}
 TIE = "not distinguishable"
+AGAINST = " against "
+"""Between the precisions of a pair of two: "w4a8 against w8a8"."""
 
 
 @dataclass(frozen=True)

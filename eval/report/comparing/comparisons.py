@@ -7,7 +7,7 @@ from dataclasses import replace
 from segquant_bench.eval.metrics.statistics import Difference
 from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS, ALPHA
 from segquant_bench.eval.report.comparing.choose import Choice, chosen
-from segquant_bench.eval.report.comparing.comparison import TIE, Comparison, Names
+from segquant_bench.eval.report.comparing.comparison import AGAINST, TIE, Comparison, Names
 from segquant_bench.eval.report.comparing.pairs import Pair, difference
 from segquant_bench.eval.report.runs.groups import group_key, home, quantized_parts, sort_runs
 from segquant_bench.eval.report.runs.labels import is_subject, labels, method_name, places, prompts_name
@@ -105,7 +105,7 @@ def compare_chosen(runs: Sequence[RunResult], choice: Choice) -> tuple[list[Comp
     for ours, theirs in couples:
         told = replace(_names(ours, theirs, names, where), headline=True)
         if ours.precision != theirs.precision:
-            told = replace(told, precision=f"{ours.precision} against {theirs.precision}")
+            told = replace(told, precision=f"{ours.precision}{AGAINST}{theirs.precision}")
         made, left = Pair(ours, theirs, told).compare()
         found += made
         refused += left

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from segquant_bench.eval.metrics.registry import known_metric
 from segquant_bench.eval.report.comparing.adjust import ADJUSTMENTS
-from segquant_bench.eval.report.comparing.comparison import TIE, Comparison
+from segquant_bench.eval.report.comparing.comparison import AGAINST, TIE, Comparison
 from segquant_bench.eval.report.runs.sizes import SHARE
 from segquant_bench.eval.tables.render_markdown import escape
 from segquant_bench.eval.tables.table import Cell, Column, Row, Table, heads
@@ -19,12 +19,13 @@ NONE = {"difference": 0.0, "ratio": 1.0}
 """The value of no difference."""
 HEAD = """# Paired comparisons
 
-Each comparison pairs two runs of the same model, prompts, latents and precision, picture by picture (or layer
+Each comparison pairs two runs of the same model, {same}, picture by picture (or layer
 by layer, or held-out prompt by prompt), and gives the first run's value minus the second's, or for errors
 their ratio, with a 95 % paired interval. *Better* and *worse* mean that the interval leaves zero
 (or ×1) out, and that the p-value stays below 5 % when it is adjusted for all comparisons. *Ahead* is better at
 comparable bytes or fewer: at most {share:g} % more than the other has.
 """
+SAME, SAME_BUT_PRECISION = "prompts, latents and precision", "prompts and latents"
 NOTHING = "No run of SegQuant or auto stands beside another method at the same precision: nothing to compare."
 SEEDS = (
     "Runs of several calibration seeds are compared seed by seed. Their value is the mean; their interval adds up "
@@ -80,8 +81,9 @@ def comparisons_markdown(
     """
     told = [c for c in comparisons if c.headline and is_headline(c)]
     who = "the chosen methods" if chosen else "methods of ours against others"
+    same = SAME_BUT_PRECISION if any(AGAINST in c.precision for c in comparisons) else SAME
     lines = [
-        *HEAD.format(share=100 * SHARE).splitlines(), "",
+        *HEAD.format(share=100 * SHARE, same=same).splitlines(), "",
         *([SEEDS, ""] if any(c.seeds > 1 for c in comparisons) else []),
         *([adjustment_note(comparisons, adjustment), ""] if comparisons else []),
         f"Here are {who} at the main numbers (where more than six share a verdict, by name",

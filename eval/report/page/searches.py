@@ -36,7 +36,7 @@ def _trial(search: Search, trial: Trial, front: bool, rows: Mapping[Path, int], 
         "number": trial.number,
         "row": rows.get(record) if is_own else None,
         "url": folder_link(record, folder) if is_own else "",
-        "told": " ".join(f"{key.lstrip('+')}={value}" for key, value in trial.params.items()),
+        "told": " ".join(f"{key.lstrip('+')}={value}" for key, value in search.told(trial).items()),
         "values": list(trial.values),
         "front": front,
     }

@@ -22,7 +22,7 @@ from segquant_bench.eval.report.runs.leaves import fewest, is_within, told
 from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.report.runs.seeds import SEED, calibration_seed
 from segquant_bench.eval.results import REFERENCE, RunResult
-from segquant_bench.eval.tables.numbers import joined
+from segquant_bench.eval.tables.numbers import joined, short
 from segquant_bench.texts import plain
 
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
@@ -52,7 +52,9 @@ def setups(runs: Sequence[RunResult]) -> dict[int, str]:
         every = [config_leaves(run) for run in members]
         known = [values for values in every if values]  # older results hold no configuration
         keys = fewest(known, [key for key in dict.fromkeys(key for v in known for key in v) if is_within(key, SETUP)])
-        found |= {id(run): told(values, keys) if values else "" for run, values in zip(members, every, strict=True)}
+        found |= {
+            id(run): told(values, keys, every) if values else "" for run, values in zip(members, every, strict=True)
+        }
     return found
 
 
@@ -131,7 +133,11 @@ def labels(runs: Sequence[RunResult], untold: Sequence[str] = ()) -> dict[int, s
             name = _unquantized(run) if run.is_float else method_name(run)
             if len(members) > 1 and not run.is_float:
                 place = f"{name} ({home(run)})" if len(homes) > 1 and home(run) else name
-                name = " ".join([place, *_told(settings(run), keys)]) if keys or untold or len(homes) > 1 else run.name
+                name = (
+                    " ".join([place, *_told(settings(run), keys, [settings(each) for each in members])])
+                    if keys or untold or len(homes) > 1
+                    else run.name
+                )
             if len(engines) > 1 and _runs_ours(run) and "run" not in (*keys, *untold):
                 name = f"{name} run={engine_told(run)}"
             found[id(run)] = name
@@ -165,7 +171,7 @@ def _additions(runs: Sequence[RunResult]) -> dict[int, str]:
     keys = list(dict.fromkeys(key for values in every for key in values))
     last = [key for key in keys if is_within(key, ELSEWHERE)]
     chosen = fewest(every, last, fewest(every, [key for key in keys if key not in last]))
-    return {id(run): told(values, chosen) for run, values in zip(runs, every, strict=True)}
+    return {id(run): told(values, chosen, every) for run, values in zip(runs, every, strict=True)}
 
 
 def _differing(runs: Sequence[RunResult]) -> list[str]:
@@ -174,12 +180,12 @@ def _differing(runs: Sequence[RunResult]) -> list[str]:
     return [key for key in keys if len({repr(values.get(key)) for values in every}) > 1]
 
 
-def _told(values: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+def _told(values: Mapping[str, Any], keys: Sequence[str], every: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     for key in keys:
         value, name = values.get(key), key.partition(".")[2] or key
         if isinstance(value, bool):
             found += [f"+{name}"] if value else []
         else:
-            found.append(f"{name}={'none' if value is None else value}")
+            found.append(f"{name}={'none' if value is None else short(value, [each.get(key) for each in every])}")
     return found

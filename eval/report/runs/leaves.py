@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from segquant_bench.eval.tables.numbers import short
 from segquant_bench.texts import is_plain
 
 UNSET = "unset"
@@ -39,11 +40,16 @@ def fewest(every: Sequence[Mapping[str, Any]], keys: Iterable[str], given: Seque
     return [key for key in order if key in chosen]
 
 
-def told(values: Mapping[str, Any], keys: Sequence[str]) -> str:
-    """``guidance_scale=3.0 call.height=32``: the section only where needed."""
+def told(values: Mapping[str, Any], keys: Sequence[str], every: Sequence[Mapping[str, Any]] = ()) -> str:
+    """``guidance_scale=3.0 call.height=32``: the section only where needed, digits as far as `every` needs them."""
     short = [key.partition(".")[2] or key for key in keys]
     names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
-    return " ".join(f"{name}={shown(values.get(key), key in values)}" for name, key in zip(names, keys, strict=True))
+    return " ".join(f"{name}={_told(values, key, every)}" for name, key in zip(names, keys, strict=True))
+
+
+def _told(values: Mapping[str, Any], key: str, every: Sequence[Mapping[str, Any]]) -> str:
+    value = values.get(key)
+    return short(value, [each.get(key) for each in every]) if isinstance(value, float) else shown(value, key in values)
 
 
 def shown(value: Any, is_set: bool = True) -> str:

@@ -31,8 +31,8 @@ class TensorBoard(Logger):
     def check(self) -> None:
         if importlib.util.find_spec("tensorboardX") is None:
             raise PipelineError(
-                "logger=tensorboard needs the package tensorboardX; run `pip install 'segquant[tensorboard]'` or set "
-                "logger=none"
+                "logger=tensorboard needs the package tensorboardX; run pip install '.[tensorboard]' in a clone of "
+                "segquant, or set logger=none"
             )
 
     def open(self, about: About) -> bool:

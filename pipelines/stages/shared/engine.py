@@ -119,7 +119,9 @@ def check_engine(run: Run) -> None:
         return
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
     if missing:
-        raise PipelineError(f"run={engine} needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
+        raise PipelineError(
+            f"run={engine} needs {' and '.join(missing)}; run pip install '.[deploy]' in a clone of segquant"
+        )
     if model.dtype != "float32":
         raise PipelineError(f"run={engine} computes in float32, and model.dtype={model.dtype}; set model.dtype=float32")
 

@@ -98,7 +98,8 @@ def export_onnx(
         raise QuantizationError(f"rest={rest!r}; give 'refuse', or 'float' for float products where nothing else fits")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise QuantizationError(f"export_onnx needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
+        needed = " and ".join(missing)
+        raise QuantizationError(f"export_onnx needs {needed}; run pip install '.[deploy]' in a clone of segquant")
     target = _target(Path(directory))
     with unwrapped(model) as inner, torchs(inner):
         layers = {name: module for name, module in inner.named_modules() if isinstance(module, QuantLayer)}

@@ -45,7 +45,8 @@ def load_exported(
         raise QuantizationError(f"threads is {threads}; give at least 1, or None for as many as the engine takes")
     missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
     if missing:
-        raise QuantizationError(f"engine {engine!r} needs {' and '.join(missing)}; run pip install 'segquant[deploy]'")
+        needed = " and ".join(missing)
+        raise QuantizationError(f"engine {engine!r} needs {needed}; run pip install '.[deploy]' in a clone of segquant")
     path = Path(directory) / MODEL
     manifest = read_manifest(path)
     if manifest.profile != engine:

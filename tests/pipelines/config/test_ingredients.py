@@ -11,9 +11,12 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 
 from segquant import Method, presets
 from segquant.method.parts import Budget
+from segquant.numerics.precisions import scheme_of
 from segquant.presets.settings import REASONS
 from segquant_bench.pipelines.config.explain import explain
+from segquant_bench.pipelines.config.precision import arguments_of, scheme_from
 from segquant_bench.pipelines.config.quantizer import build_quantizer
+from segquant_bench.pipelines.config.schema import validate
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.main import CONF
 from tests.pipelines.conftest import compose_config
@@ -94,6 +97,35 @@ def test_the_command_line_tells_the_reason_too(name: str, setting: str) -> None:
         explain(caught.value)
         == f"there is no key 'quantizer.{setting}': {name} takes no {setting!r}: {REASONS[setting]}"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("w6g32_a8token", "write precision=custom precision.weight.dtype=int6 precision.weight.group_size=32"),
+        ("w4g32_a8token", "write precision=w4a8"),
+        ("w9g32_a8token", "did you mean"),
+        ("w6g0_a16", "did you mean"),
+        ("w8a9", "did you mean 'w8a8'"),
+    ],
+)
+def test_a_precision_called_by_its_fields_is_told_how_it_is_written(name: str, said: str) -> None:
+    with pytest.raises(MissingConfigException) as caught:
+        compose_config([f"precision={name}"])
+    assert said in explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["w6g32_a8token", "wfp4e2m1g16-e8m0_a16", "wu3channel_a6tensor", "w8tensor_a4dynamic", "wnf4g64-float32_au8g64",
+     "w4g64-k6_a16", "w8channel-bfloat16_afp8g32-e8m0"],
+)  # fmt: skip
+def test_what_is_written_in_its_place_is_the_same_format(name: str) -> None:
+    arguments = arguments_of(name)
+    assert arguments[0] == "precision=custom" and not any("=none" in each for each in arguments)
+    config = validate(compose_config(arguments))
+    assert config.precision.name == name
+    assert scheme_from(config.precision) == scheme_of(name)
 
 
 def test_an_engine_that_only_reads_files_is_told_where_they_are_made() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from segquant_bench import commands
 from segquant_bench.pipelines.errors import PipelineError
+from segquant_bench.pipelines.export import cli
 from segquant_bench.pipelines.export.cli import example_of, main, settings_of
 
 
@@ -35,6 +38,26 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert ended.value.code == 1
     told = capsys.readouterr().err
     assert told.startswith("segquant-export: ") and "quantized.json" in told and told.count("\n") == 1
+
+
+def test_a_place_that_refuses_is_told_with_the_commands_own_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(error: OSError) -> Callable[..., str]:
+        def export(*_: object) -> str:
+            raise error
+
+        return export
+
+    for error, said in (
+        (PermissionError(errno.EACCES, "Permission denied", "/proc/x"), "choose another place with out=DIRECTORY\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "free some space or set out=DIRECTORY on another disk\n"),
+    ):
+        monkeypatch.setattr(cli, "export", refuse(error))
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), "out=/proc/x"])
+        told = capsys.readouterr().err
+        assert told.endswith(said) and "cache" not in told and "hydra" not in told
 
 
 def test_help_names_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def test_a_ray_that_nobody_runs_is_not_waited_for(
 def test_without_ray(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     outcome = command("-m", "hydra/launcher=ray", "quantizer=rtn,mse", "logger=none")
-    assert outcome.code == 1 and "pip install 'segquant[ray]'" in outcome.sentence
+    assert outcome.code == 1 and "pip install '.[ray]' in a clone of segquant" in outcome.sentence
 
 
 @pytest.mark.parametrize("setting", ["submitit_local", "submitit_slurm", "ray"])

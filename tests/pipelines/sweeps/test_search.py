@@ -197,7 +197,7 @@ def test_refused_before_the_work(command: Command, tiny: Tiny, cache: Path, monk
         assert outcome.code == 1 and words in outcome.sentence and not (outcome.folder / "0_rtn_w8a8").exists()
     monkeypatch.setitem(sys.modules, "optuna", None)
     outcome = command("-m", *base, "quantizer=rtn,mse")
-    assert outcome.code == 1 and "pip install 'segquant[search]'" in outcome.sentence
+    assert outcome.code == 1 and "pip install '.[search]' in a clone of segquant" in outcome.sentence
 
 
 def test_a_search_of_two_objectives(command: Command, tiny: Tiny, cache: Path) -> None:

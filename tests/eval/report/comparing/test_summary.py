@@ -55,6 +55,14 @@ def test_what_is_no_headline_is_in_the_csv_only() -> None:
     assert text.endswith("\n\nNot compared: a vs b: no pictures\n")
 
 
+def test_runs_of_two_precisions_are_not_said_to_share_one() -> None:
+    alike, two = ("\n".join(comparisons_markdown(found, []).split("\n")[:5]) for found in (
+        [FID], [FID, replace(FID, precision="w4a8 against w8a8")],
+    ))  # fmt: skip
+    assert "same model, prompts, latents and precision, picture" in alike
+    assert "same model, prompts and latents, picture" in two
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_of_many_others_only_the_names_are_told(many: bool) -> None:
     others = [replace(FID, theirs=f"tool{number}") for number in range(FEW + many)]

@@ -14,7 +14,7 @@ from segquant_bench.eval.report.comparing.comparisons import compare_runs
 from segquant_bench.eval.report.drawing.grid import grid_groups
 from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.runs.groups import sort_runs
-from segquant_bench.eval.report.runs.labels import labels, places
+from segquant_bench.eval.report.runs.labels import labels, places, setups
 from segquant_bench.eval.report.runs.leaves import fewest, leaves, shown, told
 from segquant_bench.eval.results import RunResult
 from segquant_bench.pipelines.config.resolvers import register
@@ -122,6 +122,18 @@ def test_only_what_tells_apart_is_told(config: dict[str, Any]) -> None:
     assert told({"a.x": 1, "b.x": 2, "b.y": "t"}, ["a.x", "b.x", "b.y"]) == "a.x=1 b.x=2 y=t"
     texts = [None, "none", "null", "", " a", "a", "a b", 1, "1", 1.0, True, "true", [], "[]", {}, "unset", "a\nb"]
     assert len({shown(value) for value in texts} | {shown(None, is_set=False)}) == len(texts) + 1
+
+
+def test_numbers_of_a_search_have_six_digits_where_these_tell_them_apart(config: dict[str, Any]) -> None:
+    alphas = [0.5841694527491272, 0.5841694527491998, 0.1234567890123456, 0.5]
+    runs = [_run(job, _changed(config, "quantizer.alpha", alpha)) for job, alpha in enumerate(alphas)]
+    assert list(labels(runs[1:]).values()) == [f"segquant_g alpha={told}" for told in ("0.584169", "0.123457", "0.5")]
+    assert list(labels(runs).values()) == [
+        f"segquant_g alpha={told}" for told in ("0.5841694527491272", "0.5841694527491998", "0.123457", "0.5")
+    ]
+    key = "model.call.guidance_scale"
+    runs = [_run(job, _changed(config, key, scale)) for job, scale in enumerate((4.123456789, 4.5))]
+    assert list(setups(runs).values()) == ["call.guidance_scale=4.12346", "call.guidance_scale=4.5"]
 
 
 def test_runs_sampled_otherwise_are_not_compared(config: dict[str, Any]) -> None:
