@@ -99,9 +99,14 @@ def _records(name: str, folder: Path) -> Iterator[dict[str, Any]]:
 def _comparable(wanted: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     ours, theirs = _part(wanted, "depends", "sampling"), _part(other, "depends", "sampling")
     if ours or theirs:
-        return all(ours.get(key) == theirs.get(key) for key in SAME)
+        return _engine(wanted) == _engine(other) and all(ours.get(key) == theirs.get(key) for key in SAME)
     needs, known = _part(wanted, "needs"), _part(other, "needs")
     return not needs or any(known.get(key) == value for key, value in needs.items())
+
+
+def _engine(record: Mapping[str, Any]) -> object:
+    """Some export and compile for minutes before the first picture; the reference is not written down."""
+    return _part(record, "depends", "engine").get("name")
 
 
 def _work(record: Mapping[str, Any]) -> float:

@@ -60,6 +60,14 @@ def test_the_most_similar_one_counts_scaled(tiny: Tiny, cache: Path) -> None:
     assert estimate(run).seconds["generate"] == pytest.approx(44.0), "the same but for the code"
 
 
+def test_pictures_are_compared_where_the_engine_is_the_same(tiny: Tiny, cache: Path) -> None:
+    """An exported engine takes its time before the first picture."""
+    _put(_run(tiny, cache, "quantizer=rtn", "run=cpu"), "generate", 5.0, key="a")
+    for engine, known in (("openvino", False), ("reference", False), ("cpu", True)):
+        found = estimate(_run(tiny, cache, "quantizer=rtn", f"run={engine}"))
+        assert ("generate" in found.seconds) == known, engine
+
+
 def test_a_method_is_compared_where_the_calibration_is_the_same(tiny: Tiny, cache: Path) -> None:
     run = _run(tiny, cache, "quantizer=rtn")
 
