@@ -43,7 +43,7 @@ def test_a_missing_tool_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPat
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(PipelineError, match=rf"quantizer={name} needs .*pip install 'segquant\[peers\]'"):
+    with pytest.raises(PipelineError, match=rf"quantizer={name} needs .*pip install '\.\[peers\]' in a clone"):
         getattr(peers, name)(CAN[name][0])
 
 
