@@ -86,6 +86,6 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(
-        PipelineError, match=r"needs the package tensorboardX; run `pip install '\.\[tensorboard\]'`"
+        PipelineError, match=r"the package tensorboardX; run pip install '\.\[tensorboard\]' in a clone"
     ):
         find_logger(LoggerConfig("tensorboard"))
