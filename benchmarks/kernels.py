@@ -132,11 +132,10 @@ def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
                 table = segquant.set_backend_(quantized, "auto")
             engine = "cpu" if any(each.backend == "cpu" for each in table) else "reference"
             if engine != "reference":
-                found += _runs((precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, calls[0]))
+                size = _bytes(quantized, calls[0])
+                found += _runs((precision, form, engine), quantized, calls[0], compiled, size)
             if engine != "reference" and precision == "w8a8" and subject in WITH_ATTENTION:
-                found += _by_attention(
-                    (precision, form, engine), quantized, calls[0], compiled, _bytes(quantized, calls[0])
-                )
+                found += _by_attention((precision, form, engine), quantized, calls[0], compiled, size)
     return found
 
 
@@ -161,7 +160,7 @@ def _method(precision: str, deploy: str, convolutions: bool) -> Any:
 
 
 def _bytes(model: nn.Module, call: dict[str, Any]) -> float:
-    """That quantized layers hold per weight once they ran, biases left out."""
+    """Bytes that quantized layers hold per weight once they ran, biases left out."""
     with torch.inference_mode():
         model(**call)
     layers = [layer for layer in model.modules() if isinstance(layer, QuantLayer)]

@@ -42,8 +42,8 @@ def fewest(every: Sequence[Mapping[str, Any]], keys: Iterable[str], given: Seque
 
 def told(values: Mapping[str, Any], keys: Sequence[str], every: Sequence[Mapping[str, Any]] = ()) -> str:
     """``guidance_scale=3.0 call.height=32``: the section only where needed, digits as far as `every` needs them."""
-    short = [key.partition(".")[2] or key for key in keys]
-    names = [name if short.count(name) == 1 else key for name, key in zip(short, keys, strict=True)]
+    ends = [key.partition(".")[2] or key for key in keys]
+    names = [end if ends.count(end) == 1 else key for end, key in zip(ends, keys, strict=True)]
     return " ".join(f"{name}={_told(values, key, every)}" for name, key in zip(names, keys, strict=True))
 
 
