@@ -1,4 +1,4 @@
-"""Weights as signed integers, which kernels and files of other tools multiply; or why there are none.
+"""Weights as signed integers, which kernels and files of other tools multiply; or why there are none. fp8 beside them.
 
 A weight is (code − zero) · scale. Codes less their zero point are signed integers of one bit more, so that a weight
 with zero points has the same exact products as one without.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segquant.numerics.fake_quant import expand_weight_scale, weight_codes, weight_scales
 from segquant.numerics.formats import QuantScheme, QuantSpec
+from segquant.numerics.grids import GRIDS
 from segquant.numerics.layout import Layout
 from segquant.numerics.packing import pack, unpack
 from segquant.numerics.weight_grid import counts_from_least
@@ -40,6 +41,21 @@ def why_no_integers(scheme: QuantScheme) -> str | None:
     return None
 
 
+def why_no_codes(scheme: QuantScheme) -> str | None:
+    """Likewise, why a layer has neither signed integers nor fp8 (of the weight, with fp8 or float inputs)."""
+    weight, inputs = scheme.weight, scheme.input
+    assert weight is not None
+    kinds = [spec.dtype for spec in (weight, inputs) if spec is not None]
+    for dtype in kinds:
+        if dtype != "fp8" and GRIDS[dtype].kind not in ("int", "uint"):
+            return f"multiplies integers or fp8, and {dtype} is neither"
+    if "fp8" not in kinds:
+        return why_no_integers(scheme)
+    if len(set(kinds)) > 1:
+        return f"multiplies codes of one kind, and these are {kinds[0]} and {kinds[1]}"
+    return None
+
+
 def why_not_scales(scheme: QuantScheme) -> str | None:
     """Likewise, why a kernel that takes float32 scales from each row does not find the input's."""
     inputs = scheme.input
@@ -64,11 +80,13 @@ def signed_codes(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def kernel_codes(layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """As kernels read them: int8 [out, in], or four bits two per byte, even columns in the low half.
+    """As kernels read them: int8 or float8_e4m3fn [out, in], or four bits two per byte, even columns in the low half.
 
-    int8 and int4 are what the layer stores; others are made: two and three bits as four, five to seven as eight.
+    int8, int4 and fp8 are what the layer stores; others are made: two and three bits as four, five to seven as eight.
     """
     spec = layout.weight_spec
+    if spec.dtype == "fp8":
+        return tensors["codes"].view(torch.float8_e4m3fn)
     if spec.dtype in ("int8", "int4"):
         return tensors["codes"]
     codes = signed_codes(layout, tensors)

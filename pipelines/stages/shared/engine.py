@@ -17,7 +17,7 @@ from torch import nn
 from segquant.deploy.onnx.manifest import Dimension, Input
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu.operators import why_not_exact
-from segquant.kernels.integers import why_no_integers, why_not_scales
+from segquant.kernels.integers import why_no_codes, why_not_scales
 from segquant.layers.attention import TORCH, Attention
 from segquant.layers.backends import AUTO as FASTEST
 from segquant.layers.backends import backends, set_backend_
@@ -83,17 +83,17 @@ def why_reference(run: Run) -> str | None:
         return own_layers(run.config)
     if run.device != "cpu":
         return f"the model is on {run.device}, and the exact kernels are for the CPU"
-    if not run.config.components and (reason := _why_no_integers(run.method)) is not None:
+    if not run.config.components and (reason := _why_no_codes(run.method)) is not None:
         return f"the CPU's exact kernel {reason}"
     missing = why_not_exact()
     return None if missing is None else f"the CPU's exact kernel {missing}"
 
 
-def _why_no_integers(method: Method) -> str | None:
-    """Why no layer can have integers; None where one may."""
+def _why_no_codes(method: Method) -> str | None:
+    """Why no layer can have integers or fp8; None where one may."""
     if method.targets.overrides or method.budget is not None or method.scheme.weight is None:
         return None
-    return why_no_integers(method.scheme) or why_not_scales(method.scheme)
+    return why_no_codes(method.scheme) or why_not_scales(method.scheme)
 
 
 def check_engine(run: Run) -> None:

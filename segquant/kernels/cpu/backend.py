@@ -1,4 +1,4 @@
-"""The `cpu` backend: exact integer products by a kernel of our own, from the codes as the layer stores them."""
+"""The `cpu` backend: exact products of codes, integers or fp8, by a kernel of our own, as the layer stores them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as nnf
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu import operators
 from segquant.kernels.fused import FusedBackend, Packed, first_factor
-from segquant.kernels.integers import why_no_integers, why_not_scales
+from segquant.kernels.integers import why_no_codes, why_not_scales
 from segquant.modules.state import exact_products
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
@@ -25,8 +25,9 @@ from segquant.registry import register
 class Cpu(FusedBackend):
     """Codes of the input times codes of the weight in integers, scaled afterwards; needs AVX2 and a C++ compiler.
 
-    Layers whose input stays in float take float products with weights that are
-    dequantized panel by panel.
+    fp8 (e4m3) is multiplied as bfloat16 and added up in float32 where the processor has AVX-512's products of bfloat16,
+    else multiplied in float32. Layers whose input stays in float take float products with weights that are dequantized
+    panel by panel.
     """
 
     name: ClassVar[str] = "cpu"
@@ -36,7 +37,7 @@ class Cpu(FusedBackend):
     def why_not(self, layout: Layout, device: torch.device, window: Window | None = None) -> str | None:
         if device.type != "cpu":
             return f"runs on the CPU, and the layer is on {device}"
-        return why_no_integers(layout.scheme) or why_not_scales(layout.scheme) or operators.why_not_exact()
+        return why_no_codes(layout.scheme) or why_not_scales(layout.scheme) or operators.why_not_exact()
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         if not torch.compiler.is_compiling() and (reason := operators.why_not_exact()) is not None:

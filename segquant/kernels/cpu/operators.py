@@ -24,8 +24,10 @@ def why_not_exact() -> str | None:
     for name, fake in (("linear", _linear), ("convolution", _convolution), ("attention", _attention)):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     with torch.inference_mode(False), torch.no_grad():
-        wrong = [bits for bits in (8, 4) if not (_exact(bits, 0) and _exact(bits, 1))]
-    return f"is not exact on this processor with weights of {wrong} bits" if wrong else None
+        wrong = [f"int{bits}" for bits in (8, 4) if not (_exact(bits, 0) and _exact(bits, 1))]
+        if not _exact_fp8():
+            wrong.append("fp8")
+    return f"is not exact on this processor with weights of {' and '.join(wrong)}" if wrong else None
 
 
 def linear(x: Tensor, *layer: Any) -> Tensor:
@@ -76,6 +78,15 @@ def _exact(bits: int, dual: int) -> bool:
     scale = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     found = linear(x, stored, one, *_none(4), [], None, scale, *_none(2), [2], [size], [dual], [size], bits, 8, False)
     return torch.equal(found.double(), x.double() @ codes.double().T)
+
+
+def _exact_fp8() -> bool:
+    """Whether every number times every other is right."""
+    codes = torch.arange(256, dtype=torch.uint8, device="cpu").view(torch.float8_e4m3fn).unsqueeze(1)
+    values, one = codes.float(), torch.ones(1, 1, dtype=torch.float32, device="cpu")
+    scale, expected = torch.ones(256, 1, dtype=torch.float32, device="cpu"), values @ values.T
+    found = linear(values, codes, scale, *_none(4), [], None, one, *_none(2), [256], [1], [0], [1], 8, 8, False)
+    return torch.equal(found.nan_to_num(1e9), expected.nan_to_num(1e9))
 
 
 def _none(count: int) -> tuple[None, ...]:

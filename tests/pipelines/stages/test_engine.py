@@ -87,7 +87,7 @@ REASONS = {
     "backend": (["backend=cpu"], "backend=cpu runs the quantized layers"),
     "tool": (["quantizer=sdnq", "precision=w8a8_dynamic"], "quantizer=sdnq runs layers of its own"),
     "disk": (["model.offload=blocks"], "model.offload=blocks leaves the denoiser on disk"),
-    "fp8": (["precision=fp8"], "the CPU's exact kernel multiplies integers, and fp8 has none"),
+    "fp4": (["precision=nvfp4"], "the CPU's exact kernel multiplies integers or fp8, and fp4_e2m1 is neither"),
 }
 
 
@@ -101,18 +101,19 @@ def test_auto_is_the_reference_where_kernels_have_nothing_to_run(
     assert run.has("generate") is ("quantizer=none" not in overrides)
 
 
-def test_formats_without_integers_are_told_by_the_method() -> None:
+def test_formats_without_codes_are_told_by_the_method() -> None:
     """What overrides or a budget may change is not known beforehand."""
     reasons = {
-        name: engine._why_no_integers(presets.rtn(name)) for name in ("nvfp4", "mxint8", "w8a8_asym", "w4a8_asym")
+        name: engine._why_no_codes(presets.rtn(name)) for name in ("nvfp4", "mxint8", "w8a8_asym", "w4a8_asym", "fp8")
     }
     assert reasons == {
-        "nvfp4": "multiplies integers, and fp4_e2m1 has none",
+        "nvfp4": "multiplies integers or fp8, and fp4_e2m1 is neither",
         "mxint8": "takes scales of inputs in float32, and these are e8m0",
         "w8a8_asym": "multiplies integers of a signed byte, which uint8 less its zero point exceeds; use int8",
         "w4a8_asym": None,
+        "fp8": None,
     }
-    assert engine._why_no_integers(presets.rtn("nvfp4", overrides={"*": {"precision": "w8a8"}})) is None
+    assert engine._why_no_codes(presets.rtn("nvfp4", overrides={"*": {"precision": "w8a8"}})) is None
 
 
 def _told(caplog: pytest.LogCaptureFixture, run: Run) -> list[str]:
@@ -159,11 +160,12 @@ def test_results_say_what_auto_was(command: Command, tiny: Tiny, cache: Path) ->
 @needs_kernels
 def test_auto_leaves_layers_without_a_kernel_to_the_reference(tiny: Tiny) -> None:
     model = nn.Sequential(OrderedDict(eight=nn.Linear(8, 8), wide=nn.Linear(8, 8)))
-    method = {"name": "rtn", "precision": "w8a8_dynamic", "overrides": {"wide": {"precision": "fp8"}}}
+    wide = segquant.QuantScheme(segquant.QuantSpec("fp8", "channel"), segquant.QuantSpec("int8", "token", dynamic=True))
+    method = {"name": "rtn", "precision": "w8a8_dynamic", "overrides": {"wide": {"precision": wide}}}
     segquant.quantize_(model, method, [(torch.ones(2, 8),)])
     placed = engine.place(_run(tiny, "quantizer=rtn"), model, {}, Path("nowhere"))
     assert placed.layers == {"eight": "cpu", "wide": "reference"}
-    assert placed.reasons == {"wide": "multiplies integers, and fp8 has none"}
+    assert placed.reasons == {"wide": "multiplies codes of one kind, and these are fp8 and int8"}
 
 
 def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
@@ -206,9 +208,12 @@ def test_a_last_batch_that_a_file_does_not_take_is_refused_before_sampling(
         engine._check_last_batch(odd, two)
 
 
+E5M2 = [f"precision{field}" for field in ("=custom", ".weight.dtype=fp8_e5m2", ".input.dtype=fp8_e5m2")]
+
+
 @needs_kernels
 def test_layers_that_an_engine_cannot_run_are_named(command: Command, tiny: Tiny, cache: Path) -> None:
-    outcome = command(*tiny.overrides(cache), "quantizer=rtn", "precision=fp8", "run=cpu")
+    outcome = command(*tiny.overrides(cache), "quantizer=rtn", *E5M2, "run=cpu")
     assert outcome.code == 1
     assert "backend 'cpu' cannot run time_text_embed.timestep_embedder.linear_1 (" in outcome.sentence
     assert outcome.sentence.endswith("set run.fallback=reference")

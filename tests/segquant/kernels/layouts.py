@@ -24,6 +24,12 @@ PRECISIONS: dict[str, Any] = {
     "w8a16": QuantScheme(QuantSpec("int8", "channel"), None),
 }  # fmt: skip
 """Named ones, and groups that nothing divides."""
+FLOATS: dict[str, Any] = {name: name for name in ("fp8", "fp8_dynamic")} | {
+    "fp8_tensor": QuantScheme(QuantSpec("fp8", "tensor"), QuantSpec("fp8", "tensor", dynamic=True)),
+    "fp8g12": QuantScheme(QuantSpec("fp8", "group", 12), QuantSpec("fp8", "group", 24, dynamic=True)),
+    "fp8a16": QuantScheme(QuantSpec("fp8", "channel"), None),
+}
+"""e4m3, which the CPU's kernel multiplies too."""
 FORMATS: dict[str, Any] = {name: name for name in ("w6a6", "w4a6", "w4a8_asym", "w2a16")} | {
     "w3a5_asym": QuantScheme(
         QuantSpec("int3", "group", 48, scale_dtype="bfloat16"), QuantSpec("uint5", "group", 24, dynamic=True)

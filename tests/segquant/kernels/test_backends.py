@@ -11,6 +11,7 @@ import torch
 
 import segquant
 from segquant import QuantizationError, QuantLinear, presets
+from segquant.kernels.cpu.build import why_unavailable
 from segquant.kernels.cpu.operators import why_not_exact
 from segquant.layers import packs
 from segquant.modules import memory
@@ -140,7 +141,7 @@ def test_what_is_no_float_weight_is_kept_though_memory_is_short(monkeypatch: pyt
 
 
 def test_arguments_that_say_nothing_are_refused() -> None:
-    model = quantized("fp8")
+    model = quantized("nvfp4")
     with pytest.raises(QuantizationError, match="falls back to"):
         segquant.set_backend_(model, "auto", fallback="nope")
     with pytest.raises(QuantizationError, match="has no quantized layer"):
@@ -148,3 +149,8 @@ def test_arguments_that_say_nothing_are_refused() -> None:
     with pytest.raises(QuantizationError, match="leave strict out to run them by 'reference'"):
         segquant.set_backend_(model, "cpu", "reference", strict=True)
     assert "no quantized layer" in str(segquant.set_backend_(torch.nn.Linear(4, 4), "auto"))
+
+
+def test_products_are_exact_wherever_they_are_compiled() -> None:
+    """Else all tests of the `cpu` backend would be skipped."""
+    assert why_not_exact() == why_unavailable()

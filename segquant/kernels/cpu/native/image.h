@@ -125,17 +125,25 @@ void take(const X* from, int64_t step, const Channels& channels, int64_t taps, c
 
 class Image {
  public:
+  // Smoothed; inputs that are rounded to e4m3 by known scales, as the rounded values.
   template <class X>
-  void fill(const Patches& patches, int64_t images, const X* x, const float* smooth) {
+  void fill(const Patches& patches, const Shape& shape, const Static& known, int64_t images, const X* x,
+            const float* smooth) {
+    const bool rounds = shape.rounds_images(patches.by_tap);
+    std::vector<float> scale(2 * shape.pieces.size()), zero(scale.size());
+    if (rounds) fixed_scales(shape, known, scale.data(), zero.data());
+    const std::vector<int64_t> whole{patches.channels * patches.taps()};
     const int64_t size = patches.channels * patches.pixels(), given = patches.height * patches.width;
     values_ = memory_.get<float>(images * size + Patches::kSlack);
     const std::vector<float> none(static_cast<size_t>(patches.channels), 0.0f);
     for (int64_t image = 0; image < images; ++image) pad(patches, none.data(), values_ + image * size);
-    each_channels(channels_of(patches, {patches.channels * patches.taps()}), images, [&](int64_t image, const Channels& channels) {
+    const std::vector<Channels> all = channels_of(patches, rounds ? shape.pieces : whole);
+    each_channels(all, images, [&](int64_t image, const Channels& channels) {
       const X* from = x + (image * patches.channels + channels.first) * given;
-      float block[kBlock * kBlock];
+      float block[kBlock * kBlock] = {};
       each_block(patches, [&](int64_t first, int64_t pixel, int64_t count) {
         take(from + first, given, channels, patches.taps(), smooth, count, block);
+        if (rounds) rounding_of(shape, channels.piece, scale.data()).scale(block, channels.count * kBlock);
         spread(patches, block, channels, pixel, count, values_ + image * size);
       });
     });
@@ -158,17 +166,17 @@ class Image {
   float* values_ = nullptr;
 };
 
-// Every value is quantized once, not once for each patch it lies in. T: u8, or s16 for pairs. Pieces with a scale per
-// sign have their codes below zero in a second image.
+// Every value is quantized once, not once for each patch it lies in. T: u8, or two bytes (s16, bfloat16).
+// Pieces with a scale per sign have their codes below zero in a second image.
 template <class T>
 class CodeImage {
  public:
   static bool fits(const Shape& shape, const Static& known, int64_t taps) {
-    if (shape.kind == Kind::kFloat || (shape.kind == Kind::kPairs) != (sizeof(T) == 2) || !known.above) return false;
-    return std::all_of(shape.pieces.begin(), shape.pieces.end(), [&](int64_t piece) { return piece % taps == 0; });
+    if (shape.kind == Kind::kFloat || two_bytes(shape.kind) != (sizeof(T) == 2) || !known.above) return false;
+    return shape.whole_pieces(taps);
   }
 
-  // False if some value is no number: its patches alone are to be none.
+  // False if some value is no number, which codes cannot hold (bfloat16 does): its patches alone are to be none.
   template <class X>
   bool fill(const Patches& patches, const Shape& shape, const Static& known, int64_t images, const X* x,
             const float* smooth) {
@@ -184,6 +192,7 @@ class CodeImage {
       const int64_t given = patches.height * patches.width, signs = shape.split(channels.piece) ? 2 : 1;
       const X* from = x + (image * patches.channels + channels.first) * given;
       const Grid grid = grid_of(shape, channels.piece, scale_.data(), zero_.data());
+      const Rounding rounding = rounding_of(shape, channels.piece, scale_.data());
       Flags none = no_flags();
       float block[kBlock * kBlock] = {};
       T codes[kBlock * kBlock];
@@ -191,8 +200,13 @@ class CodeImage {
         take(from + first, given, channels, patches.taps(), smooth, count, block);
         for (int64_t sign = 0; sign < signs; ++sign) {
           const Store store = store_of(shape, channels.piece, sign, zero_.data());
-          for (int64_t k = 0; k < channels.count * kBlock; k += kLanes) {
-            store(grid(load_floats(block + k), none), reinterpret_cast<uint8_t*>(codes), k);
+          const int64_t all = channels.count * kBlock;
+          if (shape.kind == Kind::kBfloats) {
+            to_bfloats(block, all, rounding, store.part, reinterpret_cast<int16_t*>(codes));
+          } else {
+            for (int64_t k = 0; k < all; k += kLanes) {
+              store(grid(load_floats(block + k), none), reinterpret_cast<uint8_t*>(codes), k);
+            }
           }
           spread(patches, codes, channels, pixel, count, (sign ? below_ : values_) + image * size);
         }
@@ -243,7 +257,7 @@ class CodeImage {
   void pad_all(const Patches& patches, const Shape& shape, int64_t images) {
     std::vector<T> zeros, none(static_cast<size_t>(patches.channels), T{0});
     for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
-      const bool pairs = shape.kind == Kind::kPairs;
+      const bool pairs = two_bytes(shape.kind);
       zeros.insert(zeros.end(), static_cast<size_t>(shape.pieces[piece] / patches.taps()),
                    pairs ? T{0} : static_cast<T>(zero_[2 * piece]));
     }

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 
+#include "e4m3.h"
 #include "lanes.h"
 #include "plan.h"
 
@@ -39,6 +40,15 @@ struct Static {
 
 inline float code_max(int64_t bits) { return static_cast<float>((int64_t{1} << (bits - 1)) - 1); }
 
+struct Range {
+  float most, least;  // the largest code, and the smallest without its sign
+};
+
+inline Range range_of(const Shape& shape) {
+  if (shape.e4m3) return {448.0f, 448.0f};
+  return {code_max(shape.input_bits), code_max(shape.input_bits) + 1};
+}
+
 inline float not_denormal(float scale) { return std::max(scale, std::numeric_limits<float>::min()); }
 
 struct Extremes {
@@ -64,7 +74,7 @@ inline Extremes extremes(const float* row, int64_t count) {
 
 // Scales and zero points of a row from its values, as segquant.numerics.input_grid.InputGrid.dynamic.
 inline void row_scales(const Shape& shape, const float* row, float* scale, float* zero) {
-  const float top = code_max(shape.input_bits), offset = top + 1;
+  const auto [top, offset] = range_of(shape);
   for (size_t piece = 0; piece < shape.pieces.size(); ++piece, scale += 2, zero += 2) {
     const Extremes found = extremes(row, shape.pieces[piece]);
     const float most = found.most, least = -found.least;
@@ -93,7 +103,7 @@ inline void row_scales(const Shape& shape, const float* row, float* scale, float
 }
 
 inline void fixed_scales(const Shape& shape, const Static& known, float* scale, float* zero) {
-  const float offset = code_max(shape.input_bits) + 1;
+  const float offset = range_of(shape).least;
   for (size_t piece = 0; piece < shape.pieces.size(); ++piece, scale += 2, zero += 2) {
     scale[0] = known.above[piece];
     scale[1] = known.below && shape.dual[piece] ? known.below[piece] : scale[0];
@@ -183,7 +193,7 @@ inline bool pack_codes(const Shape& shape, const Plan& plan, const float* row, c
 
 // Codes below zero are stored as magnitudes, but for pairs.
 inline void to_signed_scales(const Shape& shape, float* scale) {
-  if (shape.kind == Kind::kPairs) return;
+  if (two_bytes(shape.kind)) return;
   for (size_t piece = 0; piece < shape.pieces.size(); ++piece) {
     if (shape.split(static_cast<int64_t>(piece))) scale[2 * piece + 1] = -scale[2 * piece + 1];
   }
@@ -192,12 +202,14 @@ inline void to_signed_scales(const Shape& shape, float* scale) {
 // Codes of a row, its scales, and zeros; scales of what is no number spread it over the row's outputs.
 inline void pack_row(const Shape& shape, const Plan& plan, const Static& known, const float* row, int32_t* out,
                      float* scale, float* zero) {
-  if (shape.kind == Kind::kFloat) {
+  if (shape.input_bits == 0) {
     std::memcpy(out, row, static_cast<size_t>(shape.columns) * sizeof(float));
     return;
   }
   if (known.above) fixed_scales(shape, known, scale, zero);
   else row_scales(shape, row, scale, zero);
+  if (shape.kind == Kind::kBfloats) return pack_bfloats(shape, plan, row, scale, out);
+  if (shape.kind == Kind::kFloat) return pack_rounded(shape, row, scale, reinterpret_cast<float*>(out));
   if (!pack_codes(shape, plan, row, scale, zero, out)) {
     std::fill(scale, scale + 2 * shape.pieces.size(), std::numeric_limits<float>::quiet_NaN());
   }

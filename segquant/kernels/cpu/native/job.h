@@ -168,7 +168,7 @@ inline Panel Job::filled(int64_t first_output, Scratch& memory) const {
             scale_memory.get<float>(weights.groups * kColumns),
             sum_memory.get<int32_t>(static_cast<int64_t>(plan.runs.size()) * kColumns)};
   own.fill(shape, plan, weights, first_output, last, wide_memory.get<int8_t>(stride * (kColumns + 1)),
-           quad_memory.get<int8_t>(shape.kind == Kind::kFloat ? stride * kColumns : 0));
+           quad_memory.get<int8_t>(shape.kind == Kind::kFloat || shape.e4m3 ? stride * kColumns : 0));
   return own;
 }
 

@@ -30,6 +30,14 @@ constexpr bool kProductsOfBytes = true;  // of u8 and s8, four added in 32 bits
 constexpr bool kProductsOfBytes = false;
 #endif
 
+// Pairs of bfloat16; SEGQUANT_FLOATS does without, for tests.
+#if defined(SEGQUANT_WIDE) && defined(__AVX512BF16__) && !defined(SEGQUANT_FLOATS)
+#define SEGQUANT_BFLOATS
+constexpr bool kProductsOfBfloats = true;  // two added in float32
+#else
+constexpr bool kProductsOfBfloats = false;
+#endif
+
 #if defined(SEGQUANT_WIDE)
 using Ints = __m512i;
 using Floats = __m512;
@@ -74,6 +82,11 @@ SEGQUANT_INLINE Floats nearest(Floats a) {
 }
 SEGQUANT_INLINE Ints to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
 SEGQUANT_INLINE Ints to_exponent(Ints a) { return _mm512_slli_epi32(a, 23); }
+SEGQUANT_INLINE Ints both(Ints a, Ints b) { return _mm512_and_si512(a, b); }
+template <int Bits>
+SEGQUANT_INLINE Ints up(Ints a) { return _mm512_slli_epi32(a, Bits); }
+template <int Bits>
+SEGQUANT_INLINE Ints down(Ints a) { return _mm512_srai_epi32(a, Bits); }
 SEGQUANT_INLINE float highest(Floats a) { return _mm512_reduce_max_ps(a); }
 SEGQUANT_INLINE Floats by_sign(Floats x, Floats above, Floats below) {  // below where x has the sign bit
   return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), above, below);
@@ -141,6 +154,11 @@ SEGQUANT_INLINE Floats nearest(Floats a) {
 }
 SEGQUANT_INLINE Ints to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
 SEGQUANT_INLINE Ints to_exponent(Ints a) { return _mm256_slli_epi32(a, 23); }
+SEGQUANT_INLINE Ints both(Ints a, Ints b) { return _mm256_and_si256(a, b); }
+template <int Bits>
+SEGQUANT_INLINE Ints up(Ints a) { return _mm256_slli_epi32(a, Bits); }
+template <int Bits>
+SEGQUANT_INLINE Ints down(Ints a) { return _mm256_srai_epi32(a, Bits); }
 SEGQUANT_INLINE float highest(Floats a) {
   __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   half = _mm_max_ps(half, _mm_movehl_ps(half, half));
@@ -190,6 +208,11 @@ SEGQUANT_INLINE void add16(Ints& sum, Ints x) {
 SEGQUANT_INLINE void add_product(Floats& sum, Floats a, Floats b) {
   asm("vfmadd231ps %2, %1, %0" : "+" SEGQUANT_REGISTER(sum) : SEGQUANT_REGISTER(a), SEGQUANT_REGISTER(b));
 }
+
+#if defined(SEGQUANT_BFLOATS)
+// sum += Σ of two products of bfloat16, in float32.
+SEGQUANT_INLINE void dot_bfloats(Ints& sum, Ints a, Ints b) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+#endif
 
 // sum += Σ of four products of u8 and s8, in 32 bits.
 SEGQUANT_INLINE void dot_bytes(Ints& sum, Ints a, Ints b) {

@@ -110,10 +110,12 @@ struct Images {
     } else if (pairs.fits(shape, known, patches.taps()) && pairs.fill(patches, shape, known, count, x, smooth)) {
       use(pairs, source.pairs, patches, shape, plan, source);
     } else {
-      floats.fill(patches, count, x, smooth);
+      floats.fill(patches, shape, known, count, x, smooth);
       source.floats = &floats;
       to_packed(plan);
-      if (shape.kind == Kind::kFloat) source.direct = floats.spread_over(patches, plan), source.bytes_each = 4;
+      if (shape.input_bits == 0 || shape.rounds_images(patches.by_tap)) {
+        source.direct = floats.spread_over(patches, plan), source.bytes_each = sizeof(float);
+      }
     }
     return source;
   }
@@ -132,7 +134,7 @@ struct Images {
 // A linear's rows as they lie, if nothing is to be done to them.
 Source direct(const Shape& shape, bool half, const float* smooth, const void* values) {
   Source source;
-  if (shape.kind != Kind::kFloat || half || smooth) return source;
+  if (shape.input_bits || half || smooth) return source;
   source.direct = static_cast<const char*>(values), source.bytes_each = sizeof(float), source.columns = shape.columns;
   return source;
 }
@@ -144,12 +146,14 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
   Weights weights{static_cast<const uint8_t*>(layer.codes.const_data_ptr()), layer.codes.size(1),
                   reals(layer.weight_scale), layer.weight_scale.size(1),
                   layer.codes.size(0)};
-  Shape shape = layer.shape;
+  Shape shape = layer.shape, multiplied;
   thread_local Images images;
   if (patches) {
-    shape.taps = patches->taps();
+    shape.taps = shape.kind == Kind::kFloat && !patches->by_tap ? 1 : patches->taps();  // of a panel's order
     shape.by_tap = patches->by_tap && shape.taps > 1 && shape.kind != Kind::kFloat;
   }
+  multiplied = shape;
+  if (patches && shape.rounds_images(patches->by_tap)) multiplied.input_bits = 0;  // floats by then
   const int64_t pieces = static_cast<int64_t>(layer.shape.pieces.size());
   int64_t first = 0, words = 0;
   for (const int64_t rank : layer.ranks) words += rank;
@@ -167,25 +171,37 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
     }
     if (!patches) source = direct(shape, half, smooth, values);
     low_rank.rank = layer.ranks.empty() ? 0 : layer.ranks[branch];
-    Job{shape, plan, known, smooth, floats(layer.bias), floats(layer.beside), low_rank, weights, first, first + size,
-        rows, values, out.mutable_data_ptr(), half, source}
+    Job{multiplied, plan, known, smooth, floats(layer.bias), floats(layer.beside), low_rank, weights, first,
+        first + size, rows, values, out.mutable_data_ptr(), half, source}
         .run();
     first += size;
     if (low_rank.rank) low_rank.inner += low_rank.rank, low_rank.up.skip(size * low_rank.rank);
   }
 }
 
-Shape shape_of(const Integers& pieces, const Integers& dual, const Integers& groups, int64_t weight_bits,
-               int64_t input_bits, bool zero_point) {
+Shape shape_of(const Tensor& codes, const Integers& pieces, const Integers& dual, const Integers& groups,
+               int64_t weight_bits, int64_t input_bits, bool zero_point) {
   Shape shape;
   shape.pieces = pieces, shape.dual = dual, shape.groups = groups;
   for (const int64_t size : pieces) shape.columns += size;
+  shape.e4m3 = codes.scalar_type() == ScalarType::Float8_e4m3fn;
   shape.weight_bits = weight_bits, shape.input_bits = input_bits, shape.zero_point = zero_point;
+  STD_TORCH_CHECK(!shape.e4m3 || (weight_bits == 8 && (input_bits == 0 || input_bits == 8) && !zero_point),
+                  "e4m3 has 8 bits and no zero point");
+  if (input_bits == 0 || (shape.e4m3 && !kProductsOfBfloats)) shape.kind = Kind::kFloat;
+  else if (shape.e4m3) shape.kind = Kind::kBfloats;
+  if (input_bits == 0 || shape.e4m3) return shape;
   bool split = true;
   for (size_t piece = 0; piece < pieces.size(); ++piece) split = split && shape.split(static_cast<int64_t>(piece));
   const Kind narrow = weight_bits == 4 ? Kind::kQuads : split ? Kind::kSplit : Kind::kPairs;
-  shape.kind = input_bits == 0 ? Kind::kFloat : kProductsOfBytes ? Kind::kBytes : narrow;
+  shape.kind = kProductsOfBytes ? Kind::kBytes : narrow;
   return shape;
+}
+
+// Two products of bfloat16, one of each sign, take as long as one of floats, and squares of floats less than half.
+void prefer_squares(Shape& shape, int64_t taps) {
+  const bool two = std::any_of(shape.dual.begin(), shape.dual.end(), [](int64_t dual) { return dual != 0; });
+  if (shape.kind == Kind::kBfloats && two && shape.whole_pieces(taps)) shape.kind = Kind::kFloat;
 }
 
 Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& weight_scale, Maybe bias, Maybe beside,
@@ -193,7 +209,7 @@ Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& weight_scale, 
               Integers branches, Integers pieces, Integers dual, Integers groups, int64_t weight_bits,
               int64_t input_bits, bool zero_point) {
   const Layer layer{codes, weight_scale, bias, beside, inner, up, ranks, smooth, above, below, zero, branches,
-                    shape_of(pieces, dual, groups, weight_bits, input_bits, zero_point)};
+                    shape_of(codes, pieces, dual, groups, weight_bits, input_bits, zero_point)};
   STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && x.size(1) == layer.shape.columns, "x must be [rows, in]");
   const int64_t sizes[2] = {x.size(0), codes.size(0)};
   Tensor out = torch::stable::new_empty(x, {sizes, 2});
@@ -206,16 +222,17 @@ Tensor convolution(const Tensor& x, const Tensor& codes, const Tensor& weight_sc
                    Integers branches, Integers pieces, Integers dual, Integers groups, int64_t weight_bits,
                    int64_t input_bits, bool zero_point, Integers padding, Integers kernel, Integers stride,
                    Integers dilation) {
-  const Layer layer{codes, weight_scale, bias, beside, inner, up, ranks, smooth, above, below, zero, branches,
-                    shape_of(pieces, dual, groups, weight_bits, input_bits, zero_point)};
+  Layer layer{codes, weight_scale, bias, beside, inner, up, ranks, smooth, above, below, zero, branches,
+              shape_of(codes, pieces, dual, groups, weight_bits, input_bits, zero_point)};
   STD_TORCH_CHECK(x.dim() == 4 && x.is_contiguous(), "x must be [batch, channels, height, width]");
-  const Patches patches{x.size(1), x.size(2), x.size(3), {padding[0], padding[1], padding[2], padding[3]},
-                        {kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]},
-                        layer.shape.kind == Kind::kFloat || layer.shape.whole_channels(kernel[0] * kernel[1])};
+  Patches patches{x.size(1), x.size(2), x.size(3), {padding[0], padding[1], padding[2], padding[3]},
+                  {kernel[0], kernel[1]}, {stride[0], stride[1]}, {dilation[0], dilation[1]}, false};
   STD_TORCH_CHECK(patches.channels * patches.taps() == layer.shape.columns, "x does not fit the layer");
   const int64_t sizes[4] = {x.size(0), codes.size(0), patches.out_height(), patches.out_width()};
   Tensor out = torch::stable::new_empty(x, {sizes, 4});
   const int64_t rows = x.size(0) * patches.positions();
+  if (above && ranks.empty() && fits_squares(patches, rows)) prefer_squares(layer.shape, patches.taps());
+  patches.by_tap = layer.shape.reads_by_tap(patches.taps(), above.has_value());
   if (rows > 0) run(layer, x, rows, &patches, out);
   return out;
 }

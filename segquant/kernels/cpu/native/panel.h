@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "e4m3.h"
 #include "lanes.h"
 #include "plan.h"
 #include "reals.h"
@@ -15,7 +16,7 @@
 namespace segquant {
 
 struct Weights {
-  const uint8_t* codes;  // [outputs][bytes]: s8, or s4 two per byte, even columns in the low half
+  const uint8_t* codes;  // [outputs][bytes]: s8 or e4m3, or s4 two per byte, even columns in the low half
   int64_t bytes;
   Reals scale;  // [outputs][groups]
   int64_t groups;
@@ -108,7 +109,8 @@ inline void sum_run(const Run& run, const int8_t* weights, bool floats, int32_t*
 }
 
 // Weights of a run by quads (up to a word more), dequantized: [columns of the input][kColumns], of a window tap by tap.
-inline void fill_float(const Run& run, const Shape& shape, const int8_t* quads, const float* scale, float* out) {
+template <bool E4m3>
+void fill_float(const Run& run, const Shape& shape, const int8_t* quads, const float* scale, float* out) {
   const int64_t channels = shape.columns / shape.taps;
   each<kVectors>([&](auto v) {
     const Floats by = load_floats(scale + run.group * kColumns + kLanes * v);
@@ -118,7 +120,10 @@ inline void fill_float(const Run& run, const Shape& shape, const int8_t* quads, 
       const Ints words = load_ints(quads + (k * kVectors + 4 * v) * kLanes);
       each<4>([&](auto byte) {
         if (k + byte >= run.count) return;
-        store_floats(to, times(to_floats(byte_of<byte>(words)), by));
+        Floats value;
+        if constexpr (E4m3) value = e4m3_floats(byte_of<byte>(words));
+        else value = to_floats(byte_of<byte>(words));
+        store_floats(to, times(value, by));
         to += channels * kColumns;
         if (++tap == shape.taps) tap = 0, to -= (shape.columns - 1) * kColumns;
       });
@@ -151,9 +156,19 @@ struct Panel {
         Run whole = run;
         whole.words = (run.count + 3) / 4;
         fill_run(whole, 4, rows, quads);
-        fill_float(run, shape, quads, scale, reinterpret_cast<float*>(weights));
+        auto* to = reinterpret_cast<float*>(weights);
+        if (shape.e4m3) fill_float<true>(run, shape, quads, scale, to);
+        else fill_float<false>(run, shape, quads, scale, to);
         continue;
       }
+#if defined(SEGQUANT_BFLOATS)
+      if (shape.kind == Kind::kBfloats) {
+        if (run.sign) continue;
+        fill_run(run, each, rows, quads);
+        to_bfloats(quads, run.words * each * kColumns, weights + run.panel * 4 * kColumns);
+        continue;
+      }
+#endif
       int8_t* at = weights + run.panel * each * kColumns;
       if (run.sign == 0) fill_run(run, each, rows, at);
       const bool floats = shape.kind == Kind::kQuads;

@@ -17,7 +17,8 @@ enum class Kind {
   kBytes,  // s8 or s4 weights, inputs in u8: vpdpbusd, where there is one
   kSplit,  // s8 weights, inputs in u8 up to 128 (a scale per sign): vpmaddubsw, which then holds two products
   kQuads,  // s4 weights, inputs in u8: vpmaddubsw, whose 16-bit sums hold a few words and go to 32 bits then
-  kFloat,  // float inputs, weights dequantized on the way
+  kBfloats,  // e4m3 weights and inputs, both in bfloat16: vdpbf16ps
+  kFloat,  // float inputs (e4m3 ones where there is no vdpbf16ps), weights dequantized on the way
 };
 
 // Parts of a row that follow one another in a panel: offsets in bytes from the row's pointer, and words of each.
@@ -49,11 +50,13 @@ struct Shape {
   Kind kind = Kind::kPairs;
   int64_t weight_bits = 8;
   int64_t input_bits = 8;           // 0: float
+  bool e4m3 = false;                // weights are, and inputs if they have bits
   bool zero_point = false;          // asymmetric grids where dual says so
   int64_t taps = 1;                 // of a convolution's window
   bool by_tap = false;              // integer inputs are read tap by tap, though weights' codes are not
 
-  bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point; }
+  // Whether codes of the two signs have runs of their own; floats are scaled before they are multiplied.
+  bool split(int64_t piece) const { return dual[piece] != 0 && !zero_point && kind != Kind::kFloat; }
 
   // Whether pieces are made of whole channels of so many taps, and the weight's scales change between pieces alone.
   bool whole_channels(int64_t taps) const {
@@ -67,6 +70,20 @@ struct Shape {
       if (covered != end) return false;
     }
     return true;
+  }
+
+  bool whole_pieces(int64_t taps) const {
+    return std::all_of(pieces.begin(), pieces.end(), [&](int64_t piece) { return piece % taps == 0; });
+  }
+
+  // Whether a convolution's image holds rounded floats.
+  bool rounds_images(bool by_tap) const { return kind == Kind::kFloat && input_bits != 0 && by_tap; }
+
+  // Whether rows of a window of so many taps are read tap by tap: floats, and codes where their pieces let them.
+  // Floats that are rounded by scales of their row have that row's order.
+  bool reads_by_tap(int64_t taps, bool known_scales) const {
+    if (kind != Kind::kFloat) return whole_channels(taps);
+    return input_bits == 0 || (known_scales && whole_pieces(taps));
   }
 };
 
@@ -83,14 +100,17 @@ struct Plan {
   Plan(Plan&&) = default;
 };
 
-inline int64_t per_word(Kind kind) { return kind == Kind::kPairs ? 2 : kind == Kind::kFloat ? 1 : 4; }
+// Kinds whose inputs take two bytes each.
+inline bool two_bytes(Kind kind) { return kind == Kind::kPairs || kind == Kind::kBfloats; }
+
+inline int64_t per_word(Kind kind) { return two_bytes(kind) ? 2 : kind == Kind::kFloat ? 1 : 4; }
 
 // Words of quads whose sums 16 bits hold: two products of 8 and an input's largest code, below 1 << input_bits, per word.
 inline int64_t short_words(const Shape& shape) { return int64_t{1} << std::min<int64_t>(11 - shape.input_bits, 6); }
 
 // Columns of a run in a group of so many: those whose products a sum of the kernel's integers holds.
 inline int64_t longest_run(const Shape& shape, int64_t group) {
-  if (shape.kind == Kind::kFloat) return int64_t{1} << 40;
+  if (shape.kind == Kind::kFloat || shape.kind == Kind::kBfloats) return int64_t{1} << 40;  // see tile.h
   if (shape.kind != Kind::kQuads) return 32768;  // 255 * 128 each in 32 bits
   const int64_t few = 4 * short_words(shape);
   return group < 4 * few ? few : 8192;  // 255 * 8 each below 2^24; sums of few go to floats faster than to 32 bits

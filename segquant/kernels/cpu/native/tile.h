@@ -24,6 +24,8 @@ struct TileInput {
   int64_t rank;
 };
 
+constexpr int64_t kFew = 256;  // words of floats that are added up before their sum joins others: a long sum errs more
+
 // A tile has R rows and V vectors of columns, which lie kColumns apart.
 
 // Σ codes · weights of some spans: result[r][v] of row r and vector v; quads' in 16 bits.
@@ -49,6 +51,9 @@ SEGQUANT_INLINE void dot(const char* const* rows, const Spans& spans, const int8
           Ints own = sum[r][v];
           if constexpr (K == Kind::kPairs) add32(own, pairs(a, b[v]));
           else if constexpr (K == Kind::kBytes) dot_bytes(own, a, b[v]);
+#if defined(SEGQUANT_BFLOATS)
+          else if constexpr (K == Kind::kBfloats) dot_bfloats(own, a, b[v]);
+#endif
           else if constexpr (K == Kind::kSplit) add32(own, pairs(quads(a, b[v]), ones));
           else add16(own, quads(a, b[v]));
           sum[r][v] = own;
@@ -69,10 +74,51 @@ __attribute__((noinline, flatten)) void add_quads(const char* const* rows, const
   each<R>([&](auto r) { each<V>([&](auto v) { total[r][v] = plus(total[r][v], pairs(sum[r][v], ones)); }); });
 }
 
+#if defined(SEGQUANT_BFLOATS)
+// Some pairs of bfloat16, added to float32 sums.
+template <int R, int V>
+__attribute__((noinline, flatten)) void add_bfloats(const char* const* rows, const Spans& spans, const int8_t* weights,
+                                                    Ints (&total)[R][V]) {
+  Ints sum[R][V];
+  dot<R, V, Kind::kBfloats>(rows, spans, weights, sum);
+  each<R>([&](auto r) {
+    each<V>([&](auto v) {
+      total[r][v] = floats_as_bits(plus(bits_as_floats(total[r][v]), bits_as_floats(sum[r][v])));
+    });
+  });
+}
+
+// All of a run, kFew words at a time: whole spans, or parts of one.
+template <int R, int V>
+SEGQUANT_INLINE void dot_bfloats(const Spans& spans, const char* const* rows, const int8_t* weights,
+                                 Ints (&total)[R][V]) {
+  each<R>([&](auto r) { each<V>([&](auto v) { total[r][v] = no_ints(); }); });
+  const int64_t many = std::max<int64_t>(1, kFew / spans.words);
+  for (int64_t span = 0; span < spans.count; span += many) {
+    const int64_t count = std::min(many, spans.count - span);
+    if (spans.words <= kFew) {
+      add_bfloats<R, V>(rows, {spans.offsets + span, count, spans.words}, weights, total);
+      weights += count * spans.words * 4 * kColumns;
+      continue;
+    }
+    for (int64_t k = 0; k < spans.words; k += kFew) {
+      const int64_t offset = spans.offsets[span] + 4 * k, words = std::min(kFew, spans.words - k);
+      add_bfloats<R, V>(rows, {&offset, 1, words}, weights, total);
+      weights += words * 4 * kColumns;
+    }
+  }
+}
+#endif
+
 // Σ codes · weights of one run, in 32 bits.
 template <int R, int V, Kind K>
 SEGQUANT_INLINE void dot_run(const Run& run, int64_t short_words, const TileInput& in, Ints (&result)[R][V]) {
   const int8_t* weights = in.panel + run.panel * (K == Kind::kPairs ? 2 : 4) * kColumns;
+#if defined(SEGQUANT_BFLOATS)
+  if constexpr (K == Kind::kBfloats) {
+    if (run.words > kFew) return dot_bfloats<R, V>(run.spans, in.rows, weights, result);
+  }
+#endif
   if constexpr (K != Kind::kQuads) {
     dot<R, V, K>(in.rows, run.spans, weights, result);
   } else if (run.words <= short_words) {
@@ -95,6 +141,7 @@ SEGQUANT_INLINE void dot_run(const Run& run, int64_t short_words, const TileInpu
 template <Kind K>
 SEGQUANT_INLINE Floats centred(Ints sum, const int32_t* sums, float zero) {
   if constexpr (K == Kind::kPairs || K == Kind::kSplit) return to_floats(sum);  // zeros are none
+  if constexpr (K == Kind::kBfloats) return bits_as_floats(sum);
   const Ints all = load_ints(sums);
   if constexpr (K == Kind::kQuads) return less_product(to_floats(sum), all_floats(zero), bits_as_floats(all));
   else return to_floats(minus(sum, times(all_ints(static_cast<int>(zero)), all)));
@@ -148,8 +195,6 @@ SEGQUANT_WHOLE void tile_integer(const Plan& plan, const TileInput& in, float (*
   }
 }
 
-constexpr int64_t kFew = 256;  // products that are added up before their sum joins others: a long sum errs more
-
 // out += floats by floats, weights [words][kColumns].
 template <int R, int V>
 SEGQUANT_WHOLE void add_floats(const char* const* rows, int64_t offset, int64_t words, const float* weights,
@@ -200,13 +245,22 @@ void add_branch(const TileInput& in, float (*out)[kColumns]) {
   add_floats<R, V>(rows, 0, in.rank, in.up, out);
 }
 
+template <int R, int V, Kind K>
+void tile_of_runs(const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
+  if (plan.runs.size() == 1) tile_of_one_run<R, V, K>(plan, in, out);
+  else tile_integer<R, V, K>(plan, in, out);
+}
+
 template <int R, int V>
 void tile_of(Kind kind, const Plan& plan, const TileInput& in, float (*out)[kColumns]) {
   if (kind == Kind::kFloat) {
     tile_float<R, V>(plan, in, out);
+#if defined(SEGQUANT_BFLOATS)
+  } else if (kind == Kind::kBfloats) {
+    tile_of_runs<R, V, Kind::kBfloats>(plan, in, out);
+#endif
   } else if constexpr (kProductsOfBytes) {
-    if (plan.runs.size() == 1) tile_of_one_run<R, V, Kind::kBytes>(plan, in, out);
-    else tile_integer<R, V, Kind::kBytes>(plan, in, out);
+    tile_of_runs<R, V, Kind::kBytes>(plan, in, out);
   } else {
     if (kind == Kind::kPairs) tile_integer<R, V, Kind::kPairs>(plan, in, out);
     else if (kind == Kind::kSplit) tile_integer<R, V, Kind::kSplit>(plan, in, out);

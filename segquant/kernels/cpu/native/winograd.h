@@ -105,12 +105,16 @@ SEGQUANT_WHOLE inline void square_of(const float* products, int64_t step, float*
   });
 }
 
-inline bool Job::fits_squares() const {
-  if (shape.kind != Kind::kFloat || !source.patches || low_rank.rank) return false;
-  const Patches& patches = *source.patches;
+// Whether a convolution's floats, of so many patches, are multiplied by squares.
+inline bool fits_squares(const Patches& patches, int64_t rows) {
   const auto all = [](const int64_t(&pair)[2], int64_t wanted) { return pair[0] == wanted && pair[1] == wanted; };
   return all(patches.kernel, 3) && all(patches.stride, 1) && all(patches.dilation, 1) &&
          patches.channels % kLanes == 0 && rows >= 64;  // fewer do not pay for the weights' points
+}
+
+inline bool Job::fits_squares() const {
+  if (shape.kind != Kind::kFloat || shape.input_bits || !source.patches || low_rank.rank) return false;
+  return segquant::fits_squares(*source.patches, rows);
 }
 
 inline bool Job::by_squares() const {
