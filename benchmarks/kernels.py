@@ -156,7 +156,7 @@ def _method(precision: str, deploy: str, convolutions: bool) -> Any:
     common: dict[str, Any] = {"seglinear": True, "dualscale": True, "convolutions": convolutions, "deploy": deploy}
     if segquant.PRECISIONS[precision].input is None:
         return presets.rtn(precision, **common)
-    return presets.segquant_a(precision, alpha=0.5, rank=16 if "4" in precision else None, **common)
+    return presets.segquant_a(precision, alpha=0.5, **common)
 
 
 def _bytes(model: nn.Module, call: dict[str, Any]) -> float:
