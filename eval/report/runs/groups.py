@@ -13,6 +13,8 @@ from segquant_bench.eval.report.runs.once import once_per_run
 from segquant_bench.eval.results import AUTO, REFERENCE, RunResult
 
 DENOISER = "denoiser"
+SHIPPED = re.compile(r"^.*/pipelines/zoo/(?=.)")
+"""What lies before a file of this repository in its path: another folder in every clone."""
 ENGINE = {"fallback": None, "rest": "refuse", "every_cpu": True, "bfloat16": False, "attention": "torch"}
 """Settings of engines that are not told."""
 PACKAGES = ("segquant", "segquant_bench", "pipelines")
@@ -63,8 +65,17 @@ def data_key(run: RunResult) -> tuple[str, str, str, int, tuple[str, ...], str]:
 
 @once_per_run
 def config_leaves(run: RunResult) -> Mapping[str, Any]:
-    """Of its configuration; empty of older results."""
-    return leaves(run.config)
+    """Of its configuration; empty of older results.
+
+    Shipped files are the same in every clone, and what an older run was not told is what it did.
+    """
+    found = {key: _shipped(value) for key, value in leaves(run.config).items()}
+    usual = {f"run.{key}": value for key, value in ENGINE.items()} if run.config.get("run") else {}
+    return {**usual, **found}
+
+
+def _shipped(value: Any) -> Any:
+    return SHIPPED.sub("zoo:", value) if isinstance(value, str) else value
 
 
 @once_per_run

@@ -36,6 +36,22 @@ def test_only_the_calibrations_seed_may_differ() -> None:
     assert not any(each.seed_runs for each in merged[1:])
 
 
+def test_clones_elsewhere_and_settings_of_engines_that_older_runs_lack_are_no_difference() -> None:
+    def shipped(clone: str) -> dict[str, object]:
+        files = {"clip_path": f"{clone}/pipelines/zoo/emoji_clip"}
+        return {"dataset": {"archive": f"{clone}/pipelines/zoo/emoji.zip"}, "metric": {"backends": files}}
+
+    runs = [
+        seeded(0, "rtn", 0, config={**shipped("/home/a"), "run": {"engine": "cpu"}}),
+        seeded(1, "rtn", 1, config={**shipped("/scratch/b/segquant"), "run": {"engine": "cpu", "attention": "torch"}}),
+        seeded(2, "rtn", 2, config={**shipped("/home/a"), "run": {"engine": "cpu", "attention": "int8"}}),
+    ]
+    assert [len(each.seed_runs) for each in merge_seeds(runs)] == [2, 0]
+    own = [seeded(0, "rtn", 0, config={"dataset": {"archive": "/a/my.zip"}}),
+           seeded(1, "rtn", 1, config={"dataset": {"archive": "/b/my.zip"}})]  # fmt: skip
+    assert merge_seeds(own) == own
+
+
 def test_runs_of_one_seed_that_differ_elsewhere_are_left() -> None:
     runs = [seeded(0, "rtn", 0), seeded(1, "rtn", 0), seeded(2, "rtn", 1)]
     assert merge_seeds(runs) == runs
