@@ -187,3 +187,22 @@ def test_processors_without_products_of_bfloat16_are_as_exact(flags: str, tmp_pa
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert " passed" in done.stdout and len(list(tmp_path.glob("cpu-*.so"))) == 1
+
+
+@pytest.mark.parametrize(("channels", "kernel", "pieces"), [(3, 3, None), (1, 1, None), (8, 3, (3, 5)), (17, 1, None)])
+def test_convolutions_of_odd_columns_do_not_see_what_the_memory_held(
+    channels: int, kernel: int, pieces: tuple[int, ...] | None
+) -> None:
+    """A word of two bfloat16 has a half left over; calls before may have left NaN there."""
+    x = tensor(2, channels, 12, 12)
+    conv = torch.nn.Conv2d(channels, 20, kernel, padding=kernel // 2)
+    quantized = segquant.quantize_(
+        torch.nn.Sequential(conv), segquant.presets.rtn("fp8", convolutions=True, seglinear=True), [x],
+        {} if pieces is None else {"0": Segments(input=pieces)},
+    )  # fmt: skip
+    expected = quantized(x)
+    segquant.set_backend_(quantized, "cpu")
+    poisoned = x.clone()
+    poisoned[0] = torch.nan
+    quantized(poisoned)
+    torch.testing.assert_close(quantized(x), expected, rtol=1e-4, atol=1e-5)

@@ -248,7 +248,10 @@ class CodeImage {
     patches.read(shape.pieces, row, values_, columns[0]);
     if (two) patches.read(shape.pieces, row, below_, columns[1]);
     for (const Run& run : plan.runs) {
-      std::memcpy(out + run.input, columns[run.sign] + run.first, static_cast<size_t>(run.count) * sizeof(T));
+      const size_t bytes = static_cast<size_t>(run.count) * sizeof(T), all = static_cast<size_t>(run.words) * 4;
+      auto* own = reinterpret_cast<char*>(out + run.input);
+      std::memcpy(own, columns[run.sign] + run.first, bytes);
+      std::memset(own + bytes, 0, all - bytes);  // of a weight that is 0; but 0 times what was there may be no number
     }
   }
 
