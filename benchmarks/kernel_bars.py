@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from segquant import PRECISIONS
+
 
 @dataclass(frozen=True)
 class Row:
@@ -48,36 +50,63 @@ BARS = (
 )  # fmt: skip
 
 
-def bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+Found = tuple[str, float, float | None]
+"""What was to be reached, how much, and what is; None: not measured."""
+
+
+def bars(rows: Sequence[Row]) -> list[Found]:
     """What was to be reached, and what is: of the bars whose subject was measured."""
-    found = []
+    found: list[Found] = []
+    subjects = {row.subject for row in rows}
     for bar in BARS:
-        best, against = (_fastest(rows, bar.subject, names) for names in (bar.best, bar.against))
-        if best and against:
-            found.append((f"{bar.subject}: {bar.what}", bar.wanted, best / against))
-    quantized = [row for row in rows if row.precision not in ("float32", "bfloat16")]
-    kernels = {(row.subject, row.precision, row.form) for row in quantized if row.engine != "reference"}
-    own = [row for row in quantized
-           if row.engine != "reference" or (row.subject, row.precision, row.form) not in kernels]  # fmt: skip
-    for row in own:
-        twins = [r for r in rows if r is not row and (r.subject, r.precision, r.form, r.run) == (
-            row.subject, row.precision, row.form, "eager") and r.engine == "reference"]  # fmt: skip
+        if bar.subject in subjects:
+            best, against = (_fastest(rows, bar.subject, names) for names in (bar.best, bar.against))
+            found.append((f"{bar.subject}: {bar.what}", bar.wanted, best / against if best and against else None))
+    for row in _as_it_runs(rows):
         label = f"{row.subject} {row.precision} {row.form} {row.engine} {row.run}"
         found.append((f"{label} over float32 eager", 1.0, row.speed))
-        found += [(f"{label} over the reference", 1.0, row.speed / twin.speed) for twin in twins]
+        found += [(f"{label} over the reference", 1.0, row.speed / twin.speed) for twin in _by_reference(row, rows)]
     return found
 
 
-MOST = {"w8": 1.1, "w4": 0.7}
-"""Bytes held per weight, by the beginning of a precision's name."""
+def _as_it_runs(rows: Sequence[Row]) -> list[Row]:
+    """Rows of kernels, and of what has none the reference's."""
+    quantized = [row for row in rows if row.precision not in ("float32", "bfloat16")]
+    kernels = {(row.subject, row.precision, row.form) for row in quantized if row.engine != "reference"}
+    return [row for row in quantized
+            if row.engine != "reference" or (row.subject, row.precision, row.form) not in kernels]  # fmt: skip
 
 
-def memory_bars(rows: Sequence[Row]) -> list[tuple[str, float, float]]:
+def _by_reference(row: Row, rows: Sequence[Row]) -> list[Row]:
+    wanted = (row.subject, row.precision, row.form, "reference", "eager")
+    found = [other for other in rows if (other.subject, other.precision, other.form, other.engine, other.run) == wanted]
+    return [other for other in found if other is not row]
+
+
+MOST = {8: 1.1, 4: 0.7}
+"""Bytes held per weight, by a weight's bits."""
+MOST_ERROR = 1.03
+"""Of a kernel's error over the reference's, both against the float model."""
+
+
+def memory_bars(rows: Sequence[Row]) -> list[Found]:
     """The most that was to be held per weight, and what is."""
+    found: list[Found] = []
+    for row in _as_it_runs(rows):
+        weight = PRECISIONS[row.precision].weight
+        if weight is not None and weight.bits in MOST and row.run == "eager" and "attention" not in row.engine:
+            label = f"{row.subject} {row.precision} {row.form} {row.engine} bytes a weight"
+            found.append((label, MOST[weight.bits], row.bytes))
+    return found
+
+
+def error_bars(rows: Sequence[Row]) -> list[Found]:
+    """How much farther from the float model than the reference kernels may be, and are; attention in codes may more."""
     return [
-        (f"{row.subject} {row.precision} {row.form} bytes a weight", MOST[row.precision[:2]], row.bytes)
-        for row in rows
-        if row.engine == "cpu" and row.run == "eager" and row.precision[:2] in MOST
+        (f"{row.subject} {row.precision} {row.form} {row.engine} {row.run} error", MOST_ERROR, row.error / twin.error)
+        for row in _as_it_runs(rows)
+        if "attention int8" not in row.engine
+        for twin in _by_reference(row, rows)
     ]
 
 
@@ -87,10 +116,13 @@ def _fastest(rows: Sequence[Row], subject: str, names: tuple[str, ...]) -> float
     return max(fitting, default=0.0)
 
 
-def bar_table(found: Sequence[tuple[str, float, float]], least: bool = True) -> str:
+def bar_table(found: Sequence[Found], least: bool = True) -> str:
     """Markdown; of bars that are the least or the most wanted."""
     lines = ["| bar | wanted | reached | |", "|---|---:|---:|---|"]
     for what, wanted, reached in found:
+        if reached is None:
+            lines.append(f"| {what} | {wanted:g} | – | not measured |")
+            continue
         held = reached >= wanted if least else reached <= wanted
         lines.append(f"| {what} | {wanted:g} | {reached:.2f} | {'held' if held else 'not held'} |")
     return "\n".join(lines) + "\n"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import segquant
-from benchmarks.kernel_bars import Row, bar_table, bars, memory_bars
+from benchmarks.kernel_bars import Row, bar_table, bars, error_bars, memory_bars
 from benchmarks.outliers import spoil
 from benchmarks.tables import machine, table, write
 from segquant import presets
@@ -105,8 +105,11 @@ class Way:
     best: float = float("inf")
 
 
-def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
-    """Float32, bfloat16, and every precision by the reference and by "auto"; some with attention by the kernel too."""
+def ways(subject: str, precisions: Sequence[str], compiled: bool, left_out: list[str]) -> list[Way]:
+    """Float32, bfloat16, and every precision by the reference and by "auto"; some with attention by the kernel too.
+
+    `left_out` takes what cannot be quantized.
+    """
     model, calls = SUBJECTS[subject]()
     found = [
         *_runs(("float32", "", "torch"), model, calls[0], compiled, 4.0),
@@ -118,25 +121,32 @@ def ways(subject: str, precisions: Sequence[str], compiled: bool) -> list[Way]:
         segments = {} if subject.startswith("conv") else segquant.find_segments(model, (), calls[0])
     for precision in precisions:
         input_spec = segquant.PRECISIONS[precision].input
-        for deploy in ("none",) if input_spec is None or precision == "fp8" else ("none", "cpu"):
+        # floats have no zero point, with deploy="cpu" either
+        has_two = input_spec is not None and input_spec.grid.kind in ("int", "uint")
+        for deploy in ("none", "cpu") if has_two else ("none",):
             method = _method(precision, deploy, subject.startswith("conv"))
             try:
                 quantized = segquant.quantize_(copy.deepcopy(model), method, calls, segments)
             except segquant.QuantizationError as error:
-                sys.stderr.write(f"{subject} {precision}: left out: {error}\n")
+                left_out.append(f"{subject} {precision}: left out: {error}")
                 continue
             form = "zero_point" if deploy == "cpu" else "dual"
             plain = copy.deepcopy(quantized)
             found += _runs((precision, form, "reference"), plain, calls[0], False, _bytes(plain, calls[0]))
             with contextlib.redirect_stdout(io.StringIO()):
-                table = segquant.set_backend_(quantized, "auto")
-            engine = "cpu" if any(each.backend == "cpu" for each in table) else "reference"
+                engine = _engine([each.backend for each in segquant.set_backend_(quantized, "auto")])
             if engine != "reference":
                 size = _bytes(quantized, calls[0])
                 found += _runs((precision, form, engine), quantized, calls[0], compiled, size)
             if engine != "reference" and precision == "w8a8" and subject in WITH_ATTENTION:
                 found += _by_attention((precision, form, engine), quantized, calls[0], compiled, size)
     return found
+
+
+def _engine(layers: Sequence[str]) -> str:
+    """What runs all layers, or how many of them."""
+    ours = sum(each == "cpu" for each in layers)
+    return "cpu" if ours == len(layers) else f"cpu, {ours} of {len(layers)}" if ours else "reference"
 
 
 def _by_attention(
@@ -202,10 +212,10 @@ def _last(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[-1]
 
 
-def measure(subject: str, precisions: Sequence[str], compiled: bool, rounds: int) -> list[Row]:
+def measure(subject: str, precisions: Sequence[str], compiled: bool, rounds: int, left_out: list[str]) -> list[Row]:
     """Every way in turn, `rounds` times after one that warms up."""
     with torch.no_grad():
-        found = ways(subject, precisions, compiled)
+        found = ways(subject, precisions, compiled, left_out)
         outputs = [way.call().float() for way in found]
         for _ in range(rounds):
             for way in found:
@@ -223,11 +233,19 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", nargs="+", default=tuple(SUBJECTS), choices=tuple(SUBJECTS), metavar="NAME")
-    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--precisions", nargs="+", default=PRECISIONS, choices=tuple(segquant.PRECISIONS), metavar="NAME"
+    )
+    parser.add_argument("--rounds", type=_at_least_one, default=20)
     parser.add_argument("--eager", action="store_true", help="compile nothing")
     parser.add_argument("--out", type=Path, help="folder for kernels.md and kernels.csv")
     return parser.parse_args(argv)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} rounds measure nothing; give 1 or more")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -235,11 +253,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     torch.set_num_threads(1)
     rows: list[Row] = []
+    left_out: list[str] = []
     for subject in options.subjects:
         torch._dynamo.reset()
-        rows += measure(subject, options.precisions, not options.eager, options.rounds)
+        rows += measure(subject, options.precisions, not options.eager, options.rounds, left_out)
         sys.stderr.write(table([row for row in rows if row.subject == subject]))
-    text = f"{machine()}\n\n{table(rows)}\n{bar_table(bars(rows))}\n{bar_table(memory_bars(rows), least=False)}"
+    most = [*memory_bars(rows), *error_bars(rows)]
+    parts = [machine() + "\n", table(rows), *(line + "\n" for line in left_out)]
+    text = "\n".join([*parts, bar_table(bars(rows)), bar_table(most, least=False)])
     sys.stdout.write(text)
     if options.out:
         write(options.out, "kernels", text, rows)

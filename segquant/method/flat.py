@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from segquant import registry
 from segquant.checks import described
 from segquant.errors import nearest
-from segquant.method.parts import DEPLOY, Budget, Cuts, Targets
-from segquant.numerics.formats import check_choice
+from segquant.method.parts import DEPLOY, Budget, Cuts, Targets, engine_cuts
+from segquant.numerics.formats import QuantScheme, check_choice
 from segquant.numerics.precisions import scheme_of
 
 MEMBERS = {"optimizer": "optimizer", "rotate": "rotation", "calibrator": "calibrator", "ranges": "range"}
@@ -38,6 +38,8 @@ class HasParts(Protocol):  # `Method` imports this module
     def targets(self) -> Targets: ...
     @property
     def rotation(self) -> Any: ...
+    @property
+    def scheme(self) -> QuantScheme: ...
     @property
     def spare(self) -> Mapping[str, Any]: ...
 
@@ -100,7 +102,8 @@ def changed(method: M, changes: Mapping[str, Any]) -> M:
     if "deploy" in changes:
         engine = changes.pop("deploy")
         check_choice("deploy", engine, tuple(DEPLOY))
-        changes |= {key: value for key, value in DEPLOY[engine].items() if changes.get(key) is None}
+        wanted = engine_cuts(engine, changes.get("scheme", method.scheme))
+        changes |= {key: value for key, value in wanted.items() if changes.get(key) is None}
     for key in DEPLOY["none"]:
         if changes.get(key, "") is None:  # what `deploy` says, else what it is
             del changes[key]

@@ -10,7 +10,7 @@ from typing import Any
 from segquant.bounds import check_most
 from segquant.checks import check_fields, described, listed
 from segquant.errors import QuantizationError
-from segquant.numerics.formats import check_choice
+from segquant.numerics.formats import QuantScheme, check_choice
 from segquant.numerics.input_grid import NEGATIVES
 from segquant.numerics.precisions import scheme_of
 
@@ -29,6 +29,16 @@ DEPLOY: dict[str, dict[str, str]] = {
     "comfy": {"negative": NONE, "columns": "whole", "smoothing": "fold"},
 }
 """What an engine needs of `Cuts`, by the engine's name; chosen before solving, so that searches and GPTQ see it."""
+
+
+def engine_cuts(engine: str, scheme: QuantScheme) -> dict[str, str]:
+    """`DEPLOY`, where floats have no zero point: the kernel of "cpu" runs a scale per sign of them."""
+    return {**DEPLOY[engine], "negative": "dual"} if engine == "cpu" and has_float_codes(scheme) else DEPLOY[engine]
+
+
+def has_float_codes(scheme: QuantScheme) -> bool:
+    """Whether inputs are quantized to floats, which have no zero point."""
+    return scheme.input is not None and scheme.input.grid.kind not in ("int", "uint")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from segquant.calibrators.protocol import Calibrator
 from segquant.checks import check_fields, check_set_fields, checked, described, require
 from segquant.errors import QuantizationError, nearest
 from segquant.method.flat import MEMBERS, OWN, TARGETS, attribute, changed, flat_names, settings, value_of
-from segquant.method.parts import SEARCH, Budget, Cuts, Targets, check_headroom
+from segquant.method.parts import SEARCH, Budget, Cuts, Targets, check_headroom, has_float_codes
 from segquant.modules.state import check_seed
 from segquant.numerics.formats import QuantScheme, refuse_unknown
 from segquant.numerics.precisions import Precision, scheme_of
@@ -83,6 +83,13 @@ class Method:
         if not 0 <= self.gram_shrinkage < math.inf:
             raise ValueError(f"gram_shrinkage must be at least 0, not {self.gram_shrinkage}")
         check_most(self)
+        if self.cuts.dualscale and self.cuts.negative == "zero_point" and has_float_codes(self.scheme):
+            assert self.scheme.input is not None
+            raise ValueError(
+                f"negative='zero_point', as deploy='onnx' and 'torchao' have it, is for inputs of integers, and "
+                f"{self.scheme.input.dtype} has no zero point; choose negative='dual', dualscale=False, or a precision "
+                "with integers"
+            )
         if "second_pass" in self.calibrator.needs and self.bias_correction:
             raise ValueError(
                 f"bias_correction has nothing to add to calibrator {self.calibrator.name!r}; switch one of them off"

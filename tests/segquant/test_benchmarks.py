@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("diffusers")
 
 from benchmarks import formats, random_models
-from benchmarks.kernel_bars import Row, bar_table, bars, memory_bars
+from benchmarks.kernel_bars import Row, bar_table, bars, error_bars, memory_bars
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
 from benchmarks.random_flux import flux_inputs, random_flux
 from benchmarks.random_sd3 import denoiser_inputs, random_sd3
@@ -107,7 +107,8 @@ def test_random_models_in_a_table(
 
 def test_bars_of_kernels_are_against_plain_torch() -> None:
     def row(precision: str, form: str, engine: str, run: str, speed: float) -> Row:
-        return Row("sd35_block", precision, form, engine, run, 1e3 / speed, speed, 0.0, 1.0)
+        error = 0.0102 if engine == "cpu" else 0.01
+        return Row("sd35_block", precision, form, engine, run, 1e3 / speed, speed, error, 1.0)
 
     rows = [
         row("float32", "", "torch", "eager", 1.0), row("float32", "", "torch, attention int8", "eager", 1.1),
@@ -119,7 +120,8 @@ def test_bars_of_kernels_are_against_plain_torch() -> None:
     assert found["sd35_block: int8 over float32 eager"] == (2.5, 2.6)  # not over what our own kernel quickens
     assert found["sd35_block: zero point over two products"] == (1.12, 1.3)
     assert found["sd35_block w8a8 dual cpu eager over the reference"] == (1.0, 4.0)
-    assert "sd35_block: int8 over bfloat16" not in found
+    assert found["sd35_block: int8 over bfloat16"] == (1.4, None)  # bfloat16 was not measured
+    assert "| sd35_block: int8 over bfloat16 | 1.4 | – | not measured |" in bar_table(bars(rows))
     # what has no kernel is judged as it runs, what has one by that
     assert found["sd35_block fp8 dual reference eager over float32 eager"] == (1.0, 0.9)
     assert "sd35_block w8a8 dual reference eager over float32 eager" not in found
@@ -127,6 +129,9 @@ def test_bars_of_kernels_are_against_plain_torch() -> None:
     assert "| sd35_block: int8 over float32 eager | 2.5 | 2.60 | held |" in bar_table(bars(rows))
     assert "| 2.5 | 2.40 | not held |" in bar_table([("it", 2.5, 2.4)])
     held = memory_bars(rows)
-    assert held == [(f"sd35_block w8a8 {form} bytes a weight", 1.1, 1.0) for form in ("dual", "zero_point")]
+    judged = ("w8a8 dual cpu", "w8a8 zero_point cpu", "fp8 dual reference")
+    assert held == [(f"sd35_block {name} bytes a weight", 1.1, 1.0) for name in judged]
+    (error,) = error_bars(rows)  # the zero point's reference was not measured
+    assert error[:2] == ("sd35_block w8a8 dual cpu eager error", 1.03) and error[2] == pytest.approx(1.02)
     assert "| 1.1 | 1.00 | held |" in bar_table(held, least=False)
     assert "| 0.7 | 0.81 | not held |" in bar_table([("it", 0.7, 0.81)], least=False)

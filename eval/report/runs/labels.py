@@ -28,6 +28,8 @@ from segquant_bench.texts import plain
 VARIED = ("quantizer", "precision", "calibration", "correction", "components", "encoders")
 """Sections in which runs of one method may differ; "encoders" is of older runs."""
 _UNTOLD = ("_target_", "name", "precision")
+OVERRIDES = "quantizer.overrides"
+"""Told whole: a layer's own precision is no row's."""
 
 
 def places(runs: Sequence[RunResult]) -> dict[int, str]:
@@ -84,7 +86,8 @@ def settings(run: RunResult) -> dict[str, Any]:
         key: value
         for section in VARIED
         for key, value in _flat(run.config.get(section) or {}, section)
-        if key.rpartition(".")[2] not in _UNTOLD and not (section == "precision" and _is_named(run))
+        if (is_within(key, (OVERRIDES,)) or key.rpartition(".")[2] not in _UNTOLD)
+        and not (section == "precision" and _is_named(run))
     }
     if run.seed_runs:
         found[SEED] = "+".join(str(calibration_seed(each)) for each in run.seed_runs)

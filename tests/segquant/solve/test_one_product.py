@@ -13,7 +13,6 @@ from segquant import (
     PRECISIONS,
     InputStats,
     Method,
-    QuantizationError,
     QuantLinear,
     QuantScheme,
     QuantSpec,
@@ -183,8 +182,13 @@ def test_refusals() -> None:
         presets.segquant_g("w8a8", negative="zero")
     with pytest.raises(ValueError, match="unknown deploy 'ort'"):
         presets.segquant_g("w8a8", deploy="ort")
-    with pytest.raises(QuantizationError, match="fp8 has no zero point; choose negative="):
-        make("fp8", WHOLE, negative="zero_point")
+    for deploy in ("onnx", "torchao"):
+        with pytest.raises(ValueError, match="fp8 has no zero point; choose negative='dual'"):
+            presets.segquant_g("fp8", deploy=deploy)
+    with pytest.raises(ValueError, match=r"override 'a.\*': .*fp8 has no zero point; choose negative='dual'"):
+        presets.segquant_g("w8a8", deploy="cpu", overrides={"a.*": {"precision": "fp8"}})
+    assert presets.segquant_g("fp8", deploy="cpu").cuts.negative == "dual"
+    assert presets.rtn("fp8", deploy="onnx").cuts.negative == "zero_point"  # no scale per sign, no zero point
     assert presets.segquant_g("w8a8", deploy="cpu", negative=None).cuts.negative == "zero_point"
     assert presets.segquant_g("w8a8", deploy="cpu", negative="dual").cuts.negative == "dual"
     with pytest.raises(ValueError, match="'adaround' still changes; choose negative='zero_point'"):

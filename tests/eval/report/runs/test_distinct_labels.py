@@ -156,3 +156,14 @@ def test_grids_of_models_whose_names_differ_in_odd_characters_alone() -> None:
     runs = [_run(job, {}, model=name) for job, name in enumerate(("a/b", "a b", "a|b", "a" * 300))]
     groups = grid_groups(runs)
     assert len(groups) == 4 and max(map(len, groups)) < 220 and all("/" not in name for name in groups)
+
+
+def test_overrides_are_told_beside_the_engine() -> None:
+    """A layer's own precision changes the row's numbers; the engine alone would seem to."""
+    overrides = {"*.norm1.linear": {"precision": "w8a8"}}
+    runs = [
+        _run(0, {"quantizer": {"overrides": {}}, "run": {"engine": "cpu"}}),
+        _run(1, {"quantizer": {"overrides": overrides}, "run": {"engine": "auto"}}),
+    ]
+    plain, other = labels(runs).values()
+    assert "overrides.*.norm1.linear.precision=w8a8" in other and "precision=none" in plain
