@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from segquant import presets
+from segquant.auto.sensitivity import guidance
 from segquant.calibrators.protocol import Calibrator
 from segquant.deploy.comfy import export_comfy
 from segquant.deploy.onnx.export import export_onnx
@@ -57,6 +58,7 @@ __all__ = [
     "export_torchao",
     "export_onnx",
     "find_segments",
+    "guidance",
     "layer_errors",
     "load_quantized",
     "model_weight_bytes",

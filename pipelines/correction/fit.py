@@ -26,6 +26,7 @@ from segquant_bench.pipelines.correction.sampling import (
 )
 from segquant_bench.pipelines.errors import PipelineError
 from segquant_bench.pipelines.sampling.generate import PromptInputs, run_batches
+from segquant_bench.pipelines.sampling.guided import branch_weights
 from segquant_bench.pipelines.sampling.shared_inputs import shared_inputs
 
 TRAJECTORY = "of the quantized model, corrected at the steps before"
@@ -187,14 +188,10 @@ def exact_prediction(
         for q, f in zip(quantized.split(prompts), exact.split(prompts), strict=True)
     ]
     fitting = [pair for pair in branches if pair[0].shape == prediction.shape]
-    if fitting:
-        target = prediction.double().flatten()
-        outputs = torch.stack([q.double().flatten() for q, _ in fitting])
-        weights = torch.linalg.pinv(outputs @ outputs.T, rcond=1e-13, hermitian=True) @ (outputs @ target)
-        tolerance = 1e-3 if prediction.dtype in (torch.float32, torch.float64) else 3e-2
-        if (weights @ outputs - target).norm() <= tolerance * target.norm():
-            exact = sum(weight * f.double() for weight, (_, f) in zip(weights, fitting, strict=True))
-            return exact.to(prediction.dtype), weights.tolist()
+    weights = branch_weights([quantized for quantized, _ in fitting], prediction)
+    if weights is not None:
+        exact = sum(weight * f.double() for weight, (_, f) in zip(weights, fitting, strict=True))
+        return exact.to(prediction.dtype), weights
     raise PipelineError(
         "this pipeline does not give its scheduler a weighted sum of the denoiser's outputs (is the guidance "
         "rescaled?), so no correction can be fitted; set correction=none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from segquant_bench.pipelines.runtime.pipeline_call import Stopped
 from segquant_bench.pipelines.sampling.generate import PromptInputs, bound_inputs, run_batches
 
 
-class _Seen(Stopped):
+class Seen(Stopped):
     """The step is over."""
 
 
@@ -37,7 +37,7 @@ def first_step(
 
     def see(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if calls and not steps:
-            raise _Seen
+            raise Seen
         calls.append(bound_inputs(module, args, kwargs))
 
     handle = denoiser.register_forward_pre_hook(see, with_kwargs=True)
@@ -46,7 +46,7 @@ def first_step(
         seed=seed, stream=0, batch_size=batch_size, output_type="latent", label="first step", inputs=inputs,
     )  # fmt: skip
     try:
-        with _ended(pipeline.scheduler) if steps else contextlib.nullcontext(), contextlib.suppress(_Seen):
+        with ended(pipeline.scheduler) if steps else contextlib.nullcontext(), contextlib.suppress(Seen):
             next(batches)
     finally:
         batches.close()  # type: ignore[attr-defined]  # a generator
@@ -55,12 +55,14 @@ def first_step(
 
 
 @contextlib.contextmanager
-def _ended(scheduler: Any) -> Iterator[None]:
-    """Its first step raises `_Seen`."""
+def ended(scheduler: Any, see: Callable[..., None] | None = None) -> Iterator[None]:
+    """Its first step raises `Seen`; `see` gets what it is called with."""
     before = vars(scheduler).get("step")
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        raise _Seen
+        if see is not None:
+            see(*args, **kwargs)
+        raise Seen
 
     scheduler.step = step
     try:

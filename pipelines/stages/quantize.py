@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from segquant.auto.sensitivity import Combine
 from segquant.files import write_json
 from segquant.keep import Keeper
 from segquant.method.spec import Method
@@ -15,9 +17,10 @@ from segquant_bench.pipelines.peers import Peer
 from segquant_bench.pipelines.runtime.meaning import code_digest
 from segquant_bench.pipelines.runtime.own_code import TARGET
 from segquant_bench.pipelines.runtime.unfinished import PIECES
+from segquant_bench.pipelines.sampling.guided import guidance_weights, weighted
 from segquant_bench.pipelines.sampling.samples import load_samples
 from segquant_bench.pipelines.stages.run import Run, Stage
-from segquant_bench.pipelines.stages.shared.inputs import QUANTIZING_CODE, quantizes_denoiser
+from segquant_bench.pipelines.stages.shared.inputs import QUANTIZING_CODE, prompt_inputs, quantizes_denoiser
 from segquant_bench.pipelines.stages.shared.own import method_code
 from segquant_bench.pipelines.stages.shared.quantized import (
     check_same,
@@ -29,6 +32,7 @@ from segquant_bench.pipelines.stages.shared.quantized import (
 from segquant_bench.pipelines.stages.shared.segments import FILE as SEGMENTS
 from segquant_bench.pipelines.stages.shared.segments import calibration_batches, read_segments, wants_graph
 
+log = logging.getLogger(__name__)
 ERRORS = "errors.json"
 
 
@@ -68,12 +72,32 @@ def _make(run: Run, keep: Keeper | None = None) -> tuple[nn.Module, Outcome | No
             run.config.model, run.directory, run.method, batches, run.config.name, wanted, keep
         )
         return model.to(run.device), outcome
-    return quantize_copy(run.denoiser, run.method, batches, segments, run.config.name, keep)
+    return quantize_copy(run.denoiser, run.method, batches, segments, run.config.name, keep, _combine(run))
+
+
+def _combine(run: Run) -> Combine | None:
+    """What the pipeline makes of the denoiser's output, for methods that weigh layers against each other."""
+    if not isinstance(run.method, Method) or run.method.budget is None:
+        return None
+    weights = guidance_weights(
+        run.pipeline, run.denoiser, list(run.dataset.calibration), run.config.model.call.arguments(),
+        seed=run.config.calibration.seed, inputs=prompt_inputs(run, "calibration"),
+    )  # fmt: skip
+    log.info(
+        "layers count by %s",
+        "the denoiser's output: it has a row a prompt, or no weighted sum of rows goes to the scheduler"
+        if weights is None
+        else f"what the scheduler gets, rows times {', '.join(f'{weight:.3g}' for weight in weights)}",
+    )
+    return None if weights is None else weighted(weights)
 
 
 QUANTIZE = Stage(
     "quantize", _compute, needs=("calibrate", "graph"),
-    code=("pipelines.stages.shared.quantized", *QUANTIZING_CODE, "pipelines.sampling.samples"),
+    code=(
+        "pipelines.stages.shared.quantized", *QUANTIZING_CODE, "pipelines.sampling.samples",
+        "pipelines.sampling.guided", "pipelines.sampling.first_step",
+    ),
     depends=_depends, when=quantizes_denoiser, keeps=(PIECES,),
 )  # fmt: skip
 """denoiser/: the quantized denoiser (peer.json: what another tool made); plan.json of `auto`; errors.json."""

@@ -11,19 +11,22 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from segquant.auto.budget import Candidate, Layer, choose, limits_of
-from segquant.auto.candidates import PLAIN, Change, other_precisions
+from segquant.auto.candidates import PLAIN, Change, changed, other_precisions
 from segquant.auto.judge import Judge
 from segquant.auto.mixing import at_formats, formats_of
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
+from segquant.layers.linear import QuantLinear
 from segquant.method.parts import FORMATS
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
+from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, window_of
 from segquant.numerics.formats import QuantScheme
 from segquant.numerics.precisions import precision_name
 from segquant.observers.stats import InputStats
 from segquant.optimizers.svdquant import SvdQuant
+from segquant.solve.which_fold import left_alone
 
 WITHOUT_BRANCH: Change = {"optimizer": "smooth"}
 """A low-rank branch may go: its bytes may do more as wider codes."""
@@ -64,6 +67,20 @@ def layer_candidates(
     if plain is None or not found:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
     return Layer(name, plain, found, as_linear(layer).weight.numel())
+
+
+def rounded(
+    layer: nn.Module,
+    base: Method,
+    stats: InputStats,
+    segments: Segments | None,
+    *,
+    name: str,
+    fixed: frozenset[str] = frozenset(),
+) -> nn.Module:
+    """The layer rounded to nearest, as `Layer.plain` is, with the statistics of all rows."""
+    plain = changed(base, {key: value for key, value in PLAIN.items() if key not in fixed})
+    return QuantLinear.from_float(layer, left_alone(layer_method(plain, layer)), stats, segments, name=name)
 
 
 def _of_one_method(judge: Judge) -> list[Candidate]:

@@ -12,8 +12,8 @@ from torch import nn
 
 from segquant.auto.budget import Layer
 from segquant.auto.kept import keep_candidates, kept_candidates
-from segquant.auto.layers import choose_plan, layer_candidates, pinned
-from segquant.auto.sensitivity import output_gains
+from segquant.auto.layers import choose_plan, layer_candidates, pinned, rounded
+from segquant.auto.sensitivity import Combine, output_gains
 from segquant.graph.segments import Segments
 from segquant.keep import Keeper
 from segquant.method.plan_file import LayerPlan
@@ -49,10 +49,12 @@ def choose(
     memory_limit: int | None,
     progress: Progress | None,
     keep: Keeper | None = None,
+    combine: Combine | None = None,
 ) -> Choice:
     methods = layer_methods(layers, method)
     first, batches = head(batches, SENSITIVITY_BATCHES)
     found: list[Layer] = []
+    rough: dict[str, tuple[nn.Module, float]] = {}  # as many bytes as what is solved, which waits as long
     kept: Mapping[str, InputStats] | None = None
     passes = 0
     for group in observed(model, methods, batches, stats, method.seed, memory_limit, progress, keep):
@@ -67,12 +69,16 @@ def choose(
                 )
                 keep_candidates(keep, judged)
             found.append(judged)
+            other = rounded(
+                layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
+            )
+            rough[name] = (other, judged.plain.error)
             if progress is not None:
                 progress("choose", len(found), len(layers))
         kept, passes = group.stats if group.last and group.passes <= 1 else None, group.passes
     if first:
         named = {layer.name: layers[layer.name] for layer in found}
-        gains = output_gains(model, first, named, progress=progress, keep=keep)
+        gains = output_gains(model, first, named, rough, combine=combine, progress=progress, keep=keep)
         found = [dataclasses.replace(layer, gain=gains[layer.name]) for layer in found]
     else:
         log.warning("no batches beside the statistics: errors of all layers count the same")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from segquant.arguments import GivenMethod, method_of
+from segquant.auto.sensitivity import Combine
 from segquant.calibrators.protocol import Calibrator
 from segquant.checks import checked
 from segquant.errors import QuantizationError
@@ -67,6 +68,7 @@ def quantize_(
     memory_limit: int | None = None,
     streaming: bool = False,
     workers: int = 1,
+    combine: Combine | None = None,
 ) -> nn.Module:
     """Replace the model's linears and (ungrouped) 2-D convolutions by quantized ones, in place; deterministic.
 
@@ -82,6 +84,8 @@ def quantize_(
         memory_limit: bytes for Gram matrices; half of the free memory if None.
         streaming: replace layers as they are solved (not with "adaround"); an error leaves some replaced.
         workers: layers solved at once, in threads.
+        combine: what a sampler makes of the model's output, by which layers count for methods with a budget;
+            `segquant.guidance(4.0)` where batches stack rows without and with prompts. None: the output itself.
 
     Returns:
         the same model; see `quantize_with_outcome_`.
@@ -89,7 +93,7 @@ def quantize_(
     Raises:
         QuantizationError: naming the layer, and what to do.
     """
-    options = _Options(progress, memory_limit, streaming, workers)
+    options = _Options(progress, memory_limit, streaming, workers, combine=combine)
     _quantize(model, method_of(method), batches_of(batches), segments, stats, options)
     return model
 
@@ -106,6 +110,7 @@ def quantize_with_outcome_(
     memory_limit: int | None = None,
     streaming: bool = False,
     workers: int = 1,
+    combine: Combine | None = None,
     keep: Keeper | None = None,
 ) -> Outcome:
     """As `quantize_`; returns what was done to the model.
@@ -113,7 +118,7 @@ def quantize_with_outcome_(
     Args:
         keep: takes statistics and layers as they are finished; the same call after a kill goes on behind them.
     """
-    options = _Options(progress, memory_limit, streaming, workers, keep)
+    options = _Options(progress, memory_limit, streaming, workers, keep, combine)
     return _quantize(model, method_of(method), batches_of(batches), segments, stats, options)
 
 
@@ -124,6 +129,7 @@ class _Options:
     streaming: bool
     workers: int
     keep: Keeper | None = None
+    combine: Combine | None = None
 
     def part(self, name: str) -> Keeper | None:
         return None if self.keep is None else self.keep.within(name)
@@ -173,7 +179,7 @@ def _quantize_unwrapped(
     if any(entry.budget is not None for entry in methods.values()):
         found = choose(
             model, method, layers, batches, control_cuts(graph, methods), stats, options.memory_limit,
-            options.progress, options.part("choose"),
+            options.progress, options.part("choose"), options.combine,
         )  # fmt: skip
         choices, stats, chosen_in = found.layers, found.stats, found.passes
         method = plan_method(method, choices, method.name)

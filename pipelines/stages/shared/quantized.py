@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segquant.auto.sensitivity import Combine
 from segquant.files import write_json
 from segquant.graph.segments import Segments
 from segquant.keep import Keeper
@@ -41,11 +42,13 @@ def quantize_copy(
     segments: Mapping[str, Segments],
     label: str,
     keep: Keeper | None = None,
+    combine: Combine | None = None,
 ) -> tuple[nn.Module, Outcome | None]:
     """A quantized copy of a component, and its outcome, None by another tool.
 
     Args:
         keep: takes what is finished; another tool begins again.
+        combine: what the pipeline makes of the module's output, see `segquant.quantize_`.
 
     Raises:
         PipelineError: there is no room for a copy.
@@ -56,7 +59,9 @@ def quantize_copy(
         return method.quantize_(quantized, batches), None
     with progress_bar(label) as progress:
         wanted = segments if wants_graph(method) else None
-        return quantized, quantize_with_outcome_(quantized, method, batches, wanted, progress=progress, keep=keep)
+        return quantized, quantize_with_outcome_(
+            quantized, method, batches, wanted, progress=progress, keep=keep, combine=combine
+        )
 
 
 def twin(module: nn.Module) -> nn.Module:
