@@ -22,10 +22,10 @@ from segquant.numerics.layout import Layout
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.protocol import Fitted, Optimizer
 from segquant.optimizers.scaling import SmoothQuant
-from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
+from segquant.optimizers.search import HELD_CALLS, HELD_ROWS, SEARCH, Table, searched
 from segquant.optimizers.svdquant import SvdQuant
 from segquant.solve.lay_out import lay_out_pieces
-from segquant.solve.layer import Prepared, correct_bias, solve_layer
+from segquant.solve.layer import Prepared, correct_bias, problem_of, solve_layer
 from segquant.solve.which_fold import left_alone
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Judge:
         name: str,
         fixed: frozenset[str],
     ) -> None:
-        self.layer, self.linear = layer, as_linear(layer)
+        self.layer, self.linear, self.stats = layer, as_linear(layer), stats
         self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
         self.folds = _folds(stats)
         self.fits = [stats.without_fold(split.fold) for split in self.folds]
@@ -55,6 +55,7 @@ class Judge:
         self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
         self.fitted: dict[object, Fitted] = {}
         self.found: dict[object, Any] = {}
+        self.alphas: dict[object, Table] = {}
         self.prepared: dict[int, tuple[object, Prepared]] = {}
         self.solutions: dict[int, tuple[Method, Layout, dict[str, Tensor]]] = {}
         self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
@@ -101,7 +102,7 @@ class Judge:
     @torch.no_grad()
     def _judge(self, change: Change, folds: Sequence[HeldOut]) -> Candidate | None:
         try:
-            method = left_alone(layer_method(changed(self.base, change), self.layer))
+            method = self._method(change)
         except ValueError as error:
             log.debug("%s: %s is no candidate: %s", self.name, change, error)
             return None
@@ -118,6 +119,35 @@ class Judge:
         relative = (wrong / whole) ** 0.5 if whole else 0.0 if not wrong else float("inf")
         return Candidate(change, relative, layer_bytes(layout, bias), layer_operations(layout), bits)
 
+    def _method(self, change: Change) -> Method:
+        """The candidate's method, a search for α replaced by what it finds; ValueError where it makes no sense."""
+        method = left_alone(layer_method(changed(self.base, change), self.layer))
+        optimizer = method.optimizer
+        if change.get("alpha") != SEARCH or not isinstance(optimizer, SmoothQuant):
+            return method
+        return replace(method, optimizer=replace(optimizer, alpha=self._alpha(method, optimizer)))
+
+    def _alpha(self, method: Method, optimizer: SmoothQuant) -> Table:
+        """Searched once on all statistics, as the layer itself would; for a low-rank branch as without it.
+
+        One number of twelve for a segment that has seen the rows which judge it: all candidates that it is compared
+        with have.
+        """
+        key = (self._format(method), method.cuts, method.rotation, _search_of(optimizer))
+        if key not in self.alphas:
+            layout = lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer))
+            problem = problem_of(self.linear.weight.detach().float(), layout, self.stats, method, self.name)
+            self.alphas[key] = searched(problem, _without_branch(optimizer).scaling(problem))
+        return self.alphas[key]
+
+    def told(self, candidate: Candidate) -> Candidate:
+        """The candidate with the α that were found, so that whoever solves it need not search again."""
+        if candidate.change.get("alpha") != SEARCH:
+            return candidate
+        alpha = getattr(self._method(dict(candidate.change)).optimizer, "alpha", SEARCH)
+        found = alpha if isinstance(alpha, str) else [list(row) for row in alpha]
+        return replace(candidate, change={**candidate.change, "alpha": found})
+
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
         """The layer solved without fold `index`, before bias correction."""
         method = replace(method, bias_correction=False)
@@ -126,7 +156,8 @@ class Judge:
         # candidates that differ in the calibrator share what the first of them found; those that differ in ranges or by
         # a low-rank branch share the α, but not the headroom of static scales
         cut = (index, self._format(method), method.cuts, method.rotation)
-        key = (*cut, method.optimizer.search_key, method.ranges)
+        known = isinstance(getattr(method.optimizer, "alpha", SEARCH), tuple)  # then a branch fits as its twin without
+        key = (*cut, _search_of(method.optimizer) if known else method.optimizer.search_key, method.ranges)
         alike = (*cut, _search_of(method.optimizer))
         if self.prepared.get(index, (None,))[0] != key:
             self.prepared[index] = (key, {})
@@ -149,10 +180,13 @@ class Judge:
 
 def _search_of(optimizer: Optimizer) -> Any:
     """What its α depend on; those of smoothing serve a low-rank branch beside it."""
-    if type(optimizer) is SvdQuant:
-        same = {field.name: getattr(optimizer, field.name) for field in fields(SmoothQuant)}
-        return SmoothQuant(**same).search_key
-    return optimizer.search_key
+    return (_without_branch(optimizer) if isinstance(optimizer, SmoothQuant) else optimizer).search_key
+
+
+def _without_branch(optimizer: SmoothQuant) -> SmoothQuant:
+    if type(optimizer) is not SvdQuant:
+        return optimizer
+    return SmoothQuant(**{field.name: getattr(optimizer, field.name) for field in fields(SmoothQuant)})
 
 
 def _distinct(found: Sequence[Candidate]) -> list[Candidate]:

@@ -60,7 +60,7 @@ def layer_candidates(
         fixed |= {"rotate"}  # see `layer_method`
     judge = Judge(layer, base, stats, segments, name, fixed)
     plain = judge(PLAIN)
-    found = _of_one_method(judge) if base.budget.over == FORMATS else _of_methods(judge)
+    found = _of_one_method(judge) if base.budget.over == FORMATS else [judge.told(c) for c in _of_methods(judge)]
     if plain is None or not found:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
     return Layer(name, plain, found, as_linear(layer).weight.numel())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from segquant.errors import QuantizationError
 from segquant.numerics.layout import slices
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.balance import balance
@@ -47,6 +48,8 @@ Block = tuple[int, int]
 """Output branch and input segment."""
 Alphas = Mapping[Block, float | None]
 """α of every block; None: it is not smoothed."""
+Table = tuple[tuple[float | None, ...], ...]
+"""The same to write down: for every branch the α of its input segments."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Scaling:
     """How an optimizer finds a smoothing vector.
 
     Args:
-        alpha: in [0, 1], or how it is searched; None: no α.
+        alpha: in [0, 1], or of every block, or how it is searched; None: no α.
         weight_alone: judge α by the rounded weight alone.
         rank_share: a branch's rank in the search.
         balances: PTQ4DiT's rule.
@@ -62,7 +65,7 @@ class Scaling:
         none: no smoothing is among the choices of a search.
     """
 
-    alpha: float | str | None = None
+    alpha: float | str | Table | None = None
     rule: Rule = smoothquant_rule
     weight_alone: bool = False
     rank_share: float = 0.0
@@ -123,10 +126,10 @@ def margins_of(problem: Problem) -> tuple[float, ...]:
 
 
 def _choices(problem: Problem, scaling: Scaling) -> dict[Block, Choice]:
-    layout, stats, alphas, margins = problem.layout, stats_of(problem), problem.known, margins_of(problem)
-    blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
+    stats, alphas, margins = stats_of(problem), problem.known, margins_of(problem)
+    blocks = _blocks(problem)
     if alphas is None and not isinstance(scaling.alpha, str):
-        alphas = dict.fromkeys(blocks, None if scaling.alpha is None else float(scaling.alpha))
+        alphas = _given(problem, scaling.alpha)
     if alphas is not None and len(margins) == 1:
         return {block: Choice(alphas[block], margins[0]) for block in blocks}
     if alphas is not None:
@@ -137,6 +140,35 @@ def _choices(problem: Problem, scaling: Scaling) -> dict[Block, Choice]:
     found = {block: replace(choice, margin=headroom.of(block, choice.alpha)) for block, choice in found.items()}
     log.debug("%s: %s", stats.name, {block: (choice.alpha, choice.margin) for block, choice in found.items()})
     return found
+
+
+def searched(problem: Problem, scaling: Scaling) -> Table:
+    """What a search finds, without the vectors and the headroom that go with it."""
+    found = _by_alpha(problem, scaling, _blocks(problem), margins_of(problem))
+    layout = problem.layout
+    return tuple(
+        tuple(found[branch, index].alpha for index in range(len(layout.columns)))
+        for branch in range(len(layout.branches))
+    )
+
+
+def _blocks(problem: Problem) -> list[Block]:
+    layout = problem.layout
+    return [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
+
+
+def _given(problem: Problem, alpha: float | Table | None) -> Alphas:
+    """One α for all blocks, or every block's from a table."""
+    if not isinstance(alpha, tuple):
+        return dict.fromkeys(_blocks(problem), None if alpha is None else float(alpha))
+    layout = problem.layout
+    sizes, wanted = [len(row) for row in alpha], [len(layout.columns)] * len(layout.branches)
+    if sizes != wanted:
+        raise QuantizationError(
+            f"{problem.name}: alpha has rows of {sizes} values, and the layer's output and input are cut in "
+            f"{len(layout.branches)} x {len(layout.columns)} blocks; give it rows of {wanted}, or 'search'"
+        )
+    return {(branch, index): value for branch, row in enumerate(alpha) for index, value in enumerate(row)}
 
 
 def _by_alpha(
