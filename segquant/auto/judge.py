@@ -15,6 +15,7 @@ from segquant.auto.candidates import PLAIN, Change, branch, changed, solved, str
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.kernels.reference import REFERENCE
+from segquant.method.parts import METHODS
 from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of
@@ -22,7 +23,7 @@ from segquant.numerics.layout import Layout
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.protocol import Fitted, Optimizer
 from segquant.optimizers.scaling import SmoothQuant
-from segquant.optimizers.search import HELD_CALLS, HELD_ROWS, SEARCH, Table, searched
+from segquant.optimizers.search import HELD_CALLS, HELD_ROWS, SEARCH, Table, walked
 from segquant.optimizers.svdquant import SvdQuant
 from segquant.solve.lay_out import lay_out_pieces
 from segquant.solve.layer import Prepared, correct_bias, problem_of, solve_layer
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Judge:
-    """Errors and costs of one layer's candidates.
+    """Errors and costs of one layer's candidates; of `auto` by the first fold, as more tell its choices no better.
 
     Args:
         fixed: fields that no candidate changes.
@@ -49,7 +50,8 @@ class Judge:
     ) -> None:
         self.layer, self.linear, self.stats = layer, as_linear(layer), stats
         self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
-        self.folds = _folds(stats)
+        methods = base.budget is not None and base.budget.over == METHODS
+        self.folds = _folds(stats)[: 1 if methods else None]
         self.fits = [stats.without_fold(split.fold) for split in self.folds]
         weight = self.linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
@@ -73,10 +75,24 @@ class Judge:
         # the best last: what it found serves its bias
         found += self._all([strong(self.base, self.segments), solved(self.base, self._best(found).change)])
         best = self._best(found)
-        more: list[Change] = [{**best.change, "bias_correction": True}]
-        if not mixes:
-            more.append({**best.change, **branch(self.base, self.linear.in_features, self.linear.out_features)})
-        return _distinct([*found, *self._all(more)])
+        found += self._all([{**best.change, "bias_correction": True}])
+        return _distinct(found if mixes else [*found, *self._branched(best)])
+
+    def _branched(self, best: Candidate) -> list[Candidate]:
+        """`best` with a low-rank branch, which takes off as large a share of its error as of that of rounding.
+
+        To split off a branch and to refit it under GPTQ takes three times as long as all else; a budget only asks where
+        bytes do most.
+        """
+        added = branch(self.base, self.linear.in_features, self.linear.out_features)
+        rounded: Change = {**best.change, "calibrator": "amax", "ranges": "amax", "bias_correction": False}
+        without, within = self(rounded), self({**rounded, **added, "iterations": 0})
+        if without is None or within is None or not without.error:
+            return []
+        error = best.error * within.error / without.error
+        size = best.bytes + within.bytes - without.bytes
+        change = {key: value for key, value in {**best.change, **added}.items() if key not in self.fixed}
+        return [Candidate(change, error, size, within.operations, within.bits)]
 
     @staticmethod
     def _best(found: Sequence[Candidate]) -> Candidate:
@@ -137,7 +153,7 @@ class Judge:
         if key not in self.alphas:
             layout = lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer))
             problem = problem_of(self.linear.weight.detach().float(), layout, self.stats, method, self.name)
-            self.alphas[key] = searched(problem, _without_branch(optimizer).scaling(problem))
+            self.alphas[key] = walked(problem, _without_branch(optimizer).scaling(problem))
         return self.alphas[key]
 
     def told(self, candidate: Candidate) -> Candidate:

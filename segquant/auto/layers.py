@@ -115,7 +115,7 @@ def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
             candidate.bytes,
             round(candidate.operations / layer.weights, 4),
             round(layer.plain.error, 6),
-            round(layer.gain, 4),
+            None if layer.gain is None else round(layer.gain, 4),
         )
         for layer, candidate in zip(layers, chosen, strict=True)
     ]

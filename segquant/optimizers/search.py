@@ -142,10 +142,12 @@ def _choices(problem: Problem, scaling: Scaling) -> dict[Block, Choice]:
     return found
 
 
-def searched(problem: Problem, scaling: Scaling) -> Table:
-    """What a search finds, without the vectors and the headroom that go with it."""
-    found = _by_alpha(problem, scaling, _blocks(problem), margins_of(problem))
-    layout = problem.layout
+def walked(problem: Problem, scaling: Scaling) -> Table:
+    """α of every block as a search finds it, but downhill from DEFAULT_ALPHA: about half the α are tried.
+
+    Without the vectors and the headroom that go with it.
+    """
+    found, layout = _by_alpha(problem, scaling, _blocks(problem), margins_of(problem), walks=True), problem.layout
     return tuple(
         tuple(found[branch, index].alpha for index in range(len(layout.columns)))
         for branch in range(len(layout.branches))
@@ -172,7 +174,7 @@ def _given(problem: Problem, alpha: float | Table | None) -> Alphas:
 
 
 def _by_alpha(
-    problem: Problem, scaling: Scaling, blocks: Sequence[Block], margins: Sequence[float]
+    problem: Problem, scaling: Scaling, blocks: Sequence[Block], margins: Sequence[float], walks: bool = False
 ) -> dict[Block, Choice]:
     """The α of least error for every block."""
     stats, few = stats_of(problem), margins if len(margins) == 1 else FEW_MARGINS
@@ -184,7 +186,9 @@ def _by_alpha(
         splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=fit)
     if not splits:
         return dict.fromkeys(blocks, Choice(DEFAULT_ALPHA))
-    errors = {block: _Search(problem, scaling, block, splits).errors(few) for block in blocks}
+    walks = walks and scaling.alpha != SEARCH_LAYER  # whose blocks are judged at the same α
+    searches = {block: _Search(problem, scaling, block, splits) for block in blocks}
+    errors = {block: search.downhill(few) if walks else search.errors(few) for block, search in searches.items()}
     if scaling.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))
     return {block: Choice(best_alpha(entry), errors=entry) for block, entry in errors.items()}
@@ -230,10 +234,23 @@ class _Search:
             problem, block, problem.ranges.in_search(), scaling.rank_share, inputs=not scaling.weight_alone
         )
 
-    def errors(self, margins: Sequence[float]) -> Errors:
-        return alpha_errors(
-            self.weight, self.splits, self.simulate, rule=self.rule, alphas=self.alphas, margins=margins
-        )
+    def errors(self, margins: Sequence[float], alphas: Sequence[float | None] | None = None) -> Errors:
+        alphas = self.alphas if alphas is None else alphas
+        return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, alphas=alphas, margins=margins)
+
+    def downhill(self, margins: Sequence[float]) -> Errors:
+        """Of no smoothing and DEFAULT_ALPHA, then of neighbours as long as they are better."""
+        place = ALPHAS.index(DEFAULT_ALPHA)
+        found = self.errors(margins, [alpha for alpha in self.alphas if alpha in (None, DEFAULT_ALPHA)])
+        for step in (-1, 1):
+            while 0 <= place + step < len(ALPHAS):
+                near, here = ALPHAS[place + step], ALPHAS[place]
+                if near not in found:
+                    found |= self.errors(margins, [near])
+                if found[near] >= found[here]:
+                    break
+                place += step
+        return found
 
 
 def _total(errors: Sequence[Errors]) -> Errors:
