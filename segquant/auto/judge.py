@@ -15,7 +15,7 @@ from segquant.auto.candidates import PLAIN, Change, branch, changed, solved, str
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.kernels.reference import REFERENCE
-from segquant.method.parts import METHODS
+from segquant.method.parts import LAYER, METHODS
 from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of
@@ -33,10 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class Judge:
-    """Errors and costs of one layer's candidates; of `auto` by the first fold, as more tell its choices no better.
+    """Errors and costs of one layer's candidates.
 
     Args:
         fixed: fields that no candidate changes.
+        once: judge on the first fold alone, and search α once for it and for the layer itself.
     """
 
     def __init__(
@@ -47,14 +48,15 @@ class Judge:
         segments: Segments | None,
         name: str,
         fixed: frozenset[str],
+        once: bool = False,
     ) -> None:
         self.layer, self.linear, self.stats = layer, as_linear(layer), stats
         self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
-        methods = base.budget is not None and base.budget.over == METHODS
-        self.folds = _folds(stats)[: 1 if methods else None]
+        self.once, self.folds = once, _folds(stats)[: 1 if once else None]
         self.fits = [stats.without_fold(split.fold) for split in self.folds]
         weight = self.linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
+        self.shares = base.budget is not None and base.budget.over == METHODS
         self.fitted: dict[object, Fitted] = {}
         self.found: dict[object, Any] = {}
         self.alphas: dict[object, Table] = {}
@@ -81,8 +83,7 @@ class Judge:
     def _branched(self, best: Candidate) -> list[Candidate]:
         """`best` with a low-rank branch, which takes off as large a share of its error as of that of rounding.
 
-        To split off a branch and to refit it under GPTQ takes three times as long as all else; a budget only asks where
-        bytes do most.
+        To refit it under GPTQ would take as long as all else; a budget only asks where bytes do most.
         """
         added = branch(self.base, self.linear.in_features, self.linear.out_features)
         rounded: Change = {**best.change, "calibrator": "amax", "ranges": "amax", "bias_correction": False}
@@ -139,8 +140,10 @@ class Judge:
         """The candidate's method, a search for α replaced by what it finds; ValueError where it makes no sense."""
         method = left_alone(layer_method(changed(self.base, change), self.layer))
         optimizer = method.optimizer
-        if change.get("alpha") != SEARCH or not isinstance(optimizer, SmoothQuant):
+        searches = self.once and change.get("alpha") == SEARCH and isinstance(optimizer, SmoothQuant)
+        if not searches or method.cuts.smoothing != LAYER:  # layers that fold share an α, searched for all of them
             return method
+        assert isinstance(optimizer, SmoothQuant)
         return replace(method, optimizer=replace(optimizer, alpha=self._alpha(method, optimizer)))
 
     def _alpha(self, method: Method, optimizer: SmoothQuant) -> Table:
@@ -158,11 +161,12 @@ class Judge:
 
     def told(self, candidate: Candidate) -> Candidate:
         """The candidate with the α that were found, so that whoever solves it need not search again."""
-        if candidate.change.get("alpha") != SEARCH:
+        if not self.once or candidate.change.get("alpha") != SEARCH:
             return candidate
         alpha = getattr(self._method(dict(candidate.change)).optimizer, "alpha", SEARCH)
-        found = alpha if isinstance(alpha, str) else [list(row) for row in alpha]
-        return replace(candidate, change={**candidate.change, "alpha": found})
+        if isinstance(alpha, str):
+            return candidate
+        return replace(candidate, change={**candidate.change, "alpha": [list(row) for row in alpha]})  # as in JSON
 
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
         """The layer solved without fold `index`, before bias correction."""
@@ -174,7 +178,7 @@ class Judge:
         cut = (index, self._format(method), method.cuts, method.rotation)
         known = isinstance(getattr(method.optimizer, "alpha", SEARCH), tuple)  # then a branch fits as its twin without
         key = (*cut, _search_of(method.optimizer) if known else method.optimizer.search_key, method.ranges)
-        alike = (*cut, _search_of(method.optimizer))
+        alike = (*(cut[1:] if self.shares else cut), _search_of(method.optimizer))
         if self.prepared.get(index, (None,))[0] != key:
             self.prepared[index] = (key, {})
         layout, tensors, fitted = solve_layer(
