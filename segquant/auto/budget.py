@@ -158,11 +158,14 @@ def _cheapest_exchange(
 ) -> tuple[int, Candidate] | None:
     totals, best, least = _totals(chosen), None, float("inf")
     for index, layer in enumerate(layers):
+        own = chosen[index]
         for candidate in layer.candidates:
-            relief = excess - limits.excess(_swap(totals, chosen[index], candidate))
+            if candidate.bytes >= own.bytes and candidate.operations >= own.operations and candidate.bits >= own.bits:
+                continue  # no relief, as most
+            relief = excess - limits.excess(_swap(totals, own, candidate))
             if relief <= 0:
                 continue
-            price = (layer.loss(candidate) - layer.loss(chosen[index])) / relief
+            price = (layer.loss(candidate) - layer.loss(own)) / relief
             if price < least:
                 best, least = (index, candidate), price
     return best

@@ -160,13 +160,19 @@ class Judge:
         return self.alphas[key]
 
     def told(self, candidate: Candidate) -> Candidate:
-        """The candidate with the α that were found, so that whoever solves it need not search again."""
-        if not self.once or candidate.change.get("alpha") != SEARCH:
+        """The candidate with the α that were found, so that whoever solves it need not search again.
+
+        But for another format, whose α is another, and for dynamic inputs beside a low-rank branch: what is best beside
+        it is worth 2 % of the model's error there, and searched on few rows.
+        """
+        change = candidate.change
+        branched = change.get("optimizer") == SvdQuant.name and not self.base.scheme.static_input
+        if branched or "precision" in change or not self.once or change.get("alpha") != SEARCH:
             return candidate
-        alpha = getattr(self._method(dict(candidate.change)).optimizer, "alpha", SEARCH)
+        alpha = getattr(self._method(dict(change)).optimizer, "alpha", SEARCH)
         if isinstance(alpha, str):
             return candidate
-        return replace(candidate, change={**candidate.change, "alpha": [list(row) for row in alpha]})  # as in JSON
+        return replace(candidate, change={**change, "alpha": [list(row) for row in alpha]})  # as in JSON
 
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
         """The layer solved without fold `index`, before bias correction."""

@@ -60,7 +60,8 @@ def layer_candidates(
         fixed |= {"rotate"}  # see `layer_method`
     schemes = _schemes(base, as_linear(layer).in_features, fixed)
     mixes = base.budget.average_bits is not None or any(_is_finer(each, base) for each in schemes)
-    judge = Judge(layer, base, stats, segments, name, fixed, once=not mixes and base.budget.over != FORMATS)
+    once = base.budget.over != FORMATS and (not mixes or base.scheme.input is None)
+    judge = Judge(layer, base, stats, segments, name, fixed, once)
     plain = judge(PLAIN)
     if base.budget.over == FORMATS:
         found = _of_one_method(judge, schemes)
@@ -80,8 +81,8 @@ def _of_one_method(judge: Judge, schemes: Sequence[QuantScheme]) -> list[Candida
 def _of_methods(judge: Judge, schemes: Sequence[QuantScheme], mixes: bool) -> list[Candidate]:
     """Formats first: where they may mix they choose the bytes, and methods are compared at one of them.
 
-    Then a layer's error decides how many bytes it gets, and all folds tell it; else it only ranks the methods, for
-    which one does as well.
+    Then a layer's error decides how many bytes it gets, and all folds tell it; else, and where weights alone have an
+    error, one does as well.
     """
     found = judge.methods(mixes=mixes)
     if not found or not mixes:
