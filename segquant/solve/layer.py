@@ -33,7 +33,7 @@ from segquant.solve.one_product import fold, folded, shift, shift_product
 from segquant.transforms.chain import Chain, chain_of, hides_range
 
 Prepared = dict[tuple[Calibrator | str, int], Any]
-"""What calibrators made of a layer's inputs, by branch (GPTQ's factors), and inputs' IMPORTANCE to ranges of weights."""
+"""What calibrators made of a layer's inputs, by branch (GPTQ's factors), and their IMPORTANCE to ranges of weights."""
 IMPORTANCE = "importance"
 
 
