@@ -50,17 +50,17 @@ class Limits:
 
 @dataclass
 class Layer:
-    """A layer with its candidates; `plain` is rounding to nearest, `gain` as in `output_gains`."""
+    """A layer with its candidates; `plain` is rounding to nearest, `gain` as in `output_gains`, None if not known."""
 
     name: str
     plain: Candidate
     candidates: list[Candidate] = field(default_factory=list)
     weights: int = 0
-    gain: float = 1.0
+    gain: float | None = None
 
     def loss(self, candidate: Candidate) -> float:
         """The candidate's part of the model's squared output error."""
-        return (self.gain * candidate.error) ** 2
+        return ((1.0 if self.gain is None else self.gain) * candidate.error) ** 2
 
 
 def layer_bytes(layout: Layout, bias_bytes: int) -> int:
@@ -107,27 +107,34 @@ def choose(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
     return chosen
 
 
+def compete(layers: Sequence[Layer], limits: Limits) -> bool:
+    """Whether some layer cannot have its best candidate: only then does it matter how layers weigh."""
+    return limits.excess(_totals(_at(layers, 0.0))) > 0
+
+
+def _at(layers: Sequence[Layer], price: float) -> list[Candidate]:
+    """Every layer's least loss + price · bytes."""
+    return [min(layer.candidates, key=lambda c: (layer.loss(c) + price * c.bytes, c.bytes)) for layer in layers]
+
+
 def _by_price(layers: Sequence[Layer], limits: Limits) -> list[Candidate]:
     """Every layer's least loss + price · bytes, at the lowest price that keeps the bytes within their limit.
 
     Where bytes alone are limited this is within one layer's candidate of the best there is; the rest is exchanged.
     """
 
-    def at(price: float) -> list[Candidate]:
-        return [min(layer.candidates, key=lambda c: (layer.loss(c) + price * c.bytes, c.bytes)) for layer in layers]
-
     def fits(chosen: list[Candidate]) -> bool:
         return sum(candidate.bytes for candidate in chosen) <= limits.bytes
 
-    chosen = at(0.0)
+    chosen = _at(layers, 0.0)
     if fits(chosen) or limits.operations is not None or limits.bits is not None:
         return chosen
     high = sum(max(map(layer.loss, layer.candidates)) for layer in layers)  # a byte is never worth more
     low = high * 1e-18
     for _ in range(PRICES):
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if fits(at(middle)) else (middle, high)
-    return at(high)
+        low, high = (low, middle) if fits(_at(layers, middle)) else (middle, high)
+    return _at(layers, high)
 
 
 def _totals(chosen: Sequence[Candidate]) -> tuple[float, float, float]:
@@ -151,11 +158,14 @@ def _cheapest_exchange(
 ) -> tuple[int, Candidate] | None:
     totals, best, least = _totals(chosen), None, float("inf")
     for index, layer in enumerate(layers):
+        own = chosen[index]
         for candidate in layer.candidates:
-            relief = excess - limits.excess(_swap(totals, chosen[index], candidate))
+            if candidate.bytes >= own.bytes and candidate.operations >= own.operations and candidate.bits >= own.bits:
+                continue  # no relief, as most
+            relief = excess - limits.excess(_swap(totals, own, candidate))
             if relief <= 0:
                 continue
-            price = (layer.loss(candidate) - layer.loss(chosen[index])) / relief
+            price = (layer.loss(candidate) - layer.loss(own)) / relief
             if price < least:
                 best, least = (index, candidate), price
     return best

@@ -15,6 +15,7 @@ from segquant.auto.candidates import PLAIN, Change, branch, changed, solved, str
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.kernels.reference import REFERENCE
+from segquant.method.parts import LAYER, METHODS
 from segquant.method.spec import Method
 from segquant.method.targets import layer_method
 from segquant.modules.layers import as_linear, taps_of
@@ -22,10 +23,10 @@ from segquant.numerics.layout import Layout
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.protocol import Fitted, Optimizer
 from segquant.optimizers.scaling import SmoothQuant
-from segquant.optimizers.search import HELD_CALLS, HELD_ROWS
+from segquant.optimizers.search import HELD_CALLS, HELD_ROWS, SEARCH, Table, walked
 from segquant.optimizers.svdquant import SvdQuant
 from segquant.solve.lay_out import lay_out_pieces
-from segquant.solve.layer import Prepared, correct_bias, solve_layer
+from segquant.solve.layer import Prepared, correct_bias, problem_of, solve_layer
 from segquant.solve.which_fold import left_alone
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Judge:
 
     Args:
         fixed: fields that no candidate changes.
+        once: judge on the first fold alone, and search α once for it and for the layer itself.
     """
 
     def __init__(
@@ -46,15 +48,18 @@ class Judge:
         segments: Segments | None,
         name: str,
         fixed: frozenset[str],
+        once: bool = False,
     ) -> None:
-        self.layer, self.linear = layer, as_linear(layer)
+        self.layer, self.linear, self.stats = layer, as_linear(layer), stats
         self.base, self.segments, self.name, self.fixed = base, segments, name, fixed
-        self.folds = _folds(stats)
+        self.once, self.folds = once, _folds(stats)[: 1 if once else None]
         self.fits = [stats.without_fold(split.fold) for split in self.folds]
         weight = self.linear.weight.detach().float()
         self.targets = [nn.functional.linear(split.rows, weight, _bias(self.linear)) for split in self.folds]
+        self.shares = base.budget is not None and base.budget.over == METHODS
         self.fitted: dict[object, Fitted] = {}
         self.found: dict[object, Any] = {}
+        self.alphas: dict[object, Table] = {}
         self.prepared: dict[int, tuple[object, Prepared]] = {}
         self.solutions: dict[int, tuple[Method, Layout, dict[str, Tensor]]] = {}
         self.judged: dict[frozenset[tuple[str, object]], Candidate | None] = {}
@@ -72,10 +77,23 @@ class Judge:
         # the best last: what it found serves its bias
         found += self._all([strong(self.base, self.segments), solved(self.base, self._best(found).change)])
         best = self._best(found)
-        more: list[Change] = [{**best.change, "bias_correction": True}]
-        if not mixes:
-            more.append({**best.change, **branch(self.base, self.linear.in_features, self.linear.out_features)})
-        return _distinct([*found, *self._all(more)])
+        found += self._all([{**best.change, "bias_correction": True}])
+        return _distinct(found if mixes else [*found, *self._branched(best)])
+
+    def _branched(self, best: Candidate) -> list[Candidate]:
+        """`best` with a low-rank branch, which takes off as large a share of its error as of that of rounding.
+
+        To refit it under GPTQ would take as long as all else; a budget only asks where bytes do most.
+        """
+        added = branch(self.base, self.linear.in_features, self.linear.out_features)
+        rounded: Change = {**best.change, "calibrator": "amax", "ranges": "amax", "bias_correction": False}
+        without, within = self(rounded), self({**rounded, **added, "iterations": 0})
+        if without is None or within is None or not without.error:
+            return []
+        error = best.error * within.error / without.error
+        size = best.bytes + within.bytes - without.bytes
+        change = {key: value for key, value in {**best.change, **added}.items() if key not in self.fixed}
+        return [Candidate(change, error, size, within.operations, within.bits)]
 
     @staticmethod
     def _best(found: Sequence[Candidate]) -> Candidate:
@@ -101,7 +119,7 @@ class Judge:
     @torch.no_grad()
     def _judge(self, change: Change, folds: Sequence[HeldOut]) -> Candidate | None:
         try:
-            method = left_alone(layer_method(changed(self.base, change), self.layer))
+            method = self._method(change)
         except ValueError as error:
             log.debug("%s: %s is no candidate: %s", self.name, change, error)
             return None
@@ -118,6 +136,44 @@ class Judge:
         relative = (wrong / whole) ** 0.5 if whole else 0.0 if not wrong else float("inf")
         return Candidate(change, relative, layer_bytes(layout, bias), layer_operations(layout), bits)
 
+    def _method(self, change: Change) -> Method:
+        """The candidate's method, a search for α replaced by what it finds; ValueError where it makes no sense."""
+        method = left_alone(layer_method(changed(self.base, change), self.layer))
+        optimizer = method.optimizer
+        searches = self.once and change.get("alpha") == SEARCH and isinstance(optimizer, SmoothQuant)
+        if not searches or method.cuts.smoothing != LAYER:  # layers that fold share an α, searched for all of them
+            return method
+        assert isinstance(optimizer, SmoothQuant)
+        return replace(method, optimizer=replace(optimizer, alpha=self._alpha(method, optimizer)))
+
+    def _alpha(self, method: Method, optimizer: SmoothQuant) -> Table:
+        """Searched once on all statistics, as the layer itself would; for a low-rank branch as without it.
+
+        One number of twelve for a segment that has seen the rows which judge it: all candidates that it is compared
+        with have.
+        """
+        key = (self._format(method), method.cuts, method.rotation, _search_of(optimizer))
+        if key not in self.alphas:
+            layout = lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer))
+            problem = problem_of(self.linear.weight.detach().float(), layout, self.stats, method, self.name)
+            self.alphas[key] = walked(problem, _without_branch(optimizer).scaling(problem))
+        return self.alphas[key]
+
+    def told(self, candidate: Candidate) -> Candidate:
+        """The candidate with the α that were found, so that whoever solves it need not search again.
+
+        But for another format, whose α is another, and for dynamic inputs beside a low-rank branch: what is best beside
+        it is worth 2 % of the model's error there, and searched on few rows.
+        """
+        change = candidate.change
+        branched = change.get("optimizer") == SvdQuant.name and not self.base.scheme.static_input
+        if branched or "precision" in change or not self.once or change.get("alpha") != SEARCH:
+            return candidate
+        alpha = getattr(self._method(dict(change)).optimizer, "alpha", SEARCH)
+        if isinstance(alpha, str):
+            return candidate
+        return replace(candidate, change={**change, "alpha": [list(row) for row in alpha]})  # as in JSON
+
     def _solved(self, method: Method, index: int) -> tuple[Layout, dict[str, Tensor]]:
         """The layer solved without fold `index`, before bias correction."""
         method = replace(method, bias_correction=False)
@@ -126,8 +182,9 @@ class Judge:
         # candidates that differ in the calibrator share what the first of them found; those that differ in ranges or by
         # a low-rank branch share the α, but not the headroom of static scales
         cut = (index, self._format(method), method.cuts, method.rotation)
-        key = (*cut, method.optimizer.search_key, method.ranges)
-        alike = (*cut, _search_of(method.optimizer))
+        known = isinstance(getattr(method.optimizer, "alpha", SEARCH), tuple)  # then a branch fits as its twin without
+        key = (*cut, _search_of(method.optimizer) if known else method.optimizer.search_key, method.ranges)
+        alike = (*(cut[1:] if self.shares else cut), _search_of(method.optimizer))
         if self.prepared.get(index, (None,))[0] != key:
             self.prepared[index] = (key, {})
         layout, tensors, fitted = solve_layer(
@@ -149,10 +206,13 @@ class Judge:
 
 def _search_of(optimizer: Optimizer) -> Any:
     """What its α depend on; those of smoothing serve a low-rank branch beside it."""
-    if type(optimizer) is SvdQuant:
-        same = {field.name: getattr(optimizer, field.name) for field in fields(SmoothQuant)}
-        return SmoothQuant(**same).search_key
-    return optimizer.search_key
+    return (_without_branch(optimizer) if isinstance(optimizer, SmoothQuant) else optimizer).search_key
+
+
+def _without_branch(optimizer: SmoothQuant) -> SmoothQuant:
+    if type(optimizer) is not SvdQuant:
+        return optimizer
+    return SmoothQuant(**{field.name: getattr(optimizer, field.name) for field in fields(SmoothQuant)})
 
 
 def _distinct(found: Sequence[Candidate]) -> list[Candidate]:

@@ -61,9 +61,15 @@ def layer_candidates(
     assert base.budget is not None
     if window_of(layer) is not None:
         fixed |= {"rotate"}  # see `layer_method`
-    judge = Judge(layer, base, stats, segments, name, fixed)
+    schemes = _schemes(base, as_linear(layer).in_features, fixed)
+    mixes = base.budget.average_bits is not None or any(_is_finer(each, base) for each in schemes)
+    once = base.budget.over != FORMATS and (not mixes or base.scheme.input is None)
+    judge = Judge(layer, base, stats, segments, name, fixed, once)
     plain = judge(PLAIN)
-    found = _of_one_method(judge) if base.budget.over == FORMATS else _of_methods(judge)
+    if base.budget.over == FORMATS:
+        found = _of_one_method(judge, schemes)
+    else:
+        found = [judge.told(candidate) for candidate in _of_methods(judge, schemes, mixes)]
     if plain is None or not found:
         raise QuantizationError(f"{name}: its overrides leave nothing to choose; skip it or drop some of them")
     return Layer(name, plain, found, as_linear(layer).weight.numel())
@@ -83,23 +89,24 @@ def rounded(
     return QuantLinear.from_float(layer, left_alone(layer_method(plain, layer)), stats, segments, name=name)
 
 
-def _of_one_method(judge: Judge) -> list[Candidate]:
+def _of_one_method(judge: Judge, schemes: Sequence[QuantScheme]) -> list[Candidate]:
     changes: list[Change] = [{}, *([WITHOUT_BRANCH] if judge.base.value("optimizer") == SvdQuant.name else [])]
     solved = [candidate for change in changes if (candidate := judge(change)) is not None]
-    return [*solved, *at_formats(judge, solved, changes[-1], _schemes(judge))]
+    return [*solved, *at_formats(judge, solved, changes[-1], schemes)]
 
 
-def _of_methods(judge: Judge) -> list[Candidate]:
-    """Formats first: where they may mix they choose the bytes, and methods are compared at one of them."""
-    budget, schemes = judge.base.budget, _schemes(judge)
-    assert budget is not None
-    mixes = budget.average_bits is not None or any(_is_finer(each, judge.base) for each in schemes)
+def _of_methods(judge: Judge, schemes: Sequence[QuantScheme], mixes: bool) -> list[Candidate]:
+    """Formats first: where they may mix they choose the bytes, and methods are compared at one of them.
+
+    Then a layer's error decides how many bytes it gets, and all folds tell it; else, and where weights alone have an
+    error, one does as well.
+    """
     found = judge.methods(mixes=mixes)
     if not found or not mixes:
         return found
     best = min(found, key=lambda candidate: candidate.error)
     found += at_formats(judge, [best], dict(best.change), schemes)
-    if budget.average_bits is not None:
+    if judge.base.budget is not None and judge.base.budget.average_bits is not None:
         others = other_precisions(judge.base.scheme, judge.linear.in_features)
         found += [c for other in others if (c := judge({**best.change, "precision": other})) is not None]
     return found
@@ -111,11 +118,9 @@ def _is_finer(scheme: QuantScheme, base: Method) -> bool:
     return one.bits > own.bits or (one.group_size or 0) < (own.group_size or 0)
 
 
-def _schemes(judge: Judge) -> list[QuantScheme]:
+def _schemes(base: Method, in_features: int, fixed: frozenset[str]) -> list[QuantScheme]:
     """Other formats than the base's; none where it is pinned."""
-    if "precision" in judge.fixed:
-        return []
-    return formats_of(judge.base.scheme, judge.linear.in_features)[1:]
+    return [] if "precision" in fixed else formats_of(base.scheme, in_features)[1:]
 
 
 def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
@@ -132,7 +137,7 @@ def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:
             candidate.bytes,
             round(candidate.operations / layer.weights, 4),
             round(layer.plain.error, 6),
-            round(layer.gain, 4),
+            None if layer.gain is None else round(layer.gain, 4),
         )
         for layer, candidate in zip(layers, chosen, strict=True)
     ]

@@ -17,7 +17,8 @@ from segquant.numerics.precisions import scheme_of
 CONTROLS = ("graph", "skips", "random", "wrong")
 SEARCH = "search"
 COLUMNS = ("pieces", "fold", "whole")
-SMOOTHING = ("layer", "fold", "fold_or_layer")
+LAYER = "layer"
+SMOOTHING = (LAYER, "fold", "fold_or_layer")
 NONE = "none"
 METHODS, FORMATS = "methods", "formats"
 DEPLOY: dict[str, dict[str, str]] = {

@@ -30,7 +30,7 @@ class LayerPlan:
         error: expected relative output error; None after an edit.
         operations: per input row, in multiples of the layer's own.
         plain: error of plain rounding.
-        gain: see `output_gains`.
+        gain: see `output_gains`; None where every layer had its best within the budget, which asks for none.
     """
 
     layer: str

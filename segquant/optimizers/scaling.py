@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from segquant.optimizers.search import (
     SEARCH_LAYER,
     SEEN,
     Scaling,
+    Table,
     find_scales,
 )
 from segquant.optimizers.smooth import awq_rule
@@ -53,13 +55,14 @@ class SmoothQuant(Optimizer):
     """SmoothQuant (arXiv 2211.10438).
 
     Args:
-        alpha: in [0, 1]; "search" (0.0, 0.1 … 1.0) per segment, or "search_layer" for the whole layer.
+        alpha: in [0, 1]; "search" (0.0, 0.1 … 1.0) per segment, or "search_layer" for the whole layer; or what a
+            search found, a list for every output segment with the α of every input segment (None: not smoothed).
         alpha_rows: what judges a searched α: rows "held_out" from those that set the ranges, or rows "seen", as in the
             papers.
         alpha_none: no smoothing is among the choices of a search.
     """
 
-    alpha: float | str = SEARCH
+    alpha: float | str | Table = SEARCH
     alpha_rows: str = field(default=HELD_OUT, kw_only=True)
     alpha_none: bool = field(default=True, kw_only=True)
     name: ClassVar[str] = "smooth"
@@ -67,6 +70,8 @@ class SmoothQuant(Optimizer):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if isinstance(self.alpha, Sequence) and not isinstance(self.alpha, str):  # lists, as a file has them
+            object.__setattr__(self, "alpha", tuple(map(tuple, self.alpha)))
         check_alpha(self.alpha)
         check_most(self)
         check_choice("alpha_rows", self.alpha_rows, ALPHA_ROWS)
@@ -117,8 +122,11 @@ class Balance(Optimizer):
         return NoOptimizer()
 
 
-def check_alpha(alpha: float | str) -> None:
+def check_alpha(alpha: float | str | Table) -> None:
     if isinstance(alpha, str):
         check_choice("alpha", alpha, (SEARCH, SEARCH_LAYER))
-    elif not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1] or be 'search' or 'search_layer', not {alpha}")
+        return
+    values = [value for row in alpha for value in row if value is not None] if isinstance(alpha, tuple) else [alpha]
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"alpha must lie in [0, 1] or be 'search' or 'search_layer', not {value}")

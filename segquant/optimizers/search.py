@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from segquant.errors import QuantizationError
 from segquant.numerics.layout import slices
 from segquant.observers.stats import HeldOut, InputStats
 from segquant.optimizers.balance import balance
@@ -47,6 +48,8 @@ Block = tuple[int, int]
 """Output branch and input segment."""
 Alphas = Mapping[Block, float | None]
 """α of every block; None: it is not smoothed."""
+Table = tuple[tuple[float | None, ...], ...]
+"""The same to write down: for every branch the α of its input segments."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Scaling:
     """How an optimizer finds a smoothing vector.
 
     Args:
-        alpha: in [0, 1], or how it is searched; None: no α.
+        alpha: in [0, 1], or of every block, or how it is searched; None: no α.
         weight_alone: judge α by the rounded weight alone.
         rank_share: a branch's rank in the search.
         balances: PTQ4DiT's rule.
@@ -62,7 +65,7 @@ class Scaling:
         none: no smoothing is among the choices of a search.
     """
 
-    alpha: float | str | None = None
+    alpha: float | str | Table | None = None
     rule: Rule = smoothquant_rule
     weight_alone: bool = False
     rank_share: float = 0.0
@@ -123,10 +126,10 @@ def margins_of(problem: Problem) -> tuple[float, ...]:
 
 
 def _choices(problem: Problem, scaling: Scaling) -> dict[Block, Choice]:
-    layout, stats, alphas, margins = problem.layout, stats_of(problem), problem.known, margins_of(problem)
-    blocks = [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
+    stats, alphas, margins = stats_of(problem), problem.known, margins_of(problem)
+    blocks = _blocks(problem)
     if alphas is None and not isinstance(scaling.alpha, str):
-        alphas = dict.fromkeys(blocks, None if scaling.alpha is None else float(scaling.alpha))
+        alphas = _given(problem, scaling.alpha)
     if alphas is not None and len(margins) == 1:
         return {block: Choice(alphas[block], margins[0]) for block in blocks}
     if alphas is not None:
@@ -139,8 +142,39 @@ def _choices(problem: Problem, scaling: Scaling) -> dict[Block, Choice]:
     return found
 
 
+def walked(problem: Problem, scaling: Scaling) -> Table:
+    """α of every block as a search finds it, but downhill from DEFAULT_ALPHA: about half the α are tried.
+
+    Without the vectors and the headroom that go with it.
+    """
+    found, layout = _by_alpha(problem, scaling, _blocks(problem), margins_of(problem), walks=True), problem.layout
+    return tuple(
+        tuple(found[branch, index].alpha for index in range(len(layout.columns)))
+        for branch in range(len(layout.branches))
+    )
+
+
+def _blocks(problem: Problem) -> list[Block]:
+    layout = problem.layout
+    return [(branch, index) for branch in range(len(layout.branches)) for index in range(len(layout.columns))]
+
+
+def _given(problem: Problem, alpha: float | Table | None) -> Alphas:
+    """One α for all blocks, or every block's from a table."""
+    if not isinstance(alpha, tuple):
+        return dict.fromkeys(_blocks(problem), None if alpha is None else float(alpha))
+    layout = problem.layout
+    sizes, wanted = [len(row) for row in alpha], [len(layout.columns)] * len(layout.branches)
+    if sizes != wanted:
+        raise QuantizationError(
+            f"{problem.name}: alpha has rows of {sizes} values, and the layer's output and input are cut in "
+            f"{len(layout.branches)} x {len(layout.columns)} blocks; give it rows of {wanted}, or 'search'"
+        )
+    return {(branch, index): value for branch, row in enumerate(alpha) for index, value in enumerate(row)}
+
+
 def _by_alpha(
-    problem: Problem, scaling: Scaling, blocks: Sequence[Block], margins: Sequence[float]
+    problem: Problem, scaling: Scaling, blocks: Sequence[Block], margins: Sequence[float], walks: bool = False
 ) -> dict[Block, Choice]:
     """The α of least error for every block."""
     stats, few = stats_of(problem), margins if len(margins) == 1 else FEW_MARGINS
@@ -152,7 +186,9 @@ def _by_alpha(
         splits = stats.held_out(rows=HELD_ROWS, calls=HELD_CALLS if static else 1, fit=fit)
     if not splits:
         return dict.fromkeys(blocks, Choice(DEFAULT_ALPHA))
-    errors = {block: _Search(problem, scaling, block, splits).errors(few) for block in blocks}
+    walks = walks and scaling.alpha != SEARCH_LAYER  # whose blocks are judged at the same α
+    searches = {block: _Search(problem, scaling, block, splits) for block in blocks}
+    errors = {block: search.downhill(few) if walks else search.errors(few) for block, search in searches.items()}
     if scaling.alpha == SEARCH_LAYER:
         errors = dict.fromkeys(blocks, _total(list(errors.values())))
     return {block: Choice(best_alpha(entry), errors=entry) for block, entry in errors.items()}
@@ -198,10 +234,23 @@ class _Search:
             problem, block, problem.ranges.in_search(), scaling.rank_share, inputs=not scaling.weight_alone
         )
 
-    def errors(self, margins: Sequence[float]) -> Errors:
-        return alpha_errors(
-            self.weight, self.splits, self.simulate, rule=self.rule, alphas=self.alphas, margins=margins
-        )
+    def errors(self, margins: Sequence[float], alphas: Sequence[float | None] | None = None) -> Errors:
+        alphas = self.alphas if alphas is None else alphas
+        return alpha_errors(self.weight, self.splits, self.simulate, rule=self.rule, alphas=alphas, margins=margins)
+
+    def downhill(self, margins: Sequence[float]) -> Errors:
+        """Of no smoothing and DEFAULT_ALPHA, then of neighbours as long as they are better."""
+        place = ALPHAS.index(DEFAULT_ALPHA)
+        found = self.errors(margins, [alpha for alpha in self.alphas if alpha in (None, DEFAULT_ALPHA)])
+        for step in (-1, 1):
+            while 0 <= place + step < len(ALPHAS):
+                near, here = ALPHAS[place + step], ALPHAS[place]
+                if near not in found:
+                    found |= self.errors(margins, [near])
+                if found[near] >= found[here]:
+                    break
+                place += step
+        return found
 
 
 def _total(errors: Sequence[Errors]) -> Errors:

@@ -43,7 +43,7 @@ class Common(TypedDict, total=False):
 class Smoothed(Common, total=False):
     """And of those that smooth by an α, see `SmoothQuant`."""
 
-    alpha: float | str
+    alpha: float | str | Sequence[Sequence[float | None]]
     alpha_rows: str
     alpha_none: bool
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from segquant.auto.budget import Layer
+from segquant.auto.budget import Layer, compete, limits_of
 from segquant.auto.kept import keep_candidates, kept_candidates
 from segquant.auto.layers import choose_plan, layer_candidates, pinned, rounded
 from segquant.auto.sensitivity import Combine, output_gains
 from segquant.graph.segments import Segments
 from segquant.keep import Keeper
+from segquant.method.parts import FORMATS
 from segquant.method.plan_file import LayerPlan
 from segquant.method.spec import Method
 from segquant.method.targets import layer_methods
@@ -76,10 +77,18 @@ def choose(
             if progress is not None:
                 progress("choose", len(found), len(layers))
         kept, passes = group.stats if group.last and group.passes <= 1 else None, group.passes
-    if first:
+    if not _weighs(method, found):
+        log.info("every layer has its best within the budget: they need not be weighed against each other")
+    elif first:
         named = {layer.name: layers[layer.name] for layer in found}
         gains = output_gains(model, first, named, rough, combine=combine, progress=progress, keep=keep)
         found = [dataclasses.replace(layer, gain=gains[layer.name]) for layer in found]
     else:
         log.warning("no batches beside the statistics: errors of all layers count the same")
     return Choice(choose_plan(found, method), kept, passes)
+
+
+def _weighs(method: Method, layers: Sequence[Layer]) -> bool:
+    """Whether how much layers matter to the output changes what `auto` chooses."""
+    budget = method.budget
+    return budget is None or budget.over == FORMATS or compete(layers, limits_of(budget, layers))

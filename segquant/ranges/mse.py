@@ -149,19 +149,24 @@ class _Shares:
         """The best share by side and piece [2, pieces]; `joint`: pieces whose sides count together."""
         best = torch.ones(2, len(self.grid.pieces), dtype=self.positive.dtype, device=self.positive.device)
         least = torch.full(best.shape, torch.inf, dtype=torch.float64, device=self.positive.device)
+        together = bool(joint.all())
         for share in shrink:
             above, below = ranges(share)
-            sides = self._errors(self.positive * above, self.negative * below)
-            sides = torch.where(joint, sides.sum(0), sides)
+            sides = self._errors(self.positive * above, self.negative * below, together)
+            if not together:
+                sides = torch.where(joint, sides.sum(0), sides)
             better = sides < least
             best, least = torch.where(better, share, best), torch.where(better, sides, least)
         return best
 
-    def _errors(self, positive: Tensor, negative: Tensor) -> Tensor:
+    def _errors(self, positive: Tensor, negative: Tensor, together: bool) -> Tensor:
+        """Sums by side and piece [2, pieces], or of both sides [pieces]."""
         values, grid = self.rows, self.grid
         error = (grid.quantize(values, grid.scales(positive, negative)) - values).square_()
         if self.importance is not None:
             error *= self.importance.to(error)
+        if together:
+            return _piece_sums(error, grid.pieces)
         return torch.stack([_piece_sums(error * mask, grid.pieces) for mask in (values >= 0, values < 0)])
 
 

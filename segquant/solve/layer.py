@@ -32,8 +32,9 @@ from segquant.solve.lay_out import lay_out_pieces, one_scale
 from segquant.solve.one_product import fold, folded, shift, shift_product
 from segquant.transforms.chain import Chain, chain_of, hides_range
 
-Prepared = dict[tuple[Calibrator, int], Any]
-"""What calibrators made of a layer's inputs, by branch (GPTQ's factors)."""
+Prepared = dict[tuple[Calibrator | str, int], Any]
+"""What calibrators made of a layer's inputs, by branch (GPTQ's factors), and their IMPORTANCE to ranges of weights."""
+IMPORTANCE = "importance"
 
 
 @own_state()
@@ -138,8 +139,11 @@ def _branches(
     looks = "stats" in calibrator.needs and stats is not None
     for branch, (rows, chain) in enumerate(zip(layout.branch_slices, chains, strict=True)):
         turned = None if gram is None else chain.gram(gram)
-        seen = chain.rows(stats.sample) if stats is not None and (weighs or looks) else None
-        importance = seen.square().mean(0) if seen is not None and weighs else None
+        waits = weighs and (IMPORTANCE, branch) not in prepared
+        seen = chain.rows(stats.sample) if stats is not None and (waits or looks) else None
+        if seen is not None and waits:
+            prepared[IMPORTANCE, branch] = seen.square().mean(0)
+        importance = prepared[IMPORTANCE, branch] if weighs else None
         if (calibrator, branch) not in prepared:
             inputs = Inputs(turned if "gram" in calibrator.needs else None, seen if looks else None)
             prepared[calibrator, branch] = calibrator.prepare(inputs)
