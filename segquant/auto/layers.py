@@ -13,7 +13,7 @@ from torch import nn
 from segquant.auto.budget import Candidate, Layer, choose, limits_of
 from segquant.auto.candidates import PLAIN, Change, changed, other_precisions
 from segquant.auto.judge import Judge
-from segquant.auto.mixing import at_formats, formats_of
+from segquant.auto.mixing import at_formats, formats_of, near
 from segquant.errors import QuantizationError
 from segquant.graph.segments import Segments
 from segquant.layers.linear import QuantLinear
@@ -120,7 +120,9 @@ def _is_finer(scheme: QuantScheme, base: Method) -> bool:
 
 def _schemes(base: Method, in_features: int, fixed: frozenset[str]) -> list[QuantScheme]:
     """Other formats than the base's; none where it is pinned."""
-    return [] if "precision" in fixed else formats_of(base.scheme, in_features)[1:]
+    found = [] if "precision" in fixed else formats_of(base.scheme, in_features)[1:]
+    wide = base.budget is not None and base.budget.average_bits is not None  # fewer bits than the base's are asked for
+    return found if wide else near(found, base.scheme)
 
 
 def choose_plan(layers: Sequence[Layer], base: Method) -> list[LayerPlan]:

@@ -18,6 +18,9 @@ GROUPS = {"int": (32, 64, 128), "uint": (32, 64, 128), "fp": (16, 32, 64), "nf":
 """Group sizes that may mix, by the kind of the base's dtype; only where the base has groups."""
 BLOCKS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 """GGUF's formats that may mix, as its own files of several do."""
+FEWER = 2
+"""Bits that a layer may have less than the base, unless fewer are asked for on average: errors and gains measured at
+the base say little of far coarser codes."""
 _BLOCK_SCALES = {*K_BITS, "q0", "q1"}
 
 
@@ -30,6 +33,13 @@ def formats_of(scheme: QuantScheme, in_features: int) -> list[QuantScheme]:
     assert weight is not None
     found = [scheme, *(replace(scheme, weight=other) for other in _weights(weight))]
     return [each for each in dict.fromkeys(found) if each == scheme or _divides(each, in_features)]
+
+
+def near(schemes: Iterable[QuantScheme], base: QuantScheme) -> list[QuantScheme]:
+    """Those with at most `FEWER` bits less than the base's weights."""
+    assert base.weight is not None
+    least = base.weight.bits - FEWER
+    return [scheme for scheme in schemes if scheme.weight is not None and scheme.weight.bits >= least]
 
 
 def _weights(weight: QuantSpec) -> Iterable[QuantSpec]:
