@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from segquant.checks import checked, described
 from segquant.errors import QuantizationError
 from segquant.keep import Keeper
 from segquant.modules.calls import Progress, call
@@ -18,14 +20,17 @@ Combine = Callable[[Tensor], Tensor]
 """What a sampler makes of an output [rows, …]: another one, of the same rows or fewer."""
 
 
+@checked()
 def guidance(scale: float) -> Combine:
     """What classifier-free guidance makes of a denoiser's output: u + scale · (c − u).
 
     The batch holds the rows without prompts u, then as many with them c, as most of diffusers' pipelines stack them.
 
     Raises:
-        QuantizationError: when it is called, the rows are odd.
+        QuantizationError: the scale is not finite; when it is called, the rows are odd.
     """
+    if not math.isfinite(scale):
+        raise QuantizationError(f"guidance by {scale} is none; give the pipeline's guidance_scale, for example 4.0")
 
     def combine(output: Tensor) -> Tensor:
         if len(output) % 2:
@@ -83,4 +88,11 @@ def output_gains(
 
 def _output(model: nn.Module, batch: Any, combine: Combine | None) -> Tensor:
     outputs = [tensor.double() for tensor in tensors_of(call(model, batch))]
-    return torch.cat([(output if combine is None else combine(output)).flatten() for output in outputs])
+    return torch.cat([_combined(output, combine).flatten() for output in outputs])
+
+
+def _combined(output: Tensor, combine: Combine | None) -> Tensor:
+    found = output if combine is None else combine(output)
+    if not isinstance(found, Tensor):
+        raise QuantizationError(f"`combine` gave {described(found)}; it gets the model's output and returns a tensor")
+    return found

@@ -53,6 +53,7 @@ _WORDS = {
     "stats": "what observe returned",
     "memory_limit": "a number of bytes",
     "method": "",
+    "combine": "segquant.guidance(4.0), or a function of the model's output",
 }
 
 

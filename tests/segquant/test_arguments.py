@@ -79,7 +79,7 @@ def filled(**given: Any) -> InputStats:
 
 
 QUANTIZE = {"model": FLOAT, "method": presets.gptq("w8a8"), "batches": BATCHES, "segments": None, "stats": None,
-            "progress": None, "memory_limit": None, "streaming": False, "workers": 1}  # fmt: skip
+            "progress": None, "memory_limit": None, "streaming": False, "workers": 1, "combine": None}  # fmt: skip
 MODELS = {"float_model": FLOAT, "quant_model": QUANTIZED, "batches": BATCHES}
 COMMON = {"seglinear": False, "dualscale": False, "rotate": False, "ranges": "amax", "percentile": 99.0,
           "bias_correction": False, "cuts": "graph", "skip": (), "overrides": {}, "on_uncalled": "error",
@@ -95,6 +95,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     }),
     "quantize_": (quantizing(segquant.quantize_), QUANTIZE),
     "quantize_with_outcome_": (quantizing(segquant.quantize_with_outcome_), QUANTIZE),
+    "guidance": (segquant.guidance, {"scale": 4.0}),
     "find_segments": (segquant.find_segments, {"model": FLOAT, "args": (BATCHES[0],), "kwargs": None}),
     "from_float": (segquant.QuantLinear.from_float, {
         "linear": FLOAT[0], "method": presets.rtn("w8a8"), "stats": STATS["0"], "segments": None, "name": "x",

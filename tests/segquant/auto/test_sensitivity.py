@@ -102,6 +102,10 @@ def test_guidance_makes_the_errors_of_prompts_larger() -> None:
     assert guided["prompts"] / guided["both"] == pytest.approx(4.0, rel=0.05)
     with pytest.raises(QuantizationError, match="a batch has 3; leave `combine` out"):
         segquant.guidance(2.0)(torch.zeros(3, 4))
+    with pytest.raises(QuantizationError, match="guidance by nan is none"):
+        segquant.guidance(float("nan"))
+    with pytest.raises(QuantizationError, match="`combine` gave None; it gets the model's output"):
+        output_gains(model, [x], layers, rounded(model), combine=lambda _: None)  # type: ignore[arg-type, return-value]
 
 
 def test_auto_counts_what_the_sampler_takes() -> None:
