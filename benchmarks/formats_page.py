@@ -70,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def by_model(directories: Iterable[Path]) -> dict[str, list[Path]]:
-    """results.json files of each model, one of a configuration: the newest."""
+    """results.json files of the page's models, one of a name and a seed: the newest."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(path for directory in directories for path in directory.rglob("results.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        if result["model"] not in MODELS:
+            continue
         key = (result["model"], f"{result['name']} {result['config']['calibration']['seed']}")
         if key not in found or path.stat().st_mtime > found[key].stat().st_mtime:
             found[key] = path

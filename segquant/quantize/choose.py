@@ -70,10 +70,11 @@ def choose(
                 )
                 keep_candidates(keep, judged)
             found.append(judged)
-            other = rounded(
-                layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
-            )
-            rough[name] = (other, judged.plain.error)
+            if first:
+                other = rounded(
+                    layer, methods[name], group.stats[name], segments.get(name), name=name, fixed=pinned(method, name)
+                )
+                rough[name] = (other, judged.plain.error)
             if progress is not None:
                 progress("choose", len(found), len(layers))
         kept, passes = group.stats if group.last and group.passes <= 1 else None, group.passes

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("diffusers")
 
-from benchmarks import formats, random_models
+from benchmarks import formats, formats_page, random_models
 from benchmarks.kernel_bars import Row, bar_table, bars, error_bars, memory_bars
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
 from benchmarks.random_flux import flux_inputs, random_flux
@@ -135,3 +135,20 @@ def test_bars_of_kernels_are_against_plain_torch() -> None:
     assert error[:2] == ("sd35_block w8a8 dual cpu eager error", 1.03) and error[2] == pytest.approx(1.02)
     assert "| 1.1 | 1.00 | held |" in bar_table(held, least=False)
     assert "| 0.7 | 0.81 | not held |" in bar_table([("it", 0.7, 0.81)], least=False)
+
+
+def test_a_page_of_formats() -> None:
+    """Several seeds' line stands for theirs; what has not run is a dash; a page without a mark is refused."""
+
+    def line(precision: str, method: str, error: float, sd: str = "") -> dict[str, str]:
+        return {"precision": precision, "method": method, "weight_mb": "8.07", "output_error": str(error),
+                "output_error.sd": sd, "psnr": "31.96"}  # fmt: skip
+
+    lines = [line("w4a8", "rtn", 0.2158), line("w4a8", "gptq_mse", 0.1069, "0.0023"), line("w4a8", "gptq_mse", 0.2)]
+    table = formats_page.methods_table(lines, ("rtn", "gptq_mse", "auto"))
+    assert table.splitlines()[2] == "| w4a8 | 8.07 | .216 | 32.0 | .107 ± .0023 | 32.0 | – | – | – |"
+    assert formats_page.methods_table(lines, ("rtn", "auto"), all_of=("auto",)) == "None has run.\n"
+    page = "a\n<!-- table: x -->\nold\n<!-- end of table -->\nb"
+    assert formats_page.filled(page, "x", "new\n") == page.replace("old", "new")
+    with pytest.raises(SystemExit, match="no place for the table 'y'"):
+        formats_page.filled(page, "y", "new\n")
