@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as nnf
 
 from segquant.modules.window import Window
 from segquant.numerics.layout import Layout
@@ -56,6 +57,10 @@ class Backend(Protocol):
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
         """[..., in] -> [..., out], in x's dtype; x is not modified."""
         ...
+
+    def linear_gelu(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
+        """GELU, by its tanh form, of what `linear` gives; for backends that do both in one pass."""
+        return nnf.gelu(self.linear(x, layout, packed), approximate="tanh")
 
     def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:
         """[batch, in, h, w] -> [batch, out, h', w'], or without the batch; here the linear on patches."""

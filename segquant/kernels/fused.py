@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +52,7 @@ class Packed:
         return self.codes, self.weight_scale, bias, *added, *form
 
 
+Product = Callable[[Tensor, tuple[Any, ...], Any], Tensor]
 Scales = tuple[Tensor | None, Tensor | None, Tensor | None]
 """For x ≥ 0, below, and zero points, [branches, pieces]; None: by the operator, from each row."""
 
@@ -99,13 +100,17 @@ class FusedBackend(Backend):
         return Packed(tensors, codes, scale, ranks, first, bias, form, self.extra_of(layout, codes))
 
     def linear(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
+        return self.at_once(x, layout, packed, self.product)
+
+    def at_once(self, x: Tensor, layout: Layout, packed: Packed, product: Product) -> Tensor:
+        """[..., in] -> [..., out] by an operator with the arguments of `product`."""
         with exact_products(x.device):
             rows = self.known(x.reshape(-1, layout.in_features)).contiguous()
             if packed.form is None:
                 out = self._by_branch(rows, layout, packed)
             else:
                 added = self.added(None, self._low_rank(rows, packed), layout, packed)
-                out = self.product(rows, packed.arguments(added), packed.extra)
+                out = product(rows, packed.arguments(added), packed.extra)
             if x.dim() != 2:
                 out = out.reshape(*x.shape[:-1], layout.out_features)
             return out if out.dtype is x.dtype else out.to(x.dtype)

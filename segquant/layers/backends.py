@@ -16,6 +16,7 @@ from segquant.kernels.backend import Backend
 from segquant.kernels.cpu.attention import TORCHS
 from segquant.layers import attention as attentions
 from segquant.layers.attention import TORCH, Attention
+from segquant.layers.gelu import set_gelu_
 from segquant.layers.layer import QuantLayer
 from segquant.modules.wrappers import unwrapped
 
@@ -27,11 +28,12 @@ ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 LAST = ORDER["cpu"][-1]
 WITH_ATTENTION = (AUTO, "cpu")
 """Names of `set_backend_` that take attention as well."""
+WITH_GELU = "with the GELU after it"
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """What runs a layer, and why the backends before it do not; "" where there are none.
+    """What runs a layer; why the backends before it do not, if there are any, and whether it does the GELU after too.
 
     Of attention, `backend` is "attention float", "attention int8" or "attention torch".
     """
@@ -118,13 +120,17 @@ def set_backend_(
             f"{type(model).__name__} has no quantized layer; quantize it, or give the model that is"
         )
     _refuse(name, fallback, strict, found, reasons)
-    choices = []
-    for layer_name, (backend, before) in found.items():
+    for layer_name, (backend, _) in found.items():
         assert backend is not None
         layers[layer_name].backend = backend
         layers[layer_name].forget_packed()
         layers[layer_name].pack_early()
-        choices.append(BackendChoice(layer_name, backend.name, "; ".join(before)))
+    with unwrapped(model) as inner:
+        both = set_gelu_(inner)
+    choices = [
+        BackendChoice(each, layers[each].backend.name, "; ".join([*before, *([WITH_GELU] if each in both else [])]))
+        for each, (_, before) in found.items()
+    ]
     for module_name, module in modules.items():
         reason = reasons.get(module_name)
         own = attention if reason is None else TORCH

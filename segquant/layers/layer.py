@@ -108,16 +108,24 @@ class QuantLayer(Replaced, nn.Module):
         Raises:
             QuantizationError: an input of another width.
         """
-        if not input.dim() or input.shape[-1] != self.layout.in_features:  # kernels would read other rows of it
-            raise QuantizationError(
-                f"the input has the shape {list(input.shape)}, and this quantized linear takes "
-                f"[..., {self.in_features}]"
-            )
+        self._refuse_width(input)
         output = self.backend.linear(input.detach(), self.layout, self._ready())
         if not (input.requires_grad and torch.is_grad_enabled()):
             return output
         passed: Tensor = _StraightThrough.apply(output, input, self)
         return passed
+
+    def linear_gelu(self, input: Tensor) -> Tensor:
+        """GELU, by its tanh form, of what `forward` gives; without gradients, hooks, or adapters beside the layer."""
+        self._refuse_width(input)
+        return self.backend.linear_gelu(input.detach(), self.layout, self._ready())
+
+    def _refuse_width(self, input: Tensor) -> None:
+        if not input.dim() or input.shape[-1] != self.layout.in_features:  # kernels would read other rows of it
+            raise QuantizationError(
+                f"the input has the shape {list(input.shape)}, and this quantized linear takes "
+                f"[..., {self.in_features}]"
+            )
 
     def as_float(self, input: Tensor) -> Tensor:
         """`forward` of an input as the float layer gets it, to an output as that gives it.

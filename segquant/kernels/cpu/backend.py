@@ -57,6 +57,11 @@ class Cpu(FusedBackend):
     def product(self, rows: Tensor, arguments: tuple[Any, ...], extra: Any) -> Tensor:
         return operators.linear(rows, *arguments)
 
+    def linear_gelu(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
+        if packed.form is None:
+            return super().linear_gelu(x, layout, packed)
+        return self.at_once(x, layout, packed, lambda rows, arguments, _: operators.linear_gelu(rows, *arguments))
+
     def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:
         if packed.form is None:
             return super().convolution(x, layout, window, packed)

@@ -21,7 +21,12 @@ def why_not_exact() -> str | None:
     reason = why_unavailable()
     if reason is not None:
         return reason
-    for name, fake in (("linear", _linear), ("convolution", _convolution), ("attention", _attention)):
+    for name, fake in (
+        ("linear", _linear),
+        ("linear_gelu", _linear),
+        ("convolution", _convolution),
+        ("attention", _attention),
+    ):
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
     with torch.inference_mode(False), torch.no_grad():
         wrong = [f"int{bits}" for bits in (8, 4) if not (_exact(bits, 0) and _exact(bits, 1))]
@@ -33,6 +38,12 @@ def why_not_exact() -> str | None:
 def linear(x: Tensor, *layer: Any) -> Tensor:
     """[rows, in] -> [rows, out]; see linear.cpp."""
     made: Tensor = torch.ops.segquant_cpu.linear(x, *layer)
+    return made
+
+
+def linear_gelu(x: Tensor, *layer: Any) -> Tensor:
+    """`linear`, and GELU (by its tanh form) of what comes out, in one pass."""
+    made: Tensor = torch.ops.segquant_cpu.linear_gelu(x, *layer)
     return made
 
 

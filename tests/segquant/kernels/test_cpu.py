@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as nnf
 
 import segquant
 from segquant import Method, QuantizationError, QuantScheme, QuantSpec, Segments, presets
@@ -474,3 +475,33 @@ def test_an_infinite_input_is_no_number_by_any_backend(precision: str, negative:
         segquant.set_backend_(model, backend)
         found[backend] = model[1](x).isfinite().all(1).tolist()
     assert found == dict.fromkeys(found, [True, False, False, True])
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The operator's, of [rows, 64]: floats times the identity."""
+    size = x.shape[1]
+    identity = torch.eye(size, dtype=torch.int8), torch.ones(size, 1)
+    made: Tensor = operators.linear_gelu(
+        x, *identity, *[None] * 4, [], *[None] * 4, [size], [size], [0], [size], 8, 0, False
+    )
+    return made
+
+
+def test_gelu_is_that_of_float64() -> None:
+    large = torch.logspace(-38, 38, 64 * 20)
+    x = torch.cat([torch.linspace(-14, 14, 64 * 500), large, -large]).reshape(-1, 64)
+    found, expected = gelu(x).double(), nnf.gelu(x.double(), approximate="tanh")
+    assert float(((found - expected).abs() / x.double().abs()).max()) < 2e-7  # torch's float32: 1.1e-7
+    assert bool((found.sign() * x.sign() >= 0).all())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 0.0, -0.0, 3e38, -3e38])
+def test_gelu_of_numbers_that_are_none_is_torchs(value: float) -> None:
+    x = torch.full((1, 64), 0.0)
+    bias = torch.full((64,), value)
+    size, one = 64, torch.ones(64, 1)
+    found = operators.linear_gelu(
+        x, torch.eye(size, dtype=torch.int8), one, bias, *[None] * 3, [], *[None] * 4, [size], [size], [0], [size],
+        8, 0, False,
+    )  # fmt: skip
+    assert torch.equal(found.nan_to_num(7.0), nnf.gelu(bias, approximate="tanh").expand(1, 64).nan_to_num(7.0))

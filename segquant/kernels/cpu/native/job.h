@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "gelu.h"
 #include "image.h"
 #include "input.h"
 #include "output.h"
@@ -78,6 +79,7 @@ struct Job {
   const void* x;
   void* out;
   bool half;
+  bool gelu;  // of the outputs, a linear's
   Source source;
 
   void run() const;
@@ -125,6 +127,8 @@ inline void Job::store(int64_t row, int64_t rows_here, int64_t column, int64_t c
   for (int64_t r = 0; r < rows_here; ++r) {
     if (beside) add(values[r], beside + (row + r) * weights.outputs + column, columns);
     if (bias) add(values[r], bias + column, columns);
+    if (gelu && half) to_bfloats(values[r], columns);
+    if (gelu) segquant::gelu(values[r], columns);
   }
   if (half) store_as(static_cast<uint16_t*>(out), row, rows_here, column, columns, values);
   else store_as(static_cast<float*>(out), row, rows_here, column, columns, values);

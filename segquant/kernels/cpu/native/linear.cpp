@@ -1,4 +1,4 @@
-// segquant_cpu::linear and ::convolution: quantize the input, multiply codes, scale; on the CPU, by AVX2 or AVX-512.
+// segquant_cpu::linear, ::linear_gelu and ::convolution: quantize the input, multiply codes, scale; on the CPU, by AVX2 or AVX-512.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -139,7 +139,7 @@ Source direct(const Shape& shape, bool half, const float* smooth, const void* va
   return source;
 }
 
-void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patches, const Tensor& out) {
+void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patches, const Tensor& out, bool gelu) {
   check(layer, rows);
   Plan plan = plan_of(layer.shape);
   const bool half = x.scalar_type() == ScalarType::BFloat16;
@@ -172,7 +172,7 @@ void run(const Layer& layer, const Tensor& x, int64_t rows, const Patches* patch
     if (!patches) source = direct(shape, half, smooth, values);
     low_rank.rank = layer.ranks.empty() ? 0 : layer.ranks[branch];
     Job{multiplied, plan, known, smooth, floats(layer.bias), floats(layer.beside), low_rank, weights, first,
-        first + size, rows, values, out.mutable_data_ptr(), half, source}
+        first + size, rows, values, out.mutable_data_ptr(), half, gelu, source}
         .run();
     first += size;
     if (low_rank.rank) low_rank.inner += low_rank.rank, low_rank.up.skip(size * low_rank.rank);
@@ -204,6 +204,8 @@ void prefer_squares(Shape& shape, int64_t taps) {
   if (shape.kind == Kind::kBfloats && two && shape.whole_pieces(taps)) shape.kind = Kind::kFloat;
 }
 
+// With GELU of the outputs before they are written, or without.
+template <bool Gelu>
 Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& weight_scale, Maybe bias, Maybe beside,
               Maybe inner, Maybe up, Integers ranks, Maybe smooth, Maybe above, Maybe below, Maybe zero,
               Integers branches, Integers pieces, Integers dual, Integers groups, int64_t weight_bits,
@@ -213,7 +215,7 @@ Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& weight_scale, 
   STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && x.size(1) == layer.shape.columns, "x must be [rows, in]");
   const int64_t sizes[2] = {x.size(0), codes.size(0)};
   Tensor out = torch::stable::new_empty(x, {sizes, 2});
-  if (x.size(0) > 0) run(layer, x, x.size(0), nullptr, out);
+  if (x.size(0) > 0) run(layer, x, x.size(0), nullptr, out, Gelu);
   return out;
 }
 
@@ -233,26 +235,26 @@ Tensor convolution(const Tensor& x, const Tensor& codes, const Tensor& weight_sc
   const int64_t rows = x.size(0) * patches.positions();
   if (above && ranks.empty() && fits_squares(patches, rows)) prefer_squares(layer.shape, patches.taps());
   patches.by_tap = layer.shape.reads_by_tap(patches.taps(), above.has_value());
-  if (rows > 0) run(layer, x, rows, &patches, out);
+  if (rows > 0) run(layer, x, rows, &patches, out, false);
   return out;
 }
 
 }  // namespace
 }  // namespace segquant
 
+#define SEGQUANT_LAYER                                                                                             \
+  "(Tensor x, Tensor codes, Tensor weight_scale, Tensor? bias, Tensor? beside, Tensor? inner, Tensor? up, "        \
+  "int[] ranks, Tensor? smooth, Tensor? above, Tensor? below, Tensor? zero, int[] branches, int[] pieces, "        \
+  "int[] dual, int[] groups, int weight_bits, int input_bits, bool zero_point"
+
 STABLE_TORCH_LIBRARY(segquant_cpu, m) {
-  m.def(
-      "linear(Tensor x, Tensor codes, Tensor weight_scale, Tensor? bias, Tensor? beside, Tensor? inner, "
-      "Tensor? up, int[] ranks, Tensor? smooth, Tensor? above, Tensor? below, Tensor? zero, int[] branches, "
-      "int[] pieces, int[] dual, int[] groups, int weight_bits, int input_bits, bool zero_point) -> Tensor");
-  m.def(
-      "convolution(Tensor x, Tensor codes, Tensor weight_scale, Tensor? bias, Tensor? beside, Tensor? inner, "
-      "Tensor? up, int[] ranks, Tensor? smooth, Tensor? above, Tensor? below, Tensor? zero, int[] branches, "
-      "int[] pieces, int[] dual, int[] groups, int weight_bits, int input_bits, bool zero_point, int[] padding, "
-      "int[] kernel, int[] stride, int[] dilation) -> Tensor");
+  m.def("linear" SEGQUANT_LAYER ") -> Tensor");
+  m.def("linear_gelu" SEGQUANT_LAYER ") -> Tensor");
+  m.def("convolution" SEGQUANT_LAYER ", int[] padding, int[] kernel, int[] stride, int[] dilation) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(segquant_cpu, CPU, m) {
-  m.impl("linear", TORCH_BOX(&segquant::linear));
+  m.impl("linear", TORCH_BOX(&segquant::linear<false>));
+  m.impl("linear_gelu", TORCH_BOX(&segquant::linear<true>));
   m.impl("convolution", TORCH_BOX(&segquant::convolution));
 }
