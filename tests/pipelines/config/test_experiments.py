@@ -116,10 +116,17 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
     assert pairs >= set(product(["svdquant_gptq"], ("w4a8_channel", "w4a8", "w4a4"))) | {("convrot", "w8a8_dynamic")}
     assert {name for name, _ in pairs} >= CAN.keys() - OF_FORMATS
     assert pairs | formats >= {(name, precision) for name in OF_FORMATS for precision in CAN[name]}
-    mixed = _values("main", "quantizer", "precision", "quantizer.budget.average_bits")
+    budgets = "quantizer.budget.average_bits", "quantizer.budget.bytes"
+    mixed = _values("main", "quantizer", "precision", *budgets, "calibration.seed")
     assert len(_jobs("main")) == len(mixed), "no job twice"
-    assert {(name, bits) for name, _, bits in mixed if bits} == {("auto", "4.5")}
-    assert validate(_composed("main")).dataset.size == 256
+    assert {(name, bits) for name, _, bits, *_ in mixed if bits} == {("auto", "4.5")}
+    assert validate(_composed("main")).dataset.size == 128
+    seeds = {(name, precision, size): {row[-1] for row in mixed if (row[0], row[1], row[3]) == (name, precision, size)}
+             for name, precision, _, size, _ in mixed}  # fmt: skip
+    compared = {name for (name, _, _), found in seeds.items() if len(found) > 1}
+    assert all(found == {"", "1", "2"} for found in seeds.values() if len(found) > 1)
+    assert compared == {*everywhere - {"gptq", "quarot"}, *strong, "svdquant_gptq", "gptq_mixed", "modelopt_smoothquant"}
+    assert {seeds["gptq_mixed", p, size] == {"", "1", "2"} for p in ("w4a8", "w4a4") for size in ("", "1.1")} == {True}
 
 
 def test_every_format_meets_every_kind_of_method_under_three_seeds() -> None:
