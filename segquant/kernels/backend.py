@@ -58,8 +58,12 @@ class Backend(Protocol):
         """[..., in] -> [..., out], in x's dtype; x is not modified."""
         ...
 
+    def with_gelu(self, layout: Layout) -> bool:
+        """Whether `linear_gelu` is one pass for such a layer."""
+        return False
+
     def linear_gelu(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        """GELU, by its tanh form, of what `linear` gives; for backends that do both in one pass."""
+        """GELU, by its tanh form, of what `linear` gives."""
         return nnf.gelu(self.linear(x, layout, packed), approximate="tanh")
 
     def convolution(self, x: Tensor, layout: Layout, window: Window, packed: Any) -> Tensor:

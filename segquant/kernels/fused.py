@@ -92,7 +92,7 @@ class FusedBackend(Backend):
 
     def pack(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Packed:
         codes, scale = kernel_codes(layout, tensors), row_scales(layout, tensors, self.half_scales)
-        inside = _is_inside(layout)
+        inside = is_inside(layout)
         bias = tensors["bias"] if layout.bias else None
         form = _form(layout, tensors.get("smooth"), _static(tensors), layout.branches) if inside else None
         ranks = _ranks(layout) if inside else ()
@@ -146,7 +146,7 @@ class FusedBackend(Backend):
         return out.to(rows.dtype)
 
 
-def _is_inside(layout: Layout) -> bool:
+def is_inside(layout: Layout) -> bool:
     """Whether the operator does all of the input's part: a smoothing, low-rank branches, scales fixed or by row."""
     spec = layout.scheme.input
     known = [type(transform) for transform in layout.transforms]

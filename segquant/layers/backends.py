@@ -33,7 +33,9 @@ WITH_GELU = "with the GELU after it"
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """What runs a layer; why the backends before it do not, if there are any, and whether it does the GELU after too.
+    """What runs a layer, and why the backends before it do not; "" where there are none.
+
+    `with_gelu`: it takes GELU of what comes out in the same pass.
 
     Of attention, `backend` is "attention float", "attention int8" or "attention torch".
     """
@@ -41,6 +43,10 @@ class BackendChoice:
     layer: str
     backend: str
     reason: str
+    with_gelu: bool = False
+
+    def __str__(self) -> str:
+        return "; ".join(each for each in (self.reason, WITH_GELU if self.with_gelu else "") if each)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class BackendTable:
             return "no quantized layer: quantize_ makes them"
         counts: dict[tuple[str, str, str], int] = {}
         for choice in self.choices:
-            line = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", choice.layer), choice.backend, choice.reason
+            line = re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", choice.layer), choice.backend, str(choice)
             counts[line] = counts.get(line, 0) + 1
         rows = [("layer", "layers", "backend", "reason")]
         rows += [(name, str(count), backend, reason) for (name, backend, reason), count in counts.items()]
@@ -128,7 +134,7 @@ def set_backend_(
     with unwrapped(model) as inner:
         both = set_gelu_(inner)
     choices = [
-        BackendChoice(each, layers[each].backend.name, "; ".join([*before, *([WITH_GELU] if each in both else [])]))
+        BackendChoice(each, layers[each].backend.name, "; ".join(before), id(layers[each]) in both)
         for each, (_, before) in found.items()
     ]
     for module_name, module in modules.items():

@@ -115,11 +115,6 @@ class QuantLayer(Replaced, nn.Module):
         passed: Tensor = _StraightThrough.apply(output, input, self)
         return passed
 
-    def linear_gelu(self, input: Tensor) -> Tensor:
-        """GELU, by its tanh form, of what `forward` gives; without gradients, hooks, or adapters beside the layer."""
-        self._refuse_width(input)
-        return self.backend.linear_gelu(input.detach(), self.layout, self._ready())
-
     def _refuse_width(self, input: Tensor) -> None:
         if not input.dim() or input.shape[-1] != self.layout.in_features:  # kernels would read other rows of it
             raise QuantizationError(

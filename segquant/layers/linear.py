@@ -32,6 +32,11 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
 
     float_kind = nn.Linear
 
+    def linear_gelu(self, input: Tensor) -> Tensor:
+        """GELU, by its tanh form, of what `forward` gives; hooks and gradients, of which there must be none, see nothing."""
+        self._refuse_width(input)
+        return self.backend.linear_gelu(input.detach(), self.layout, self._ready())
+
     @staticmethod
     def empty(layout: Layout, window: Window | None = None, **kwargs: Any) -> QuantLayer:
         """A layer without numbers: a QuantConv2d where there is a window."""

@@ -12,7 +12,7 @@ from torch.nn import functional as nnf
 
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu import operators
-from segquant.kernels.fused import FusedBackend, Packed, first_factor
+from segquant.kernels.fused import FusedBackend, Packed, first_factor, is_inside
 from segquant.kernels.integers import why_no_codes, why_not_scales
 from segquant.modules.state import exact_products
 from segquant.modules.window import Window
@@ -57,8 +57,13 @@ class Cpu(FusedBackend):
     def product(self, rows: Tensor, arguments: tuple[Any, ...], extra: Any) -> Tensor:
         return operators.linear(rows, *arguments)
 
+    def with_gelu(self, layout: Layout) -> bool:
+        return type(self) is Cpu and is_inside(layout)  # a class of somebody's own has a product of its own
+
     def linear_gelu(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        if packed.form is None:
+        if (
+            type(self) is not Cpu or packed.form is None or x.dtype not in self.dtypes
+        ):  # GELU is of outputs as their dtype rounds them
             return super().linear_gelu(x, layout, packed)
         return self.at_once(x, layout, packed, lambda rows, arguments, _: operators.linear_gelu(rows, *arguments))
 

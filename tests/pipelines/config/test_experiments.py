@@ -125,7 +125,13 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
              for name, precision, _, size, _ in mixed}  # fmt: skip
     compared = {name for (name, _, _), found in seeds.items() if len(found) > 1}
     assert all(found == {"", "1", "2"} for found in seeds.values() if len(found) > 1)
-    assert compared == {*everywhere - {"gptq", "quarot"}, *strong, "svdquant_gptq", "gptq_mixed", "modelopt_smoothquant"}
+    assert compared == {
+        *everywhere - {"gptq", "quarot"},
+        *strong,
+        "svdquant_gptq",
+        "gptq_mixed",
+        "modelopt_smoothquant",
+    }
     assert {seeds["gptq_mixed", p, size] == {"", "1", "2"} for p in ("w4a8", "w4a4") for size in ("", "1.1")} == {True}
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "lanes.h"
 #include "output.h"
@@ -13,9 +14,8 @@ SEGQUANT_INLINE Floats gelu(Floats x) {
   const Floats one = all_floats(1.0f);
   const Floats cubic = plus_product(one, times(x, x), all_floats(0.044715f));
   const Floats u = magnitude(times(times(x, all_floats(0x1.26aec2p+1f)), cubic));  // 2 log₂ e √(2/π) = 2.3022…
-  const Floats least_power = all_floats(0x1.000002p-126f);  // as power_of_two has it
   // less what stands for all smaller ones, so that far below zero nothing is left of x
-  const Floats power = minus(power_of_two(minus(no_floats(), u)), least_power);
+  const Floats power = minus(power_of_two(minus(no_floats(), u)), all_floats(kAtLeastPower));
   return divided(times(x, by_sign(x, one, power)), plus(one, power));
 }
 

@@ -9,6 +9,7 @@
 namespace segquant {
 
 constexpr float kLeastPower = -126.0f;  // 2^-126 stands for all smaller ones: beside a sum of at least 1 it is nothing
+constexpr float kAtLeastPower = 0x1.000002p-126f;  // what the polynomial's last coefficient makes of it
 
 // 2^x for x ≤ 0, relative error below 2.5e-7 where x ≥ kLeastPower; NaN stays NaN.
 SEGQUANT_INLINE Floats power_of_two(Floats x) {
