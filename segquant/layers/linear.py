@@ -33,7 +33,7 @@ class QuantLinear(QuantLayer, nn.Linear, metaclass=ABCMeta):
     float_kind = nn.Linear
 
     def linear_gelu(self, input: Tensor) -> Tensor:
-        """GELU, by its tanh form, of what `forward` gives; hooks and gradients, of which there must be none, see nothing."""
+        """GELU, by its tanh form, of what `forward` gives; for callers who saw that nobody hooks it or learns."""
         self._refuse_width(input)
         return self.backend.linear_gelu(input.detach(), self.layout, self._ready())
 

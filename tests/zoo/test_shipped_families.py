@@ -13,7 +13,7 @@ from safetensors import safe_open
 from segquant_bench.eval import Backends, retrieval_accuracy
 from segquant_bench.pipelines.loading.files import resolve_directory
 from segquant_bench.pipelines.loading.models import denoiser_name, load_pipeline
-from segquant_bench.pipelines.runtime.paths import FAMILIES, ZOO
+from segquant_bench.pipelines.runtime.paths import FAMILIES, HOME, ZOO
 from segquant_bench.pipelines.sampling.generate import generate_images
 from segquant_bench.pipelines.zoo import card, data
 
@@ -78,3 +78,16 @@ def test_edges_of_the_right_picture_agree_and_those_of_another_do_not(tmp_path: 
         Image.fromarray(by_caption[prompt]).save(tmp_path / f"{index:05d}.png")
     assert card.edge_agreement(tmp_path, prompts) == pytest.approx(1.0)
     assert card.edge_agreement(tmp_path, prompts[::-1]) < 0.6
+
+
+@pytest.mark.parametrize("family", ["sd3", *TRAINED])
+def test_what_a_card_tells_to_run_runs(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own lines, with fewer steps."""
+    text = (ZOO / FAMILIES[family] / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None and "num_inference_steps=20" in found[1]
+    lines = found[1].replace("num_inference_steps=20", "num_inference_steps=1").replace("\npipe(", "\npicture = pipe(")
+    made = {"edges": Image.new("RGB", (64, 64))}
+    monkeypatch.chdir(HOME)
+    exec(compile(lines, "card", "exec"), made)
+    assert made["picture"].size == (64, 64)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from segquant.deploy.onnx.forms import FLOAT, profile_of, why_no_scheme
 from segquant.deploy.onnx.manifest import Dimension, Input
 from segquant.errors import QuantizationError
 from segquant.kernels.cpu.operators import why_not_exact
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 EXPORT = "exported"
 """The folder of an exported denoiser."""
 PACKAGES = {"ort": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+_TENSORRT = ", or profile='tensorrt'"
+"""What the library advises, and no engine of a run is."""
 CODE = ("segquant.kernels", "segquant.layers", "segquant.transforms", "segquant.numerics")
 EXPORT_CODE = ("segquant.deploy.onnx", "segquant.deploy.run")
 _ADVICE = {
@@ -91,7 +94,7 @@ def why_reference(run: Run) -> str | None:
 
 def _why_no_codes(method: Method) -> str | None:
     """Why no layer can have integers or fp8; None where one may."""
-    if method.targets.overrides or method.budget is not None or method.scheme.weight is None:
+    if not _is_of_one_scheme(method):
         return None
     return why_no_codes(method.scheme) or why_not_scales(method.scheme)
 
@@ -111,6 +114,7 @@ def check_engine(run: Run) -> None:
         raise PipelineError(f"run={engine} runs on the CPU, and the model is on {run.device}; set model.device=cpu")
     if engine == CPU and run.config.run.fallback is None and (unable := why_not_exact()) is not None:
         raise PipelineError(f"run=cpu {unable}; the nearest is run=reference")
+    _check_numbers(run)
     if (attention := run.config.run.attention) != TORCH:
         unable = f"runs on the CPU, and the model is on {run.device}" if run.device != "cpu" else why_not_exact()
         if unable is not None:
@@ -124,6 +128,23 @@ def check_engine(run: Run) -> None:
         )
     if model.dtype != "float32":
         raise PipelineError(f"run={engine} computes in float32, and model.dtype={model.dtype}; set model.dtype=float32")
+
+
+def _check_numbers(run: Run) -> None:
+    """Refuse an engine that multiplies no such numbers, where no layer can have others."""
+    engine, method = run.config.run, run.method
+    if not isinstance(method, Method) or run.config.components or not _is_of_one_scheme(method):
+        return
+    if engine.name == CPU and engine.fallback is None and (reason := _why_no_codes(method)) is not None:
+        raise PipelineError(f"run=cpu {reason}; set run.fallback=reference, or choose another precision")
+    if engine.name in EXPORTED and engine.rest != FLOAT:
+        reason = why_no_scheme(method.scheme, profile_of(engine.name))
+        if reason is not None:
+            raise PipelineError(f"run={engine.name}: {reason.replace(_TENSORRT, '')}; or set run.rest=float")
+
+
+def _is_of_one_scheme(method: Method) -> bool:
+    return not method.targets.overrides and method.budget is None and method.scheme.weight is not None
 
 
 def engine_depends(run: Run) -> dict[str, Any]:

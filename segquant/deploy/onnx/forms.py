@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segquant.errors import QuantizationError, nearest
 from segquant.kernels.integers import kernel_bits
 from segquant.layers.layer import QuantLayer
 from segquant.layers.linear import QuantConv2d
-from segquant.numerics.formats import QuantSpec
+from segquant.numerics.formats import QuantScheme, QuantSpec
 from segquant.numerics.functional import uniform
 from segquant.numerics.layout import Layout
 from segquant.numerics.weight_grid import counts_from_least
@@ -132,14 +133,32 @@ def why_not(layer: QuantLayer, profile: Profile) -> str | None:
     return None
 
 
-def _why_no_product(layout: Layout, weight: QuantSpec, given: QuantSpec, profile: Profile) -> str | None:
-    """Why no product of such codes is known, by their numbers alone."""
-    floats = [spec.dtype for spec in (weight, given) if spec.grid.kind not in ("int", "uint")]
+def why_no_scheme(scheme: QuantScheme, profile: Profile) -> str | None:
+    """Why a profile has no form for any layer of such numbers, as the end of a sentence; None where it may have."""
+    weight, given = scheme.weight, scheme.input
+    if weight is None:
+        return None
+    return (None if given is None else _why_no_floats(_floats(weight, given), profile)) or why_no_codes(weight, profile)
+
+
+def _floats(weight: QuantSpec, given: QuantSpec) -> list[str]:
+    return [spec.dtype for spec in (weight, given) if spec.grid.kind not in ("int", "uint")]
+
+
+def _why_no_floats(floats: Sequence[str], profile: Profile) -> str | None:
     other = next((dtype for dtype in floats if dtype != "fp8"), None)
     if other is not None:
         return f"{profile.name} multiplies no {other}; use {'fp8' if profile.fp8 else 'w8a8'}"
     if floats and not profile.fp8:
         return f"{profile.name} multiplies no fp8; use w8a8, or profile='tensorrt'"
+    return None
+
+
+def _why_no_product(layout: Layout, weight: QuantSpec, given: QuantSpec, profile: Profile) -> str | None:
+    """Why no product of such codes is known, by their numbers alone."""
+    floats = _floats(weight, given)
+    if (reason := _why_no_floats(floats, profile)) is not None:
+        return reason
     if floats and (floats != ["fp8", "fp8"] or given.dynamic or len(layout.weight_columns) > 1):
         return "fp8 needs weights and static inputs in one piece, both fp8; use the precision fp8 without seglinear"
     if given.dynamic and given.scale_dtype != "float32":

@@ -89,8 +89,13 @@ class ExportedDenoiser(nn.Module):
     def _check_shape(self, wanted: Input, value: Tensor, sizes: dict[str, int]) -> None:
         for size, dimension in zip(value.shape, wanted.dimensions, strict=True):
             known = sizes.setdefault(dimension.name, size // dimension.multiple) if dimension.name else None
-            if not dimension.allows(size) or (known is not None and known * dimension.multiple != size):
+            if not dimension.allows(size):
                 raise self._wrong(wanted, value)
+            if known is not None and known * dimension.multiple != size:
+                raise QuantizationError(
+                    f"{wanted.name} has the shape {list(value.shape)}, and by the inputs before it "
+                    f"{known * dimension.multiple} stands in the place of {size}; give inputs of one batch"
+                )
 
     def _reshaped(self, wanted: Input, value: Tensor, sizes: dict[str, int]) -> Tensor:
         """A timestep for the whole batch, or for each of its pictures."""
@@ -103,7 +108,7 @@ class ExportedDenoiser(nn.Module):
         allowed = ", ".join(map(str, wanted.dimensions))
         return QuantizationError(
             f"{wanted.name} has the shape {list(value.shape)}, and the exported {self.manifest.kind} takes "
-            f"[{allowed}], sizes of other inputs alike; export it with an example of these sizes"
+            f"[{allowed}]; export it with an example of these sizes"
         )
 
     def _check_rest(self, flat: Mapping[str, Any]) -> None:
@@ -112,8 +117,8 @@ class ExportedDenoiser(nn.Module):
                 continue
             known = [each.name for each in self.manifest.inputs]
             raise QuantizationError(
-                f"the exported {self.manifest.kind} has no input {name} (it has {', '.join(known)}; "
-                f"{nearest(name, known)}); export it with an example call that gives it"
+                f"the exported {self.manifest.kind} has no input {name}: "
+                f"{nearest(name, known)}; export it with an example call that gives it"
             )
 
 

@@ -178,6 +178,15 @@ def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
     [
         (["run=cuda"], "run=cuda needs an NVIDIA GPU, and the model is on cpu; the nearest is run=cpu"),
         (["run=ort", "model.dtype=bfloat16"], "run=ort computes in float32, and model.dtype=bfloat16"),
+        (["run=ort", "precision=fp8"], "^run=ort: ort multiplies no fp8; use w8a8; or set run.rest=float$"),
+        (
+            ["run=openvino", "precision=w4a16_nf4"],
+            "^run=openvino: openvino has no nf4; int4 is the nearest; or set run.rest",
+        ),
+        (
+            ["run=cpu", "precision=nvfp4"],
+            "^run=cpu multiplies integers or fp8, and fp4_e2m1 is neither; set run.fallback=",
+        ),
         (
             ["run=compile", "run.attention=int8", "model.device=meta"],
             "model.device='meta' cannot be used here; set model.device=cpu",
@@ -208,12 +217,10 @@ def test_a_last_batch_that_a_file_does_not_take_is_refused_before_sampling(
         engine._check_last_batch(odd, two)
 
 
-E5M2 = [f"precision{field}" for field in ("=custom", ".weight.dtype=fp8_e5m2", ".input.dtype=fp8_e5m2")]
-
-
 @needs_kernels
 def test_layers_that_an_engine_cannot_run_are_named(command: Command, tiny: Tiny, cache: Path) -> None:
-    outcome = command(*tiny.overrides(cache), "quantizer=rtn", *E5M2, "run=cpu")
+    own = "+quantizer.overrides={time_text_embed.timestep_embedder.linear_1: {precision: w4a16_nf4}}"
+    outcome = command(*tiny.overrides(cache), "quantizer=rtn", own, "run=cpu")
     assert outcome.code == 1
     assert "backend 'cpu' cannot run time_text_embed.timestep_embedder.linear_1 (" in outcome.sentence
     assert outcome.sentence.endswith("set run.fallback=reference")
