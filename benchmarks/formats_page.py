@@ -45,6 +45,8 @@ PAIRS = (
     ("mxfp4", "nvfp4", ("rtn", "gptq_mse")),
 )
 """Formats of about the same bytes, and by which methods."""
+KEPT = ("results.json", "evaluation/per_image.json")
+"""Of a run, in the archive."""
 Line = Mapping[str, str]
 
 
@@ -184,16 +186,17 @@ def filled(text: str, name: str, table: str) -> str:
 
 
 def archive(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """results.json of all runs; the same bytes for the same runs."""
+    """results.json of all runs, and their pictures' scores for pairs; the same bytes for the same runs."""
     members = {}
     for run in (run for found in runs.values() for run in found):
         result = json.loads(run.read_text(encoding="utf-8"))
-        members[f"{result['model']}/{result['name']}_seed{result['config']['calibration']['seed']}"] = run
+        name = f"{result['model']}/{result['name']}_seed{result['config']['calibration']['seed']}"
+        members |= {f"{name}/{part}": run.parent / part for part in KEPT if (run.parent / part).is_file()}
     with tarfile.open(path, "w:xz") as file:
-        for name, run in sorted(members.items()):
-            info = tarfile.TarInfo(f"{name}/results.json")
-            info.size = run.stat().st_size
-            with run.open("rb") as content:
+        for name, member in sorted(members.items()):
+            info = tarfile.TarInfo(name)
+            info.size = member.stat().st_size
+            with member.open("rb") as content:
                 file.addfile(info, content)
 
 
