@@ -34,6 +34,7 @@ BARS = {
     ("emoji_sd3", "ort int8", "ort float32"): 1.7,
     ("emoji_sd3", "openvino int8", "torch float32"): 2.6,
     ("emoji_sd3", "openvino int8, bfloat16 rest", "torch float32"): 3.3,
+    ("emoji_sd3", "openvino int8, bfloat16 rest, fixed sizes", "torch float32"): 3.3,
     ("block", "openvino int8", "torch float32"): 3.5,
     ("block", "openvino int8, fixed sizes", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest", "torch float32"): 3.5,
@@ -112,6 +113,8 @@ def engines(
     size = (whole / MODEL).stat().st_size
     found["openvino int8, fixed sizes"] = load_exported(whole, "openvino", threads=1, fixed=True), size
     found["openvino int8, bfloat16 rest"] = load_exported(whole, "openvino", threads=1, bfloat16=True), size
+    both = load_exported(whole, "openvino", threads=1, fixed=True, bfloat16=True)
+    found["openvino int8, bfloat16 rest, fixed sizes"] = both, size
     return found
 
 
