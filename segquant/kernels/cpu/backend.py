@@ -61,9 +61,8 @@ class Cpu(FusedBackend):
         return type(self) is Cpu and is_inside(layout)  # a class of somebody's own has a product of its own
 
     def linear_gelu(self, x: Tensor, layout: Layout, packed: Any) -> Tensor:
-        if (
-            type(self) is not Cpu or packed.form is None or x.dtype not in self.dtypes
-        ):  # GELU is of outputs as their dtype rounds them
+        # GELU is of outputs as their dtype rounds them
+        if type(self) is not Cpu or packed.form is None or x.dtype not in self.dtypes:
             return super().linear_gelu(x, layout, packed)
         return self.at_once(x, layout, packed, lambda rows, arguments, _: operators.linear_gelu(rows, *arguments))
 
