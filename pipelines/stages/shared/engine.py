@@ -312,6 +312,7 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
     if not folder.is_dir():
         rest = engine.rest if backends(denoiser) else "float"
         example = denoiser_calls(run)[0]
+        log.info("writing the denoiser for %s", engine.name)
         written = export_onnx(denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu)
         log.info("%s", written)
     # a run's calls have the size of its batches, and of the last one

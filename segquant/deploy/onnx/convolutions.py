@@ -72,21 +72,17 @@ def _fp8(work: Work, x: ir.Value, piece: Piece) -> Codes:
 
 
 def _paired(work: Work, each: Codes, block: Tensor, piece: Piece, label: str, geometry: dict[str, Any]) -> ir.Value:
-    """QuantizeLinear, DequantizeLinear, Conv; with the sign of the product.
-
-    OpenVINO takes a Sub behind Conv for a factor of its weights, which are floats then: scales have the sign.
-    """
+    """QuantizeLinear, DequantizeLinear, Conv."""
+    assert not each.negated
     tape = work.tape
-    sign = -1.0 if each.negated else 1.0
-    name = f"{label}.weight_scale{'_negated' if each.negated else ''}"
-    scale = tape.constant(name, lambda: sign * work.weight_scale(piece.weight))
+    scale = tape.constant(f"{label}.weight_scale", lambda: work.weight_scale(piece.weight))
     codes = tape.constant(f"{label}.codes", lambda: work.stored(block))
     if codes.dtype == ir.DataType.INT4:
         codes = tape.op("Cast", codes, to=int(ir.DataType.INT8))
     weight = tape.op("DequantizeLinear", codes, scale, axis=0)
     out = tape.op("Conv", each.value, weight, **geometry)
     if work.centred:
-        out = tape.op("Sub" if sign > 0 else "Add", out, _below(work, each, block, piece, label, geometry))
+        out = tape.op("Sub", out, _below(work, each, block, piece, label, geometry))
     return _scaled(work, each, out)
 
 

@@ -19,7 +19,7 @@ class Codes:
     Args:
         value: float, on the grid; for dynamic inputs in units of the scale.
         after: factor of the product, maybe per token; None: 1.
-        negated: the product is taken away, not added.
+        negated: the product is taken away, not added; False where values have the sign.
         zero: per token; its product with the sums of weight codes is taken away (× `after`).
         small: codes are at most 128, which no integer product of pairs saturates on.
     """
@@ -44,19 +44,21 @@ def codes_of(work: Work, x: ir.Value, piece: int, axis: int = -1) -> list[Codes]
     return _dynamic(work, x, piece, axes)
 
 
-def quantized(work: Work, x: ir.Value, scale: float, zero: int) -> ir.Value:
-    """x on the grid of a scale: signed where the profile is symmetric."""
+def quantized(work: Work, x: ir.Value, scale: float, zero: int, back: float | None = None) -> ir.Value:
+    """x on the grid of a scale, signed where the profile is symmetric; codes are multiplied with `back` (None: it)."""
     kind = np.int8 if work.profile.symmetric else np.uint8
-    pair = work.tape.number(scale), work.tape.number(zero, kind)
-    return work.tape.op("DequantizeLinear", work.tape.op("QuantizeLinear", x, *pair), *pair)
+    offset = work.tape.number(zero, kind)
+    codes = work.tape.op("QuantizeLinear", x, work.tape.number(scale), offset)
+    return work.tape.op("DequantizeLinear", codes, work.tape.number(scale if back is None else back), offset)
 
 
 def _on_grid(work: Work, x: ir.Value, scale: float, zero: int, small: bool = False, negated: bool = False) -> Codes:
-    if not work.apart:
-        return Codes(quantized(work, x, scale, zero), negated=negated, small=small)
-    unit = work.tape.number(scale)
-    rounded = work.tape.op("Round", work.tape.op("Div", x, unit))
-    return Codes(quantized(work, rounded, 1.0, zero), after=unit, negated=negated, small=small)
+    step = scale
+    if work.apart:
+        x, step = work.tape.op("Round", work.tape.op("Div", x, work.tape.number(scale))), 1.0
+    if work.signed_values:
+        return Codes(quantized(work, x, step, zero, -scale if negated else scale), small=small)
+    return Codes(quantized(work, x, step, zero, scale), negated=negated, small=small)
 
 
 def _centre(work: Work) -> int:
@@ -118,8 +120,10 @@ def _one_sign(work: Work, x: ir.Value, axes: ir.Value | None, negative: bool) ->
     if work.profile.symmetric:
         part = tape.op("Min", x, tape.number(0.0)) if negative else tape.op("Relu", x)
         return Codes(quantized(work, tape.op("Div", part, scale), 1.0, 0), after=scale)
-    code = quantized(work, tape.op("Div", side, scale), 1.0, 0)  # the other sign's part saturates at 0
-    return Codes(code, after=scale, negated=negative, small=True)
+    part = tape.op("Div", side, scale)
+    if work.signed_values:
+        return Codes(quantized(work, part, 1.0, 0, -1.0 if negative else 1.0), after=scale, small=True)
+    return Codes(quantized(work, part, 1.0, 0), after=scale, negated=negative, small=True)  # others saturate at 0
 
 
 def largest(work: Work, x: ir.Value, axes: ir.Value | None) -> ir.Value:

@@ -61,6 +61,16 @@ class Work:
         return self.image and smoothed and not self.profile.fused and not self.profile.symmetric
 
     @property
+    def signed_values(self) -> bool:
+        """Whether inputs below zero are multiplied as such, not their magnitudes, whose product is taken away.
+
+        OpenVINO takes a Sub behind Conv for a factor of its weights, which are floats then. Of weights that two
+        products share, codes must have one scale: `Model.reshape` makes one of equal nodes, and codes of two scales
+        are floats to it. So that the sign is the input's.
+        """
+        return self.image and not self.profile.fused and not self.profile.symmetric
+
+    @property
     def centred(self) -> bool:
         """Whether 8-bit weights with zero points are written as codes less 128, and what is left of those as `offset`.
 

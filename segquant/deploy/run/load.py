@@ -32,8 +32,9 @@ def load_exported(
     Args:
         engine: "ort" (ONNX Runtime) or "openvino".
         threads: None: as many as the engine takes by itself.
-        options: `bfloat16=True`: OpenVINO runs what is not quantized in bfloat16; `fixed=True`: it compiles for the
-            sizes of a call, anew where they change, which takes seconds and makes the calls faster.
+        options: of OpenVINO: `bfloat16=True` runs what is not quantized in bfloat16. It compiles for the sizes of the
+            first call, which is faster, and for any sizes as soon as others come; `fixed=True`: for the sizes of a
+            call, anew where they change; `fixed=False`: for any sizes from the start. Compiling takes seconds.
 
     Raises:
         QuantizationError: the package or the device is not there, the folder holds no export, it is damaged or lacks

@@ -27,8 +27,9 @@ class OpenVino(Engine):
 
     Args:
         bfloat16: let what is not quantized run in bfloat16.
-        fixed: compile for the sizes of a call, anew where they change: calls are faster, the first of a size takes
-            seconds.
+        fixed: None: compile for the sizes of the first call, with which calls are faster, and for any sizes as soon as
+            others come; True: for the sizes of a call, anew where they change; False: for any sizes. Outputs differ by
+            roundings. A call before which something is compiled takes seconds.
 
     Raises:
         QuantizationError: the device is not there, or the file cannot be run.
@@ -44,7 +45,7 @@ class OpenVino(Engine):
         device: str = "cpu",
         threads: int | None = None,
         bfloat16: bool = False,
-        fixed: bool = False,
+        fixed: bool | None = None,
     ) -> None:
         import openvino  # put off: an extra that not everybody installs
 
@@ -62,15 +63,15 @@ class OpenVino(Engine):
                 "this CPU has no VNNI, on which OpenVINO's integer products saturate: its weights stay codes, its "
                 "products are float32"
             )
-        self._path, self._sizes = path, dict[str, list[int]]()
+        self._path, self._fixed, self._sizes = path, fixed, dict[str, list[int]]()
         self._compile = partial(core.compile_model, device_name=kind, config=config)
         self._free: Any = None
         self._compiled: Any = None
         with self._told():
-            if fixed:
-                self._free = core.read_model(path)
-            else:
+            if fixed is False:
                 self._start(str(path))
+            else:
+                self._free = core.read_model(path)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -87,8 +88,12 @@ class OpenVino(Engine):
         sizes = {name: list(array.shape) for name, array in feeds.items()}
         if sizes == self._sizes:
             return
-        model = self._free.clone()
+        model, others = self._free.clone(), bool(self._sizes)
         self._compiled, self._request, self._sizes = None, None, {}  # two at once would take twice the memory
+        if self._fixed is None and others:
+            self._start(model)
+            self._free = None
+            return
         model.reshape(sizes)
         self._start(model)
         self._sizes = sizes

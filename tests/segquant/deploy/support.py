@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from segquant.deploy.onnx import write
 from segquant.deploy.onnx.convolutions import convolution
-from segquant.deploy.onnx.forms import PROFILES, form_of
+from segquant.deploy.onnx.forms import PROFILES, Profile, form_of
 from segquant.deploy.onnx.manifest import Manifest
 from segquant.deploy.onnx.products import linear
 from segquant.deploy.onnx.tape import Tape, array
@@ -27,7 +28,13 @@ from segquant.layers.linear import QuantConv2d
 from segquant.transforms.chain import chain_of
 from segquant.transforms.smoothing import Smoothing
 
-ENGINES: dict[str, Any] = {"ort": Ort, "openvino": OpenVino}
+ENGINES: dict[str, Any] = {"ort": Ort, "openvino": OpenVino, "openvino, any size": partial(OpenVino, fixed=False)}
+"""OpenVINO rewrites graphs otherwise where sizes are known."""
+
+
+def profile_for(engine: str) -> Profile:
+    """What a file for one of ENGINES is written by."""
+    return PROFILES[engine.partition(",")[0]]
 
 
 def layer_graph(layer: QuantLayer, rank: int, profile: str, every_cpu: bool = True) -> ir.Model:
@@ -76,15 +83,15 @@ def started(engine: str, model: ir.Model, folder: Path, form: str = "int8", ever
     """The engine with a graph, set up as `load_exported` does."""
     path = folder / f"{engine}.onnx"
     ir.save(model, path)
-    manifest = Manifest(engine, "Layer", {}, [], {}, [], [], {"layer": form}, every_cpu=every_cpu)
+    manifest = Manifest(profile_for(engine).name, "Layer", {}, [], {}, [], [], {"layer": form}, every_cpu=every_cpu)
     found: Engine = ENGINES[engine](path, manifest)
     return found
 
 
 def run_layer(engine: str, layer: QuantLayer, x: Tensor, folder: Path) -> tuple[Tensor, Engine]:
     """The layer's output by an engine."""
-    form = form_of(layer, PROFILES[engine])
-    running = started(engine, layer_graph(layer, x.dim(), engine), folder, form)
+    profile = profile_for(engine)
+    running = started(engine, layer_graph(layer, x.dim(), profile.name), folder, form_of(layer, profile))
     feeds, beside = layer_inputs(layer, x)
     parts = [torch.from_numpy(part) + extra for part, extra in zip(running.run(feeds), beside, strict=True)]
     return torch.cat(parts, dim=1 if isinstance(layer, QuantConv2d) else -1), running

@@ -113,6 +113,13 @@ def test_openvino_compiles_for_the_sizes_of_calls(
         assert found.shape == wanted.shape and error(found, wanted) < 0.01
     assert len(starts) == 3
     assert fixed.engine.products()["int8"] == sum(len(layer.layout.branches) for layer in layers_of(model).values())
+    first = load_exported(folder, "openvino")
+    for inputs in (call(2, 8, 8, 7, seed=9), call(2, 8, 8, 7, seed=10)):
+        assert torch.equal(first(**inputs)[0], fixed(**inputs)[0])
+    counted = len(starts)
+    for inputs in (call(3, 6, 8, 5, seed=9), call(2, 8, 8, 7, seed=9), call(1, 6, 6, 5, seed=9)):
+        assert torch.equal(first(**inputs)[0], free(**inputs)[0]), "for any sizes from the second on"
+    assert len(starts) == counted + 1
     alone = load_exported(folder, "openvino", fixed=True).engine
     assert alone.products() == free.engine.products()
     with pytest.raises(QuantizationError, match="engine 'ort' does not take fixed"):

@@ -18,7 +18,7 @@ from segquant.deploy.onnx.forms import PROFILES, form_of, why_not
 from segquant.deploy.onnx.tensorrt import violations
 from segquant.deploy.run.openvino import products_are_exact
 from segquant.layers.layer import QuantLayer
-from tests.segquant.deploy.support import distance, layer_graph, run_layer, started
+from tests.segquant.deploy.support import ENGINES, distance, layer_graph, profile_for, run_layer, started
 
 WIDTH, ROWS = 64, 48
 PIECES = Segments(input=(16, 48), input_activations=("silu", None))
@@ -107,6 +107,16 @@ BLOCKS: dict[str, tuple[Any, Segments]] = {
 CONVOLUTIONS: dict[str, tuple[Any, Segments]] = {
     "per channel": (presets.rtn("w8a8", convolutions=True), Segments()),
     "dual, smoothed": (presets.segquant_a("w8a8", alpha=0.5, convolutions=True), DUAL),
+    "dual": (presets.rtn("w8a8", dualscale=True, convolutions=True), DUAL),
+    "dual, of the whole input": (presets.rtn(WHOLE_TENSOR, dualscale=True, convolutions=True), DUAL),
+    "dual, uint4 per channel": (
+        presets.rtn(QuantScheme(QuantSpec("uint4", "channel"), INT8_INPUT), dualscale=True, convolutions=True),
+        DUAL,
+    ),
+    "w8a8_asym by two products": (
+        presets.rtn(QuantScheme(QuantSpec("uint8", "channel"), INT8_INPUT), dualscale=True, convolutions=True),
+        DUAL,
+    ),
     "zero point": (presets.rtn("w8a8", dualscale=True, convolutions=True, negative="zero_point"), DUAL),
     "pieces": (presets.rtn("w8a8", seglinear=True, convolutions=True), Segments(input=(4, 12))),
     "of the whole input": (presets.rtn(WHOLE_TENSOR, convolutions=True), Segments()),
@@ -162,7 +172,7 @@ FEW = ("per channel", "dual per token", "pieces")
 @pytest.mark.parametrize(
     ("name", "shape"), [*((name, "3d") for name in LINEARS), *((name, shape) for name in FEW for shape in ("2d", "4d"))]
 )
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_linear_is_the_references(name: str, engine: str, shape: str, tmp_path: Path) -> None:
     layer, x = a_linear(*LINEARS[name]), inputs(*SHAPES[shape], seed=9)
     found, running = run_layer(engine, layer, x, tmp_path)
@@ -170,25 +180,25 @@ def test_a_linear_is_the_references(name: str, engine: str, shape: str, tmp_path
     lowest = 0.03 if name == "8 bits, inputs in float" and engine == "ort" else 1e-6  # it rounds inputs by itself
     assert float(apart.median()) < lowest and float(apart.max()) < max(0.02, 3 * lowest)
     if engine == "ort" or products_are_exact():
-        assert running.products().keys() <= in_integers(form_of(layer, PROFILES[engine]))
+        assert running.products().keys() <= in_integers(form_of(layer, profile_for(engine)))
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_format_is_the_references(name: str, engine: str, tmp_path: Path) -> None:
     layer, x = a_linear(*FORMATS[name]), inputs(2, 9, WIDTH, seed=9)
-    assert why_not(layer, PROFILES[engine]) is None
+    assert why_not(layer, profile_for(engine)) is None
     found, running = run_layer(engine, layer, x, tmp_path)
     apart, spec = distance(found, layer(x)), layer.layout.weight_spec
     whole = layer.layout.scheme.input is None and spec.bits > 4 and "int" in spec.dtype
     lowest = 0.03 if whole and engine == "ort" else 1e-6  # it rounds inputs by itself
     assert float(apart.median()) < lowest and float(apart.max()) < max(0.02, 3 * lowest)
     if engine == "ort" or products_are_exact():
-        form = form_of(layer, PROFILES[engine])
+        form = form_of(layer, profile_for(engine))
         assert running.products().keys() <= in_integers(form)
 
 
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_of_4_bits_are_no_less_exact(name: str, engine: str, tmp_path: Path) -> None:
     """Engines round inputs as they like, by blocks or not at all: the error against float is what counts."""
@@ -209,7 +219,7 @@ REFUSED = {
 """Precisions of floats, of scales that are rounded at run time, and of least values."""
 
 
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_every_precision_is_no_less_exact_or_refused(engine: str, tmp_path: Path) -> None:
     """By the error against float, since engines round inputs of blocks as they like."""
     torch.manual_seed(0)
@@ -217,7 +227,7 @@ def test_every_precision_is_no_less_exact_or_refused(engine: str, tmp_path: Path
     exact = linear(x).detach()
     for name in PRECISIONS:
         layer = quantized(copy.deepcopy(linear), presets.rtn(name), Segments(), (2, 9, 256))
-        if why_not(layer, PROFILES[engine]) is not None:
+        if why_not(layer, profile_for(engine)) is not None:
             refused.add(name)
             continue
         found, _ = run_layer(engine, layer, x, tmp_path)
@@ -239,12 +249,12 @@ def test_every_precision_is_as_tensorrt_reads_it_or_refused() -> None:
     assert refused == REFUSED - {"fp8"} | {"w8a8_asym", "w4a8_asym", "q4_0", "q5_0"}
 
 
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_is_the_references(name: str, engine: str, tmp_path: Path) -> None:
     layer, x = a_convolution(*CONVOLUTIONS[name]), inputs(2, 16, 11, 8, seed=9)
     if engine == "ort" and layer.layout.weight_spec.dtype == "uint8":
-        assert "no integer convolutions with zero points" in (why_not(layer, PROFILES[engine]) or "")
+        assert "no integer convolutions with zero points" in (why_not(layer, profile_for(engine)) or "")
         return
     found, running = run_layer(engine, layer, x, tmp_path)
     apart = distance(found, layer(x))
@@ -266,7 +276,7 @@ def saturating(precision: Any = "w8a8") -> QuantLayer:
     ["w8a8", INT4_INPUT, QuantScheme(QuantSpec("int8", "channel"), QuantSpec("int7")), "w6a6", "w8a8_asym"],
     ids=["w8a8", "int4", "int7", "w6a6", "asym"],
 )
-@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_no_product_saturates(engine: str, precision: Any, tmp_path: Path) -> None:
     layer, x = saturating(precision), torch.ones(2, 9, WIDTH)
     assert float(distance(run_layer(engine, layer, x, tmp_path)[0], layer(x)).max()) < 1e-6

@@ -59,7 +59,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("engine", "options"), [("ort", {}), ("openvino", {"fixed": True})])
+@pytest.mark.parametrize(("engine", "options"), [("ort", {}), ("openvino", {}), ("openvino", {"fixed": True})])
 def test_sizes_that_the_graph_does_not_fit(exports: Path, engine: str, options: dict[str, Any]) -> None:
     running = load_exported(exports / engine, engine, threads=1, **options)
     with pytest.raises(
