@@ -65,8 +65,13 @@ def read_text(path: Path, what: str, newline: str | None = None) -> str:
     try:
         with path.open(encoding="utf-8-sig", newline=newline) as file:
             return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{what} {path} cannot be read: {one_line(error)}") from error
+    except FileNotFoundError as error:
+        raise PipelineError(f"{what} {path} is not there; give the path of a file that is") from error
+    except OSError as error:
+        why = error.strerror or one_line(error)
+        raise PipelineError(f"{what} {path} cannot be read ({why}); give a file that can") from error
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{what} {path} is no text in UTF-8 ({one_line(error)}); save it as such") from error
 
 
 def parse_json(text: str, what: str, path: Path, number: int | None = None) -> Any:

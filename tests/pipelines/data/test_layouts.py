@@ -199,8 +199,8 @@ def test_prompt_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("odd.yaml", "must map names to prompts"),
         ("none.yaml", "is empty"),
         ("none.txt", "is empty"),
-        ("absent.txt", "cannot be read"),
-        ("absent.csv", "cannot be read"),
+        ("absent.txt", r"absent\.txt is not there; give the path"),
+        ("absent.csv", r"absent\.csv is not there; give the path"),
     ):
         with pytest.raises(PipelineError, match=words):
             read_prompts(tmp_path / name)
