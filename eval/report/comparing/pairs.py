@@ -83,7 +83,7 @@ class Pair:
     names: Names
 
     def compare(self) -> tuple[list[Comparison], list[str]]:
-        """By every metric, layer and denoiser output that both have; runs of several seeds seed by seed."""
+        """By every metric, layer and denoiser output that both have; runs of several seeds by those seeds that do."""
         if self.ours.seed_runs or self.theirs.seed_runs:
             found, refused = self._over_seeds()
         else:
@@ -104,7 +104,8 @@ class Pair:
         if len(common) == 1:
             return made[0][0], refused
         by_metric = [{each.metric: each for each in found} for found, _ in made]
-        every = [[found[name] for found in by_metric] for name in by_metric[0] if all(name in f for f in by_metric)]
+        names = max(by_metric, key=len)  # pictures' scores of a seed may be gone, its errors are in its results
+        every = [[found[name] for found in by_metric if name in found] for name in names]
         return [_mean_of_seeds(each) for each in every], refused
 
     def _told(self) -> str:
@@ -177,6 +178,8 @@ class Pair:
 def _mean_of_seeds(found: Sequence[Comparison]) -> Comparison:
     """One comparison made of one per seed; ratios by their logarithms. See `runs.seeds` for the interval."""
     first = found[0]
+    if len(found) == 1:
+        return first
     is_ratio = first.kind == "ratio"
     values = [log(each.value) if is_ratio else each.value for each in found]
     whole = over_seeds(values, [logs(each.interval) if is_ratio else each.interval for each in found], first.df)

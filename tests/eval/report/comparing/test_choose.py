@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,13 @@ def test_seeds_are_compared_with_their_own(tmp_path: Path) -> None:
     assert found.value == pytest.approx(np.mean(gaps)) and found.sd == pytest.approx(np.std(gaps, ddof=1))
     half = 12.706 * np.std(gaps, ddof=1) / np.sqrt(2)  # Student's quantile of one degree of freedom
     assert half < found.value - found.interval[0] < 1.1 * half
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    next((tmp_path / "copy" / "3").rglob("per_image.json")).unlink()  # of rtn, seed 1
+    copied = merge_seeds(load_results([tmp_path / "copy"]))
+    ((left,), refused) = compare_chosen(copied, Choice(pairs=("gptq:rtn",)))
+    assert len(refused) == 1 and "leads to no per_image.json" in refused[0]
+    assert (left.seeds, left.count) == (1, "40")
+    assert left.value == pytest.approx(gaps[1]) and left.sd is None
     alone = [each for each in runs if each.quantizer == "gptq"] + [
         replace(run_, seed_runs=run_.seed_runs[2:]) for run_ in runs if run_.quantizer == "rtn"
     ]
