@@ -124,7 +124,7 @@ def test_prompt_files_empty_missing_overlapping(command: Command, tiny: Tiny, tm
     )
     files = _prompt_files(tmp_path, "x", many)
     (tmp_path / "evaluation.txt").unlink()
-    _assert_refused(command(*base, *files), "evaluation.txt cannot be read")
+    _assert_refused(command(*base, *files), "evaluation.txt is not there; give the path")
     _assert_refused(command(*base, *_prompt_files(tmp_path, "x", many), f"dataset.real={tmp_path}"), "no folder of PNG")
 
 
