@@ -36,7 +36,9 @@ BARS = {
     ("emoji_sd3", "openvino int8", "torch float32"): 2.6,
     ("emoji_sd3", "openvino int8, any size", "torch float32"): 2.6,
     ("emoji_sd3", "openvino int8, bfloat16 rest", "torch float32"): 3.3,
+    ("emoji_sd3", "openvino int8, bfloat16 rest, any size", "torch float32"): 3.3,
     ("block", "openvino int8", "torch float32"): 3.5,
+    ("block", "openvino int8, any size", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest, any size", "torch float32"): 3.5,
 }
