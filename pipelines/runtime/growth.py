@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from segquant_bench.pipelines.runtime.cost import measured
 
@@ -25,11 +27,41 @@ def resident_mb() -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), None)
 
 
+class _Allocated(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks"),
+            "keepcost",  # free bytes at the heap's end
+        )
+    ]
+
+
 def _trim() -> None:
     """Give the allocator's free memory back to the system, which would hide what a call takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc alone
-    if trim is not None:
-        trim(0)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # of glibc alone
+        libc.malloc_trim(0)
+        if hasattr(libc, "mallinfo2"):  # since glibc 2.33
+            _empty_top(libc)
+
+
+def _empty_top(libc: ctypes.CDLL) -> None:
+    """Give back the free memory at the heap's end, which malloc_trim keeps once others have moved that end too.
+
+    A block of that size is taken, its pages are given back (they come again, empty, when touched), and it is freed.
+    """
+    libc.mallinfo2.restype = _Allocated
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.free.argtypes, libc.madvise.argtypes = (ctypes.c_void_p,), (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    size, page = libc.mallinfo2().keepcost - mmap.PAGESIZE, mmap.PAGESIZE
+    block = libc.malloc(size) if size > MIB else None
+    if block is not None:
+        start = -(-block // page) * page
+        libc.madvise(start, (block + size - start) // page * page, mmap.MADV_DONTNEED)
+        libc.free(block)
 
 
 def peak_growth_mb(call: Callable[[], object]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,3 +74,17 @@ def test_growth_is_what_a_call_takes_beyond_what_is_held() -> None:
     found = peak_growth_mb(lambda: (held + 1).sum())
     assert found is not None and 24 < found < 64
     assert held[0] == 1
+
+
+def test_growth_counts_what_comes_from_memory_that_the_allocator_kept() -> None:
+    """Once another library has moved the heap's end, malloc_trim leaves the free memory before it resident."""
+    libc = ctypes.CDLL(None)
+    if resident_mb() is None or not hasattr(libc, "mallinfo2"):
+        pytest.skip("of Linux with glibc 2.33 or newer")
+    large = torch.ones(7 * 2**20, dtype=torch.float32)  # freed, it tells the allocator to keep blocks up to its size
+    del large
+    blocks = [torch.ones(2**20, dtype=torch.float32) for _ in range(16)]
+    libc.sbrk(ctypes.c_ssize_t(4096))
+    del blocks
+    found = peak_growth_mb(lambda: torch.ones(8 * 2**20, dtype=torch.float32).sum())
+    assert found is not None and 24 < found < 64
