@@ -309,16 +309,18 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
 
     engine = run.config.run
     about: dict[str, Any] = {"threads": torch.get_num_threads()}
+    example = denoiser_calls(run)[0]
     if not folder.is_dir():
         rest = engine.rest if backends(denoiser) else "float"
-        example = denoiser_calls(run)[0]
         log.info("writing the denoiser for %s", engine.name)
         written = export_onnx(denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu)
         log.info("%s", written)
     # a run's calls have the size of its batches, and of the last one
     options: dict[str, Any] = {"bfloat16": engine.bfloat16, "fixed": True} if engine.name == OPENVINO else {}
     module = load_exported(folder, engine.name, threads=torch.get_num_threads(), **options)
-    _check_last_batch(run, module.manifest.inputs[0])
+    _check_last_batch(run, module.manifest.inputs[0], example)
+    with torch.no_grad():
+        module(**example)  # compiled for these sizes, as it then runs: products for any sizes may differ
     about["products"], about["file_bytes"] = module.engine.products(), folder_bytes(folder)
     if module.engine.remark:
         about["remark"] = module.engine.remark
@@ -327,18 +329,19 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
     return Placed(module, {**layers, **others}, reasons, about)
 
 
-def _check_last_batch(run: Run, first: Input) -> None:
+def _check_last_batch(run: Run, first: Input, example: Mapping[str, Any]) -> None:
     """Refuse, before sampling, a file that takes the first batches and not the last, smaller one.
 
     Args:
         first: of the file's inputs.
+        example: arguments of a call of the first batch.
     """
     batch, count = run.config.model.batch_size, len(run.dataset.evaluation)
     whole, last = min(batch, count), count % batch or min(batch, count)
     size = first.dimensions[0] if first.dimensions else Dimension("none", 1)
     if last == whole or all(size.allows(each * last) for each in (1, 2)):  # a row a picture, or two with guidance
         return
-    rows = int(denoiser_calls(run)[0][first.name].shape[0]) * last // whole
+    rows = int(example[first.name].shape[0]) * last // whole
     if not size.allows(rows):
         raise PipelineError(
             f"run={run.config.run.name}: the exported denoiser takes batches of {size}, and the last of {count} "
