@@ -198,6 +198,11 @@ class Judge:
         self.solutions[index] = (method, layout, tensors)
         return layout, tensors
 
+    def bytes_of(self, change: Change) -> int:
+        """Bytes of codes and scales at the candidate's format, before anything is solved; only differences say much."""
+        method = self._method({key: value for key, value in change.items() if key not in self.fixed})
+        return layer_bytes(lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer)), 0)
+
     def _format(self, method: Method) -> object:
         """What of its format a fit depends on: the first that is judged finds it for all widths and groups."""
         layout = lay_out_pieces(self.linear, method, self.segments, self.name, taps_of(self.layer))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -16,6 +18,8 @@ from segquant.numerics.scales import K_BITS
 
 GROUPS = {"int": (32, 64, 128), "uint": (32, 64, 128), "fp": (16, 32, 64), "nf": (32, 64, 128)}
 """Group sizes that may mix, by the kind of the base's dtype; only where the base has groups."""
+NARROW = "e4m3"
+"""A scale of integers in groups that may mix with the base's: half a bfloat16, and next to no error."""
 BLOCKS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 """GGUF's formats that may mix, as its own files of several do."""
 FEWER = 2
@@ -25,7 +29,7 @@ _BLOCK_SCALES = {*K_BITS, "q0", "q1"}
 
 
 def formats_of(scheme: QuantScheme, in_features: int) -> list[QuantScheme]:
-    """The scheme, and those with weights of other widths and groups of the same kind; inputs stay as they are.
+    """The scheme, and those with weights of other widths, groups and scales of the same kind; inputs stay as they are.
 
     What shares a scale stays too: a format per tensor or channel has no groups beside it, which its kernels lack.
     """
@@ -46,9 +50,12 @@ def _weights(weight: QuantSpec) -> Iterable[QuantSpec]:
     if weight.scale_dtype in _BLOCK_SCALES or weight == PRECISIONS["q8_0"].weight:
         return [spec for name in BLOCKS if (spec := PRECISIONS[name].weight) is not None]
     kind = weight.grid.kind
-    widths = WIDTHS[kind] or (weight.dtype,)
-    groups: Iterable[int | None] = (None,) if weight.group_size is None else (*GROUPS[kind], weight.group_size)
-    return [replace(weight, dtype=dtype, group_size=group) for group in groups for dtype in widths]
+    widths, groups, scales = WIDTHS[kind] or (weight.dtype,), [weight.group_size], [weight.scale_dtype]
+    if weight.group_size is not None:
+        groups = [*GROUPS[kind], weight.group_size]
+        scales += [NARROW] if kind in ("int", "uint") else []
+    each = itertools.product(scales, groups, widths)
+    return [replace(weight, dtype=dtype, group_size=group, scale_dtype=scale) for scale, group, dtype in each]
 
 
 def _divides(scheme: QuantScheme, in_features: int) -> bool:
@@ -80,42 +87,49 @@ def at_formats(
 
 
 def _rounded(judge: Judge, plainly: Change, own: Candidate, schemes: Sequence[QuantScheme]) -> list[Candidate]:
-    """Rounding at other formats: judged where the width or the group is the base's, from these two where neither is.
+    """Rounding at other formats: judged where one thing is not the base's, from these where several are not.
 
     A group's range does not know the width of its codes, so errors of weights are the product of what each does.
     """
     base = judge.base.scheme
-    crossed = {scheme: pair for scheme in schemes if (pair := _apart(scheme, base)) is not None}
-    found = {
-        scheme: candidate
-        for scheme in schemes
-        if scheme not in crossed
-        and (candidate := judge({**plainly, **_named(scheme, judge.base)}, roughly=True)) is not None
-    }
-    floor = min(candidate.error for candidate in (own, *found.values())) ** 2
-    for scheme, (width, group) in crossed.items():
-        if width in found and group in found:
-            found[scheme] = _product(found[width], found[group], own, floor, {**plainly, **_named(scheme, judge.base)})
-    return list(found.values())
+    crossed = {scheme: ones for scheme in schemes if (ones := _apart(scheme, base)) is not None}
+    found = {base: own}
+    for scheme in schemes:
+        change = {**plainly, **_named(scheme, judge.base)}
+        if scheme not in crossed and (candidate := judge(change, roughly=True)) is not None:
+            found[scheme] = candidate
+    floor = min(candidate.error for candidate in found.values()) ** 2
+    for scheme, ones in crossed.items():
+        if all(each in found for each in ones):
+            change = {**plainly, **_named(scheme, judge.base)}
+            size = own.bytes + judge.bytes_of(change) - judge.bytes_of(plainly)
+            error = _product(own.error, [found[each].error for each in ones], floor)
+            found[scheme] = replace(found[ones[0]], change=change, error=error, bytes=size)
+    return [candidate for scheme, candidate in found.items() if scheme != base]
 
 
-def _apart(scheme: QuantScheme, base: QuantScheme) -> tuple[QuantScheme, QuantScheme] | None:
-    """The base with the scheme's width, and with its group, where these two are what they differ in."""
+def _apart(scheme: QuantScheme, base: QuantScheme) -> list[QuantScheme] | None:
+    """The base with one thing of the scheme each: its width, its groups, its scales.
+
+    None where they differ in one thing at most, and of GGUF's blocks.
+    """
     one, own = scheme.weight, base.weight
     assert one is not None and own is not None
-    if (one.grid.kind, one.scale_dtype) != (own.grid.kind, own.scale_dtype):  # as between GGUF's blocks
+    if one.grid.kind != own.grid.kind or _BLOCK_SCALES & {one.scale_dtype, own.scale_dtype}:
         return None
-    width, group = replace(own, dtype=one.dtype), replace(own, group_size=one.group_size)
-    if own in (width, group) or one != replace(width, group_size=one.group_size):
-        return None
-    return replace(base, weight=width), replace(base, weight=group)
+    ones = [
+        replace(own, dtype=one.dtype),
+        replace(own, group_size=one.group_size),
+        replace(own, scale_dtype=one.scale_dtype),
+    ]
+    return None if one in (own, *ones) else [replace(base, weight=each) for each in ones]
 
 
-def _product(width: Candidate, group: Candidate, own: Candidate, floor: float, change: Change) -> Candidate:
-    gap = own.error**2 - floor
-    share = max(width.error**2 - floor, 0.0) * max(group.error**2 - floor, 0.0) / gap if gap > 0 else 0.0
-    size = width.bytes + group.bytes - own.bytes  # of codes the one, of scales the other
-    return Candidate(change, (floor + share) ** 0.5, size, width.operations, width.bits)
+def _product(own: float, ones: Sequence[float], floor: float) -> float:
+    """An error from those where one thing differs from what `own` is of; `floor`: the square that all have."""
+    gap = own**2 - floor
+    shares = [max(each**2 - floor, 0.0) / gap for each in ones] if gap > 0 else [0.0]
+    return math.sqrt(floor + max(gap, 0.0) * math.prod(shares))
 
 
 def _named(scheme: QuantScheme, base: Method) -> Change:
