@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.pages import Line, figures, markdown
 from segquant_bench.eval.report.main_table.results_table import results_table
 from segquant_bench.eval.report.runs.groups import quantized_parts, sort_runs
-from segquant_bench.eval.report.runs.labels import labels, method_name
+from segquant_bench.eval.report.runs.labels import labels, method_name, places
 from segquant_bench.eval.report.runs.sizes import by_bytes, is_no_larger
 from segquant_bench.eval.results import RunResult
 from segquant_bench.eval.tables.numbers import format_difference, format_ratio
@@ -38,7 +38,7 @@ class Row:
 
     Attributes:
         name: the method's on the page, with its budget if it has one: ``auto, 1.1 × bytes``.
-        label: what comparisons.csv calls it.
+        label, where: what comparisons.csv calls it and its place.
         parts: quantized components.
         cells: by the titles of the report's columns; bold as there.
     """
@@ -48,6 +48,7 @@ class Row:
     method: str
     name: str
     label: str
+    where: str
     parts: tuple[str, ...]
     is_tool: bool
     seeds: int
@@ -71,19 +72,20 @@ def rows_of(runs: Sequence[RunResult]) -> list[Row]:
         ValueError: two runs of one model and precision would have the same name.
     """
     ordered = by_bytes(sort_runs(runs))
-    table, told = results_table(runs), labels([run for run in ordered if not run.is_float])
+    table, quantized = results_table(runs), [run for run in ordered if not run.is_float]
+    told, where = labels(quantized), places(quantized)
     titles = [column.title for column in table.columns]
     rows = [
-        Row(run.model, run.precision, run.quantizer, page_name(run), told[id(run)], quantized_parts(run),
-            run.has_own_layers, len(run.seed_runs) or 1, dict(zip(titles, cells, strict=True)))
+        Row(run.model, run.precision, run.quantizer, page_name(run), told[id(run)], where[id(run)],
+            quantized_parts(run), run.has_own_layers, len(run.seed_runs) or 1, dict(zip(titles, cells, strict=True)))
         for run, cells in zip(ordered, table.rows, strict=True) if not run.is_float
     ]  # fmt: skip
     names = [(*row.place, row.name) for row in rows]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"two runs are called {twice}: give folders of the one experiment")
-    places = list(dict.fromkeys(row.place for row in rows))
-    return sorted(rows, key=lambda row: (places.index(row.place), row.value("weights"), row.name))
+    order = list(dict.fromkeys(row.place for row in rows))
+    return sorted(rows, key=lambda row: (order.index(row.place), row.value("weights"), row.name))
 
 
 def page_name(run: RunResult) -> str:
@@ -143,15 +145,13 @@ def pairs_table(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], compariso
     """Fixed pairs by their names, wherever both ran: the first against the second."""
     found = {(c["where"], c["precision"], c["a"], c["b"], c["metric"].partition("[")[0]): c for c in comparisons}
     named = {(*row.place, row.name): row for row in rows}
-    places, models = dict.fromkeys(row.place for row in rows), {row.model for row in rows}
-    lines = []
+    models, lines = {row.model for row in rows}, []
     for ours, theirs in pairs:
-        for place in places:
+        for place in dict.fromkeys(row.place for row in rows):
             a, b = named.get((*place, ours)), named.get((*place, theirs))
             if a is None or b is None:
                 continue
-            where = a.model if len(models) > 1 else ""
-            made = [found.get((where, a.precision, a.label, b.label, metric)) for metric in METRICS]
+            made = [found.get((a.where, a.precision, a.label, b.label, metric)) for metric in METRICS]
             if any(made):
                 keys = [f"{ours} against {theirs}", *([a.model] if len(models) > 1 else []), a.precision]
                 lines.append([*keys, figures(a.value("weights") / b.value("weights")), *map(pair_text, made)])
