@@ -25,7 +25,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from benchmarks import pages
-from benchmarks.main_tables import BUDGETED, Row, chosen, pairs_table, rows_of, rows_table
+from benchmarks.main_tables import BUDGETED, Couple, Row, chosen, couples, pairs_table, rows_of, rows_table
+from benchmarks.pages import Line
 from segquant_bench.eval.report.runs.groups import DENOISER
 from segquant_bench.eval.report.runs.seeds import merge_seeds
 from segquant_bench.eval.results import load_results
@@ -93,25 +94,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     out = options.out or DOCS / options.page
     with staged(pages.newest(options.directories, archived_name)) as (folder, runs):
+        rows = rows_of(merge_seeds(load_results([folder])))
         pages.make_report([str(folder), "--no-grid", "--output", str(folder / "report")])
-        text = page_text((out / "README.md").read_text(encoding="utf-8"), options.page, folder, len(runs))
+        compared = compare(folder, list(couples(rows, PAGES[options.page].pairs)))
+        text = page_text((out / "README.md").read_text(encoding="utf-8"), options.page, rows, compared, len(runs))
         for name in MADE:
             if not (folder / "report" / name).is_file():
                 sys.exit(f"the report has no {name}: see above")
             shutil.copyfile(folder / "report" / name, out / name)
+        pages.write_csv(out / "pairs.csv", compared)
         pages.archive(runs, out / "results.tar.xz", (*pages.KEPT, FEATURES))
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def page_text(text: str, name: str, folder: Path, count: int) -> str:
-    """The page with its tables filled from the runs and the report in a folder."""
-    page, rows = PAGES[name], rows_of(merge_seeds(load_results([folder])))
+def compare(folder: Path, found: Sequence[Couple]) -> list[dict[str, str]]:
+    """The report's comparisons of these alone, chosen before the runs: p-values are adjusted for no others."""
+    if not found:
+        return []
+    wanted = dict.fromkeys(f"{a.told}:{b.told}" for _, a, b in found)
+    words = [word for pair in wanted for word in ("--pairs", pair)]
+    pages.make_report([str(folder), "--tables", "--output", str(folder / "pairs"), *words])
+    return pages.read_csv(folder / "pairs" / "comparisons.csv")
+
+
+def page_text(text: str, name: str, rows: Sequence[Row], compared: Sequence[Line], count: int) -> str:
+    """The page with its tables filled from the runs and their comparisons."""
+    page = PAGES[name]
     text = pages.filled(text, "jobs", jobs_line(name, count))
     for mark, shown in page.tables.items():
         members = chosen((row for row in rows if shown.admits(row)), shown.methods, tool=shown.tool)
         text = pages.filled(text, mark, rows_table(members, shown.columns))
-    comparisons = pages.read_csv(folder / "report" / "comparisons.csv")
-    return pages.filled(text, "pairs", pairs_table(rows, page.pairs, comparisons))
+    return pages.filled(text, "pairs", pairs_table(couples(rows, page.pairs), compared))
 
 
 def jobs_line(experiment: str, count: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.pages import Line, figures, markdown
@@ -55,6 +55,11 @@ class Row:
     cells: Mapping[str, Cell]
 
     @property
+    def told(self) -> str:
+        """What `segquant-report --pairs` calls it."""
+        return f"{self.label} at {self.precision}"
+
+    @property
     def place(self) -> tuple[str, str]:
         """Where it is compared."""
         return (self.model, self.precision)
@@ -63,6 +68,10 @@ class Row:
         """Of a column; infinity where it has none."""
         cell = self.cells.get(title)
         return float("inf") if cell is None or cell.value is None else cell.value
+
+
+Couple = tuple[str, Row, Row]
+"""Two rows to compare, and what the page calls them."""
 
 
 def rows_of(runs: Sequence[RunResult]) -> list[Row]:
@@ -141,20 +150,25 @@ def cell_text(cell: Cell | None, title: str) -> str:
     return value + spread + low_high
 
 
-def pairs_table(rows: Sequence[Row], pairs: Sequence[tuple[str, str]], comparisons: Iterable[Line]) -> str:
-    """Fixed pairs by their names, wherever both ran: the first against the second."""
-    found = {(c["where"], c["precision"], c["a"], c["b"], c["metric"].partition("[")[0]): c for c in comparisons}
+def couples(rows: Sequence[Row], pairs: Iterable[tuple[str, str]]) -> Iterator[Couple]:
+    """Fixed pairs by their names, wherever both ran."""
     named = {(*row.place, row.name): row for row in rows}
-    models, lines = {row.model for row in rows}, []
     for ours, theirs in pairs:
         for place in dict.fromkeys(row.place for row in rows):
-            a, b = named.get((*place, ours)), named.get((*place, theirs))
-            if a is None or b is None:
-                continue
-            made = [found.get((a.where, a.precision, a.label, b.label, metric)) for metric in METRICS]
-            if any(made):
-                keys = [f"{ours} against {theirs}", *([a.model] if len(models) > 1 else []), a.precision]
-                lines.append([*keys, figures(a.value("weights") / b.value("weights")), *map(pair_text, made)])
+            if (a := named.get((*place, ours))) is not None and (b := named.get((*place, theirs))) is not None:
+                yield f"{ours} against {theirs}", a, b
+
+
+def pairs_table(pairs: Iterable[Couple], comparisons: Iterable[Line]) -> str:
+    """The first of each against the second."""
+    found = {(c["where"], c["precision"], c["a"], c["b"], c["metric"].partition("[")[0]): c for c in comparisons}
+    pairs, lines = list(pairs), []
+    models = {a.model for _, a, _ in pairs}
+    for title, a, b in pairs:
+        made = [found.get((a.where, a.precision, a.label, b.label, metric)) for metric in METRICS]
+        if any(made):
+            keys = [title, *([a.model] if len(models) > 1 else []), a.precision]
+            lines.append([*keys, figures(a.value("weights") / b.value("weights")), *map(pair_text, made)])
     if not lines:
         return "None has run.\n"
     keys = ["pair", *(["model"] if len(models) > 1 else []), "precision", "bytes, ratio"]

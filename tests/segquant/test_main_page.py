@@ -104,13 +104,13 @@ def test_numbers_are_those_of_the_results(sweep: Path, page: Path) -> None:
     assert len(seeds) == 3 and rows["gptq_mse"][2] == "3" and rows["gptq_mse"][7].startswith(told)
 
 
-def test_pairs_are_those_of_comparisons(page: Path) -> None:
+def test_pairs_are_adjusted_for_no_others(page: Path) -> None:
     rows = _rows(page, "| pair | precision |")
     assert [row[0] for row in rows] == [
         "segquant_plus against svdquant_gptq", "segquant_plus against gptq_mse",
         "auto, 1.0 × bytes against gptq_mse", "auto, 1.1 × bytes against gptq_mse"
     ]  # fmt: skip
-    compared = pages.read_csv(page / "comparisons.csv")
+    compared = pages.read_csv(page / "pairs.csv")
     labels = ("segquant_plus", "segquant_plus", "auto budget.bytes=1.0", "auto budget.bytes=1.1")
     for row, label in zip(rows, labels, strict=True):
         other = row[0].partition(" against ")[2]
@@ -118,6 +118,11 @@ def test_pairs_are_those_of_comparisons(page: Path) -> None:
         cells = [pairs["psnr"], pairs["fid_ref[effnet_lite0]"], pairs["output error"]]
         assert row[3:] == [main_tables.pair_text(pair) for pair in cells]
         assert abs(float(row[2]) - float(pairs["psnr"]["bytes"])) < 0.006
+    every = {(pair["a"], pair["b"], pair["metric"]): pair for pair in pages.read_csv(page / "comparisons.csv")}
+    assert len(compared) < len(every)
+    for pair in compared:
+        other = every[pair["a"], pair["b"], pair["metric"]]
+        assert pair["value"] == other["value"] and float(pair["adjusted p"]) <= float(other["adjusted p"])
 
 
 def test_the_archive_makes_the_page_again(page: Path, tmp_path: Path) -> None:
@@ -126,8 +131,12 @@ def test_the_archive_makes_the_page_again(page: Path, tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     again = _made(tmp_path / "runs", tmp_path / "again")
     names = {path.name for path in page.iterdir()}
-    assert names == {"README.md", "results.tar.xz", *main_page.MADE} == {path.name for path in again.iterdir()}
-    for name in ("README.md", "table.md", "comparisons.csv", "comparisons.md", "results.tar.xz"):
+    assert (
+        names
+        == {"README.md", "results.tar.xz", "pairs.csv", *main_page.MADE}
+        == {path.name for path in again.iterdir()}
+    )
+    for name in ("README.md", "table.md", "comparisons.csv", "comparisons.md", "pairs.csv", "results.tar.xz"):
         assert (again / name).read_bytes() == (page / name).read_bytes(), name
 
 
