@@ -8,18 +8,13 @@ It writes what `segquant-report` makes of each model, and fills the tables of th
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import math
-import re
 import shutil
-import sys
-import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from segquant_bench.eval.cli import main as report
+from benchmarks import pages
+from benchmarks.pages import Line, figures
 
 PAGE = Path(__file__).parents[1] / "docs" / "formats"
 MODELS = {"emoji_sd3": ("table.md", "comparisons.csv", "formats.png"),
@@ -45,9 +40,6 @@ PAIRS = (
     ("mxfp4", "nvfp4", ("rtn", "gptq_mse")),
 )
 """Formats of about the same bytes, and by which methods."""
-KEPT = ("results.json", "evaluation/per_image.json")
-"""Of a run, in the archive."""
-Line = Mapping[str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,35 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="sweeps with results.json files")
     parser.add_argument("--out", type=Path, default=PAGE, help="folder of the page, with its README.md")
     options = parser.parse_args(argv)
-    runs = by_model(options.directories)
+    runs = pages.newest(options.directories, lambda result: pages.run_name(result) if result["model"] in MODELS else "")
     text, pairs = (options.out / "README.md").read_text(encoding="utf-8"), []
     for model, names in MODELS.items():
         with tempfile.TemporaryDirectory() as folder:
-            lines, found = _reported(runs[model], Path(folder), options.out, names)
-        text = filled(text, model, methods_table(lines, METHODS))
+            lines, found = _reported(_of_model(runs, model), Path(folder), options.out, names)
+        text = pages.filled(text, model, methods_table(lines, METHODS))
         if model == MIXES:
-            text = filled(text, f"{model} mixed", methods_table(lines, MIXED, all_of=MIXED))
+            text = pages.filled(text, f"{model} mixed", methods_table(lines, MIXED, all_of=MIXED))
         pairs += [{**pair, "where": model} for pair in found]
-    text = filled(text, "pairs", pairs_table(pairs))
-    _write_csv(options.out / "pairs.csv", pairs)
-    archive(runs, options.out / "results.tar.xz")
+    text = pages.filled(text, "pairs", pairs_table(pairs))
+    pages.write_csv(options.out / "pairs.csv", pairs)
+    pages.archive(runs, options.out / "results.tar.xz")
     (options.out / "README.md").write_text(text, encoding="utf-8")
 
 
-def by_model(directories: Iterable[Path]) -> dict[str, list[Path]]:
-    """results.json files of the page's models, one of a name and a seed: the newest."""
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(path for directory in directories for path in directory.rglob("results.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["model"] not in MODELS:
-            continue
-        key = (result["model"], f"{result['name']} {result['config']['calibration']['seed']}")
-        if key not in found or path.stat().st_mtime > found[key].stat().st_mtime:
-            found[key] = path
-    models: dict[str, list[Path]] = {model: [] for model in MODELS}
-    for (model, _), path in found.items():
-        models[model].append(path)
-    return models
+def _of_model(runs: Mapping[str, Path], model: str) -> list[Path]:
+    return [path for name, path in runs.items() if name.startswith(f"{model}/")]
 
 
 def _reported(
@@ -92,17 +72,14 @@ def _reported(
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Lines of the report's table and of the pairs; its files copied."""
     files = [str(run) for run in runs]
-    _report([*files, "--no-grid", "--output", str(folder / "all")])
+    pages.make_report([*files, "--no-grid", "--output", str(folder / "all")])
     for made, name in zip(("table.md", "comparisons.csv", "formats.png"), names, strict=True):
         shutil.copyfile(folder / "all" / made, out / name)
     wanted = [("--pairs", f"{method} at {a}:{method} at {b}") for a, b, methods in PAIRS for method in methods]
-    _report([*files, "--tables", "--output", str(folder / "pairs"), *(word for pair in wanted for word in pair)])
-    return _read_csv(folder / "all" / "table.csv"), _read_csv(folder / "pairs" / "comparisons.csv")
-
-
-def _report(arguments: list[str]) -> None:
-    if report(arguments):
-        sys.exit("segquant-report did not write all of it: see above")
+    pages.make_report(
+        [*files, "--tables", "--output", str(folder / "pairs"), *(word for pair in wanted for word in pair)]
+    )
+    return pages.read_csv(folder / "all" / "table.csv"), pages.read_csv(folder / "pairs" / "comparisons.csv")
 
 
 def methods_table(lines: Sequence[Line], methods: Sequence[str], all_of: Sequence[str] = ()) -> str:
@@ -166,55 +143,8 @@ def _pair(pair: Line | None) -> str:
     return f"**{text}**" if pair["verdict"] in ("better", "worse") else text
 
 
-def figures(value: float, count: int = 3) -> str:
-    """So many significant digits, without a zero before the point.
-
-    >>> figures(0.04198), figures(1.834), figures(0.00825)
-    ('.0420', '1.83', '.00825')
-    """
-    digits = max(0, count - 1 - math.floor(math.log10(abs(value)))) if value else 1
-    text = f"{value:.{digits}f}"
-    return text[1:] if text.startswith("0.") else text
-
-
-def filled(text: str, name: str, table: str) -> str:
-    """The page with another table between its marks."""
-    start, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
-    if start not in text:
-        sys.exit(f"the page has no place for the table {name!r}: put {start.strip()!r} and {end!r} into its README.md")
-    return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}{table}{end}", text, flags=re.DOTALL)
-
-
-def archive(runs: Mapping[str, Sequence[Path]], path: Path) -> None:
-    """results.json of all runs, and their pictures' scores for pairs; the same bytes for the same runs."""
-    members = {}
-    for run in (run for found in runs.values() for run in found):
-        result = json.loads(run.read_text(encoding="utf-8"))
-        name = f"{result['model']}/{result['name']}_seed{result['config']['calibration']['seed']}"
-        members |= {f"{name}/{part}": run.parent / part for part in KEPT if (run.parent / part).is_file()}
-    with tarfile.open(path, "w:xz") as file:
-        for name, member in sorted(members.items()):
-            info = tarfile.TarInfo(name)
-            info.size = member.stat().st_size
-            with member.open("rb") as content:
-                file.addfile(info, content)
-
-
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["--:" if "error" in head or "MB" in head or head == "psnr, dB" else "---" for head in heads]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (heads, rule, *rows)).replace("| --- |", "|---|")
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _write_csv(path: Path, rows: Sequence[Line]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    return pages.markdown(heads, rows, lambda head: "error" in head or "MB" in head or head == "psnr, dB")
 
 
 if __name__ == "__main__":

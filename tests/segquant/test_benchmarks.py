@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("diffusers")
 
-from benchmarks import formats, formats_page, random_models
+from benchmarks import formats, formats_page, pages, random_models
 from benchmarks.kernel_bars import Row, bar_table, bars, error_bars, memory_bars
 from benchmarks.quantize_cost import CLEAR, Setting, Stopwatch, arguments, measure, refused, table
 from benchmarks.random_flux import flux_inputs, random_flux
@@ -149,6 +149,6 @@ def test_a_page_of_formats() -> None:
     assert table.splitlines()[2] == "| w4a8 | 8.07 | .216 | 32.0 | .107 ± .0023 | 32.0 | – | – | – |"
     assert formats_page.methods_table(lines, ("rtn", "auto"), all_of=("auto",)) == "None has run.\n"
     page = "a\n<!-- table: x -->\nold\n<!-- end of table -->\nb"
-    assert formats_page.filled(page, "x", "new\n") == page.replace("old", "new")
+    assert pages.filled(page, "x", "new\n") == page.replace("old", "new")
     with pytest.raises(SystemExit, match="no place for the table 'y'"):
-        formats_page.filled(page, "y", "new\n")
+        pages.filled(page, "y", "new\n")

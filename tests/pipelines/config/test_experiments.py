@@ -7,16 +7,13 @@ from itertools import product
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.callbacks import Callbacks
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 import segquant
+from benchmarks import pages
 from segquant import presets
 from segquant.method.parts import DEPLOY
 from segquant_bench.pipelines.config.dataset import DatasetConfig
-from segquant_bench.pipelines.config.grids import GridSweeper
 from segquant_bench.pipelines.config.quantizer import build_method
 from segquant_bench.pipelines.config.resolvers import register
 from segquant_bench.pipelines.config.schema import RunConfig, validate
@@ -42,13 +39,7 @@ HELD_BY_HAND = {"plan"}  # needs the file of an earlier run
 @cache
 def _jobs(experiment: str) -> list[list[str]]:
     """The overrides of every job, the experiment itself included."""
-    register()
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"experiment={experiment}"], return_hydra_config=True)
-        settings = config.hydra.sweeper
-        sweeper = GridSweeper(settings.params, settings.get("grids"))
-        sweeper.hydra_context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
-        return [[f"experiment={experiment}", *job] for job in sweeper.jobs([])]
+    return [[f"experiment={experiment}", *job] for job in pages.jobs(experiment)]
 
 
 def _values(experiment: str, *keys: str) -> set[tuple[str, ...]]:
