@@ -97,10 +97,10 @@ class _Calls(TorchFunctionMode):
             if not isinstance(module, QuantLayer):
                 self._handles.append(module.register_forward_pre_hook(self._opener(name)))
                 self._handles.append(module.register_forward_hook(self._close, always_call=True))
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         while self._handles:
             self._handles.pop().remove()
 

@@ -45,6 +45,6 @@ def scales(largest: Array) -> Array:
 def _of_heads(step: Array, heads: object) -> Array:
     """[heads, 1, 1], keys' repeated as keys are; a scalar where heads are not known."""
     if not isinstance(heads, int) or len(step) == 1 or heads % len(step):
-        found: Array = step.max().reshape(())
-        return found
-    return step.repeat(heads // len(step)).reshape(-1, 1, 1)
+        return np.asarray(step.max())
+    found: Array = np.repeat(step, heads // len(step)).reshape(-1, 1, 1)
+    return found

@@ -94,7 +94,7 @@ def write_out(
             continue
         old = node.outputs[0]
         if node.op_type == SCORES:
-            tape.begin(node.name or SCORES)
+            tape.begin(f"{node.attributes['attention'].as_string()}/{SCORES}")
             new = scores(tape, node, ranges or {})
         else:
             name = names[node.attributes["layer"].as_int()]
