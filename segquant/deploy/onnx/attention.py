@@ -24,6 +24,8 @@ from segquant.modules.swap import evaluating
 SCORES = "Scores"
 """The node of DOMAIN for queries times keys, which `scores` writes out."""
 SIDES = ("queries", "keys")
+CALL = ", call "
+"""Between the name of a module and the number of its call of attention, from the second on."""
 Ranges = dict[str, tuple[Tensor, Tensor]]
 """By attention, the largest magnitude of its queries and of its keys: [heads], or [1] where these have no heads."""
 
@@ -108,9 +110,12 @@ class _Calls(TorchFunctionMode):
         def opened(*_: Any) -> None:
             if not name:
                 self.begin()
-            self._open.append(name or type(self._model).__name__)
+            self._open.append(self._told(name))
 
         return opened
+
+    def _told(self, name: str) -> str:
+        return name or type(self._model).__name__
 
     def _close(self, *_: Any) -> None:
         self._open.pop()
@@ -123,7 +128,7 @@ class _Calls(TorchFunctionMode):
         name = self._open[-1]
         self._counts[name] += 1
         count = self._counts[name]
-        return self.attend(name if count == 1 else f"{name}, call {count}", Call(*args, **(kwargs or {})))
+        return self.attend(name if count == 1 else f"{name}{CALL}{count}", Call(*args, **(kwargs or {})))
 
 
 class _Observed(_Calls):
@@ -190,8 +195,9 @@ class CodedAttention(_Calls):
     @property
     def forms(self) -> dict[str, str]:
         """By name; of modules that compute attention in another way, "float"."""
-        told = {name.partition(", call ")[0] for name in self._traced}
-        return {**self._traced, **dict.fromkeys((name for name in attentions(self._model) if name not in told), FLOAT)}
+        told = {name.partition(CALL)[0] for name in self._traced}
+        others = [each for each in map(self._told, attentions(self._model)) if each not in told]
+        return {**self._traced, **dict.fromkeys(others, FLOAT)}
 
     def attend(self, name: str, given: Call) -> Tensor:
         if not torch.compiler.is_exporting():

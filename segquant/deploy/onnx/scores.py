@@ -45,6 +45,5 @@ def scales(largest: Array) -> Array:
 def _of_heads(step: Array, heads: object) -> Array:
     """[heads, 1, 1], keys' repeated as keys are; a scalar where heads are not known."""
     if not isinstance(heads, int) or len(step) == 1 or heads % len(step):
-        return np.asarray(step.max())
-    found: Array = np.repeat(step, heads // len(step)).reshape(-1, 1, 1)
-    return found
+        return np.array(step.max())
+    return np.repeat(step, heads // len(step)).reshape(-1, 1, 1)
