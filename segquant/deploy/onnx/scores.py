@@ -38,12 +38,14 @@ def _codes(tape: Tape, x: ir.Value, step: ir.Value) -> ir.Value:
 
 def scales(largest: Array) -> Array:
     """Float32, above 0: of what is 0 in every call, 1 / 127."""
-    found = np.where(largest > 0, largest, 1).astype(np.float32) / LARGEST
-    return np.maximum(found, TINY).astype(np.float32)
+    found: Array = np.maximum(np.where(largest > 0, largest, 1).astype(np.float32) / LARGEST, TINY)
+    return found
 
 
 def _of_heads(step: Array, heads: object) -> Array:
     """[heads, 1, 1], keys' repeated as keys are; a scalar where heads are not known."""
     if not isinstance(heads, int) or len(step) == 1 or heads % len(step):
-        return np.array(step.max())
-    return np.repeat(step, heads // len(step)).reshape(-1, 1, 1)
+        whole: Array = step.max(keepdims=True).reshape(())
+        return whole
+    found: Array = step.repeat(heads // len(step)).reshape(-1, 1, 1)
+    return found

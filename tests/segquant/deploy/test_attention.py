@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
+from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("openvino")
@@ -19,6 +20,7 @@ pytest.importorskip("diffusers")
 import onnx
 
 from segquant import QuantizationError, export_onnx, presets, quantize_
+from segquant.deploy.onnx.attention import Call
 from segquant.deploy.onnx.manifest import KEY, Manifest
 from segquant.deploy.run import load_exported
 from segquant.deploy.run import openvino as openvino_engine
@@ -36,11 +38,12 @@ class Bare(nn.Module):
         super().__init__()
         self.key_heads, self.rank, self.settings = key_heads, rank, settings
 
-    def heads(self, x: Tensor) -> Tensor:
-        return x if self.rank == 3 else x.unflatten(-1, (-1, WIDTH)).transpose(1, 2)
+    def heads(self, x: Tensor, name: str) -> Tensor:
+        count = HEADS if name == "query" else self.key_heads
+        return x if self.rank == 3 else x.reshape(*x.shape[:2], count, WIDTH).transpose(1, 2)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = map(self.heads, (query, key, value))
+        q, k, v = map(self.heads, (query, key, value), ("query", "key", "value"))
         return nnf.scaled_dot_product_attention(q, k, v, mask, **self.settings)
 
 
@@ -57,12 +60,12 @@ def reference(model: Bare, given: dict[str, Tensor], calls: list[dict[str, Tenso
 
     def coded(name: str) -> Tensor:
         axes = [0, 1, 2] if model.rank == 3 else [0, 2, 3]
-        seen = [model.heads(each[name]).abs().amax(axes, keepdim=True) for each in calls]
+        seen = [model.heads(each[name], name).abs().amax(axes, keepdim=True) for each in calls]
         step = torch.stack(seen).amax(0) / 127
-        x = (model.heads(given[name]) / step).round().clamp(-128, 127).double() * step
+        x = (model.heads(given[name], name) / step).round().clamp(-128, 127).double() * step
         return x.repeat_interleave(HEADS // model.key_heads, 1) if name == "key" and model.rank == 4 else x
 
-    q, k, v = coded("query"), coded("key"), model.heads(given["value"]).double()
+    q, k, v = coded("query"), coded("key"), model.heads(given["value"], "value").double()
     if model.rank == 4:
         v = v.repeat_interleave(HEADS // model.key_heads, 1)
     scores = q @ k.mT * (model.settings.get("scale") or q.shape[-1] ** -0.5)
@@ -151,9 +154,23 @@ def family(name: str) -> tuple[nn.Module, dict[str, Any]]:
     return model, filled
 
 
+class Rounding(TorchFunctionMode):
+    """Queries and keys on a grid per head, in torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nnf.scaled_dot_product_attention:
+            given = vars(Call(*args, **(kwargs or {})))
+            return func(**{**given, "query": self.rounded(given["query"]), "key": self.rounded(given["key"])})
+        return func(*args, **(kwargs or {}))
+
+    def rounded(self, x: Tensor) -> Tensor:
+        step = x.abs().amax((0, 2, 3), keepdim=True) / 127
+        return (x / step).round() * step
+
+
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, dict[str, Any]]], int]] = {
     "joint attention": (lambda: (sd3(), call(2, 8, 8, 7)), 1),
-    "a UNet": (unet_and_call, 12),
+    "a UNet": (unet_and_call, 8),
     "rotary embeddings": (lambda: family("flux1_dev"), 2),
     "masks of prompts": (lambda: family("pixart_sigma"), 4),
 }
@@ -166,8 +183,11 @@ def test_denoisers_are_near_their_float_selves(name: str, tmp_path: Path) -> Non
     written = export_onnx(model, tmp_path / "out", (), given, rest="float", dynamic=False, **CODED)
     assert list(written.attention.values()) == ["int8"] * count and pairs(tmp_path / "out") == 2 * count
     with torch.no_grad():
-        wanted = model(**{**given, "return_dict": False})[0]
-    assert 0 < error(load_exported(tmp_path / "out", "openvino")(**given)[0], wanted) < 0.02
+        with Rounding():
+            wanted = model(**{**given, "return_dict": False})[0]
+        exact = model(**{**given, "return_dict": False})[0]
+    found = load_exported(tmp_path / "out", "openvino")(**given)[0]
+    assert error(found, wanted) < 0.5 * error(found, exact) < 0.02
 
 
 @pytest.fixture(scope="module")
