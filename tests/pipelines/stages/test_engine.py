@@ -188,6 +188,10 @@ def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
             "^run=cpu multiplies integers or fp8, and fp4_e2m1 is neither; set run.fallback=",
         ),
         (
+            ["run=openvino", "run.attention=int8", "quantizer=none"],
+            "^run=openvino run.attention=int8 takes ranges from calibration inputs, and this run has none, since",
+        ),
+        (
             ["run=compile", "run.attention=int8", "model.device=meta"],
             "model.device='meta' cannot be used here; set model.device=cpu",
         ),

@@ -138,19 +138,20 @@ def unet_and_call() -> tuple[nn.Module, dict[str, Any]]:
 
 
 def family(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    from segquant_bench.pipelines.architectures import config_of
-    from segquant_bench.pipelines.architectures.inputs import example_inputs
+    from segquant_bench.pipelines.export.cli import example_of
     from tests.tiny_families import FLUX, PIXART, shallow
 
     torch.manual_seed(0)
     model = shallow(name, {"flux1_dev": FLUX, "pixart_sigma": PIXART}[name]).eval()
-    given = example_inputs(type(model).__name__, config_of(model), "cpu")
+    given = example_of(model)  # zeros
     g = torch.Generator().manual_seed(1)
     filled = {
         key: torch.randn(x.shape, generator=g) if isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1
         and "ids" not in key and "mask" not in key else x
         for key, x in given.items()
     }  # fmt: skip
+    if "encoder_attention_mask" in filled:
+        filled["encoder_attention_mask"][:, :5] = 1
     return model, filled
 
 
