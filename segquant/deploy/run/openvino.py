@@ -94,12 +94,13 @@ class OpenVino(Engine):
         sizes = {name: list(array.shape) for name, array in feeds.items()}
         if sizes == self._sizes:
             return
-        model, others = self._free.clone(), bool(self._sizes)
+        others = bool(self._sizes)
         self._compiled, self._request, self._sizes = None, None, {}  # two at once would take twice the memory
         if self._fixed is None and others:
-            self._start(model)
+            self._start(self._free)
             self._free = None
             return
+        model = self._free.clone()
         model.reshape(sizes)
         self._start(model)
         self._sizes = sizes
