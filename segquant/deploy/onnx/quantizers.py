@@ -122,7 +122,9 @@ def _one_sign(work: Work, x: ir.Value, axes: ir.Value | None, negative: bool) ->
         return Codes(quantized(work, tape.op("Div", part, scale), 1.0, 0), after=scale)
     signed = negative and work.signed_values
     part = quantized(work, tape.op("Div", side, scale), 1.0, 0, -1.0 if signed else 1.0)
-    return Codes(part, after=scale, negated=negative and not signed, small=True)  # values of the other sign saturate at 0
+    return Codes(
+        part, after=scale, negated=negative and not signed, small=True
+    )  # values of the other sign saturate at 0
 
 
 def largest(work: Work, x: ir.Value, axes: ir.Value | None) -> ir.Value:
