@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from segquant_bench.pipelines.sampling.first_step import first_step
 from segquant_bench.pipelines.stages.run import Run
 from segquant_bench.pipelines.stages.shared.inputs import prompt_inputs
 from segquant_bench.pipelines.stages.shared.quantized import twin
-from segquant_bench.pipelines.stages.shared.segments import calibration_batches
+from segquant_bench.pipelines.stages.shared.segments import some_batches
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +123,8 @@ def check_engine(run: Run) -> None:
     attention = run.config.run.attention
     if attention != TORCH and engine in EXPORTED and not run.has(CALIBRATE):
         raise PipelineError(
-            f"run={engine} run.attention={attention} takes ranges from calibration inputs, and this run has none, since "
-            "its denoiser is not quantized; set run.attention=torch"
+            f"run={engine} run.attention={attention} takes ranges from calibration inputs, and this run has none, "
+            "since its denoiser is not quantized; set run.attention=torch"
         )
     if attention != TORCH and engine not in EXPORTED:
         unable = f"runs on the CPU, and the model is on {run.device}" if run.device != "cpu" else why_not_exact()
@@ -327,7 +326,7 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
         log.info("writing the denoiser for %s", engine.name)
         coded: dict[str, Any] = {}
         if engine.attention != TORCH:
-            coded = {"attention": engine.attention, "attention_batches": attention_batches(run)}
+            coded = {"attention": engine.attention, "attention_batches": some_batches(run, BATCHES)}
         written = export_onnx(
             denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu, **coded
         )
@@ -343,13 +342,6 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
     layers |= {name: f"{engine.name}: attention {form}" for name, form in module.manifest.attention.items()}
     others, reasons = _by_kernels(components, REFERENCE, None)
     return Placed(module, {**layers, **others}, reasons, about)
-
-
-def attention_batches(run: Run) -> Iterator[dict[str, Any]]:
-    """Batches of calibration inputs, BATCHES spread over all."""
-    batches = calibration_batches(run)
-    step = max(1, len(batches) // BATCHES)
-    return itertools.islice(batches, 0, step * BATCHES, step)
 
 
 def _check_last_batch(run: Run, first: Input) -> None:
