@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.engines --models emoji_sd3 block
 
 "emoji_sd3" is the shipped pipeline's denoiser on a batch of 8, "block" two blocks of SD3.5 medium's size (1,178 tokens,
-width 1,536) with random weights. OpenVINO compiles for the sizes of the first call, but for "any size" (`fixed=False`).
+width 1,536) with random weights. OpenVINO compiles for the sizes of the first call, but for "any size" (`fixed=False`);
+"int8 attention" multiplies queries and keys as 8-bit codes, with scales of the calibration calls.
 Ratios are against torch float32 eager; only ratios mean something. Bars hold for CPUs with VNNI; on others OpenVINO's
 integer products saturate, so that its weights stay codes and its products float.
 """
@@ -39,10 +40,17 @@ BARS = {
     ("emoji_sd3", "openvino int8, bfloat16 rest, any size", "torch float32"): 3.3,
     ("block", "openvino int8", "torch float32"): 3.5,
     ("block", "openvino int8, any size", "torch float32"): 3.5,
+    ("block", "openvino int8, int8 attention", "torch float32"): 3.5,
+    ("block", "openvino int8, int8 attention, any size", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest", "torch float32"): 3.5,
     ("block", "openvino int8, bfloat16 rest, any size", "torch float32"): 3.5,
 }
 """Least speed of the first against the second."""
+WAYS: dict[str, dict[str, Any]] = {
+    "": {}, ", bfloat16 rest": {"bfloat16": True}, ", any size": {"fixed": False},
+    ", bfloat16 rest, any size": {"bfloat16": True, "fixed": False},
+}  # fmt: skip
+"""How OpenVINO runs a file."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +120,16 @@ def engines(
         for name, source in (("float32", float_like), ("int8", quantized)):
             written = export_onnx(source, folder / f"{engine}-{name}", (), example, profile=engine, every_cpu=every_cpu)
             found[f"{engine} {name}"] = load_exported(written.path.parent, engine, threads=1), written.bytes
-    whole = folder / "openvino-int8"
-    size = (whole / MODEL).stat().st_size
-    for name, options in (("bfloat16 rest", {"bfloat16": True}), ("any size", {"fixed": False}),
-                          ("bfloat16 rest, any size", {"bfloat16": True, "fixed": False})):  # fmt: skip
-        found[f"openvino int8, {name}"] = load_exported(whole, "openvino", threads=1, **options), size
+    coded = folder / "openvino-int8-attention"
+    export_onnx(
+        quantized, coded, (), example, profile="openvino", every_cpu=every_cpu, attention="int8",
+        attention_batches=calibration,
+    )  # fmt: skip
+    for kind, source in (("openvino int8", folder / "openvino-int8"), ("openvino int8, int8 attention", coded)):
+        size = (source / MODEL).stat().st_size
+        for name, options in WAYS.items():
+            if kind + name not in found:
+                found[kind + name] = load_exported(source, "openvino", threads=1, **options), size
     return found
 
 

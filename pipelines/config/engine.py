@@ -17,11 +17,13 @@ EXPORTED = (ORT, OPENVINO)
 """Run a file."""
 SETTINGS: dict[str, tuple[str, ...]] = {
     AUTO: (), "reference": (), CPU: ("fallback", "attention"), COMPILE: ("attention",), ORT: ("rest", "every_cpu"),
-    OPENVINO: ("rest", "bfloat16"), CUDA: ("fallback",),
+    OPENVINO: ("rest", "bfloat16", "attention"), CUDA: ("fallback",),
 }  # fmt: skip
 """What may be set of each engine."""
 RESTS = ("refuse", "float")
 ATTENTIONS = ("torch", "float", "int8")
+IN_FILES = ("torch", "int8")
+"""Attention of an exported file: as the model's, or with products of queries and keys in 8-bit codes."""
 
 
 @dataclass
@@ -31,7 +33,8 @@ class EngineConfig:
     `fallback`: the backend for layers that cpu and cuda have no kernel for; null refuses them. `rest`: "float" lets ort
     and openvino multiply layers in float that they have no form for, "refuse" does not. `every_cpu`: weights of ort
     that are exact without VNNI too. `bfloat16`: of openvino, for what is not quantized. `attention`: of cpu and
-    compile, the denoiser's softmax(q kᵀ) v by torch, or by the CPU's kernel with products of floats or 8-bit codes.
+    compile, the denoiser's softmax(q kᵀ) v by torch, or by the CPU's kernel with products of floats or 8-bit codes; of
+    openvino, "int8" has q kᵀ in 8-bit codes.
     """
 
     name: str = "reference"
@@ -45,7 +48,7 @@ class EngineConfig:
         one_of("run.name", self.name, tuple(SETTINGS))
         check_flags(self, "run.")
         one_of("run.rest", self.rest, RESTS)
-        one_of("run.attention", self.attention, ATTENTIONS)
+        one_of("run.attention", self.attention, IN_FILES if self.name == OPENVINO else ATTENTIONS)
         for item in fields(self):
             if item.name not in ("name", *SETTINGS[self.name]) and getattr(self, item.name) != item.default:
                 known = ", ".join(f"run.{key}" for key in SETTINGS[self.name]) or "nothing"

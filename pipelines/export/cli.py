@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "onnx": {"profile": "ort", "dynamic": True, "every_cpu": True, "rest": "refuse", "external_data": None},
-}
+    "onnx": {
+        "profile": "ort", "dynamic": True, "every_cpu": True, "rest": "refuse", "external_data": None,
+        "attention": "float", "batches": None,
+    },
+}  # fmt: skip
 """Settings of each format."""
 _PLACE = "out=DIRECTORY"
 """What says where the file goes."""
@@ -34,6 +37,8 @@ settings:
   every_cpu=true|false             ort: exact without VNNI too, or faster with it
   dynamic=true|false               batches and sizes of any number, or those of the example
   external_data=true|false         weights in a file of their own; by default above 1.9 GB
+  attention=float|int8             openvino: int8 multiplies queries and keys as 8-bit codes; needs batches
+  batches=FILE                     calls that attention's ranges are taken over, written by save_calibration
   out=DIRECTORY                    by default DIR-FORMAT-PROFILE
 
   segquant-export quantized format=onnx profile=openvino out=exported
@@ -61,7 +66,15 @@ def settings_of(pairs: Sequence[str]) -> dict[str, Any]:
     for key in given:
         if key not in known:
             raise PipelineError(f"format={kind} has no setting {key!r}; {nearest(key, [*known, 'format'])}")
-    return {"format": kind, **known, **given}
+    found = {"format": kind, **known, **given}
+    if found["attention"] != "float" and found["batches"] is None:
+        raise PipelineError(
+            f"attention={found['attention']} takes ranges from calls of the denoiser; give batches=FILE, which "
+            "segquant.deploy.diffusers.save_calibration wrote"
+        )
+    if found["attention"] == "float" and found["batches"] is not None:
+        raise PipelineError("batches=FILE is read with attention=int8 alone; give both, or none")
+    return found
 
 
 def export(directory: Path, settings: dict[str, Any]) -> str:
@@ -81,8 +94,11 @@ def export(directory: Path, settings: dict[str, Any]) -> str:
 
 def _onnx(model: nn.Module, target: Path, settings: dict[str, Any]) -> Any:
     from segquant import export_onnx  # put off as above
+    from segquant.deploy.diffusers import load_calibration
 
-    return export_onnx(model, target, (), example_of(model), **settings)
+    file = settings.pop("batches")
+    batches = None if file is None else load_calibration(file)
+    return export_onnx(model, target, (), example_of(model), **settings, attention_batches=batches)
 
 
 def example_of(model: nn.Module) -> dict[str, Any]:

@@ -77,7 +77,7 @@ GENERATE = Stage(
     "generate", _compute, needs=("quantize", "components", "correct"),
     code=(
         *SAMPLING_CODE, "pipelines.correction", "pipelines.stages.reference", "pipelines.stages.shared.engine",
-        "pipelines.stages.shared.quantized", "pipelines.sampling.first_step",
+        "pipelines.stages.shared.quantized", "pipelines.stages.shared.segments", "pipelines.sampling.first_step",
     ),
     depends=_depends, when=_differs, keeps=(IMAGES,), share=_share,
 )  # fmt: skip

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import segquant
+from segquant.deploy.run import load_exported
 from tests.docs.pages import PAGES, blocks, read
 from tests.segquant.sd3 import random_sd3, sd3_batches
 
 _PYTHON = re.compile(r"^(import |from \w+ import |.*\bsegquant\.\w+\(|.*\btorch\._)", re.MULTILINE)
-RUN = {"docs/engines.md": 1, "docs/deploy.md": 2}
+RUN = {"docs/engines.md": 2, "docs/deploy.md": 2}
 """Blocks of a page that the tests below run; a new one wants a test, or the language python."""
 
 
@@ -46,10 +47,15 @@ def _agrees(output: torch.Tensor, names: dict[str, Any]) -> bool:
 def test_a_denoiser_in_an_engine(names: dict[str, Any]) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("openvino")
-    (text,) = _texts("docs/engines.md")
-    exec(compile(text, "docs/engines.md", "exec"), names)
+    whole, coded = _texts("docs/engines.md")
+    exec(compile(whole, "docs/engines.md", "exec"), names)
     assert names["pipe"].transformer is not names["model"]
     assert _agrees(names["pipe"].transformer(**names["call"], return_dict=False)[0], names)
+    given = {"segquant": segquant, "pipe": types.SimpleNamespace(transformer=names["model"]), "call": names["call"]}
+    exec(compile(coded, "docs/engines.md", "exec"), {**given, "calls": [names["call"]]})
+    found = load_exported("exported", "openvino")(**names["call"], return_dict=False)[0]
+    wanted = names["model"](**names["batch"], return_dict=False)[0]
+    assert 0 < (found - wanted).norm() < 0.05 * wanted.norm()
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "register": (registering, {"part": SCHEME, "name": None}),
     "export_onnx": (segquant.export_onnx, {
         "model": FLOAT, "directory": "x", "args": (BATCHES[0],), "kwargs": None, "profile": "ort", "dynamic": True,
+        "attention": "float", "attention_batches": None,
     }),
     "export_package": (segquant.export_package, {"model": FLOAT, "path": "x", "args": (BATCHES[0],), "kwargs": None}),
     "export_torchao": (segquant.export_torchao, {"model": FLOAT, "directory": "x", "batch": None, "rest": "refuse"}),

@@ -35,9 +35,14 @@ from segquant_bench.pipelines.sampling.first_step import first_step
 from segquant_bench.pipelines.stages.run import Run
 from segquant_bench.pipelines.stages.shared.inputs import prompt_inputs
 from segquant_bench.pipelines.stages.shared.quantized import twin
+from segquant_bench.pipelines.stages.shared.segments import some_batches
 
 log = logging.getLogger(__name__)
 
+CALIBRATE = "calibrate"
+"""The stage with inputs of the denoiser."""
+BATCHES = 8
+"""Of calibration inputs, over which ranges of attention are taken."""
 EXPORT = "exported"
 """The folder of an exported denoiser."""
 PACKAGES = {"ort": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -115,7 +120,13 @@ def check_engine(run: Run) -> None:
     if engine == CPU and run.config.run.fallback is None and (unable := why_not_exact()) is not None:
         raise PipelineError(f"run=cpu {unable}; the nearest is run=reference")
     _check_numbers(run)
-    if (attention := run.config.run.attention) != TORCH:
+    attention = run.config.run.attention
+    if attention != TORCH and engine in EXPORTED and not run.has(CALIBRATE):
+        raise PipelineError(
+            f"run={engine} run.attention={attention} takes ranges from calibration inputs, and this run has none, "
+            "since its denoiser is not quantized; set run.attention=torch"
+        )
+    if attention != TORCH and engine not in EXPORTED:
         unable = f"runs on the CPU, and the model is on {run.device}" if run.device != "cpu" else why_not_exact()
         if unable is not None:
             raise PipelineError(f"run.attention={attention} {unable}; the nearest is run.attention=torch")
@@ -313,7 +324,12 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
     if not folder.is_dir():
         rest = engine.rest if backends(denoiser) else "float"
         log.info("writing the denoiser for %s", engine.name)
-        written = export_onnx(denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu)
+        coded: dict[str, Any] = {}
+        if engine.attention != TORCH:
+            coded = {"attention": engine.attention, "attention_batches": some_batches(run, BATCHES)}
+        written = export_onnx(
+            denoiser, folder, (), example, profile=engine.name, rest=rest, every_cpu=engine.every_cpu, **coded
+        )
         log.info("%s", written)
     # a run's calls have the size of its batches, and of the last one
     options: dict[str, Any] = {"bfloat16": engine.bfloat16, "fixed": True} if engine.name == OPENVINO else {}
@@ -325,6 +341,7 @@ def _exported(run: Run, denoiser: nn.Module, components: Mapping[str, nn.Module]
     if module.engine.remark:
         about["remark"] = module.engine.remark
     layers = {name: f"{engine.name}: {form}" for name, form in module.manifest.layers.items()}
+    layers |= {name: f"{engine.name}: attention {form}" for name, form in module.manifest.attention.items()}
     others, reasons = _by_kernels(components, REFERENCE, None)
     return Placed(module, {**layers, **others}, reasons, about)
 

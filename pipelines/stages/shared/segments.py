@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ def calibration_depends(run: Run) -> dict[str, Any]:
 def calibration_batches(run: Run) -> Batches:
     samples = load_samples(run.folder("calibrate") / "calibration")
     return Batches(samples, run.config.calibration.batch_size, run.device)
+
+
+def some_batches(run: Run, count: int) -> Iterator[dict[str, Any]]:
+    """At most `count` of `calibration_batches`, spread over all."""
+    batches = calibration_batches(run)
+    step = max(1, len(batches) // count)
+    return itertools.islice(batches, 0, step * count, step)
 
 
 def wants_graph(method: Method) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from segquant.checks import checked
+from segquant.deploy.onnx.attention import CodedAttention, Ranges, attention_ranges, check_attention
+from segquant.deploy.onnx.exported import Exported
 from segquant.deploy.onnx.forms import FLOAT, INT8, Profile, float_bytes, form_of, profile_of, why_not
 from segquant.deploy.onnx.inputs import Arguments, refuse_half
 from segquant.deploy.onnx.manifest import DATA, KEY, MODEL, Manifest
@@ -36,34 +37,7 @@ NAMED = 3
 """Layers that a refusal names."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Attributes:
-        path: of the model's file.
-        layers: each quantized layer's form: "int8", "4-bit blocks", "8-bit blocks" (TensorRT has no tensor for
-            4 bits there), "weights", "fp8", or "float" by rest="float".
-        fixed: dimensions that only the example's size fits, though `dynamic` was asked for.
-        bytes: of all files; `float_bytes` of them in layers left in float.
-    """
-
-    path: Path
-    profile: str
-    layers: dict[str, str]
-    fixed: tuple[str, ...]
-    bytes: int
-    float_bytes: int
-
-    def __str__(self) -> str:
-        forms = ", ".join(f"{count} {form}" for form, count in Counter(self.layers.values()).items())
-        text = f"{self.path}: {self.bytes / 1e6:.1f} MB for {self.profile}; quantized layers: {forms}"
-        if self.float_bytes:
-            text += f"; {self.float_bytes / 1e6:.1f} MB of them in layers left in float"
-        return text + (f"; fixed: {', '.join(self.fixed)}" if self.fixed else "")
-
-
-@checked(args="", kwargs="")
+@checked(args="", kwargs="", attention_batches="")
 def export_onnx(
     model: nn.Module,
     directory: str | Path,
@@ -75,6 +49,8 @@ def export_onnx(
     every_cpu: bool = True,
     rest: str = "refuse",
     external_data: bool | None = None,
+    attention: str = FLOAT,
+    attention_batches: Iterable[Any] | None = None,
 ) -> Exported:
     """Write a quantized model as ONNX (opset 21): `directory`/model.onnx, replacing an earlier export.
 
@@ -88,14 +64,18 @@ def export_onnx(
         rest: "refuse" raises where the profile has no form for layers, "float" makes float products of their codes;
             with "float", a model without quantized layers is exported too.
         external_data: weights in a file of their own, model.onnx.data; None: where one file would be too large.
+        attention: for "openvino", "int8" multiplies queries and keys as 8-bit codes, with a static scale per head.
+        attention_batches: batches of the forward, as `quantize_` takes them, over which those scales are taken, beside
+            the example; what lies beyond saturates.
 
     Raises:
         QuantizationError: packages are missing, no quantized layer, layers that the profile cannot hold, tensors that
-            are not float32, or a forward that torch.export does not take.
+            are not float32, a forward that torch.export does not take, or attention="int8" without attention.
     """
     chosen = profile_of(profile)
     if rest not in ("refuse", FLOAT):
         raise QuantizationError(f"rest={rest!r}; give 'refuse', or 'float' for float products where nothing else fits")
+    check_attention(attention, chosen, attention_batches)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         needed = " and ".join(missing)
@@ -106,10 +86,12 @@ def export_onnx(
         forms = _forms(layers, chosen, rest)
         arguments = Arguments.of(inner, args, kwargs or {})
         refuse_half(inner, layers, arguments)
-        graph, manifest, fixed = _graph(inner, layers, forms, arguments, chosen, dynamic, every_cpu)
+        example = arguments.call(arguments.tensors)
+        ranges = attention_ranges(inner, example, attention_batches) if attention == INT8 else {}
+        graph, manifest, fixed = _graph(inner, layers, forms, arguments, chosen, dynamic, every_cpu, ranges)
     size = _publish(graph, manifest, target, external_data)
     left = sum(float_bytes(layers[name], chosen) for name, form in forms.items() if form == FLOAT)
-    found = Exported(target / MODEL, profile, forms, fixed, size, left)
+    found = Exported(target / MODEL, profile, forms, fixed, size, left, manifest.attention)
     if fixed:
         logger.warning("%s fixes %s: the file takes that size alone", type(model).__name__, ", ".join(fixed))
     return found
@@ -144,18 +126,21 @@ def _graph(
     profile: Profile,
     dynamic: bool,
     every_cpu: bool,
+    ranges: Ranges,
 ) -> tuple[ir.Model, Manifest, tuple[str, ...]]:
     # Put off: onnx and onnxscript take seconds to import and may not be installed.
     from segquant.deploy.onnx.dimensions import unwillingly_fixed
     from segquant.deploy.onnx.free import traced_fixed, traced_free
     from segquant.deploy.onnx.write import as_onnx, write_out
 
-    program, inputs = (traced_free if dynamic else traced_fixed)(model, layers, forms, arguments)
+    coded = CodedAttention(model, ranges)
+    with coded if ranges else nullcontext():
+        program, inputs = (traced_free if dynamic else traced_fixed)(model, layers, forms, arguments)
     count = len(program.graph_signature.user_outputs)
     first = "sample" if "return_dict" in arguments.parameters else "output"
     outputs = [first, *(f"{first}_{index}" for index in range(1, count))]
     graph = as_onnx(program, arguments, outputs)
-    write_out(graph, layers, forms, profile, every_cpu)
+    write_out(graph, layers, forms, profile, every_cpu, ranges)
     if profile.symmetric:
         _check_for_tensorrt(graph)
     config = getattr(model, "config", None)
@@ -169,6 +154,7 @@ def _graph(
         outputs=outputs,
         layers=dict(forms),
         every_cpu=INT8 not in forms.values() or (every_cpu and profile.fused),
+        attention=coded.forms if ranges else {},
     )
     return graph, manifest, tuple(unwillingly_fixed(inputs)) if dynamic else ()
 

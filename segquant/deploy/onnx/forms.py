@@ -41,6 +41,7 @@ class Profile:
         fused: operators of ONNX Runtime's own for 4-bit blocks and convolutions.
         fp8: it multiplies e4m3fn.
         rewritten: attention and modulation are written as `rewrites` has them.
+        coded_attention: it multiplies 8-bit codes of queries and keys as integers.
     """
 
     name: str
@@ -48,13 +49,14 @@ class Profile:
     fused: bool = False
     fp8: bool = False
     rewritten: bool = False
+    coded_attention: bool = False
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("ort", fused=True),
-        Profile("openvino", rewritten=True),
+        Profile("openvino", rewritten=True, coded_attention=True),
         Profile("tensorrt", symmetric=True, fp8=True),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -84,6 +84,7 @@ class Manifest:
         outputs: names of the forward's.
         layers: each quantized layer's form.
         every_cpu: no integer product saturates on CPUs without VNNI.
+        attention: each attention's form, if products of queries and keys in 8-bit codes were asked for.
         data: bytes of the file of weights beside the model, 0: none.
         sha256: of the model's file, these characters as zeros; empty in the first exports.
         data_sha256: of the file of weights.
@@ -102,6 +103,7 @@ class Manifest:
     schema: int = SCHEMA
     sha256: str = ""
     data_sha256: str = ""
+    attention: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -112,8 +114,11 @@ class Manifest:
             raise QuantizationError(f"Manifest: data is {self.data}; give bytes, 0 without a file")
 
     def dumped(self) -> str:
-        """As JSON."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+        """As JSON; without attention where it is all float, as in files of before."""
+        values = dataclasses.asdict(self)
+        if not self.attention:
+            del values["attention"]
+        return json.dumps(values, allow_nan=False)
 
     @staticmethod
     def loaded(text: str | None, source: str) -> Manifest:

@@ -56,9 +56,9 @@ def _on_grid(work: Work, x: ir.Value, scale: float, zero: int, small: bool = Fal
     step = scale
     if work.apart:
         x, step = work.tape.op("Round", work.tape.op("Div", x, work.tape.number(scale))), 1.0
-    if work.signed_values:
-        return Codes(quantized(work, x, step, zero, -scale if negated else scale), small=small)
-    return Codes(quantized(work, x, step, zero, scale), negated=negated, small=small)
+    signed = negated and work.signed_values
+    value = quantized(work, x, step, zero, -scale if signed else scale)
+    return Codes(value, negated=negated and not signed, small=small)
 
 
 def _centre(work: Work) -> int:
@@ -120,10 +120,11 @@ def _one_sign(work: Work, x: ir.Value, axes: ir.Value | None, negative: bool) ->
     if work.profile.symmetric:
         part = tape.op("Min", x, tape.number(0.0)) if negative else tape.op("Relu", x)
         return Codes(quantized(work, tape.op("Div", part, scale), 1.0, 0), after=scale)
-    part = tape.op("Div", side, scale)
-    if work.signed_values:
-        return Codes(quantized(work, part, 1.0, 0, -1.0 if negative else 1.0), after=scale, small=True)
-    return Codes(quantized(work, part, 1.0, 0), after=scale, negated=negative, small=True)  # others saturate at 0
+    signed = negative and work.signed_values
+    part = quantized(work, tape.op("Div", side, scale), 1.0, 0, -1.0 if signed else 1.0)
+    return Codes(
+        part, after=scale, negated=negative and not signed, small=True
+    )  # values of the other sign saturate at 0
 
 
 def largest(work: Work, x: ir.Value, axes: ir.Value | None) -> ir.Value:

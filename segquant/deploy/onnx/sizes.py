@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.nn import functional as nnf
 
+from segquant.deploy.onnx.attention import SCORES
 from segquant.deploy.onnx.dimensions import bounds, plain_symbol, values_of
 from segquant.deploy.onnx.inputs import Arguments, Wrapped
 from segquant.deploy.onnx.traced import CONVOLUTION, TracedLinear
@@ -84,7 +85,11 @@ class _Graph(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is not torch.ops.onnx_symbolic._symbolic.default:
             return super().call_function(target, args, kwargs)
-        (x,), kind, *_ = args
+        inputs, kind, *_ = args
+        if kind == SCORES:
+            query, key = inputs
+            return query @ key.mT * kwargs["attr_floats"][0]
+        (x,) = inputs
         number, branch, top, left, bottom, right = kwargs["attr_ints"]
         return self._stand_ins[number].picked(kind, x, branch, (left, right, top, bottom))
 

@@ -58,7 +58,7 @@ class Work:
         sizes are free and products float.
         """
         smoothed = self.layout.transform(Smoothing.name) is not None
-        return self.image and smoothed and not self.profile.fused and not self.profile.symmetric
+        return self.signed_values and smoothed
 
     @property
     def signed_values(self) -> bool:

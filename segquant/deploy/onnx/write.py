@@ -14,11 +14,13 @@ from onnx_ir import convenience
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from segquant.deploy.onnx.attention import SCORES, Ranges
 from segquant.deploy.onnx.convolutions import convolution
 from segquant.deploy.onnx.forms import Profile
 from segquant.deploy.onnx.inputs import Arguments, Wrapped
 from segquant.deploy.onnx.products import linear
 from segquant.deploy.onnx.rewrites import rewrite
+from segquant.deploy.onnx.scores import scores
 from segquant.deploy.onnx.squeezes import explicit_squeezes
 from segquant.deploy.onnx.tape import Tape
 from segquant.deploy.onnx.traced import CONVOLUTION, DOMAIN, TracedLinear
@@ -78,25 +80,26 @@ def as_onnx(program: ExportedProgram, arguments: Arguments, outputs: list[str]) 
 
 
 def write_out(
-    model: ir.Model, layers: Mapping[str, QuantLayer], forms: Mapping[str, str], profile: Profile, every_cpu: bool
+    model: ir.Model,
+    layers: Mapping[str, QuantLayer],
+    forms: Mapping[str, str],
+    profile: Profile,
+    every_cpu: bool,
+    ranges: Ranges | None = None,
 ) -> None:
-    """Put nodes of the standard in the place of the products', in place."""
+    """Put nodes of the standard in the place of the products' and of attention's scores, in place."""
     tape, names = Tape(model.graph), list(layers)
     for node in list(model.graph):
         if node.domain != DOMAIN:
             continue
-        name = names[node.attributes["layer"].as_int()]
-        layer, branch = layers[name], node.attributes["branch"].as_int()
-        tape.begin(node.name or name)
-        image = node.op_type == CONVOLUTION
-        work = Work(tape, name, layer.layout, layer.tensors(), branch, profile, every_cpu, image)
-        x, old = node.inputs[0], node.outputs[0]
-        assert x is not None and x.shape is not None
-        if image:
-            pads: Any = node.attributes["pads"].as_ints()
-            new = convolution(work, x, layer.window, pads, forms[name])
+        old = node.outputs[0]
+        if node.op_type == SCORES:
+            tape.begin(f"{node.attributes['attention'].as_string()}/{SCORES}")
+            new = scores(tape, node, ranges or {})
         else:
-            new = linear(work, x, len(x.shape), forms[name])
+            name = names[node.attributes["layer"].as_int()]
+            tape.begin(node.name or name)
+            new = _product(tape, node, name, layers[name], forms[name], profile, every_cpu)
         new.shape, new.type = old.shape, old.type
         convenience.replace_nodes_and_values(model.graph, node, [node], tape.nodes, [old], [new])
     if profile.rewritten:
@@ -107,6 +110,19 @@ def write_out(
     for key in [key for key, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[key]
     _without_remarks(model)
+
+
+def _product(
+    tape: Tape, node: ir.Node, name: str, layer: Any, form: str, profile: Profile, every_cpu: bool
+) -> ir.Value:
+    image, branch = node.op_type == CONVOLUTION, node.attributes["branch"].as_int()
+    work = Work(tape, name, layer.layout, layer.tensors(), branch, profile, every_cpu, image)
+    x = node.inputs[0]
+    assert x is not None and x.shape is not None
+    if image:
+        pads: Any = node.attributes["pads"].as_ints()
+        return convolution(work, x, layer.window, pads, form)
+    return linear(work, x, len(x.shape), form)
 
 
 def _without_remarks(model: ir.Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from segquant.deploy.onnx.attention import CALL, SCORES
 from segquant.deploy.onnx.manifest import Manifest
 from segquant.deploy.run.engine import Array, Engine, cause
 from segquant.deploy.run.probe import is_exact, probe_input, saturating_model
@@ -19,7 +21,10 @@ GIVEN_INPUTS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 """Else CPUs with VNNI round inputs to 8 bits in groups of 32 where weights alone are codes."""
 WITHOUT_INTEGERS = {"LP_TRANSFORMS_MODE": "NO"}
 """Weights stay codes, products are float."""
+BYTES = ("u8", "i8")
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution")
+ATTENTION = re.compile(rf"(?:^|,)([^,]*(?:{CALL}\d+)?)/{SCORES}/M(?:ul|atMul)_")
+"""In the names of what runs queries times keys of which attention; only of files with codes of these."""
 
 
 class OpenVino(Engine):
@@ -57,7 +62,8 @@ class OpenVino(Engine):
         self.remark, config = "", {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", **GIVEN_INPUTS}
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        if kind == "CPU" and "int8" in manifest.layers.values() and not products_are_exact():
+        integers = "int8" in (*manifest.layers.values(), *manifest.attention.values())
+        if kind == "CPU" and integers and not products_are_exact():
             config |= WITHOUT_INTEGERS
             self.remark = (
                 "this CPU has no VNNI, on which OpenVINO's integer products saturate: its weights stay codes, its "
@@ -88,12 +94,13 @@ class OpenVino(Engine):
         sizes = {name: list(array.shape) for name, array in feeds.items()}
         if sizes == self._sizes:
             return
-        model, others = self._free.clone(), bool(self._sizes)
+        others = bool(self._sizes)
         self._compiled, self._request, self._sizes = None, None, {}  # two at once would take twice the memory
         if self._fixed is None and others:
-            self._start(model)
+            self._start(self._free)
             self._free = None
             return
+        model = self._free.clone()
         model.reshape(sizes)
         self._start(model)
         self._sizes = sizes
@@ -109,15 +116,20 @@ class OpenVino(Engine):
     def products(self) -> dict[str, int]:
         if self._compiled is None:
             self._start(self._free.clone())
-        return dict(Counter(word for word in map(_word, self._compiled.get_runtime_model().get_ordered_ops()) if word))
+        counts, attention = Counter[str](), dict[str, bool]()
+        for operation in self._compiled.get_runtime_model().get_ordered_ops():
+            told = operation.get_rt_info()
+            about = [str(told[key].value) for key in ("layerType", "runtimePrecision", "primitiveType")]
+            for name in ATTENTION.findall(str(told["originalLayersNames"].value)):
+                attention[name] = attention.get(name, False) or about[1] in BYTES
+            if about[0] in PRODUCTS and not ATTENTION.search(str(told["originalLayersNames"].value)):
+                counts[_word(about[1], about[2])] += 1
+        counts.update(f"{'int8' if coded else 'float32'} attention" for coded in attention.values())
+        return dict(counts)
 
 
-def _word(operation: Any) -> str:
-    about = operation.get_rt_info()
-    kind, precision, kernel = (str(about[key].value) for key in ("layerType", "runtimePrecision", "primitiveType"))
-    if kind not in PRODUCTS:
-        return ""
-    if precision in ("u8", "i8") and not kernel.endswith("I8"):  # codes of weights alone, made floats in the kernel
+def _word(precision: str, kernel: str) -> str:
+    if precision in BYTES and not kernel.endswith("I8"):  # codes of weights alone, made floats in the kernel
         return "float32"
     return {"u8": "int8", "i8": "int8", "i4": "4-bit blocks", "u4": "4-bit blocks"}.get(precision, "float32")
 

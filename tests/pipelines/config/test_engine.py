@@ -27,11 +27,12 @@ def _run(tiny: Tiny, *overrides: str) -> RunConfig:
             "run=cpu has no setting run.bfloat16; of it may be set: run.fallback, run.attention",
         ),
         (
-            ["run=openvino", "run.attention=int8"],
-            "run=openvino has no setting run.attention; of it may be set: run.rest, run.bfloat16",
+            ["run=ort", "run.attention=int8"],
+            "run=ort has no setting run.attention; of it may be set: run.rest, run.every_cpu",
         ),
         (["run.attention=int8"], "run=auto has no setting run.attention"),
         (["run=cpu", "run.attention=int4"], "run.attention='int4' is not known"),
+        (["run=openvino", "run.attention=float"], "run.attention='float' is not known"),
         (["run.fallback=reference"], "run=auto has no setting run.fallback; of it may be set: nothing"),
         (["run=reference", "run.rest=float"], "run=reference has no setting run.rest; of it may be set: nothing"),
         (["run=ort", "run.rest=maybe"], "run.rest='maybe' is not known"),
@@ -64,10 +65,12 @@ def test_hash_counts_the_engine_and_its_settings_and_no_measurement(tiny: Tiny) 
         "cpu run.attention=int8",
         "openvino",
         "openvino run.bfloat16=true",
+        "openvino run.attention=int8",
     )
     every = [hashed(*f"run={each}".split()) for each in engines]
     assert len(set(every)) == len(every)
     assert hashed("run=cpu", "backend=cpu") == hashed("run=cpu") == hashed("run=cpu", "run.attention=torch")
+    assert hashed("run=openvino") == hashed("run=openvino", "run.attention=torch")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from segquant_bench.pipelines.export.cli import example_of, main, settings_of
 def test_settings_have_defaults_and_are_checked() -> None:
     assert settings_of([]) == {
         "format": "onnx", "out": None, "profile": "ort", "dynamic": True, "every_cpu": True, "rest": "refuse",
-        "external_data": None,
+        "external_data": None, "attention": "float", "batches": None,
     }  # fmt: skip
     assert settings_of(["format=onnx", "every_cpu=False", "out=here"])["every_cpu"] is False
     for pair, message in (
@@ -27,6 +27,8 @@ def test_settings_have_defaults_and_are_checked() -> None:
         ("format=tensorrt", "no format 'tensorrt': it is a profile of ONNX; give format=onnx profile=tensorrt"),
         ("format=onyx", "no format 'onyx'; did you mean 'onnx'"),
         ("profil=ort", "format=onnx has no setting 'profil'; did you mean 'profile'"),
+        ("attention=int8", "attention=int8 takes ranges from calls of the denoiser; give batches=FILE, which"),
+        ("batches=calls.safetensors", "batches=FILE is read with attention=int8 alone; give both, or none"),
     ):
         with pytest.raises(PipelineError, match=message):
             settings_of([pair])
@@ -82,10 +84,14 @@ def test_the_example_has_two_of_a_batch_of_one() -> None:
 @pytest.mark.slow
 def test_a_saved_model_becomes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
-    import segquant
+    import segquant.deploy.diffusers
+    from tests.segquant.deploy.test_export import call
     from tests.segquant.sd3 import random_sd3
 
     model = segquant.quantize_(random_sd3(1, heads=2), segquant.presets.rtn("w8a8_dynamic"), [])
     segquant.save_quantized(model, tmp_path / "saved")
     main([str(tmp_path / "saved"), "profile=openvino", f"out={tmp_path / 'out'}"])
     assert "int8" in capsys.readouterr().out and (tmp_path / "out" / "model.onnx").is_file()
+    file = segquant.deploy.diffusers.save_calibration([call(2, 8, 8, 7)], tmp_path / "calls.safetensors")
+    main([str(tmp_path / "saved"), "profile=openvino", f"out={tmp_path / 'out'}", "attention=int8", f"batches={file}"])
+    assert "attention: 1 int8" in capsys.readouterr().out

@@ -188,6 +188,10 @@ def test_unquantized_model_has_pictures_of_another_engine(tiny: Tiny) -> None:
             "^run=cpu multiplies integers or fp8, and fp4_e2m1 is neither; set run.fallback=",
         ),
         (
+            ["run=openvino", "run.attention=int8", "quantizer=none"],
+            "^run=openvino run.attention=int8 takes ranges from calibration inputs, and this run has none, since",
+        ),
+        (
             ["run=compile", "run.attention=int8", "model.device=meta"],
             "model.device='meta' cannot be used here; set model.device=cpu",
         ),
@@ -309,6 +313,24 @@ def test_other_engines_make_the_same_pictures(
         assert len(results["run"]["layers"]) == len(results["layer_errors"])
         if quantizer == "rtn":
             assert results["run"]["products"]["int8"] >= len(results["layer_errors"]), "of the compile that runs"
+
+
+@pytest.mark.slow
+def test_attention_in_codes_is_an_axis_of_openvino(command: Command, tiny: Tiny, cache: Path) -> None:
+    for package in engine.PACKAGES["openvino"]:
+        pytest.importorskip(package)
+    found = {}
+    for attention in ("torch", "int8"):
+        plain = [*tiny.overrides(cache), "quantizer=rtn", "run=openvino", f"run.attention={attention}"]
+        outcome = command(*plain)
+        assert outcome.code == 0, outcome.err
+        found[attention] = json.loads((outcome.folder / "results.json").read_text())
+    coded, plain = found["int8"]["run"]["layers"], found["torch"]["run"]["layers"]
+    assert coded.items() > plain.items() and "attention" not in found["torch"]["run"]
+    assert {coded[name] for name in coded.keys() - plain.keys()} == {"openvino: attention int8"}
+    assert len({results["stages"]["generate"]["key"] for results in found.values()}) == 2
+    assert found["int8"]["metrics"] != found["torch"]["metrics"]
+    assert _psnr(found["int8"]) == pytest.approx(_psnr(found["torch"]), rel=0.05)
 
 
 def test_settings_of_the_stage_are_checked_where_it_measures_nothing(tiny: Tiny, tmp_path: Path) -> None:
