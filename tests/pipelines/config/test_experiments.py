@@ -122,6 +122,7 @@ def test_main_and_formats_have_every_method_and_precision() -> None:
         "svdquant_gptq",
         "gptq_mixed",
         "modelopt_smoothquant",
+        "modelopt_svdquant",
     }
     assert {seeds["gptq_mixed", p, size] == {"", "1", "2"} for p in ("w4a8", "w4a4") for size in ("", "1.1")} == {True}
 
