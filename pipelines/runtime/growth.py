@@ -67,7 +67,7 @@ def _empty_top(libc: ctypes.CDLL) -> None:
 def peak_growth_mb(call: Callable[[], object]) -> float | None:
     """Peak memory in MiB during a call, above what was resident; of the GPU where torch uses one.
 
-    None where the system tells no peak that can be reset.
+    It is the process's: nothing else should run beside it. None where the system tells no peak that can be reset.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

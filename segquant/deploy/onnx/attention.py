@@ -75,7 +75,12 @@ class Call:
             mask = torch.ones(shape[-2:], dtype=torch.bool, device=query.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        return scores.softmax(-1) @ value
+        found = scores.softmax(-1) @ value
+        if self.attn_mask is None:
+            return found
+        allowed = self.attn_mask if self.attn_mask.dtype == torch.bool else self.attn_mask > float("-inf")
+        # as torch has it where no key is allowed, as for padded queries; the softmax is NaN there
+        return found.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
 
 
 class _Calls(TorchFunctionMode):
@@ -108,7 +113,7 @@ class _Calls(TorchFunctionMode):
 
     def _opener(self, name: str) -> Callable[..., None]:
         def opened(*_: Any) -> None:
-            if not name:
+            if not name and not self._open:  # else a model that calls itself
                 self.begin()
             self._open.append(self._told(name))
 
@@ -175,8 +180,8 @@ def attention_ranges(model: nn.Module, example: Mapping[str, Any], batches: Iter
             call(model, batch)
     if not observed.found:
         raise QuantizationError(
-            f"attention={INT8!r} is asked for, and {type(model).__name__} has no attention by "
-            "F.scaled_dot_product_attention; leave it out"
+            f"attention={INT8!r} is asked for, and {type(model).__name__} has no attention that calls "
+            "F.scaled_dot_product_attention itself (nn.MultiheadAttention computes its own); leave it out"
         )
     return observed.found
 

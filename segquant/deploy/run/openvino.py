@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ class OpenVino(Engine):
     ) -> None:
         import openvino  # put off: an extra that not everybody installs
 
+        if not isinstance(bfloat16, bool) or not isinstance(fixed, bool | None):
+            given = f"bfloat16={bfloat16!r} and fixed={fixed!r} are"
+            raise QuantizationError(f"{given} given; give True or False, or fixed=None for what calls tell")
         core = openvino.Core()
         kind = device.upper()
         if kind not in core.available_devices:
@@ -73,6 +77,7 @@ class OpenVino(Engine):
         self._compile = partial(core.compile_model, device_name=kind, config=config)
         self._free: Any = None
         self._compiled: Any = None
+        self._turn = threading.Lock()  # there is one request, whose outputs its next call overwrites
         with self._told():
             if fixed is False:
                 self._start(str(path))
@@ -107,17 +112,20 @@ class OpenVino(Engine):
 
     @kept_signal_stack()
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        if self._free is not None:
-            self._fit(feeds)
-        found = self._request.infer(dict(feeds), share_inputs=True)
-        return [array.copy() for array in found.values()]  # the request's own memory, overwritten by its next call
+        with self._turn:
+            if self._free is not None:
+                self._fit(feeds)
+            found = self._request.infer(dict(feeds), share_inputs=True)
+            return [array.copy() for array in found.values()]  # the request's own memory
 
     @kept_signal_stack()
     def products(self) -> dict[str, int]:
-        if self._compiled is None:
-            self._start(self._free.clone())
+        with self._turn:
+            if self._compiled is None:
+                self._start(self._free.clone())
+            operations = self._compiled.get_runtime_model().get_ordered_ops()
         counts, attention = Counter[str](), dict[str, bool]()
-        for operation in self._compiled.get_runtime_model().get_ordered_ops():
+        for operation in operations:
             told = operation.get_rt_info()
             about = [str(told[key].value) for key in ("layerType", "runtimePrecision", "primitiveType")]
             for name in ATTENTION.findall(str(told["originalLayersNames"].value)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,13 @@ def reference(model: Bare, given: dict[str, Tensor], calls: list[dict[str, Tenso
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.double()
-    return scores.softmax(-1) @ v
+    return (scores.softmax(-1) @ v).nan_to_num()  # 0 where no key is allowed, as torch has it
+
+
+def padded(queries: int, keys: int) -> Tensor:
+    """The last tokens are neither queries nor keys."""
+    kept = [torch.arange(count) < count - 3 for count in (queries, keys)]
+    return (kept[0][:, None] & kept[1]).expand(2, 1, queries, keys).contiguous()
 
 
 def additive(queries: int, keys: int) -> Tensor:
@@ -86,6 +93,8 @@ KINDS: dict[str, tuple[Bare, dict[str, int], Callable[[int, int], Tensor] | None
     "cross": (Bare(), {"keys": 5}, None),
     "an additive mask": (Bare(), {"keys": 7}, additive),
     "a boolean mask": (Bare(), {}, lambda queries, keys: additive(queries, keys) == 0),
+    "padded tokens": (Bare(), {}, padded),
+    "padded tokens, additive": (Bare(), {}, lambda queries, keys: padded(queries, keys).float().log()),
     "a factor": (Bare(scale=0.5), {}, None),
     "causal": (Bare(is_causal=True), {}, None),
     "fewer heads of keys": (Bare(key_heads=2, enable_gqa=True), {}, None),
@@ -93,9 +102,10 @@ KINDS: dict[str, tuple[Bare, dict[str, int], Callable[[int, int], Tensor] | None
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "dynamic"), [("plain", True), ("an additive mask", True), *((name, False) for name in KINDS)]
-)
+FREE = ("plain", "an additive mask", "padded tokens")
+
+
+@pytest.mark.parametrize(("name", "dynamic"), [*((name, True) for name in FREE), *((name, False) for name in KINDS)])
 def test_attention_is_that_of_the_codes(name: str, dynamic: bool, tmp_path: Path) -> None:
     model, sizes, mask = KINDS[name]
     calls = [tokens(model, seed, size, **sizes) for seed, size in ((0, 0.7), (1, 1.0), (2, 0.5))]
@@ -268,7 +278,46 @@ def test_refusals(tmp_path: Path) -> None:
     refused("attention_batches are given, and attention is 'float'", attention="float", attention_batches=[given])
     refused("put it into a list", attention_batches=given)
     refused("Bare cannot run on a calibration batch", attention_batches=[{"query": given["query"]}])
-    refused("Block has no attention by F.scaled_dot_product_attention; leave it out", Block(), block_batches(1, 2)[0])
+    refused("Block has no attention that calls F.scaled_dot_product_attention", Block(), block_batches(1, 2)[0])
     for value in (torch.nan, torch.inf):
         broken = {**given, "query": given["query"] * value}
         refused("the queries of its attention contain NaN or inf", attention_batches=[broken])
+
+
+class Again(nn.Module):
+    """A model that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Bare()
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, once: bool = False) -> Tensor:
+        found: Tensor = self.attention(query, key, value).transpose(1, 2).flatten(2)
+        return found if once else self(found, key, value, once=True)
+
+
+def test_a_model_that_calls_itself_has_two_attentions(tmp_path: Path) -> None:
+    model, given = Again(), tokens(Bare(), 0)
+    written = export_onnx(model, tmp_path / "out", (), given, rest="float", dynamic=False, **CODED)
+    assert written.attention == {"attention": "int8", "attention, call 2": "int8"}
+    assert error(load_exported(tmp_path / "out", "openvino")(**given).output, model(**given)) < 0.05
+
+
+def test_threads_that_share_an_engine_get_their_own_outputs(tmp_path: Path) -> None:
+    model = Bare()
+    export_onnx(model, tmp_path / "out", (), tokens(model, 0), rest="float", profile="openvino")
+    running = load_exported(tmp_path / "out", "openvino", fixed=False)
+    calls = [tokens(model, seed, queries=5 + seed % 2) for seed in range(8)]
+    wanted = [running(**each).output for each in calls]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            found = list(pool.map(lambda each: running(**each).output, calls))
+            assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"fixed": 0}, {"fixed": "yes"}, {"bfloat16": "no"}])
+def test_options_are_true_or_false(options: dict[str, Any], tmp_path: Path) -> None:
+    model = Bare()
+    export_onnx(model, tmp_path / "out", (), tokens(model, 0), rest="float", profile="openvino")
+    with pytest.raises(QuantizationError, match="give True or False"):
+        load_exported(tmp_path / "out", "openvino", **options)
