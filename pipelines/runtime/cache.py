@@ -30,7 +30,7 @@ from segquant_bench.pipelines.runtime.health import (
     settle,
 )
 from segquant_bench.pipelines.runtime.interrupt import heard
-from segquant_bench.pipelines.runtime.unfinished import Unfinished
+from segquant_bench.pipelines.runtime.unfinished import PARTIAL, Unfinished, without_help
 
 if sys.platform == "linux":
     import fcntl
@@ -100,7 +100,7 @@ def run_stage(
             found = _finished(final, name, key)
             if found is None:
                 _clear(final, name)
-                found = _compute(final, name, key, depends, compute, keeps)
+                found = _named(final, name, key, keeps) or _compute(final, name, key, depends, compute, keeps)
             return found
     except OSError as error:
         if is_disk_full(error):
@@ -145,6 +145,27 @@ def _held(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
+def _named(final: Path, name: str, key: str, keeps: Sequence[str]) -> Finished | None:
+    """What a run had completed that was killed before it gave it its name."""
+    partial = final.with_name(final.name + PARTIAL)
+    try:
+        if not keeps or not (partial / RECORD).is_file():
+            return None
+        read_record(partial)
+    except Damaged:
+        return None
+    settle(partial)
+    _name(partial, final)
+    return _finished(final, name, key)
+
+
+def _name(partial: Path, final: Path) -> None:
+    """Until then all that was kept is there: a run that is killed here has lost nothing."""
+    without_help(partial)
+    partial.rename(final)
+    sync(final.parent)
+
+
 def _compute(
     final: Path,
     name: str,
@@ -158,7 +179,7 @@ def _compute(
     try:
         with measured() as cost, events.computing(name):
             compute(unfinished.path)
-        partial = unfinished.ready()
+        partial = unfinished.path
         let_others_read(partial)
         seconds = round(unfinished.seconds + cost.seconds, 3)
         peak, device_peak = round(cost.peak_memory_mb, 1), cost.peak_device_memory_mb
@@ -166,8 +187,7 @@ def _compute(
         record["peak_device_memory_mb"], record["files"] = device_peak, files_of(partial)
         write_json(partial / RECORD, record)
         settle(partial)
-        partial.rename(final)
-        sync(final.parent)
+        _name(partial, final)
     except BaseException as error:
         heard()  # or the next interrupt would cut the cleaning short
         unfinished.abandon(whole=isinstance(error, Exception))

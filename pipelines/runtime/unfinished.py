@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from segquant_bench.pipelines.runtime.health import RECORD
+
 log = logging.getLogger(__name__)
 
 PIECES = ".pieces"
@@ -43,15 +45,9 @@ class Unfinished:
 
     def abandon(self, whole: bool) -> None:
         """After a failure remove it; unless `whole`, leave what a later run can use."""
-        if whole or not self._kept():
+        complete = self.keeps and (self.path / RECORD).is_file()
+        if whole or not (complete or self._kept()):
             shutil.rmtree(self.path, ignore_errors=True)
-
-    def ready(self) -> Path:
-        """The folder with the stage's own files alone."""
-        (self.path / _CLOCK).unlink(missing_ok=True)
-        if (self.path / PIECES).is_dir():
-            shutil.rmtree(self.path / PIECES)
-        return self.path
 
     def _kept(self) -> list[Path]:
         return [path for folder in self.keeps for path in (self.path / folder).rglob("*") if path.is_file()]
@@ -71,3 +67,10 @@ class Unfinished:
         except (OSError, ValueError, TypeError, OverflowError, RecursionError):
             pass  # killed before it was written: the seconds are those of this run
         log.info("%s: going on behind %d files of a run that was ended", name, len(kept))
+
+
+def without_help(folder: Path) -> None:
+    """Leave a complete stage's own files alone."""
+    (folder / _CLOCK).unlink(missing_ok=True)
+    if (folder / PIECES).is_dir():
+        shutil.rmtree(folder / PIECES)

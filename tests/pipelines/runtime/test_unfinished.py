@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from segquant.files import write_whole
+from segquant_bench.pipelines.runtime import cache
 from segquant_bench.pipelines.runtime.cache import run_stage, stage_key
+from segquant_bench.pipelines.runtime.finished import Finished
+from segquant_bench.pipelines.runtime.unfinished import PIECES, Unfinished
 
 NAME = "generate"
 
@@ -100,3 +103,38 @@ def test_a_stage_that_keeps_nothing_begins_anew(tmp_path: Path) -> None:
     made: list[int] = []
     run_stage(NAME, tmp_path, {}, _compute(made))
     assert made == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("place", ["let_others_read", "settle", "without_help", "sync"])
+@pytest.mark.parametrize("signal", [True, False], ids=["interrupted", "killed"])
+def test_a_stage_that_only_lacks_its_name_is_not_made_again(
+    place: str, signal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What helps a later run was removed before the name was given: a kill between them lost the whole stage."""
+    made: list[int] = []
+
+    def compute(folder: Path) -> None:
+        (folder / PIECES).mkdir(exist_ok=True)
+        for number in range(3):
+            if not (folder / PIECES / f"{number}").is_file():
+                made.append(number)
+                write_whole(folder / PIECES / f"{number}", lambda partial: partial.write_text("x"))
+        (folder / "result").write_text("x")
+
+    def run() -> Finished:
+        return run_stage(NAME, tmp_path, {}, compute, keeps=(PIECES,))
+
+    with monkeypatch.context() as patch:
+        own = getattr(cache, place)
+        patch.setattr(cache, place, lambda *args: (own(*args), _raise(Kill())))
+        if not signal:  # nothing cleans up behind a kill
+            patch.setattr(Unfinished, "abandon", lambda self, whole: None)
+        with pytest.raises(Kill):
+            run()
+    found = run()
+    assert made == [0, 1, 2] and not _partials(tmp_path) and run().path == found.path
+    assert sorted(path.name for path in found.path.iterdir()) == ["result", "stage.json"]
+
+
+def _raise(error: BaseException) -> None:
+    raise error
