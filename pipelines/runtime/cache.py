@@ -100,7 +100,7 @@ def run_stage(
             found = _finished(final, name, key)
             if found is None:
                 _clear(final, name)
-                found = _named(final, name, key, keeps) or _compute(final, name, key, depends, compute, keeps)
+                found = _completed(final, name, key, keeps) or _compute(final, name, key, depends, compute, keeps)
             return found
     except OSError as error:
         if is_disk_full(error):
@@ -145,7 +145,7 @@ def _held(path: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _named(final: Path, name: str, key: str, keeps: Sequence[str]) -> Finished | None:
+def _completed(final: Path, name: str, key: str, keeps: Sequence[str]) -> Finished | None:
     """What a run had completed that was killed before it gave it its name."""
     partial = final.with_name(final.name + PARTIAL)
     try:
@@ -155,11 +155,11 @@ def _named(final: Path, name: str, key: str, keeps: Sequence[str]) -> Finished |
     except Damaged:
         return None
     settle(partial)
-    _name(partial, final)
+    _publish(partial, final)
     return _finished(final, name, key)
 
 
-def _name(partial: Path, final: Path) -> None:
+def _publish(partial: Path, final: Path) -> None:
     """Until then all that was kept is there: a run that is killed here has lost nothing."""
     without_help(partial)
     partial.rename(final)
@@ -187,7 +187,7 @@ def _compute(
         record["peak_device_memory_mb"], record["files"] = device_peak, files_of(partial)
         write_json(partial / RECORD, record)
         settle(partial)
-        _name(partial, final)
+        _publish(partial, final)
     except BaseException as error:
         heard()  # or the next interrupt would cut the cleaning short
         unfinished.abandon(whole=isinstance(error, Exception))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class Call:
         return found.masked_fill(~allowed.any(-1, keepdim=True), 0.0)
 
 
-class _Calls(TorchFunctionMode):
+class _Calls(TorchFunctionMode, ABC):
     """Inside: calls of `F.scaled_dot_product_attention` of this thread, by the name of the module that makes them."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -91,8 +92,9 @@ class _Calls(TorchFunctionMode):
         self._model, self._handles = model, list[Any]()
         self._open, self._counts = list[str](), Counter[str]()
 
+    @abstractmethod
     def attend(self, name: str, given: Call) -> Tensor:
-        raise NotImplementedError
+        """The output of a call, by the name of its attention."""
 
     def begin(self) -> None:
         """A forward starts."""
